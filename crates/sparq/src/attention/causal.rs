@@ -1,0 +1,126 @@
+//! Dense causal attention over many queries, in chunks, so that memory grows with the length and not with its square.
+
+use burn::tensor::module::attention;
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Bool, DType, Device, Int, Tensor};
+
+use crate::RowSpans;
+
+/// Queries per chunk. Large enough to keep the matrix products efficient; the scores of a chunk are [H, CHUNK, S] where a backend stores them.
+pub(super) const CHUNK: usize = 512;
+
+/// Causal attention of T queries behind what a cache held before them.
+///
+/// q [B, H, T, d] against k and v [B, H_kv, S, d] -> [B, H, T, d]. Sequence b held the positions `rows.start[b] .. rows.end[b]`; its query t is
+/// at position `rows.end[b] + t` and sees everything from `rows.start[b]` to itself. Left padding sees itself only: its output is never
+/// used, but a softmax over nothing would be NaN on some backends, and a later layer multiplies it by 0.
+pub(super) fn causal_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    rows: &RowSpans,
+    chunk: usize,
+) -> Tensor<4> {
+    let len = q.dims()[2];
+    if len <= chunk {
+        return attend(q, k, v, rows, 0);
+    }
+    let before = rows.longest();
+    let chunks = (0..len).step_by(chunk).map(|from| {
+        let to = (from + chunk).min(len);
+        let seen = |t: &Tensor<4>| t.clone().slice_dim(2, 0..before + to);
+        attend(
+            q.clone().slice_dim(2, from..to),
+            seen(&k),
+            seen(&v),
+            rows,
+            from,
+        )
+    });
+    Tensor::cat(chunks.collect(), 2)
+}
+
+/// The queries of one chunk, of which the first is query `from` of the sequences, against the keys up to the last that any of them sees.
+fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, rows: &RowSpans, from: usize) -> Tensor<4> {
+    let ([batch, heads, len, d], device) = (q.dims(), q.device());
+    let [_, kv_heads, seq_len, _] = k.dims();
+    let g = heads / kv_heads;
+    let mask = || hidden(rows, from, len, seq_len, &device);
+
+    if g == 1 || shares_heads(&device) {
+        if rows.is_rectangular() {
+            let options = AttentionModuleOptions {
+                is_causal: true,
+                ..Default::default()
+            };
+            return attention(q, k, v, None, None, options);
+        }
+        let mask = mask();
+        let mask = if shares_heads(&device) {
+            mask
+        } else {
+            mask.expand([batch, heads, len, seq_len])
+        };
+        return attention(q, k, v, Some(mask), None, AttentionModuleOptions::default());
+    }
+    // The group's queries become rows of one longer query, which spares the copies of K and V that repeating them for every head would make.
+    let mask = mask();
+    let masked = mask.dims()[0];
+    let mask = mask
+        .unsqueeze_dim::<5>(2)
+        .expand([masked, 1, g, len, seq_len])
+        .reshape([masked, 1, g * len, seq_len]);
+    let mask = mask.expand([batch, kv_heads, g * len, seq_len]);
+    let q = q.reshape([batch, kv_heads, g * len, d]);
+    attention(q, k, v, Some(mask), None, AttentionModuleOptions::default())
+        .reshape([batch, heads, len, d])
+}
+
+/// Whether the device's attention takes fewer key/value heads than query heads, and masks of one head.
+///
+/// Flex does, at the speed of folded queries with a mask (measured), but over H instead of H_kv threads and without the mask's memory.
+fn shares_heads(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return !device.is_autodiff() && *device == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
+/// True where a key must not be seen: [B, 1, len, S], or [1, 1, len, S] where it is the same for all sequences.
+fn hidden(
+    rows: &RowSpans,
+    from: usize,
+    len: usize,
+    seq_len: usize,
+    device: &Device,
+) -> Tensor<4, Bool> {
+    let same = rows.is_rectangular();
+    let batch = if same { 1 } else { rows.batch() };
+    let shape = [batch, 1, len, seq_len];
+    let options = (device, DType::I32);
+    let key = Tensor::<1, Int>::arange(0..seq_len as i64, options)
+        .reshape([1, 1, 1, seq_len])
+        .expand(shape);
+    let query =
+        Tensor::<1, Int>::arange(from as i64..(from + len) as i64, options).reshape([1, 1, len, 1]);
+    if same {
+        return key.greater((query + rows.longest() as i64).expand(shape));
+    }
+    let column = |values: &[usize]| {
+        let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
+        Tensor::<1, Int>::from_data(values.as_slice(), options).reshape([batch, 1, 1, 1])
+    };
+    let own = (query + column(&rows.end)).expand([batch, 1, len, 1]);
+    let first = own
+        .clone()
+        .min_pair(column(&rows.start).expand([batch, 1, len, 1]));
+    key.clone()
+        .greater(own.expand(shape))
+        .bool_or(key.lower(first.expand(shape)))
+}
+
+#[cfg(test)]
+mod tests;

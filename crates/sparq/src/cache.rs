@@ -1,0 +1,421 @@
+//! The KV cache: keys, values, the key sketch and the running sum of V, written in place.
+
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{CacheTensors, RowSpans, Sketch, SketchTensors, SparqError, op, write};
+
+/// What a [`KvCache`] is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct KvCacheConfig {
+    /// B: number of sequences.
+    pub batch: usize,
+    /// H_kv: key/value heads.
+    pub kv_heads: usize,
+    /// d: elements of a key or value.
+    pub head_dim: usize,
+    /// Positions to allocate at first; the cache grows by doubling.
+    pub capacity: usize,
+    /// The type of K, V and a full sketch.
+    pub dtype: FloatDType,
+    /// The key sketch that the method reads; see [`Method::sketch`](crate::Method::sketch).
+    pub sketch: Option<Sketch>,
+}
+
+/// Bytes allocated by a cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheMemory {
+    /// K.
+    pub keys: usize,
+    /// V.
+    pub values: usize,
+    /// The key sketch with its ranges.
+    pub sketch: usize,
+    /// The running sum of V.
+    pub sums: usize,
+}
+
+impl CacheMemory {
+    /// Everything together.
+    pub fn total(&self) -> usize {
+        self.keys + self.values + self.sketch + self.sums
+    }
+}
+
+impl std::iter::Sum for CacheMemory {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |all, part| Self {
+            keys: all.keys + part.keys,
+            values: all.values + part.values,
+            sketch: all.sketch + part.sketch,
+            sums: all.sums + part.sums,
+        })
+    }
+}
+
+/// The keys and values of a batch of sequences, with what SparQ needs beside them.
+///
+/// The buffers are allocated ahead and written in place: an append copies what is new and nothing else, unless a clone of the cache (which shares
+/// its buffers) is still alive. Sequences may be ragged: by left padding ([`KvCache::set_left_padding`]) or by a length for each row
+/// ([`KvCache::append_rows`]).
+///
+/// A sketch in bits takes its ranges at its first use after the prefill, however many appends that took, again whenever the length has doubled
+/// since, and after a truncation to below half. Between these, codes of keys outside their range clamp to its ends.
+///
+/// The cache lives outside autodiff, also on an autodiff device: what it stores is detached.
+///
+/// ```
+/// use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+/// use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig};
+///
+/// let device = Device::default();
+/// let method = Method::from(SparqConfig::new(8, 16).with_sketch(Sketch::Bits4));
+/// let mut cache = KvCache::new(
+///     &KvCacheConfig { batch: 1, kv_heads: 2, head_dim: 32, capacity: 64, dtype: FloatDType::F32, sketch: method.sketch() },
+///     &device,
+/// )?;
+/// let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Default, &device);
+/// cache.append(random([1, 2, 100, 32]), random([1, 2, 100, 32]))?; // grows to 128 positions
+/// let y = method.decode(random([1, 4, 1, 32]), &mut cache)?;
+/// assert_eq!((y.dims(), cache.len(), cache.capacity()), ([1, 4, 1, 32], 100, 128));
+/// # Ok::<(), sparq::SparqError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    config: KvCacheConfig,
+    /// `None` only while an operation holds the buffers, so that it alone owns them.
+    tensors: Option<CacheTensors>,
+    rows: RowSpans,
+    /// Valid positions of each row when its ranges were set; 0 where they have to be set before the next use.
+    ranged_at: Vec<usize>,
+}
+
+impl KvCache {
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// [`SparqError::Shape`] where a size is 0, [`SparqError::Dtype`] where the device can't hold the type.
+    pub fn new(config: &KvCacheConfig, device: &Device) -> Result<Self, SparqError> {
+        let sizes = [config.batch, config.kv_heads, config.head_dim];
+        if sizes.contains(&0) {
+            return Err(SparqError::Shape {
+                what: "cache [batch, kv_heads, head_dim], all at least 1",
+                expected: vec![0; 3],
+                found: sizes.to_vec(),
+            });
+        }
+        let device = &device.clone().inner();
+        check_dtype(config.dtype, device)?;
+        let capacity = round_up(config.capacity.max(1));
+        let shape = [config.batch, config.kv_heads, capacity, config.head_dim];
+        Ok(Self {
+            config: *config,
+            tensors: Some(CacheTensors::zeros(
+                shape,
+                config.dtype,
+                config.sketch,
+                device,
+            )),
+            rows: RowSpans::empty(config.batch),
+            ranged_at: vec![0; config.batch],
+        })
+    }
+
+    /// What the cache was made for; `capacity` is the first one, see [`KvCache::capacity`].
+    pub fn config(&self) -> &KvCacheConfig {
+        &self.config
+    }
+
+    /// The buffers. A clone of them that is kept makes the next append copy the cache.
+    pub fn tensors(&self) -> &CacheTensors {
+        self.tensors
+            .as_ref()
+            .expect("the buffers are handed back by every operation")
+    }
+
+    /// The span of valid positions of each sequence.
+    pub fn rows(&self) -> &RowSpans {
+        &self.rows
+    }
+
+    /// S: the length of the longest sequence, left padding included.
+    pub fn len(&self) -> usize {
+        self.rows.longest()
+    }
+
+    /// Whether no sequence holds a position.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of sequences.
+    pub fn batch(&self) -> usize {
+        self.config.batch
+    }
+
+    /// Positions that fit before the next growth.
+    pub fn capacity(&self) -> usize {
+        self.tensors().k.dims()[2]
+    }
+
+    /// Declares the first `padding[b]` positions of sequence b as left padding: they are appended like others, but never attended to.
+    ///
+    /// # Errors
+    /// [`SparqError::Value`] if the cache is not empty or the batch differs.
+    pub fn set_left_padding(&mut self, padding: &[usize]) -> Result<(), SparqError> {
+        if !self.is_empty() {
+            return Err(lengths(
+                "left padding",
+                "an empty cache".into(),
+                format!("{} positions", self.len()),
+            ));
+        }
+        self.check_batch("left padding", padding)?;
+        self.rows.start = padding.to_vec();
+        Ok(())
+    }
+
+    /// Appends keys (after RoPE) and values, [B, H_kv, T, d] each, to every sequence.
+    ///
+    /// # Errors
+    /// [`SparqError::Shape`] if they don't fit the cache.
+    pub fn append(&mut self, k: Tensor<4>, v: Tensor<4>) -> Result<(), SparqError> {
+        let counts = vec![k.dims()[2]; self.batch()];
+        self.append_rows(k, v, &counts)
+    }
+
+    /// Appends the first `counts[b]` of T keys and values, [B, H_kv, T, d] each, to sequence b.
+    ///
+    /// # Errors
+    /// [`SparqError::Shape`] or [`SparqError::Value`] if they don't fit the cache or each other.
+    pub fn append_rows(
+        &mut self,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        counts: &[usize],
+    ) -> Result<(), SparqError> {
+        let len = k.dims()[2];
+        for (what, found) in [("keys", k.dims()), ("values", v.dims())] {
+            let expected = [
+                self.config.batch,
+                self.config.kv_heads,
+                len,
+                self.config.head_dim,
+            ];
+            if found != expected {
+                return Err(SparqError::Shape {
+                    what,
+                    expected: expected.to_vec(),
+                    found: found.to_vec(),
+                });
+            }
+        }
+        self.check_batch("counts", counts)?;
+        if let Some(&count) = counts.iter().find(|&&count| count > len) {
+            return Err(lengths(
+                "counts",
+                format!("at most the {len} positions given"),
+                count.to_string(),
+            ));
+        }
+        let most = counts.iter().copied().max().unwrap_or(0);
+        if most == 0 {
+            return Ok(());
+        }
+        let needed = (0..self.batch())
+            .map(|row| self.rows.end[row] + counts[row])
+            .max()
+            .unwrap_or(0);
+        self.reserve(needed);
+        // Where no row has ranges yet, the first use sets them and writes every code.
+        let encode = self.ranged_at.iter().any(|&at| at > 0);
+        let tensors = self.take();
+        self.tensors = Some(op::append(
+            tensors,
+            k.inner(),
+            v.inner(),
+            &self.rows,
+            counts,
+            encode,
+        ));
+        for (end, count) in self.rows.end.iter_mut().zip(counts) {
+            *end += count;
+        }
+        Ok(())
+    }
+
+    /// Makes room for `capacity` positions, by doubling.
+    pub fn reserve(&mut self, capacity: usize) {
+        let now = self.capacity();
+        if capacity > now {
+            let tensors = self.take();
+            self.tensors = Some(tensors.grown(round_up(capacity.max(2 * now))));
+        }
+    }
+
+    /// Rolls every sequence back to its first `len` positions, left padding included; a shorter one stays as it is.
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.len() {
+            return;
+        }
+        for row in 0..self.batch() {
+            self.rows.end[row] = self.rows.end[row].min(len);
+            if self.rows.count(row) * 2 < self.ranged_at[row] {
+                self.ranged_at[row] = 0;
+            }
+        }
+        let mut tensors = self.take();
+        // Subtracting what is rolled back would leave its rounding error, or its NaN, in the sum.
+        tensors.v_sum = match len {
+            0 => tensors.v_sum.zeros_like(),
+            _ => write::sum_values(&tensors.v, &self.rows),
+        };
+        self.tensors = Some(tensors);
+    }
+
+    /// Forgets every position and the padding; the buffers stay allocated.
+    pub fn clear(&mut self) {
+        self.truncate(0);
+        self.rows = RowSpans::empty(self.batch());
+        self.ranged_at.fill(0);
+    }
+
+    /// Bytes allocated.
+    pub fn memory(&self) -> CacheMemory {
+        fn bytes<const D: usize, K: burn::tensor::kind::Basic>(tensor: &Tensor<D, K>) -> usize {
+            tensor.shape().num_elements() * tensor.dtype().size()
+        }
+        let tensors = self.tensors();
+        CacheMemory {
+            keys: bytes(&tensors.k),
+            values: bytes(&tensors.v),
+            sketch: match &tensors.sketch {
+                SketchTensors::None => 0,
+                SketchTensors::Full(kt) => bytes(kt),
+                SketchTensors::Codes {
+                    codes, lo, step, ..
+                } => bytes(codes) + bytes(lo) + bytes(step),
+            },
+            sums: bytes(&tensors.v_sum),
+        }
+    }
+
+    /// Sets the ranges of a sketch in bits where they are due. SparQ calls this before it reads the sketch.
+    pub fn refresh_sketch(&mut self) {
+        if self.config.sketch.and_then(Sketch::bits).is_none() {
+            return;
+        }
+        for row in 0..self.batch() {
+            let count = self.rows.count(row);
+            if self.ranged_at[row] == 0 || count >= 2 * self.ranged_at[row] {
+                let tensors = self.take();
+                self.tensors = Some(op::range_sketch(tensors, &self.rows, row));
+                self.ranged_at[row] = count;
+            }
+        }
+    }
+
+    pub(crate) fn check_query(&self, q: &Tensor<4>) -> Result<(), SparqError> {
+        let [batch, heads, len, d] = q.dims();
+        let KvCacheConfig {
+            batch: expected,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.config;
+        if batch != expected
+            || len != 1
+            || d != head_dim
+            || heads == 0
+            || !heads.is_multiple_of(kv_heads)
+        {
+            let what = "query [batch, heads (a multiple of kv_heads), 1, head_dim]";
+            return Err(SparqError::Shape {
+                what,
+                expected: vec![expected, kv_heads, 1, head_dim],
+                found: q.dims().to_vec(),
+            });
+        }
+        if self.is_empty() {
+            return Err(lengths(
+                "cache",
+                "at least the current token's position".into(),
+                "none".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_sketch(
+        &self,
+        method: &'static str,
+        sketch: Sketch,
+    ) -> Result<(), SparqError> {
+        let describe = |sketch: Option<Sketch>| match sketch {
+            None => "nothing".to_owned(),
+            Some(Sketch::Full) => "a full copy of K".to_owned(),
+            Some(coded) => format!("codes of {} bits", coded.bits().unwrap_or_default()),
+        };
+        if self.config.sketch == Some(sketch) {
+            return Ok(());
+        }
+        Err(SparqError::MissingSketch {
+            method,
+            expected: describe(Some(sketch)),
+            found: describe(self.config.sketch),
+        })
+    }
+
+    fn check_batch(&self, what: &'static str, values: &[usize]) -> Result<(), SparqError> {
+        if values.len() == self.batch() {
+            return Ok(());
+        }
+        Err(lengths(
+            what,
+            format!("{} entries (the batch)", self.batch()),
+            values.len().to_string(),
+        ))
+    }
+
+    fn take(&mut self) -> CacheTensors {
+        self.tensors
+            .take()
+            .expect("the buffers are handed back by every operation")
+    }
+}
+
+/// Capacities are multiples of 64 positions, so that rows of codes end with a word and vector loads stay aligned.
+fn round_up(capacity: usize) -> usize {
+    capacity.next_multiple_of(64)
+}
+
+fn lengths(what: &'static str, expected: String, found: String) -> SparqError {
+    SparqError::Value {
+        what,
+        expected,
+        found,
+    }
+}
+
+fn check_dtype(dtype: FloatDType, device: &Device) -> Result<(), SparqError> {
+    let usable = |dtype: FloatDType| device.supports_dtype(DType::from(dtype));
+    if usable(dtype) {
+        return Ok(());
+    }
+    let known = [
+        FloatDType::F32,
+        FloatDType::F16,
+        FloatDType::BF16,
+        FloatDType::F64,
+    ];
+    let supported: Vec<String> = known
+        .into_iter()
+        .filter(|&dtype| usable(dtype))
+        .map(|dtype| format!("{dtype:?}"))
+        .collect();
+    Err(SparqError::Dtype {
+        device: format!("{device:?}"),
+        dtype: format!("{dtype:?}"),
+        supported: supported.join(", "),
+    })
+}

@@ -1,0 +1,33 @@
+//! Dense attention: every position of the cache.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::Strategy;
+use crate::{CacheShape, KvCache, Sketch, SparqError, Transfers, op};
+
+/// Dense attention. It has no settings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dense;
+
+impl Strategy for Dense {
+    fn name(&self) -> &'static str {
+        "dense"
+    }
+
+    fn validate(&self, _head_dim: usize) -> Result<(), SparqError> {
+        Ok(())
+    }
+
+    fn sketch(&self) -> Option<Sketch> {
+        None
+    }
+
+    fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
+        Transfers::dense(shape, seq_len)
+    }
+
+    fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
+        Ok(op::dense_decode(q, cache.tensors().clone(), cache.rows()))
+    }
+}

@@ -1,0 +1,100 @@
+//! The ways to attend in a decode step, as values of one type.
+//!
+//! Each method is a type in a file of its own that implements [`Strategy`], and a variant of [`Method`] with a line in its table.
+
+mod dense;
+mod sparq;
+
+pub use dense::Dense;
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use crate::{CacheShape, KvCache, Sketch, SparqConfig, SparqError, Transfers};
+
+/// How a decode step attends to the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "method")]
+pub enum Method {
+    /// Every position.
+    Dense(Dense),
+    /// The positions and components that SparQ chooses.
+    Sparq(SparqConfig),
+}
+
+/// What a method has to offer.
+pub trait Strategy {
+    /// The method's name: lower case, as on a command line.
+    fn name(&self) -> &'static str;
+
+    /// Checks the settings against a model's head_dim.
+    ///
+    /// # Errors
+    /// [`SparqError::Config`], naming what to change.
+    fn validate(&self, head_dim: usize) -> Result<(), SparqError>;
+
+    /// The key sketch that a cache must hold for this method.
+    fn sketch(&self) -> Option<Sketch>;
+
+    /// What one decode step moves at `seq_len` positions.
+    fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers;
+
+    /// Attends with one query per sequence, q [B, H, 1, d], to a cache that already holds the current token: [B, H, 1, d].
+    ///
+    /// # Errors
+    /// When q does not fit the cache, the settings don't fit its head_dim, or the cache lacks the sketch.
+    fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError>;
+}
+
+impl Method {
+    /// Dense attention.
+    pub const DENSE: Method = Method::Dense(Dense);
+
+    /// The table of methods: where a value finds its implementation.
+    fn strategy(&self) -> &dyn Strategy {
+        match self {
+            Method::Dense(method) => method,
+            Method::Sparq(method) => method,
+        }
+    }
+
+    /// See [`Strategy::name`].
+    pub fn name(&self) -> &'static str {
+        self.strategy().name()
+    }
+
+    /// See [`Strategy::validate`].
+    ///
+    /// # Errors
+    /// [`SparqError::Config`], naming what to change.
+    pub fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
+        self.strategy().validate(head_dim)
+    }
+
+    /// See [`Strategy::sketch`].
+    pub fn sketch(&self) -> Option<Sketch> {
+        self.strategy().sketch()
+    }
+
+    /// See [`Strategy::transfers`].
+    pub fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
+        self.strategy().transfers(shape, seq_len)
+    }
+
+    /// See [`Strategy::decode`].
+    ///
+    /// # Errors
+    /// When q does not fit the cache, the settings don't fit its head_dim, or the cache lacks the sketch.
+    pub fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
+        self.validate(cache.config().head_dim)?;
+        cache.check_query(&q)?;
+        // The cache is outside autodiff, and a step has all its operands on one side.
+        self.strategy().decode(q.inner(), cache)
+    }
+}
+
+impl From<SparqConfig> for Method {
+    fn from(config: SparqConfig) -> Self {
+        Method::Sparq(config)
+    }
+}

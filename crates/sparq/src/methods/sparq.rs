@@ -1,0 +1,57 @@
+//! SparQ attention (Ribar et al., ICML 2024, Algorithm 1).
+
+use burn::tensor::Tensor;
+
+use super::Strategy;
+use crate::op::{self, SparqOutput};
+use crate::{CacheShape, KvCache, Sketch, SparqConfig, SparqError, Transfers};
+
+impl Strategy for SparqConfig {
+    fn name(&self) -> &'static str {
+        "sparq"
+    }
+
+    fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
+        SparqConfig::validate(self, head_dim)
+    }
+
+    fn sketch(&self) -> Option<Sketch> {
+        Some(self.sketch)
+    }
+
+    fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
+        Transfers::sparq(shape, seq_len, self)
+    }
+
+    fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
+        // At most k positions are all kept: the step is dense attention, to the last bit.
+        if cache.len() <= self.top_k {
+            cache.check_sketch(self.name(), self.sketch)?;
+            return super::Dense.decode(q, cache);
+        }
+        self.decode_traced(q, cache).map(|step| step.output)
+    }
+}
+
+impl SparqConfig {
+    /// One decode step that also returns the kept positions and alpha; unlike [`Method::decode`](crate::Method::decode) it takes the sparse path at any length.
+    ///
+    /// # Errors
+    /// When q does not fit the cache, the settings don't fit its head_dim, or the cache lacks the sketch.
+    pub fn decode_traced(
+        &self,
+        q: Tensor<4>,
+        cache: &mut KvCache,
+    ) -> Result<SparqOutput, SparqError> {
+        self.validate(cache.config().head_dim)?;
+        cache.check_query(&q)?;
+        cache.check_sketch("sparq", self.sketch)?;
+        cache.refresh_sketch();
+        Ok(op::sparq_decode(
+            q.inner(),
+            cache.tensors().clone(),
+            cache.rows(),
+            self,
+        ))
+    }
+}

@@ -1,0 +1,219 @@
+//! The operations that a backend may implement natively: append, range the sketch, dense and SparQ decode.
+//!
+//! [`SparqBackend`] extends burn's backend trait. Caches are passed by value and handed back, since a backend writes in place only what it alone
+//! owns. The CPU backends run the [`mod@reference`]: their primitives are lifted to plain tensors and back, which moves
+//! handles and no data. The functions of this module call the operation of the backend that holds the tensors.
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
+use burn::tensor::{Int, Tensor};
+
+use crate::primitive::{Primitive, lift, lower};
+use crate::{CacheTensors, RowSpans, SparqConfig, reference, write};
+
+/// A cache's buffers as primitives of one backend; [`CacheTensors`] has the shapes.
+#[derive(ExtensionType)]
+pub struct CacheBuffers<B: Backend> {
+    /// Keys.
+    pub k: FloatTensor<B>,
+    /// Values.
+    pub v: FloatTensor<B>,
+    /// Sum of the valid values, in fp32.
+    pub v_sum: FloatTensor<B>,
+    /// The key sketch.
+    #[extension_type]
+    pub sketch: SketchBuffers<B>,
+}
+
+/// A key sketch as primitives of one backend; [`SketchTensors`](crate::SketchTensors) has the shapes.
+#[derive(ExtensionType)]
+pub enum SketchBuffers<B: Backend> {
+    /// The cache has no sketch.
+    None,
+    /// K transposed, in the cache's type.
+    Full(FloatTensor<B>),
+    /// Codes of 4 or 8 bits.
+    Codes {
+        /// Bits of a code.
+        bits: usize,
+        /// Packed codes.
+        codes: IntTensor<B>,
+        /// Lower end of each channel's range.
+        lo: FloatTensor<B>,
+        /// Step of each channel's codes.
+        step: FloatTensor<B>,
+    },
+}
+
+/// What a SparQ decode step returns, as primitives of one backend; [`SparqOutput`] has the shapes.
+#[derive(ExtensionType)]
+pub struct SparqOutputBuffers<B: Backend> {
+    /// Attention output.
+    pub output: FloatTensor<B>,
+    /// Kept positions.
+    pub positions: IntTensor<B>,
+    /// Approximate probability of what was kept.
+    pub alpha: FloatTensor<B>,
+}
+
+/// What a SparQ decode step returns.
+#[derive(Clone, Debug)]
+pub struct SparqOutput {
+    /// The attention output, [B, H, 1, d] in the query's type.
+    pub output: Tensor<4>,
+    /// The kept positions i2, [B, H_kv, k], in no particular order; -1 fills up where a sequence has fewer than k valid positions.
+    pub positions: Tensor<3, Int>,
+    /// Step 5: the approximate probability that the kept positions hold, [B, H].
+    pub alpha: Tensor<2>,
+}
+
+/// The operations of SparQ that a backend can implement natively.
+#[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"))]
+pub trait SparqBackend: Backend {
+    /// Writes keys and values [B, H_kv, T, d] behind `rows`, the first `counts[b]` of them for sequence b, and updates the sum of V and a full sketch.
+    ///
+    /// Codes are written where `encode` asks for it, which needs ranges; otherwise [`SparqBackend::range_sketch`] writes them later.
+    fn append(
+        #[extension_type] cache: CacheBuffers<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        rows: RowSpans,
+        counts: Vec<usize>,
+        encode: bool,
+    ) -> CacheBuffers<Self>;
+
+    /// Sets the ranges of sequence `row` from its valid positions and writes its codes anew.
+    fn range_sketch(
+        #[extension_type] cache: CacheBuffers<Self>,
+        rows: RowSpans,
+        row: usize,
+    ) -> CacheBuffers<Self>;
+
+    /// Dense attention of one query per sequence, q [B, H, 1, d] -> [B, H, 1, d].
+    fn dense_decode(
+        q: FloatTensor<Self>,
+        #[extension_type] cache: CacheBuffers<Self>,
+        rows: RowSpans,
+    ) -> FloatTensor<Self>;
+
+    /// SparQ attention of one query per sequence, q [B, H, 1, d].
+    fn sparq_decode(
+        q: FloatTensor<Self>,
+        #[extension_type] cache: CacheBuffers<Self>,
+        rows: RowSpans,
+        config: SparqConfig,
+    ) -> SparqOutputBuffers<Self>;
+}
+
+/// Writes keys and values behind `rows`; see [`SparqBackend::append`].
+pub fn append(
+    cache: CacheTensors,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    rows: &RowSpans,
+    counts: &[usize],
+    encode: bool,
+) -> CacheTensors {
+    let cache = Dispatch::append(
+        lower(cache),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        rows.clone(),
+        counts.to_vec(),
+        encode,
+    );
+    lift(cache)
+}
+
+/// Sets the ranges of one sequence's codes; see [`SparqBackend::range_sketch`].
+pub fn range_sketch(cache: CacheTensors, rows: &RowSpans, row: usize) -> CacheTensors {
+    lift(Dispatch::range_sketch(lower(cache), rows.clone(), row))
+}
+
+/// Dense attention of one query per sequence; see [`SparqBackend::dense_decode`].
+pub fn dense_decode(q: Tensor<4>, cache: CacheTensors, rows: &RowSpans) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::dense_decode(
+        q.into_dispatch(),
+        lower(cache),
+        rows.clone(),
+    ))
+}
+
+/// SparQ attention of one query per sequence; see [`SparqBackend::sparq_decode`].
+///
+/// # Panics
+/// If the cache does not hold the sketch that `config` names; [`Method::decode`](crate::Method::decode) checks it.
+pub fn sparq_decode(
+    q: Tensor<4>,
+    cache: CacheTensors,
+    rows: &RowSpans,
+    config: &SparqConfig,
+) -> SparqOutput {
+    let found = Dispatch::sparq_decode(q.into_dispatch(), lower(cache), rows.clone(), *config);
+    SparqOutput {
+        output: Tensor::from_dispatch(found.output),
+        positions: Tensor::from_dispatch(found.positions),
+        alpha: Tensor::from_dispatch(found.alpha),
+    }
+}
+
+/// Implements [`SparqBackend`] for a backend by the reference.
+macro_rules! by_reference {
+    ($backend:ty) => {
+        impl SparqBackend for $backend {
+            fn append(
+                cache: CacheBuffers<Self>,
+                k: FloatTensor<Self>,
+                v: FloatTensor<Self>,
+                rows: RowSpans,
+                counts: Vec<usize>,
+                encode: bool,
+            ) -> CacheBuffers<Self> {
+                let (k, v) = (Self::float(k), Self::float(v));
+                lower(write::append(lift(cache), k, v, &rows, &counts, encode))
+            }
+
+            fn range_sketch(
+                cache: CacheBuffers<Self>,
+                rows: RowSpans,
+                row: usize,
+            ) -> CacheBuffers<Self> {
+                lower(write::range_sketch(lift(cache), &rows, row))
+            }
+
+            fn dense_decode(
+                q: FloatTensor<Self>,
+                cache: CacheBuffers<Self>,
+                rows: RowSpans,
+            ) -> FloatTensor<Self> {
+                let y = reference::dense_decode(Self::float(q), &lift(cache), &rows);
+                Self::float_primitive(y)
+            }
+
+            fn sparq_decode(
+                q: FloatTensor<Self>,
+                cache: CacheBuffers<Self>,
+                rows: RowSpans,
+                config: SparqConfig,
+            ) -> SparqOutputBuffers<Self> {
+                let q = Self::float(q);
+                let trace = reference::sparq_decode(q, &lift(cache), &rows, &config);
+                SparqOutputBuffers {
+                    output: Self::float_primitive(trace.output),
+                    positions: Self::int_primitive(trace.positions),
+                    alpha: Self::float_primitive(trace.alpha),
+                }
+            }
+        }
+    };
+}
+
+#[cfg(feature = "flex")]
+by_reference!(burn::backend::Flex);
+
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)]
+mod ndarray {
+    use super::*;
+    by_reference!(burn::backend::NdArray);
+}

@@ -1,0 +1,113 @@
+//! The buffers of a KV cache as plain tensors.
+
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
+
+use crate::Sketch;
+use crate::sketch::codes_per_word;
+
+/// The buffers of a KV cache. S_max is the number of positions that they have room for.
+#[derive(Clone, Debug)]
+pub struct CacheTensors {
+    /// Keys after RoPE, [B, H_kv, S_max, d] in the cache's type.
+    pub k: Tensor<4>,
+    /// Values, [B, H_kv, S_max, d] in the cache's type.
+    pub v: Tensor<4>,
+    /// Sum of V over the valid positions, [B, H_kv, d] in fp32.
+    pub v_sum: Tensor<3>,
+    /// The second copy of K that the approximate scores are read from.
+    pub sketch: SketchTensors,
+}
+
+/// The key sketch: K with the positions contiguous, so that one component of all keys is one streaming read.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // a handful of handles, one of these per layer
+pub enum SketchTensors {
+    /// The cache has no sketch; only dense attention can read it.
+    None,
+    /// K transposed, [B, H_kv, d, S_max] in the cache's type.
+    Full(Tensor<4>),
+    /// Codes with one range per channel; the module [`sketch`](crate::sketch) defines them.
+    Codes {
+        /// b: bits of a code, 4 or 8.
+        bits: usize,
+        /// u32 words of 32/b codes, [B, H_kv, d, S_max/(32/b)].
+        codes: Tensor<4, Int>,
+        /// lo: the lower end of each channel's range, [B, H_kv, d] in fp32.
+        lo: Tensor<3>,
+        /// a: the step of each channel's codes, [B, H_kv, d] in fp32.
+        step: Tensor<3>,
+    },
+}
+
+impl CacheTensors {
+    /// Buffers of zeros for `[batch, kv_heads, capacity, head_dim]`.
+    pub fn zeros(
+        shape: [usize; 4],
+        dtype: FloatDType,
+        sketch: Option<Sketch>,
+        device: &Device,
+    ) -> Self {
+        let [batch, kv_heads, capacity, d] = shape;
+        let floats = |shape: [usize; 4]| Tensor::<4>::zeros(shape, (device, DType::from(dtype)));
+        let per_channel = || Tensor::<3>::zeros([batch, kv_heads, d], (device, DType::F32));
+        let sketch = match sketch {
+            None => SketchTensors::None,
+            Some(Sketch::Full) => SketchTensors::Full(floats([batch, kv_heads, d, capacity])),
+            Some(coded) => {
+                let bits = coded
+                    .bits()
+                    .expect("only the full sketch has no width of its own");
+                let words = capacity.div_ceil(codes_per_word(bits));
+                SketchTensors::Codes {
+                    bits,
+                    codes: Tensor::zeros([batch, kv_heads, d, words], (device, DType::U32)),
+                    lo: per_channel(),
+                    step: per_channel(),
+                }
+            }
+        };
+        Self {
+            k: floats(shape),
+            v: floats(shape),
+            v_sum: per_channel(),
+            sketch,
+        }
+    }
+
+    /// The same contents in buffers with room for `capacity` positions.
+    pub fn grown(self, capacity: usize) -> Self {
+        fn extend<K: burn::tensor::kind::Basic>(
+            old: Tensor<4, K>,
+            dim: usize,
+            size: usize,
+        ) -> Tensor<4, K> {
+            let mut shape = old.dims();
+            if shape[dim] >= size {
+                return old;
+            }
+            let filled = shape.map(|size| 0..size);
+            shape[dim] = size;
+            Tensor::zeros(shape, (&old.device(), old.dtype())).slice_assign(filled, old)
+        }
+        Self {
+            k: extend(self.k, 2, capacity),
+            v: extend(self.v, 2, capacity),
+            v_sum: self.v_sum,
+            sketch: match self.sketch {
+                SketchTensors::None => SketchTensors::None,
+                SketchTensors::Full(kt) => SketchTensors::Full(extend(kt, 3, capacity)),
+                SketchTensors::Codes {
+                    bits,
+                    codes,
+                    lo,
+                    step,
+                } => SketchTensors::Codes {
+                    bits,
+                    codes: extend(codes, 3, capacity.div_ceil(codes_per_word(bits))),
+                    lo,
+                    step,
+                },
+            },
+        }
+    }
+}

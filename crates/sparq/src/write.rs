@@ -1,0 +1,160 @@
+//! Writing a cache in plain tensor operations: what an append and a new range of the sketch do, on any backend.
+//!
+//! Like the [reference](crate::reference) of the attention itself, this is what a native implementation is tested against.
+
+use std::ops::Range;
+
+use burn::tensor::{FloatDType, Tensor};
+
+use crate::{CacheTensors, RowSpans, SketchTensors, sketch};
+
+/// Writes keys and values [B, H_kv, T, d] behind `rows`, the first `counts[b]` of them for sequence b, in place where the buffers are not shared.
+///
+/// The running sum of V takes up what is not left padding. A full sketch gets its columns; a sketch in bits gets codes only if `encode` is set
+/// (by the ranges that it has), and is otherwise left to [`range_sketch`].
+///
+/// # Panics
+/// If the buffers have no room.
+pub fn append(
+    cache: CacheTensors,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    rows: &RowSpans,
+    counts: &[usize],
+    encode: bool,
+) -> CacheTensors {
+    let [batch, _, len, _] = k.dims();
+    let dtype = FloatDType::from(cache.k.dtype());
+    let (k, v) = (k.cast(dtype), v.cast(dtype));
+    let uniform = rows.common_end().is_some() && counts.iter().all(|&count| count == len);
+    if uniform {
+        return append_rows(cache, k, v, rows, 0..batch, len, encode);
+    }
+    (0..batch)
+        .filter(|&row| counts[row] > 0)
+        .fold(cache, |cache, row| {
+            let new = |t: &Tensor<4>| {
+                t.clone()
+                    .slice_dim(0, row..row + 1)
+                    .slice_dim(2, 0..counts[row])
+            };
+            append_rows(
+                cache,
+                new(&k),
+                new(&v),
+                rows,
+                row..row + 1,
+                counts[row],
+                encode,
+            )
+        })
+}
+
+/// [`append`] for sequences `batch` that all have the same length and get the same number of positions.
+fn append_rows(
+    cache: CacheTensors,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    rows: &RowSpans,
+    batch: Range<usize>,
+    len: usize,
+    encode: bool,
+) -> CacheTensors {
+    let [_, kv_heads, _, d] = k.dims();
+    let at = rows.end[batch.start];
+    let to = at + len;
+
+    let mut new_values = v.clone().cast(FloatDType::F32);
+    if rows.start[batch.clone()].iter().any(|&start| start > at) {
+        let hidden = rows.padding(batch.clone(), at..to, &k.device());
+        new_values = new_values.mask_fill(hidden.unsqueeze_dim::<4>(3).expand(v.dims()), 0.0);
+    }
+    let here = [batch.clone(), 0..kv_heads, 0..d];
+    let sum = cache.v_sum.clone().slice(here.clone()) + new_values.sum_dim(2).squeeze_dim::<3>(2);
+
+    let sketch = match cache.sketch {
+        SketchTensors::Full(kt) => {
+            let columns = [batch.clone(), 0..kv_heads, 0..d, at..to];
+            SketchTensors::Full(kt.slice_assign(columns, k.clone().swap_dims(2, 3)))
+        }
+        SketchTensors::Codes {
+            bits,
+            codes,
+            lo,
+            step,
+        } if encode => {
+            let ranges = (
+                lo.clone().slice(here.clone()),
+                step.clone().slice(here.clone()),
+            );
+            let new = sketch::encode(k.clone(), ranges.0, ranges.1, bits);
+            SketchTensors::Codes {
+                bits,
+                codes: sketch::write(codes, new, batch.clone(), at, bits),
+                lo,
+                step,
+            }
+        }
+        other => other,
+    };
+    let place = [batch, 0..kv_heads, at..to, 0..d];
+    CacheTensors {
+        k: cache.k.slice_assign(place.clone(), k),
+        v: cache.v.slice_assign(place, v),
+        v_sum: cache.v_sum.slice_assign(here, sum),
+        sketch,
+    }
+}
+
+/// Sets the ranges of the codes of sequence `row` from its valid positions and writes its codes anew. Other sketches are left as they are.
+pub fn range_sketch(cache: CacheTensors, rows: &RowSpans, row: usize) -> CacheTensors {
+    let CacheTensors {
+        k,
+        v,
+        v_sum,
+        sketch:
+            SketchTensors::Codes {
+                bits,
+                codes,
+                lo,
+                step,
+            },
+    } = cache
+    else {
+        return cache;
+    };
+    let [_, kv_heads, _, d] = k.dims();
+    let span = rows.select(row..row + 1);
+    let keys = k
+        .clone()
+        .slice([row..row + 1, 0..kv_heads, 0..span.end[0], 0..d]);
+    let (new_lo, new_step) = sketch::range(keys.clone(), span.valid(&keys.device()), bits);
+    let new = sketch::encode(keys, new_lo.clone(), new_step.clone(), bits);
+    let here = [row..row + 1, 0..kv_heads, 0..d];
+    let sketch = SketchTensors::Codes {
+        bits,
+        codes: sketch::write(codes, new, row..row + 1, 0, bits),
+        lo: lo.slice_assign(here.clone(), new_lo),
+        step: step.slice_assign(here, new_step),
+    };
+    CacheTensors {
+        k,
+        v,
+        v_sum,
+        sketch,
+    }
+}
+
+/// The sum of V over the valid positions, [B, H_kv, d]: what the running sum holds, computed anew.
+pub fn sum_values(v: &Tensor<4>, rows: &RowSpans) -> Tensor<3> {
+    let values = v
+        .clone()
+        .slice_dim(2, 0..rows.longest())
+        .cast(FloatDType::F32);
+    let shape = values.dims();
+    let values = match rows.valid(&v.device()) {
+        Some(valid) => values.mask_fill(valid.bool_not().unsqueeze_dim::<4>(3).expand(shape), 0.0),
+        None => values,
+    };
+    values.sum_dim(2).squeeze_dim::<3>(2)
+}

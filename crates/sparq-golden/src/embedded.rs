@@ -1,0 +1,122 @@
+//! The cases that are part of the program.
+
+use crate::{Case, GoldenError};
+
+macro_rules! files {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_bytes!(concat!("../fixtures/", $name, ".safetensors")).as_slice())),*]
+    };
+}
+
+/// The smallest files of the two sets that together have every feature once.
+static FILES: [(&str, &[u8]); 20] = files![
+    "authors/00_mha_r8",
+    "authors/01_mha_r8_norealloc",
+    "authors/03_mha_r32_full_rank",
+    "authors/06_gqa_r4",
+    "authors/10_mqa_r16_local0",
+    "authors/11_gqa_S_below_k",
+    "authors/12_gqa_S_equals_k_plus_1",
+    "authors/13_gqa_S_equals_k_plus_2",
+    "authors/14_mha_S1",
+    "authors/16_gqa_local_equals_k",
+    "authors/17_gqa_local_k_minus_1",
+    "authors/18_mha_k1_local0",
+    "authors/19_mha_pad_finfo_min",
+    "authors/20_gqa_pad_neg_inf",
+    "authors/22_gqa_pad_fewer_than_k",
+    "authors/23_gqa_opposed_queries",
+    "sketch/00_b4_p_h4_kv4_d32_S200",
+    "sketch/04_b4_l_h9_kv3_d64_S333",
+    "sketch/08_b8_p_h8_kv1_d128_S520",
+    "sketch/10_b4_l_h4_kv2_d256_S260",
+];
+
+/// The cases that are part of the program: a subset of the files in `fixtures/` that has every feature at least once.
+///
+/// ```
+/// let cases = sparq_golden::embedded_cases()?;
+/// assert!(cases.iter().any(|case| case.name == "gqa_pad_fewer_than_k"));
+/// # Ok::<(), sparq_golden::GoldenError>(())
+/// ```
+///
+/// # Errors
+/// Those of [`Case::from_bytes`]: none, unless the program was built from damaged files.
+pub fn embedded_cases() -> Result<Vec<Case>, GoldenError> {
+    let read = |(name, bytes): &(&str, &[u8])| {
+        Case::from_bytes(&format!("embedded {name}.safetensors"), bytes)
+    };
+    FILES.iter().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use sparq::{Components, GroupScore, MeanValue, Sketch};
+
+    use super::{FILES, embedded_cases};
+    use crate::Case;
+
+    #[test]
+    fn the_embedded_cases_have_every_feature() {
+        let cases = embedded_cases().unwrap();
+        let has = |what: &str, test: &dyn Fn(&Case) -> bool| {
+            assert!(cases.iter().any(test), "no embedded case has {what}");
+        };
+        let group = |case: &Case| case.problem.group_size();
+        let valid = |case: &Case| case.problem.seq - case.left_padding.iter().max().unwrap();
+        has("one query head per key/value head", &|c| group(c) == 1);
+        has("groups", &|c| group(c) > 1 && c.problem.n_kv_heads > 1);
+        has("one key/value head", &|c| {
+            group(c) > 1 && c.problem.n_kv_heads == 1
+        });
+        has("several sequences", &|c| c.problem.batch > 1);
+        has("the full rank", &|c| c.config.rank == c.problem.head_dim);
+        has("reallocation", &|c| {
+            c.config.mean_value == MeanValue::Always
+        });
+        has("no reallocation", &|c| {
+            c.config.mean_value == MeanValue::Never
+        });
+        has("only the current token as window", &|c| {
+            c.config.local_window == 1
+        });
+        has("a window of all that is kept", &|c| {
+            c.config.local_window == c.config.top_k
+        });
+        has("one choice besides the window", &|c| {
+            c.config.local_window + 1 == c.config.top_k
+        });
+        has("fewer positions than are kept", &|c| {
+            valid(c) < c.config.top_k && valid(c) > 1
+        });
+        has("as many positions as are kept", &|c| {
+            valid(c) == c.config.top_k
+        });
+        has("one position more than is kept", &|c| {
+            valid(c) == c.config.top_k + 1
+        });
+        has("a single position", &|c| c.problem.seq == 1);
+        has("left padding", &|c| c.left_padding.iter().any(|&n| n > 0));
+        has("a full sketch", &|c| c.config.sketch == Sketch::Full);
+        has("8 bits", &|c| c.config.sketch == Sketch::Bits8);
+        has("4 bits", &|c| c.config.sketch == Sketch::Bits4);
+        has("summed probabilities", &|c| {
+            c.config.group_score == GroupScore::Probabilities
+        });
+        has("summed logits", &|c| {
+            c.config.group_score == GroupScore::Logits
+        });
+        has("the magnitude of the sum", &|c| {
+            c.config.components == Components::AbsSum
+        });
+        for head_dim in [32, 64, 128, 256] {
+            has("each head dim", &|c| c.problem.head_dim == head_dim);
+        }
+    }
+
+    #[test]
+    fn the_embedded_files_stay_small() {
+        let bytes: usize = FILES.iter().map(|(_, bytes)| bytes.len()).sum();
+        assert!(bytes < 8_000_000, "{bytes} bytes");
+    }
+}

@@ -1,0 +1,140 @@
+//! Cases of the paper's authors: one decode step of their `AnnAttention`.
+//!
+//! Their code counts the current token apart, so that (k, local_k) there is (k + 1, local_k + 1) in the paper and here; the heads of a group
+//! choose by the sum of their logits; and masked positions are ranked last, so that they fill up a set for which there are too few valid ones.
+
+use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
+
+use super::Reader;
+use crate::case::{Expected, Kind};
+use crate::{Array, Case, GoldenError, Problem};
+
+pub(super) fn read(reader: &Reader<'_>) -> Result<Case, GoldenError> {
+    let problem = reader.problem()?;
+    let config = config(reader, &problem)?;
+    let inputs = super::inputs(reader, &problem)?;
+    let left_padding = left_padding(reader, &problem)?;
+    let rank = problem.per_kv_head(config.rank);
+    let expected = Expected {
+        components: reader.ascending("top_r", &rank, problem.head_dim)?,
+        logits: reader.finite("score", &problem.logits())?,
+        selected: super::selected(reader, &problem, &config, &left_padding)?,
+        alpha: alpha(reader, &problem, &config)?,
+        mean_value: reader.finite("mean_value", &problem.per_kv_head(problem.head_dim))?,
+        output: reader.finite("output", &problem.query())?,
+        sketch: None,
+    };
+    check_weights(reader, &problem, &expected.selected)?;
+    Ok(Case {
+        name: reader.name()?,
+        kind: Kind::Authors,
+        problem,
+        config,
+        left_padding,
+        inputs,
+        expected,
+    })
+}
+
+fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, GoldenError> {
+    let and_current = |key| {
+        let number = reader.number(key, 0)?;
+        let too_large = || reader.error(key, "a smaller number", number);
+        number.checked_add(1).ok_or_else(too_large)
+    };
+    let config = SparqConfig {
+        rank: reader.number("rank", 1)?,
+        top_k: and_current("k")?,
+        local_window: and_current("local_k")?,
+        sketch: Sketch::Full,
+        mean_value: match reader.boolean("reallocate_to_mean_value")? {
+            true => MeanValue::Always,
+            false => MeanValue::Never,
+        },
+        group_score: GroupScore::Logits,
+        components: Components::SumAbs,
+    };
+    super::validate(reader, &config, problem)?;
+    Ok(config)
+}
+
+/// The left padding of each sequence, of which the metadata and the mask must say the same.
+fn left_padding(reader: &Reader<'_>, problem: &Problem) -> Result<Vec<usize>, GoldenError> {
+    let masked = reader.choice(
+        "mask",
+        &[
+            ("none", None),
+            ("finfo_min", Some(f32::MIN)),
+            ("neg_inf", Some(f32::NEG_INFINITY)),
+        ],
+    )?;
+    let lengths = "a JSON list of lengths, one a sequence or none";
+    let mut padding: Vec<usize> = reader.json("pad", lengths)?;
+    if padding.is_empty() {
+        padding = vec![0; problem.batch];
+    }
+    if padding.len() != problem.batch {
+        let expected = format!("{} lengths, one a sequence, or none", problem.batch);
+        return Err(reader.error("pad", expected, padding.len()));
+    }
+    if let Some(length) = padding.iter().find(|&&length| length >= problem.seq) {
+        let expected = format!("lengths below seq ({})", problem.seq);
+        return Err(reader.error("pad", expected, length));
+    }
+    let logmask = reader.mask("logmask", &[problem.batch, problem.seq])?;
+    for (b, (row, &length)) in logmask.rows().zip(&padding).enumerate() {
+        for (s, &found) in row.iter().enumerate() {
+            let expected = if s < length { masked } else { Some(0.0) };
+            if expected != Some(found) {
+                let expected = match expected {
+                    Some(expected) => format!("{expected} at [{b}, {s}], as pad and mask say"),
+                    None => format!("no left padding at [{b}, {s}], since mask is none"),
+                };
+                return Err(reader.error("logmask", expected, found));
+            }
+        }
+    }
+    Ok(padding)
+}
+
+/// The approximate probability of the kept positions, which the authors' code does not compute where it does not reallocate.
+fn alpha(
+    reader: &Reader<'_>,
+    problem: &Problem,
+    config: &SparqConfig,
+) -> Result<Option<Array<f32>>, GoldenError> {
+    let alpha = reader.finite("alpha", &[problem.batch, problem.n_heads])?;
+    if config.mean_value == MeanValue::Always {
+        return Ok(Some(alpha));
+    }
+    // Their sum of exact weights, which rounding may keep from being 1.
+    let other = |alpha: &&f32| (**alpha - 1.0).abs() > 1e-5;
+    match alpha.values().iter().find(other) {
+        Some(found) => Err(reader.error("alpha", "1 without reallocation", found)),
+        None => Ok(None),
+    }
+}
+
+/// The weights are not compared with a device's, which has no use for them; but they must not contradict the selection.
+fn check_weights(
+    reader: &Reader<'_>,
+    problem: &Problem,
+    selected: &Array<u8>,
+) -> Result<(), GoldenError> {
+    let shape = [problem.batch, problem.n_heads, problem.seq];
+    let weights = reader.finite("weights", &shape)?;
+    // Heads of a group follow each other, so that head row i reads key/value row i / g.
+    for (head, weights) in weights.rows().enumerate() {
+        let row = head / problem.group_size();
+        let selected = &selected.values()[row * problem.seq..][..problem.seq];
+        let stray = weights
+            .iter()
+            .zip(selected)
+            .position(|(weight, selected)| *weight != 0.0 && *selected == 0);
+        if let Some(s) = stray {
+            let expected = format!("0 at position {s} of head row {head}, which is not selected");
+            return Err(reader.error("weights", expected, weights[s]));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! Cases with a key sketch of 8 or 4 bits.
+//!
+//! They count as the paper does (top_k and local_window in all, the current token included), mask nothing, and take the ranges of the codes over
+//! all positions.
+
+use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
+
+use super::Reader;
+use crate::case::{Expected, ExpectedSketch, Kind};
+use crate::{Array, Case, GoldenError, Problem};
+
+pub(super) fn read(reader: &Reader<'_>) -> Result<Case, GoldenError> {
+    let problem = reader.problem()?;
+    let config = config(reader, &problem)?;
+    let inputs = super::inputs(reader, &problem)?;
+    let channels = problem.per_kv_head(problem.head_dim);
+    let rank = problem.per_kv_head(config.rank);
+    let no_padding = vec![0; problem.batch];
+    Ok(Case {
+        name: reader.name()?,
+        kind: Kind::Sketch,
+        problem,
+        config,
+        left_padding: no_padding.clone(),
+        inputs,
+        expected: Expected {
+            components: reader.ascending("top_r", &rank, problem.head_dim)?,
+            logits: reader.finite("score", &problem.logits())?,
+            selected: super::selected(reader, &problem, &config, &no_padding)?,
+            alpha: Some(reader.finite("alpha", &[problem.batch, problem.n_heads])?),
+            mean_value: reader.finite("mean_value", &channels)?,
+            output: reader.finite("output", &problem.query())?,
+            sketch: Some(ExpectedSketch {
+                codes: codes(reader, &problem, &config)?,
+                lo: reader.finite("lo", &channels)?,
+                step: steps(reader, &channels)?,
+            }),
+        },
+    })
+}
+
+fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, GoldenError> {
+    let config = SparqConfig {
+        rank: reader.number("rank", 1)?,
+        top_k: reader.number("top_k", 1)?,
+        local_window: reader.number("local_window", 0)?,
+        sketch: reader.choice("sketch_bits", &[("4", Sketch::Bits4), ("8", Sketch::Bits8)])?,
+        mean_value: match reader.boolean("mean_value")? {
+            true => MeanValue::Always,
+            false => MeanValue::Never,
+        },
+        group_score: reader.choice(
+            "group_score",
+            &[
+                ("probabilities", GroupScore::Probabilities),
+                ("logits", GroupScore::Logits),
+            ],
+        )?,
+        components: reader.choice(
+            "components",
+            &[
+                ("sum_abs", Components::SumAbs),
+                ("abs_sum", Components::AbsSum),
+            ],
+        )?,
+    };
+    super::validate(reader, &config, problem)?;
+    Ok(config)
+}
+
+fn codes(
+    reader: &Reader<'_>,
+    problem: &Problem,
+    config: &SparqConfig,
+) -> Result<Array<u8>, GoldenError> {
+    let Problem {
+        batch,
+        n_kv_heads,
+        head_dim,
+        seq,
+        ..
+    } = *problem;
+    let most = if config.sketch == Sketch::Bits4 {
+        15
+    } else {
+        255
+    };
+    reader.bytes("codes", &[batch, n_kv_heads, head_dim, seq], most)
+}
+
+fn steps(reader: &Reader<'_>, channels: &[usize]) -> Result<Array<f32>, GoldenError> {
+    let steps = reader.finite("step", channels)?;
+    match steps.values().iter().find(|&&step| step < 0.0) {
+        Some(found) => Err(reader.error("step", "numbers from 0 on", found)),
+        None => Ok(steps),
+    }
+}

@@ -1,0 +1,195 @@
+mod contents;
+mod parts;
+
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use crate::{Case, GoldenError, Kind};
+use parts::{NO_REALLOCATION, PADDED, Parts, SKETCH};
+
+#[test]
+fn a_case_has_the_settings_and_tensors_of_its_file() {
+    let case = Case::from_bytes("a.safetensors", PADDED).unwrap();
+    assert_eq!(
+        (case.name.as_str(), case.kind),
+        ("mha_pad_finfo_min", Kind::Authors)
+    );
+    assert_eq!(case.problem.to_string(), "B3 H4/4 d32 S96");
+    // The authors count the current token apart.
+    assert_eq!((case.config.top_k, case.config.local_window), (17, 5));
+    assert_eq!(case.left_padding, [0, 17, 60]);
+    assert_eq!(case.inputs.k.shape(), [3, 4, 96, 32]);
+    assert_eq!(case.expected.components.shape(), [3, 4, 8]);
+    assert_eq!(Parts::of(PADDED).read().unwrap(), case);
+
+    let case = Case::from_bytes("a.safetensors", SKETCH).unwrap();
+    assert_eq!((case.config.top_k, case.config.local_window), (48, 12));
+    assert_eq!(case.expected.sketch.unwrap().codes.shape(), [1, 4, 32, 200]);
+}
+
+#[test]
+fn what_the_authors_code_does_not_compute_is_not_expected() {
+    let case = Case::from_bytes("a.safetensors", NO_REALLOCATION).unwrap();
+    assert_eq!(case.expected.alpha, None);
+    let changed = Parts::of(NO_REALLOCATION).bytes_at("alpha", 0, &0.5f32.to_le_bytes());
+    assert_eq!(
+        changed.error(),
+        "a.safetensors: alpha: expected 1 without reallocation, found 0.5"
+    );
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    // Where a file comes from is for its reader; and a file without sketch_bits is one of the other kind.
+    let optional = ["seed", "source", "torch", "margin_top_r", "margin_top_k"];
+    for bytes in [PADDED, SKETCH] {
+        for key in Parts::of(bytes).metadata.keys() {
+            let result = Parts::of(bytes).without_entry(key).read();
+            if optional.contains(&key.as_str()) {
+                result.unwrap();
+                continue;
+            }
+            let named = if key == "sketch_bits" { "k" } else { key };
+            let message =
+                format!("a.safetensors: {named}: expected an entry of the metadata, found nothing");
+            assert_eq!(result.unwrap_err().to_string(), message);
+        }
+        for tensor in Parts::of(bytes).tensors.keys() {
+            let error = Parts::of(bytes).without_tensor(tensor).error();
+            let start = format!("a.safetensors: {tensor}: expected a tensor ");
+            assert!(
+                error.starts_with(&start) && error.ends_with("found nothing"),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_tensor_of_another_type_or_shape_is_refused() {
+    for bytes in [PADDED, SKETCH] {
+        for tensor in Parts::of(bytes).tensors.keys() {
+            let mut parts = Parts::of(bytes);
+            parts.tensors.get_mut(tensor).unwrap().1.insert(0, 1);
+            let error = parts.error();
+            assert!(
+                error.starts_with(&format!("a.safetensors: {tensor}: expected")),
+                "{error}"
+            );
+
+            let mut parts = Parts::of(bytes);
+            let changed = parts.tensors.get_mut(tensor).unwrap();
+            changed.0 = match changed.0 {
+                Dtype::F32 => Dtype::I32,
+                Dtype::I64 => Dtype::F64,
+                _ => Dtype::I8,
+            };
+            let error = parts.error();
+            assert!(
+                error.starts_with(&format!("a.safetensors: {tensor}: expected")),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn settings_out_of_their_range_are_refused() {
+    let cases = [
+        (
+            "rank",
+            "33",
+            "rank: expected 1 to 32 (the head_dim), found 33; lower the rank",
+        ),
+        (
+            "rank",
+            "0",
+            "rank: expected a whole number from 1 on, found 0",
+        ),
+        (
+            "rank",
+            "-1",
+            "rank: expected a whole number from 1 on, found \"-1\"",
+        ),
+        (
+            "n_kv_heads",
+            "3",
+            "n_heads: expected a multiple of n_kv_heads (3), found 4",
+        ),
+        (
+            "n_kv_heads",
+            "0",
+            "n_kv_heads: expected a whole number from 1 on, found 0",
+        ),
+        (
+            "k",
+            "18446744073709551615",
+            "k: expected a smaller number, found 18446744073709551615",
+        ),
+        (
+            "local_k",
+            "17",
+            "local_window: expected at most 17 (the top_k, which counts the window), found 18; lower the local window or raise top_k",
+        ),
+        (
+            "mask",
+            "zero",
+            "mask: expected none or finfo_min or neg_inf, found \"zero\"",
+        ),
+        (
+            "reallocate_to_mean_value",
+            "yes",
+            "reallocate_to_mean_value: expected true or false, found \"yes\"",
+        ),
+        (
+            "pad",
+            "[0, 96, 0]",
+            "pad: expected lengths below seq (96), found 96",
+        ),
+        (
+            "pad",
+            "[0, 1]",
+            "pad: expected 3 lengths, one a sequence, or none, found 2",
+        ),
+        (
+            "name",
+            "\u{1b}[2J",
+            "name: expected printable text, found \"\\u{1b}[2J\"",
+        ),
+    ];
+    for (key, value, message) in cases {
+        let error = Parts::of(PADDED).entry(key, value).error();
+        assert_eq!(error, format!("a.safetensors: {message}"));
+    }
+    let error = Parts::of(SKETCH).entry("sketch_bits", "3").error();
+    assert_eq!(
+        error,
+        "a.safetensors: sketch_bits: expected 4 or 8, found \"3\""
+    );
+}
+
+#[test]
+fn a_damaged_file_is_refused() {
+    let read = |bytes: &[u8]| Case::from_bytes("a.safetensors", bytes);
+    for length in (0..2000).chain([SKETCH.len() - 1]) {
+        let error = read(&SKETCH[..length]).unwrap_err();
+        assert!(
+            matches!(error, GoldenError::Format { .. }),
+            "{length}: {error}"
+        );
+    }
+    let mut huge = SKETCH.to_vec();
+    huge[..8].copy_from_slice(&(1u64 << 63).to_le_bytes());
+    assert!(matches!(read(&huge), Err(GoldenError::Format { .. })));
+
+    let parts = Parts::of(SKETCH);
+    let views = parts.tensors.iter().map(|(name, (dtype, shape, data))| {
+        (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    let bare = safetensors::serialize(views, None).unwrap();
+    let error = read(&bare).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "a.safetensors: __metadata__: expected the settings of the case, found nothing"
+    );
+}

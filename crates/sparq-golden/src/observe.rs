@@ -1,0 +1,185 @@
+//! What a device makes of a case.
+
+use burn::tensor::kind::Basic;
+use burn::tensor::{DType, Device, Element, FloatDType, Int, Tensor, TensorData};
+use sparq::{KvCache, KvCacheConfig, Method, SketchTensors, reference, sketch};
+
+use crate::case::ExpectedSketch;
+use crate::host::Choices;
+use crate::{Array, Case};
+
+/// The results of the step, once with everything in between and once as the operation gives them.
+pub(crate) struct Observed {
+    /// Of the reference: the components, the codes, and the positions as marks.
+    pub(crate) choices: Choices,
+    /// Of the reference: approximate logits, [B, H_kv, g, S].
+    pub(crate) logits: Array<f32>,
+    /// Of the reference: the mean of V, [B, H_kv, d].
+    pub(crate) mean_value: Array<f32>,
+    /// Of the cache: the key sketch in bits.
+    pub(crate) sketch: Option<ExpectedSketch>,
+    /// Of the operation: 1 at the kept positions, [B, H_kv, S].
+    pub(crate) selected: Array<u8>,
+    /// Of the operation: the approximate probability of the kept positions, [B, H].
+    pub(crate) alpha: Array<f32>,
+    /// Of the operation, and of the method where it goes another way: the attention output, [B, H, 1, d].
+    pub(crate) outputs: Vec<Array<f32>>,
+}
+
+/// Runs a case on a device, with queries, keys and values in `dtype`.
+///
+/// # Errors
+/// What the device or the library refused or got wrong, in words.
+pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result<Observed, String> {
+    let problem = &case.problem;
+    let mut cache = fill(case, device, dtype).map_err(|error| error.to_string())?;
+    let q = tensor::<4>(&case.inputs.q, device).cast(dtype);
+    let step = case
+        .config
+        .decode_traced(q.clone(), &mut cache)
+        .map_err(|error| error.to_string())?;
+    let mut outputs = vec![floats("output", step.output)?];
+    if problem.seq <= case.config.top_k {
+        // Where everything is kept, the method may answer with dense attention; it must make no difference.
+        let dense = Method::from(case.config)
+            .decode(q.clone(), &mut cache)
+            .map_err(|error| error.to_string())?;
+        outputs.push(floats("output", dense)?);
+    }
+    let sketch = coded(case, &cache)?;
+    let trace = reference::sparq_decode(q, cache.tensors(), cache.rows(), &case.config);
+    Ok(Observed {
+        choices: Choices {
+            components: components(case, trace.components)?,
+            selected: marks(case, trace.positions)?,
+            codes: sketch.as_ref().map(|sketch| sketch.codes.clone()),
+        },
+        logits: floats("score", trace.logits)?,
+        mean_value: floats("mean value", trace.mean_value)?,
+        sketch,
+        selected: marks(case, step.positions)?,
+        alpha: floats("alpha", step.alpha)?,
+        outputs,
+    })
+}
+
+/// A cache that holds the keys and values of the case.
+fn fill(case: &Case, device: &Device, dtype: FloatDType) -> Result<KvCache, sparq::SparqError> {
+    let mut cache = KvCache::new(
+        &KvCacheConfig {
+            batch: case.problem.batch,
+            kv_heads: case.problem.n_kv_heads,
+            head_dim: case.problem.head_dim,
+            capacity: case.problem.seq,
+            dtype,
+            sketch: Some(case.config.sketch),
+        },
+        device,
+    )?;
+    cache.set_left_padding(&case.left_padding)?;
+    let (k, v) = (&case.inputs.k, &case.inputs.v);
+    cache.append(tensor::<4>(k, device), tensor::<4>(v, device))?;
+    Ok(cache)
+}
+
+/// The codes of a key sketch in bits, one a byte, with their ranges.
+fn coded(case: &Case, cache: &KvCache) -> Result<Option<ExpectedSketch>, String> {
+    let SketchTensors::Codes {
+        bits,
+        codes,
+        lo,
+        step,
+    } = cache.tensors().sketch.clone()
+    else {
+        return Ok(None);
+    };
+    let codes = sketch::unpack(codes, bits).slice_dim(3, 0..case.problem.seq);
+    let codes: Array<i64> = read("codes", codes)?;
+    if let Some(code) = codes.values().iter().find(|&&code| code >> bits != 0) {
+        return Err(format!("codes: expected {bits} bits, found {code}"));
+    }
+    Ok(Some(ExpectedSketch {
+        codes: codes.map(|&code| code as u8),
+        lo: floats("lo", lo)?,
+        step: floats("step", step)?,
+    }))
+}
+
+/// The chosen components, in ascending order.
+fn components(case: &Case, found: Tensor<3, Int>) -> Result<Array<i64>, String> {
+    let problem = &case.problem;
+    let found: Array<i64> = read("components", found)?;
+    check_shape("components", &found, &problem.per_kv_head(case.config.rank))?;
+    let mut all = Vec::with_capacity(found.values().len());
+    for row in found.rows() {
+        let mut row = row.to_vec();
+        row.sort_unstable();
+        let twice = row.windows(2).find(|pair| pair[0] == pair[1]);
+        if let Some(pair) = twice {
+            return Err(format!("components: {} was chosen twice", pair[0]));
+        }
+        let within = |&&c: &&i64| !usize::try_from(c).is_ok_and(|c| c < problem.head_dim);
+        if let Some(c) = row.iter().find(within) {
+            let end = problem.head_dim;
+            return Err(format!("components: expected 0 to below {end}, found {c}"));
+        }
+        all.extend(row);
+    }
+    Array::new(found.shape().to_vec(), all).ok_or_else(|| "components: incomplete".into())
+}
+
+/// The kept positions as marks over all positions; -1 stands for a place that is not used.
+fn marks(case: &Case, found: Tensor<3, Int>) -> Result<Array<u8>, String> {
+    let problem = &case.problem;
+    let found: Array<i64> = read("positions", found)?;
+    let kept = case.config.top_k.min(problem.seq);
+    check_shape("positions", &found, &problem.per_kv_head(kept))?;
+    let mut marks = vec![0; problem.batch * problem.n_kv_heads * problem.seq];
+    for (row, positions) in marks.chunks_exact_mut(problem.seq).zip(found.rows()) {
+        for &position in positions.iter().filter(|&&position| position != -1) {
+            let at = usize::try_from(position).ok();
+            match at.and_then(|at| row.get_mut(at)) {
+                Some(mark) if *mark == 0 => *mark = 1,
+                Some(_) => return Err(format!("positions: {position} was chosen twice")),
+                None => {
+                    let end = problem.seq;
+                    return Err(format!(
+                        "positions: expected -1 to below {end}, found {position}"
+                    ));
+                }
+            }
+        }
+    }
+    let shape = problem.per_kv_head(problem.seq).to_vec();
+    Array::new(shape, marks).ok_or_else(|| "positions: incomplete".into())
+}
+
+fn check_shape<T>(what: &str, found: &Array<T>, expected: &[usize]) -> Result<(), String> {
+    if found.shape() == expected {
+        return Ok(());
+    }
+    Err(format!(
+        "{what}: expected shape {expected:?}, found {:?}",
+        found.shape()
+    ))
+}
+
+fn tensor<const D: usize>(array: &Array<f32>, device: &Device) -> Tensor<D> {
+    let data = TensorData::new(array.values().to_vec(), array.shape().to_vec());
+    Tensor::from_data(data, (device, DType::F32))
+}
+
+fn floats<const D: usize>(what: &str, tensor: Tensor<D>) -> Result<Array<f32>, String> {
+    read(what, tensor)
+}
+
+/// Reads a tensor back, which is also when a device reports what went wrong before.
+fn read<const D: usize, K: Basic, E: Element>(
+    what: &str,
+    tensor: Tensor<D, K>,
+) -> Result<Array<E>, String> {
+    let shape = tensor.dims().to_vec();
+    let values = tensor.try_into_vec_as::<E>();
+    let values = values.map_err(|error| format!("{what}: {error}"))?;
+    Array::new(shape, values).ok_or_else(|| format!("{what}: the device read back another size"))
+}

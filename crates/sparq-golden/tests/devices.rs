@@ -1,0 +1,128 @@
+//! All reference cases on every CPU device that is compiled in.
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType};
+use sparq_golden::{Array, Case, Report, read_folder, run, run_all};
+
+fn devices() -> Vec<Device> {
+    vec![
+        #[cfg(feature = "flex")]
+        Device::flex(),
+        #[cfg(feature = "ndarray")]
+        #[allow(deprecated)]
+        Device::ndarray(),
+    ]
+}
+
+fn all_cases() -> Vec<Case> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    read_folder(&fixtures).unwrap()
+}
+
+fn check(device: &Device, dtype: FloatDType) -> Report {
+    let cases = all_cases();
+    let report = run_all(&cases, device, dtype, |_| {});
+    assert_eq!(report.outcomes.len(), 37);
+    report
+}
+
+#[test]
+fn every_case_passes_in_fp32() {
+    for device in devices() {
+        let report = check(&device, FloatDType::F32);
+        assert!(report.all_passed(), "{report}");
+        for outcome in &report.outcomes {
+            assert_eq!(outcome.sets_equal, Some(true), "{}", outcome.name);
+            assert_eq!(outcome.components_equal, Some(true), "{}", outcome.name);
+        }
+    }
+}
+
+#[test]
+fn every_case_passes_in_16_bits_where_the_device_has_them() {
+    for device in devices() {
+        for dtype in [FloatDType::F16, FloatDType::BF16] {
+            let report = check(&device, dtype);
+            if device.supports_dtype(dtype) {
+                assert!(report.all_passed(), "{report}");
+            } else {
+                assert_eq!(report.passed, 0, "{report}");
+                let reason = report.outcomes[0].reason.as_deref().unwrap_or_default();
+                assert!(reason.contains("does not compute in"), "{reason}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_case_with_a_wrong_expectation_fails() {
+    let cases = all_cases();
+    for device in devices() {
+        let mut case = cases
+            .iter()
+            .find(|case| case.name == "gqa_r4")
+            .unwrap()
+            .clone();
+        assert!(run(&case, &device, FloatDType::F32).passed);
+        case.config.rank += 1;
+        let outcome = run(&case, &device, FloatDType::F32);
+        assert!(!outcome.passed);
+        assert!(outcome.reason.unwrap().starts_with("components at [0, 0]"));
+    }
+}
+
+#[test]
+fn a_panic_fails_the_case_and_is_quoted_in_one_line() {
+    let cases = all_cases();
+    for device in devices() {
+        let mut case = cases[0].clone();
+        // burn panics where data of three dimensions is to become a tensor of four.
+        let values = case.inputs.q.values().to_vec();
+        case.inputs.q = Array::new(vec![1, 4, 32], values).unwrap();
+        let outcome = run(&case, &device, FloatDType::F32);
+        let reason = outcome.reason.unwrap();
+        assert!(!outcome.passed && outcome.sets_equal.is_none());
+        assert!(
+            reason.starts_with("panic: ") && !reason.contains('\n'),
+            "{reason}"
+        );
+    }
+}
+
+#[test]
+fn what_the_library_refuses_fails_the_case() {
+    let cases = all_cases();
+    for device in devices() {
+        let mut case = cases[0].clone();
+        case.problem.n_kv_heads *= 2;
+        let reason = run(&case, &device, FloatDType::F32).reason.unwrap();
+        assert!(reason.starts_with("keys: expected shape"), "{reason}");
+    }
+}
+
+#[test]
+fn a_report_counts_and_names_its_outcomes() {
+    let cases = all_cases();
+    for device in devices() {
+        let mut two = cases[..2].to_vec();
+        two[1].config.mean_value = sparq::MeanValue::Always;
+        let mut seen = Vec::new();
+        let report = run_all(&two, &device, FloatDType::F32, |outcome| {
+            seen.push(outcome.name.clone());
+        });
+        assert_eq!(seen, ["mha_r8", "mha_r8_norealloc"]);
+        assert_eq!(
+            (report.passed, report.failed, report.all_passed()),
+            (1, 1, false)
+        );
+        let table = report.to_string();
+        assert!(
+            table.contains("mha_r8 ") && table.contains("FAIL: output"),
+            "{table}"
+        );
+        assert!(table.ends_with("1 passed, 1 failed"), "{table}");
+        let json: serde_json::Value = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["outcomes"][0]["sets_equal"], true);
+    }
+}

@@ -1,0 +1,189 @@
+//! An open checkpoint: [`Checkpoint`].
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use safetensors::Dtype;
+use serde_json::Value;
+
+use super::{
+    CheckpointError,
+    decode::{self, Order, Stored},
+    source::Source,
+};
+
+/// A Hugging Face checkpoint: the configuration, and every tensor by name.
+///
+/// Opening reads `config.json` and the headers of the safetensors files; a tensor is read when [`tensor`](Self::tensor) asks for it. The
+/// checkpoint remembers which tensors were asked for, so that [`unused`](Self::unused) can name what a model left behind.
+#[derive(Debug)]
+pub struct Checkpoint {
+    pub(super) config: Value,
+    pub(super) config_path: PathBuf,
+    /// The folder; for a checkpoint in memory a name for messages.
+    pub(super) path: PathBuf,
+    pub(super) on_disk: bool,
+    pub(super) sources: Vec<Source>,
+    pub(super) tensors: BTreeMap<String, Tracked>,
+}
+
+#[derive(Debug)]
+pub(super) struct Tracked {
+    pub(super) stored: Stored,
+    /// Index in `sources`.
+    pub(super) source: usize,
+    pub(super) used: AtomicBool,
+}
+
+/// What a checkpoint says of one tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TensorEntry<'a> {
+    /// The type it is stored in.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// The file that holds it.
+    pub file: &'a Path,
+}
+
+impl Checkpoint {
+    /// The content of `config.json`.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Where [`config`](Self::config) comes from, for messages.
+    pub fn config_path(&self) -> &Path {
+        &self.config_path
+    }
+
+    /// The folder, if the checkpoint is one on disk.
+    pub fn dir(&self) -> Option<&Path> {
+        self.on_disk.then_some(&*self.path)
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// What is known of a tensor without reading it.
+    pub fn entry(&self, name: &str) -> Option<TensorEntry<'_>> {
+        self.tensors.get(name).map(|tracked| TensorEntry {
+            dtype: tracked.stored.dtype,
+            shape: &tracked.stored.shape,
+            file: self.sources[tracked.source].path(),
+        })
+    }
+
+    /// Weights in all tensors together.
+    pub fn num_params(&self) -> u64 {
+        let stored = self.tensors.values().map(|tracked| &tracked.stored);
+        stored.map(|stored| stored.elements() as u64).sum()
+    }
+
+    /// Bytes of all tensors together, as they are stored.
+    pub fn num_bytes(&self) -> u64 {
+        let stored = self.tensors.values().map(|tracked| &tracked.stored);
+        stored.map(|stored| stored.bytes).sum()
+    }
+
+    /// Reads a tensor onto `device` as `dtype`.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such tensor or its shape is not `shape`, if it is stored as something other than F32, F16 or BF16, if a weight is not
+    /// finite or does not fit `dtype`, if the device does not compute in `dtype`, or if the file cannot be read.
+    pub fn tensor<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<Tensor<D>, CheckpointError> {
+        let order = Order::AsStored;
+        let data = self.read(name, &shape, dtype, device, order, &|_| ())?;
+        Ok(place(data, dtype, device))
+    }
+
+    /// Reads the tensor `name` of the shape `shape` for `device`; `on_bytes` hears how many bytes each chunk had.
+    pub(super) fn read(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: FloatDType,
+        device: &Device,
+        order: Order,
+        on_bytes: &dyn Fn(u64),
+    ) -> Result<TensorData, CheckpointError> {
+        let Some(tracked) = self.tensors.get(name) else {
+            let file = match &*self.sources {
+                [only] => only.path(),
+                _ => &self.path,
+            };
+            return Err(CheckpointError::MissingTensor {
+                path: file.into(),
+                tensor: name.into(),
+                expected: shape.into(),
+            });
+        };
+        let source = &self.sources[tracked.source];
+        if tracked.stored.shape != shape {
+            return Err(CheckpointError::Shape {
+                path: source.path().into(),
+                tensor: name.into(),
+                expected: shape.into(),
+                found: tracked.stored.shape.clone(),
+            });
+        }
+        check_device(device, dtype)?;
+        let data = decode::read(source, &tracked.stored, name, dtype, order, on_bytes)?;
+        self.ignore(name);
+        Ok(data)
+    }
+
+    /// Counts a tensor as used without reading it, for those that a model knows and does not need.
+    pub fn ignore(&self, name: &str) {
+        if let Some(tracked) = self.tensors.get(name) {
+            tracked.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The names of the tensors that were neither read nor [ignored](Self::ignore), sorted.
+    pub fn unused(&self) -> impl Iterator<Item = &str> {
+        let unused = |tracked: &Tracked| !tracked.used.load(Ordering::Relaxed);
+        let tensors = self.tensors.iter();
+        tensors.filter_map(move |(name, tracked)| unused(tracked).then_some(name.as_str()))
+    }
+}
+
+/// Places the data of a tensor on the device.
+pub(super) fn place<const D: usize>(
+    data: TensorData,
+    dtype: FloatDType,
+    device: &Device,
+) -> Tensor<D> {
+    // Weights live as long as the model: on a GPU they go to memory that is not recycled for the tensors of a step.
+    device
+        .memory_persistent_allocations(data, |data| Tensor::from_data(data, (device, dtype.into())))
+}
+
+/// Refuses a type that the device stores but does not compute in, before the first operation of the model fails on it.
+pub(super) fn check_device(device: &Device, dtype: FloatDType) -> Result<(), CheckpointError> {
+    match device.supports_dtype(dtype) {
+        true => Ok(()),
+        false => Err(CheckpointError::DeviceType {
+            device: format!("{device:?}"),
+            dtype,
+        }),
+    }
+}

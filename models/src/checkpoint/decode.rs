@@ -1,0 +1,223 @@
+//! From the bytes of a file to the weights of a tensor.
+
+use burn::tensor::{FloatDType, TensorData};
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+use super::{CheckpointError, chunk::Chunk, source::Source, weight::Weight};
+
+/// Weights converted at a time: their bytes, their values in f32 and the result stay in a core's cache together, so that the check for
+/// NaN costs no trip to memory, and a tensor needs no second copy of itself while it is read.
+const CHUNK: usize = 1 << 15;
+
+/// Rows of a chunk that is transposed, at least: they become neighbours, and fewer would not fill a cache line of the result.
+const TRANSPOSED_ROWS: usize = 16;
+
+/// How the weights of a tensor lie behind one another once they are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// As in the file.
+    AsStored,
+    /// A matrix [rows, columns] becomes [columns, rows].
+    Transposed,
+}
+
+/// How one tensor lies in its file. The shape and the type agree with `bytes`: the header was checked.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// From the start of the file.
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+impl Stored {
+    pub(super) fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The position in the tensor of element `flat`.
+    fn index(&self, mut flat: usize) -> Vec<usize> {
+        let mut index = vec![0; self.shape.len()];
+        for (position, &size) in index.iter_mut().zip(&self.shape).rev() {
+            *position = flat % size;
+            flat /= size;
+        }
+        index
+    }
+}
+
+/// Reads the tensor `stored` in `source` as `dtype`; `on_bytes` hears how many bytes each chunk had.
+pub(super) fn read(
+    source: &Source,
+    stored: &Stored,
+    name: &str,
+    dtype: FloatDType,
+    order: Order,
+    on_bytes: &dyn Fn(u64),
+) -> Result<TensorData, CheckpointError> {
+    let reader = Reader {
+        source,
+        stored,
+        name,
+        dtype,
+        order,
+        on_bytes,
+    };
+    match dtype {
+        FloatDType::F64 => reader.read::<f64>(),
+        FloatDType::F32 | FloatDType::Flex32 => reader.read::<f32>(),
+        FloatDType::F16 => reader.read::<f16>(),
+        FloatDType::BF16 => reader.read::<bf16>(),
+    }
+}
+
+struct Reader<'a> {
+    source: &'a Source,
+    stored: &'a Stored,
+    name: &'a str,
+    dtype: FloatDType,
+    order: Order,
+    on_bytes: &'a dyn Fn(u64),
+}
+
+impl Reader<'_> {
+    fn read<W: Weight>(&self) -> Result<TensorData, CheckpointError> {
+        let total = self.stored.elements();
+        let mut weights = Vec::<W>::new();
+        // The file is really as long as its header says, so this fails for want of memory only, and then without ending the process.
+        weights
+            .try_reserve_exact(total)
+            .map_err(|_| CheckpointError::OutOfMemory {
+                path: self.source.path().into(),
+                tensor: self.name.into(),
+                bytes: total.saturating_mul(size_of::<W>()),
+            })?;
+
+        let limit = match (self.order, &*self.stored.shape) {
+            (Order::Transposed, &[_, columns]) => {
+                weights.resize(total, W::ZERO);
+                columns * (CHUNK / columns.max(1)).max(TRANSPOSED_ROWS)
+            }
+            _ => CHUNK,
+        };
+        let mut chunk = Chunk::new(self.stored.dtype, total.min(limit))
+            .ok_or_else(|| self.unsupported(self.stored.dtype))?;
+        let mut converted = Vec::with_capacity(total.min(limit));
+        let mut faults = Faults::default();
+        let (mut start, mut offset) = (0, self.stored.offset);
+        while start < total {
+            let count = (total - start).min(limit);
+            let bytes = chunk.bytes(count);
+            self.source.read_at(offset, bytes)?;
+            offset += bytes.len() as u64;
+            (self.on_bytes)(bytes.len() as u64);
+            let values = chunk.values(count);
+            converted.clear();
+            W::extend(&mut converted, values);
+            // No early exit within the chunk: the loop without branches runs many weights at a time.
+            let check = |finite, weight: &W| finite & weight.is_finite();
+            if !converted.iter().fold(true, check) {
+                faults.count(start, values, &converted);
+            }
+            match (self.order, &*self.stored.shape) {
+                (Order::Transposed, &[rows, columns]) => {
+                    place_rows(&mut weights, rows, &converted, columns, start / columns);
+                }
+                _ => weights.extend_from_slice(&converted),
+            }
+            start += count;
+        }
+        self.refuse(faults)?;
+        let mut shape = self.stored.shape.clone();
+        if self.order == Order::Transposed {
+            shape.reverse();
+        }
+        Ok(TensorData::new(weights, shape))
+    }
+
+    fn unsupported(&self, found: Dtype) -> CheckpointError {
+        CheckpointError::StoredType {
+            path: self.source.path().into(),
+            tensor: self.name.into(),
+            found,
+        }
+    }
+
+    fn refuse(&self, faults: Faults) -> Result<(), CheckpointError> {
+        let (path, tensor) = (self.source.path().into(), self.name.into());
+        let total = self.stored.elements();
+        if let Some((at, value)) = faults.non_finite.first {
+            return Err(CheckpointError::NonFinite {
+                path,
+                tensor,
+                index: self.stored.index(at),
+                value,
+                count: faults.non_finite.count,
+                total,
+            });
+        }
+        if let Some((at, value)) = faults.out_of_range.first {
+            return Err(CheckpointError::OutOfRange {
+                path,
+                tensor,
+                index: self.stored.index(at),
+                value,
+                count: faults.out_of_range.count,
+                total,
+                dtype: self.dtype,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Writes whole rows of a matrix, from row `first` on, to where they belong in its transpose: rows of `height` weights.
+fn place_rows<W: Copy>(
+    transpose: &mut [W],
+    height: usize,
+    rows: &[W],
+    columns: usize,
+    first: usize,
+) {
+    // Few columns at a time: the lines that they are written to stay in the cache until the rows have filled them.
+    const BLOCK: usize = 8;
+    for left in (0..columns).step_by(BLOCK) {
+        let width = BLOCK.min(columns - left);
+        for (at, row) in rows.chunks_exact(columns).enumerate() {
+            for (column, &weight) in row[left..left + width].iter().enumerate() {
+                transpose[(left + column) * height + first + at] = weight;
+            }
+        }
+    }
+}
+
+/// The weights that cannot be used, counted by what is wrong with them.
+#[derive(Default)]
+struct Faults {
+    /// NaN or infinite in the file.
+    non_finite: Fault,
+    /// Finite in the file, infinite in the type asked for.
+    out_of_range: Fault,
+}
+
+#[derive(Default)]
+struct Fault {
+    first: Option<(usize, f32)>,
+    count: usize,
+}
+
+impl Faults {
+    fn count<W: Weight>(&mut self, start: usize, values: &[f32], weights: &[W]) {
+        for (at, (&value, weight)) in values.iter().zip(weights).enumerate() {
+            let fault = match (value.is_finite(), weight.is_finite()) {
+                (false, _) => &mut self.non_finite,
+                (true, false) => &mut self.out_of_range,
+                (true, true) => continue,
+            };
+            fault.first.get_or_insert((start + at, value));
+            fault.count += 1;
+        }
+    }
+}

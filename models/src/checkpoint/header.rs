@@ -1,0 +1,69 @@
+//! The header of a safetensors file: eight bytes of length, then JSON that names the tensors and where they lie.
+
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::{CheckpointError, source::Source};
+
+/// The limit of the reference implementation of the format.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Bytes of the length in front of the header.
+const LENGTH_BYTES: u64 = 8;
+
+/// The tensors of one file.
+pub(super) struct Header {
+    pub(super) tensors: Vec<(String, TensorInfo)>,
+    /// Where the data that the offsets count from begins in the file.
+    pub(super) data_start: u64,
+}
+
+/// Reads the header of `source` and holds it against the size of the file.
+///
+/// The parser of the `safetensors` crate makes sure that the tensors lie behind one another without gap or overlap and that each is as
+/// long as its shape and type say; it works on the header alone, so the rest of the file stays where it is.
+pub(super) fn read_header(source: &Source) -> Result<Header, CheckpointError> {
+    let malformed = |expected: String, found: String| CheckpointError::Header {
+        path: source.path().into(),
+        expected,
+        found,
+    };
+    let Some(behind_length) = source.len().checked_sub(LENGTH_BYTES) else {
+        return Err(malformed(
+            format!("at least {LENGTH_BYTES} bytes"),
+            source.len().to_string(),
+        ));
+    };
+    let mut length = [0; LENGTH_BYTES as usize];
+    source.read_at(0, &mut length)?;
+    let length = u64::from_le_bytes(length);
+    // Before anything of that size is allocated.
+    let limit = behind_length.min(MAX_HEADER_BYTES);
+    if length > limit {
+        return Err(malformed(
+            format!("a header of at most {limit} bytes"),
+            format!("one of {length}"),
+        ));
+    }
+    let mut json = vec![0; length as usize];
+    source.read_at(LENGTH_BYTES, &mut json)?;
+    let metadata: Metadata = serde_json::from_slice(&json)
+        .map_err(|error| malformed("a valid header".into(), error.to_string()))?;
+    drop(json);
+
+    let data_start = LENGTH_BYTES + length;
+    let data_bytes = source.len() - data_start;
+    if metadata.data_len() as u64 != data_bytes {
+        return Err(malformed(
+            format!("{} bytes of tensors", metadata.data_len()),
+            data_bytes.to_string(),
+        ));
+    }
+    let tensors = metadata.tensors();
+    Ok(Header {
+        tensors: tensors
+            .into_iter()
+            .map(|(name, info)| (name, info.clone()))
+            .collect(),
+        data_start,
+    })
+}

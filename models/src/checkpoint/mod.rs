@@ -1,0 +1,31 @@
+//! Reading Hugging Face checkpoints: a folder with `config.json` and safetensors files, or the same two as bytes in memory.
+//!
+//! [`Checkpoint`] opens the folder and knows every tensor by name, shape and stored type; [`Loader`] turns tensors into burn modules.
+//! Tensors are read one at a time, in chunks, straight into the type that the model computes in: the peak of memory while a model loads is
+//! the weights and a small buffer. Files are not memory-mapped, because a file that another process shortens under a mapping ends
+//! this process with a signal, where a read ends with an error.
+//!
+//! A checkpoint comes from strangers. Every length, offset and shape in it is checked before it is believed, names of shards cannot lead
+//! out of the folder, and weights that are not finite are refused: they would only show many layers later, as a model that says nothing.
+
+mod base;
+mod chunk;
+mod decode;
+mod error;
+mod header;
+mod json;
+mod loader;
+mod open;
+mod source;
+mod weight;
+mod weight_files;
+
+pub use base::{Checkpoint, TensorEntry};
+pub use error::CheckpointError;
+pub use json::JsonError;
+pub use loader::Loader;
+pub use safetensors::Dtype as StoredType;
+
+pub(crate) use json::{describe, read_json_if_present};
+#[cfg(feature = "hub")]
+pub(crate) use weight_files::{WeightFiles, read_index};

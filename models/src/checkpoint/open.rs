@@ -1,0 +1,181 @@
+//! Opening a checkpoint on disk or in memory.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
+};
+
+use super::{
+    Checkpoint, CheckpointError,
+    base::Tracked,
+    decode::Stored,
+    header::read_header,
+    json::{kind_of, parse_json, read_json},
+    source::Source,
+    weight_files::{WeightFiles, read_index},
+};
+
+impl Checkpoint {
+    /// Opens the checkpoint in the folder `dir`: `config.json`, and `model.safetensors`, or the shards of `model.safetensors.index.json`, or
+    /// a file of another name if it is the only one in the format.
+    ///
+    /// # Errors
+    ///
+    /// If the folder or a file is missing, cannot be read or is not in its format, or if the files contradict each other.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let path = dir.to_path_buf();
+        let metadata = fs::metadata(dir).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => CheckpointError::MissingFolder { path: path.clone() },
+            _ => CheckpointError::Read {
+                path: path.clone(),
+                error,
+            },
+        })?;
+        if !metadata.is_dir() {
+            let found = if metadata.is_file() {
+                "a file"
+            } else {
+                kind_of(&metadata)
+            };
+            return Err(CheckpointError::NotAFolder { path, found });
+        }
+        let config_path = dir.join("config.json");
+        let mut checkpoint = Self {
+            config: read_json(&config_path)?,
+            config_path,
+            path,
+            on_disk: true,
+            sources: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        let names = file_names(dir)?;
+        match WeightFiles::choose(names.iter().map(String::as_str)) {
+            Some(WeightFiles::Single(name)) => checkpoint.add(Source::open(&dir.join(name))?)?,
+            Some(WeightFiles::Sharded(name)) => checkpoint.add_shards(&dir.join(name))?,
+            None => {
+                let weights = names.iter().filter(|name| is_weights(name));
+                let weights: Vec<_> = weights.map(String::as_str).collect();
+                let found = match weights.is_empty() {
+                    true => "no file of weights".into(),
+                    false => weights.join(", "),
+                };
+                return Err(CheckpointError::NoWeights {
+                    path: dir.into(),
+                    found,
+                });
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    /// Opens a checkpoint that lies in memory: the bytes of `config.json` and of one safetensors file. Messages call it `name`.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn from_bytes(
+        name: &str,
+        config: &[u8],
+        safetensors: impl Into<Cow<'static, [u8]>>,
+    ) -> Result<Self, CheckpointError> {
+        let path = PathBuf::from(name);
+        let config_path = path.join("config.json");
+        let source = Source::from_bytes(path.join("model.safetensors"), safetensors.into());
+        let mut checkpoint = Self {
+            config: parse_json(config, &config_path)?,
+            config_path,
+            path,
+            on_disk: false,
+            sources: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        checkpoint.add(source)?;
+        Ok(checkpoint)
+    }
+
+    fn add(&mut self, source: Source) -> Result<(), CheckpointError> {
+        let header = read_header(&source)?;
+        self.sources.push(source);
+        let index = self.sources.len() - 1;
+        for (name, info) in header.tensors {
+            let tracked = Tracked {
+                stored: Stored {
+                    dtype: info.dtype,
+                    offset: header.data_start + info.data_offsets.0 as u64,
+                    bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
+                    shape: info.shape,
+                },
+                source: index,
+                used: AtomicBool::new(false),
+            };
+            match self.tensors.entry(name) {
+                Entry::Vacant(entry) => drop(entry.insert(tracked)),
+                Entry::Occupied(entry) => {
+                    return Err(CheckpointError::Duplicate {
+                        tensor: entry.key().clone(),
+                        first: self.sources[entry.get().source].path().into(),
+                        second: self.sources[index].path().into(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_shards(&mut self, index: &Path) -> Result<(), CheckpointError> {
+        let map = read_index(index)?;
+        for shard in map.values().collect::<BTreeSet<_>>() {
+            let path = self.path.join(shard);
+            let source = match Source::open(&path) {
+                Err(CheckpointError::Read { error, .. })
+                    if error.kind() == io::ErrorKind::NotFound =>
+                {
+                    let tensor = map.iter().find(|(_, file)| *file == shard);
+                    return Err(CheckpointError::MissingShard {
+                        index: index.into(),
+                        tensor: tensor.map_or_else(String::new, |(tensor, _)| tensor.clone()),
+                        shard: path,
+                    });
+                }
+                other => other?,
+            };
+            self.add(source)?;
+        }
+        for (tensor, shard) in map {
+            let shard = self.path.join(shard);
+            if self.entry(&tensor).is_none_or(|entry| entry.file != shard) {
+                return Err(CheckpointError::NotInShard {
+                    index: index.into(),
+                    tensor,
+                    shard,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names of the entries of a folder, sorted.
+fn file_names(dir: &Path) -> Result<Vec<String>, CheckpointError> {
+    let read = |error| CheckpointError::Read {
+        path: dir.into(),
+        error,
+    };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(read)? {
+        // A name that is not Unicode is none of those looked for.
+        names.extend(entry.map_err(read)?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Whether a file looks like weights in this or another format, worth naming when there are none to read.
+fn is_weights(name: &str) -> bool {
+    [".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx"]
+        .iter()
+        .any(|ending| name.ends_with(ending))
+}

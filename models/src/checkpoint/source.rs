@@ -1,0 +1,97 @@
+//! Where the bytes of a safetensors file come from: [`Source`].
+
+use std::{
+    borrow::Cow,
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use super::{CheckpointError, json::kind_of};
+
+/// A safetensors file on disk or in memory, read from any position.
+#[derive(Debug)]
+pub(super) struct Source {
+    /// The file, or for bytes in memory a name for messages.
+    path: PathBuf,
+    len: u64,
+    bytes: Bytes,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    /// The lock keeps seek and read together, so that two threads may load from one checkpoint.
+    File(Mutex<File>),
+    Memory(Cow<'static, [u8]>),
+}
+
+impl Source {
+    /// Opens a file on disk.
+    pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let read = |error| CheckpointError::Read {
+            path: path.into(),
+            error,
+        };
+        // Before the file is opened: opening a pipe would wait for a writer for ever.
+        let metadata = fs::metadata(path).map_err(read)?;
+        if !metadata.is_file() {
+            return Err(CheckpointError::Header {
+                path: path.into(),
+                expected: "a file".into(),
+                found: kind_of(&metadata).into(),
+            });
+        }
+        let file = File::open(path).map_err(read)?;
+        Ok(Self {
+            path: path.into(),
+            len: file.metadata().map_err(read)?.len(),
+            bytes: Bytes::File(Mutex::new(file)),
+        })
+    }
+
+    /// Wraps bytes in memory; `name` stands for the file in messages.
+    pub(super) fn from_bytes(name: PathBuf, bytes: Cow<'static, [u8]>) -> Self {
+        Self {
+            path: name,
+            len: bytes.len() as u64,
+            bytes: Bytes::Memory(bytes),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `buffer` with the bytes from `offset` on.
+    pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), CheckpointError> {
+        self.try_read_at(offset, buffer)
+            .map_err(|error| CheckpointError::Read {
+                path: self.path.clone(),
+                error,
+            })
+    }
+
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match &self.bytes {
+            Bytes::File(file) => {
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                file.seek(SeekFrom::Start(offset))?;
+                file.read_exact(buffer)
+            }
+            Bytes::Memory(bytes) => {
+                let start = usize::try_from(offset).ok();
+                let range = start.and_then(|start| Some(start..start.checked_add(buffer.len())?));
+                let bytes = range
+                    .and_then(|range| bytes.get(range))
+                    .ok_or(io::ErrorKind::UnexpectedEof)?;
+                buffer.copy_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+}

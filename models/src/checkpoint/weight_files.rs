@@ -1,0 +1,129 @@
+//! Which files of a folder hold the weights.
+
+use std::{
+    collections::BTreeMap,
+    path::{Component, Path},
+};
+
+use serde_json::Value;
+
+use super::{CheckpointError, json::describe, json::read_json};
+
+/// Where the weights of a folder are.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum WeightFiles {
+    /// In one file.
+    Single(String),
+    /// In the shards that an index of this name lists.
+    Sharded(String),
+}
+
+impl WeightFiles {
+    /// Chooses among the names of all files of a folder, in the order of transformers: `model.safetensors`, the index, then a file of
+    /// another name if it is the only one. A lone shard without its index is a part of a model and not chosen.
+    pub(crate) fn choose<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
+        const SINGLE: &str = "model.safetensors";
+        const INDEX: &str = "model.safetensors.index.json";
+        if names.clone().any(|name| name == SINGLE) {
+            return Some(Self::Single(SINGLE.into()));
+        }
+        if names.clone().any(|name| name == INDEX) {
+            return Some(Self::Sharded(INDEX.into()));
+        }
+        let mut others = names.filter(|name| name.ends_with(".safetensors"));
+        match (others.next(), others.next()) {
+            (Some(only), None) if !only.contains("-of-") => Some(Self::Single(only.into())),
+            _ => None,
+        }
+    }
+}
+
+/// Reads an index of shards: for each tensor the name of its file, relative to the folder of the index and never leading out of it.
+pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
+    let malformed = |key: String, expected, found| CheckpointError::Index {
+        path: path.into(),
+        key,
+        expected,
+        found,
+    };
+    let index = read_json(path)?;
+    let map = match index.get("weight_map") {
+        Some(Value::Object(map)) if !map.is_empty() => map,
+        other => {
+            let found = other.map_or("nothing".into(), describe);
+            return Err(malformed(
+                "weight_map".into(),
+                "an object that names the shard of each tensor",
+                found,
+            ));
+        }
+    };
+    let shard_of = |(tensor, shard): (&String, &Value)| match shard {
+        Value::String(shard) if stays_inside(shard) => Ok((tensor.clone(), shard.clone())),
+        other => Err(malformed(
+            format!("weight_map.{tensor}"),
+            "the name of a file inside the folder",
+            describe(other),
+        )),
+    };
+    map.iter().map(shard_of).collect()
+}
+
+/// Whether a name from an index or a repository names something below the folder it is joined to, on every operating system.
+///
+/// Links inside the folder are followed: the cache of the Hugging Face hub is made of links, and who can place one can place the file.
+pub(crate) fn stays_inside(name: &str) -> bool {
+    !name.is_empty()
+        && !name.contains(['\\', ':', '\0'])
+        && Path::new(name)
+            .components()
+            .all(|component| matches!(component, Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_name_cannot_lead_out_of_the_folder() {
+        for name in ["model-1.safetensors", "shards/model-1.safetensors", "..a"] {
+            assert!(stays_inside(name), "{name}");
+        }
+        for name in [
+            "",
+            "/etc/passwd",
+            "../x",
+            "a/../../x",
+            "..",
+            ".",
+            r"..\x",
+            r"C:\x",
+            "C:x",
+            "a\0b",
+        ] {
+            assert!(!stays_inside(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_single_file_goes_before_the_index_and_a_lone_shard_is_no_model() {
+        let choose = |names: &[&'static str]| WeightFiles::choose(names.iter().copied());
+        let single = |name: &str| Some(WeightFiles::Single(name.into()));
+        let index = "model.safetensors.index.json";
+        assert_eq!(
+            choose(&[index, "model.safetensors"]),
+            single("model.safetensors")
+        );
+        assert_eq!(
+            choose(&["a.safetensors", index]),
+            Some(WeightFiles::Sharded(index.into()))
+        );
+        assert_eq!(
+            choose(&["a.safetensors", "b.json"]),
+            single("a.safetensors")
+        );
+        assert_eq!(choose(&["a.safetensors", "b.safetensors"]), None);
+        assert_eq!(choose(&["model-00001-of-00002.safetensors"]), None);
+        assert_eq!(choose(&[]), None);
+    }
+}

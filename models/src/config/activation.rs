@@ -1,0 +1,80 @@
+//! The activation functions that `hidden_act` names: [`HiddenAct`].
+
+use burn::tensor::{Tensor, activation};
+
+/// The activation function between the two halves of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HiddenAct {
+    /// x · sigmoid(x), also called swish.
+    Silu,
+    /// The Gaussian error linear unit, by the error function.
+    Gelu,
+    /// The Gaussian error linear unit, by its tanh approximation.
+    GeluTanh,
+    /// max(x, 0).
+    Relu,
+}
+
+/// The names that checkpoints use.
+const NAMES: [(&str, HiddenAct); 7] = [
+    ("silu", HiddenAct::Silu),
+    ("swish", HiddenAct::Silu),
+    ("gelu", HiddenAct::Gelu),
+    ("gelu_new", HiddenAct::GeluTanh),
+    ("gelu_fast", HiddenAct::GeluTanh),
+    ("gelu_pytorch_tanh", HiddenAct::GeluTanh),
+    ("relu", HiddenAct::Relu),
+];
+
+impl HiddenAct {
+    /// The function that a checkpoint calls `name`, if it is one of these.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let found = NAMES.iter().find(|(known, _)| *known == name);
+        found.map(|(_, act)| *act)
+    }
+
+    /// The names that [`from_name`](Self::from_name) knows, for messages.
+    pub(super) fn names() -> String {
+        NAMES.map(|(name, _)| name).join(", ")
+    }
+
+    /// Applies the function to every element.
+    pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Silu => activation::silu(x),
+            Self::Gelu => activation::gelu(x),
+            Self::GeluTanh => activation::gelu_approximate(x),
+            Self::Relu => activation::relu(x),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Tolerance};
+
+    use super::*;
+
+    #[test]
+    fn each_name_is_the_function_that_pytorch_computes() {
+        let x = || Tensor::<1>::from_floats([-1.5, 0.0, 0.5, 2.0], &Device::default());
+        let gelu_tanh = [-0.10042842, 0.0, 0.34571400, 1.95459769];
+        let cases = [
+            ("silu", [-0.27363872, 0.0, 0.31122967, 1.76159416]),
+            ("swish", [-0.27363872, 0.0, 0.31122967, 1.76159416]),
+            ("gelu", [-0.10021080, 0.0, 0.34573123, 1.95449974]),
+            ("gelu_new", gelu_tanh),
+            ("gelu_fast", gelu_tanh),
+            ("gelu_pytorch_tanh", gelu_tanh),
+            ("relu", [0.0, 0.0, 0.5, 2.0]),
+        ];
+        for (name, expected) in cases {
+            let act = HiddenAct::from_name(name).unwrap();
+            let expected = Tensor::<1>::from_floats(expected, &Device::default()).into_data();
+            act.forward(x())
+                .into_data()
+                .assert_approx_eq::<f32>(&expected, Tolerance::absolute(2e-6));
+        }
+        assert_eq!(HiddenAct::from_name("quick_gelu"), None);
+    }
+}

@@ -1,0 +1,157 @@
+//! The entries of one JSON object, read with errors that name them: [`Fields`].
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::ConfigError;
+use crate::checkpoint::describe;
+
+/// An object of a configuration file. An entry that is `null` counts as absent, as in transformers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fields<'a> {
+    path: &'a Path,
+    /// The key of the object in the file, empty for the file itself.
+    parent: &'a str,
+    entries: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    /// The entries of the file `path` with the content `config`.
+    pub(super) fn new(config: &'a Value, path: &'a Path) -> Result<Self, ConfigError> {
+        match config {
+            Value::Object(entries) => Ok(Self {
+                path,
+                parent: "",
+                entries,
+            }),
+            other => Err(ConfigError::Entry {
+                path: path.into(),
+                key: String::new(),
+                expected: "an object".into(),
+                found: describe(other),
+            }),
+        }
+    }
+
+    /// The error that `key` is not what was expected.
+    pub(super) fn error(
+        &self,
+        key: &str,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> ConfigError {
+        let key = match self.parent {
+            "" => key.into(),
+            parent => format!("{parent}.{key}"),
+        };
+        ConfigError::Entry {
+            path: self.path.into(),
+            key,
+            expected: expected.into(),
+            found: found.into(),
+        }
+    }
+
+    /// The error that `key` is there and not what was expected.
+    pub(super) fn unexpected(&self, key: &str, expected: impl Into<String>) -> ConfigError {
+        self.error(
+            key,
+            expected,
+            self.get(key).map_or("nothing".into(), describe),
+        )
+    }
+
+    /// The entry `key`, if it is there and not `null`.
+    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.entries.get(key).filter(|value| !value.is_null())
+    }
+
+    fn read<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        convert: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        let convert = |value| convert(value).ok_or_else(|| self.unexpected(key, expected));
+        self.get(key).map(convert).transpose()
+    }
+
+    /// A count that is not zero.
+    pub(super) fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+        self.read(key, "a positive integer", |value| {
+            let size = usize::try_from(value.as_u64()?).ok()?;
+            (size > 0).then_some(size)
+        })
+    }
+
+    /// A count that is not zero and has to be there.
+    pub(super) fn required_size(&self, key: &str) -> Result<usize, ConfigError> {
+        let missing = || self.unexpected(key, "a positive integer");
+        self.size(key)?.ok_or_else(missing)
+    }
+
+    /// A positive number.
+    pub(super) fn positive(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+        self.read(key, "a positive number", |value| {
+            value
+                .as_f64()
+                .filter(|number| *number > 0.0 && number.is_finite())
+        })
+    }
+
+    /// A positive number that has to be there.
+    pub(super) fn required_positive(&self, key: &str) -> Result<f64, ConfigError> {
+        let missing = || self.unexpected(key, "a positive number");
+        self.positive(key)?.ok_or_else(missing)
+    }
+
+    /// A switch, off if it is absent.
+    pub(super) fn switch(&self, key: &str) -> Result<bool, ConfigError> {
+        let switch = self.read(key, "true or false", Value::as_bool)?;
+        Ok(switch.unwrap_or(false))
+    }
+
+    /// A string.
+    pub(super) fn string(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
+        self.read(key, "a string", Value::as_str)
+    }
+
+    /// The first of a list of strings.
+    pub(super) fn first_string(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
+        let first = |value: &'a Value| match value.as_array()?.first() {
+            Some(first) => first.as_str().map(Some),
+            None => Some(None),
+        };
+        Ok(self.read(key, "a list of strings", first)?.flatten())
+    }
+
+    /// An object.
+    pub(super) fn object(&self, key: &'a str) -> Result<Option<Self>, ConfigError> {
+        let entries = self.read(key, "an object", Value::as_object)?;
+        Ok(entries.map(|entries| Self {
+            path: self.path,
+            parent: key,
+            entries,
+        }))
+    }
+
+    /// One token id or a list of them. Some checkpoints write -1 for none.
+    pub(super) fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
+        let ids = self.read(key, "a token id or a list of them", |value| {
+            let one;
+            let list = match value {
+                Value::Array(list) => list.as_slice(),
+                _ => {
+                    one = [value.clone()];
+                    &one
+                }
+            };
+            let given = list.iter().filter(|id| id.as_i64() != Some(-1));
+            given
+                .map(|id| u32::try_from(id.as_u64()?).ok())
+                .collect::<Option<Vec<_>>>()
+        })?;
+        Ok(ids.unwrap_or_default())
+    }
+}

@@ -1,0 +1,151 @@
+//! Where the hub and its cache are: [`HubOptions`].
+
+use std::{env, fmt, path::PathBuf};
+
+use hf_hub::Cache;
+
+use super::HubError;
+
+/// Where the hub and its cache are, and who asks.
+#[derive(Clone)]
+pub struct HubOptions {
+    /// The cache: the folder that holds `models--org--name`.
+    pub cache_dir: PathBuf,
+    /// The address of the hub.
+    pub endpoint: String,
+    /// The token that opens private and gated models.
+    pub token: Option<String>,
+    /// Whether to go without the network.
+    pub offline: bool,
+    /// How often to try again what a broken connection ended; a file goes on where it stopped.
+    pub retries: usize,
+}
+
+impl HubOptions {
+    /// Options for a cache in `cache_dir`: the public hub, no token, two retries.
+    pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            cache_dir: cache_dir.into(),
+            endpoint: "https://huggingface.co".into(),
+            token: None,
+            offline: false,
+            retries: 2,
+        }
+    }
+
+    /// The options of the environment:
+    ///
+    /// - the cache is `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else `~/.cache/huggingface/hub`;
+    /// - the hub is `HF_ENDPOINT`, else <https://huggingface.co>;
+    /// - the token is `HF_TOKEN`, else the file `token` in `HF_HOME` or `~/.cache/huggingface`, where the hub's login command leaves it;
+    /// - `HF_HUB_OFFLINE` set to 1, true, yes or on forbids the network.
+    ///
+    /// # Errors
+    ///
+    /// If nothing says where the cache is.
+    pub fn from_env() -> Result<Self, HubError> {
+        Self::from_lookup(|name| env::var(name).ok(), env::home_dir())
+    }
+
+    fn from_lookup(
+        variable: impl Fn(&str) -> Option<String>,
+        home: Option<PathBuf>,
+    ) -> Result<Self, HubError> {
+        // A variable that is set to nothing counts as not set, as in shells.
+        let variable = |name| variable(name).filter(|value| !value.trim().is_empty());
+        let home = home.map(|home| home.join(".cache").join("huggingface"));
+        let home = variable("HF_HOME").map(PathBuf::from).or(home);
+        let home_cache = home.map(|home| home.join("hub"));
+        let cache_dir = variable("HF_HUB_CACHE")
+            .map(PathBuf::from)
+            .or(home_cache.clone())
+            .ok_or(HubError::NoCache)?;
+        let token_file = || Cache::new(home_cache?).token();
+        let mut options = Self::new(cache_dir);
+        options.token = variable("HF_TOKEN")
+            .map(|token| token.trim().to_string())
+            .or_else(token_file);
+        options.offline = variable("HF_HUB_OFFLINE").is_some_and(|value| {
+            let value = value.trim().to_ascii_lowercase();
+            ["1", "true", "yes", "on"].contains(&&*value)
+        });
+        if let Some(endpoint) = variable("HF_ENDPOINT") {
+            options.endpoint = endpoint.trim().trim_end_matches('/').into();
+        }
+        Ok(options)
+    }
+}
+
+impl fmt::Debug for HubOptions {
+    /// Leaves the token out: options end up in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HubOptions")
+            .field("cache_dir", &self.cache_dir)
+            .field("endpoint", &self.endpoint)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("offline", &self.offline)
+            .field("retries", &self.retries)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    fn options(variables: &[(&str, &str)], home: Option<&str>) -> Result<HubOptions, HubError> {
+        let find = |name: &str| variables.iter().find(|(known, _)| *known == name);
+        HubOptions::from_lookup(
+            |name| find(name).map(|(_, value)| value.to_string()),
+            home.map(PathBuf::from),
+        )
+    }
+
+    #[test]
+    fn the_cache_is_where_the_tools_of_the_hub_have_it() {
+        let cache = |variables: &[_]| options(variables, Some("/home/me")).unwrap().cache_dir;
+        assert_eq!(cache(&[]), Path::new("/home/me/.cache/huggingface/hub"));
+        assert_eq!(cache(&[("HF_HOME", "/data/hf")]), Path::new("/data/hf/hub"));
+        assert_eq!(
+            cache(&[("HF_HOME", "/data/hf"), ("HF_HUB_CACHE", "/fast")]),
+            Path::new("/fast")
+        );
+        assert_eq!(
+            cache(&[("HF_HOME", "")]),
+            Path::new("/home/me/.cache/huggingface/hub")
+        );
+        assert!(matches!(options(&[], None), Err(HubError::NoCache)));
+    }
+
+    #[test]
+    fn the_token_is_the_variable_or_else_the_file_of_the_login_and_stays_out_of_logs() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("token"), "hf_from_file\n").unwrap();
+        let home = home.path().to_str().unwrap();
+        let options = |more: &[(&'static str, &'static str)]| {
+            let mut variables = vec![("HF_HOME", home), ("HF_HUB_CACHE", "/elsewhere")];
+            variables.extend(more);
+            options(&variables, None).unwrap()
+        };
+        assert_eq!(options(&[]).token.as_deref(), Some("hf_from_file"));
+        let token = options(&[("HF_TOKEN", " hf_secret\n")]);
+        assert_eq!(token.token.as_deref(), Some("hf_secret"));
+        assert!(!format!("{token:?}").contains("hf_secret"));
+    }
+
+    #[test]
+    fn endpoint_and_offline_mode_come_from_the_environment() {
+        let of = |variables: &[_]| options(variables, Some("/home/me")).unwrap();
+        assert_eq!(of(&[]).endpoint, "https://huggingface.co");
+        assert_eq!(
+            of(&[("HF_ENDPOINT", "http://mirror/")]).endpoint,
+            "http://mirror"
+        );
+        for (value, offline) in [("1", true), ("TRUE", true), ("0", false), ("no", false)] {
+            assert_eq!(of(&[("HF_HUB_OFFLINE", value)]).offline, offline, "{value}");
+        }
+        assert!(!of(&[]).offline);
+    }
+}

@@ -1,0 +1,227 @@
+//! Choosing the next token from logits: [`Sampler`].
+
+use std::cmp::Ordering;
+
+use rand::{Rng, SeedableRng, rngs::SmallRng};
+
+use super::sampling_config::SamplingConfig;
+
+/// Why no token could be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum SamplingError {
+    /// A setting is out of its range.
+    #[error("{field}: expected {expected}, found {found}")]
+    Setting {
+        /// The field of [`SamplingConfig`].
+        field: &'static str,
+        /// Its range.
+        expected: &'static str,
+        /// Its value.
+        found: f32,
+    },
+    /// The logits are no distribution.
+    #[error(
+        "logits: expected numbers below infinity, found {nan} NaN and {infinite} +inf of {len}"
+    )]
+    NotANumber {
+        /// How many are NaN.
+        nan: usize,
+        /// How many are positive infinity.
+        infinite: usize,
+        /// How many logits there are.
+        len: usize,
+    },
+    /// There is no token to choose: no logits, or all are negative infinity.
+    #[error("logits: expected at least one above -inf, found none of {len}")]
+    NoCandidate {
+        /// How many logits there are.
+        len: usize,
+    },
+}
+
+/// A token that may be chosen and its probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Candidate {
+    /// The token id.
+    pub id: u32,
+    /// Its probability among the candidates.
+    pub probability: f64,
+}
+
+/// Chooses tokens as [`SamplingConfig`] says, in the order of Hugging Face transformers: repetition penalty,
+/// temperature, top-k, top-p, then a draw.
+///
+/// Equal logits rank by id, lowest first, so greedy is `top_k` = 1 and `top_k` never keeps more than k.
+///
+/// ```
+/// # use sparq_models::text::{Sampler, SamplingConfig, SamplingError};
+/// let mut greedy = Sampler::new(SamplingConfig::default())?;
+/// assert_eq!(greedy.sample(&mut [0.5, 2.0, 2.0], &[])?, 1);
+/// # Ok::<(), SamplingError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    config: SamplingConfig,
+    rng: SmallRng,
+}
+
+impl Sampler {
+    /// A sampler at the beginning of its random numbers.
+    ///
+    /// # Errors
+    /// As [`SamplingConfig::validate`].
+    pub fn new(config: SamplingConfig) -> Result<Self, SamplingError> {
+        config.validate()?;
+        Ok(Self {
+            config,
+            rng: SmallRng::seed_from_u64(config.seed),
+        })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &SamplingConfig {
+        &self.config
+    }
+
+    /// Chooses the next token from `logits` `[vocab]`, where `history` are the tokens so far. The penalty changes the logits in place.
+    ///
+    /// # Errors
+    /// When a logit is NaN or positive infinity, or none is above negative infinity.
+    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, SamplingError> {
+        if self.config.is_greedy() {
+            self.penalize(logits, history)?;
+            return Ok(greatest(logits));
+        }
+        let candidates = self.candidates(logits, history)?;
+        let mut left = self.rng.random::<f64>();
+        for candidate in &candidates {
+            left -= candidate.probability;
+            if left < 0.0 {
+                return Ok(candidate.id);
+            }
+        }
+        // The probabilities may sum to a rounding error less than what was drawn.
+        Ok(candidates[candidates.len() - 1].id)
+    }
+
+    /// The distribution that [`Sampler::sample`] draws from, most probable first; greedy has one candidate.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn candidates(
+        &self,
+        logits: &mut [f32],
+        history: &[u32],
+    ) -> Result<Vec<Candidate>, SamplingError> {
+        self.penalize(logits, history)?;
+        if self.config.is_greedy() {
+            return Ok(vec![Candidate {
+                id: greatest(logits),
+                probability: 1.0,
+            }]);
+        }
+        let mut ids: Vec<u32> = (0..).zip(&*logits).map(|(id, _)| id).collect();
+        ids.retain(|&id| logits[id as usize] > f32::NEG_INFINITY);
+        if self.config.top_k > 0 {
+            keep_greatest(&mut ids, logits, self.config.top_k);
+        }
+        let greatest = f64::from(
+            ids.iter()
+                .fold(f32::NEG_INFINITY, |m, &id| m.max(logits[id as usize])),
+        );
+        let temperature = f64::from(self.config.temperature);
+        // exp((x - max) / T): the greatest weighs 1, so nothing overflows and the sum is never 0.
+        let weight = |id: u32| ((f64::from(logits[id as usize]) - greatest) / temperature).exp();
+        if self.config.top_p < 1.0 {
+            keep_mass(&mut ids, logits, weight, f64::from(self.config.top_p));
+        }
+        ids.sort_unstable_by(|&a, &b| rank(logits, a, b));
+        let sum: f64 = ids.iter().map(|&id| weight(id)).sum();
+        let candidate = |&id: &u32| Candidate {
+            id,
+            probability: weight(id) / sum,
+        };
+        Ok(ids.iter().map(candidate).collect())
+    }
+
+    /// Applies the repetition penalty and checks what comes out.
+    fn penalize(&self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplingError> {
+        let penalty = self.config.repetition_penalty;
+        if penalty != 1.0 {
+            let window = match self.config.repetition_window {
+                0 => history.len(),
+                window => window.min(history.len()),
+            };
+            // A token is penalized once, however often it occurs.
+            let mut seen = history[history.len() - window..].to_vec();
+            seen.sort_unstable();
+            seen.dedup();
+            for id in seen {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = if *logit > 0.0 {
+                        *logit / penalty
+                    } else {
+                        *logit * penalty
+                    };
+                }
+            }
+        }
+        let len = logits.len();
+        let nan = logits.iter().filter(|x| x.is_nan()).count();
+        let infinite = logits.iter().filter(|&&x| x == f32::INFINITY).count();
+        if nan + infinite > 0 {
+            return Err(SamplingError::NotANumber { nan, infinite, len });
+        }
+        if logits.iter().all(|&x| x == f32::NEG_INFINITY) {
+            return Err(SamplingError::NoCandidate { len });
+        }
+        Ok(())
+    }
+}
+
+/// The order of two tokens by their logits, greatest first, then by id.
+fn rank(logits: &[f32], a: u32, b: u32) -> Ordering {
+    logits[b as usize]
+        .partial_cmp(&logits[a as usize])
+        .unwrap_or(Ordering::Equal)
+        .then(a.cmp(&b))
+}
+
+/// The id of the greatest logit, the lowest of equal ones.
+fn greatest(logits: &[f32]) -> u32 {
+    let ids = (0..).zip(logits).map(|(id, _)| id);
+    ids.min_by(|&a, &b| rank(logits, a, b)).unwrap_or(0)
+}
+
+/// Leaves the `count` tokens with the greatest logits, in any order.
+fn keep_greatest(ids: &mut Vec<u32>, logits: &[f32], count: usize) {
+    if count < ids.len() {
+        ids.select_nth_unstable_by(count - 1, |&a, &b| rank(logits, a, b));
+        ids.truncate(count);
+    }
+}
+
+/// Leaves the fewest tokens with the greatest logits whose share of the whole weight is at least `share`.
+fn keep_mass(ids: &mut Vec<u32>, logits: &[f32], weight: impl Fn(u32) -> f64, share: f64) {
+    let enough = share * ids.iter().map(|&id| weight(id)).sum::<f64>();
+    // A model's distribution has most of its weight on few tokens: order a few, and more only when they don't suffice, because to sort a
+    // vocabulary of 128k for each token takes longer than a small model's step.
+    let mut count = 64.min(ids.len());
+    loop {
+        if count < ids.len() {
+            ids.select_nth_unstable_by(count - 1, |&a, &b| rank(logits, a, b));
+        }
+        ids[..count].sort_unstable_by(|&a, &b| rank(logits, a, b));
+        let mut sum = 0.0;
+        let kept = ids[..count].iter().position(|&id| {
+            sum += weight(id);
+            sum >= enough
+        });
+        match kept {
+            Some(last) => return ids.truncate(last + 1),
+            // Rounding can leave the sum of all below `enough`.
+            None if count == ids.len() => return,
+            None => count = (count * 8).min(ids.len()),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The configuration of a Llama, in the forms that checkpoints have it.
+
+#[path = "../checkpoint_support/mod.rs"]
+mod checkpoint_support;
+mod errors;
+
+use std::{fs, path::Path};
+
+use burn::tensor::FloatDType;
+use checkpoint_support::{f32_bytes, fixture, folder, safetensors};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use sparq::RotaryScaling;
+use sparq_models::{
+    checkpoint::Checkpoint,
+    config::{Architecture, ConfigError, HiddenAct, LlamaConfig},
+};
+
+/// The keys that have no default.
+fn minimal() -> Value {
+    json!({
+        "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 6, "vocab_size": 199
+    })
+}
+
+/// [`minimal`] with these entries added or replaced.
+fn with(entries: Value) -> Value {
+    let mut config = minimal();
+    let object = config.as_object_mut().unwrap();
+    object.extend(entries.as_object().unwrap().clone());
+    config
+}
+
+fn parse(config: &Value) -> Result<LlamaConfig, ConfigError> {
+    LlamaConfig::from_json(config, Path::new("config.json"))
+}
+
+fn of_fixture(name: &str) -> LlamaConfig {
+    let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+    assert_eq!(Architecture::of(&checkpoint).unwrap(), Architecture::Llama);
+    LlamaConfig::from_checkpoint(&checkpoint).unwrap()
+}
+
+#[test]
+fn the_published_forms_are_read_in_full() {
+    let llama2 = LlamaConfig {
+        hidden_size: 48,
+        intermediate_size: 112,
+        num_hidden_layers: 3,
+        num_attention_heads: 6,
+        num_key_value_heads: 6,
+        head_dim: 8,
+        vocab_size: 199,
+        rms_norm_eps: 1e-6,
+        max_position_embeddings: 256,
+        rope_theta: 10_000.0,
+        rope_scaling: RotaryScaling::None,
+        tie_word_embeddings: false,
+        attention_bias: false,
+        mlp_bias: false,
+        hidden_act: HiddenAct::Silu,
+        bos_token_id: Some(1),
+        eos_token_id: vec![2],
+        pad_token_id: Some(0),
+        dtype: Some(FloatDType::F32),
+    };
+    assert_eq!(of_fixture("llama2"), llama2);
+    let llama3 = LlamaConfig {
+        num_key_value_heads: 2,
+        rope_theta: 500_000.0,
+        rope_scaling: RotaryScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 64,
+        },
+        ..llama2.clone()
+    };
+    assert_eq!(of_fixture("llama3"), llama3);
+    let tied = LlamaConfig {
+        num_key_value_heads: 2,
+        head_dim: 16,
+        tie_word_embeddings: true,
+        ..llama2
+    };
+    assert_eq!(of_fixture("llama_tied_head_dim"), tied);
+}
+
+#[test]
+fn the_embedded_model_is_read() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("embedded");
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let config = LlamaConfig::from_checkpoint(&checkpoint).unwrap();
+    assert_eq!((config.vocab_size, config.head_dim), (256, 64));
+    assert_eq!(config.dtype, Some(FloatDType::F16));
+    assert_eq!((config.bos_token_id, config.eos_token_id), (None, vec![]));
+    assert_eq!(
+        checkpoint.entry("model.embed_tokens.weight").unwrap().shape,
+        [256, 256]
+    );
+}
+
+#[test]
+fn what_a_file_leaves_out_is_what_transformers_assumes() {
+    let config = parse(&minimal()).unwrap();
+    assert_eq!((config.num_key_value_heads, config.head_dim), (6, 8));
+    assert_eq!(
+        (config.rms_norm_eps, config.max_position_embeddings),
+        (1e-6, 2048)
+    );
+    assert_eq!(
+        (config.rope_theta, config.rope_scaling),
+        (10_000.0, RotaryScaling::None)
+    );
+    assert_eq!(config.hidden_act, HiddenAct::Silu);
+    assert!(!config.tie_word_embeddings && !config.attention_bias && !config.mlp_bias);
+    assert_eq!(
+        (config.bos_token_id, config.pad_token_id, config.dtype),
+        (None, None, None)
+    );
+    let nulls = json!({
+        "num_key_value_heads": null, "head_dim": null, "rope_scaling": null, "rope_parameters": null, "pad_token_id": null,
+        "eos_token_id": null, "torch_dtype": null, "attention_bias": null
+    });
+    assert_eq!(parse(&with(nulls)).unwrap(), parse(&minimal()).unwrap());
+}
+
+#[test]
+fn rotary_parameters_read_the_same_in_the_older_and_the_newer_form() {
+    let llama3 = json!({
+        "factor": 32.0, "low_freq_factor": 1, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192
+    });
+    let with_entries = |mut base: Value, entries: Value| {
+        let object = base.as_object_mut().unwrap();
+        object.extend(entries.as_object().unwrap().clone());
+        base
+    };
+    let scaled = RotaryScaling::Llama3 {
+        factor: 32.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    let cases = [
+        (json!({"rope_theta": 5e5}), 5e5, RotaryScaling::None),
+        (
+            json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}}),
+            5e5,
+            RotaryScaling::Linear { factor: 2.0 },
+        ),
+        (
+            json!({"rope_theta": 5e5, "rope_scaling": with_entries(llama3.clone(), json!({"rope_type": "llama3"}))}),
+            5e5,
+            scaled.clone(),
+        ),
+        // Both names of the type, as some files have it: the newer one counts.
+        (
+            json!({"rope_scaling": with_entries(llama3.clone(), json!({"rope_type": "llama3", "type": "x"}))}),
+            1e4,
+            scaled.clone(),
+        ),
+        (
+            json!({"rope_parameters": with_entries(llama3, json!({"rope_type": "llama3", "rope_theta": 5e5}))}),
+            5e5,
+            scaled,
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6}}),
+            1e6,
+            RotaryScaling::Linear { factor: 4.0 },
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "rope_theta": 7.0}),
+            1e6,
+            RotaryScaling::None,
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "default"}, "rope_theta": 7.0}),
+            7.0,
+            RotaryScaling::None,
+        ),
+        (
+            json!({"partial_rotary_factor": 1.0}),
+            1e4,
+            RotaryScaling::None,
+        ),
+    ];
+    for (entries, theta, scaling) in cases {
+        let config = parse(&with(entries.clone())).unwrap();
+        assert_eq!(
+            (config.rope_theta, config.rope_scaling),
+            (theta, scaling),
+            "{entries}"
+        );
+    }
+}
+
+#[test]
+fn token_ids_come_alone_in_lists_or_not_at_all() {
+    let ids = |entries| {
+        let config = parse(&with(entries)).unwrap();
+        (
+            config.bos_token_id,
+            config.eos_token_id,
+            config.pad_token_id,
+        )
+    };
+    assert_eq!(
+        ids(json!({"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": -1})),
+        (Some(1), vec![2, 3], None)
+    );
+    assert_eq!(
+        ids(json!({"bos_token_id": [5], "eos_token_id": 7, "pad_token_id": 198})),
+        (Some(5), vec![7], Some(198))
+    );
+    // Neither can be looked up in an embedding of 199 tokens.
+    assert_eq!(
+        ids(json!({"bos_token_id": 199, "pad_token_id": 32000})),
+        (None, vec![], None)
+    );
+}
+
+#[test]
+fn types_have_an_older_and_a_newer_key() {
+    let dtype = |entries| parse(&with(entries)).unwrap().dtype;
+    assert_eq!(
+        dtype(json!({"torch_dtype": "bfloat16"})),
+        Some(FloatDType::BF16)
+    );
+    assert_eq!(dtype(json!({"dtype": "float16"})), Some(FloatDType::F16));
+    assert_eq!(
+        dtype(json!({"dtype": "torch.float32", "torch_dtype": "float16"})),
+        Some(FloatDType::F32)
+    );
+}
+
+#[test]
+fn the_generation_configuration_adds_the_tokens_that_end_a_turn() {
+    let weights = safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]);
+    let config = with(json!({"eos_token_id": 2})).to_string();
+    let dir = folder(&[
+        ("config.json", config.as_bytes()),
+        ("model.safetensors", &weights),
+    ]);
+    let read = || LlamaConfig::from_checkpoint(&Checkpoint::open(dir.path()).unwrap());
+    assert_eq!(read().unwrap().eos_token_id, [2]);
+    let path = dir.path().join("generation_config.json");
+    fs::write(&path, r#"{"eos_token_id": [9, 2, 4]}"#).unwrap();
+    assert_eq!(read().unwrap().eos_token_id, [2, 9, 4]);
+    fs::write(&path, r#"{"eos_token_id": "</s>"}"#).unwrap();
+    let error = read().unwrap_err().to_string();
+    assert!(
+        error.contains("generation_config.json: \"eos_token_id\""),
+        "{error}"
+    );
+    fs::write(&path, "{").unwrap();
+    let error = read().unwrap_err().to_string();
+    assert!(
+        error.contains("generation_config.json: not valid JSON"),
+        "{error}"
+    );
+}

@@ -1,0 +1,302 @@
+//! Folders and files that are not what they should be: each is an error that says what is wrong where, never a panic.
+
+mod checkpoint_support;
+
+use std::{fs, path::Path};
+
+use checkpoint_support::{checkpoint, f32_bytes, fixture, folder, safetensors, with_header};
+use safetensors::Dtype;
+use sparq_models::checkpoint::{Checkpoint, CheckpointError, JsonError};
+
+/// The error of opening `dir`; it has to mention all of `parts`.
+#[track_caller]
+fn error(dir: &Path, parts: &[&str]) -> CheckpointError {
+    let error = Checkpoint::open(dir).map(|_| ()).unwrap_err();
+    let message = error.to_string();
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in {message:?}");
+    }
+    error
+}
+
+fn one_tensor() -> Vec<u8> {
+    safetensors(&[("a", Dtype::F32, &[2, 3], f32_bytes(&[0.0; 6]))])
+}
+
+#[test]
+fn a_single_file_opens() {
+    let checkpoint = Checkpoint::open(&fixture("llama3")).unwrap();
+    assert_eq!(checkpoint.config()["model_type"], "llama");
+    assert!(checkpoint.contains("model.norm.weight"));
+    assert!(!checkpoint.contains("model.norm.bias"));
+    let entry = checkpoint.entry("model.embed_tokens.weight").unwrap();
+    assert_eq!((entry.dtype, entry.shape), (Dtype::F32, &[199, 48][..]));
+    assert_eq!(entry.file, fixture("llama3").join("model.safetensors"));
+    assert_eq!(checkpoint.dir(), Some(&*fixture("llama3")));
+}
+
+#[test]
+fn shards_open_as_one_checkpoint() {
+    let checkpoint = Checkpoint::open(&fixture("llama2")).unwrap();
+    // 3 layers of 9 tensors, the embedding, the norm and the output projection; the count of weights is from the index.
+    assert_eq!(checkpoint.names().count(), 3 * 9 + 3);
+    assert_eq!(checkpoint.num_params(), 95_472);
+    assert_eq!(checkpoint.num_bytes(), 381_888);
+    let head = checkpoint.entry("lm_head.weight").unwrap();
+    assert!(head.file.ends_with("model-00008-of-00008.safetensors"));
+}
+
+#[test]
+fn a_file_of_another_name_opens_if_it_is_the_only_one() {
+    let weights = one_tensor();
+    let dir = folder(&[("config.json", b"{}"), ("llama.safetensors", &weights)]);
+    assert!(Checkpoint::open(dir.path()).unwrap().contains("a"));
+    fs::write(dir.path().join("other.safetensors"), &weights).unwrap();
+    error(dir.path(), &["found llama.safetensors, other.safetensors"]);
+}
+
+#[test]
+fn a_missing_folder_is_named() {
+    let error = error(Path::new("/no/such/folder"), &["/no/such/folder"]);
+    assert!(matches!(error, CheckpointError::MissingFolder { .. }));
+}
+
+#[test]
+fn a_file_in_place_of_the_folder_is_named() {
+    let dir = checkpoint(&one_tensor());
+    let file = dir.path().join("model.safetensors");
+    let error = error(&file, &["expected a folder", "found a file"]);
+    assert!(matches!(error, CheckpointError::NotAFolder { .. }));
+}
+
+#[test]
+fn a_folder_without_configuration_or_without_weights_is_named() {
+    let dir = folder(&[("model.safetensors", &one_tensor())]);
+    assert!(matches!(
+        error(dir.path(), &["config.json", "no such file"]),
+        CheckpointError::Json(JsonError::Missing { .. })
+    ));
+    let dir = folder(&[("config.json", b"{}")]);
+    error(dir.path(), &["model.safetensors", "no file of weights"]);
+    let dir = folder(&[("config.json", b"{}"), ("pytorch_model.bin", b"x")]);
+    error(dir.path(), &["found pytorch_model.bin"]);
+    let dir = folder(&[
+        ("config.json", b"{}"),
+        ("model-00001-of-00002.safetensors", &one_tensor()),
+    ]);
+    error(dir.path(), &["found model-00001-of-00002.safetensors"]);
+}
+
+#[test]
+fn folders_in_place_of_files_are_named() {
+    for name in ["config.json", "model.safetensors"] {
+        let dir = checkpoint(&one_tensor());
+        fs::remove_file(dir.path().join(name)).unwrap();
+        fs::create_dir(dir.path().join(name)).unwrap();
+        error(dir.path(), &[name, "expected a file, found a folder"]);
+    }
+}
+
+#[test]
+fn a_configuration_that_is_not_json_is_named() {
+    let nested = "[".repeat(100_000);
+    for config in ["", "{", "{\"a\": }", "\u{0}", &nested] {
+        let dir = folder(&[
+            ("config.json", config.as_bytes()),
+            ("model.safetensors", &one_tensor()),
+        ]);
+        assert!(matches!(
+            error(dir.path(), &["config.json", "not valid JSON"]),
+            CheckpointError::Json(JsonError::Syntax { .. })
+        ));
+    }
+}
+
+#[test]
+fn a_file_cut_off_anywhere_is_an_error() {
+    let weights = one_tensor();
+    for len in 0..weights.len() {
+        let dir = checkpoint(&weights[..len]);
+        assert!(matches!(
+            error(
+                dir.path(),
+                &["model.safetensors", "not a whole safetensors file"]
+            ),
+            CheckpointError::Header { .. }
+        ));
+    }
+    let mut longer = weights;
+    longer.push(0);
+    error(
+        checkpoint(&longer).path(),
+        &["expected 24 bytes", "found 25"],
+    );
+}
+
+#[test]
+fn a_header_length_beyond_the_file_is_an_error_before_it_is_memory() {
+    for length in [1 << 63, u64::MAX, u64::MAX - 7, 1 << 40, 1000] {
+        let mut weights = one_tensor();
+        weights[..8].copy_from_slice(&u64::to_le_bytes(length));
+        error(checkpoint(&weights).path(), &[&length.to_string()]);
+    }
+}
+
+#[test]
+fn headers_that_contradict_themselves_are_errors() {
+    let max = usize::MAX;
+    let cases = [
+        "".to_string(),
+        "[]".into(),
+        "{".into(),
+        "\u{7f}".into(),
+        r#"{"a": 1}"#.into(),
+        r#"{"a": {"dtype": "F32", "shape": [2]}}"#.into(),
+        // A type that the format does not have.
+        r#"{"a": {"dtype": "F33", "shape": [2], "data_offsets": [0, 8]}}"#.into(),
+        // Shape and length disagree.
+        r#"{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}"#.into(),
+        r#"{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}"#.into(),
+        // Backwards, a gap in front, beyond the end, a gap behind.
+        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}"#.into(),
+        r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#.into(),
+        r#"{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}"#.into(),
+        r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}"#.into(),
+        // Two tensors in the same place, and one over the other.
+        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#.into(),
+        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#.into(),
+        // Products and offsets that overflow.
+        format!(r#"{{"a": {{"dtype": "F32", "shape": [{max}, {max}], "data_offsets": [0, 8]}}}}"#),
+        format!(r#"{{"a": {{"dtype": "F32", "shape": [{max}], "data_offsets": [0, 8]}}}}"#),
+        format!(r#"{{"a": {{"dtype": "F32", "shape": [2], "data_offsets": [{max}, 8]}}}}"#),
+        format!(r#"{{"a": {{"dtype": "U8", "shape": [{max}], "data_offsets": [0, {max}]}}}}"#),
+        r#"{"a": {"dtype": "F32", "shape": [99999999999999999999999], "data_offsets": [0, 8]}}"#.into(),
+        "[".repeat(100_000),
+    ];
+    for header in cases {
+        let dir = checkpoint(&with_header(&header, &[0; 8]));
+        let head: String = header.chars().take(200).collect();
+        match Checkpoint::open(dir.path()) {
+            Err(CheckpointError::Header { .. }) => {}
+            other => panic!("{head}: {other:?}"),
+        }
+    }
+    // The same bytes with a header that is right open.
+    let header = r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#;
+    assert!(Checkpoint::open(checkpoint(&with_header(header, &[0; 8])).path()).is_ok());
+}
+
+/// A folder with two shards that hold `a` and `b`, and an index.
+fn sharded(index: &str) -> tempfile::TempDir {
+    let shard = |name| safetensors(&[(name, Dtype::F32, &[1], f32_bytes(&[1.0]))]);
+    folder(&[
+        ("config.json", b"{}"),
+        ("1.safetensors", &shard("a")),
+        ("2.safetensors", &shard("b")),
+        ("model.safetensors.index.json", index.as_bytes()),
+    ])
+}
+
+#[test]
+fn an_index_of_the_right_form_opens() {
+    let dir = sharded(r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
+}
+
+#[test]
+fn a_shard_that_is_not_there_is_named_with_a_tensor_it_should_hold() {
+    let dir = sharded(r#"{"weight_map": {"a": "1.safetensors", "b": "3.safetensors"}}"#);
+    let parts = ["index.json", "weight_map.b", "3.safetensors"];
+    assert!(matches!(
+        error(dir.path(), &parts),
+        CheckpointError::MissingShard { .. }
+    ));
+}
+
+#[test]
+fn an_index_that_leads_out_of_the_folder_is_refused_before_the_file_is_opened() {
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().join("b.safetensors");
+    let weights = safetensors(&[("b", Dtype::F32, &[1], f32_bytes(&[1.0]))]);
+    fs::write(&target, weights).unwrap();
+    let name = outside.path().file_name().unwrap().to_str().unwrap();
+    for shard in [
+        target.to_str().unwrap().to_string(),
+        format!("../{name}/b.safetensors"),
+        format!("./../{name}/b.safetensors"),
+        format!("x/../../{name}/b.safetensors"),
+        r"..\\b.safetensors".into(),
+        "..".into(),
+        "".into(),
+    ] {
+        let dir = sharded(&format!(
+            r#"{{"weight_map": {{"a": "1.safetensors", "b": "{shard}"}}}}"#
+        ));
+        let parts = ["weight_map.b", "the name of a file inside the folder"];
+        assert!(matches!(
+            error(dir.path(), &parts),
+            CheckpointError::Index { .. }
+        ));
+    }
+}
+
+#[test]
+fn an_index_of_another_form_is_an_error() {
+    for (index, parts) in [
+        ("", &["not valid JSON"][..]),
+        ("[]", &["weight_map", "found nothing"]),
+        ("{}", &["weight_map", "found nothing"]),
+        (r#"{"weight_map": {}}"#, &["weight_map", "an object of 0"]),
+        (r#"{"weight_map": "1.safetensors"}"#, &["weight_map"]),
+        (r#"{"weight_map": {"a": 1}}"#, &["weight_map.a", "found 1"]),
+        // The tensor is in the other shard, or in none.
+        (
+            r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#,
+            &["weight_map.a", "none of that name"],
+        ),
+        (
+            r#"{"weight_map": {"a": "1.safetensors", "c": "2.safetensors"}}"#,
+            &["weight_map.c", "none of that name"],
+        ),
+    ] {
+        error(sharded(index).path(), parts);
+    }
+}
+
+#[test]
+fn a_tensor_in_two_shards_is_an_error_that_names_both() {
+    let dir = sharded(r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#);
+    let path = dir.path().join("2.safetensors");
+    let one = || f32_bytes(&[1.0]);
+    let both = [
+        ("a", Dtype::F32, &[1][..], one()),
+        ("b", Dtype::F32, &[1], one()),
+    ];
+    fs::write(path, safetensors(&both)).unwrap();
+    error(
+        dir.path(),
+        &["tensor \"a\"", "1.safetensors", "2.safetensors"],
+    );
+}
+
+#[test]
+fn a_checkpoint_in_memory_opens_by_the_same_rules() {
+    let open = |config: &[u8], weights: Vec<u8>| {
+        let checkpoint = Checkpoint::from_bytes("embedded", config, weights);
+        checkpoint.map_err(|error| error.to_string())
+    };
+    let checkpoint = open(b"{}", one_tensor()).unwrap();
+    assert!(checkpoint.contains("a"));
+    assert_eq!(checkpoint.dir(), None);
+    assert!(
+        open(b"", one_tensor())
+            .unwrap_err()
+            .starts_with("embedded/config.json: not valid JSON")
+    );
+    assert!(
+        open(b"{}", vec![1, 2, 3])
+            .unwrap_err()
+            .starts_with("embedded/model.safetensors: not a whole")
+    );
+}

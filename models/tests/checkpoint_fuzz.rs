@@ -1,0 +1,86 @@
+//! Files that nobody thought of: opening and reading them ends in an answer or an error.
+
+mod checkpoint_support;
+
+use burn::tensor::{Device, FloatDType};
+use checkpoint_support::{f16_bytes, f32_bytes, safetensors, with_header};
+use proptest::prelude::*;
+use safetensors::Dtype;
+use sparq_models::{
+    checkpoint::Checkpoint,
+    config::{Architecture, LlamaConfig},
+};
+
+/// Opens the bytes and reads every tensor that the header names, in whatever shape it says.
+fn open_and_read(weights: Vec<u8>) -> Option<usize> {
+    let checkpoint = Checkpoint::from_bytes("fuzz", b"{}", weights).ok()?;
+    let mut read = 0;
+    for name in checkpoint.names() {
+        let shape = checkpoint.entry(name).unwrap().shape;
+        let device = Device::default();
+        if let &[rows, columns] = shape {
+            let tensor = checkpoint.tensor(name, [rows, columns], FloatDType::F32, &device);
+            read += usize::from(tensor.is_ok_and(|tensor| tensor.dims() == [rows, columns]));
+        }
+    }
+    Some(read)
+}
+
+fn good() -> Vec<u8> {
+    safetensors(&[
+        ("a", Dtype::F32, &[2, 3], f32_bytes(&[0.5; 6])),
+        ("b", Dtype::F16, &[1, 4], f16_bytes(&[0.5; 4])),
+    ])
+}
+
+#[test]
+fn the_untouched_file_reads() {
+    assert_eq!(open_and_read(good()), Some(2));
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        open_and_read(bytes);
+    }
+
+    #[test]
+    fn changed_bytes_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+        let mut bytes = good();
+        for (index, byte) in changes {
+            let at = index.index(bytes.len());
+            bytes[at] = byte;
+        }
+        open_and_read(bytes);
+    }
+
+    #[test]
+    fn headers_with_any_numbers_never_panic(
+        shape in prop::collection::vec(prop_oneof![0..4usize, any::<usize>()], 0..4),
+        begin in prop_oneof![0..40usize, any::<usize>()],
+        end in prop_oneof![0..40usize, any::<usize>()],
+        dtype in prop::sample::select(vec!["F32", "F16", "BF16", "F64", "U8", "F4"]),
+        length in 0..40usize,
+    ) {
+        let header = format!(r#"{{"a": {{"dtype": "{dtype}", "shape": {shape:?}, "data_offsets": [{begin}, {end}]}}}}"#);
+        open_and_read(with_header(&header, &vec![0; length]));
+    }
+
+    #[test]
+    fn configurations_with_any_numbers_never_panic(
+        sizes in prop::collection::vec(prop_oneof![0..9u64, any::<u64>()], 8),
+        theta in any::<f64>(),
+        act in prop::sample::select(vec!["silu", "gelu", "x", ""]),
+    ) {
+        let keys = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"];
+        let mut config: serde_json::Map<_, _> = keys.iter().zip(sizes).map(|(key, size)| (key.to_string(), size.into())).collect();
+        config.insert("rope_theta".into(), theta.into());
+        config.insert("hidden_act".into(), act.into());
+        let config = config.into();
+        if let Ok(config) = LlamaConfig::from_json(&config, "config.json".as_ref()) {
+            prop_assert!(config.num_attention_heads % config.num_key_value_heads == 0 && config.head_dim % 2 == 0);
+            prop_assert!(config.vocab_size.checked_mul(config.hidden_size).is_some());
+        }
+        prop_assert!(Architecture::detect(&config, "config.json".as_ref()).is_err());
+    }
+}

@@ -1,0 +1,112 @@
+//! The peak of memory while a model loads. Alone in its binary: the allocator counts what every test of a process allocates.
+
+mod checkpoint_support;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    fs::File,
+    io::{BufWriter, Write},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use burn::tensor::{Device, FloatDType};
+use sparq_models::checkpoint::{Checkpoint, Loader};
+
+/// Counts the bytes that are allocated now, and the most there ever were.
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: all memory comes from `System`, which keeps the contract; the counters touch none of it.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let now = NOW.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(now, Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// 24 MiB of F16 in tensors of 2 MiB and one of 8 MiB.
+const SHAPES: [[usize; 2]; 9] = [
+    [1024, 1024],
+    [1024, 1024],
+    [1024, 1024],
+    [4096, 1024],
+    [1024, 1024],
+    [1024, 1024],
+    [1024, 1024],
+    [1024, 1024],
+    [1024, 1024],
+];
+
+/// The buffers of a chunk, the entries of the header and the modules around the tensors.
+const SMALL_CHANGE: usize = 1 << 20;
+
+fn write_checkpoint() -> tempfile::TempDir {
+    let mut entries = Vec::new();
+    let mut end = 0;
+    for (at, [rows, columns]) in SHAPES.into_iter().enumerate() {
+        let begin = end;
+        end += rows * columns * 2;
+        entries.push(format!(
+            r#""{at}.weight": {{"dtype": "F16", "shape": [{rows}, {columns}], "data_offsets": [{begin}, {end}]}}"#
+        ));
+    }
+    let header = format!("{{{}}}", entries.join(","));
+    let dir = checkpoint_support::folder(&[("config.json", b"{}")]);
+    let file = File::create(dir.path().join("model.safetensors")).unwrap();
+    let mut file = BufWriter::new(file);
+    file.write_all(&(header.len() as u64).to_le_bytes())
+        .unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    for at in 0..end / 2 {
+        // Finite in every position: the exponent is never all ones.
+        file.write_all(&[at as u8, 0x30]).unwrap();
+    }
+    file.flush().unwrap();
+    dir
+}
+
+#[test]
+fn loading_peaks_at_the_weights_and_a_small_buffer() {
+    let dir = write_checkpoint();
+    let weights: usize = SHAPES.iter().map(|[rows, columns]| rows * columns).sum();
+    for (dtype, size) in [(FloatDType::F16, 2), (FloatDType::F32, 4)] {
+        let before = NOW.load(Relaxed);
+        PEAK.store(before, Relaxed);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let loader = Loader::new(&checkpoint, &Device::default(), dtype).unwrap();
+        let model: Vec<_> = SHAPES
+            .into_iter()
+            .enumerate()
+            .map(|(at, [rows, columns])| {
+                loader
+                    .linear(&at.to_string(), columns, rows, false)
+                    .unwrap()
+            })
+            .collect();
+        assert_eq!(loader.finish(), Vec::<&str>::new());
+        let peak = PEAK.load(Relaxed) - before;
+        let held = NOW.load(Relaxed) - before;
+        // The weights once, in the type asked for: less would mean that nothing was loaded.
+        assert!(held >= weights * size, "{held} of {}", weights * size);
+        // Not even the one tensor in its stored type that the check allows: it is converted in chunks.
+        assert!(
+            peak <= weights * size + SMALL_CHANGE,
+            "{dtype:?}: {peak} bytes at the peak for {} of weights",
+            weights * size
+        );
+        drop(model);
+    }
+}

@@ -1,0 +1,218 @@
+//! The modules that a loader builds.
+
+mod checkpoint_support;
+
+use burn::{
+    module::Module,
+    tensor::{Device, FloatDType, Int, Tensor},
+};
+use checkpoint_support::{f32_bytes, fixture, safetensors};
+use safetensors::Dtype;
+use sparq_models::checkpoint::{Checkpoint, CheckpointError, Loader};
+
+/// A linear layer from 3 to 2 features, an embedding of 2 tokens and a norm of 3 features.
+fn checkpoint() -> Checkpoint {
+    let weights = safetensors(&[
+        (
+            "proj.weight",
+            Dtype::F32,
+            &[2, 3],
+            f32_bytes(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        ),
+        ("proj.bias", Dtype::F32, &[2], f32_bytes(&[10.0, 20.0])),
+        (
+            "embed.weight",
+            Dtype::F32,
+            &[2, 3],
+            f32_bytes(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        ),
+        (
+            "norm.weight",
+            Dtype::F32,
+            &[3],
+            f32_bytes(&[1.0, 2.0, -1.0]),
+        ),
+        (
+            "layers.0.rotary_emb.inv_freq",
+            Dtype::F32,
+            &[1],
+            f32_bytes(&[1.0]),
+        ),
+    ]);
+    Checkpoint::from_bytes("test", b"{}", weights).unwrap()
+}
+
+fn loader(checkpoint: &Checkpoint) -> Loader<'_> {
+    Loader::new(checkpoint, &Device::default(), FloatDType::F32).unwrap()
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().unwrap()
+}
+
+#[test]
+fn a_linear_layer_multiplies_by_the_transpose_and_adds_the_bias() {
+    let (checkpoint, device) = (checkpoint(), Device::default());
+    let x = || Tensor::<2>::from_floats([[1.0, 0.0, -1.0], [1.0, 1.0, 1.0]], &device);
+    let linear = loader(&checkpoint).linear("proj", 3, 2, true).unwrap();
+    assert_eq!(linear.weight.dims(), [3, 2]);
+    assert_eq!(values(linear.forward(x())), [8.0, 18.0, 16.0, 35.0]);
+    let linear = loader(&checkpoint).linear("proj", 3, 2, false).unwrap();
+    assert_eq!(values(linear.forward(x())), [-2.0, -2.0, 6.0, 15.0]);
+}
+
+#[test]
+fn a_linear_layer_survives_its_own_record() {
+    let (checkpoint, device) = (checkpoint(), Device::default());
+    let linear = loader(&checkpoint).linear("proj", 3, 2, true).unwrap();
+    let record = linear.clone().into_record();
+    let other = burn::nn::LinearConfig::new(3, 2)
+        .init(&device)
+        .load_record(record);
+    assert_eq!(values(other.weight.val()), values(linear.weight.val()));
+    assert_eq!(values(other.weight.val()), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+}
+
+#[test]
+fn an_embedding_gives_the_rows_and_a_norm_scales() {
+    let (checkpoint, device) = (checkpoint(), Device::default());
+    let embedding = loader(&checkpoint).embedding("embed.weight", 2, 3).unwrap();
+    let tokens = Tensor::<2, Int>::from_ints([[1, 0]], &device);
+    assert_eq!(
+        values(embedding.forward(tokens)),
+        [4.0, 5.0, 6.0, 1.0, 2.0, 3.0]
+    );
+    let norm = loader(&checkpoint).rms_norm("norm.weight", 3, 3.0).unwrap();
+    // The mean of the squares is 1, and with epsilon 4.
+    let x = Tensor::<2>::from_floats([[1.0, 1.0, -1.0]], &device);
+    assert_eq!(values(norm.forward(x)), [0.5, 1.0, 0.5]);
+}
+
+#[test]
+fn what_is_loaded_counts_as_parameters() {
+    let checkpoint = checkpoint();
+    let loader = loader(&checkpoint);
+    let linear = loader.linear("proj", 3, 2, true).unwrap();
+    let norm = loader.rms_norm("norm.weight", 3, 1e-6).unwrap();
+    let embedding = loader.embedding("embed.weight", 2, 3).unwrap();
+    assert_eq!(
+        [
+            linear.num_params(),
+            norm.num_params(),
+            embedding.num_params()
+        ],
+        [8, 3, 6]
+    );
+}
+
+#[test]
+fn a_large_linear_layer_of_any_shape_is_the_transpose_of_what_is_stored() {
+    // Wider than a chunk is long, taller than one, and with a last chunk of fewer rows than the others.
+    for (rows, columns) in [
+        (40, 3000),
+        (3000, 40),
+        (1, 50_000),
+        (50_000, 1),
+        (257, 1031),
+    ] {
+        let value = |row: usize, column: usize| ((row * 31 + column * 7) % 1999) as f32;
+        let stored: Vec<_> = (0..rows * columns)
+            .map(|at| value(at / columns, at % columns))
+            .collect();
+        let shape = [rows, columns];
+        let weights = [("w.weight", Dtype::F32, &shape[..], f32_bytes(&stored))];
+        let checkpoint = Checkpoint::from_bytes("test", b"{}", safetensors(&weights)).unwrap();
+        let linear = loader(&checkpoint).linear("w", columns, rows, false);
+        let weight = linear.unwrap().weight.val();
+        assert_eq!(weight.dims(), [columns, rows]);
+        let expected: Vec<_> = (0..rows * columns)
+            .map(|at| value(at % rows, at / rows))
+            .collect();
+        assert!(values(weight) == expected, "{rows} rows of {columns}");
+    }
+}
+
+#[test]
+fn a_weight_that_is_not_finite_is_located_where_the_file_has_it() {
+    let mut stored = vec![1.0; 100 * 3000];
+    stored[70 * 3000 + 5] = f32::NAN;
+    let weights = [("w.weight", Dtype::F32, &[100, 3000][..], f32_bytes(&stored))];
+    let checkpoint = Checkpoint::from_bytes("test", b"{}", safetensors(&weights)).unwrap();
+    let error = loader(&checkpoint).linear("w", 3000, 100, false);
+    assert!(matches!(
+        error.unwrap_err(),
+        CheckpointError::NonFinite { index, count: 1, .. } if index == [70, 5]
+    ));
+}
+
+#[cfg(feature = "autodiff")]
+#[test]
+fn what_is_loaded_is_trainable() {
+    let (checkpoint, device) = (checkpoint(), Device::default().autodiff());
+    let loader = Loader::new(&checkpoint, &device, FloatDType::F32).unwrap();
+    let linear = loader.linear("proj", 3, 2, true).unwrap();
+    let norm = loader.rms_norm("norm.weight", 3, 1e-6).unwrap();
+    let embedding = loader.embedding("embed.weight", 2, 3).unwrap();
+    let tokens = Tensor::<2, Int>::from_ints([[1, 0]], &device);
+    let y = linear.forward(norm.forward(embedding.forward(tokens)));
+    let gradients = y.powf_scalar(2.0).sum().backward();
+    for (name, gradient) in [
+        ("weight", linear.weight.val().grad(&gradients)),
+        ("embedding", embedding.weight.val().grad(&gradients)),
+    ] {
+        let gradient = gradient.unwrap_or_else(|| panic!("none for {name}"));
+        assert!(gradient.abs().max().into_scalar::<f32>() > 1e-3, "{name}");
+    }
+    let vectors = [linear.bias.unwrap().val(), norm.gamma.val()];
+    for vector in vectors {
+        let gradient = vector.grad(&gradients).unwrap();
+        assert!(gradient.abs().max().into_scalar::<f32>() > 1e-3);
+    }
+}
+
+#[test]
+fn a_loader_counts_its_bytes_and_names_what_is_left() {
+    let checkpoint = checkpoint();
+    let loader = loader(&checkpoint);
+    assert_eq!(loader.bytes_read(), 0);
+    loader.linear("proj", 3, 2, false).unwrap();
+    loader.rms_norm("norm.weight", 3, 1e-6).unwrap();
+    assert_eq!(loader.bytes_read(), 4 * (6 + 3));
+    // The table of rotary frequencies is no weight and not worth a warning.
+    assert_eq!(loader.finish(), ["embed.weight", "proj.bias"]);
+}
+
+#[test]
+fn a_loader_reads_a_whole_checkpoint() {
+    let checkpoint = Checkpoint::open(&fixture("llama3")).unwrap();
+    let loader = Loader::new(&checkpoint, &Device::default(), FloatDType::F16).unwrap();
+    let names: Vec<_> = checkpoint.names().collect();
+    for name in names {
+        match *checkpoint.entry(name).unwrap().shape {
+            [n] => drop(loader.tensor::<1>(name, [n]).unwrap()),
+            [m, n] => drop(loader.tensor::<2>(name, [m, n]).unwrap()),
+            ref other => panic!("{name}: {other:?}"),
+        }
+    }
+    assert_eq!(loader.bytes_read(), checkpoint.num_bytes());
+    assert_eq!(loader.finish(), Vec::<&str>::new());
+}
+
+#[test]
+fn errors_of_a_module_name_its_tensor() {
+    let checkpoint = checkpoint();
+    let loader = loader(&checkpoint);
+    assert!(matches!(
+        loader.linear("proj", 2, 3, false).unwrap_err(),
+        CheckpointError::Shape { tensor, expected, found, .. }
+            if tensor == "proj.weight" && expected == [3, 2] && found == [2, 3]
+    ));
+    assert!(matches!(
+        loader.linear("norm", 3, 1, true).unwrap_err(),
+        CheckpointError::Shape { tensor, .. } if tensor == "norm.weight"
+    ));
+    assert!(matches!(
+        loader.embedding("embed_tokens.weight", 2, 3).unwrap_err(),
+        CheckpointError::MissingTensor { tensor, .. } if tensor == "embed_tokens.weight"
+    ));
+}

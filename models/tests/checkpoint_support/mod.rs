@@ -1,0 +1,64 @@
+//! Checkpoints for tests, good and bad.
+#![allow(dead_code)]
+
+use std::{fs, path::PathBuf};
+
+use half::{bf16, f16};
+use safetensors::{Dtype, tensor::TensorView};
+use tempfile::TempDir;
+
+/// A folder of Hugging Face fixtures.
+pub fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/hf")).join(name)
+}
+
+/// The bytes of a safetensors file with these tensors.
+pub fn safetensors(tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) -> Vec<u8> {
+    let view = |(name, dtype, shape, bytes): &'_ (&str, Dtype, &[usize], Vec<u8>)| {
+        let bytes: &'static [u8] = bytes.clone().leak();
+        (
+            name.to_string(),
+            TensorView::new(*dtype, shape.to_vec(), bytes).unwrap(),
+        )
+    };
+    safetensors::serialize(tensors.iter().map(view), None).unwrap()
+}
+
+/// The bytes of a safetensors file with this header, whatever it says.
+pub fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+/// A folder with these files.
+pub fn folder(files: &[(&str, &[u8])]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    dir
+}
+
+/// A folder with an empty configuration and these weights.
+pub fn checkpoint(weights: &[u8]) -> TempDir {
+    folder(&[("config.json", b"{}"), ("model.safetensors", weights)])
+}
+
+pub fn f32_bytes(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
+}
+
+pub fn f16_bytes(values: &[f32]) -> Vec<u8> {
+    let halves = values.iter().map(|&value| f16::from_f32(value));
+    halves.flat_map(|half| half.to_le_bytes()).collect()
+}
+
+pub fn bf16_bytes(values: &[f32]) -> Vec<u8> {
+    let halves = values.iter().map(|&value| bf16::from_f32(value));
+    halves.flat_map(|half| half.to_le_bytes()).collect()
+}

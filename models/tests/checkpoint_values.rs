@@ -1,0 +1,284 @@
+//! What comes out of a checkpoint: the right values in the right type, or an error that names the weight.
+
+mod checkpoint_support;
+
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use checkpoint_support::{bf16_bytes, checkpoint, f16_bytes, f32_bytes, fixture, safetensors};
+use safetensors::{Dtype, SafeTensors};
+use sparq_models::checkpoint::{Checkpoint, CheckpointError};
+
+/// Exact in all three stored types.
+const VALUES: [f32; 6] = [0.0, -1.5, 0.25, 3.0, -0.0078125, 96.0];
+
+fn open(dtype: Dtype, shape: &[usize], bytes: Vec<u8>) -> Checkpoint {
+    let weights = safetensors(&[("layer.weight", dtype, shape, bytes)]);
+    Checkpoint::from_bytes("test", b"{}", weights).unwrap()
+}
+
+fn read(checkpoint: &Checkpoint, dtype: FloatDType) -> Result<Tensor<2>, CheckpointError> {
+    checkpoint.tensor("layer.weight", [2, 3], dtype, &Device::default())
+}
+
+#[test]
+fn every_stored_type_reads_as_every_type_of_the_device() {
+    for (stored, bytes) in [
+        (Dtype::F32, f32_bytes(&VALUES)),
+        (Dtype::F16, f16_bytes(&VALUES)),
+        (Dtype::BF16, bf16_bytes(&VALUES)),
+    ] {
+        let checkpoint = open(stored, &[2, 3], bytes);
+        for dtype in [
+            FloatDType::F64,
+            FloatDType::F32,
+            FloatDType::F16,
+            FloatDType::BF16,
+        ] {
+            let tensor = read(&checkpoint, dtype).unwrap();
+            assert_eq!(tensor.dtype(), DType::from(dtype));
+            assert_eq!(tensor.dims(), [2, 3]);
+            let values = tensor
+                .into_data()
+                .convert::<f32>()
+                .try_to_vec::<f32>()
+                .unwrap();
+            assert_eq!(values, VALUES, "{stored} as {dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn a_narrower_type_gets_the_nearest_value() {
+    // Between 1 and its next f16 (1 + 2^-10) and next bf16 (1 + 2^-7); ties go to the even one.
+    let step = |exponent: i32| 2f32.powi(exponent);
+    let stored = [
+        1.0 + step(-11),
+        1.0 + 0.75 * step(-10),
+        1.0 + step(-8),
+        1.0 + 0.75 * step(-7),
+        1e-9,
+        65_519.0,
+    ];
+    let checkpoint = open(Dtype::F32, &[2, 3], f32_bytes(&stored));
+    let values = |dtype| {
+        let data = read(&checkpoint, dtype).unwrap().into_data();
+        data.convert::<f32>().try_to_vec::<f32>().unwrap()
+    };
+    let f16 = [
+        1.0,
+        1.0 + step(-10),
+        1.0 + step(-8),
+        1.0 + 6.0 * step(-10),
+        0.0,
+        65_504.0,
+    ];
+    assert_eq!(values(FloatDType::F16), f16);
+    let bf16 = values(FloatDType::BF16);
+    assert_eq!(bf16[..4], [1.0, 1.0, 1.0, 1.0 + step(-7)]);
+    assert_eq!(bf16[5], 65_536.0);
+}
+
+#[test]
+fn a_tensor_longer_than_a_chunk_is_whole() {
+    let (rows, columns) = (1000, 257);
+    let value = |at: usize| (at % 2039) as f32 - 1000.0;
+    let values: Vec<_> = (0..rows * columns).map(value).collect();
+    for (stored, bytes) in [
+        (Dtype::F32, f32_bytes(&values)),
+        (Dtype::F16, f16_bytes(&values)),
+    ] {
+        let dir = checkpoint(&safetensors(&[
+            ("front", Dtype::F16, &[3], f16_bytes(&[1.0; 3])),
+            ("w", stored, &[rows, columns], bytes),
+        ]));
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let tensor = checkpoint.tensor("w", [rows, columns], FloatDType::F32, &Device::default());
+        assert_eq!(
+            tensor.unwrap().into_data().try_to_vec::<f32>().unwrap(),
+            values
+        );
+    }
+}
+
+#[test]
+fn every_tensor_of_the_shards_has_the_values_that_the_reference_reader_sees() {
+    let checkpoint = Checkpoint::open(&fixture("llama2")).unwrap();
+    let names: Vec<_> = checkpoint.names().map(String::from).collect();
+    let mut compared = 0;
+    for name in names {
+        let entry = checkpoint.entry(&name).unwrap();
+        let (file, shape) = (std::fs::read(entry.file).unwrap(), entry.shape.to_vec());
+        let reference = SafeTensors::deserialize(&file).unwrap();
+        let device = Device::default();
+        let read = match shape[..] {
+            [n] => checkpoint
+                .tensor(&name, [n], FloatDType::F32, &device)
+                .map(Tensor::<1>::into_data),
+            [m, n] => checkpoint
+                .tensor(&name, [m, n], FloatDType::F32, &device)
+                .map(Tensor::<2>::into_data),
+            _ => panic!("{name}: {shape:?}"),
+        };
+        let values = read.unwrap().try_to_vec::<f32>().unwrap();
+        assert_eq!(
+            f32_bytes(&values),
+            reference.tensor(&name).unwrap().data(),
+            "{name}"
+        );
+        compared += 1;
+    }
+    assert_eq!(compared, 30);
+    assert_eq!(checkpoint.unused().count(), 0);
+}
+
+#[test]
+fn a_wrong_shape_is_named_with_both_shapes() {
+    let checkpoint = open(Dtype::F32, &[3, 2], f32_bytes(&VALUES));
+    let error = read(&checkpoint, FloatDType::F32).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "test/model.safetensors: tensor \"layer.weight\": expected shape [2, 3], found [3, 2]"
+    );
+    // The same number of dimensions matters, not only of weights.
+    let checkpoint = open(Dtype::F32, &[6], f32_bytes(&VALUES));
+    assert!(matches!(
+        read(&checkpoint, FloatDType::F32),
+        Err(CheckpointError::Shape { .. })
+    ));
+}
+
+#[test]
+fn a_tensor_that_is_not_there_is_named() {
+    let checkpoint = open(Dtype::F32, &[2, 3], f32_bytes(&VALUES));
+    let device = Device::default();
+    let tensor = checkpoint.tensor("layer.bias", [2], FloatDType::F32, &device);
+    assert_eq!(
+        tensor.unwrap_err().to_string(),
+        "test/model.safetensors: tensor \"layer.bias\": expected shape [2], found no tensor of that name"
+    );
+}
+
+#[test]
+fn a_type_that_is_not_read_is_named() {
+    let checkpoint = open(Dtype::I8, &[2, 3], vec![0; 6]);
+    let error = read(&checkpoint, FloatDType::F32).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "test/model.safetensors: tensor \"layer.weight\": expected type F32, F16 or BF16, found I8"
+    );
+}
+
+#[test]
+fn weights_that_are_not_finite_are_counted_and_the_first_is_located() {
+    let mut values = VALUES;
+    values[4] = f32::NAN;
+    values[5] = f32::NEG_INFINITY;
+    for (stored, bytes) in [
+        (Dtype::F32, f32_bytes(&values)),
+        (Dtype::F16, f16_bytes(&values)),
+        (Dtype::BF16, bf16_bytes(&values)),
+    ] {
+        for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+            let error = read(&open(stored, &[2, 3], bytes.clone()), dtype).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "test/model.safetensors: tensor \"layer.weight\": expected finite weights, found 2 of 6 that are not, the first NaN at [1, 1]"
+            );
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_found_beyond_the_first_chunk() {
+    let mut values = vec![0.5; 300_000];
+    for at in [70_001, 70_002, 299_999] {
+        values[at] = f32::INFINITY;
+    }
+    let checkpoint = open(Dtype::F32, &[300, 1000], f32_bytes(&values));
+    let device = Device::default();
+    let tensor = checkpoint.tensor("layer.weight", [300, 1000], FloatDType::F32, &device);
+    match tensor.unwrap_err() {
+        CheckpointError::NonFinite {
+            index,
+            count,
+            total,
+            value,
+            ..
+        } => assert_eq!(
+            (index, count, total, value),
+            (vec![70, 1], 3, 300_000, f32::INFINITY)
+        ),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn weights_beyond_the_range_of_the_type_are_told_from_infinite_ones() {
+    let mut values = VALUES;
+    values[2] = -1e6;
+    let checkpoint = open(Dtype::BF16, &[2, 3], bf16_bytes(&values));
+    assert!(read(&checkpoint, FloatDType::F32).is_ok());
+    assert!(read(&checkpoint, FloatDType::BF16).is_ok());
+    match read(&checkpoint, FloatDType::F16).unwrap_err() {
+        CheckpointError::OutOfRange {
+            index,
+            count,
+            dtype,
+            value,
+            ..
+        } => {
+            assert_eq!((index, count, dtype), (vec![0, 2], 1, FloatDType::F16));
+            assert!((value + 1e6).abs() < 1e4);
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn what_nobody_reads_is_listed() {
+    let one = || f32_bytes(&[1.0]);
+    let weights = safetensors(&[
+        ("a", Dtype::F32, &[1], one()),
+        ("b", Dtype::F32, &[1], one()),
+        ("c", Dtype::F32, &[1], one()),
+    ]);
+    let checkpoint = Checkpoint::from_bytes("test", b"{}", weights).unwrap();
+    assert_eq!(checkpoint.unused().collect::<Vec<_>>(), ["a", "b", "c"]);
+    let device = Device::default();
+    let _: Tensor<1> = checkpoint
+        .tensor("b", [1], FloatDType::F32, &device)
+        .unwrap();
+    checkpoint.ignore("c");
+    assert_eq!(checkpoint.unused().collect::<Vec<_>>(), ["a"]);
+}
+
+#[test]
+fn a_file_that_is_cut_off_while_it_is_open_is_an_error() {
+    let dir = checkpoint(&safetensors(&[(
+        "layer.weight",
+        Dtype::F32,
+        &[2, 3],
+        f32_bytes(&VALUES),
+    )]));
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let file = std::fs::File::options()
+        .write(true)
+        .open(dir.path().join("model.safetensors"));
+    file.unwrap().set_len(100).unwrap();
+    assert!(matches!(
+        read(&checkpoint, FloatDType::F32),
+        Err(CheckpointError::Read { .. })
+    ));
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn a_type_that_the_device_does_not_compute_in_is_named() {
+    #[allow(deprecated)] // the backend is
+    let device = Device::ndarray();
+    let checkpoint = open(Dtype::F16, &[2, 3], f16_bytes(&VALUES));
+    let tensor = |dtype| checkpoint.tensor::<2>("layer.weight", [2, 3], dtype, &device);
+    assert!(tensor(FloatDType::F32).is_ok());
+    let error = tensor(FloatDType::F16).unwrap_err();
+    assert!(matches!(error, CheckpointError::DeviceType { .. }));
+    assert!(error.to_string().contains("F16"), "{error}");
+}

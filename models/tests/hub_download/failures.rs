@@ -1,0 +1,151 @@
+//! Downloads that end early, servers that say what they should not, and hubs that are not there.
+
+use std::fs;
+
+use sparq_models::hub::{HubError, HubOptions, fetch};
+
+use crate::{
+    SHARDS, assert_whole, offline, options,
+    server::{Fault, Hub, etag},
+    sharded, unused_endpoint,
+};
+
+#[test]
+fn an_interrupted_download_is_not_taken_for_a_model_and_goes_on_where_it_stopped() {
+    let (hub, cache) = sharded();
+    let options = options(&hub, &cache);
+    hub.state()
+        .faults
+        .push((SHARDS[1].into(), Fault::Break(1000)));
+    let error = fetch("org/tiny", None, &options).unwrap_err();
+    assert!(matches!(error, HubError::Request { .. }), "{error}");
+    assert!(error.to_string().contains(SHARDS[1]), "{error}");
+    assert!(fetch("org/tiny", None, &offline(&options)).is_err());
+    assert!(fetch("org/tiny@c0ffee", None, &offline(&options)).is_err());
+    hub.take_requests();
+
+    let dir = fetch("org/tiny", None, &options).unwrap();
+    assert_whole(&dir, &hub, SHARDS[1]);
+    let requests = hub.take_requests();
+    let ranges = requests
+        .iter()
+        .filter(|request| request.path.ends_with(SHARDS[1]));
+    let ranges: Vec<_> = ranges.map(|request| request.range.as_deref()).collect();
+    assert_eq!(ranges, [Some("bytes=0-0"), Some("bytes=1000-")]);
+    // What was there already was not asked for.
+    assert!(
+        !requests
+            .iter()
+            .any(|request| request.path.ends_with(SHARDS[0]))
+    );
+}
+
+#[test]
+fn a_broken_connection_is_tried_again() {
+    let (hub, cache) = sharded();
+    let mut options = options(&hub, &cache);
+    options.retries = 2;
+    for count in [10, 20] {
+        let fault = (SHARDS[0].into(), Fault::Break(count));
+        hub.state().faults.push(fault);
+    }
+    let dir = fetch("org/tiny", None, &options).unwrap();
+    assert_whole(&dir, &hub, SHARDS[0]);
+    assert!(hub.state().faults.is_empty());
+}
+
+#[test]
+fn a_part_that_is_already_whole_does_not_stand_in_the_way() {
+    let (hub, cache) = sharded();
+    let blobs = cache.path().join("models--org--tiny/blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let content = hub.state().files[SHARDS[0]].clone();
+    fs::write(blobs.join(etag(&content) + ".part"), &content).unwrap();
+    // And one that is longer than the file.
+    let content = hub.state().files[SHARDS[1]].clone();
+    fs::write(blobs.join(etag(&content) + ".part"), [7; 10_000]).unwrap();
+    let dir = fetch("org/tiny", None, &options(&hub, &cache)).unwrap();
+    assert_whole(&dir, &hub, SHARDS[0]);
+    assert_whole(&dir, &hub, SHARDS[1]);
+}
+
+#[test]
+fn an_answer_that_ends_early_without_saying_so_is_deleted() {
+    let (hub, cache) = sharded();
+    let options = options(&hub, &cache);
+    hub.state()
+        .faults
+        .push((SHARDS[0].into(), Fault::EndEarly(100)));
+    match fetch("org/tiny", None, &options).unwrap_err() {
+        HubError::Incomplete { file, found, .. } => {
+            assert_eq!((&*file, found), (SHARDS[0], 100));
+        }
+        other => panic!("{other}"),
+    }
+    assert!(fetch("org/tiny", None, &offline(&options)).is_err());
+    let dir = fetch("org/tiny", None, &options).unwrap();
+    assert_whole(&dir, &hub, SHARDS[0]);
+}
+
+#[test]
+fn a_server_that_starts_over_where_it_should_go_on_is_found_out() {
+    let (hub, cache) = sharded();
+    let options = options(&hub, &cache);
+    for fault in [Fault::Break(100), Fault::IgnoreRange] {
+        hub.state().faults.push((SHARDS[0].into(), fault));
+    }
+    assert!(matches!(
+        fetch("org/tiny", None, &options).unwrap_err(),
+        HubError::Request { .. }
+    ));
+    assert!(matches!(
+        fetch("org/tiny", None, &options).unwrap_err(),
+        HubError::Incomplete { .. }
+    ));
+    let dir = fetch("org/tiny", None, &options).unwrap();
+    assert_whole(&dir, &hub, SHARDS[0]);
+}
+
+#[test]
+fn a_repository_without_safetensors_is_named_with_what_it_has() {
+    let hub = Hub::start(&[("config.json", b"{}"), ("pytorch_model.bin", b"x")]);
+    let cache = tempfile::tempdir().unwrap();
+    let error = fetch("org/tiny", None, &options(&hub, &cache)).unwrap_err();
+    assert!(matches!(error, HubError::NoWeights { .. }));
+    assert!(error.to_string().contains("pytorch_model.bin"), "{error}");
+}
+
+#[test]
+fn what_the_hub_says_leads_nowhere_out_of_the_cache() {
+    let outside = tempfile::tempdir().unwrap();
+    let cache_dir = outside.path().join("a/b/c/d/cache");
+    let index = br#"{"weight_map": {"a": "../../../../../../stolen.safetensors"}}"#;
+    let hub = Hub::start(&[
+        ("config.json", b"{}"),
+        ("model.safetensors.index.json", index),
+        ("../../../../../../stolen.safetensors", b"x"),
+    ]);
+    let mut options = HubOptions::new(&cache_dir);
+    options.endpoint = hub.endpoint();
+    let error = fetch("org/tiny", None, &options).unwrap_err();
+    assert!(matches!(error, HubError::Index(_)), "{error}");
+    hub.state().sha = "../../../../../stolen".into();
+    let error = fetch("org/tiny", None, &options).unwrap_err();
+    assert!(matches!(error, HubError::Answer { .. }), "{error}");
+    let names = fs::read_dir(outside.path()).unwrap();
+    let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["a"]);
+}
+
+#[test]
+fn a_hub_that_cannot_be_reached_is_named() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut options = HubOptions::new(cache.path());
+    options.endpoint = unused_endpoint();
+    options.retries = 0;
+    let error = fetch("org/tiny", None, &options).unwrap_err();
+    assert!(matches!(error, HubError::Request { .. }));
+    assert!(error.to_string().contains(&options.endpoint), "{error}");
+    options.endpoint = "no address".into();
+    assert!(fetch("org/tiny", None, &options).is_err());
+}

@@ -1,0 +1,261 @@
+//! Models from a hub that a local server plays.
+#![cfg(feature = "hub")]
+
+mod failures;
+mod server;
+
+use std::{fs, net::TcpListener, path::Path};
+
+use server::{Hub, Request};
+use sparq_models::{
+    checkpoint::Checkpoint,
+    hub::{HubError, HubOptions, fetch, resolve_model, resolve_model_with},
+};
+use tempfile::TempDir;
+
+const SHARDS: [&str; 2] = [
+    "model-00001-of-00002.safetensors",
+    "model-00002-of-00002.safetensors",
+];
+
+/// A safetensors file with one tensor of `len` bytes.
+fn weights(name: &str, len: usize) -> Vec<u8> {
+    let header =
+        format!(r#"{{"{name}": {{"dtype": "U8", "shape": [{len}], "data_offsets": [0, {len}]}}}}"#);
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend((0..len).map(|at| at as u8));
+    bytes
+}
+
+/// A hub with a sharded model among files that nobody needs, and an empty cache.
+fn sharded() -> (Hub, TempDir) {
+    let index = format!(
+        r#"{{"weight_map": {{"a": "{}", "b": "{}"}}}}"#,
+        SHARDS[0], SHARDS[1]
+    );
+    let hub = Hub::start(&[
+        ("config.json", br#"{"model_type": "llama"}"#),
+        ("tokenizer.json", b"{\"version\": 1}"),
+        ("generation_config.json", b"{}"),
+        ("model.safetensors.index.json", index.as_bytes()),
+        (SHARDS[0], &weights("a", 5000)),
+        (SHARDS[1], &weights("b", 3000)),
+        ("README.md", b"# tiny"),
+        ("pytorch_model.bin", b"x"),
+        ("onnx/model.safetensors", b"x"),
+    ]);
+    (hub, tempfile::tempdir().unwrap())
+}
+
+fn options(hub: &Hub, cache: &TempDir) -> HubOptions {
+    let mut options = HubOptions::new(cache.path());
+    options.endpoint = hub.endpoint();
+    options.retries = 0;
+    options
+}
+
+fn offline(options: &HubOptions) -> HubOptions {
+    let mut options = options.clone();
+    options.offline = true;
+    options
+}
+
+/// The file `name` of the model is byte for byte what the hub has.
+#[track_caller]
+fn assert_whole(dir: &Path, hub: &Hub, name: &str) {
+    assert!(
+        fs::read(dir.join(name)).unwrap() == hub.state().files[name],
+        "{name}"
+    );
+}
+
+#[test]
+fn a_model_is_downloaded_from_one_commit_without_what_it_does_not_need() {
+    let (hub, cache) = sharded();
+    let dir = fetch("org/tiny", None, &options(&hub, &cache)).unwrap();
+    assert!(dir.starts_with(cache.path()));
+    for name in ["config.json", "tokenizer.json", "generation_config.json"]
+        .iter()
+        .chain(&SHARDS)
+    {
+        assert_whole(&dir, &hub, name);
+    }
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
+    let requests = hub.take_requests();
+    let asked = |part: &str| requests.iter().any(|request| request.path.contains(part));
+    assert!(!asked("README") && !asked("pytorch") && !asked("onnx"));
+    // Neither is there anything to ask for that the list does not have.
+    assert!(!asked("chat_template") && !asked("special_tokens_map"));
+    assert!(asked("/resolve/c0ffee/") && !asked("/resolve/main/"));
+    assert!(
+        requests
+            .iter()
+            .all(|request| request.authorization.is_none())
+    );
+}
+
+#[test]
+fn the_second_call_asks_nobody() {
+    let (hub, cache) = sharded();
+    let options = options(&hub, &cache);
+    let first = fetch("org/tiny", None, &options).unwrap();
+    assert!(!hub.take_requests().is_empty());
+    assert_eq!(fetch("org/tiny", None, &options).unwrap(), first);
+    assert_eq!(
+        resolve_model_with("org/tiny@main", &options).unwrap(),
+        first
+    );
+    assert_eq!(fetch("org/tiny", None, &offline(&options)).unwrap(), first);
+    // The commit by its own name is in the cache as well.
+    assert_eq!(fetch("org/tiny@c0ffee", None, &options).unwrap(), first);
+    assert_eq!(hub.take_requests().len(), 0);
+}
+
+#[test]
+fn a_revision_is_another_model_in_the_cache() {
+    let (hub, cache) = sharded();
+    let options = options(&hub, &cache);
+    let main = fetch("org/tiny", None, &options).unwrap();
+    {
+        let mut state = hub.state();
+        state.branch = "v2".into();
+        state.sha = "decaf".into();
+        state.files.insert("config.json".into(), b"{}".to_vec());
+    }
+    let v2 = fetch("org/tiny@v2", None, &options).unwrap();
+    assert_ne!(v2, main);
+    assert_whole(&v2, &hub, "config.json");
+    assert_eq!(fetch("org/tiny@main", Some("v2"), &options).unwrap(), v2);
+    assert_eq!(fetch("org/tiny", None, &options).unwrap(), main);
+    match fetch("org/tiny@v3", None, &options).unwrap_err() {
+        HubError::NotFound { id, .. } => assert_eq!(id.to_string(), "org/tiny@v3"),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn offline_an_empty_cache_says_what_is_missing_and_how_to_get_it() {
+    let (hub, cache) = sharded();
+    let options = offline(&options(&hub, &cache));
+    let error = fetch("org/tiny", None, &options).unwrap_err().to_string();
+    for part in [
+        "org/tiny",
+        "config.json, model.safetensors",
+        cache.path().to_str().unwrap(),
+        "HF_HUB_OFFLINE",
+        "run once without it",
+    ] {
+        assert!(error.contains(part), "{part:?} is not in {error:?}");
+    }
+    assert_eq!(hub.take_requests().len(), 0);
+}
+
+#[test]
+fn offline_the_shard_that_is_missing_is_named() {
+    let (hub, cache) = sharded();
+    let options = options(&hub, &cache);
+    let dir = fetch("org/tiny", None, &options).unwrap();
+    fs::remove_file(dir.join(SHARDS[1])).unwrap();
+    match fetch("org/tiny", None, &offline(&options)).unwrap_err() {
+        HubError::Offline { missing, .. } => assert_eq!(missing, SHARDS[1]),
+        other => panic!("{other}"),
+    }
+    hub.take_requests();
+    fetch("org/tiny", None, &options).unwrap();
+    assert_whole(&dir, &hub, SHARDS[1]);
+    // Only that one was brought again.
+    let requests = hub.take_requests();
+    let resolved = requests
+        .iter()
+        .filter(|request| request.path.contains("/resolve/"));
+    let mut again = resolved.map(|request| &request.path);
+    assert!(again.next().is_some() && again.all(|path| path.ends_with(SHARDS[1])));
+}
+
+#[test]
+fn a_model_that_the_hub_does_not_have_is_named() {
+    let (hub, cache) = sharded();
+    let error = fetch("org/other", None, &options(&hub, &cache)).unwrap_err();
+    assert!(matches!(error, HubError::NotFound { .. }));
+    let message = error.to_string();
+    assert!(
+        message.contains("org/other") && message.contains(&hub.endpoint()),
+        "{message}"
+    );
+    assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_token_opens_what_is_closed_without_it() {
+    let (hub, cache) = sharded();
+    hub.state().token = Some("hf_secret".into());
+    let mut options = options(&hub, &cache);
+    let refused = |options: &HubOptions| match fetch("org/tiny", None, options).unwrap_err() {
+        error @ HubError::Refused { status: 401, .. } => error.to_string(),
+        other => panic!("{other}"),
+    };
+    assert!(refused(&options).contains("set HF_TOKEN"));
+    options.token = Some("hf_wrong".into());
+    let message = refused(&options);
+    assert!(message.contains("has not been given access") && !message.contains("hf_wrong"));
+    hub.take_requests();
+    options.token = Some("hf_secret".into());
+    fetch("org/tiny", None, &options).unwrap();
+    let requests = hub.take_requests();
+    let sent = |request: &Request| request.authorization.as_deref() == Some("Bearer hf_secret");
+    assert!(!requests.is_empty() && requests.iter().all(sent));
+}
+
+#[test]
+fn a_repository_without_tokenizer_is_a_model_and_works_without_the_network() {
+    let hub = Hub::start(&[
+        ("config.json", b"{}"),
+        ("model.safetensors", &weights("a", 10)),
+    ]);
+    let cache = tempfile::tempdir().unwrap();
+    let mut options = options(&hub, &cache);
+    let dir = fetch("org/tiny", None, &options).unwrap();
+    assert_eq!(fetch("org/tiny", None, &offline(&options)).unwrap(), dir);
+    options.endpoint = unused_endpoint();
+    assert_eq!(fetch("org/tiny", None, &options).unwrap(), dir);
+}
+
+/// An address at which nobody listens.
+fn unused_endpoint() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+#[test]
+fn a_folder_goes_before_a_name_on_the_hub() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    assert_eq!(resolve_model(path).unwrap(), dir.path());
+}
+
+#[test]
+fn a_name_that_is_neither_says_why_for_both() {
+    let (hub, cache) = sharded();
+    let options = options(&hub, &cache);
+    let error = |spec: &str| {
+        let error = resolve_model_with(spec, &options).unwrap_err();
+        assert!(matches!(error, HubError::Unresolved { .. }));
+        error.to_string()
+    };
+    let message = error("org/other");
+    assert!(
+        message.contains("no such folder") && message.contains("404"),
+        "{message}"
+    );
+    let message = error("./models/llama");
+    assert!(
+        message.contains("no such folder") && message.contains("a name like org/name"),
+        "{message}"
+    );
+    let file = cache.path().join("file");
+    fs::write(&file, "").unwrap();
+    let message = error(file.to_str().unwrap());
+    assert!(message.contains("a file, not a folder"), "{message}");
+}

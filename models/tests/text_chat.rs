@@ -1,0 +1,406 @@
+//! Chat templates as checkpoints bring them. The expected texts are those of Python's jinja2 in the set-up of transformers.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use sparq_models::text::{ChatMessage, ChatTemplate, ChatTemplateError};
+
+const LLAMA_2: &str = "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}";
+
+const LLAMA_3: &str = "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
+
+/// What Llama 3.2 has without its parts for tools.
+const LLAMA_3_2: &str = r#"{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+{%- if not tools is defined %}
+    {%- set tools = none %}
+{%- endif %}
+
+{#- This block extracts the system message, so we can slot it into the right place. #}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+
+{#- System message #}
+{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
+{%- if tools is not none %}
+    {{- "Environment: ipython\n" }}
+{%- endif %}
+{{- "Cutting Knowledge Date: December 2023\n" }}
+{{- "Today Date: " + date_string + "\n\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}
+    {%- elif message.role == "tool" or message.role == "ipython" %}
+        {{- "<|start_header_id|>ipython<|end_header_id|>\n\n" }}
+        {%- if message.content is mapping or message.content is iterable %}
+            {{- message.content | tojson }}
+        {%- else %}
+            {{- message.content }}
+        {%- endif %}
+        {{- "<|eot_id|>" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}
+"#;
+
+const SMOLLM_2: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+const MISTRAL: &str = "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}";
+
+fn template(source: &str) -> ChatTemplate {
+    ChatTemplate::new(
+        source,
+        "test",
+        [("bos_token", "<s>"), ("eos_token", "</s>")],
+    )
+    .unwrap()
+}
+
+/// The text of a template for one empty message.
+fn render(source: &str) -> Result<String, ChatTemplateError> {
+    template(source).render(&[ChatMessage::user("")], false)
+}
+
+fn two_turns() -> Vec<ChatMessage> {
+    vec![
+        ChatMessage::user(" Hi there "),
+        ChatMessage::assistant("Hello."),
+        ChatMessage::user("1 < 2?"),
+    ]
+}
+
+fn with_system() -> Vec<ChatMessage> {
+    let mut messages = vec![ChatMessage::system("Be brief.")];
+    messages.extend(two_turns());
+    messages
+}
+
+#[test]
+fn llama_2_wraps_the_system_message_into_the_first_turn() {
+    assert_eq!(
+        template(LLAMA_2).render(&with_system(), true).unwrap(),
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n Hi there [/INST] Hello. </s><s>[INST] 1 < 2? [/INST]"
+    );
+    assert_eq!(
+        template(LLAMA_2).render(&two_turns(), true).unwrap(),
+        "<s>[INST] Hi there [/INST] Hello. </s><s>[INST] 1 < 2? [/INST]"
+    );
+}
+
+#[test]
+fn llama_3_trims_what_is_said() {
+    assert_eq!(
+        template(LLAMA_3).render(&with_system(), true).unwrap(),
+        "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>\
+         <|start_header_id|>user<|end_header_id|>\n\nHi there<|eot_id|>\
+         <|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>\
+         <|start_header_id|>user<|end_header_id|>\n\n1 < 2?<|eot_id|>\
+         <|start_header_id|>assistant<|end_header_id|>\n\n"
+    );
+    assert_eq!(
+        template(LLAMA_3)
+            .render(&[ChatMessage::user("a")], false)
+            .unwrap(),
+        "<s><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|>"
+    );
+}
+
+#[test]
+fn llama_3_2_says_what_day_it_is() {
+    let template =
+        template(LLAMA_3_2).with_clock(|| UNIX_EPOCH + Duration::from_secs(1_733_356_800));
+    let mut messages = with_system();
+    messages.push(ChatMessage::new("tool", "\"5\" > '4' & so on"));
+    assert_eq!(
+        template.render(&messages, true).unwrap(),
+        "<s><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n\
+         Today Date: 05 Dec 2024\n\nBe brief.<|eot_id|>\
+         <|start_header_id|>user<|end_header_id|>\n\nHi there<|eot_id|>\
+         <|start_header_id|>assistant<|end_header_id|>\n\nHello.<|eot_id|>\
+         <|start_header_id|>user<|end_header_id|>\n\n1 < 2?<|eot_id|>\
+         <|start_header_id|>ipython<|end_header_id|>\n\n\"\\\"5\\\" > '4' & so on\"<|eot_id|>\
+         <|start_header_id|>assistant<|end_header_id|>\n\n"
+    );
+}
+
+#[test]
+fn chat_ml_has_a_system_message_of_its_own() {
+    assert_eq!(
+        template(SMOLLM_2)
+            .render(&[ChatMessage::user("a")], true)
+            .unwrap(),
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+         <|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    );
+    assert_eq!(
+        template(SMOLLM_2)
+            .render(
+                &[ChatMessage::system("Be brief."), ChatMessage::user("a")],
+                false
+            )
+            .unwrap(),
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
+    );
+}
+
+#[test]
+fn mistral_ends_only_answers() {
+    assert_eq!(
+        template(MISTRAL).render(&two_turns(), true).unwrap(),
+        "<s>[INST]  Hi there  [/INST]Hello.</s>[INST] 1 < 2? [/INST]"
+    );
+}
+
+#[test]
+fn a_conversation_that_the_template_refuses_is_an_error_with_its_words() {
+    for source in [LLAMA_2, MISTRAL] {
+        let error = template(source)
+            .render(&[ChatMessage::user("a"), ChatMessage::user("b")], true)
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "test: the template does not allow this conversation: \
+             Conversation roles must alternate user/assistant/user/assistant/..."
+        );
+    }
+    // The exception is found through a macro too.
+    let nested = "{% macro f() %}{{ raise_exception('no') }}{% endmacro %}{{ f() }}";
+    let error = render(nested).unwrap_err();
+    assert!(
+        matches!(&error, ChatTemplateError::Refused { message, .. } if message == "no"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_template_that_fails_is_an_error_with_its_line() {
+    let error = render("\n{{ messages[0].content.no_such_method() }}").unwrap_err();
+    assert!(
+        matches!(error, ChatTemplateError::Render { .. }) && error.to_string().contains("test:2"),
+        "{error}"
+    );
+    let error = ChatTemplate::new("{% if %}", "some.jinja", [("", ""); 0]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("some.jinja: cannot be compiled"),
+        "{error}"
+    );
+    let no_messages = template(LLAMA_2).render(&[], true).unwrap_err();
+    assert!(
+        matches!(no_messages, ChatTemplateError::Render { .. }),
+        "{no_messages}"
+    );
+}
+
+#[test]
+fn blocks_on_their_own_lines_leave_no_blank_lines() {
+    let source = "{% if true %}\n    {# a comment #}\n  {% set x = 1 %}\nx\n  {% endif %}\ny\n";
+    assert_eq!(render(source).unwrap(), "x\ny");
+}
+
+#[test]
+fn python_strings_have_their_methods() {
+    let source = "{{ ' a b '.strip().upper() }}|{{ 'a-b'.split('-')[-1] }}|{{ 'think</think>x'.startswith('think') }}|\
+                  {{ '\\n x'.lstrip('\\n') }}|{{ 'Ab'.lower().replace('b', 'c').title() }}|{{ messages[0].get('name', 'none') }}";
+    assert_eq!(render(source).unwrap(), "A B|b|True| x|Ac|none");
+}
+
+#[test]
+fn what_the_caller_did_not_give_is_none_and_prints_as_in_python() {
+    assert_eq!(
+        render("{{ tools }} {{ documents is none }} {{ pad_token is defined }}").unwrap(),
+        "None True False"
+    );
+}
+
+#[test]
+fn json_is_that_of_python() {
+    let source =
+        r#"{{ {"b": "<é'&>", "a": [1, 2.5, true, none]} | tojson }}|{{ "\\u003c\n" | tojson }}"#;
+    let json = render(source).unwrap();
+    let (map, string) = json.split_once('|').unwrap();
+    let parsed: serde_json::Value = serde_json::from_str(map).unwrap();
+    assert_eq!(
+        parsed,
+        serde_json::json!({"b": "<é'&>", "a": [1, 2.5, true, null]})
+    );
+    assert!(map.contains(r#""b": "<é'&>""#) && map.contains("[1, 2.5, true, null]"));
+    assert_eq!(string, r#""\\u003c\n""#);
+    assert_eq!(
+        render("{{ [1, {}] | tojson(indent=2) }}").unwrap(),
+        "[\n  1,\n  {}\n]"
+    );
+    assert_eq!(
+        render("{{ messages | tojson(ensure_ascii=False) }}").unwrap(),
+        r#"[{"role": "user", "content": ""}]"#
+    );
+    let error = render("{{ 1 | tojson(ensure_ascii=True) }}").unwrap_err();
+    assert!(error.to_string().contains("ensure_ascii"), "{error}");
+}
+
+#[test]
+fn blocks_that_mark_the_models_words_print_what_is_in_them() {
+    assert_eq!(
+        render("a\n{%- generation -%} b {%- endgeneration %}c{{ '{% raw' }}").unwrap(),
+        "abc{% raw"
+    );
+    assert_eq!(
+        render("{% generation %}\nb\n{% endgeneration %}\nc").unwrap(),
+        "b\nc"
+    );
+}
+
+#[test]
+fn an_unknown_date_format_is_an_error() {
+    let error = render("{{ strftime_now('%Q') }}").unwrap_err().to_string();
+    assert!(error.contains("found %Q in \"%Q\""), "{error}");
+}
+
+#[test]
+fn messages_are_read_from_json() {
+    let messages: Vec<ChatMessage> =
+        serde_json::from_str(r#"[{"role": "user", "content": "a"}]"#).unwrap();
+    assert_eq!(messages, [ChatMessage::user("a")]);
+}
+
+/// Writes files into a fresh folder.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    folder
+}
+
+/// The text of a folder's template called `name` for one empty message.
+fn rendered(folder: &Path, name: Option<&str>) -> Result<Option<String>, ChatTemplateError> {
+    ChatTemplate::from_folder(folder, name)?
+        .map(|template| template.render(&[ChatMessage::user("")], false))
+        .transpose()
+}
+
+#[test]
+fn a_base_model_has_no_template() {
+    let folder = folder(&[("tokenizer_config.json", r#"{"bos_token": "<s>"}"#)]);
+    assert!(rendered(folder.path(), None).unwrap().is_none());
+    let error = rendered(folder.path(), Some("rag"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with("expected the name \"rag\", found no chat template"),
+        "{error}"
+    );
+}
+
+#[test]
+fn special_tokens_are_strings_or_objects_or_in_the_map() {
+    let folder = folder(&[
+        (
+            "tokenizer_config.json",
+            r#"{"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>", "unk_token": null,
+                "chat_template": "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}"}"#,
+        ),
+        (
+            "special_tokens_map.json",
+            r#"{"bos_token": "other", "pad_token": "<pad>"}"#,
+        ),
+    ]);
+    assert_eq!(
+        rendered(folder.path(), None).unwrap().unwrap(),
+        "<s></s><pad>"
+    );
+}
+
+#[test]
+fn a_named_template_is_chosen_from_a_list() {
+    let folder = folder(&[(
+        "tokenizer_config.json",
+        r#"{"chat_template": [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]}"#,
+    )]);
+    assert_eq!(rendered(folder.path(), None).unwrap().unwrap(), "a");
+    assert_eq!(
+        rendered(folder.path(), Some("tool_use")).unwrap().unwrap(),
+        "b"
+    );
+    let error = rendered(folder.path(), Some("rag"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with("expected the name \"rag\", found default, tool_use"),
+        "{error}"
+    );
+}
+
+#[test]
+fn files_that_are_templates_come_before_the_configuration() {
+    let mut files = vec![(
+        "tokenizer_config.json",
+        r#"{"eos_token": "</s>", "chat_template": "config"}"#,
+    )];
+    let text = |files: &[_]| rendered(folder(files).path(), None).unwrap().unwrap();
+    assert_eq!(text(&files), "config");
+    files.push(("chat_template.json", r#"{"chat_template": "json"}"#));
+    assert_eq!(text(&files), "json");
+    files.push(("chat_template.jinja", "jinja{{ eos_token }}\n"));
+    assert_eq!(text(&files), "jinja</s>");
+    files.push(("additional_chat_templates/rag.jinja", "rag"));
+    assert_eq!(text(&files), "jinja</s>");
+    assert_eq!(
+        rendered(folder(&files).path(), Some("rag"))
+            .unwrap()
+            .unwrap(),
+        "rag"
+    );
+}
+
+#[test]
+fn errors_about_template_files_name_file_and_entry() {
+    let error = |files: &[_]| {
+        rendered(folder(files).path(), None)
+            .unwrap_err()
+            .to_string()
+    };
+    let wrong = error(&[("tokenizer_config.json", r#"{"chat_template": 5}"#)]);
+    assert!(
+        wrong.ends_with(
+            "tokenizer_config.json: \"chat_template\": expected a template or a list of objects with \"name\" and \"template\", found 5"
+        ),
+        "{wrong}"
+    );
+    let nameless = error(&[(
+        "tokenizer_config.json",
+        r#"{"chat_template": [{"template": "a"}]}"#,
+    )]);
+    assert!(nameless.ends_with("found an object of 1"), "{nameless}");
+    let syntax = error(&[("chat_template.jinja", "{% for %}")]);
+    assert!(
+        syntax.contains("chat_template.jinja: cannot be compiled"),
+        "{syntax}"
+    );
+    let broken = error(&[("tokenizer_config.json", "{")]);
+    assert!(
+        broken.contains("tokenizer_config.json: not valid JSON"),
+        "{broken}"
+    );
+}

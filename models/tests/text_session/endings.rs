@@ -1,0 +1,210 @@
+//! What breaks a generation off: cancellation, callbacks, models that fail and prompts that are refused.
+
+use sparq_models::text::CancelToken;
+
+use super::*;
+
+#[test]
+fn a_cancel_token_ends_decoding_between_tokens() {
+    let model = ScriptedLm::new(1, &bytes("abcdef"));
+    let cancel = CancelToken::new();
+    let options = GenerateOptions {
+        cancel: cancel.clone(),
+        ..GenerateOptions::default()
+    };
+    let mut session = session(&model);
+    let generated = generate(&mut session, &model, &bytes("?"), &options, &mut |event| {
+        if event == GenerateEvent::Text("b") {
+            cancel.cancel();
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(
+        (generated.text.as_str(), generated.finish),
+        ("ab", FinishReason::Cancelled)
+    );
+    assert_eq!(session.tokens(), bytes("?a"));
+
+    // What was read stays, and the conversation goes on from there.
+    cancel.reset();
+    model.take_calls();
+    let generated = generate(&mut session, &model, &bytes("?ab"), &options, &mut go_on).unwrap();
+    assert_eq!(model.take_calls()[0], Prefill(bytes("b")));
+    assert!(generated.text.starts_with("cdef"));
+}
+
+#[test]
+fn a_cancel_token_ends_reading_between_pieces_of_the_prompt() {
+    let model = ScriptedLm::new(6, &bytes("x"));
+    let cancel = CancelToken::new();
+    let options = GenerateOptions {
+        cancel: cancel.clone(),
+        prefill_chunk: 2,
+        ..GenerateOptions::default()
+    };
+    let mut session = session(&model);
+    let generated = generate(
+        &mut session,
+        &model,
+        &bytes("abcdef"),
+        &options,
+        &mut |event| {
+            if event == (GenerateEvent::Prefill { done: 4, total: 6 }) {
+                cancel.cancel();
+            }
+            ControlFlow::Continue(())
+        },
+    )
+    .unwrap();
+    assert_eq!(generated.finish, FinishReason::Cancelled);
+    assert_eq!((generated.prefill_tokens, generated.tokens.len()), (4, 0));
+    assert_eq!(session.tokens(), bytes("abcd"));
+}
+
+#[test]
+fn a_callback_that_breaks_hears_nothing_more() {
+    let model = ScriptedLm::new(2, &bytes("ab\u{e9}"));
+    for breaks_at in 0..5 {
+        let mut heard = 0;
+        let generated = generate(
+            &mut session(&model),
+            &model,
+            &bytes("??"),
+            &GenerateOptions::default(),
+            &mut |_| {
+                heard += 1;
+                match heard > breaks_at {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            },
+        )
+        .unwrap();
+        assert_eq!(generated.finish, FinishReason::Cancelled);
+        assert_eq!(heard, breaks_at + 1);
+        // Two events are the prompt's.
+        assert_eq!(generated.text, ["", "", "a", "ab", "abé"][breaks_at]);
+    }
+}
+
+#[test]
+fn a_callback_that_breaks_does_not_hear_what_was_held_back() {
+    let model = ScriptedLm::new(1, &[A_HASH, b'b'.into()]);
+    let mut heard = Vec::new();
+    let generated = generate(
+        &mut session(&model),
+        &model,
+        &bytes("?"),
+        &stop(&["##"]),
+        &mut |event| match event {
+            GenerateEvent::Text(text) => {
+                heard.push(text.to_owned());
+                ControlFlow::Break(())
+            }
+            GenerateEvent::Prefill { .. } => ControlFlow::Continue(()),
+        },
+    )
+    .unwrap();
+    assert_eq!(heard, ["a"]);
+    assert_eq!(
+        (generated.text.as_str(), generated.finish),
+        ("a#", FinishReason::Cancelled)
+    );
+}
+
+#[test]
+fn a_model_that_fails_leaves_the_session_as_it_was_before_the_step() {
+    let mut model = ScriptedLm::new(3, &bytes("abcdef"));
+    let options = GenerateOptions::default();
+    for (fails_at, left) in [(3, ""), (5, "???a")] {
+        model.fails_at = Some(fails_at);
+        let mut session = session(&model);
+        let error =
+            generate(&mut session, &model, &bytes("???"), &options, &mut go_on).unwrap_err();
+        assert!(matches!(error, GenerateError::Model(_)), "{error}");
+        assert_eq!(session.tokens(), bytes(left));
+
+        model.fails_at = None;
+        let options = GenerateOptions {
+            max_new_tokens: 3,
+            ..GenerateOptions::default()
+        };
+        let generated =
+            generate(&mut session, &model, &bytes("???"), &options, &mut go_on).unwrap();
+        assert_eq!(generated.text, "abc");
+    }
+}
+
+#[test]
+fn logits_that_are_nan_are_an_error() {
+    let mut model = ScriptedLm::new(1, &bytes("abc"));
+    model.nan_at = Some(2);
+    let error = generate(
+        &mut session(&model),
+        &model,
+        &bytes("?"),
+        &GenerateOptions::default(),
+        &mut go_on,
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "logits: expected numbers below infinity, found 1 NaN and 0 +inf of 300"
+    );
+}
+
+#[test]
+fn prompts_that_the_model_cannot_read_are_errors_with_both_numbers() {
+    let mut model = ScriptedLm::new(1, &[]);
+    model.context_len = 4;
+    let refused = |prompt: &[u32], options: &GenerateOptions| {
+        generate(&mut session(&model), &model, prompt, options, &mut go_on)
+            .unwrap_err()
+            .to_string()
+    };
+    let options = GenerateOptions::default();
+    assert_eq!(
+        refused(&[], &options),
+        "prompt: expected at least one token, found none"
+    );
+    assert_eq!(
+        refused(&[1; 5], &options),
+        "prompt: expected at most 4 tokens (the model's context), found 5"
+    );
+    assert_eq!(
+        refused(&[1, 300], &options),
+        "prompt: expected token ids below 300 (the model's vocabulary), found 300 at position 1; is the tokenizer that of the model?"
+    );
+    let no_chunk = GenerateOptions {
+        prefill_chunk: 0,
+        ..GenerateOptions::default()
+    };
+    assert_eq!(
+        refused(&[1], &no_chunk),
+        "prefill_chunk: expected at least 1, found 0"
+    );
+    let negative = GenerateOptions {
+        sampling: SamplingConfig {
+            temperature: -1.0,
+            ..SamplingConfig::default()
+        },
+        ..GenerateOptions::default()
+    };
+    assert!(refused(&[1], &negative).starts_with("temperature: expected"));
+    assert!(refused(&[1], &stop(&[""])).starts_with("stop: expected"));
+    assert!(
+        model.take_calls().is_empty(),
+        "nothing was read for a prompt that is refused"
+    );
+}
+
+#[test]
+fn a_refused_prompt_leaves_the_cache_alone() {
+    let model = ScriptedLm::new(2, &[END]);
+    let mut session = session(&model);
+    let options = GenerateOptions::default();
+    generate(&mut session, &model, &bytes("ab"), &options, &mut go_on).unwrap();
+    generate(&mut session, &model, &[], &options, &mut go_on).unwrap_err();
+    assert_eq!(session.tokens(), bytes("ab"));
+}

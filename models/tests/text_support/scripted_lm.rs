@@ -1,0 +1,154 @@
+//! A model whose answers are written down beforehand, and that records what it was asked.
+
+use std::sync::Mutex;
+
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
+use sparq::{KvCache, KvCacheConfig, Method, SparqError};
+use sparq_models::{CausalLm, ModelCache};
+
+/// A call of the model and the tokens that it read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    Prefill(Vec<u32>),
+    Decode(u32),
+}
+
+/// Behind a sequence of n tokens it is sure of the token that its script has at n.
+///
+/// Its cache has one layer, whose keys are the tokens: what is in the cache can be compared with what should be.
+pub struct ScriptedLm {
+    pub script: Vec<u32>,
+    pub context_len: usize,
+    /// A token that is nearly as probable as the script's.
+    pub second: Option<u32>,
+    /// The length of the sequence at which it fails, after it has written to the cache.
+    pub fails_at: Option<usize>,
+    /// The length of the sequence at which a logit is NaN.
+    pub nan_at: Option<usize>,
+    pub calls: Mutex<Vec<Call>>,
+}
+
+impl ScriptedLm {
+    pub const VOCAB: usize = 300;
+
+    /// Says `reply` behind a prompt of `prompt_len` tokens.
+    pub fn new(prompt_len: usize, reply: &[u32]) -> Self {
+        let mut script = vec![0; prompt_len];
+        script.extend_from_slice(reply);
+        Self {
+            script,
+            context_len: 1_000,
+            second: None,
+            fails_at: None,
+            nan_at: None,
+            calls: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The calls since the last time that this was asked.
+    pub fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    /// The tokens in a cache of this model.
+    pub fn tokens_in(cache: &ModelCache) -> Vec<u32> {
+        let layer = &cache.layers[0];
+        let keys: Vec<f32> = layer.tensors().k.clone().try_into_vec_as().unwrap();
+        let tokens = keys.iter().step_by(2).map(|&key| key as u32);
+        tokens.take(layer.len()).collect()
+    }
+
+    fn read(&self, tokens: Vec<u32>, cache: &mut ModelCache) -> Result<Tensor<3>, SparqError> {
+        let device = self.device();
+        let keys: Vec<f32> = tokens.iter().flat_map(|&id| [id as f32; 2]).collect();
+        let keys = Tensor::<4>::from_data(TensorData::new(keys, [1, 1, tokens.len(), 2]), &device);
+        let layer = &mut cache.layers[0];
+        layer.append(keys.clone(), keys)?;
+        let len = layer.len();
+        if self.fails_at == Some(len) {
+            return Err(SparqError::Value {
+                what: "scripted failure",
+                expected: "no failure".to_owned(),
+                found: len.to_string(),
+            });
+        }
+        let mut logits = vec![0.0f32; Self::VOCAB];
+        if let Some(second) = self.second {
+            logits[second as usize] = 0.75;
+        }
+        logits[self.script.get(len).copied().unwrap_or(0) as usize] = 1.0;
+        if self.nan_at == Some(len) {
+            logits[7] = f32::NAN;
+        }
+        let logits = TensorData::new(logits, [1, 1, Self::VOCAB]);
+        Ok(Tensor::from_data(logits, &device))
+    }
+}
+
+fn ids(tokens: Tensor<2, Int>) -> Vec<u32> {
+    let ids: Vec<i64> = tokens.try_into_vec_as().unwrap();
+    ids.into_iter()
+        .map(|id| u32::try_from(id).unwrap())
+        .collect()
+}
+
+impl CausalLm for ScriptedLm {
+    fn vocab_size(&self) -> usize {
+        Self::VOCAB
+    }
+
+    fn context_len(&self) -> usize {
+        self.context_len
+    }
+
+    fn device(&self) -> Device {
+        Device::default()
+    }
+
+    fn new_cache(
+        &self,
+        batch: usize,
+        capacity: usize,
+        dtype: FloatDType,
+        method: &Method,
+    ) -> Result<ModelCache, SparqError> {
+        let config = KvCacheConfig {
+            batch,
+            kv_heads: 1,
+            head_dim: 2,
+            capacity,
+            dtype,
+            sketch: method.sketch(),
+        };
+        Ok(ModelCache {
+            layers: vec![KvCache::new(&config, &self.device()).unwrap()],
+        })
+    }
+
+    fn prefill(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut ModelCache,
+        last: usize,
+    ) -> Result<Tensor<3>, SparqError> {
+        assert_eq!(last, 1);
+        let tokens = ids(tokens);
+        self.calls
+            .lock()
+            .unwrap()
+            .push(Call::Prefill(tokens.clone()));
+        self.read(tokens, cache)
+    }
+
+    fn decode(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut ModelCache,
+        _method: &Method,
+    ) -> Result<Tensor<3>, SparqError> {
+        let tokens = ids(tokens);
+        assert_eq!(tokens.len(), 1);
+        self.calls.lock().unwrap().push(Call::Decode(tokens[0]));
+        self.read(tokens, cache)
+    }
+}

@@ -1,0 +1,101 @@
+//! What the tests that cross crates share: the CPU devices of this build, fixtures, and comparisons.
+#![deny(missing_docs)]
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
+use safetensors::SafeTensors;
+use sparq_models::Llama;
+use sparq_models::checkpoint::Checkpoint;
+use sparq_models::config::LlamaConfig;
+
+/// Every CPU device of this build.
+pub fn devices() -> Vec<Device> {
+    vec![
+        #[cfg(feature = "flex")]
+        Device::flex(),
+        #[cfg(feature = "ndarray")]
+        #[allow(deprecated)]
+        Device::ndarray(),
+    ]
+}
+
+/// A path under this package's `fixtures`.
+pub fn fixture(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(path)
+}
+
+/// A model of the checkpoint in f32.
+pub fn load(checkpoint: &Checkpoint, device: &Device) -> Llama {
+    let config = LlamaConfig::from_checkpoint(checkpoint).unwrap();
+    Llama::load(checkpoint, &config, FloatDType::F32, device).unwrap()
+}
+
+/// The tensors of a safetensors file of expected results.
+pub struct Expected(Vec<u8>);
+
+impl Expected {
+    /// Reads `fixtures/{path}`.
+    pub fn read(path: &str) -> Self {
+        Self(std::fs::read(fixture(path)).unwrap())
+    }
+
+    fn tensor(&self, name: &str) -> (Vec<usize>, Vec<u8>) {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let view = file.tensor(name).unwrap();
+        (view.shape().to_vec(), view.data().to_vec())
+    }
+
+    /// A tensor of 64-bit integers and its shape.
+    pub fn ints(&self, name: &str) -> (Vec<usize>, Vec<i64>) {
+        let (shape, bytes) = self.tensor(name);
+        (
+            shape,
+            bytes
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
+                .collect(),
+        )
+    }
+
+    /// A tensor of 32-bit floats and its shape.
+    pub fn floats(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+        let (shape, bytes) = self.tensor(name);
+        (
+            shape,
+            bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect(),
+        )
+    }
+}
+
+/// Token ids as a tensor [batch, len].
+pub fn tokens(ids: &[i64], batch: usize, device: &Device) -> Tensor<2, Int> {
+    Tensor::from_data(
+        TensorData::new(ids.to_vec(), [batch, ids.len() / batch]),
+        device,
+    )
+}
+
+/// The largest absolute difference; NaN if there is one.
+pub fn max_difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |worst, d| if d.is_nan() { d } else { worst.max(d) })
+}
+
+/// The elements of a tensor, in order.
+pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec::<f32>().unwrap()
+}
+
+/// The index of the largest element.
+pub fn argmax(values: &[f32]) -> i64 {
+    (0..values.len())
+        .max_by(|&a, &b| values[a].total_cmp(&values[b]).then(b.cmp(&a)))
+        .unwrap() as i64
+}

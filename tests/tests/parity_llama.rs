@@ -1,0 +1,220 @@
+//! Logits of Llama equal those of Hugging Face transformers: at every position, through prefill and step by step, with left padding.
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use sparq::{Method, Sketch, SparqConfig};
+use sparq_models::checkpoint::Checkpoint;
+use sparq_models::{CausalLm, Llama, ModelCache, embedded};
+use sparq_tests::*;
+
+const CASES: [&str; 3] = ["llama2", "llama3", "llama_tied_head_dim"];
+const TOLERANCE: f32 = 2e-4;
+
+fn on_every_case(check: impl Fn(&str, &Device, &Llama, &Expected)) {
+    for device in devices() {
+        for case in CASES {
+            let checkpoint = Checkpoint::open(&fixture(&format!("hf/{case}"))).unwrap();
+            let model = load(&checkpoint, &device);
+            check(
+                case,
+                &device,
+                &model,
+                &Expected::read(&format!("hf/{case}/expected.safetensors")),
+            );
+        }
+    }
+}
+
+/// Dense attention, and SparQ where it must be dense: full rank, everything kept, or at most k positions.
+fn dense_methods(head_dim: usize) -> [Method; 3] {
+    [
+        Method::DENSE,
+        SparqConfig::new(head_dim, 1000).into(),
+        SparqConfig::new(2, 61).with_sketch(Sketch::Bits4).into(),
+    ]
+}
+
+fn head_dim(cache: &ModelCache) -> usize {
+    cache.layers[0].config().head_dim
+}
+
+#[test]
+fn prefill_equals_transformers_at_every_position() {
+    on_every_case(|case, device, model, expected| {
+        let (shape, ids) = expected.ints("input_ids");
+        let (_, logits) = expected.floats("logits");
+        let mut cache = model
+            .new_cache(shape[0], 16, FloatDType::F32, &Method::DENSE)
+            .unwrap();
+        let found = values(
+            model
+                .prefill(tokens(&ids, shape[0], device), &mut cache, shape[1])
+                .unwrap(),
+        );
+        let worst = max_difference(&found, &logits);
+        assert!(worst < TOLERANCE, "{case} on {device:?}: {worst}");
+    });
+}
+
+#[test]
+fn prefill_in_chunks_equals_transformers() {
+    on_every_case(|case, device, model, expected| {
+        let (shape, ids) = expected.ints("input_ids");
+        let (_, logits) = expected.floats("logits");
+        let ids = tokens(&ids, shape[0], device);
+        let mut cache = model
+            .new_cache(shape[0], 16, FloatDType::F32, &Method::DENSE)
+            .unwrap();
+        let chunks = [0..1, 1..20, 20..60, 60..61].map(|chunk| {
+            let len = chunk.len();
+            model
+                .prefill(ids.clone().slice_dim(1, chunk), &mut cache, len)
+                .unwrap()
+        });
+        let worst = max_difference(&values(Tensor::cat(chunks.to_vec(), 1)), &logits);
+        assert!(worst < TOLERANCE, "{case} on {device:?}: {worst}");
+    });
+}
+
+#[test]
+fn decoding_token_by_token_equals_transformers() {
+    on_every_case(|case, device, model, expected| {
+        let (shape, ids) = expected.ints("input_ids");
+        let (_, logits) = expected.floats("logits");
+        let ids = tokens(&ids, shape[0], device);
+        let d = head_dim(
+            &model
+                .new_cache(1, 1, FloatDType::F32, &Method::DENSE)
+                .unwrap(),
+        );
+        for method in dense_methods(d) {
+            let mut cache = model
+                .new_cache(shape[0], 1, FloatDType::F32, &method)
+                .unwrap();
+            let steps = (0..shape[1])
+                .map(|t| {
+                    model
+                        .decode(ids.clone().slice_dim(1, t..t + 1), &mut cache, &method)
+                        .unwrap()
+                })
+                .collect();
+            let worst = max_difference(&values(Tensor::cat(steps, 1)), &logits);
+            assert!(
+                worst < TOLERANCE,
+                "{case} on {device:?} with {}: {worst}",
+                method.name()
+            );
+        }
+    });
+}
+
+#[test]
+fn left_padded_rows_equal_transformers_by_prefill_and_by_steps() {
+    on_every_case(|case, device, model, expected| {
+        let (shape, ids) = expected.ints("input_ids");
+        let (_, padding) = expected.ints("left_pad");
+        let (_, logits) = expected.floats("padded_last_logits");
+        let padding: Vec<usize> = padding.iter().map(|&pad| pad as usize).collect();
+        assert!(padding.iter().any(|&pad| pad > 0), "the fixture pads");
+        let ids = tokens(&ids, shape[0], device);
+        for split in [shape[1], shape[1] - 10] {
+            for method in dense_methods(head_dim(
+                &model
+                    .new_cache(1, 1, FloatDType::F32, &Method::DENSE)
+                    .unwrap(),
+            )) {
+                let mut cache = model
+                    .new_cache(shape[0], 8, FloatDType::F32, &method)
+                    .unwrap();
+                for layer in &mut cache.layers {
+                    layer.set_left_padding(&padding).unwrap();
+                }
+                let mut last = model
+                    .prefill(ids.clone().slice_dim(1, 0..split), &mut cache, 1)
+                    .unwrap();
+                for t in split..shape[1] {
+                    last = model
+                        .decode(ids.clone().slice_dim(1, t..t + 1), &mut cache, &method)
+                        .unwrap();
+                }
+                let worst = max_difference(&values(last), &logits);
+                assert!(
+                    worst < TOLERANCE,
+                    "{case} on {device:?} with {} from {split}: {worst}",
+                    method.name()
+                );
+            }
+        }
+    });
+}
+
+/// Greedy continuation of `prompt`, as long as `expected` goes.
+fn assert_greedy(model: &Llama, device: &Device, prompt: &[i64], expected: &[i64], what: &str) {
+    let mut cache = model
+        .new_cache(1, 16, FloatDType::F32, &Method::DENSE)
+        .unwrap();
+    let mut logits = values(
+        model
+            .prefill(tokens(prompt, 1, device), &mut cache, 1)
+            .unwrap(),
+    );
+    for (step, &token) in expected.iter().enumerate() {
+        assert_eq!(argmax(&logits), token, "{what} on {device:?}, token {step}");
+        logits = values(
+            model
+                .decode(tokens(&[token], 1, device), &mut cache, &Method::DENSE)
+                .unwrap(),
+        );
+    }
+}
+
+#[test]
+fn greedy_tokens_equal_transformers() {
+    on_every_case(|case, device, model, expected| {
+        let (shape, ids) = expected.ints("input_ids");
+        let (_, greedy) = expected.ints("greedy");
+        let (prompt, continuation) = greedy.split_at(shape[1]);
+        assert_eq!(prompt, &ids[..shape[1]], "greedy starts with the first row");
+        assert_greedy(model, device, prompt, continuation, case);
+    });
+}
+
+#[test]
+fn the_embedded_model_equals_transformers() {
+    let expected = Expected::read("embedded/expected.safetensors");
+    let (shape, ids) = expected.ints("input_ids");
+    let (logits_shape, logits) = expected.floats("last_logits");
+    let (_, greedy) = expected.ints("greedy");
+    let (len, last) = (shape[1], logits_shape[1]);
+    for device in devices() {
+        let model = load(&embedded::checkpoint().unwrap(), &device);
+        let all = tokens(&ids, 1, &device);
+        let mut cache = model
+            .new_cache(1, len, FloatDType::F32, &Method::DENSE)
+            .unwrap();
+        let found = values(model.prefill(all.clone(), &mut cache, last).unwrap());
+        let worst = max_difference(&found, &logits);
+        assert!(worst < TOLERANCE, "prefill on {device:?}: {worst}");
+
+        cache.truncate(len - last);
+        let steps = (len - last..len)
+            .map(|t| {
+                model
+                    .decode(
+                        all.clone().slice_dim(1, t..t + 1),
+                        &mut cache,
+                        &Method::DENSE,
+                    )
+                    .unwrap()
+            })
+            .collect();
+        let worst = max_difference(&values(Tensor::cat(steps, 1)), &logits);
+        assert!(worst < TOLERANCE, "decode on {device:?}: {worst}");
+        assert_greedy(
+            &model,
+            &device,
+            &ids,
+            &greedy[greedy.len() - 32..],
+            "embedded",
+        );
+    }
+}

@@ -1,0 +1,59 @@
+//! A conversation on the terminal.
+
+use std::io::{BufRead, IsTerminal};
+
+use anyhow::{Context, Result};
+use sparq_models::text::{ChatMessage, ChatTemplate};
+
+use super::Writer;
+use crate::exit::Outcome;
+
+/// Reads a message per line and answers each, until the input ends. Ctrl-C ends an answer, not the conversation.
+///
+/// # Errors
+/// When the model fails or the terminal can't be read.
+pub(super) fn talk(
+    writer: &mut Writer<'_>,
+    template: &ChatTemplate,
+    mut messages: Vec<ChatMessage>,
+    stats: bool,
+) -> Result<Outcome> {
+    let prompt = if std::io::stdin().is_terminal() {
+        "> "
+    } else {
+        ""
+    };
+    loop {
+        writer.out.text(prompt)?;
+        let mut line = String::new();
+        if std::io::stdin()
+            .lock()
+            .read_line(&mut line)
+            .context("standard input: expected text in UTF-8")?
+            == 0
+        {
+            writer.out.line("")?;
+            return Ok(Outcome::Done);
+        }
+        if line.trim().is_empty() {
+            continue;
+        }
+        writer.options.cancel.reset();
+        messages.push(ChatMessage::user(line.trim()));
+        // The whole conversation is rendered again: a template may change earlier turns. What the cache already holds of it is not read again.
+        let tokens = writer
+            .session
+            .tokenizer()
+            .encode(&template.render(&messages, true)?, false)?;
+        let generated = writer.generate(&tokens)?;
+        writer.out.line("")?;
+        if stats {
+            eprintln!(
+                "{} tokens, {:.1} tokens/s",
+                generated.tokens.len(),
+                generated.decode_tokens_per_second()
+            );
+        }
+        messages.push(ChatMessage::assistant(generated.text));
+    }
+}

@@ -1,0 +1,216 @@
+//! `sparq generate`: continue a text, or answer in a conversation.
+
+mod chat;
+mod options;
+mod report;
+
+use std::io::Read;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{ArgGroup, Args};
+use sparq_models::text::{
+    ChatMessage, ChatTemplate, FinishReason, GenerateEvent, GenerateOptions, Generated, Session,
+};
+
+use crate::args::{DtypeArgs, ModelArgs};
+use crate::device::DeviceChoice;
+use crate::exit::Outcome;
+use crate::interrupt;
+use crate::method::{MethodArgs, MethodName};
+use crate::model::{LoadedModel, ModelSource};
+use crate::output::Output;
+use crate::progress;
+use options::SamplingArgs;
+use report::Report;
+
+/// Arguments of `sparq generate`.
+#[derive(Args, Clone, Debug)]
+#[command(group = ArgGroup::new("input").required(true).args(["prompt", "prompt_file", "chat"]), after_help = "\
+Ctrl-C ends the text after the current token; a second one ends the program.
+
+Examples:
+  sparq generate --prompt 'In the beginning' --max-new-tokens 64 --stats
+  sparq generate --model DIR --chat 'What is the capital of France?'
+  sparq generate --model org/name --chat
+  sparq generate --model DIR --prompt-file book.txt --method sparq --rank 16 --top-k 256 --json")]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// File with the text to continue; - is standard input
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// Message to answer, in the model's chat format; without a text, a conversation on the terminal
+    #[arg(long, value_name = "TEXT", num_args = 0..=1)]
+    chat: Option<Option<String>>,
+    /// Instructions for the whole conversation
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
+    #[command(flatten)]
+    method: MethodArgs,
+    #[command(flatten)]
+    dtype: DtypeArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Print time and traffic on standard error after the text
+    #[arg(long)]
+    stats: bool,
+}
+
+/// What all turns of one call share.
+struct Writer<'a> {
+    session: Session,
+    loaded: &'a LoadedModel,
+    options: GenerateOptions,
+    out: Output,
+}
+
+/// Generates.
+///
+/// # Errors
+/// When the model, the prompt or a setting can't be used.
+pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
+    if out.is_json() && matches!(args.chat, Some(None)) {
+        bail!(
+            "--chat: expected a text with --json, found none; a conversation on the terminal is no JSON document"
+        );
+    }
+    let source = ModelSource::find(args.model.model.as_deref())?;
+    let method = args
+        .method
+        .method(MethodName::Sparq, source.describe()?.head_dim)?;
+    let mut options = args.sampling.options(method)?;
+    options.cancel = interrupt::install()?;
+    let template = if args.chat.is_some() {
+        Some(chat_template(&source)?)
+    } else {
+        None
+    };
+    let input = args.read_prompt()?;
+
+    let loaded = source.load(&device.open(), args.dtype.dtype)?;
+    let tokenizer = source.tokenizer()?;
+    let tokens = match (&input, &template) {
+        (Some(prompt), None) => tokenizer.encode(prompt, true)?,
+        (Some(message), Some(template)) => {
+            let messages: Vec<ChatMessage> =
+                args.opening().chain([ChatMessage::user(message)]).collect();
+            tokenizer.encode(&template.render(&messages, true)?, false)?
+        }
+        (None, _) => Vec::new(),
+    };
+    let wanted = tokens.len().saturating_add(options.max_new_tokens);
+    let capacity = wanted.min(loaded.description.context);
+    let cache = loaded
+        .model
+        .new_cache(1, capacity, args.dtype.dtype, &method)?;
+    let mut writer = Writer {
+        session: Session::new(cache, tokenizer),
+        loaded: &loaded,
+        options,
+        out,
+    };
+    if let (None, Some(template)) = (&input, &template) {
+        return chat::talk(&mut writer, template, args.opening().collect(), args.stats);
+    }
+    let generated = writer.generate(&tokens)?;
+    out.line("")?;
+    let report = Report::new(
+        &generated,
+        &loaded.description,
+        &writer.options,
+        device,
+        args.dtype.dtype,
+    );
+    if args.stats {
+        eprint!("{}", report.stats());
+    }
+    let outcome = if generated.finish == FinishReason::Cancelled {
+        Outcome::Interrupted
+    } else {
+        Outcome::Done
+    };
+    out.document(&report)?;
+    Ok(outcome)
+}
+
+impl GenerateArgs {
+    /// The text that the user gives; `None` for a conversation on the terminal.
+    fn read_prompt(&self) -> Result<Option<String>> {
+        match (&self.prompt, &self.prompt_file, &self.chat) {
+            (Some(text), ..) => Ok(Some(text.clone())),
+            (_, Some(path), _) => read_text(path).map(Some),
+            (_, _, Some(message)) => Ok(message.clone()),
+            (None, None, None) => Ok(None),
+        }
+    }
+
+    /// What stands before the first message.
+    fn opening(&self) -> impl Iterator<Item = ChatMessage> {
+        self.system.iter().map(ChatMessage::system)
+    }
+}
+
+impl Writer<'_> {
+    /// Generates what follows the tokens, and streams it.
+    fn generate(&mut self, tokens: &[u32]) -> Result<Generated> {
+        let out = self.out;
+        let (mut failed, mut bar) = (None, None);
+        let mut on_event = |event: GenerateEvent<'_>| {
+            let written = match event {
+                GenerateEvent::Prefill { done, total } => {
+                    let bar = bar.get_or_insert_with(|| progress::reading(total, out));
+                    bar.set_position(done as u64);
+                    if done == total {
+                        bar.finish_and_clear();
+                    }
+                    Ok(())
+                }
+                GenerateEvent::Text(text) => out.text(text),
+            };
+            match written {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        };
+        let generated = self.session.generate(
+            self.loaded.model.as_ref(),
+            tokens,
+            &self.options,
+            &mut on_event,
+        );
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(generated?),
+        }
+    }
+}
+
+fn read_text(path: &Path) -> Result<String> {
+    if path.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin()
+            .lock()
+            .read_to_string(&mut text)
+            .context("standard input: expected text in UTF-8")?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path)
+        .with_context(|| format!("{}: expected a file with text in UTF-8", path.display()))
+}
+
+fn chat_template(source: &ModelSource) -> Result<ChatTemplate> {
+    let missing = || {
+        format!(
+            "{source}: expected a chat template (chat_template.jinja, or in tokenizer_config.json), found none; use --prompt"
+        )
+    };
+    source.chat_template()?.with_context(missing)
+}

@@ -1,0 +1,113 @@
+//! What a generation took.
+
+use burn::tensor::FloatDType;
+use serde::Serialize;
+use sparq::{CacheShape, Method, Transfers};
+use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfig};
+
+use crate::args::dtype_name;
+use crate::device::DeviceChoice;
+use crate::model::{Description, element_bytes};
+use crate::units;
+
+/// The JSON document of `generate`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    model: String,
+    device: String,
+    dtype: &'static str,
+    attention: Method,
+    sampling: SamplingConfig,
+    text: String,
+    tokens: Vec<u32>,
+    finish: FinishReason,
+    stats: Stats,
+}
+
+#[derive(Debug, Serialize)]
+struct Stats {
+    prompt_tokens: usize,
+    cached_tokens: usize,
+    new_tokens: usize,
+    prefill_seconds: f64,
+    prefill_tokens_per_second: f64,
+    decode_seconds: f64,
+    decode_tokens_per_second: f64,
+    /// Averaged over the decode steps; 0 where there was none.
+    cache_bytes_per_token: f64,
+    /// `null` where there was no decode step.
+    share_of_dense: Option<f64>,
+}
+
+impl Report {
+    /// The report of one generation.
+    pub fn new(
+        generated: &Generated,
+        model: &Description,
+        options: &GenerateOptions,
+        device: &DeviceChoice,
+        dtype: FloatDType,
+    ) -> Self {
+        Self {
+            model: model.name.clone(),
+            device: device.to_string(),
+            dtype: dtype_name(dtype),
+            attention: options.method,
+            sampling: options.sampling,
+            text: generated.text.clone(),
+            tokens: generated.tokens.clone(),
+            finish: generated.finish.clone(),
+            stats: Stats::new(
+                generated,
+                &model.cache_shape(element_bytes(dtype)),
+                &options.method,
+            ),
+        }
+    }
+
+    /// Time and traffic for people.
+    pub fn stats(&self) -> String {
+        let stats = &self.stats;
+        let traffic = match stats.share_of_dense {
+            Some(share) => format!(
+                "{} moved {} of cache per token, {:.1}% of dense",
+                self.attention.name(),
+                units::bytes(stats.cache_bytes_per_token),
+                100.0 * share,
+            ),
+            None => "no decode step".to_owned(),
+        };
+        format!(
+            "prompt  {} tokens ({} from the cache), {:.1} tokens/s\ntext    {} tokens, {:.1} tokens/s\n{traffic}\n",
+            stats.prompt_tokens,
+            stats.cached_tokens,
+            stats.prefill_tokens_per_second,
+            stats.new_tokens,
+            stats.decode_tokens_per_second,
+        )
+    }
+}
+
+impl Stats {
+    fn new(generated: &Generated, shape: &CacheShape, method: &Method) -> Self {
+        let steps = 1..=generated.decode_steps;
+        let lengths = steps.map(|step| generated.prompt_tokens + step);
+        let (bytes, dense) = lengths.fold((0.0, 0.0), |(bytes, dense), length| {
+            (
+                bytes + method.transfers(shape, length).bytes(),
+                dense + Transfers::dense(shape, length).bytes(),
+            )
+        });
+        Self {
+            prompt_tokens: generated.prompt_tokens,
+            cached_tokens: generated.cached_tokens,
+            new_tokens: generated.tokens.len(),
+            prefill_seconds: generated.prefill_time.as_secs_f64(),
+            prefill_tokens_per_second: generated.prefill_tokens_per_second(),
+            decode_seconds: generated.decode_time.as_secs_f64(),
+            decode_tokens_per_second: generated.decode_tokens_per_second(),
+            cache_bytes_per_token: bytes / generated.decode_steps.max(1) as f64,
+            share_of_dense: (dense > 0.0).then(|| bytes / dense),
+        }
+    }
+}

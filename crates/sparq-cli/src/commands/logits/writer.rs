@@ -1,0 +1,143 @@
+//! Logits on their way to a safetensors file.
+
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use crate::files::OutputFile;
+
+/// A file with one tensor `logits` [B, T, vocab] in F32 that is written piece by piece.
+///
+/// The whole tensor can be many times larger than a model's activations (a vocabulary of 128 k and 4 k tokens make 2 GiB), so it is never in memory.
+pub struct LogitsWriter<'a> {
+    file: OutputFile<'a>,
+    path: &'a Path,
+    shape: [usize; 3],
+    /// Where the data begins.
+    data: u64,
+}
+
+impl<'a> LogitsWriter<'a> {
+    /// Begins the file.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn create(path: &'a Path, shape: [usize; 3]) -> Result<Self> {
+        let mut file = OutputFile::create(path)?;
+        let bytes = shape.iter().product::<usize>() * size_of::<f32>();
+        let mut header =
+            json!({ "logits": { "dtype": "F32", "shape": shape, "data_offsets": [0, bytes] } })
+                .to_string();
+        // The format wants data aligned to 8 bytes, and pads the header with spaces for it.
+        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+        let length = (header.len() as u64).to_le_bytes();
+        let written = file
+            .writer()
+            .write_all(&length)
+            .and_then(|()| file.writer().write_all(header.as_bytes()));
+        written.with_context(|| format!("{}: cannot be written", path.display()))?;
+        Ok(Self {
+            file,
+            path,
+            shape,
+            data: (length.len() + header.len()) as u64,
+        })
+    }
+
+    /// Writes the logits of the positions `from .. from + n`, [B, n, vocab] row after row.
+    ///
+    /// # Errors
+    /// When one is not finite, which only broken weights or activations beyond the type's range can cause, or the file can't be written.
+    pub fn write(&mut self, from: usize, logits: &[f32]) -> Result<()> {
+        let [batch, len, vocab] = self.shape;
+        let count = logits.len() / (batch * vocab);
+        if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
+            let (row, position, token) = (
+                index / (count * vocab),
+                from + index / vocab % count,
+                index % vocab,
+            );
+            bail!(
+                "logits[{row}, {position}, {token}]: expected a finite number, found {}; the weights are broken or --dtype is too narrow for them",
+                logits[index]
+            );
+        }
+        for (row, logits) in logits.chunks(count * vocab).enumerate() {
+            let offset = self.data + ((row * len + from) * vocab * size_of::<f32>()) as u64;
+            let bytes: Vec<u8> = logits
+                .iter()
+                .flat_map(|logit| logit.to_le_bytes())
+                .collect();
+            let file = self.file.writer();
+            let written = file
+                .seek(SeekFrom::Start(offset))
+                .and_then(|_| file.write_all(&bytes));
+            written.with_context(|| format!("{}: cannot be written", self.path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn finish(self) -> Result<()> {
+        self.file.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::SafeTensors;
+
+    use super::*;
+
+    #[test]
+    fn pieces_of_a_batch_land_in_their_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("logits.safetensors");
+        let mut writer = LogitsWriter::create(&path, [2, 3, 2]).unwrap();
+        writer
+            .write(0, &[0.0, 1.0, 2.0, 3.0, 6.0, 7.0, 8.0, 9.0])
+            .unwrap();
+        assert!(!path.exists());
+        writer.write(2, &[4.0, 5.0, 10.0, 11.0]).unwrap();
+        writer.finish().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = file.tensor("logits").unwrap();
+        let values: Vec<f32> = tensor
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| f32::from_le_bytes(bytes))
+            .collect();
+        assert_eq!(
+            (tensor.shape(), values),
+            (
+                &[2, 3, 2][..],
+                (0..12).map(|i| i as f32).collect::<Vec<f32>>()
+            )
+        );
+    }
+
+    #[test]
+    fn a_logit_that_is_no_number_is_named_and_leaves_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("logits.safetensors");
+        let mut writer = LogitsWriter::create(&path, [2, 3, 2]).unwrap();
+        let error = writer
+            .write(1, &[0.0, 1.0, 2.0, 3.0, 6.0, f32::NAN, 8.0, 9.0])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("logits[1, 1, 1]: expected a finite number, found NaN"),
+            "{error}"
+        );
+        drop(writer);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,8 @@
+//! One file (or folder) per command: its arguments, its `run`, its document.
+
+pub mod check;
+pub mod completions;
+pub mod demo;
+pub mod generate;
+pub mod inspect;
+pub mod logits;

@@ -1,0 +1,249 @@
+//! From the argument `--model` to a model, and what all commands do with one.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
+use serde::Serialize;
+use sparq::{CacheShape, Method};
+use sparq_models::checkpoint::Checkpoint;
+use sparq_models::config::{Architecture, LlamaConfig};
+use sparq_models::text::{ChatTemplate, Sampler, SamplingConfig, TextTokenizer};
+use sparq_models::{CausalLm, Llama, ModelCache, embedded, hub};
+
+/// Tokens that a prefill reads at once. Between two pieces a progress bar moves, and the logits of one piece are what has to be in memory.
+pub const PIECE: usize = 512;
+
+/// Where a model comes from.
+#[derive(Clone, Debug)]
+pub enum ModelSource {
+    /// The model inside the program.
+    Embedded,
+    /// A folder, which was named so by the user.
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// A path, or an id on the hub.
+        name: String,
+    },
+}
+
+impl ModelSource {
+    /// The model that an argument names: a folder if there is one, else an id on the hub, which is downloaded.
+    ///
+    /// # Errors
+    /// When there is no such folder and the argument is no id, or the hub does not have it.
+    pub fn find(argument: Option<&str>) -> Result<Self> {
+        let Some(name) = argument else {
+            return Ok(Self::Embedded);
+        };
+        let path = hub::resolve_model(name).context("--model")?;
+        Ok(Self::Folder {
+            path,
+            name: name.to_owned(),
+        })
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint> {
+        Ok(match self {
+            Self::Embedded => embedded::checkpoint()?,
+            Self::Folder { path, .. } => Checkpoint::open(path)?,
+        })
+    }
+
+    /// What the headers tell.
+    ///
+    /// # Errors
+    /// When the checkpoint can't be read or its architecture is unknown.
+    pub fn describe(&self) -> Result<Description> {
+        Description::new(&self.checkpoint()?, self.to_string())
+    }
+
+    /// The model on a device.
+    ///
+    /// # Errors
+    /// When the checkpoint can't be read or does not fit the device.
+    pub fn load(&self, device: &Device, dtype: FloatDType) -> Result<LoadedModel> {
+        let checkpoint = self.checkpoint()?;
+        let description = Description::new(&checkpoint, self.to_string())?;
+        let model: Box<dyn CausalLm> = match Architecture::of(&checkpoint)? {
+            Architecture::Llama => Box::new(Llama::load(
+                &checkpoint,
+                &LlamaConfig::from_checkpoint(&checkpoint)?,
+                dtype,
+                device,
+            )?),
+        };
+        Ok(LoadedModel { model, description })
+    }
+
+    /// The model's tokenizer.
+    ///
+    /// # Errors
+    /// When there is none or it can't be read.
+    pub fn tokenizer(&self) -> Result<TextTokenizer> {
+        Ok(match self {
+            Self::Embedded => embedded::tokenizer()?,
+            Self::Folder { path, .. } => TextTokenizer::from_folder(path)?,
+        })
+    }
+
+    /// The model's chat template, if it has one.
+    ///
+    /// # Errors
+    /// When it is there and can't be read.
+    pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
+        Ok(match self {
+            Self::Embedded => None,
+            Self::Folder { path, .. } => ChatTemplate::from_folder(path, None)?,
+        })
+    }
+}
+
+impl fmt::Display for ModelSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("the model inside the program"),
+            Self::Folder { name, .. } => f.write_str(name),
+        }
+    }
+}
+
+/// A model, ready to read tokens.
+pub struct LoadedModel {
+    /// The model.
+    pub model: Box<dyn CausalLm>,
+    /// What its headers tell.
+    pub description: Description,
+}
+
+/// What headers and configuration tell of a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct Description {
+    /// Where it comes from.
+    pub name: String,
+    /// As in `architectures`.
+    pub architecture: &'static str,
+    /// Weights in all tensors together.
+    pub parameters: usize,
+    /// The types that weights are stored in.
+    pub stored_types: Vec<String>,
+    /// Bytes of all weights as they are stored.
+    pub weight_bytes: u64,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads of a layer.
+    pub heads: usize,
+    /// Key/value heads of a layer.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Tokens that there are.
+    pub vocab_size: usize,
+    /// Positions that the model was made for.
+    pub context: usize,
+}
+
+impl Description {
+    fn new(checkpoint: &Checkpoint, name: String) -> Result<Self> {
+        let architecture = Architecture::of(checkpoint)?;
+        let config = match architecture {
+            Architecture::Llama => LlamaConfig::from_checkpoint(checkpoint)?,
+        };
+        let mut stored_types: Vec<String> = checkpoint
+            .names()
+            .filter_map(|name| checkpoint.entry(name))
+            .map(|entry| format!("{:?}", entry.dtype).to_lowercase())
+            .collect();
+        stored_types.sort();
+        stored_types.dedup();
+        Ok(Self {
+            name,
+            architecture: architecture.name(),
+            parameters: usize::try_from(checkpoint.num_params())
+                .context("more weights than this machine can count")?,
+            stored_types,
+            weight_bytes: checkpoint.num_bytes(),
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            hidden_size: config.hidden_size,
+            vocab_size: config.vocab_size,
+            context: config.max_position_embeddings,
+        })
+    }
+
+    /// The cache of one sequence in all layers together, with elements of so many bytes.
+    pub fn cache_shape(&self, element_bytes: usize) -> CacheShape {
+        CacheShape {
+            head_dim: self.head_dim,
+            kv_heads: self.layers * self.kv_heads,
+            element_bytes,
+        }
+    }
+}
+
+/// Bytes of an element of a type.
+pub fn element_bytes(dtype: FloatDType) -> usize {
+    DType::from(dtype).size()
+}
+
+/// Tokens of a batch, row after row, as the tensor [batch, T] that models read.
+pub fn tensor(model: &dyn CausalLm, tokens: &[u32], batch: usize) -> Tensor<2, Int> {
+    let tokens: Vec<i64> = tokens.iter().copied().map(i64::from).collect();
+    let shape = [batch, tokens.len() / batch.max(1)];
+    Tensor::from_data(TensorData::new(tokens, shape), &model.device())
+}
+
+/// Reads the tokens of one sequence into the cache, in pieces; after each, `on_progress` is told how many have been read.
+///
+/// # Errors
+/// When the model refuses them or the device fails.
+pub fn read(
+    model: &dyn CausalLm,
+    cache: &mut ModelCache,
+    tokens: &[u32],
+    on_progress: &dyn Fn(usize),
+) -> Result<()> {
+    let mut done = 0;
+    for piece in tokens.chunks(PIECE) {
+        let logits = model.prefill(tensor(model, piece, 1), cache, 1)?;
+        // Reading the logits waits for the device, so that progress and time are true.
+        host(logits)?;
+        done += piece.len();
+        on_progress(done);
+    }
+    Ok(())
+}
+
+/// Reads one token with the method and returns the most probable next one.
+///
+/// # Errors
+/// When the model refuses it, the device fails, or the logits are no numbers.
+pub fn greedy_step(
+    model: &dyn CausalLm,
+    cache: &mut ModelCache,
+    token: u32,
+    method: &Method,
+) -> Result<u32> {
+    let mut logits = host(model.decode(tensor(model, &[token], 1), cache, method)?)?;
+    Ok(Sampler::new(SamplingConfig::default())?.sample(&mut logits, &[])?)
+}
+
+/// Logits on the host.
+///
+/// # Errors
+/// When the device could not compute them or hand them over.
+pub fn host(logits: Tensor<3>) -> Result<Vec<f32>> {
+    let failed = |error: &dyn fmt::Debug| {
+        anyhow::anyhow!("logits: cannot be read from the device: {error:?}")
+    };
+    let data = logits.try_into_data().map_err(|error| failed(&error))?;
+    data.convert::<f32>()
+        .try_into_vec()
+        .map_err(|error| failed(&error))
+}

@@ -1,0 +1,425 @@
+//! Every kind of bad input ends with exit code 2 and a message that names file, key, what was expected and what was found.
+
+mod support;
+
+use serde_json::json;
+use support::{CONTEXT, Checkpoint, HEAD_DIM, VOCAB, fails};
+
+/// Runs `logits`, which reads headers, weights and tokens, on a damaged checkpoint. The message must hold all of `parts`, and no file may be left.
+fn logits_fail(checkpoint: &Checkpoint, extra: &[&str], parts: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, out) = (checkpoint.argument(), folder.path().join("out.safetensors"));
+    let mut arguments = vec!["logits", "--model", &model, "--out", out.to_str().unwrap()];
+    if !extra.contains(&"--tokens") {
+        arguments.extend(["--tokens", "1,2,3"]);
+    }
+    arguments.extend(extra);
+    let message = fails(&arguments);
+    for part in parts {
+        assert!(message.contains(part), "expected {part:?} in: {message}");
+    }
+    let left: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+#[test]
+fn the_undamaged_checkpoint_is_read() {
+    // Without this the other tests could fail for a reason of their own.
+    let checkpoint = Checkpoint::new();
+    let out = checkpoint.path().join("out.safetensors");
+    let written = support::document(&[
+        "logits",
+        "--model",
+        &checkpoint.argument(),
+        "--tokens",
+        "1,2,3",
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert_eq!(written["shape"], json!([1, 3, VOCAB]));
+}
+
+#[test]
+fn a_missing_folder() {
+    for command in [&["inspect"][..], &["generate", "--prompt", "x", "--model"]] {
+        let message = fails(&[command, &["./no/such/folder"]].concat());
+        assert!(
+            message.contains("./no/such/folder") && message.contains("expected"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_truncated_file() {
+    let checkpoint = Checkpoint::new();
+    let bytes = std::fs::read(checkpoint.path().join("model.safetensors")).unwrap();
+    // Within the length, the header and the data.
+    for length in [0, 4, 100, bytes.len() - 1] {
+        checkpoint.write_file("model.safetensors", &bytes[..length]);
+        logits_fail(
+            &checkpoint,
+            &[],
+            &["model.safetensors", "expected", "found"],
+        );
+    }
+}
+
+#[test]
+fn a_header_length_of_2_to_the_63() {
+    let checkpoint = Checkpoint::new();
+    let mut bytes = std::fs::read(checkpoint.path().join("model.safetensors")).unwrap();
+    for length in [1_u64 << 63, u64::MAX] {
+        bytes[..8].copy_from_slice(&length.to_le_bytes());
+        checkpoint.write_file("model.safetensors", &bytes);
+        logits_fail(
+            &checkpoint,
+            &[],
+            &["model.safetensors", "expected", "found"],
+        );
+    }
+}
+
+#[test]
+fn a_shard_that_is_absent() {
+    let mut checkpoint = Checkpoint::new();
+    checkpoint.shard();
+    std::fs::remove_file(checkpoint.path().join("model-00002-of-00002.safetensors")).unwrap();
+    logits_fail(
+        &checkpoint,
+        &[],
+        &[
+            "model.safetensors.index.json",
+            "model-00002-of-00002.safetensors",
+            "expected",
+            "found",
+        ],
+    );
+}
+
+#[test]
+fn an_index_that_points_outside_the_folder() {
+    let mut checkpoint = Checkpoint::new();
+    let mut index = checkpoint.shard();
+    for outside in [
+        "../model-00001-of-00002.safetensors",
+        "/etc/passwd",
+        "a/../../b.safetensors",
+    ] {
+        index["weight_map"]["model.norm.weight"] = json!(outside);
+        checkpoint.write_index(&index);
+        logits_fail(
+            &checkpoint,
+            &[],
+            &[
+                "model.safetensors.index.json",
+                "model.norm.weight",
+                "expected",
+                "found",
+                outside,
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_wrong_shape() {
+    let mut checkpoint = Checkpoint::new();
+    let (shape, _) = checkpoint
+        .tensors
+        .get_mut("model.layers.1.mlp.up_proj.weight")
+        .unwrap();
+    shape.reverse();
+    checkpoint.write();
+    logits_fail(
+        &checkpoint,
+        &[],
+        &[
+            "model.layers.1.mlp.up_proj.weight",
+            "expected shape [24, 16]",
+            "found [16, 24]",
+        ],
+    );
+}
+
+#[test]
+fn a_tensor_that_is_missing() {
+    let mut checkpoint = Checkpoint::new();
+    checkpoint
+        .tensors
+        .remove("model.layers.0.self_attn.k_proj.weight");
+    checkpoint.write();
+    logits_fail(
+        &checkpoint,
+        &[],
+        &[
+            "model.layers.0.self_attn.k_proj.weight",
+            "expected",
+            "found",
+        ],
+    );
+}
+
+#[test]
+fn an_unknown_architecture() {
+    let mut checkpoint = Checkpoint::new();
+    checkpoint.config["architectures"] = json!(["MambaForCausalLM"]);
+    checkpoint.config["model_type"] = json!("mamba");
+    checkpoint.write();
+    logits_fail(
+        &checkpoint,
+        &[],
+        &[
+            "config.json",
+            "architectures",
+            "expected",
+            "LlamaForCausalLM",
+            "MambaForCausalLM",
+        ],
+    );
+}
+
+#[test]
+fn weights_that_are_no_numbers() {
+    let mut checkpoint = Checkpoint::new();
+    checkpoint
+        .tensors
+        .get_mut("model.layers.1.self_attn.q_proj.weight")
+        .unwrap()
+        .1[5] = f32::NAN;
+    checkpoint.write();
+    logits_fail(
+        &checkpoint,
+        &[],
+        &[
+            "model.safetensors",
+            "model.layers.1.self_attn.q_proj.weight",
+            "expected finite",
+            "NaN",
+        ],
+    );
+}
+
+#[test]
+fn an_empty_prompt() {
+    for arguments in [
+        &["generate", "--prompt", ""][..],
+        &["generate", "--prompt-file", "/dev/null"],
+    ] {
+        let message = fails(arguments);
+        assert!(
+            message.contains("prompt")
+                && message.contains("expected")
+                && message.contains("found none"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_prompt_beyond_the_context() {
+    let long = "x".repeat(8193);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prompt.txt");
+    std::fs::write(&path, long).unwrap();
+    let message = fails(&["generate", "--prompt-file", path.to_str().unwrap()]);
+    assert!(
+        message.contains("expected at most 8192") && message.contains("found 8193"),
+        "{message}"
+    );
+
+    let ids = vec!["1"; CONTEXT + 1].join(",");
+    logits_fail(
+        &Checkpoint::new(),
+        &["--tokens", &ids],
+        &[
+            &format!("expected at most {CONTEXT}"),
+            &format!("found {}", CONTEXT + 1),
+        ],
+    );
+}
+
+#[test]
+fn tokens_that_are_none() {
+    let checkpoint = Checkpoint::new();
+    logits_fail(
+        &checkpoint,
+        &["--tokens", "1,32"],
+        &[
+            "input_ids[0, 1]",
+            "expected a token id of 0 to 31",
+            "found 32",
+        ],
+    );
+    logits_fail(
+        &checkpoint,
+        &["--tokens", "1,x"],
+        &["--tokens", "expected", "found \"x\""],
+    );
+    let file = checkpoint.path().join("no.safetensors");
+    logits_fail(
+        &checkpoint,
+        &["--tokens", file.to_str().unwrap()],
+        &["no.safetensors"],
+    );
+    support::write_tensors(
+        &file,
+        &[("input_ids".to_owned(), (vec![1, 2], vec![0.0, 1.0]))].into(),
+    );
+    logits_fail(
+        &checkpoint,
+        &["--tokens", file.to_str().unwrap()],
+        &[
+            "no.safetensors",
+            "input_ids",
+            "expected type I64 or I32",
+            "found F32",
+        ],
+    );
+    logits_fail(
+        &checkpoint,
+        &["--decode-from", "4"],
+        &["--decode-from", "expected at most 3", "found 4"],
+    );
+}
+
+#[test]
+fn a_rank_above_head_dim() {
+    let rank = (HEAD_DIM + 1).to_string();
+    logits_fail(
+        &Checkpoint::new(),
+        &["--method", "sparq", "--rank", &rank],
+        &[
+            "rank",
+            &format!("expected 1 to {HEAD_DIM}"),
+            &format!("found {rank}"),
+        ],
+    );
+    let message = fails(&["demo", "--rank", "65"]);
+    assert!(
+        message.contains("rank")
+            && message.contains("expected 1 to 64")
+            && message.contains("found 65"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_top_k_of_zero() {
+    logits_fail(
+        &Checkpoint::new(),
+        &["--method", "sparq", "--top-k", "0"],
+        &["top_k", "expected at least 1", "found 0"],
+    );
+    for arguments in [
+        &["generate", "--prompt", "x", "--top-k", "0"][..],
+        &["demo", "--top-k", "0"],
+    ] {
+        let message = fails(arguments);
+        assert!(
+            message.contains("top_k") && message.contains("found 0"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there() {
+    for (device, parts) in [
+        ("cuda", &["this build has", "flex", "no cuda backend"][..]),
+        ("vulkan:1", &["this build has", "no vulkan backend"]),
+        ("abacus", &["expected one of", "flex", "abacus"]),
+        ("flex:3", &["no device 3"]),
+    ] {
+        for arguments in [
+            &["check", "--device", device][..],
+            &["demo", "--device", device],
+        ] {
+            let message = fails(arguments);
+            assert!(
+                parts.iter().all(|part| message.contains(part)),
+                "{device}: {message}"
+            );
+        }
+    }
+    let output = support::sparq()
+        .arg("demo")
+        .env("BURN_DEVICE", "cuda")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn an_output_that_cannot_be_written() {
+    let checkpoint = Checkpoint::new();
+    for out in ["/no/such/folder/out.safetensors", &checkpoint.argument()] {
+        let message = fails(&[
+            "logits",
+            "--model",
+            &checkpoint.argument(),
+            "--tokens",
+            "1",
+            "--out",
+            out,
+        ]);
+        assert!(message.contains(out), "{message}");
+    }
+}
+
+#[test]
+fn settings_out_of_range() {
+    for (arguments, parts) in [
+        (
+            &["generate", "--prompt", "x", "--temperature=-1"][..],
+            &["temperature", "expected", "found -1"][..],
+        ),
+        (
+            &["generate", "--prompt", "x", "--stop", ""],
+            &["stop", "empty"],
+        ),
+        (
+            &["generate", "--chat", "hello"],
+            &["chat template", "expected", "found none"],
+        ),
+        (
+            &["demo", "--context", "100"],
+            &["--context", "expected", "found 100"],
+        ),
+        (
+            &["demo", "--context", "9000"],
+            &["--context", "expected at most 8192", "found 9000"],
+        ),
+        (
+            &["demo", "--needles", "1000"],
+            &["--needles", "expected", "found 1000"],
+        ),
+        (
+            &["check", "--fixtures", "./no/such/folder"],
+            &["./no/such/folder"],
+        ),
+    ] {
+        let message = fails(arguments);
+        assert!(
+            parts.iter().all(|part| message.contains(part)),
+            "{arguments:?}: {message}"
+        );
+    }
+}
+
+#[test]
+fn an_error_is_a_document_too() {
+    let output = support::sparq()
+        .args(["demo", "--top-k", "0", "--json"])
+        .output()
+        .unwrap();
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        document["error"].as_str().unwrap().contains("top_k"),
+        "{document}"
+    );
+}

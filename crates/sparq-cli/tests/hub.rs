@@ -1,0 +1,77 @@
+//! The program with a model from a hub that a local server plays.
+
+#[path = "../../../models/tests/hub_download/server.rs"]
+#[allow(dead_code, reason = "the tests of the downloads use the rest")]
+mod server;
+mod support;
+
+use serde_json::Value;
+use server::Hub;
+use sparq_models::embedded;
+use support::sparq;
+
+const GENERATE: [&str; 7] = [
+    "generate",
+    "--prompt",
+    "In the beginning",
+    "--max-new-tokens",
+    "8",
+    "--stats",
+    "--json",
+];
+
+/// The text that `generate` continues the prompt with, offline or from a hub.
+fn generated(model: &[&str], endpoint: &str, home: &std::path::Path, offline: &str) -> String {
+    let output = sparq()
+        .args(GENERATE)
+        .args(model)
+        .env("HF_ENDPOINT", endpoint)
+        .env("HF_HOME", home)
+        .env("HF_TOKEN", "secret")
+        .env("HF_HUB_OFFLINE", offline)
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{message}");
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    document["text"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_hub_id_is_downloaded_once_and_then_works_offline() {
+    let hub = Hub::start(&[
+        ("config.json", embedded::CONFIG),
+        ("model.safetensors", embedded::WEIGHTS),
+        ("tokenizer.json", embedded::TOKENIZER),
+    ]);
+    hub.state().token = Some("secret".into());
+    let (endpoint, home) = (hub.endpoint(), tempfile::tempdir().unwrap());
+    let own = generated(&[], &endpoint, home.path(), "1");
+    assert!(hub.take_requests().is_empty(), "the embedded model");
+    assert!(!own.is_empty());
+
+    let model = ["--model", "org/tiny"];
+    assert_eq!(generated(&model, &endpoint, home.path(), "0"), own);
+    assert!(!hub.take_requests().is_empty());
+    assert_eq!(generated(&model, &endpoint, home.path(), "1"), own);
+    assert!(hub.take_requests().is_empty(), "from the cache");
+}
+
+#[test]
+fn a_model_that_the_hub_lacks_is_an_error_that_names_it() {
+    let hub = Hub::start(&[]);
+    let home = tempfile::tempdir().unwrap();
+    let output = sparq()
+        .args(["inspect", "org/absent"])
+        .env("HF_ENDPOINT", hub.endpoint())
+        .env("HF_HOME", home.path())
+        .env("HF_HUB_OFFLINE", "0")
+        .output()
+        .unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(
+        message.contains("org/absent") && !message.contains("panicked"),
+        "{message}"
+    );
+}

@@ -1,0 +1,119 @@
+//! `sparq logits`: prefill and decode steps give the same numbers, rows of a batch don't see each other.
+
+mod support;
+
+use std::path::Path;
+
+use serde_json::json;
+use support::{Checkpoint, VOCAB, document, read_logits, write_ids};
+
+fn logits(model: &[&str], tokens: &Path, out: &Path, extra: &[&str]) -> (Vec<usize>, Vec<f32>) {
+    let fixed = [
+        "logits",
+        "--tokens",
+        tokens.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    document(&[&fixed, model, extra].concat());
+    read_logits(out)
+}
+
+fn max_diff(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
+}
+
+#[test]
+fn decode_steps_equal_a_prefill() {
+    let checkpoint = Checkpoint::new();
+    let model = checkpoint.argument();
+    let (tokens, out) = (
+        checkpoint.path().join("ids.safetensors"),
+        checkpoint.path().join("logits.safetensors"),
+    );
+    let ids: Vec<i64> = (0..80).map(|index| index * 37 % VOCAB as i64).collect();
+    write_ids(&tokens, [2, 40], &ids);
+    let (shape, prefill) = logits(&["--model", &model], &tokens, &out, &[]);
+    assert_eq!(shape, [2, 40, VOCAB]);
+    assert!(
+        prefill.iter().any(|logit| logit.abs() > 0.1),
+        "the logits say something"
+    );
+    for from in ["0", "1", "17"] {
+        let (_, decode) = logits(
+            &["--model", &model],
+            &tokens,
+            &out,
+            &["--decode-from", from],
+        );
+        let diff = max_diff(&prefill, &decode);
+        assert!(diff < 1e-4, "from {from}: {diff}");
+    }
+}
+
+#[test]
+fn sparq_changes_the_decoded_positions_and_no_others() {
+    let checkpoint = Checkpoint::new();
+    let model = checkpoint.argument();
+    let (tokens, out) = (
+        checkpoint.path().join("ids.safetensors"),
+        checkpoint.path().join("logits.safetensors"),
+    );
+    let ids: Vec<i64> = (0..40).map(|index| index * 37 % VOCAB as i64).collect();
+    write_ids(&tokens, [1, 40], &ids);
+    let (_, dense) = logits(&["--model", &model], &tokens, &out, &[]);
+    let settings = [
+        "--method",
+        "sparq",
+        "--rank",
+        "2",
+        "--top-k",
+        "4",
+        "--decode-from",
+        "20",
+    ];
+    let (_, sparq) = logits(&["--model", &model], &tokens, &out, &settings);
+    let split = 20 * VOCAB;
+    assert!(max_diff(&dense[..split], &sparq[..split]) < 1e-4);
+    assert!(max_diff(&dense[split..], &sparq[split..]) > 1e-3);
+    let all = ["--method", "sparq", "--top-k", "64", "--decode-from", "20"];
+    let (_, all) = logits(&["--model", &model], &tokens, &out, &all);
+    assert!(
+        max_diff(&dense, &all) < 1e-4,
+        "keeping every position is dense attention"
+    );
+}
+
+#[test]
+fn the_model_inside_the_program_reads_a_list() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("logits.safetensors");
+    let tokens: Vec<String> = b"In the beginning God created the heaven and the eart"
+        .iter()
+        .map(u8::to_string)
+        .collect();
+    let written = document(&[
+        "logits",
+        "--tokens",
+        &tokens.join(","),
+        "--out",
+        out.to_str().unwrap(),
+        "--decode-from",
+        "40",
+    ]);
+    assert_eq!(written["shape"], json!([1, tokens.len(), 256]));
+    assert_eq!(
+        (&written["prefilled"], &written["decoded"]),
+        (&json!(40), &json!(tokens.len() - 40))
+    );
+    let (_, logits) = read_logits(&out);
+    let last = &logits[logits.len() - 256..];
+    let best = (0..256)
+        .max_by(|&a, &b| last[a].total_cmp(&last[b]))
+        .unwrap();
+    assert_eq!(best, usize::from(b'h'));
+}

@@ -1,0 +1,262 @@
+//! What the tests of the program share: a checkpoint of a few kilobytes, and ways to run the program on it.
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Vocabulary of the small checkpoint.
+pub const VOCAB: usize = 32;
+/// Its context.
+pub const CONTEXT: usize = 64;
+/// Elements of one of its heads.
+pub const HEAD_DIM: usize = 8;
+const HIDDEN: usize = 16;
+const INTERMEDIATE: usize = 24;
+
+/// The program, unaffected by the caller's environment.
+pub fn sparq() -> Command {
+    let mut command = Command::cargo_bin("sparq").expect("the program is built with its tests");
+    command
+        .env_remove("BURN_DEVICE")
+        .env_remove("RUST_LOG")
+        .env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// Runs a command that has to fail as bad input does: exit code 2, no panic, nothing on standard output. Returns the message.
+pub fn fails(arguments: &[&str]) -> String {
+    let output = sparq()
+        .args(arguments)
+        .output()
+        .expect("the program starts");
+    let message = String::from_utf8(output.stderr).expect("messages are UTF-8");
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+    assert!(!message.contains("panicked"), "{arguments:?}: {message}");
+    assert!(
+        output.stdout.is_empty(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    message
+}
+
+/// Runs a command that has to succeed with `--json`, and parses the one document.
+pub fn document(arguments: &[&str]) -> Value {
+    let output = sparq()
+        .args(arguments)
+        .arg("--json")
+        .output()
+        .expect("the program starts");
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // from_slice refuses anything behind the first document.
+    serde_json::from_slice(&output.stdout).expect("standard output is one JSON document")
+}
+
+/// Tensors by name, each with shape and values.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// A folder with a whole Llama checkpoint, to be damaged.
+pub struct Checkpoint {
+    folder: TempDir,
+    /// What is in its weights file.
+    pub tensors: Tensors,
+    /// What is in its configuration.
+    pub config: Value,
+}
+
+impl Checkpoint {
+    /// Writes the checkpoint.
+    pub fn new() -> Self {
+        let mut checkpoint = Self {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+            tensors: weights(),
+            config: config(),
+        };
+        checkpoint.write();
+        checkpoint
+    }
+
+    /// Writes `config` and `tensors` again.
+    pub fn write(&mut self) {
+        self.write_file("config.json", self.config.to_string().as_bytes());
+        write_tensors(&self.path().join("model.safetensors"), &self.tensors);
+    }
+
+    /// Moves the weights into two shards with an index, which it returns for changes.
+    pub fn shard(&mut self) -> Value {
+        let is_first = |name: &str| name.contains("layers.0.self_attn");
+        let part = |first: bool| {
+            self.tensors
+                .iter()
+                .filter(|(name, _)| is_first(name) == first)
+                .map(|(name, tensor)| (name.clone(), tensor.clone()))
+                .collect::<Tensors>()
+        };
+        let names = [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ];
+        write_tensors(&self.path().join(names[0]), &part(true));
+        write_tensors(&self.path().join(names[1]), &part(false));
+        std::fs::remove_file(self.path().join("model.safetensors"))
+            .expect("the whole file was there");
+        let map: BTreeMap<&String, &str> = self
+            .tensors
+            .keys()
+            .map(|name| (name, names[usize::from(!is_first(name))]))
+            .collect();
+        let index = json!({ "metadata": {}, "weight_map": map });
+        self.write_index(&index);
+        index
+    }
+
+    /// Writes the index of the shards.
+    pub fn write_index(&self, index: &Value) {
+        self.write_file("model.safetensors.index.json", index.to_string().as_bytes());
+    }
+
+    /// Writes any file of the folder.
+    pub fn write_file(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.path().join(name), bytes).expect("the folder can be written");
+    }
+
+    /// The folder.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().to_path_buf()
+    }
+
+    /// The folder as an argument.
+    pub fn argument(&self) -> String {
+        self.path().display().to_string()
+    }
+}
+
+/// Writes tensors in F32.
+pub fn write_tensors(path: &Path, tensors: &Tensors) {
+    let bytes: BTreeMap<&String, Vec<u8>> = tensors
+        .iter()
+        .map(|(name, (_, values))| {
+            (
+                name,
+                values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect(),
+            )
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, (shape, _))| {
+        (
+            name,
+            TensorView::new(Dtype::F32, shape.clone(), &bytes[name])
+                .expect("shape and values agree"),
+        )
+    });
+    let file = safetensors::serialize(views, None).expect("the tensors can be serialized");
+    std::fs::write(path, file).expect("the folder can be written");
+}
+
+/// Writes `input_ids`.
+pub fn write_ids(path: &Path, shape: [usize; 2], ids: &[i64]) {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::I64, shape.to_vec(), &bytes).expect("shape and values agree");
+    let file =
+        safetensors::serialize([("input_ids", view)], None).expect("the tensors can be serialized");
+    std::fs::write(path, file).expect("the folder can be written");
+}
+
+/// Reads `logits` and its shape.
+pub fn read_logits(path: &Path) -> (Vec<usize>, Vec<f32>) {
+    let bytes = std::fs::read(path).expect("the file is there");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("the file is whole");
+    let tensor = file.tensor("logits").expect("the file holds logits");
+    assert_eq!((file.len(), tensor.dtype()), (1, Dtype::F32));
+    (
+        tensor.shape().to_vec(),
+        tensor
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&bytes| f32::from_le_bytes(bytes))
+            .collect(),
+    )
+}
+
+fn config() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": HEAD_DIM, "vocab_size": VOCAB,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": CONTEXT, "hidden_act": "silu",
+        "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false, "torch_dtype": "float32"
+    })
+}
+
+fn weights() -> Tensors {
+    let mut tensors = Tensors::new();
+    let mut add = |name: String, shape: Vec<usize>| {
+        let count: usize = shape.iter().product();
+        let seed = name.len() + tensors.len() * 977;
+        // A fixed scatter within (-0.5, 0.5), no two tensors alike; norms are around 1.
+        let scatter = |index: usize| ((index * 7919 + seed * 104_729) % 1999) as f32 / 1999.0 - 0.5;
+        let values = (0..count)
+            .map(|index| {
+                if shape.len() == 1 {
+                    1.0 + 0.1 * scatter(index)
+                } else {
+                    scatter(index)
+                }
+            })
+            .collect();
+        tensors.insert(name, (shape, values));
+    };
+    add("model.embed_tokens.weight".into(), vec![VOCAB, HIDDEN]);
+    add("model.norm.weight".into(), vec![HIDDEN]);
+    for layer in 0..2 {
+        let prefix = format!("model.layers.{layer}");
+        add(format!("{prefix}.input_layernorm.weight"), vec![HIDDEN]);
+        add(
+            format!("{prefix}.post_attention_layernorm.weight"),
+            vec![HIDDEN],
+        );
+        add(
+            format!("{prefix}.self_attn.q_proj.weight"),
+            vec![2 * HEAD_DIM, HIDDEN],
+        );
+        add(
+            format!("{prefix}.self_attn.k_proj.weight"),
+            vec![HEAD_DIM, HIDDEN],
+        );
+        add(
+            format!("{prefix}.self_attn.v_proj.weight"),
+            vec![HEAD_DIM, HIDDEN],
+        );
+        add(
+            format!("{prefix}.self_attn.o_proj.weight"),
+            vec![HIDDEN, 2 * HEAD_DIM],
+        );
+        add(
+            format!("{prefix}.mlp.gate_proj.weight"),
+            vec![INTERMEDIATE, HIDDEN],
+        );
+        add(
+            format!("{prefix}.mlp.up_proj.weight"),
+            vec![INTERMEDIATE, HIDDEN],
+        );
+        add(
+            format!("{prefix}.mlp.down_proj.weight"),
+            vec![HIDDEN, INTERMEDIATE],
+        );
+    }
+    tensors
+}

@@ -9,14 +9,19 @@ use sparq_models::Llama;
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::LlamaConfig;
 
-/// Every CPU device of this build.
+/// The device that BURN_DEVICE names, or else the CPU devices of this build and its Vulkan device.
 pub fn devices() -> Vec<Device> {
+    if std::env::var_os("BURN_DEVICE").is_some() {
+        return vec![Device::default()];
+    }
     vec![
         #[cfg(feature = "flex")]
         Device::flex(),
         #[cfg(feature = "ndarray")]
         #[allow(deprecated)]
         Device::ndarray(),
+        #[cfg(feature = "vulkan")]
+        Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
     ]
 }
 

@@ -5,62 +5,71 @@ use std::str::FromStr;
 
 use burn::tensor::Device;
 
+/// Makes the device with this index.
+type Open = fn(usize) -> Option<Device>;
+
 /// A row of the table of devices.
 struct Kind {
-    /// The name on the command line.
+    /// The name on the command line, and of the cargo feature.
     name: &'static str,
-    /// Makes the device with this index; `None` where the cargo feature of the same name is off.
-    open: Option<fn(usize) -> Option<Device>>,
+    /// `None` where the feature is off.
+    open: Option<Open>,
 }
 
-#[cfg(feature = "flex")]
-const FLEX: Option<fn(usize) -> Option<Device>> = Some(|index| (index == 0).then(Device::flex));
-#[cfg(not(feature = "flex"))]
-const FLEX: Option<fn(usize) -> Option<Device>> = None;
+/// A row: the constructor is compiled where the feature is on.
+macro_rules! kind {
+    ($name:literal, $open:expr) => {
+        Kind {
+            name: $name,
+            #[cfg(feature = $name)]
+            open: Some($open),
+            #[cfg(not(feature = $name))]
+            open: None,
+        }
+    };
+}
 
-#[cfg(feature = "ndarray")]
+/// The default adapter for index 0, and otherwise that one of the discrete GPUs.
+#[cfg(any(feature = "vulkan", feature = "wgpu", feature = "metal"))]
+fn adapter(index: usize) -> burn::tensor::DeviceKind {
+    match index {
+        0 => burn::tensor::DeviceKind::DefaultDevice,
+        _ => burn::tensor::DeviceKind::DiscreteGpu(index),
+    }
+}
+
 #[allow(
     deprecated,
-    reason = "burn marks its oldest backend as deprecated; it stays the second opinion on flex"
+    reason = "burn marks its oldest backend, ndarray, as deprecated; it stays the second opinion on flex"
 )]
-const NDARRAY: Option<fn(usize) -> Option<Device>> =
-    Some(|index| (index == 0).then(Device::ndarray));
-#[cfg(not(feature = "ndarray"))]
-const NDARRAY: Option<fn(usize) -> Option<Device>> = None;
-
-/// The devices that some build of this version has; each is a cargo feature.
-const BACKENDS: [&str; 2] = ["flex", "ndarray"];
-
 const KINDS: [Kind; 7] = [
-    Kind {
-        name: "flex",
-        open: FLEX,
-    },
-    Kind {
-        name: "ndarray",
-        open: NDARRAY,
-    },
-    Kind {
-        name: "cuda",
-        open: None,
-    },
-    Kind {
-        name: "vulkan",
-        open: None,
-    },
-    Kind {
-        name: "wgpu",
-        open: None,
-    },
-    Kind {
-        name: "metal",
-        open: None,
-    },
-    Kind {
-        name: "rocm",
-        open: None,
-    },
+    kind!("flex", |index| (index == 0).then(Device::flex)),
+    kind!("ndarray", |index| (index == 0).then(Device::ndarray)),
+    kind!("cuda", |index| present(Device::cuda(index))),
+    kind!("vulkan", |index| present(Device::vulkan(adapter(index)))),
+    kind!("wgpu", |index| present(Device::wgpu(adapter(index)))),
+    kind!("metal", |index| present(Device::metal(adapter(index)))),
+    kind!("rocm", |index| present(Device::rocm(index))),
 ];
+
+/// The device, if it answers. A missing driver or adapter shows only when a GPU is first used, and then as a panic of its runtime.
+#[cfg(any(
+    feature = "cuda",
+    feature = "vulkan",
+    feature = "wgpu",
+    feature = "metal",
+    feature = "rocm"
+))]
+fn present(device: Device) -> Option<Device> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let answer = std::panic::catch_unwind(|| {
+        let one = burn::tensor::Tensor::<1>::ones([1], &device);
+        one.try_into_data().is_ok()
+    });
+    std::panic::set_hook(hook);
+    matches!(answer, Ok(true)).then_some(device)
+}
 
 /// A device by name and index that this build has, such as `flex` or `cuda:1`.
 #[derive(Clone, Debug)]
@@ -98,12 +107,8 @@ impl FromStr for DeviceChoice {
             ));
         };
         let Some(open) = kind.open else {
-            let advice = match BACKENDS.contains(&name) {
-                true => format!("rebuild with --features {name}"),
-                false => format!("this version has no {name} backend"),
-            };
             return Err(format!(
-                "this build has: {}; expected one of them, found {name:?}; {advice}",
+                "this build has: {}; expected one of them, found {name:?}; rebuild with --features {name}",
                 built_in().join(", ")
             ));
         };
@@ -112,6 +117,7 @@ impl FromStr for DeviceChoice {
                 name: text.to_owned(),
                 device,
             }),
+            None if index == 0 => Err(format!("no {name} device answers on this machine")),
             None => Err(format!("{name} has no device {index}; expected {name}:0")),
         }
     }
@@ -131,12 +137,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_that_no_build_has_is_refused_without_naming_a_feature() {
-        let error = "cuda:1".parse::<DeviceChoice>().unwrap_err();
+    fn a_device_that_the_build_lacks_names_its_feature() {
+        let Some(kind) = KINDS.iter().find(|kind| kind.open.is_none()) else {
+            return;
+        };
+        let error = kind.name.parse::<DeviceChoice>().unwrap_err();
+        let advice = format!("--features {}", kind.name);
         assert!(
-            error.contains("no cuda backend")
-                && !error.contains("--features")
-                && error.contains(built_in()[0]),
+            error.contains(&advice) && error.contains(built_in()[0]),
             "{error}"
         );
     }

@@ -47,7 +47,9 @@ pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result
         outputs.push(floats("output", dense)?);
     }
     let sketch = coded(case, &cache)?;
-    let trace = reference::sparq_decode(q, cache.tensors(), cache.rows(), &case.config);
+    let host = reference_device(device);
+    let tensors = cache.tensors().clone().to_device(&host);
+    let trace = reference::sparq_decode(q.to_device(&host), &tensors, cache.rows(), &case.config);
     Ok(Observed {
         choices: Choices {
             components: components(case, trace.components)?,
@@ -61,6 +63,24 @@ pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result
         alpha: floats("alpha", step.alpha)?,
         outputs,
     })
+}
+
+/// Where the reference runs for what was written on `device`: on a CPU, since the matrix products of a GPU may round its fp32 operands to fewer bits.
+#[allow(
+    deprecated,
+    reason = "burn marks ndarray as deprecated; it stays the second opinion on flex"
+)]
+fn reference_device(device: &Device) -> Device {
+    let cpus = [
+        #[cfg(feature = "flex")]
+        Device::flex(),
+        #[cfg(feature = "ndarray")]
+        Device::ndarray(),
+    ];
+    match cpus.first() {
+        Some(cpu) if !cpus.contains(device) => cpu.clone(),
+        _ => device.clone(),
+    }
 }
 
 /// A cache that holds the keys and values of the case.

@@ -6,12 +6,17 @@ use burn::tensor::{Device, FloatDType};
 use sparq_golden::{Array, Case, Report, read_folder, run, run_all};
 
 fn devices() -> Vec<Device> {
+    if std::env::var_os("BURN_DEVICE").is_some() {
+        return vec![Device::default()];
+    }
     vec![
         #[cfg(feature = "flex")]
         Device::flex(),
         #[cfg(feature = "ndarray")]
         #[allow(deprecated)]
         Device::ndarray(),
+        #[cfg(feature = "vulkan")]
+        Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
     ]
 }
 

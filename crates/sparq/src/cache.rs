@@ -172,6 +172,7 @@ impl KvCache {
         }
         self.check_batch("left padding", padding)?;
         self.rows.start = padding.to_vec();
+        self.renew_spans();
         Ok(())
     }
 
@@ -238,9 +239,7 @@ impl KvCache {
             counts,
             encode,
         ));
-        for (end, count) in self.rows.end.iter_mut().zip(counts) {
-            *end += count;
-        }
+        self.rows = self.rows.grown(counts);
         Ok(())
     }
 
@@ -271,12 +270,14 @@ impl KvCache {
             _ => write::sum_values(&tensors.v, &self.rows),
         };
         self.tensors = Some(tensors);
+        self.renew_spans();
     }
 
     /// Forgets every position and the padding; the buffers stay allocated.
     pub fn clear(&mut self) {
         self.truncate(0);
         self.rows = RowSpans::empty(self.batch());
+        self.renew_spans();
         self.ranged_at.fill(0);
     }
 
@@ -375,6 +376,13 @@ impl KvCache {
             format!("{} entries (the batch)", self.batch()),
             values.len().to_string(),
         ))
+    }
+
+    /// Brings the device's spans in line with the host's after a change other than an append.
+    fn renew_spans(&mut self) {
+        let mut tensors = self.take();
+        tensors.spans = self.rows.to_tensor(&tensors.spans.device());
+        self.tensors = Some(tensors);
     }
 
     fn take(&mut self) -> CacheTensors {

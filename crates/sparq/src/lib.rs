@@ -28,7 +28,11 @@
 mod attention;
 mod cache;
 mod config;
+#[cfg(feature = "cube")]
+mod cube;
 mod error;
+#[cfg(feature = "flex")]
+mod flex;
 mod methods;
 pub mod op;
 mod primitive;

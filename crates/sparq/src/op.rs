@@ -1,15 +1,15 @@
 //! The operations that a backend may implement natively: append, range the sketch, dense and SparQ decode.
 //!
 //! [`SparqBackend`] extends burn's backend trait. Caches are passed by value and handed back, since a backend writes in place only what it alone
-//! owns. The CPU backends run the [`mod@reference`]: their primitives are lifted to plain tensors and back, which moves
+//! owns. The `ndarray` backend runs the [reference](mod@crate::reference): its primitives are lifted to plain tensors and back, which moves
 //! handles and no data. The functions of this module call the operation of the backend that holds the tensors.
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use burn::tensor::{Int, Tensor};
 
-use crate::primitive::{Primitive, lift, lower};
-use crate::{CacheTensors, RowSpans, SparqConfig, reference, write};
+use crate::primitive::{lift, lower};
+use crate::{CacheTensors, RowSpans, SparqConfig};
 
 /// A cache's buffers as primitives of one backend; [`CacheTensors`] has the shapes.
 #[derive(ExtensionType)]
@@ -20,6 +20,8 @@ pub struct CacheBuffers<B: Backend> {
     pub v: FloatTensor<B>,
     /// Sum of the valid values, in fp32.
     pub v_sum: FloatTensor<B>,
+    /// The span of valid positions of each sequence.
+    pub spans: IntTensor<B>,
     /// The key sketch.
     #[extension_type]
     pub sketch: SketchBuffers<B>,
@@ -68,7 +70,11 @@ pub struct SparqOutput {
 }
 
 /// The operations of SparQ that a backend can implement natively.
-#[backend_extension(NdArray: cfg(feature = "ndarray"), Flex: cfg(feature = "flex"))]
+#[backend_extension(
+    NdArray: cfg(feature = "ndarray"),
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(feature = "cube"),
+)]
 pub trait SparqBackend: Backend {
     /// Writes keys and values [B, H_kv, T, d] behind `rows`, the first `counts[b]` of them for sequence b, and updates the sum of V and a full sketch.
     ///
@@ -157,63 +163,59 @@ pub fn sparq_decode(
     }
 }
 
-/// Implements [`SparqBackend`] for a backend by the reference.
-macro_rules! by_reference {
-    ($backend:ty) => {
-        impl SparqBackend for $backend {
-            fn append(
-                cache: CacheBuffers<Self>,
-                k: FloatTensor<Self>,
-                v: FloatTensor<Self>,
-                rows: RowSpans,
-                counts: Vec<usize>,
-                encode: bool,
-            ) -> CacheBuffers<Self> {
-                let (k, v) = (Self::float(k), Self::float(v));
-                lower(write::append(lift(cache), k, v, &rows, &counts, encode))
-            }
-
-            fn range_sketch(
-                cache: CacheBuffers<Self>,
-                rows: RowSpans,
-                row: usize,
-            ) -> CacheBuffers<Self> {
-                lower(write::range_sketch(lift(cache), &rows, row))
-            }
-
-            fn dense_decode(
-                q: FloatTensor<Self>,
-                cache: CacheBuffers<Self>,
-                rows: RowSpans,
-            ) -> FloatTensor<Self> {
-                let y = reference::dense_decode(Self::float(q), &lift(cache), &rows);
-                Self::float_primitive(y)
-            }
-
-            fn sparq_decode(
-                q: FloatTensor<Self>,
-                cache: CacheBuffers<Self>,
-                rows: RowSpans,
-                config: SparqConfig,
-            ) -> SparqOutputBuffers<Self> {
-                let q = Self::float(q);
-                let trace = reference::sparq_decode(q, &lift(cache), &rows, &config);
-                SparqOutputBuffers {
-                    output: Self::float_primitive(trace.output),
-                    positions: Self::int_primitive(trace.positions),
-                    alpha: Self::float_primitive(trace.alpha),
-                }
-            }
-        }
-    };
-}
-
-#[cfg(feature = "flex")]
-by_reference!(burn::backend::Flex);
-
+/// The operations by the reference.
 #[cfg(feature = "ndarray")]
 #[allow(deprecated)]
 mod ndarray {
+    use burn::backend::NdArray;
+
     use super::*;
-    by_reference!(burn::backend::NdArray);
+    use crate::primitive::Primitive;
+    use crate::{reference, write};
+
+    impl SparqBackend for NdArray {
+        fn append(
+            cache: CacheBuffers<Self>,
+            k: FloatTensor<Self>,
+            v: FloatTensor<Self>,
+            rows: RowSpans,
+            counts: Vec<usize>,
+            encode: bool,
+        ) -> CacheBuffers<Self> {
+            let (k, v) = (Self::float(k), Self::float(v));
+            lower(write::append(lift(cache), k, v, &rows, &counts, encode))
+        }
+
+        fn range_sketch(
+            cache: CacheBuffers<Self>,
+            rows: RowSpans,
+            row: usize,
+        ) -> CacheBuffers<Self> {
+            lower(write::range_sketch(lift(cache), &rows, row))
+        }
+
+        fn dense_decode(
+            q: FloatTensor<Self>,
+            cache: CacheBuffers<Self>,
+            rows: RowSpans,
+        ) -> FloatTensor<Self> {
+            let y = reference::dense_decode(Self::float(q), &lift(cache), &rows);
+            Self::float_primitive(y)
+        }
+
+        fn sparq_decode(
+            q: FloatTensor<Self>,
+            cache: CacheBuffers<Self>,
+            rows: RowSpans,
+            config: SparqConfig,
+        ) -> SparqOutputBuffers<Self> {
+            let q = Self::float(q);
+            let trace = reference::sparq_decode(q, &lift(cache), &rows, &config);
+            SparqOutputBuffers {
+                output: Self::float_primitive(trace.output),
+                positions: Self::int_primitive(trace.positions),
+                alpha: Self::float_primitive(trace.alpha),
+            }
+        }
+    }
 }

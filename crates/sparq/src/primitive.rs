@@ -31,11 +31,11 @@ impl Primitive for Dispatch {
 }
 
 /// What a tensor that never left its backend can't fail at.
-#[cfg(any(feature = "flex", feature = "ndarray"))]
+#[cfg(any(feature = "flex", feature = "ndarray", feature = "cube"))]
 const STAYS: &str = "the reference keeps its tensors on their backend";
 
 /// The same for a backend behind [`Dispatch`]. One blanket implementation would overlap with that of `Dispatch` itself.
-#[cfg(any(feature = "flex", feature = "ndarray"))]
+#[cfg(any(feature = "flex", feature = "ndarray", feature = "cube"))]
 macro_rules! primitive {
     ($backend:ty) => {
         impl Primitive for $backend {
@@ -57,6 +57,9 @@ macro_rules! primitive {
 
 #[cfg(feature = "flex")]
 primitive!(burn::backend::Flex);
+
+#[cfg(feature = "cube")]
+primitive!(burn_cubecl::CubeBackend);
 
 #[cfg(feature = "ndarray")]
 #[allow(deprecated)]
@@ -86,6 +89,7 @@ pub(crate) fn lift<B: Primitive>(cache: CacheBuffers<B>) -> CacheTensors {
         k: B::float(cache.k),
         v: B::float(cache.v),
         v_sum: B::float(cache.v_sum),
+        spans: B::int(cache.spans),
         sketch,
     }
 }
@@ -111,6 +115,7 @@ pub(crate) fn lower<B: Primitive>(cache: CacheTensors) -> CacheBuffers<B> {
         k: B::float_primitive(cache.k),
         v: B::float_primitive(cache.v),
         v_sum: B::float_primitive(cache.v_sum),
+        spans: B::int_primitive(cache.spans),
         sketch,
     }
 }

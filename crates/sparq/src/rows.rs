@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, Int, Tensor};
 
 /// The span of valid positions of every sequence in a batch: sequence b holds the positions `start[b] .. end[b]` of its buffers.
 ///
@@ -59,12 +59,38 @@ impl RowSpans {
         self.common_end().is_some() && self.start.iter().all(|&start| start == 0)
     }
 
+    /// The spans with `counts[b]` more positions in sequence b.
+    pub fn grown(&self, counts: &[usize]) -> Self {
+        Self {
+            start: self.start.clone(),
+            end: self
+                .end
+                .iter()
+                .zip(counts)
+                .map(|(end, count)| end + count)
+                .collect(),
+        }
+    }
+
     /// The spans of the sequences `rows` alone.
     pub fn select(&self, rows: Range<usize>) -> Self {
         Self {
             start: self.start[rows.clone()].to_vec(),
             end: self.end[rows].to_vec(),
         }
+    }
+
+    /// The spans as [`CacheTensors::spans`](crate::CacheTensors) holds them, [3, B] in u32.
+    pub(crate) fn to_tensor(&self, device: &Device) -> Tensor<2, Int> {
+        let spans: Vec<u32> = self
+            .start
+            .iter()
+            .chain(&self.end)
+            .map(|&position| position as u32)
+            .chain(std::iter::repeat_n(0, self.batch()))
+            .collect();
+        Tensor::<1, Int>::from_data(spans.as_slice(), (device, DType::U32))
+            .reshape([3, self.batch()])
     }
 
     /// Valid positions of each sequence as [B, 1, 1] in f32.

@@ -1,9 +1,10 @@
 //! The buffers of a KV cache as plain tensors.
 
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
+use burn::tensor::kind::Numeric;
+use burn::tensor::{DType, Device, Float, FloatDType, Int, Tensor};
 
-use crate::Sketch;
 use crate::sketch::codes_per_word;
+use crate::{RowSpans, Sketch};
 
 /// The buffers of a KV cache. S_max is the number of positions that they have room for.
 #[derive(Clone, Debug)]
@@ -14,6 +15,9 @@ pub struct CacheTensors {
     pub v: Tensor<4>,
     /// Sum of V over the valid positions, [B, H_kv, d] in fp32.
     pub v_sum: Tensor<3>,
+    /// The span of valid positions of each sequence where the kernels find it, [3, B] in u32: the first position, one past the last, and a
+    /// counter that is 0 between operations. The host's copy of the first two is [`RowSpans`].
+    pub spans: Tensor<2, Int>,
     /// The second copy of K that the approximate scores are read from.
     pub sketch: SketchTensors,
 }
@@ -48,8 +52,8 @@ impl CacheTensors {
         device: &Device,
     ) -> Self {
         let [batch, kv_heads, capacity, d] = shape;
-        let floats = |shape: [usize; 4]| Tensor::<4>::zeros(shape, (device, DType::from(dtype)));
-        let per_channel = || Tensor::<3>::zeros([batch, kv_heads, d], (device, DType::F32));
+        let floats = |shape: [usize; 4]| zeros::<4, Float>(shape, device, DType::from(dtype));
+        let per_channel = || zeros::<3, Float>([batch, kv_heads, d], device, DType::F32);
         let sketch = match sketch {
             None => SketchTensors::None,
             Some(Sketch::Full) => SketchTensors::Full(floats([batch, kv_heads, d, capacity])),
@@ -60,7 +64,7 @@ impl CacheTensors {
                 let words = capacity.div_ceil(codes_per_word(bits));
                 SketchTensors::Codes {
                     bits,
-                    codes: Tensor::zeros([batch, kv_heads, d, words], (device, DType::U32)),
+                    codes: zeros([batch, kv_heads, d, words], device, DType::U32),
                     lo: per_channel(),
                     step: per_channel(),
                 }
@@ -70,29 +74,52 @@ impl CacheTensors {
             k: floats(shape),
             v: floats(shape),
             v_sum: per_channel(),
+            spans: RowSpans::empty(batch).to_tensor(device),
             sketch,
+        }
+    }
+
+    /// The same contents on another device.
+    pub fn to_device(self, device: &Device) -> Self {
+        Self {
+            k: self.k.to_device(device),
+            v: self.v.to_device(device),
+            v_sum: self.v_sum.to_device(device),
+            spans: self.spans.to_device(device),
+            sketch: match self.sketch {
+                SketchTensors::None => SketchTensors::None,
+                SketchTensors::Full(kt) => SketchTensors::Full(kt.to_device(device)),
+                SketchTensors::Codes {
+                    bits,
+                    codes,
+                    lo,
+                    step,
+                } => SketchTensors::Codes {
+                    bits,
+                    codes: codes.to_device(device),
+                    lo: lo.to_device(device),
+                    step: step.to_device(device),
+                },
+            },
         }
     }
 
     /// The same contents in buffers with room for `capacity` positions.
     pub fn grown(self, capacity: usize) -> Self {
-        fn extend<K: burn::tensor::kind::Basic>(
-            old: Tensor<4, K>,
-            dim: usize,
-            size: usize,
-        ) -> Tensor<4, K> {
+        fn extend<K: Numeric>(old: Tensor<4, K>, dim: usize, size: usize) -> Tensor<4, K> {
             let mut shape = old.dims();
             if shape[dim] >= size {
                 return old;
             }
             let filled = shape.map(|size| 0..size);
             shape[dim] = size;
-            Tensor::zeros(shape, (&old.device(), old.dtype())).slice_assign(filled, old)
+            zeros(shape, &old.device(), old.dtype()).slice_assign(filled, old)
         }
         Self {
             k: extend(self.k, 2, capacity),
             v: extend(self.v, 2, capacity),
             v_sum: self.v_sum,
+            spans: self.spans,
             sketch: match self.sketch {
                 SketchTensors::None => SketchTensors::None,
                 SketchTensors::Full(kt) => SketchTensors::Full(extend(kt, 3, capacity)),
@@ -110,4 +137,13 @@ impl CacheTensors {
             },
         }
     }
+}
+
+/// Zeros in rows without a gap: a GPU may lay out a tensor of several dimensions with some, which the kernels don't know.
+fn zeros<const D: usize, K: Numeric>(
+    shape: [usize; D],
+    device: &Device,
+    dtype: DType,
+) -> Tensor<D, K> {
+    Tensor::<1, K>::zeros([shape.iter().product::<usize>()], (device, dtype)).reshape(shape)
 }

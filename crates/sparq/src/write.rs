@@ -10,7 +10,7 @@ use crate::{CacheTensors, RowSpans, SketchTensors, sketch};
 
 /// Writes keys and values [B, H_kv, T, d] behind `rows`, the first `counts[b]` of them for sequence b, in place where the buffers are not shared.
 ///
-/// The running sum of V takes up what is not left padding. A full sketch gets its columns; a sketch in bits gets codes only if `encode` is set
+/// The spans advance by `counts`. The running sum of V takes up what is not left padding. A full sketch gets its columns; a sketch in bits gets codes only if `encode` is set
 /// (by the ranges that it has), and is otherwise left to [`range_sketch`].
 ///
 /// # Panics
@@ -27,6 +27,10 @@ pub fn append(
     let dtype = FloatDType::from(cache.k.dtype());
     let (k, v) = (k.cast(dtype), v.cast(dtype));
     let uniform = rows.common_end().is_some() && counts.iter().all(|&count| count == len);
+    let cache = CacheTensors {
+        spans: rows.grown(counts).to_tensor(&k.device()),
+        ..cache
+    };
     if uniform {
         return append_rows(cache, k, v, rows, 0..batch, len, encode);
     }
@@ -102,6 +106,7 @@ fn append_rows(
         k: cache.k.slice_assign(place.clone(), k),
         v: cache.v.slice_assign(place, v),
         v_sum: cache.v_sum.slice_assign(here, sum),
+        spans: cache.spans,
         sketch,
     }
 }
@@ -112,6 +117,7 @@ pub fn range_sketch(cache: CacheTensors, rows: &RowSpans, row: usize) -> CacheTe
         k,
         v,
         v_sum,
+        spans,
         sketch:
             SketchTensors::Codes {
                 bits,
@@ -141,6 +147,7 @@ pub fn range_sketch(cache: CacheTensors, rows: &RowSpans, row: usize) -> CacheTe
         k,
         v,
         v_sum,
+        spans,
         sketch,
     }
 }

@@ -4,14 +4,19 @@
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use sparq::{KvCache, KvCacheConfig, Sketch};
 
-/// Every CPU device of this build.
+/// The device that BURN_DEVICE names, or else the CPU devices of this build and its Vulkan device.
 pub fn devices() -> Vec<Device> {
+    if std::env::var_os("BURN_DEVICE").is_some() {
+        return vec![Device::default()];
+    }
     vec![
         #[cfg(feature = "flex")]
         Device::flex(),
         #[cfg(feature = "ndarray")]
         #[allow(deprecated)]
         Device::ndarray(),
+        #[cfg(feature = "vulkan")]
+        Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
     ]
 }
 

@@ -3,12 +3,17 @@ use burn::tensor::{Distribution, Tolerance};
 use super::*;
 
 fn devices() -> Vec<Device> {
+    if std::env::var_os("BURN_DEVICE").is_some() {
+        return vec![Device::default()];
+    }
     vec![
         #[cfg(feature = "flex")]
         Device::flex(),
         #[cfg(feature = "ndarray")]
         #[allow(deprecated)]
         Device::ndarray(),
+        #[cfg(feature = "vulkan")]
+        Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
     ]
 }
 

@@ -1,0 +1,126 @@
+"""Dense decode attention on one GPU: the fastest of PyTorch's backends per shape, against the copy bandwidth.
+
+    python3 dense_baselines.py > dense.json
+
+Prints one JSON document; progress goes to standard error. Figures are medians of CUDA-event timings on rotating buffers, fp16. `sparq-bench op --device
+cuda --preset field --compare dense.json` puts them beside its own: run both on the same machine, one after the other.
+"""
+
+import json
+import math
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from triton.testing import do_bench
+
+DEVICE = "cuda"
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+# (B, H, H_kv, d, S), those of `--preset field`
+SHAPES = (
+    [(1, 32, 32, 128, s) for s in (4096, 16384, 65536, 131072)]
+    + [(64, 32, 32, 128, 4096), (16, 32, 32, 128, 16384)]
+    + [(1, 32, 8, 128, s) for s in (4096, 16384, 65536, 131072)]
+    + [(32, 32, 8, 128, 16384), (64, 32, 8, 128, 4096), (8, 32, 8, 128, 131072)]
+)
+
+
+def bench(call, ms=60):
+    """Median time of a call in milliseconds."""
+    return do_bench(call, warmup=25, rep=ms, return_mode="median")
+
+
+def bandwidth():
+    """GB/s of a copy (bytes read and written together) and of a sum (bytes read)."""
+    source = torch.empty(1 << 31, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    copy = bench(lambda: target.copy_(source))
+    words = source.view(torch.int32)
+    read = bench(lambda: words.sum())
+    return {
+        "copy_GBps": 2 * source.numel() / copy / 1e6,
+        "read_GBps_sum": source.numel() / read / 1e6,
+    }
+
+
+def sparq_torch(q, K, V, v_mean, r, k):
+    """SparQ attention as one writes it in PyTorch."""
+    B, H, _, d = q.shape
+    Hk, S = K.shape[1], K.shape[2]
+    g = H // Hk
+    qg = q.view(B, Hk, g, d)
+    i1 = qg.abs().sum(2, keepdim=True).topk(r, -1).indices
+    q_hat = qg.gather(-1, i1.expand(-1, -1, g, -1))
+    K_hat = K.gather(-1, i1.expand(-1, -1, S, -1))
+    scale = (q_hat.abs().sum(-1, keepdim=True) / qg.abs().sum(-1, keepdim=True) * d).sqrt()
+    s_hat = torch.softmax((q_hat / scale) @ K_hat.transpose(-1, -2), -1)
+    i2 = s_hat.sum(2, keepdim=True).topk(k, -1).indices
+    rows = i2.transpose(-1, -2).expand(-1, -1, -1, d)
+    K_kept, V_kept = K.gather(2, rows), V.gather(2, rows)
+    alpha = s_hat.gather(-1, i2.expand(-1, -1, g, -1)).sum(-1, keepdim=True)
+    y = torch.softmax(qg @ K_kept.transpose(-1, -2) / math.sqrt(d), -1) @ V_kept
+    return (alpha * y + (1 - alpha) * v_mean).view(B, H, 1, d)
+
+
+def measure(B, H, Hk, d, S):
+    """One row: every backend, the group folded into the query's length, SparQ in PyTorch, and top-k alone."""
+    kv_bytes = B * Hk * S * d * 4
+    n = max(1, int(200e6 // kv_bytes)) + 1  # rotate buffers so that the L2 does not serve them
+    Ks = [torch.randn(B, Hk, S, d, dtype=torch.float16, device=DEVICE) for _ in range(n)]
+    Vs = [torch.randn_like(Ks[0]) for _ in range(n)]
+    q = torch.randn(B, H, 1, d, dtype=torch.float16, device=DEVICE)
+    row = dict(B=B, H=H, Hkv=Hk, d=d, S=S, kv_bytes=kv_bytes)
+    turn = [0]
+
+    def following():
+        turn[0] = (turn[0] + 1) % n
+        return Ks[turn[0]], Vs[turn[0]]
+
+    def time_us(name, call):
+        try:
+            call()
+            row[name + "_us"] = bench(call) * 1e3
+        except Exception as error:  # a backend without a kernel for the shape, or out of memory
+            row[name + "_err"] = str(error)[:80]
+
+    for name, backend in BACKENDS.items():
+        if name == "math" and kv_bytes > 4e9:
+            continue
+        with sdpa_kernel(backend):
+            time_us(name, lambda: F.scaled_dot_product_attention(q, *following(), enable_gqa=H != Hk))
+    if H != Hk:  # the group folded into the query's length: what a careful PyTorch user does
+        folded = q.view(B, Hk, H // Hk, d)
+        for name in ("flash", "cudnn"):
+            with sdpa_kernel([BACKENDS[name]]):
+                time_us(name + "_folded", lambda: F.scaled_dot_product_attention(folded, *following()))
+    dense = [value for key, value in row.items() if key.endswith("_us")]
+
+    v_mean = Vs[0].float().mean(2, keepdim=True).half()
+    time_us("sparq_torch_r32_k128", lambda: sparq_torch(q, *following(), v_mean, 32, 128))
+    scores = torch.randn(B * Hk, S, device=DEVICE)
+    time_us("torch_topk128", lambda: scores.topk(128, -1))
+    if dense:
+        row["best_dense_us"] = min(dense)
+        row["best_dense_GBps"] = kv_bytes / min(dense) / 1e3
+    return row
+
+
+def main():
+    torch.manual_seed(0)
+    out = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, **bandwidth(), "rows": []}
+    for shape in SHAPES:
+        row = measure(*shape)
+        out["rows"].append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        torch.cuda.empty_cache()
+    print(json.dumps(out, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+//! The memory bandwidth that the run's own machine reaches: what every figure is related to.
+
+use std::hint::black_box;
+use std::thread;
+
+use anyhow::Result;
+use burn::tensor::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::buffers::Room;
+use crate::device::DeviceChoice;
+use crate::machine;
+use crate::timing::{Pace, sample, wait};
+
+/// Bandwidth over buffers that no cache holds, in GB/s (10^9 bytes).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Copying a buffer, bytes read and bytes written together. On a GPU the copy is an elementwise kernel; on a CPU all cores copy.
+    pub copy_gb_per_s: f64,
+    /// Reading a buffer with all cores of a CPU; not measured on GPUs.
+    pub read_gb_per_s: Option<f64>,
+    /// Bytes of one buffer.
+    pub buffer_bytes: u64,
+}
+
+impl Bandwidth {
+    /// The higher of the two: a decode step mostly reads, and no step may beat its floor because a CPU copies more slowly than it reads.
+    pub fn reference_gb_per_s(&self) -> f64 {
+        self.copy_gb_per_s.max(self.read_gb_per_s.unwrap_or(0.0))
+    }
+
+    /// The time below which moving `bytes` cannot come, in microseconds.
+    pub fn floor_us(&self, bytes: f64) -> f64 {
+        bytes / self.reference_gb_per_s() / 1e3
+    }
+}
+
+/// Measures it.
+///
+/// # Errors
+/// When the device fails.
+pub fn measure(device: &DeviceChoice, room: &Room, pace: &Pace) -> Result<Bandwidth> {
+    let wanted = match (room.rotate, device.is_gpu()) {
+        (false, _) => 64.0 * 1048576.0,
+        (true, true) => 1024.0 * 1048576.0,
+        (true, false) => (2.0 * room.cache).max(256.0 * 1048576.0),
+    };
+    let bytes = wanted.min(room.memory / 4.0) as usize;
+    match device.is_gpu() {
+        true => on_device(&device.open(), bytes, pace),
+        false => on_cores(bytes, pace),
+    }
+}
+
+fn on_device(device: &Device, bytes: usize, pace: &Pace) -> Result<Bandwidth> {
+    let source = Tensor::<1>::zeros([bytes / 4], (device, DType::F32));
+    let bytes = source.dims()[0] * 4;
+    let copies = sample(pace, 1, |repeats| {
+        let mut last = None;
+        for _ in 0..repeats {
+            last = Some(source.clone() + 1.0);
+        }
+        wait(device)?;
+        drop(last);
+        Ok(())
+    })?;
+    Ok(Bandwidth {
+        copy_gb_per_s: gb_per_s(2 * bytes, copies.median_us),
+        read_gb_per_s: None,
+        buffer_bytes: bytes as u64,
+    })
+}
+
+fn on_cores(bytes: usize, pace: &Pace) -> Result<Bandwidth> {
+    let words = (bytes / 8).max(1);
+    let share = words.div_ceil(machine::cores());
+    let source = vec![1_u64; words];
+    let mut target = vec![0_u64; words];
+    let copies = sample(pace, 1, |repeats| {
+        for _ in 0..repeats {
+            thread::scope(|scope| {
+                for (to, from) in target.chunks_mut(share).zip(source.chunks(share)) {
+                    scope.spawn(move || to.copy_from_slice(black_box(from)));
+                }
+            });
+        }
+        Ok(())
+    })?;
+    black_box(&target);
+    let reads = sample(pace, 1, |repeats| {
+        for _ in 0..repeats {
+            thread::scope(|scope| {
+                for part in source.chunks(share) {
+                    scope.spawn(move || {
+                        let sum = |sum: u64, word: &u64| sum.wrapping_add(*word);
+                        black_box(black_box(part).iter().fold(0, sum))
+                    });
+                }
+            });
+        }
+        Ok(())
+    })?;
+    Ok(Bandwidth {
+        copy_gb_per_s: gb_per_s(2 * 8 * words, copies.median_us),
+        read_gb_per_s: Some(gb_per_s(8 * words, reads.median_us)),
+        buffer_bytes: 8 * words as u64,
+    })
+}
+
+fn gb_per_s(bytes: usize, us: f64) -> f64 {
+    bytes as f64 / us / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floors_use_the_higher_bandwidth() {
+        let bandwidth = Bandwidth {
+            copy_gb_per_s: 10.0,
+            read_gb_per_s: Some(20.0),
+            buffer_bytes: 1,
+        };
+        assert_eq!(bandwidth.floor_us(2e6), 100.0);
+    }
+
+    #[test]
+    fn cores_copy_and_read() {
+        let found = on_cores(1 << 20, &Pace::QUICK).unwrap();
+        assert!(found.copy_gb_per_s > 0.0 && found.read_gb_per_s.unwrap() > 0.0);
+        assert_eq!(found.buffer_bytes, 1 << 20);
+    }
+}

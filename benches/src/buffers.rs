@@ -1,0 +1,173 @@
+//! Caches to read, several of each so that no call finds in the processor's cache what the call before has read.
+
+use anyhow::Result;
+use burn::tensor::kind::Basic;
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use sparq::{CacheTensors, KvCache, KvCacheConfig, RowSpans, Sketch, SketchTensors};
+
+use crate::preset::Case;
+
+/// How many times the last-level cache holds, at least, lie between two reads of one buffer, if memory suffices.
+const ROUNDS: f64 = 4.0;
+
+/// How many of them make a result that memory was read for: fewer, and a part may have come from the cache.
+const COLD_ROUNDS: f64 = 2.0;
+
+/// Memory and cache of a device, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// What buffers may take.
+    pub memory: f64,
+    /// The last-level cache.
+    pub cache: f64,
+    /// Whether to rotate as many buffer sets as it takes to pass by the cache; otherwise two.
+    pub rotate: bool,
+}
+
+impl Room {
+    /// Buffer sets for calls that read `read` bytes each from sets of `size` bytes; `None` if not even one fits beside `taken` bytes.
+    pub fn sets(&self, read: f64, size: f64, taken: f64) -> Option<usize> {
+        let wanted = match self.rotate {
+            true => (ROUNDS * self.cache / read) as usize + 1,
+            false => 2,
+        };
+        let fit = ((self.memory - taken).max(0.0) / size) as usize;
+        (fit > 0).then(|| wanted.max(2).min(fit))
+    }
+
+    /// Whether calls that go through `working_set` bytes in turn find none of them in the last-level cache.
+    pub fn is_cold(&self, working_set: f64) -> bool {
+        working_set >= COLD_ROUNDS * self.cache
+    }
+}
+
+/// What every buffer set of a case is a copy of.
+#[derive(Debug)]
+pub struct Source {
+    /// The query, [B, H, 1, d] in the cache's type.
+    pub q: Tensor<4>,
+    /// Keys, [B, H_kv, S, d] in the cache's type.
+    pub k: Tensor<4>,
+    /// Values, [B, H_kv, S, d] in the cache's type.
+    pub v: Tensor<4>,
+    /// g: query heads of one key/value head.
+    pub group_size: usize,
+}
+
+impl Source {
+    /// Normally distributed queries, keys and values, the same in every run.
+    pub fn new(case: &Case, device: &Device) -> Self {
+        device.seed(0);
+        let shape = &case.shape;
+        let random = |heads, len| {
+            let shape = [shape.batch, heads, len, shape.head_dim];
+            Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), device)
+                .cast(FloatDType::from(case.dtype))
+        };
+        Self {
+            q: random(shape.heads, 1),
+            k: random(shape.kv_heads, shape.seq_len),
+            v: random(shape.kv_heads, shape.seq_len),
+            group_size: shape.group_size(),
+        }
+    }
+
+    /// `count` caches in memory of their own with these keys and values and the sketch made from them.
+    ///
+    /// # Errors
+    /// When the device can't hold such a cache.
+    pub fn caches(&self, sketch: Option<Sketch>, count: usize) -> Result<Caches> {
+        let [batch, kv_heads, len, head_dim] = self.k.dims();
+        let config = KvCacheConfig {
+            batch,
+            kv_heads,
+            head_dim,
+            capacity: len,
+            dtype: FloatDType::from(self.k.dtype()),
+            sketch,
+        };
+        let mut cache = KvCache::new(&config, &self.k.device())?;
+        cache.append(self.k.clone(), self.v.clone())?;
+        cache.refresh_sketch();
+        let rows = cache.rows().clone();
+        let mut sets = vec![cache.tensors().clone()];
+        while sets.len() < count {
+            sets.push(copied(&sets[0]));
+        }
+        Ok(Caches { sets, rows })
+    }
+}
+
+/// Caches with equal contents in different memory.
+#[derive(Debug)]
+pub struct Caches {
+    /// The buffer sets.
+    pub sets: Vec<CacheTensors>,
+    /// The valid positions, the same in all.
+    pub rows: RowSpans,
+}
+
+fn copied(cache: &CacheTensors) -> CacheTensors {
+    CacheTensors {
+        k: copy(&cache.k),
+        v: copy(&cache.v),
+        v_sum: copy(&cache.v_sum),
+        spans: copy(&cache.spans),
+        sketch: match &cache.sketch {
+            SketchTensors::None => SketchTensors::None,
+            SketchTensors::Full(kt) => SketchTensors::Full(copy(kt)),
+            SketchTensors::Codes {
+                bits,
+                codes,
+                lo,
+                step,
+            } => SketchTensors::Codes {
+                bits: *bits,
+                codes: copy(codes),
+                lo: copy(lo),
+                step: copy(step),
+            },
+        },
+    }
+}
+
+/// The same contents in other memory: a clone would share it.
+pub fn copy<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> Tensor<D, K> {
+    let all = tensor.dims().map(|size| 0..size);
+    Tensor::zeros(tensor.dims(), (&tensor.device(), tensor.dtype()))
+        .slice_assign(all, tensor.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: Room = Room {
+        memory: 1000.0,
+        cache: 50.0,
+        rotate: true,
+    };
+
+    #[test]
+    fn enough_sets_rotate_to_pass_by_the_cache() {
+        // 200 bytes have to lie between two reads of one set: ten calls that read 20, of the 30 of each set.
+        assert_eq!(ROOM.sets(20.0, 30.0, 0.0), Some(11));
+        assert!(ROOM.is_cold(11.0 * 20.0) && !ROOM.is_cold(99.0));
+    }
+
+    #[test]
+    fn a_large_cache_needs_two_sets_and_makes_do_with_one() {
+        assert_eq!(ROOM.sets(300.0, 400.0, 0.0), Some(2));
+        assert_eq!(ROOM.sets(300.0, 400.0, 500.0), Some(1));
+        assert_eq!(ROOM.sets(300.0, 400.0, 700.0), None);
+    }
+
+    #[test]
+    fn a_quick_run_takes_two_sets() {
+        let room = Room {
+            rotate: false,
+            ..ROOM
+        };
+        assert_eq!(room.sets(1.0, 1.0, 0.0), Some(2));
+    }
+}

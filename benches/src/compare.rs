@@ -1,0 +1,164 @@
+//! The human form of a report: one table, with peers or with several devices beside each other.
+
+use crate::bandwidth::Bandwidth;
+use crate::contender::MethodName;
+use crate::peers::Peers;
+use crate::report::{Report, Row, Run};
+use crate::table::{Table, bytes, digits, or_dash, percent};
+
+/// The rows of a run in full, with the peers' figures where there are any.
+pub fn details(run: &Run, peers: Option<&Peers>) -> Table {
+    let mut headings = vec![
+        "method",
+        "B",
+        "heads",
+        "d",
+        "S",
+        "cache",
+        "mode",
+        "median us",
+        "p10",
+        "p90",
+        "n",
+        "GB/s",
+        "of bandwidth",
+        "x dense",
+    ];
+    if peers.is_some() {
+        headings.extend(["PyTorch us", "x PyTorch"]);
+    }
+    let mut table = Table::new(headings);
+    for row in &run.rows {
+        let Some(measured) = &row.measured else {
+            continue;
+        };
+        let mark = if measured.cold { "" } else { "*" };
+        let mut cells = vec![row.label()];
+        cells.extend(shape_cells(row));
+        cells.extend([
+            mode_name(row),
+            digits(measured.time.median_us) + mark,
+            digits(measured.time.p10_us),
+            digits(measured.time.p90_us),
+            measured.time.samples.to_string(),
+            digits(measured.gb_per_s),
+            percent(measured.share_of_bandwidth),
+            or_dash(measured.speedup_over_dense),
+        ]);
+        if let Some(peers) = peers {
+            let peer = peers
+                .find(&row.shape, row.dtype)
+                .map(|peer| peer.best_dense_us);
+            cells.push(or_dash(peer));
+            cells.push(or_dash(peer.map(|peer| peer / measured.time.median_us)));
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// Medians of every device of a report beside each other; the runs have the same cases.
+pub fn devices(report: &Report) -> Table {
+    let names = report.runs.iter().map(|run| format!("{} us", run.device));
+    let mut table = Table::new(
+        ["method", "B", "heads", "d", "S", "cache", "mode"]
+            .into_iter()
+            .map(String::from)
+            .chain(names),
+    );
+    let mut seen: Vec<&Row> = Vec::new();
+    let same = |a: &Row, b: &Row| {
+        (a.shape, a.dtype, a.method, a.stage, a.mode, a.settings)
+            == (b.shape, b.dtype, b.method, b.stage, b.mode, b.settings)
+    };
+    for row in report.runs.iter().flat_map(|run| &run.rows) {
+        if seen.iter().any(|other| same(row, other)) {
+            continue;
+        }
+        seen.push(row);
+        let mut cells = vec![row.label()];
+        cells.extend(shape_cells(row));
+        cells.push(row.mode.name().into());
+        for run in &report.runs {
+            let here = run.rows.iter().find(|other| same(row, other));
+            cells.push(or_dash(here.and_then(Row::median_us)));
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// What could not run and why, one line for each reason.
+pub fn skipped(run: &Run) -> Vec<String> {
+    let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+    for row in &run.rows {
+        let Some(why) = &row.skipped else { continue };
+        let what = format!("{} on {} {}", row.label(), row.shape, row.dtype.name());
+        match reasons.iter_mut().find(|(reason, _)| reason == why) {
+            Some((_, rows)) if rows.contains(&what) => {}
+            Some((_, rows)) => rows.push(what),
+            None => reasons.push((why, vec![what])),
+        }
+    }
+    reasons
+        .into_iter()
+        .map(|(why, rows)| match &rows[..] {
+            [only] => format!("{only}: {why}"),
+            [first, others @ ..] => format!("{first} and {} more: {why}", others.len()),
+            [] => why.to_owned(),
+        })
+        .collect()
+}
+
+/// What the marks in [`details`] mean, as far as they occur.
+pub fn notes(run: &Run) -> Vec<String> {
+    let measured = || run.rows.iter().filter_map(|row| row.measured.as_ref());
+    let mut notes = Vec::new();
+    if measured().any(|measured| !measured.cold) {
+        notes.push(format!(
+            "* buffers rotate over less than twice the last-level cache ({}): a part may have come from there",
+            bytes(run.cache_bytes as f64)
+        ));
+    }
+    if measured().any(|measured| measured.hardware_graph == Some(false)) {
+        notes
+            .push("captured+ the device has no graphs: each replay made the calls anew".to_owned());
+    }
+    let expanded = |row: &Row| row.method == MethodName::DenseBurn && row.shape.group_size() > 1;
+    if run.rows.iter().any(expanded) {
+        notes.push(
+            "dense (burn) knows no groups and reads K and V expanded to all heads; its GB/s count them once".to_owned(),
+        );
+    }
+    notes
+}
+
+/// The bandwidth in words.
+pub fn bandwidth(bandwidth: &Bandwidth) -> String {
+    let read = bandwidth
+        .read_gb_per_s
+        .map(|read| format!(", read {} GB/s", digits(read)))
+        .unwrap_or_default();
+    format!(
+        "copy {} GB/s (read + written){read}, buffers of {}",
+        digits(bandwidth.copy_gb_per_s),
+        bytes(bandwidth.buffer_bytes as f64)
+    )
+}
+
+fn shape_cells(row: &Row) -> [String; 5] {
+    [
+        row.shape.batch.to_string(),
+        format!("{}/{}", row.shape.heads, row.shape.kv_heads),
+        row.shape.head_dim.to_string(),
+        row.shape.seq_len.to_string(),
+        row.dtype.name().to_owned(),
+    ]
+}
+
+fn mode_name(row: &Row) -> String {
+    let repeated = row
+        .measured
+        .is_some_and(|measured| measured.hardware_graph == Some(false));
+    format!("{}{}", row.mode.name(), if repeated { "+" } else { "" })
+}

@@ -1,0 +1,275 @@
+//! Which shapes and settings to time.
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use sparq::{Components, GroupScore, Sketch, SparqConfig};
+
+use crate::shape::{CacheType, Shape};
+use crate::timing::Pace;
+
+/// A set of shapes and settings with a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// Small shapes, in seconds: to see that everything runs, not for figures
+    Quick,
+    /// One sequence on a CPU, S from 4k to 64k, f32 and f16, at 1/8 of dense's bytes
+    Cpu,
+    /// The paper's B=64, 32 heads, S=4096, r=32, k=128, fp16, in a grid of B and S
+    Paper,
+    /// Multi-head and grouped-query shapes from B=1 to 64, S from 4k to 128k, fp16, r=32, k=128
+    Field,
+}
+
+impl Preset {
+    /// The name in JSON files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Preset::Quick => "quick",
+            Preset::Cpu => "cpu",
+            Preset::Paper => "paper",
+            Preset::Field => "field",
+        }
+    }
+
+    /// How long its measurements take.
+    pub fn pace(self) -> Pace {
+        match self {
+            Preset::Quick => Pace::QUICK,
+            _ => Pace::STEADY,
+        }
+    }
+
+    /// Whether buffers rotate so that no call finds the next one's cache in the processor's.
+    pub fn rotates(self) -> bool {
+        self != Preset::Quick
+    }
+
+    /// Its shapes and settings.
+    pub fn grid(self) -> Grid {
+        let full_and_coded = vec![Sketch::Full, Sketch::Bits4];
+        let grid = Grid {
+            shapes: vec![],
+            dtypes: vec![CacheType::F16],
+            sketches: full_and_coded,
+            group_scores: vec![GroupScore::Probabilities],
+            components: Components::SumAbs,
+            budget: Budget::Fixed {
+                rank: 32,
+                top_k: 128,
+            },
+        };
+        match self {
+            Preset::Quick => Grid {
+                shapes: vec![
+                    Shape::new(1, 4, 4, 64, 512),
+                    Shape::new(1, 4, 4, 64, 1024),
+                    Shape::new(1, 4, 2, 64, 512),
+                    Shape::new(2, 4, 2, 64, 512),
+                ],
+                dtypes: vec![CacheType::F32],
+                group_scores: vec![GroupScore::Probabilities, GroupScore::Logits],
+                budget: Budget::Fixed {
+                    rank: 16,
+                    top_k: 64,
+                },
+                ..grid
+            },
+            Preset::Cpu => Grid {
+                shapes: [4096, 8192, 16_384, 32_768, 65_536]
+                    .into_iter()
+                    .flat_map(|s| {
+                        [(8, 8), (32, 8), (32, 32)].map(|(h, kv)| Shape::new(1, h, kv, 128, s))
+                    })
+                    .collect(),
+                dtypes: vec![CacheType::F32, CacheType::F16],
+                budget: Budget::Share(1.0 / 8.0),
+                ..grid
+            },
+            Preset::Paper => Grid {
+                shapes: [1, 4, 16, 64]
+                    .into_iter()
+                    .flat_map(|b| [4096, 16_384, 65_536].map(|s| Shape::new(b, 32, 32, 128, s)))
+                    // 8.6 GB of K and V: with the sketch and a second buffer set a third of an 80 GB card.
+                    .filter(|shape| shape.batch * shape.seq_len <= 1 << 19)
+                    .collect(),
+                ..grid
+            },
+            Preset::Field => Grid {
+                shapes: [
+                    (1, 32, 4096),
+                    (1, 32, 16_384),
+                    (1, 32, 65_536),
+                    (1, 32, 131_072),
+                    (64, 32, 4096),
+                    (16, 32, 16_384),
+                    (1, 8, 4096),
+                    (1, 8, 16_384),
+                    (1, 8, 65_536),
+                    (1, 8, 131_072),
+                    (32, 8, 16_384),
+                    (64, 8, 4096),
+                    (8, 8, 131_072),
+                ]
+                .map(|(b, kv, s)| Shape::new(b, 32, kv, 128, s))
+                .to_vec(),
+                ..grid
+            },
+        }
+    }
+}
+
+/// How r and k are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Budget {
+    /// The same for every shape.
+    Fixed {
+        /// r.
+        rank: usize,
+        /// k.
+        top_k: usize,
+    },
+    /// By [`SparqConfig::for_compression`] for this share of dense's bytes.
+    Share(f64),
+}
+
+/// Shapes x types x settings.
+#[derive(Clone, Debug)]
+pub struct Grid {
+    /// The shapes, in the order in which they run.
+    pub shapes: Vec<Shape>,
+    /// Types of the cache.
+    pub dtypes: Vec<CacheType>,
+    /// Key sketches.
+    pub sketches: Vec<Sketch>,
+    /// Group scores; with one query head for each key/value head all are the same, and the first stands for all.
+    pub group_scores: Vec<GroupScore>,
+    /// How a group agrees on components.
+    pub components: Components,
+    /// r and k.
+    pub budget: Budget,
+}
+
+/// One shape with all settings that are compared on it.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// The shape.
+    pub shape: Shape,
+    /// The type of K and V.
+    pub dtype: CacheType,
+    /// SparQ's settings.
+    pub settings: Vec<SparqConfig>,
+}
+
+impl Grid {
+    /// The cases, all of them valid.
+    ///
+    /// # Errors
+    /// Where something is empty, or settings do not fit a shape; the message names both.
+    pub fn cases(&self) -> Result<Vec<Case>> {
+        let empty = self.shapes.is_empty()
+            || self.dtypes.is_empty()
+            || self.sketches.is_empty()
+            || self.group_scores.is_empty();
+        if empty {
+            bail!("expected at least one shape, dtype, sketch and group score, found none");
+        }
+        let mut cases = Vec::new();
+        for &shape in &self.shapes {
+            for &dtype in &self.dtypes {
+                let settings = self.settings(&shape)?;
+                cases.push(Case {
+                    shape,
+                    dtype,
+                    settings,
+                });
+            }
+        }
+        Ok(cases)
+    }
+
+    fn settings(&self, shape: &Shape) -> Result<Vec<SparqConfig>> {
+        let scores = match shape.group_size() {
+            1 => &self.group_scores[..1],
+            _ => &self.group_scores[..],
+        };
+        let mut all = Vec::new();
+        for &sketch in &self.sketches {
+            for &group_score in scores {
+                let start = match self.budget {
+                    Budget::Fixed { rank, top_k } => SparqConfig::new(rank, top_k),
+                    Budget::Share(_) => SparqConfig::new(1, 1),
+                };
+                let config = start
+                    .with_sketch(sketch)
+                    .with_group_score(group_score)
+                    .with_components(self.components);
+                let config = match self.budget {
+                    Budget::Fixed { .. } => Ok(config),
+                    Budget::Share(share) => {
+                        config.for_compression(shape.head_dim, shape.seq_len, share)
+                    }
+                };
+                let config = config
+                    .and_then(|config| config.validate(shape.head_dim).map(|()| config))
+                    .with_context(|| format!("the settings do not fit the shape {shape}"))?;
+                all.push(config);
+            }
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sparq::Transfers;
+
+    use super::*;
+
+    #[test]
+    fn every_preset_has_valid_cases() {
+        for preset in Preset::value_variants() {
+            let cases = preset.grid().cases().unwrap();
+            assert!(!cases.is_empty() && cases.iter().all(|case| case.settings.len() >= 2));
+        }
+    }
+
+    #[test]
+    fn the_cpu_settings_read_an_eighth_of_the_bytes_at_most() {
+        for case in Preset::Cpu.grid().cases().unwrap() {
+            let cache = case.shape.cache(case.dtype);
+            let dense = Transfers::dense(&cache, case.shape.seq_len).bytes();
+            for config in case.settings {
+                let share = Transfers::sparq(&cache, case.shape.seq_len, &config).bytes() / dense;
+                assert!(share <= 0.1251, "{} {config:?}: {share}", case.shape);
+            }
+        }
+    }
+
+    #[test]
+    fn group_scores_differ_only_where_heads_share_a_key() {
+        let cases = Preset::Quick.grid().cases().unwrap();
+        let count = |kv_heads| {
+            let case = cases.iter().find(|case| case.shape.kv_heads == kv_heads);
+            case.unwrap().settings.len()
+        };
+        assert_eq!((count(4), count(2)), (2, 4));
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_are_named_with_the_shape() {
+        let grid = Grid {
+            budget: Budget::Fixed {
+                rank: 65,
+                top_k: 64,
+            },
+            ..Preset::Quick.grid()
+        };
+        let error = format!("{:#}", grid.cases().unwrap_err());
+        assert!(
+            error.contains("d=64") && error.contains("found 65"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,262 @@
+//! Exact attention over positions of one key/value head: the inner part of dense decode and of step 6.
+//!
+//! A few units share a key: each holds a part of the query, of the key and of the running output, so that a row is read in whole vectors. Every such
+//! group goes through its own positions with a running maximum, sum and output (online softmax); the groups of a cube are merged at the end.
+
+use cubecl::prelude::*;
+
+use super::common::*;
+
+/// What an attention kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AttendPlan {
+    /// g.
+    pub group: usize,
+    /// d.
+    pub head_dim: usize,
+    /// Query heads that a pass over the positions serves.
+    pub heads: usize,
+    /// Units that share a key.
+    pub lanes: usize,
+    /// Vectors of a key that each of them holds.
+    pub vectors: usize,
+    /// Keys that each group of units loads before it uses the first.
+    pub steps: usize,
+    /// Rows of the buffer through which groups are merged.
+    pub slots: usize,
+    /// Units of a cube.
+    pub units: u32,
+    /// See [`common`](super::common).
+    pub plane: u32,
+}
+
+/// The result of a cube for `heads` heads: outputs relative to the maxima, and not yet divided by the sums.
+#[derive(CubeType)]
+pub(crate) struct Attended {
+    /// [heads, d].
+    pub output: Shared<[f32]>,
+    /// [heads].
+    pub largest: Shared<[f32]>,
+    /// [heads].
+    pub sum: Shared<[f32]>,
+    /// [slots, d].
+    merge: Shared<[f32]>,
+    /// [groups, heads] twice: the maxima and the sums.
+    states: Shared<[f32]>,
+}
+
+#[cube]
+impl Attended {
+    pub fn new(#[comptime] plan: AttendPlan) -> Attended {
+        let heads = comptime!(plan.heads);
+        let groups = comptime!(plan.units as usize / plan.lanes);
+        Attended {
+            output: Shared::<[f32]>::new_slice(comptime!(heads * plan.head_dim)),
+            largest: Shared::<[f32]>::new_slice(heads),
+            sum: Shared::<[f32]>::new_slice(heads),
+            merge: Shared::<[f32]>::new_slice(comptime!(plan.slots * plan.head_dim)),
+            states: Shared::<[f32]>::new_slice(comptime!(2 * groups * heads)),
+        }
+    }
+}
+
+/// Attends to `count` positions with the heads from `head` on: the positions `kept[0 .. count]` if `gathered`, otherwise `from ..`.
+///
+/// `keys` and `values` [B, H_kv, S_max, d] in vectors of N; `first` is the first position of the head's matrix in them. `count` must be at least 1.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn attend<Q: Float, E: Float, N: Size>(
+    q: &Tensor<Q>,
+    keys: &[Vector<E, N>],
+    values: &[Vector<E, N>],
+    sequence: usize,
+    kv_head: usize,
+    first: usize,
+    head: usize,
+    kept: &Shared<[u32]>,
+    from: usize,
+    count: usize,
+    result: &mut Attended,
+    #[comptime] gathered: bool,
+    #[comptime] plan: AttendPlan,
+) {
+    let n = N::value();
+    let d = comptime!(plan.head_dim);
+    let row = comptime!(d / n);
+    let heads = comptime!(plan.heads);
+    let lanes = comptime!(plan.lanes);
+    let vectors = comptime!(plan.vectors);
+    let steps = comptime!(plan.steps);
+    let slots = comptime!(plan.slots);
+    let units = comptime!(plan.units as usize);
+    let groups = comptime!(units / lanes);
+    let width = comptime!(vectors * n);
+    // Whether the lanes hold more vectors than a row has.
+    let padded = comptime!(lanes * vectors > row);
+    let unit = UNIT_POS as usize;
+    let lane = unit % lanes;
+    let mine = unit / lanes;
+
+    let mut query = Array::<f32>::new(comptime!(heads * width));
+    let scale = comptime!(1.0 / (d as f32).sqrt());
+    #[unroll]
+    for h in 0..heads {
+        let whole =
+            kv_head * comptime!(plan.group) + min(head + h, comptime!(plan.group - 1).runtime());
+        let base = sequence * q.stride(0) + whole * q.stride(1);
+        #[unroll]
+        for x in 0..vectors {
+            #[unroll]
+            for e in 0..n {
+                let c = (x * lanes + lane) * n + e;
+                let mut value = 0.0f32;
+                if c < d {
+                    value = f32::cast_from(q[base + c * q.stride(3)]) * scale;
+                }
+                query[h * width + x * n + e] = value;
+            }
+        }
+    }
+
+    let mut largest = Array::<f32>::new(heads);
+    let mut sum = Array::<f32>::new(heads);
+    let mut output = Array::<f32>::new(comptime!(heads * width));
+    #[unroll]
+    for h in 0..heads {
+        largest[h] = -LARGEST;
+        sum[h] = 0.0f32;
+    }
+    #[unroll]
+    for i in 0..comptime!(heads * width) {
+        output[i] = 0.0f32;
+    }
+
+    let mut begin = 0usize;
+    while begin < count {
+        let mut loaded_keys = Array::<Vector<E, N>>::new(comptime!(steps * vectors));
+        let mut loaded_values = Array::<Vector<E, N>>::new(comptime!(steps * vectors));
+        #[unroll]
+        for t in 0..steps {
+            // Past the last position it is loaded again, with a weight of 0.
+            let j = min(begin + t * groups + mine, count - 1);
+            let position = if comptime!(gathered) {
+                kept[j] as usize
+            } else {
+                from + j
+            };
+            let at = (first + position) * row;
+            #[unroll]
+            for x in 0..vectors {
+                let mut part = x * lanes + lane;
+                if comptime!(padded) {
+                    part = min(part, comptime!(row - 1).runtime());
+                }
+                loaded_keys[t * vectors + x] = keys[at + part];
+                loaded_values[t * vectors + x] = values[at + part];
+            }
+        }
+        #[unroll]
+        for h in 0..heads {
+            let mut logits = Array::<f32>::new(steps);
+            let mut top = largest[h];
+            #[unroll]
+            for t in 0..steps {
+                let mut dot = 0.0f32;
+                #[unroll]
+                for x in 0..vectors {
+                    #[unroll]
+                    for e in 0..n {
+                        dot += query[h * width + x * n + e]
+                            * f32::cast_from(loaded_keys[t * vectors + x].extract(e));
+                    }
+                }
+                let valid = begin + t * groups + mine < count;
+                logits[t] = select(valid, group_sum(dot, lanes as u32), -LARGEST);
+                top = max(top, logits[t]);
+            }
+            let keep = (largest[h] - top).exp();
+            let mut total = sum[h] * keep;
+            #[unroll]
+            for i in 0..width {
+                output[h * width + i] *= keep;
+            }
+            #[unroll]
+            for t in 0..steps {
+                let valid = begin + t * groups + mine < count;
+                let weight = select(valid, (logits[t] - top).exp(), 0.0f32);
+                total += weight;
+                #[unroll]
+                for x in 0..vectors {
+                    #[unroll]
+                    for e in 0..n {
+                        output[h * width + x * n + e] +=
+                            weight * f32::cast_from(loaded_values[t * vectors + x].extract(e));
+                    }
+                }
+            }
+            largest[h] = top;
+            sum[h] = total;
+        }
+        begin += comptime!(steps * groups);
+    }
+
+    // The groups' states into one. Units may still read the last pass's result.
+    sync_cube();
+    if lane == 0 {
+        #[unroll]
+        for h in 0..heads {
+            result.states[mine * heads + h] = largest[h];
+            result.states[comptime!(groups * heads) + mine * heads + h] = sum[h];
+        }
+    }
+    sync_cube();
+    #[unroll]
+    for h in 0..heads {
+        let mut top = result.states[h];
+        for other in 1..groups {
+            top = max(top, result.states[other * heads + h]);
+        }
+        let factor = (largest[h] - top).exp();
+        #[unroll]
+        for round in 0..comptime!(groups.div_ceil(slots)) {
+            if mine / slots == round {
+                #[unroll]
+                for x in 0..vectors {
+                    #[unroll]
+                    for e in 0..n {
+                        let c = (x * lanes + lane) * n + e;
+                        if c < d {
+                            let at = (mine % slots) * d + c;
+                            let value = output[h * width + x * n + e] * factor;
+                            if comptime!(round == 0) {
+                                result.merge[at] = value;
+                            } else {
+                                result.merge[at] += value;
+                            }
+                        }
+                    }
+                }
+            }
+            sync_cube();
+        }
+        let mut c = unit;
+        while c < d {
+            let mut total = 0.0f32;
+            for slot in 0..comptime!(if groups < slots { groups } else { slots }) {
+                total += result.merge[slot * d + c];
+            }
+            result.output[h * d + c] = total;
+            c += units;
+        }
+        if unit == 0 {
+            let mut total = 0.0f32;
+            for other in 0..groups {
+                total += result.states[comptime!(groups * heads) + other * heads + h]
+                    * (result.states[other * heads + h] - top).exp();
+            }
+            result.largest[h] = top;
+            result.sum[h] = total;
+        }
+        sync_cube();
+    }
+}

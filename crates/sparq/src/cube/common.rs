@@ -1,0 +1,120 @@
+//! What the kernels share: sums over groups of units, the geometry of a launch, the span of a sequence.
+//!
+//! `plane` is the smallest size that a plane has on the device, and 1 where plane operations are missing: the same code then runs with groups of one unit.
+
+use cubecl::prelude::*;
+
+/// The largest finite score; see the degenerate input of [`reference`](mod@crate::reference).
+pub(crate) const LARGEST: f32 = f32::MAX;
+
+/// Sum over `width` neighbouring units, a power of two no larger than a plane; each of them receives it.
+#[cube]
+pub(crate) fn group_sum(value: f32, #[comptime] width: u32) -> f32 {
+    let mut sum = value;
+    #[unroll]
+    for i in 0..comptime!(width.ilog2()) {
+        sum += plane_shuffle_xor(sum, 1u32 << i);
+    }
+    sum
+}
+
+/// Units in a plane; 1 where planes are not used.
+#[cube]
+pub(crate) fn plane_dim(#[comptime] plane: u32) -> u32 {
+    if comptime!(plane > 1) {
+        PLANE_DIM
+    } else {
+        1u32.runtime()
+    }
+}
+
+/// This unit's place in its plane.
+#[cube]
+pub(crate) fn plane_lane(#[comptime] plane: u32) -> u32 {
+    if comptime!(plane > 1) {
+        UNIT_POS_PLANE
+    } else {
+        0u32.runtime()
+    }
+}
+
+/// The place of this unit's plane in the cube.
+#[cube]
+pub(crate) fn plane_index(#[comptime] plane: u32) -> u32 {
+    if comptime!(plane > 1) {
+        PLANE_POS
+    } else {
+        UNIT_POS
+    }
+}
+
+/// Sum over the units of a plane.
+#[cube]
+pub(crate) fn sum_in_plane(value: f32, #[comptime] plane: u32) -> f32 {
+    if comptime!(plane > 1) {
+        plane_sum(value)
+    } else {
+        value
+    }
+}
+
+/// Sum over all units of the cube; `scratch` has room for a number from every plane.
+#[cube]
+pub(crate) fn cube_sum(
+    value: f32,
+    scratch: &mut Shared<[f32]>,
+    #[comptime] units: u32,
+    #[comptime] plane: u32,
+) -> f32 {
+    let part = sum_in_plane(value, plane);
+    // Whoever still reads an earlier result has to be done.
+    sync_cube();
+    if plane_lane(plane) == 0 {
+        scratch[plane_index(plane) as usize] = part;
+    }
+    sync_cube();
+    let mut total = 0.0f32;
+    for i in 0..units / plane_dim(plane) {
+        total += scratch[i as usize];
+    }
+    total
+}
+
+/// The largest value of all units of the cube; `scratch` has room for a number from every plane.
+#[cube]
+pub(crate) fn cube_max(
+    value: f32,
+    scratch: &mut Shared<[f32]>,
+    #[comptime] units: u32,
+    #[comptime] plane: u32,
+) -> f32 {
+    let part = if comptime!(plane > 1) {
+        plane_max(value)
+    } else {
+        value
+    };
+    sync_cube();
+    if plane_lane(plane) == 0 {
+        scratch[plane_index(plane) as usize] = part;
+    }
+    sync_cube();
+    let mut largest = scratch[0];
+    for i in 1..units / plane_dim(plane) {
+        largest = max(largest, scratch[i as usize]);
+    }
+    largest
+}
+
+/// A score with NaN replaced by the lowest and infinities by the largest finite numbers.
+#[cube]
+pub(crate) fn finite(score: f32) -> f32 {
+    let number = select(score == score, score, -LARGEST);
+    clamp(number, -LARGEST, LARGEST)
+}
+
+/// Bits that order like the number: for finite scores, a larger score has the larger key, and no key is 0.
+#[cube]
+pub(crate) fn order_key(score: f32) -> u32 {
+    let bits = u32::reinterpret(score);
+    select(bits >= 0x8000_0000u32, !bits, bits | 0x8000_0000u32)
+}

@@ -1,0 +1,478 @@
+//! How the kernels are launched: what they are compiled for and how their grids are laid out.
+
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, CubeDevice};
+use cubecl::client::Client;
+use cubecl::features::Plane;
+use cubecl::prelude::*;
+
+use super::append::append_kernel;
+use super::attend::AttendPlan;
+use super::dense::{MOST_SPLITS, dense_kernel, merge_splits};
+use super::finish::finish_kernel;
+use super::score::{ScorePlan, score_codes, score_full};
+use super::select::{STATE, SelectPlan, emit_kernel, histogram_kernel};
+use crate::op::{CacheBuffers, SketchBuffers, SparqOutputBuffers};
+use crate::{Components, GroupScore, SparqConfig};
+
+/// Bytes of a vector load.
+const VECTOR: usize = 16;
+/// Numbers of an accumulator that a unit holds in registers.
+const ACCUMULATORS: usize = 64;
+
+/// A device and what it offers.
+pub(super) struct Launcher {
+    client: Client,
+    device: CubeDevice,
+    /// The smallest plane, 1 where plane operations are missing.
+    plane: u32,
+    /// Multiprocessors, or a guess.
+    processors: usize,
+    most_units: u32,
+}
+
+/// The sizes of a cache and of the queries to it.
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    kv_heads: usize,
+    group: usize,
+    head_dim: usize,
+    capacity: usize,
+}
+
+impl Sizes {
+    fn new(heads: usize, k: &CubeTensor) -> Self {
+        let shape = k.shape();
+        Self {
+            batch: shape[0],
+            kv_heads: shape[1],
+            group: heads / shape[1],
+            head_dim: shape[3],
+            capacity: shape[2],
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.batch * self.kv_heads
+    }
+}
+
+impl Launcher {
+    pub fn new(tensor: &CubeTensor) -> Self {
+        let client = tensor.client.clone();
+        let hardware = &client.properties().hardware;
+        let planes = client.features().plane.contains(Plane::Ops);
+        let plane = if planes { hardware.plane_size_min } else { 1 };
+        Self {
+            device: tensor.device.clone(),
+            plane,
+            processors: hardware.num_streaming_multiprocessors.unwrap_or(32) as usize,
+            most_units: hardware.max_units_per_cube,
+            client,
+        }
+    }
+
+    /// See [`append_kernel`].
+    pub fn append(
+        &self,
+        cache: &mut CacheBuffers<CubeBackend>,
+        k: &CubeTensor,
+        v: &CubeTensor,
+        encode: bool,
+    ) {
+        let sizes = Sizes::new(cache.k.shape()[1], &cache.k);
+        let float = |dtype| self.empty(Shape::new([1]), dtype);
+        let nothing = float(DType::F32);
+        let (full, codes, lo, step) = match &cache.sketch {
+            SketchBuffers::Full(kt) => (Some(kt), None, None, None),
+            SketchBuffers::Codes {
+                codes, lo, step, ..
+            } if encode => (None, Some(codes), Some(lo), Some(step)),
+            _ => (None, None, None, None),
+        };
+        let bits = match &cache.sketch {
+            SketchBuffers::Codes { bits, .. } if encode => *bits,
+            _ => 0,
+        };
+        let kt = full.cloned().unwrap_or_else(|| float(cache.k.dtype));
+        let codes = codes.cloned().unwrap_or_else(|| float(DType::U32));
+        unsafe {
+            append_kernel::launch_unchecked(
+                &self.client,
+                cubes(sizes.rows()),
+                CubeDim::new_1d(self.units(128)),
+                cache.k.required_address_type(),
+                k.clone().into_tensor_arg(),
+                v.clone().into_tensor_arg(),
+                cache.k.clone().into_buffer_arg(),
+                cache.v.clone().into_buffer_arg(),
+                cache.v_sum.clone().into_buffer_arg(),
+                kt.into_buffer_arg(),
+                codes.into_buffer_arg(),
+                lo.cloned()
+                    .unwrap_or_else(|| nothing.clone())
+                    .into_buffer_arg(),
+                step.cloned().unwrap_or(nothing).into_buffer_arg(),
+                cache.spans.clone().into_buffer_arg(),
+                sizes.batch as u32,
+                sizes.kv_heads as u32,
+                sizes.capacity as u32,
+                sizes.head_dim,
+                full.is_some(),
+                bits,
+                [
+                    dtype_to_storage_type(k.dtype),
+                    dtype_to_storage_type(cache.k.dtype),
+                ],
+            );
+        }
+    }
+
+    /// Dense decode over at most `bound` positions; see [`dense_kernel`].
+    pub fn dense(
+        &self,
+        q: &CubeTensor,
+        cache: &CacheBuffers<CubeBackend>,
+        bound: usize,
+    ) -> CubeTensor {
+        let sizes = Sizes::new(q.shape()[1], &cache.k);
+        let (plan, n) = self.attend_plan(&sizes, cache.k.dtype, 128);
+        let out = self.empty(q.shape(), q.dtype);
+        // Cubes for a few rounds of the device, each with enough positions to be worth its start.
+        let wanted = (self.processors * 6).div_ceil(sizes.rows());
+        let splits = wanted.min(bound.div_ceil(64)).clamp(1, MOST_SPLITS);
+        let single = splits == 1;
+        let states = match single {
+            true => self.empty(Shape::new([1]), DType::F32),
+            false => self.empty(
+                Shape::new([sizes.rows() * splits, sizes.group, sizes.head_dim + 2]),
+                DType::F32,
+            ),
+        };
+        unsafe {
+            dense_kernel::launch_unchecked(
+                &self.client,
+                cubes(sizes.rows() * splits),
+                CubeDim::new_1d(plan.units),
+                cache.k.required_address_type(),
+                n,
+                q.clone().into_tensor_arg(),
+                cache.k.clone().into_buffer_arg(),
+                cache.v.clone().into_buffer_arg(),
+                cache.spans.clone().into_buffer_arg(),
+                out.clone().into_buffer_arg(),
+                states.clone().into_buffer_arg(),
+                sizes.batch as u32,
+                sizes.kv_heads as u32,
+                sizes.capacity as u32,
+                splits as u32,
+                single,
+                plan,
+                [
+                    dtype_to_storage_type(q.dtype),
+                    dtype_to_storage_type(cache.k.dtype),
+                ],
+            );
+            if !single {
+                let heads = sizes.rows() * sizes.group;
+                let units = self.units(512);
+                merge_splits::launch_unchecked(
+                    &self.client,
+                    cubes(heads),
+                    CubeDim::new_1d(units),
+                    states.required_address_type(),
+                    states.into_buffer_arg(),
+                    out.clone().into_buffer_arg(),
+                    splits as u32,
+                    heads as u32,
+                    sizes.group,
+                    sizes.head_dim,
+                    units,
+                    self.plane,
+                    dtype_to_storage_type(q.dtype),
+                );
+            }
+        }
+        out
+    }
+
+    /// A SparQ step over at most `bound` positions.
+    pub fn sparq(
+        &self,
+        q: &CubeTensor,
+        cache: &CacheBuffers<CubeBackend>,
+        bound: usize,
+        config: &SparqConfig,
+    ) -> SparqOutputBuffers<CubeBackend> {
+        let sizes = Sizes::new(q.shape()[1], &cache.k);
+        let (rows, group) = (sizes.rows(), sizes.group);
+        let logits = self.empty(Shape::new([rows, group, sizes.capacity]), DType::F32);
+        let q_type = dtype_to_storage_type(q.dtype);
+        let k_type = dtype_to_storage_type(cache.k.dtype);
+
+        let mut plan = ScorePlan {
+            group,
+            head_dim: sizes.head_dim,
+            rank: config.rank,
+            abs_sum: config.components == Components::AbsSum,
+            heads: 0,
+            bits: 0,
+            unroll: config.rank.min(16),
+            clear: false,
+            units: 0,
+            plane: self.plane,
+        };
+        let (n, count) = match &cache.sketch {
+            SketchBuffers::None => {
+                panic!("SparQ reads a key sketch, and this cache was made without one")
+            }
+            SketchBuffers::Full(kt) => {
+                let n = VECTOR / kt.dtype.size();
+                (n, n)
+            }
+            SketchBuffers::Codes { bits, .. } => {
+                plan.bits = *bits;
+                let per_word = 32 / bits;
+                let fits = |words: &usize| group * words * per_word <= ACCUMULATORS;
+                let n = [4, 2].into_iter().find(fits).unwrap_or(1);
+                (n, n * per_word)
+            }
+        };
+        plan.heads = passes(group, ACCUMULATORS / count);
+        plan.units = self.score_units(rows, bound.div_ceil(count));
+        let tile_len = plan.units as usize * count;
+        let tiles = bound.div_ceil(tile_len);
+        let stats = self.empty(Shape::new([rows, tiles, group, 2]), DType::F32);
+        // Two more launches pay where few cubes would otherwise go through many scores (measured on an H100).
+        let spread = bound * group > 32768 && rows <= self.processors;
+        plan.clear = spread;
+        let state = match spread {
+            true => self.empty(Shape::new([rows, STATE]), DType::U32),
+            false => self.empty(Shape::new([1]), DType::U32),
+        };
+        unsafe {
+            match &cache.sketch {
+                SketchBuffers::Full(kt) => score_full::launch_unchecked(
+                    &self.client,
+                    cubes(rows * tiles),
+                    CubeDim::new_1d(plan.units),
+                    kt.required_address_type()
+                        .max(logits.required_address_type()),
+                    n,
+                    q.clone().into_tensor_arg(),
+                    kt.clone().into_buffer_arg(),
+                    cache.v_sum.clone().into_buffer_arg(),
+                    cache.spans.clone().into_buffer_arg(),
+                    logits.clone().into_buffer_arg(),
+                    stats.clone().into_buffer_arg(),
+                    state.clone().into_buffer_arg(),
+                    sizes.batch as u32,
+                    sizes.kv_heads as u32,
+                    sizes.capacity as u32,
+                    tiles as u32,
+                    plan,
+                    [q_type, k_type],
+                ),
+                SketchBuffers::Codes { codes, step, .. } => score_codes::launch_unchecked(
+                    &self.client,
+                    cubes(rows * tiles),
+                    CubeDim::new_1d(plan.units),
+                    codes
+                        .required_address_type()
+                        .max(logits.required_address_type()),
+                    n,
+                    q.clone().into_tensor_arg(),
+                    codes.clone().into_buffer_arg(),
+                    step.clone().into_buffer_arg(),
+                    cache.spans.clone().into_buffer_arg(),
+                    logits.clone().into_buffer_arg(),
+                    stats.clone().into_buffer_arg(),
+                    state.clone().into_buffer_arg(),
+                    sizes.batch as u32,
+                    sizes.kv_heads as u32,
+                    sizes.capacity as u32,
+                    tiles as u32,
+                    plan,
+                    q_type,
+                ),
+                SketchBuffers::None => unreachable!(),
+            }
+        }
+
+        let width = config.top_k.min(bound);
+        let output = self.empty(q.shape(), q.dtype);
+        let positions = self.empty(Shape::new([sizes.batch, sizes.kv_heads, width]), DType::I32);
+        let alpha = self.empty(
+            Shape::new([sizes.batch, sizes.kv_heads * group]),
+            DType::F32,
+        );
+        let (attend, n) = self.attend_plan(&sizes, cache.k.dtype, 256);
+        let choice = SelectPlan {
+            group,
+            probabilities: group > 1 && config.group_score == GroupScore::Probabilities,
+            top_k: config.top_k,
+            window: config.local_window,
+            candidates: 512,
+            units: attend.units,
+            plane: self.plane,
+        };
+        let (mut above, mut border) = (state.clone(), state.clone());
+        if spread {
+            let parts_of = SelectPlan {
+                units: self.units(256),
+                ..choice
+            };
+            let part_len = 4 * parts_of.units as usize * if rows * bound > 1 << 20 { 4 } else { 1 };
+            let parts = bound.div_ceil(part_len);
+            above = self.empty(Shape::new([rows, config.top_k]), DType::U32);
+            border = self.empty(Shape::new([rows, choice.candidates, 2]), DType::U32);
+            let scores = match group {
+                1 => logits.clone(),
+                _ => self.empty(Shape::new([rows, sizes.capacity]), DType::F32),
+            };
+            unsafe {
+                histogram_kernel::launch_unchecked(
+                    &self.client,
+                    cubes(rows * parts),
+                    CubeDim::new_1d(parts_of.units),
+                    logits.required_address_type(),
+                    logits.clone().into_buffer_arg(),
+                    stats.clone().into_buffer_arg(),
+                    cache.spans.clone().into_buffer_arg(),
+                    match group {
+                        1 => self.empty(Shape::new([4]), DType::F32).into_buffer_arg(),
+                        _ => scores.clone().into_buffer_arg(),
+                    },
+                    state.clone().into_buffer_arg(),
+                    sizes.batch as u32,
+                    sizes.kv_heads as u32,
+                    sizes.capacity as u32,
+                    tiles as u32,
+                    tile_len as u32,
+                    parts as u32,
+                    part_len,
+                    parts_of,
+                );
+                emit_kernel::launch_unchecked(
+                    &self.client,
+                    cubes(rows * parts),
+                    CubeDim::new_1d(parts_of.units),
+                    logits.required_address_type(),
+                    scores.into_buffer_arg(),
+                    stats.clone().into_buffer_arg(),
+                    cache.spans.clone().into_buffer_arg(),
+                    state.clone().into_buffer_arg(),
+                    above.clone().into_buffer_arg(),
+                    border.clone().into_buffer_arg(),
+                    sizes.batch as u32,
+                    sizes.kv_heads as u32,
+                    sizes.capacity as u32,
+                    tiles as u32,
+                    tile_len as u32,
+                    parts as u32,
+                    part_len,
+                    parts_of,
+                );
+            }
+        }
+        unsafe {
+            finish_kernel::launch_unchecked(
+                &self.client,
+                cubes(rows),
+                CubeDim::new_1d(attend.units),
+                cache
+                    .k
+                    .required_address_type()
+                    .max(logits.required_address_type()),
+                n,
+                q.clone().into_tensor_arg(),
+                cache.k.clone().into_buffer_arg(),
+                cache.v.clone().into_buffer_arg(),
+                cache.v_sum.clone().into_buffer_arg(),
+                cache.spans.clone().into_buffer_arg(),
+                logits.into_buffer_arg(),
+                stats.into_buffer_arg(),
+                state.into_buffer_arg(),
+                above.into_buffer_arg(),
+                border.into_buffer_arg(),
+                output.clone().into_buffer_arg(),
+                positions.clone().into_buffer_arg(),
+                alpha.clone().into_buffer_arg(),
+                sizes.batch as u32,
+                sizes.kv_heads as u32,
+                sizes.capacity as u32,
+                tiles as u32,
+                tile_len as u32,
+                width as u32,
+                config.mean_value.applies(group),
+                spread,
+                choice,
+                attend,
+                [q_type, k_type],
+            );
+        }
+        SparqOutputBuffers {
+            output,
+            positions,
+            alpha,
+        }
+    }
+
+    fn attend_plan(&self, sizes: &Sizes, dtype: DType, units: u32) -> (AttendPlan, usize) {
+        let n = (VECTOR / dtype.size()).min(1 << sizes.head_dim.trailing_zeros());
+        let row = sizes.head_dim / n;
+        let lanes = row.next_power_of_two().min(self.plane as usize);
+        let vectors = row.div_ceil(lanes);
+        let units = match self.plane {
+            1 => self.units(32),
+            _ => self.units(units),
+        };
+        let plan = AttendPlan {
+            group: sizes.group,
+            head_dim: sizes.head_dim,
+            heads: passes(sizes.group, ACCUMULATORS / (vectors * n)),
+            lanes,
+            vectors,
+            steps: (4 / vectors).max(1),
+            slots: (units as usize / lanes).min(16),
+            units,
+            plane: self.plane,
+        };
+        (plan, n)
+    }
+
+    /// Units of a score cube: many where there is work for all processors, few where a row has to be spread.
+    fn score_units(&self, rows: usize, vectors: usize) -> u32 {
+        let warps = rows * vectors.div_ceil(32);
+        let each = warps / (self.processors * 2);
+        self.units((each.next_power_of_two() * 32).clamp(64, 256) as u32)
+    }
+
+    /// A power of two that the device can run in a cube.
+    fn units(&self, wanted: u32) -> u32 {
+        let most = 1 << self.most_units.ilog2();
+        wanted.min(most).max(self.plane)
+    }
+
+    fn empty(&self, shape: Shape, dtype: DType) -> CubeTensor {
+        empty_device_contiguous_dtype(self.client.clone(), self.device.clone(), shape, dtype)
+    }
+}
+
+/// Heads of a pass, so that passes of at most `most` are alike.
+fn passes(group: usize, most: usize) -> usize {
+    let passes = group.div_ceil(most.clamp(1, 8));
+    group.div_ceil(passes)
+}
+
+/// A grid of `count` cubes, which the kernels number through; within the limits of every API.
+fn cubes(count: usize) -> CubeCount {
+    const MOST: usize = 65535;
+    let y = count.div_ceil(MOST);
+    CubeCount::Static(count.div_ceil(y) as u32, y as u32, 1)
+}

@@ -1,0 +1,152 @@
+//! The operations as CubeCL kernels, for every GPU that burn runs on.
+//!
+//! A decode step is two launches, [`score`] and [`finish`], or one and a merge for [`dense`]. The kernels read lengths from the device: a launch depends on the
+//! host's [`RowSpans`] only for the size of its grid, reads nothing back and allocates the same buffers each time, so a step can be
+//! captured once and replayed while the sequences grow.
+//!
+//! What the kernels don't cover (f64, more than [`MOST_KEPT`] positions) runs through the [`reference`](mod@crate::reference).
+
+mod append;
+mod attend;
+mod common;
+mod dense;
+mod finish;
+mod launch;
+mod score;
+mod select;
+
+use burn::backend::TensorMetadata;
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+
+use self::launch::Launcher;
+use crate::op::{CacheBuffers, SketchBuffers, SparqBackend, SparqOutputBuffers};
+use crate::primitive::{Primitive, lift, lower};
+use crate::{RowSpans, SparqConfig, reference, write};
+
+/// The largest k that a cube has room to hold.
+const MOST_KEPT: usize = 4096;
+
+impl SparqBackend for CubeBackend {
+    fn append(
+        cache: CacheBuffers<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        rows: RowSpans,
+        counts: Vec<usize>,
+        encode: bool,
+    ) -> CacheBuffers<Self> {
+        let one = k.shape()[2] == 1 && counts.iter().all(|&count| count == 1);
+        let codes = matches!(cache.sketch, SketchBuffers::Codes { .. });
+        if one && supported(&cache, &k) {
+            let mut cache = owned(cache);
+            Launcher::new(&cache.k).append(&mut cache, &k, &v, codes && encode);
+            return cache;
+        }
+        let (k, v) = (Self::float(k), Self::float(v));
+        let cache = write::append(lift(cache), k, v, &rows, &counts, encode);
+        // Where burn had to copy a buffer, the copy may be laid out with gaps between rows.
+        contiguous(lower(cache))
+    }
+
+    fn range_sketch(cache: CacheBuffers<Self>, rows: RowSpans, row: usize) -> CacheBuffers<Self> {
+        contiguous(lower(write::range_sketch(lift(cache), &rows, row)))
+    }
+
+    fn dense_decode(
+        q: FloatTensor<Self>,
+        cache: CacheBuffers<Self>,
+        rows: RowSpans,
+    ) -> FloatTensor<Self> {
+        if !supported(&cache, &q) {
+            let y = reference::dense_decode(Self::float(q), &lift(cache), &rows);
+            return Self::float_primitive(y);
+        }
+        Launcher::new(&cache.k).dense(&q, &contiguous(cache), rows.longest())
+    }
+
+    fn sparq_decode(
+        q: FloatTensor<Self>,
+        cache: CacheBuffers<Self>,
+        rows: RowSpans,
+        config: SparqConfig,
+    ) -> SparqOutputBuffers<Self> {
+        if !supported(&cache, &q) || config.top_k > MOST_KEPT {
+            let trace = reference::sparq_decode(Self::float(q), &lift(cache), &rows, &config);
+            return SparqOutputBuffers {
+                output: Self::float_primitive(trace.output),
+                positions: Self::int_primitive(trace.positions),
+                alpha: Self::float_primitive(trace.alpha),
+            };
+        }
+        Launcher::new(&cache.k).sparq(&q, &contiguous(cache), rows.longest(), &config)
+    }
+}
+
+/// Whether the kernels know the types and the head_dim.
+fn supported(cache: &CacheBuffers<CubeBackend>, other: &CubeTensor) -> bool {
+    let known = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+    known(cache.k.dtype) && known(other.dtype) && cache.k.meta.shape()[3].is_multiple_of(4)
+}
+
+/// The buffers in the plain layout that the kernels index. [`CacheTensors`](crate::CacheTensors) are made that way: this moves handles, and copies only what
+/// somebody else laid out.
+fn contiguous(cache: CacheBuffers<CubeBackend>) -> CacheBuffers<CubeBackend> {
+    CacheBuffers {
+        k: into_contiguous(cache.k),
+        v: into_contiguous(cache.v),
+        v_sum: into_contiguous(cache.v_sum),
+        spans: into_contiguous(cache.spans),
+        sketch: match cache.sketch {
+            SketchBuffers::None => SketchBuffers::None,
+            SketchBuffers::Full(kt) => SketchBuffers::Full(into_contiguous(kt)),
+            SketchBuffers::Codes {
+                bits,
+                codes,
+                lo,
+                step,
+            } => SketchBuffers::Codes {
+                bits,
+                codes: into_contiguous(codes),
+                lo: into_contiguous(lo),
+                step: into_contiguous(step),
+            },
+        },
+    }
+}
+
+/// The buffers in the plain layout and in nobody else's hands, so that they can be written in place; copies what is shared, as burn's own operations do.
+fn owned(cache: CacheBuffers<CubeBackend>) -> CacheBuffers<CubeBackend> {
+    fn own(tensor: CubeTensor) -> CubeTensor {
+        match tensor.can_mut() {
+            true => tensor,
+            // The copy may be laid out with gaps between rows.
+            false => into_contiguous(tensor.copy()),
+        }
+    }
+    let cache = contiguous(cache);
+    CacheBuffers {
+        k: own(cache.k),
+        v: own(cache.v),
+        v_sum: own(cache.v_sum),
+        spans: own(cache.spans),
+        sketch: match cache.sketch {
+            SketchBuffers::Full(kt) => SketchBuffers::Full(own(kt)),
+            SketchBuffers::Codes {
+                bits,
+                codes,
+                lo,
+                step,
+            } => SketchBuffers::Codes {
+                bits,
+                codes: own(codes),
+                lo,
+                step,
+            },
+            SketchBuffers::None => SketchBuffers::None,
+        },
+    }
+}

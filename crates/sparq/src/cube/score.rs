@@ -1,0 +1,506 @@
+//! Steps 1 to 3: the components of the query, and the approximate logits of a tile of positions.
+//!
+//! Every cube chooses the components for itself, which is less work than a launch, and then owns a tile of positions of one key/value head: K is read once
+//! for all query heads of the group. Beside the logits a cube leaves the maximum and the sum of exponentials of its tile, from which
+//! the softmax over all positions follows.
+
+use cubecl::prelude::*;
+
+use super::common::*;
+use super::select::STATE;
+
+/// What a score kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ScorePlan {
+    /// g.
+    pub group: usize,
+    /// d.
+    pub head_dim: usize,
+    /// r.
+    pub rank: usize,
+    /// Whether components are ranked by |sum q| and not by the sum of |q|.
+    pub abs_sum: bool,
+    /// Query heads whose logits are held in registers at a time.
+    pub heads: usize,
+    /// Bits of a code; 0 for a full copy of K.
+    pub bits: usize,
+    /// Components whose keys are loaded before the first is used.
+    pub unroll: usize,
+    /// Whether the rows' selection state is to be cleared for [`histogram_kernel`](super::select::histogram_kernel).
+    pub clear: bool,
+    /// Units of a cube.
+    pub units: u32,
+    /// See [`common`](super::common).
+    pub plane: u32,
+}
+
+/// Steps 1 and 2 for one key/value head: leaves the chosen components in `selected` [r] and their weights q / tau (times the channel's step, for codes)
+/// in `weights` [r, g].
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn choose_components<Q: Float>(
+    q: &Tensor<Q>,
+    step: &[f32],
+    sequence: usize,
+    kv_head: usize,
+    row: usize,
+    selected: &mut Shared<[u32]>,
+    weights: &mut Shared<[f32]>,
+    #[comptime] plan: ScorePlan,
+) {
+    let group = comptime!(plan.group);
+    let d = comptime!(plan.head_dim);
+    let rank = comptime!(plan.rank);
+    let units = comptime!(plan.units as usize);
+    let plane = comptime!(plan.plane);
+    let unit = UNIT_POS as usize;
+
+    let mut query = Shared::<[f32]>::new_slice(comptime!(group * d));
+    let mut magnitude = Shared::<[u32]>::new_slice(d);
+    let first = sequence * q.stride(0) + kv_head * group * q.stride(1);
+    let mut i = unit;
+    while i < group * d {
+        let at = first + (i / d) * q.stride(1) + (i % d) * q.stride(3);
+        query[i] = f32::cast_from(q[at]);
+        i += units;
+    }
+    sync_cube();
+
+    let mut c = unit;
+    while c < d {
+        let mut sum = 0.0f32;
+        for h in 0..group {
+            let value = query[h * d + c];
+            sum += if comptime!(plan.abs_sum) {
+                value
+            } else {
+                value.abs()
+            };
+        }
+        magnitude[c] = u32::reinterpret(sum.abs());
+        c += units;
+    }
+    sync_cube();
+
+    // Bits of numbers that are not negative order like them. The rank of a component is the number of those before it.
+    let mut c = unit;
+    while c < d {
+        let mine = magnitude[c];
+        let mut before = 0u32;
+        for other in 0..d {
+            let theirs = magnitude[other];
+            let first = theirs > mine || (theirs == mine && other < c);
+            before += select(first, 1u32, 0u32);
+        }
+        if before < rank as u32 {
+            selected[before as usize] = c as u32;
+        }
+        c += units;
+    }
+    sync_cube();
+
+    // One plane for each head.
+    let lane = plane_lane(plane) as usize;
+    let lanes = plane_dim(plane) as usize;
+    let planes = units / lanes;
+    let mut h = plane_index(plane) as usize;
+    while h < group {
+        let mut whole = 0.0f32;
+        let mut c = lane;
+        while c < d {
+            whole += query[h * d + c].abs();
+            c += lanes;
+        }
+        let mut chosen = 0.0f32;
+        let mut i = lane;
+        while i < rank {
+            chosen += query[h * d + selected[i] as usize].abs();
+            i += lanes;
+        }
+        let whole = sum_in_plane(whole, plane);
+        let chosen = sum_in_plane(chosen, plane);
+        let ratio = select(chosen == 0.0f32, 1.0f32, chosen / whole);
+        let tau = (ratio * comptime!(d as f32)).sqrt();
+        let mut i = lane;
+        while i < rank {
+            let component = selected[i] as usize;
+            let mut weight = query[h * d + component] / tau;
+            if comptime!(plan.bits > 0) {
+                weight *= step[row * d + component];
+            }
+            weights[i * group + h] = weight;
+            i += lanes;
+        }
+        h += planes;
+    }
+    sync_cube();
+}
+
+/// Writes the logits of `count` positions for `plan.heads` heads from `head` on, and the statistics of the tile.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn finish_tile(
+    sums: &Array<f32>,
+    logits: &mut [Vector<f32, Const<4>>],
+    stats: &mut [f32],
+    scratch: &mut Shared<[f32]>,
+    row: usize,
+    tile: usize,
+    tiles: usize,
+    position: usize,
+    start: usize,
+    end: usize,
+    capacity: usize,
+    head: usize,
+    #[comptime] count: usize,
+    #[comptime] plan: ScorePlan,
+) {
+    let group = comptime!(plan.group);
+    let units = comptime!(plan.units);
+    let plane = comptime!(plan.plane);
+    #[unroll]
+    for h in 0..comptime!(plan.heads) {
+        let here = head + h;
+        let mut largest = (-LARGEST).runtime();
+        let mut values = Array::<f32>::new(count);
+        #[unroll]
+        for p in 0..count {
+            let at = position + p;
+            values[p] = finite(sums[h * count + p]);
+            let valid = at >= start && at < end;
+            largest = select(valid, max(largest, values[p]), largest);
+        }
+        if here < group && position < end {
+            let base = ((row * group + here) * capacity + position) / 4;
+            #[unroll]
+            for part in 0..comptime!(count / 4) {
+                let mut four = Vector::<f32, Const<4>>::new(0.0f32);
+                #[unroll]
+                for e in 0..4usize {
+                    four.insert(e, values[comptime!(part * 4 + e)]);
+                }
+                logits[base + part] = four;
+            }
+        }
+        let largest = cube_max(largest, scratch, units, plane);
+        let mut sum = 0.0f32;
+        #[unroll]
+        for p in 0..count {
+            let at = position + p;
+            let valid = at >= start && at < end;
+            sum += select(valid, (values[p] - largest).exp(), 0.0f32);
+        }
+        let sum = cube_sum(sum, scratch, units, plane);
+        if UNIT_POS == 0 && here < group {
+            let at = ((row * tiles + tile) * group + here) * 2;
+            stats[at] = largest;
+            stats[at + 1] = sum;
+        }
+    }
+}
+
+/// Approximate logits from a full copy of K.
+///
+/// q [B, H, 1, d]; `keys` the transposed copy [B, H_kv, d, S_max] in vectors of N; `logits` [B, H_kv, g, S_max]; `stats` [B, H_kv, tiles, g, 2].
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn score_full<Q: Float, E: Float, N: Size>(
+    q: &Tensor<Q>,
+    keys: &[Vector<E, N>],
+    step: &[f32],
+    spans: &[u32],
+    logits: &mut [Vector<f32, Const<4>>],
+    stats: &mut [f32],
+    state: &mut [u32],
+    batch: u32,
+    kv_heads: u32,
+    capacity: u32,
+    tiles: u32,
+    #[comptime] plan: ScorePlan,
+    #[define(Q, E)] _types: [ElemType; 2],
+) {
+    let n = N::value();
+    let group = comptime!(plan.group);
+    let rank = comptime!(plan.rank);
+    let heads = comptime!(plan.heads);
+    let unroll = comptime!(plan.unroll);
+    let capacity = capacity as usize;
+    let tiles = tiles as usize;
+    let row = CUBE_POS / tiles;
+    let tile = CUBE_POS % tiles;
+    if row >= (batch * kv_heads) as usize {
+        terminate!();
+    }
+    let sequence = row / kv_heads as usize;
+    let start = spans[sequence] as usize;
+    let end = spans[batch as usize + sequence] as usize;
+    let tile_start = tile * comptime!(plan.units as usize * n);
+    if tile_start >= end {
+        terminate!();
+    }
+
+    if comptime!(plan.clear) {
+        if tile == 0 {
+            let mut i = UNIT_POS as usize;
+            while i < STATE {
+                state[row * STATE + i] = 0u32;
+                i += comptime!(plan.units as usize);
+            }
+        }
+    }
+    let mut selected = Shared::<[u32]>::new_slice(rank);
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(rank * group));
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!((plan.units / plan.plane) as usize));
+    choose_components::<Q>(
+        q,
+        step,
+        sequence,
+        row % kv_heads as usize,
+        row,
+        &mut selected,
+        &mut weights,
+        plan,
+    );
+
+    let position = tile_start + UNIT_POS as usize * n;
+    let vectors = capacity / n;
+    let base = row * comptime!(plan.head_dim) * vectors + position / n;
+    let mut head = 0usize;
+    while head < group {
+        let mut sums = Array::<f32>::new(comptime!(heads * n));
+        #[unroll]
+        for i in 0..comptime!(heads * n) {
+            sums[i] = 0.0f32;
+        }
+        if position < end {
+            for block in 0..comptime!(rank / unroll) {
+                let mut loaded = Array::<Vector<E, N>>::new(unroll);
+                #[unroll]
+                for u in 0..unroll {
+                    let component = selected[block * unroll + u] as usize;
+                    loaded[u] = keys[base + component * vectors];
+                }
+                #[unroll]
+                for u in 0..unroll {
+                    add_keys::<E, N>(
+                        &mut sums,
+                        loaded[u],
+                        &weights,
+                        block * unroll + u,
+                        head,
+                        plan,
+                    );
+                }
+            }
+            #[unroll]
+            for u in 0..comptime!(rank % unroll) {
+                let i = comptime!(rank - rank % unroll) + u;
+                let component = selected[i] as usize;
+                let loaded = keys[base + component * vectors];
+                add_keys::<E, N>(&mut sums, loaded, &weights, i, head, plan);
+            }
+        }
+        finish_tile(
+            &sums,
+            logits,
+            stats,
+            &mut scratch,
+            row,
+            tile,
+            tiles,
+            position,
+            start,
+            end,
+            capacity,
+            head,
+            n,
+            plan,
+        );
+        head += heads;
+    }
+}
+
+/// Adds one component of N keys to the sums of the heads from `head` on.
+#[cube]
+fn add_keys<E: Float, N: Size>(
+    sums: &mut Array<f32>,
+    keys: Vector<E, N>,
+    weights: &Shared<[f32]>,
+    i: usize,
+    head: usize,
+    #[comptime] plan: ScorePlan,
+) {
+    let n = N::value();
+    #[unroll]
+    for h in 0..comptime!(plan.heads) {
+        // Heads past the group repeat its last one and are not written.
+        let weight = weights[i * comptime!(plan.group) + last_head(head, h, plan)];
+        #[unroll]
+        for e in 0..n {
+            sums[h * n + e] += weight * f32::cast_from(keys.extract(e));
+        }
+    }
+}
+
+/// Head `head` + `h`, or the group's last.
+#[cube]
+fn last_head(head: usize, #[comptime] h: usize, #[comptime] plan: ScorePlan) -> usize {
+    if comptime!(plan.group % plan.heads == 0) {
+        head + h
+    } else {
+        min(head + h, comptime!(plan.group - 1).runtime())
+    }
+}
+
+/// Approximate logits from codes of 4 or 8 bits, in `codes` [B, H_kv, d, S_max / (32/b)] as vectors of N words; otherwise as [`score_full`].
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn score_codes<Q: Float, N: Size>(
+    q: &Tensor<Q>,
+    codes: &[Vector<u32, N>],
+    step: &[f32],
+    spans: &[u32],
+    logits: &mut [Vector<f32, Const<4>>],
+    stats: &mut [f32],
+    state: &mut [u32],
+    batch: u32,
+    kv_heads: u32,
+    capacity: u32,
+    tiles: u32,
+    #[comptime] plan: ScorePlan,
+    #[define(Q)] _type: ElemType,
+) {
+    let n = N::value();
+    let per_word = comptime!(32 / plan.bits);
+    let count = comptime!(n * per_word);
+    let group = comptime!(plan.group);
+    let rank = comptime!(plan.rank);
+    let heads = comptime!(plan.heads);
+    let unroll = comptime!(plan.unroll);
+    let capacity = capacity as usize;
+    let tiles = tiles as usize;
+    let row = CUBE_POS / tiles;
+    let tile = CUBE_POS % tiles;
+    if row >= (batch * kv_heads) as usize {
+        terminate!();
+    }
+    let sequence = row / kv_heads as usize;
+    let start = spans[sequence] as usize;
+    let end = spans[batch as usize + sequence] as usize;
+    let tile_start = tile * comptime!(plan.units as usize * count);
+    if tile_start >= end {
+        terminate!();
+    }
+
+    if comptime!(plan.clear) {
+        if tile == 0 {
+            let mut i = UNIT_POS as usize;
+            while i < STATE {
+                state[row * STATE + i] = 0u32;
+                i += comptime!(plan.units as usize);
+            }
+        }
+    }
+    let mut selected = Shared::<[u32]>::new_slice(rank);
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(rank * group));
+    let mut scratch = Shared::<[f32]>::new_slice(comptime!((plan.units / plan.plane) as usize));
+    choose_components::<Q>(
+        q,
+        step,
+        sequence,
+        row % kv_heads as usize,
+        row,
+        &mut selected,
+        &mut weights,
+        plan,
+    );
+
+    let position = tile_start + UNIT_POS as usize * count;
+    let vectors = capacity / count;
+    let base = row * comptime!(plan.head_dim) * vectors + position / count;
+    let mut head = 0usize;
+    while head < group {
+        let mut sums = Array::<f32>::new(comptime!(heads * count));
+        #[unroll]
+        for i in 0..comptime!(heads * count) {
+            sums[i] = 0.0f32;
+        }
+        if position < end {
+            for block in 0..comptime!(rank / unroll) {
+                let mut loaded = Array::<Vector<u32, N>>::new(unroll);
+                #[unroll]
+                for u in 0..unroll {
+                    let component = selected[block * unroll + u] as usize;
+                    loaded[u] = codes[base + component * vectors];
+                }
+                #[unroll]
+                for u in 0..unroll {
+                    add_codes::<N>(
+                        &mut sums,
+                        loaded[u],
+                        &weights,
+                        block * unroll + u,
+                        head,
+                        plan,
+                    );
+                }
+            }
+            #[unroll]
+            for u in 0..comptime!(rank % unroll) {
+                let i = comptime!(rank - rank % unroll) + u;
+                let component = selected[i] as usize;
+                let loaded = codes[base + component * vectors];
+                add_codes::<N>(&mut sums, loaded, &weights, i, head, plan);
+            }
+        }
+        finish_tile(
+            &sums,
+            logits,
+            stats,
+            &mut scratch,
+            row,
+            tile,
+            tiles,
+            position,
+            start,
+            end,
+            capacity,
+            head,
+            count,
+            plan,
+        );
+        head += heads;
+    }
+}
+
+/// Adds one component of the keys in N words of codes to the sums of the heads from `head` on.
+#[cube]
+fn add_codes<N: Size>(
+    sums: &mut Array<f32>,
+    words: Vector<u32, N>,
+    weights: &Shared<[f32]>,
+    i: usize,
+    head: usize,
+    #[comptime] plan: ScorePlan,
+) {
+    let n = N::value();
+    let bits = comptime!(plan.bits);
+    let per_word = comptime!(32 / bits);
+    let mask = comptime!((1u32 << bits) - 1);
+    #[unroll]
+    for w in 0..n {
+        let word = words.extract(w);
+        #[unroll]
+        for c in 0..per_word {
+            // A small whole number in the lowest bits of 2^23's mantissa is that number added to 2^23: cheaper than a conversion.
+            let shifted = word >> comptime!((c * bits) as u32);
+            let biased = f32::reinterpret((shifted & mask) | 0x4B00_0000u32);
+            let code = biased - 8388608.0f32;
+            #[unroll]
+            for h in 0..comptime!(plan.heads) {
+                let weight = weights[i * comptime!(plan.group) + last_head(head, h, plan)];
+                sums[h * comptime!(n * per_word) + comptime!(w * per_word + c)] += weight * code;
+            }
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Every instruction set that this CPU has gives the same results, and those of the definitions.
+
+use burn::backend::Flex;
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+
+use super::score::{Bytes, Channel, Full, Nibbles, Slots};
+use super::simd::{Kernel, Level, Simd, order};
+use super::softmax::{State, exp};
+use super::*;
+use crate::{Components, GroupScore, KvCache, KvCacheConfig, MeanValue};
+
+/// A vector function applied to a slice whose length is a multiple of all vectors'.
+macro_rules! apply {
+    ($level:expr, $input:expr, |$simd:ident, $x:ident| $value:expr) => {{
+        struct Apply<'a>(&'a [f32]);
+        impl Kernel for Apply<'_> {
+            type Output = Vec<f32>;
+            #[inline(always)]
+            fn run<S: Simd>(self, $simd: S) -> Vec<f32> {
+                let mut output = vec![0.0; self.0.len()];
+                for (input, output) in self
+                    .0
+                    .chunks_exact(S::LANES)
+                    .zip(output.chunks_exact_mut(S::LANES))
+                {
+                    let $x = $simd.load(input);
+                    $simd.store($value, output);
+                }
+                output
+            }
+        }
+        $level.run(Apply($input))
+    }};
+}
+
+#[test]
+fn the_exponential_is_exact_at_its_ends_and_close_between() {
+    let mut x: Vec<f32> = (0..4096).map(|i| -(i as f32) * 0.0211).collect();
+    x[..6].copy_from_slice(&[0.0, -0.0, f32::NEG_INFINITY, f32::NAN, f32::MIN, -104.1]);
+    for level in Level::all() {
+        let found = apply!(level, &x, |simd, x| exp(simd, x));
+        assert_eq!(found[..3], [1.0, 1.0, 0.0], "{level:?}");
+        assert!(found[3].is_nan(), "{level:?}");
+        assert_eq!(found[4..6], [0.0, 0.0], "{level:?}");
+        for (x, found) in x[6..].iter().zip(&found[6..]) {
+            let expected = f64::from(*x).exp();
+            let bound = (3e-7 + 1e-7 * f64::from(x.abs())) * expected + 1e-37;
+            assert!(
+                (f64::from(*found) - expected).abs() <= bound,
+                "{level:?} {x}: {found} for {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn of_nan_and_a_number_the_second_operand_remains() {
+    let x: Vec<f32> = [f32::NAN, 1.0, f32::INFINITY, -3.0].repeat(4);
+    for level in Level::all() {
+        let largest = apply!(level, &x, |simd, x| simd.max(x, simd.splat(0.5)));
+        assert_eq!(largest[..4], [0.5, 1.0, f32::INFINITY, 0.5], "{level:?}");
+        let smallest = apply!(level, &x, |simd, x| simd.min(x, simd.splat(0.5)));
+        assert_eq!(smallest[..4], [0.5, 0.5, 0.5, -3.0], "{level:?}");
+    }
+}
+
+#[test]
+fn keys_order_as_values_do_on_every_instruction_set() {
+    struct Keys<'a>(&'a [f32]);
+    impl Kernel for Keys<'_> {
+        type Output = Vec<u32>;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<u32> {
+            let mut keys = vec![0; self.0.len()];
+            for at in (0..self.0.len()).step_by(S::LANES) {
+                simd.store_order(simd.load(&self.0[at..]), &mut keys[at..]);
+            }
+            keys
+        }
+    }
+    let values = [
+        f32::MIN,
+        -1e30,
+        -2.0,
+        -1.5,
+        -1e-40,
+        -0.0,
+        0.0,
+        1e-40,
+        1e-30,
+        0.5,
+        1.0,
+        1.5,
+        2.0,
+        1e20,
+        1e30,
+        f32::MAX,
+    ];
+    assert!(
+        values
+            .map(order)
+            .windows(2)
+            .all(|pair| 0 < pair[0] && pair[0] < pair[1])
+    );
+    for level in Level::all() {
+        assert_eq!(level.run(Keys(&values)), values.map(order), "{level:?}");
+    }
+}
+
+#[test]
+fn sums_and_the_largest_are_those_of_the_lanes() {
+    struct Reduce<'a>(&'a [f32]);
+    impl Kernel for Reduce<'_> {
+        type Output = (usize, [f32; 4], f32, f32);
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let mut vectors = [simd.splat(0.0); 4];
+            for (i, vector) in vectors.iter_mut().enumerate() {
+                *vector = simd.load(&self.0[i * S::LANES..]);
+            }
+            (
+                S::LANES,
+                simd.sums(vectors),
+                simd.sum(vectors[1]),
+                simd.largest(vectors[2]),
+            )
+        }
+    }
+    let values: Vec<f32> = (0..64).map(|i| (i * 37 % 101) as f32).collect();
+    for level in Level::all() {
+        let (lanes, sums, sum, largest) = level.run(Reduce(&values));
+        for (i, lanes) in values.chunks(lanes).take(4).enumerate() {
+            assert_eq!(sums[i], lanes.iter().sum::<f32>(), "{level:?}");
+        }
+        assert_eq!(sum, sums[1], "{level:?}");
+        assert_eq!(
+            largest,
+            values[2 * lanes..3 * lanes]
+                .iter()
+                .copied()
+                .fold(0.0, f32::max),
+            "{level:?}"
+        );
+    }
+}
+
+#[test]
+fn slots_are_where_the_vectors_put_the_codes() {
+    /// The vectors of one strip, one after the other.
+    struct Strip<'a, C: Channel>(&'a [C::Cell]);
+    impl<C: Channel> Kernel for Strip<'_, C> {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<f32> {
+            let mut output = vec![0.0; 8 * S::LANES];
+            for vector in 0..8 {
+                simd.store(
+                    C::vector(simd, self.0, vector),
+                    &mut output[vector * S::LANES..],
+                );
+            }
+            output
+        }
+    }
+    let code = |bits: usize, position: usize| (position * 7 + position / 16) as u32 % (1 << bits);
+    let pack = |bits: usize| -> Vec<u32> {
+        let per_word = 32 / bits;
+        (0..128usize.div_ceil(per_word))
+            .map(|word| {
+                (0..per_word)
+                    .map(|i| code(bits, word * per_word + i) << (i * bits))
+                    .sum()
+            })
+            .collect()
+    };
+    for level in Level::all() {
+        let strip = 8 * level.lanes();
+        for (bits, slots, found) in [
+            (
+                8,
+                Slots::of::<Bytes>(level),
+                level.run(Strip::<Bytes>(&pack(8))),
+            ),
+            (
+                4,
+                Slots::of::<Nibbles>(level),
+                level.run(Strip::<Nibbles>(&pack(4))),
+            ),
+        ] {
+            for position in 0..strip {
+                assert_eq!(
+                    found[slots.slot(position)],
+                    code(bits, position) as f32,
+                    "{level:?} {bits}"
+                );
+                let later = position + 5 * strip;
+                assert_eq!(slots.position(slots.slot(later)), later);
+            }
+        }
+        let slots = Slots::of::<Full<f32>>(level);
+        assert_eq!((slots.slot(77), slots.position(77)), (77, 77));
+    }
+}
+
+#[test]
+fn states_merge_to_the_softmax_over_both() {
+    let part = |logits: &[f32], values: &[f32]| {
+        let mut state = State::new(1, 1);
+        state.largest[0] = logits.iter().copied().fold(f32::MIN, f32::max);
+        for (x, v) in logits.iter().zip(values) {
+            let weight = (x - state.largest[0]).exp();
+            state.weight[0] += weight;
+            state.sum[0] += weight * v;
+        }
+        state
+    };
+    let (logits, values) = ([1.0, -2.0, 30.0, 28.5, 0.0], [3.0, 5.0, -1.0, 2.0, 9.0]);
+    let read = |state: State| {
+        let mut output = [0.0];
+        state.write(0, &mut output);
+        output[0]
+    };
+    let whole = read(part(&logits, &values));
+    for cut in 0..=logits.len() {
+        let (a, b) = (
+            part(&logits[..cut], &values[..cut]),
+            part(&logits[cut..], &values[cut..]),
+        );
+        assert!((read(a.merge(&b)) - whole).abs() < 1e-6, "{cut}");
+    }
+    assert_eq!(read(State::new(1, 1).merge(&State::new(1, 1))), 0.0);
+}
+
+#[test]
+fn every_instruction_set_decodes_as_the_reference() {
+    let device = Device::flex();
+    for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+        for (case, (group, dim)) in [(1, 64), (2, 20), (3, 128), (4, 33), (7, 80)]
+            .into_iter()
+            .enumerate()
+        {
+            for sketch in [
+                crate::Sketch::Full,
+                crate::Sketch::Bits8,
+                crate::Sketch::Bits4,
+            ] {
+                let config = SparqConfig {
+                    group_score: [GroupScore::Probabilities, GroupScore::Logits][case % 2],
+                    components: [Components::SumAbs, Components::AbsSum][case / 2 % 2],
+                    ..SparqConfig::new(dim / 3, 90)
+                        .with_sketch(sketch)
+                        .with_mean_value(MeanValue::Always)
+                };
+                decode_on_every_level(&device, dtype, [2, 2, 1400, dim], group, &config);
+            }
+        }
+    }
+}
+
+/// Dense and SparQ steps at each level against the reference, for a cache [B, H_kv, S, d] of a full and a ragged sequence.
+fn decode_on_every_level(
+    device: &Device,
+    dtype: FloatDType,
+    shape: [usize; 4],
+    group: usize,
+    config: &SparqConfig,
+) {
+    let [batch, kv_heads, len, dim] = shape;
+    let random =
+        |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), device);
+    let cache = KvCacheConfig {
+        batch,
+        kv_heads,
+        head_dim: dim,
+        capacity: len,
+        dtype,
+        sketch: Some(config.sketch),
+    };
+    let mut cache = KvCache::new(&cache, device).unwrap();
+    cache.set_left_padding(&[0, 11]).unwrap();
+    cache
+        .append_rows(random(shape), random(shape), &[len, len - 100])
+        .unwrap();
+    cache.refresh_sketch();
+    let q = random([batch, kv_heads * group, 1, dim])
+        .cast(dtype)
+        .cast(FloatDType::F32);
+    let rows = cache.rows();
+    let exact = reference::dense_decode(q.clone(), cache.tensors(), rows);
+    let trace = reference::sparq_decode(q.clone(), cache.tensors(), rows, config);
+    let floats = |data: TensorData| -> Vec<f32> { data.try_to_vec::<f32>().unwrap() };
+    let (exact, expected) = (floats(exact.into_data()), floats(trace.output.into_data()));
+    let alpha = floats(trace.alpha.into_data());
+    let mut positions: Vec<i64> = trace.positions.into_data().iter::<i64>().collect();
+    let sort = |positions: &mut [i64]| positions.chunks_mut(90).for_each(<[i64]>::sort_unstable);
+    sort(&mut positions);
+
+    let buffers: CacheBuffers<Flex> = lower(cache.tensors().clone());
+    let q = Flex::float_primitive(q);
+    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 2e-5);
+    for level in Level::all() {
+        let case = format!("{level:?} {dtype:?} {shape:?} g {group} {config:?}");
+        let dense =
+            with_element!(buffers.k.dtype(), T => dense::<T>(level, &q, &buffers, rows)).unwrap();
+        assert!(close(&dense, &exact), "{case}");
+        let mut found =
+            with_element!(buffers.k.dtype(), T => sparq::<T>(level, &q, &buffers, rows, config))
+                .unwrap();
+        assert!(close(&found.alpha, &alpha), "{case}");
+        sort(&mut found.positions);
+        // Codes make equal scores, whose order is free.
+        if found.positions == positions || config.sketch == crate::Sketch::Full {
+            assert_eq!(found.positions, positions, "{case}");
+            assert!(close(&found.output, &expected), "{case}");
+        }
+    }
+}

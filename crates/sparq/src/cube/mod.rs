@@ -4,7 +4,14 @@
 //! host's [`RowSpans`] only for the size of its grid, reads nothing back and allocates the same buffers each time, so a step can be
 //! captured once and replayed while the sequences grow.
 //!
-//! What the kernels don't cover (f64, more than [`MOST_KEPT`] positions) runs through the [`reference`](mod@crate::reference).
+//! What the kernels don't cover (f64, a head_dim that is no multiple of 4, more than [`MOST_KEPT`] positions kept) runs through the [`reference`](mod@crate::reference).
+
+#![allow(
+    clippy::eq_op,
+    clippy::manual_is_multiple_of,
+    clippy::collapsible_if,
+    reason = "inside a kernel, operators and branches are recorded and not run: NaN is found by comparison, and a comptime branch stands alone"
+)]
 
 mod append;
 mod attend;

@@ -27,6 +27,38 @@ pub struct CacheBuffers<B: Backend> {
     pub sketch: SketchBuffers<B>,
 }
 
+impl<B: Backend> CacheBuffers<B> {
+    /// Every buffer after `float` or `int`.
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    pub(crate) fn map(
+        self,
+        float: impl Fn(FloatTensor<B>) -> FloatTensor<B>,
+        int: impl Fn(IntTensor<B>) -> IntTensor<B>,
+    ) -> Self {
+        Self {
+            k: float(self.k),
+            v: float(self.v),
+            v_sum: float(self.v_sum),
+            spans: int(self.spans),
+            sketch: match self.sketch {
+                SketchBuffers::None => SketchBuffers::None,
+                SketchBuffers::Full(kt) => SketchBuffers::Full(float(kt)),
+                SketchBuffers::Codes {
+                    bits,
+                    codes,
+                    lo,
+                    step,
+                } => SketchBuffers::Codes {
+                    bits,
+                    codes: int(codes),
+                    lo: float(lo),
+                    step: float(step),
+                },
+            },
+        }
+    }
+}
+
 /// A key sketch as primitives of one backend; [`SketchTensors`](crate::SketchTensors) has the shapes.
 #[derive(ExtensionType)]
 pub enum SketchBuffers<B: Backend> {

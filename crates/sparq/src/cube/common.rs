@@ -118,3 +118,29 @@ pub(crate) fn order_key(score: f32) -> u32 {
     let bits = u32::reinterpret(score);
     select(bits >= 0x8000_0000u32, !bits, bits | 0x8000_0000u32)
 }
+
+/// Where a key/value head's positions are.
+#[derive(CubeType)]
+pub(crate) struct Place {
+    /// Which sequence of the batch.
+    pub sequence: usize,
+    /// Which of its key/value heads.
+    pub kv_head: usize,
+    /// The first valid position.
+    pub start: usize,
+    /// One past the last valid position; never before `start`.
+    pub end: usize,
+}
+
+/// The place of `row`, which counts the key/value heads of all sequences; `spans` as in [`CacheTensors`](crate::CacheTensors).
+#[cube]
+pub(crate) fn locate(spans: &[u32], row: usize, batch: u32, kv_heads: u32) -> Place {
+    let sequence = row / kv_heads as usize;
+    let start = spans[sequence] as usize;
+    Place {
+        sequence,
+        kv_head: row % kv_heads as usize,
+        start,
+        end: max(spans[batch as usize + sequence] as usize, start),
+    }
+}

@@ -37,15 +37,12 @@ pub(crate) fn dense_kernel<Q: Float, E: Float, N: Size>(
     if row >= (batch * kv_heads) as usize {
         terminate!();
     }
-    let sequence = row / kv_heads as usize;
-    let kv_head = row % kv_heads as usize;
-    let start = spans[sequence] as usize;
-    let end = max(spans[batch as usize + sequence] as usize, start);
+    let place = locate(spans, row, batch, kv_heads);
     // Whole rounds of the cube, so that no unit idles but in the last split.
     let round = comptime!(plan.steps * units / plan.lanes);
-    let share = (end - start).div_ceil(splits).div_ceil(round) * round;
-    let from = min(start + split * share, end);
-    let count = min(share, end - from);
+    let share = (place.end - place.start).div_ceil(splits).div_ceil(round) * round;
+    let from = min(place.start + split * share, place.end);
+    let count = min(share, place.end - from);
 
     let mut result = Attended::new(plan);
     let kept = Shared::<[u32]>::new_slice(1usize);
@@ -56,8 +53,8 @@ pub(crate) fn dense_kernel<Q: Float, E: Float, N: Size>(
                 q,
                 keys,
                 values,
-                sequence,
-                kv_head,
+                place.sequence,
+                place.kv_head,
                 row * capacity as usize,
                 head,
                 &kept,

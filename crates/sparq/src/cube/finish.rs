@@ -4,9 +4,10 @@ use cubecl::prelude::*;
 
 use super::attend::{AttendPlan, Attended, attend};
 use super::common::*;
-use super::select::{SelectPlan, merge_stats, select_positions, take_emitted};
+use super::select::{SelectPlan, merge_stats, select_positions};
+use super::spread::take_emitted;
 
-/// From the logits and statistics (and, if `emitted`, what the cubes of [`emit_kernel`](super::select::emit_kernel) chose) of the score kernels to the output [B, H, d], the kept positions [B, H_kv, `width`] and alpha [B, H].
+/// From the logits and statistics (and, if `emitted`, what the cubes of [`emit_kernel`](super::spread::emit_kernel) chose) of the score kernels to the output [B, H, d], the kept positions [B, H_kv, `width`] and alpha [B, H].
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn finish_kernel<Q: Float, E: Float, N: Size>(
@@ -46,10 +47,8 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, N: Size>(
     if row >= (batch * kv_heads) as usize {
         terminate!();
     }
-    let sequence = row / kv_heads as usize;
-    let kv_head = row % kv_heads as usize;
-    let start = spans[sequence] as usize;
-    let end = max(spans[batch as usize + sequence] as usize, start);
+    let place = locate(spans, row, batch, kv_heads);
+    let (start, end) = (place.start, place.end);
     let valid = end - start;
     let count = min(valid, top_k.runtime());
 
@@ -131,8 +130,8 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, N: Size>(
                 q,
                 keys,
                 values,
-                sequence,
-                kv_head,
+                place.sequence,
+                place.kv_head,
                 row * capacity,
                 head,
                 &kept,

@@ -14,8 +14,9 @@ use super::append::append_kernel;
 use super::attend::AttendPlan;
 use super::dense::{MOST_SPLITS, dense_kernel, merge_splits};
 use super::finish::finish_kernel;
-use super::score::{ScorePlan, score_codes, score_full};
-use super::select::{STATE, SelectPlan, emit_kernel, histogram_kernel};
+use super::score::{ScorePlan, score_kernel};
+use super::select::SelectPlan;
+use super::spread::{STATE, emit_kernel, histogram_kernel};
 use crate::op::{CacheBuffers, SketchBuffers, SparqOutputBuffers};
 use crate::{Components, GroupScore, SparqConfig};
 
@@ -227,22 +228,28 @@ impl Launcher {
             units: 0,
             plane: self.plane,
         };
-        let (n, count) = match &cache.sketch {
+        let (sketch, step) = match &cache.sketch {
             SketchBuffers::None => {
                 panic!("SparQ reads a key sketch, and this cache was made without one")
             }
-            SketchBuffers::Full(kt) => {
-                let n = VECTOR / kt.dtype.size();
-                (n, n)
-            }
-            SketchBuffers::Codes { bits, .. } => {
+            // Without codes, the step is not read.
+            SketchBuffers::Full(kt) => (kt, &cache.v_sum),
+            SketchBuffers::Codes {
+                bits, codes, step, ..
+            } => {
                 plan.bits = *bits;
-                let per_word = 32 / bits;
-                let fits = |words: &usize| group * words * per_word <= ACCUMULATORS;
-                let n = [4, 2].into_iter().find(fits).unwrap_or(1);
-                (n, n * per_word)
+                (codes, step)
             }
         };
+        let each = plan.per_element();
+        let n = match plan.bits {
+            0 => VECTOR / sketch.dtype.size(),
+            _ => {
+                let fits = |words: &usize| group * words * each <= ACCUMULATORS;
+                [4, 2].into_iter().find(fits).unwrap_or(1)
+            }
+        };
+        let count = n * each;
         plan.heads = passes(group, ACCUMULATORS / count);
         plan.units = self.score_units(rows, bound.div_ceil(count));
         let tile_len = plan.units as usize * count;
@@ -256,52 +263,28 @@ impl Launcher {
             false => self.empty(Shape::new([1]), DType::U32),
         };
         unsafe {
-            match &cache.sketch {
-                SketchBuffers::Full(kt) => score_full::launch_unchecked(
-                    &self.client,
-                    cubes(rows * tiles),
-                    CubeDim::new_1d(plan.units),
-                    kt.required_address_type()
-                        .max(logits.required_address_type()),
-                    n,
-                    q.clone().into_tensor_arg(),
-                    kt.clone().into_buffer_arg(),
-                    cache.v_sum.clone().into_buffer_arg(),
-                    cache.spans.clone().into_buffer_arg(),
-                    logits.clone().into_buffer_arg(),
-                    stats.clone().into_buffer_arg(),
-                    state.clone().into_buffer_arg(),
-                    sizes.batch as u32,
-                    sizes.kv_heads as u32,
-                    sizes.capacity as u32,
-                    tiles as u32,
-                    plan,
-                    [q_type, k_type],
-                ),
-                SketchBuffers::Codes { codes, step, .. } => score_codes::launch_unchecked(
-                    &self.client,
-                    cubes(rows * tiles),
-                    CubeDim::new_1d(plan.units),
-                    codes
-                        .required_address_type()
-                        .max(logits.required_address_type()),
-                    n,
-                    q.clone().into_tensor_arg(),
-                    codes.clone().into_buffer_arg(),
-                    step.clone().into_buffer_arg(),
-                    cache.spans.clone().into_buffer_arg(),
-                    logits.clone().into_buffer_arg(),
-                    stats.clone().into_buffer_arg(),
-                    state.clone().into_buffer_arg(),
-                    sizes.batch as u32,
-                    sizes.kv_heads as u32,
-                    sizes.capacity as u32,
-                    tiles as u32,
-                    plan,
-                    q_type,
-                ),
-                SketchBuffers::None => unreachable!(),
-            }
+            score_kernel::launch_unchecked(
+                &self.client,
+                cubes(rows * tiles),
+                CubeDim::new_1d(plan.units),
+                sketch
+                    .required_address_type()
+                    .max(logits.required_address_type()),
+                n,
+                q.clone().into_tensor_arg(),
+                sketch.clone().into_buffer_arg(),
+                step.clone().into_buffer_arg(),
+                cache.spans.clone().into_buffer_arg(),
+                logits.clone().into_buffer_arg(),
+                stats.clone().into_buffer_arg(),
+                state.clone().into_buffer_arg(),
+                sizes.batch as u32,
+                sizes.kv_heads as u32,
+                sizes.capacity as u32,
+                tiles as u32,
+                plan,
+                [q_type, dtype_to_storage_type(sketch.dtype)],
+            );
         }
 
         let width = config.top_k.min(bound);

@@ -1,6 +1,7 @@
 //! The operations as CubeCL kernels, for every GPU that burn runs on.
 //!
-//! A decode step is two launches, [`score`] and [`finish`], or one and a merge for [`dense`]. The kernels read lengths from the device: a launch depends on the
+//! A SparQ step is two launches, [`score`] and [`finish`], with two of [`spread`] between them where rows are long and few. A [`dense`] step is one, and
+//! a merge where rows are split. The kernels read lengths from the device: a launch depends on the
 //! host's [`RowSpans`] only for the size of its grid, reads nothing back and allocates the same buffers each time, so a step can be
 //! captured once and replayed while the sequences grow.
 //!
@@ -21,6 +22,7 @@ mod finish;
 mod launch;
 mod score;
 mod select;
+mod spread;
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
@@ -102,27 +104,7 @@ fn supported(cache: &CacheBuffers<CubeBackend>, other: &CubeTensor) -> bool {
 /// The buffers in the plain layout that the kernels index. [`CacheTensors`](crate::CacheTensors) are made that way: this moves handles, and copies only what
 /// somebody else laid out.
 fn contiguous(cache: CacheBuffers<CubeBackend>) -> CacheBuffers<CubeBackend> {
-    CacheBuffers {
-        k: into_contiguous(cache.k),
-        v: into_contiguous(cache.v),
-        v_sum: into_contiguous(cache.v_sum),
-        spans: into_contiguous(cache.spans),
-        sketch: match cache.sketch {
-            SketchBuffers::None => SketchBuffers::None,
-            SketchBuffers::Full(kt) => SketchBuffers::Full(into_contiguous(kt)),
-            SketchBuffers::Codes {
-                bits,
-                codes,
-                lo,
-                step,
-            } => SketchBuffers::Codes {
-                bits,
-                codes: into_contiguous(codes),
-                lo: into_contiguous(lo),
-                step: into_contiguous(step),
-            },
-        },
-    }
+    cache.map(into_contiguous, into_contiguous)
 }
 
 /// The buffers in the plain layout and in nobody else's hands, so that they can be written in place; copies what is shared, as burn's own operations do.
@@ -134,26 +116,5 @@ fn owned(cache: CacheBuffers<CubeBackend>) -> CacheBuffers<CubeBackend> {
             false => into_contiguous(tensor.copy()),
         }
     }
-    let cache = contiguous(cache);
-    CacheBuffers {
-        k: own(cache.k),
-        v: own(cache.v),
-        v_sum: own(cache.v_sum),
-        spans: own(cache.spans),
-        sketch: match cache.sketch {
-            SketchBuffers::Full(kt) => SketchBuffers::Full(own(kt)),
-            SketchBuffers::Codes {
-                bits,
-                codes,
-                lo,
-                step,
-            } => SketchBuffers::Codes {
-                bits,
-                codes: own(codes),
-                lo,
-                step,
-            },
-            SketchBuffers::None => SketchBuffers::None,
-        },
-    }
+    contiguous(cache).map(own, own)
 }

@@ -7,7 +7,7 @@
 use cubecl::prelude::*;
 
 use super::common::*;
-use super::select::STATE;
+use super::spread::STATE;
 
 /// What a score kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,12 +26,19 @@ pub(crate) struct ScorePlan {
     pub bits: usize,
     /// Components whose keys are loaded before the first is used.
     pub unroll: usize,
-    /// Whether the rows' selection state is to be cleared for [`histogram_kernel`](super::select::histogram_kernel).
+    /// Whether the rows' selection state is to be cleared for [`histogram_kernel`](super::spread::histogram_kernel).
     pub clear: bool,
     /// Units of a cube.
     pub units: u32,
     /// See [`common`](super::common).
     pub plane: u32,
+}
+
+impl ScorePlan {
+    /// Positions in an element of the sketch: a key, or a word of codes.
+    pub fn per_element(&self) -> usize {
+        32usize.checked_div(self.bits).unwrap_or(1)
+    }
 }
 
 /// Steps 1 and 2 for one key/value head: leaves the chosen components in `selected` [r] and their weights q / tau (times the channel's step, for codes)
@@ -199,14 +206,15 @@ fn finish_tile(
     }
 }
 
-/// Approximate logits from a full copy of K.
+/// Approximate logits of a tile of positions.
 ///
-/// q [B, H, 1, d]; `keys` the transposed copy [B, H_kv, d, S_max] in vectors of N; `logits` [B, H_kv, g, S_max]; `stats` [B, H_kv, tiles, g, 2].
+/// q [B, H, 1, d]; `sketch` in vectors of N elements: a full copy of K, [B, H_kv, d, S_max], or its codes in words, [B, H_kv, d, S_max / (32/b)], with
+/// their `step` [B, H_kv, d]; `logits` [B, H_kv, g, S_max]; `stats` [B, H_kv, tiles, g, 2]; `state` [B, H_kv, [`STATE`]].
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn score_full<Q: Float, E: Float, N: Size>(
+pub(crate) fn score_kernel<Q: Float, K: Numeric, N: Size>(
     q: &Tensor<Q>,
-    keys: &[Vector<E, N>],
+    sketch: &[Vector<K, N>],
     step: &[f32],
     spans: &[u32],
     logits: &mut [Vector<f32, Const<4>>],
@@ -217,9 +225,10 @@ pub(crate) fn score_full<Q: Float, E: Float, N: Size>(
     capacity: u32,
     tiles: u32,
     #[comptime] plan: ScorePlan,
-    #[define(Q, E)] _types: [ElemType; 2],
+    #[define(Q, K)] _types: [ElemType; 2],
 ) {
     let n = N::value();
+    let count = comptime!(n * plan.per_element());
     let group = comptime!(plan.group);
     let rank = comptime!(plan.rank);
     let heads = comptime!(plan.heads);
@@ -231,164 +240,9 @@ pub(crate) fn score_full<Q: Float, E: Float, N: Size>(
     if row >= (batch * kv_heads) as usize {
         terminate!();
     }
-    let sequence = row / kv_heads as usize;
-    let start = spans[sequence] as usize;
-    let end = spans[batch as usize + sequence] as usize;
-    let tile_start = tile * comptime!(plan.units as usize * n);
-    if tile_start >= end {
-        terminate!();
-    }
-
-    if comptime!(plan.clear) {
-        if tile == 0 {
-            let mut i = UNIT_POS as usize;
-            while i < STATE {
-                state[row * STATE + i] = 0u32;
-                i += comptime!(plan.units as usize);
-            }
-        }
-    }
-    let mut selected = Shared::<[u32]>::new_slice(rank);
-    let mut weights = Shared::<[f32]>::new_slice(comptime!(rank * group));
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!((plan.units / plan.plane) as usize));
-    choose_components::<Q>(
-        q,
-        step,
-        sequence,
-        row % kv_heads as usize,
-        row,
-        &mut selected,
-        &mut weights,
-        plan,
-    );
-
-    let position = tile_start + UNIT_POS as usize * n;
-    let vectors = capacity / n;
-    let base = row * comptime!(plan.head_dim) * vectors + position / n;
-    let mut head = 0usize;
-    while head < group {
-        let mut sums = Array::<f32>::new(comptime!(heads * n));
-        #[unroll]
-        for i in 0..comptime!(heads * n) {
-            sums[i] = 0.0f32;
-        }
-        if position < end {
-            for block in 0..comptime!(rank / unroll) {
-                let mut loaded = Array::<Vector<E, N>>::new(unroll);
-                #[unroll]
-                for u in 0..unroll {
-                    let component = selected[block * unroll + u] as usize;
-                    loaded[u] = keys[base + component * vectors];
-                }
-                #[unroll]
-                for u in 0..unroll {
-                    add_keys::<E, N>(
-                        &mut sums,
-                        loaded[u],
-                        &weights,
-                        block * unroll + u,
-                        head,
-                        plan,
-                    );
-                }
-            }
-            #[unroll]
-            for u in 0..comptime!(rank % unroll) {
-                let i = comptime!(rank - rank % unroll) + u;
-                let component = selected[i] as usize;
-                let loaded = keys[base + component * vectors];
-                add_keys::<E, N>(&mut sums, loaded, &weights, i, head, plan);
-            }
-        }
-        finish_tile(
-            &sums,
-            logits,
-            stats,
-            &mut scratch,
-            row,
-            tile,
-            tiles,
-            position,
-            start,
-            end,
-            capacity,
-            head,
-            n,
-            plan,
-        );
-        head += heads;
-    }
-}
-
-/// Adds one component of N keys to the sums of the heads from `head` on.
-#[cube]
-fn add_keys<E: Float, N: Size>(
-    sums: &mut Array<f32>,
-    keys: Vector<E, N>,
-    weights: &Shared<[f32]>,
-    i: usize,
-    head: usize,
-    #[comptime] plan: ScorePlan,
-) {
-    let n = N::value();
-    #[unroll]
-    for h in 0..comptime!(plan.heads) {
-        // Heads past the group repeat its last one and are not written.
-        let weight = weights[i * comptime!(plan.group) + last_head(head, h, plan)];
-        #[unroll]
-        for e in 0..n {
-            sums[h * n + e] += weight * f32::cast_from(keys.extract(e));
-        }
-    }
-}
-
-/// Head `head` + `h`, or the group's last.
-#[cube]
-fn last_head(head: usize, #[comptime] h: usize, #[comptime] plan: ScorePlan) -> usize {
-    if comptime!(plan.group % plan.heads == 0) {
-        head + h
-    } else {
-        min(head + h, comptime!(plan.group - 1).runtime())
-    }
-}
-
-/// Approximate logits from codes of 4 or 8 bits, in `codes` [B, H_kv, d, S_max / (32/b)] as vectors of N words; otherwise as [`score_full`].
-#[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn score_codes<Q: Float, N: Size>(
-    q: &Tensor<Q>,
-    codes: &[Vector<u32, N>],
-    step: &[f32],
-    spans: &[u32],
-    logits: &mut [Vector<f32, Const<4>>],
-    stats: &mut [f32],
-    state: &mut [u32],
-    batch: u32,
-    kv_heads: u32,
-    capacity: u32,
-    tiles: u32,
-    #[comptime] plan: ScorePlan,
-    #[define(Q)] _type: ElemType,
-) {
-    let n = N::value();
-    let per_word = comptime!(32 / plan.bits);
-    let count = comptime!(n * per_word);
-    let group = comptime!(plan.group);
-    let rank = comptime!(plan.rank);
-    let heads = comptime!(plan.heads);
-    let unroll = comptime!(plan.unroll);
-    let capacity = capacity as usize;
-    let tiles = tiles as usize;
-    let row = CUBE_POS / tiles;
-    let tile = CUBE_POS % tiles;
-    if row >= (batch * kv_heads) as usize {
-        terminate!();
-    }
-    let sequence = row / kv_heads as usize;
-    let start = spans[sequence] as usize;
-    let end = spans[batch as usize + sequence] as usize;
+    let place = locate(spans, row, batch, kv_heads);
     let tile_start = tile * comptime!(plan.units as usize * count);
-    if tile_start >= end {
+    if tile_start >= place.end {
         terminate!();
     }
 
@@ -407,8 +261,8 @@ pub(crate) fn score_codes<Q: Float, N: Size>(
     choose_components::<Q>(
         q,
         step,
-        sequence,
-        row % kv_heads as usize,
+        place.sequence,
+        place.kv_head,
         row,
         &mut selected,
         &mut weights,
@@ -425,17 +279,17 @@ pub(crate) fn score_codes<Q: Float, N: Size>(
         for i in 0..comptime!(heads * count) {
             sums[i] = 0.0f32;
         }
-        if position < end {
+        if position < place.end {
             for block in 0..comptime!(rank / unroll) {
-                let mut loaded = Array::<Vector<u32, N>>::new(unroll);
+                let mut loaded = Array::<Vector<K, N>>::new(unroll);
                 #[unroll]
                 for u in 0..unroll {
                     let component = selected[block * unroll + u] as usize;
-                    loaded[u] = codes[base + component * vectors];
+                    loaded[u] = sketch[base + component * vectors];
                 }
                 #[unroll]
                 for u in 0..unroll {
-                    add_codes::<N>(
+                    add_keys::<K, N>(
                         &mut sums,
                         loaded[u],
                         &weights,
@@ -449,8 +303,8 @@ pub(crate) fn score_codes<Q: Float, N: Size>(
             for u in 0..comptime!(rank % unroll) {
                 let i = comptime!(rank - rank % unroll) + u;
                 let component = selected[i] as usize;
-                let loaded = codes[base + component * vectors];
-                add_codes::<N>(&mut sums, loaded, &weights, i, head, plan);
+                let loaded = sketch[base + component * vectors];
+                add_keys::<K, N>(&mut sums, loaded, &weights, i, head, plan);
             }
         }
         finish_tile(
@@ -462,8 +316,8 @@ pub(crate) fn score_codes<Q: Float, N: Size>(
             tile,
             tiles,
             position,
-            start,
-            end,
+            place.start,
+            place.end,
             capacity,
             head,
             count,
@@ -473,34 +327,52 @@ pub(crate) fn score_codes<Q: Float, N: Size>(
     }
 }
 
-/// Adds one component of the keys in N words of codes to the sums of the heads from `head` on.
+/// Adds one component of the keys in a vector to the sums of the heads from `head` on.
 #[cube]
-fn add_codes<N: Size>(
+fn add_keys<K: Numeric, N: Size>(
     sums: &mut Array<f32>,
-    words: Vector<u32, N>,
+    keys: Vector<K, N>,
     weights: &Shared<[f32]>,
     i: usize,
     head: usize,
     #[comptime] plan: ScorePlan,
 ) {
     let n = N::value();
-    let bits = comptime!(plan.bits);
-    let per_word = comptime!(32 / bits);
-    let mask = comptime!((1u32 << bits) - 1);
+    let each = comptime!(plan.per_element());
     #[unroll]
-    for w in 0..n {
-        let word = words.extract(w);
+    for x in 0..n {
+        let element = keys.extract(x);
         #[unroll]
-        for c in 0..per_word {
-            // A small whole number in the lowest bits of 2^23's mantissa is that number added to 2^23: cheaper than a conversion.
-            let shifted = word >> comptime!((c * bits) as u32);
-            let biased = f32::reinterpret((shifted & mask) | 0x4B00_0000u32);
-            let code = biased - 8388608.0f32;
+        for p in 0..each {
+            let key = key_of::<K>(element, p, plan);
             #[unroll]
             for h in 0..comptime!(plan.heads) {
                 let weight = weights[i * comptime!(plan.group) + last_head(head, h, plan)];
-                sums[h * comptime!(n * per_word) + comptime!(w * per_word + c)] += weight * code;
+                sums[h * comptime!(n * each) + comptime!(x * each + p)] += weight * key;
             }
         }
+    }
+}
+
+/// The key, or the code, of position `p` in an element of the sketch.
+#[cube]
+fn key_of<K: Numeric>(element: K, #[comptime] p: usize, #[comptime] plan: ScorePlan) -> f32 {
+    if comptime!(plan.bits == 0) {
+        f32::cast_from(element)
+    } else {
+        // A small whole number in the lowest bits of 2^23's mantissa is that number added to 2^23: cheaper than a conversion.
+        let shifted = u32::cast_from(element) >> comptime!((p * plan.bits) as u32);
+        let code = shifted & comptime!((1u32 << plan.bits) - 1);
+        f32::reinterpret(code | 0x4B00_0000u32) - 8388608.0f32
+    }
+}
+
+/// Head `head` + `h`, or the group's last: heads past the group repeat it and are not written.
+#[cube]
+fn last_head(head: usize, #[comptime] h: usize, #[comptime] plan: ScorePlan) -> usize {
+    if comptime!(plan.group % plan.heads == 0) {
+        head + h
+    } else {
+        min(head + h, comptime!(plan.group - 1).runtime())
     }
 }

@@ -242,27 +242,10 @@ fn like(q: &FloatTensor<Flex>, output: Vec<f32>) -> FloatTensor<Flex> {
 
 /// The buffers without gaps. [`CacheTensors`](crate::CacheTensors) are made that way: this moves handles, and copies only what somebody else laid out.
 fn contiguous(cache: CacheBuffers<Flex>) -> CacheBuffers<Flex> {
-    CacheBuffers {
-        k: cache.k.to_contiguous(),
-        v: cache.v.to_contiguous(),
-        v_sum: cache.v_sum.to_contiguous(),
-        spans: cache.spans,
-        sketch: match cache.sketch {
-            SketchBuffers::None => SketchBuffers::None,
-            SketchBuffers::Full(kt) => SketchBuffers::Full(kt.to_contiguous()),
-            SketchBuffers::Codes {
-                bits,
-                codes,
-                lo,
-                step,
-            } => SketchBuffers::Codes {
-                bits,
-                codes: codes.to_contiguous(),
-                lo,
-                step: step.to_contiguous(),
-            },
-        },
-    }
+    cache.map(
+        |buffer| buffer.to_contiguous(),
+        |buffer| buffer.to_contiguous(),
+    )
 }
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::buffers::Room;
-use crate::device::DeviceChoice;
 use crate::machine;
 use crate::timing::{Pace, sample, wait};
+use sparq_host::device::DeviceChoice;
 
 /// Bandwidth over buffers that no cache holds, in GB/s (10^9 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

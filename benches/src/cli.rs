@@ -14,8 +14,6 @@ use sparq::{Components, GroupScore, Sketch};
 
 use crate::buffers::Room;
 use crate::compare;
-use crate::device::{self, DeviceChoice};
-use crate::files::OutputFile;
 use crate::machine::{Machine, available_memory};
 use crate::op::{self, Setup};
 use crate::peers::Peers;
@@ -25,6 +23,8 @@ use crate::render;
 use crate::report::{Bench, Report, Run, SCHEMA};
 use crate::shape::{CacheType, Shape};
 use crate::timing::Pace;
+use sparq_host::device::{self, DeviceChoice};
+use sparq_host::files::OutputFile;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -325,7 +325,7 @@ impl<'a> Plan<'a> {
             ..self.report
         };
         if let Some(output) = self.output {
-            output.finish(&report.to_json()?)?;
+            output.finish_with(&report.to_json()?)?;
         }
         Ok(report)
     }

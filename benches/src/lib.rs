@@ -14,8 +14,6 @@ pub mod buffers;
 pub mod cli;
 pub mod compare;
 pub mod contender;
-pub mod device;
-pub mod files;
 pub mod machine;
 pub mod op;
 pub mod peers;

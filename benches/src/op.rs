@@ -8,11 +8,11 @@ use anyhow::Result;
 use crate::bandwidth::{self, Bandwidth};
 use crate::buffers::{Room, Source};
 use crate::contender::{self, Contender};
-use crate::device::DeviceChoice;
 use crate::preset::Case;
 use crate::report::{Measured, Row, Run};
 use crate::table::bytes;
 use crate::timing::{self, Mode, Pace};
+use sparq_host::device::DeviceChoice;
 
 /// What is the same for all cases of a run.
 #[derive(Clone, Debug)]

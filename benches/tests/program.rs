@@ -35,7 +35,7 @@ fn refusal(arguments: &[&str]) -> String {
 /// A device that this build and this machine have.
 fn device() -> &'static str {
     static NAME: LazyLock<String> =
-        LazyLock::new(|| sparq_benches::device::available()[0].to_string());
+        LazyLock::new(|| sparq_host::device::available()[0].to_string());
     &NAME
 }
 

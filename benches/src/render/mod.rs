@@ -13,8 +13,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::files::OutputFile;
 use crate::report::Report;
+use sparq_host::files::OutputFile;
 
 /// Where results lie, from the repository's root.
 pub const RESULTS: &str = "benches/results";
@@ -120,7 +120,7 @@ pub fn write(root: &Path, pages: &[Page]) -> Result<()> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
-        OutputFile::create(&path)?.finish(contents.as_bytes())?;
+        OutputFile::create(&path)?.finish_with(contents.as_bytes())?;
     }
     Ok(())
 }

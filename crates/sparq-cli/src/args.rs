@@ -12,8 +12,8 @@ use crate::commands::demo::DemoArgs;
 use crate::commands::generate::GenerateArgs;
 use crate::commands::inspect::InspectArgs;
 use crate::commands::logits::LogitsArgs;
-use crate::device::DeviceChoice;
 use crate::exit;
+use sparq_host::device::DeviceChoice;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -5,9 +5,7 @@
 
 mod args;
 mod commands;
-mod device;
 mod exit;
-mod files;
 mod interrupt;
 mod method;
 mod model;

@@ -177,6 +177,27 @@ mod tests {
         };
         let error = kind.name.parse::<DeviceChoice>().unwrap_err();
         let advice = format!("--features {}", kind.name);
-        assert!(error.contains(&advice), "{error}");
+        assert!(
+            error.contains(&advice) && error.contains(built_in()[0]),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_index_is_a_number_of_a_device_that_is_there() {
+        let name = built_in()[0];
+        assert!(format!("{name}:0").parse::<DeviceChoice>().is_ok());
+        assert!(
+            format!("{name}:1")
+                .parse::<DeviceChoice>()
+                .unwrap_err()
+                .contains("no device 1")
+        );
+        assert!(
+            format!("{name}:x")
+                .parse::<DeviceChoice>()
+                .unwrap_err()
+                .contains("index")
+        );
     }
 }

@@ -8,9 +8,9 @@ use serde::Serialize;
 use sparq_golden::{embedded_cases, read_folder, run_all};
 
 use crate::args::{DtypeArgs, dtype_name};
-use crate::device::DeviceChoice;
 use crate::exit::Outcome;
 use crate::output::Output;
+use sparq_host::device::DeviceChoice;
 
 /// Arguments of `sparq check`.
 #[derive(Args, Clone, Debug)]

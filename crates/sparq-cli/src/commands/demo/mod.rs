@@ -10,7 +10,6 @@ use serde::Serialize;
 use sparq::{CacheMemory, Method, Sketch, SparqConfig};
 
 use crate::args::{DtypeArgs, at_least_one, dtype_name};
-use crate::device::DeviceChoice;
 use crate::exit::Outcome;
 use crate::method::{SparqArgs, sketch_parser};
 use crate::model::{ModelSource, element_bytes};
@@ -20,6 +19,7 @@ use crate::table::Table;
 use crate::units;
 use contest::{Contest, Record};
 use haystack::{Haystack, MAX_NEEDLES, Needle};
+use sparq_host::device::DeviceChoice;
 use view::AnswerLine;
 
 /// Arguments of `sparq demo`.

@@ -15,7 +15,6 @@ use sparq_models::text::{
 };
 
 use crate::args::{DtypeArgs, ModelArgs};
-use crate::device::DeviceChoice;
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::method::{MethodArgs, MethodName};
@@ -24,6 +23,7 @@ use crate::output::Output;
 use crate::progress;
 use options::SamplingArgs;
 use report::Report;
+use sparq_host::device::DeviceChoice;
 
 /// Arguments of `sparq generate`.
 #[derive(Args, Clone, Debug)]

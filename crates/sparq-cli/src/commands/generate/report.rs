@@ -6,9 +6,9 @@ use sparq::{CacheShape, Method, Transfers};
 use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfig};
 
 use crate::args::dtype_name;
-use crate::device::DeviceChoice;
 use crate::model::{Description, element_bytes};
 use crate::units;
+use sparq_host::device::DeviceChoice;
 
 /// The JSON document of `generate`.
 #[derive(Debug, Serialize)]

@@ -13,12 +13,12 @@ use serde_json::json;
 use sparq::Method;
 
 use crate::args::{DtypeArgs, ModelArgs, dtype_name};
-use crate::device::DeviceChoice;
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::method::{MethodArgs, MethodName};
 use crate::model::{self, ModelSource};
 use crate::output::Output;
+use sparq_host::device::DeviceChoice;
 use tokens::Tokens;
 use writer::LogitsWriter;
 

@@ -6,13 +6,13 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use crate::files::OutputFile;
+use sparq_host::files::OutputFile;
 
 /// A file with one tensor `logits` [B, T, vocab] in F32 that is written piece by piece.
 ///
 /// The whole tensor can be many times larger than a model's activations (a vocabulary of 128 k and 4 k tokens make 2 GiB), so it is never in memory.
 pub struct LogitsWriter<'a> {
-    file: OutputFile<'a>,
+    file: OutputFile,
     path: &'a Path,
     shape: [usize; 3],
     /// Where the data begins.
@@ -84,7 +84,7 @@ impl<'a> LogitsWriter<'a> {
     /// # Errors
     /// When it can't be written.
     pub fn finish(self) -> Result<()> {
-        self.file.finish()
+        Ok(self.file.finish()?)
     }
 }
 

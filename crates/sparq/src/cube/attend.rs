@@ -30,6 +30,16 @@ pub(crate) struct AttendPlan {
     pub plane: u32,
 }
 
+impl AttendPlan {
+    /// Bytes of shared memory of [`Attended`].
+    pub fn shared_bytes(&self) -> usize {
+        let groups = self.units as usize / self.lanes;
+        let numbers =
+            (self.heads + self.slots) * self.head_dim + 2 * self.heads + 2 * groups * self.heads;
+        4 * numbers
+    }
+}
+
 /// The result of a cube for `heads` heads: outputs relative to the maxima, and not yet divided by the sums.
 #[derive(CubeType)]
 pub(crate) struct Attended {

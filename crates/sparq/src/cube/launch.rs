@@ -81,27 +81,46 @@ impl Launcher {
     /// See [`append_kernel`].
     pub fn append(
         &self,
-        cache: &mut CacheBuffers<CubeBackend>,
+        cache: &CacheBuffers<CubeBackend>,
         k: &CubeTensor,
         v: &CubeTensor,
         encode: bool,
     ) {
         let sizes = Sizes::new(cache.k.shape()[1], &cache.k);
-        let float = |dtype| self.empty(Shape::new([1]), dtype);
-        let nothing = float(DType::F32);
-        let (full, codes, lo, step) = match &cache.sketch {
-            SketchBuffers::Full(kt) => (Some(kt), None, None, None),
+        // What the sketch does not have is bound to a number of its own: no buffer may be bound twice where it is written.
+        let spare = |dtype| self.empty(Shape::new([1]), dtype);
+        let (mut full, mut width) = (false, 0);
+        let (kt, codes, lo, step) = match &cache.sketch {
+            SketchBuffers::Full(kt) => {
+                full = true;
+                (
+                    kt.clone(),
+                    spare(DType::U32),
+                    spare(DType::F32),
+                    spare(DType::F32),
+                )
+            }
             SketchBuffers::Codes {
-                codes, lo, step, ..
-            } if encode => (None, Some(codes), Some(lo), Some(step)),
-            _ => (None, None, None, None),
+                bits,
+                codes,
+                lo,
+                step,
+            } if encode => {
+                width = *bits;
+                (
+                    spare(cache.k.dtype),
+                    codes.clone(),
+                    lo.clone(),
+                    step.clone(),
+                )
+            }
+            _ => (
+                spare(cache.k.dtype),
+                spare(DType::U32),
+                spare(DType::F32),
+                spare(DType::F32),
+            ),
         };
-        let bits = match &cache.sketch {
-            SketchBuffers::Codes { bits, .. } if encode => *bits,
-            _ => 0,
-        };
-        let kt = full.cloned().unwrap_or_else(|| float(cache.k.dtype));
-        let codes = codes.cloned().unwrap_or_else(|| float(DType::U32));
         unsafe {
             append_kernel::launch_unchecked(
                 &self.client,
@@ -115,17 +134,15 @@ impl Launcher {
                 cache.v_sum.clone().into_buffer_arg(),
                 kt.into_buffer_arg(),
                 codes.into_buffer_arg(),
-                lo.cloned()
-                    .unwrap_or_else(|| nothing.clone())
-                    .into_buffer_arg(),
-                step.cloned().unwrap_or(nothing).into_buffer_arg(),
+                lo.into_buffer_arg(),
+                step.into_buffer_arg(),
                 cache.spans.clone().into_buffer_arg(),
                 sizes.batch as u32,
                 sizes.kv_heads as u32,
                 sizes.capacity as u32,
                 sizes.head_dim,
-                full.is_some(),
-                bits,
+                full,
+                width,
                 [
                     dtype_to_storage_type(k.dtype),
                     dtype_to_storage_type(cache.k.dtype),
@@ -295,15 +312,7 @@ impl Launcher {
             DType::F32,
         );
         let (attend, n) = self.attend_plan(&sizes, cache.k.dtype, 256);
-        let choice = SelectPlan {
-            group,
-            probabilities: group > 1 && config.group_score == GroupScore::Probabilities,
-            top_k: config.top_k,
-            window: config.local_window,
-            candidates: 512,
-            units: attend.units,
-            plane: self.plane,
-        };
+        let choice = self.select_plan(&sizes, config, attend.units);
         let (mut above, mut border) = (state.clone(), state.clone());
         if spread {
             let parts_of = SelectPlan {
@@ -406,6 +415,30 @@ impl Launcher {
         }
     }
 
+    /// Whether the kernels of a SparQ step have room in a cube's shared memory.
+    pub fn holds(&self, heads: usize, k: &CubeTensor, config: &SparqConfig) -> bool {
+        let sizes = Sizes::new(heads, k);
+        let (attend, _) = self.attend_plan(&sizes, k.dtype, 256);
+        let choice = self.select_plan(&sizes, config, attend.units);
+        let reductions = 4 * (sizes.group + (attend.units / self.plane) as usize);
+        let finish = attend.shared_bytes() + choice.shared_bytes() + reductions;
+        let score = 4 * ((sizes.group + 1) * (config.rank + sizes.head_dim) + 256);
+        finish.max(score) <= self.client.properties().hardware.max_shared_memory_size
+    }
+
+    fn select_plan(&self, sizes: &Sizes, config: &SparqConfig, units: u32) -> SelectPlan {
+        let group = sizes.group;
+        SelectPlan {
+            group,
+            probabilities: group > 1 && config.group_score == GroupScore::Probabilities,
+            top_k: config.top_k,
+            window: config.local_window,
+            candidates: 512,
+            units,
+            plane: self.plane,
+        }
+    }
+
     fn attend_plan(&self, sizes: &Sizes, dtype: DType, units: u32) -> (AttendPlan, usize) {
         let n = (VECTOR / dtype.size()).min(1 << sizes.head_dim.trailing_zeros());
         let row = sizes.head_dim / n;
@@ -422,7 +455,8 @@ impl Launcher {
             lanes,
             vectors,
             steps: (4 / vectors).max(1),
-            slots: (units as usize / lanes).min(16),
+            // Some kilobytes.
+            slots: (units as usize / lanes).min(2048 / sizes.head_dim).max(1),
             units,
             plane: self.plane,
         };

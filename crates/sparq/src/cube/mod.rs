@@ -5,7 +5,8 @@
 //! host's [`RowSpans`] only for the size of its grid, reads nothing back and allocates the same buffers each time, so a step can be
 //! captured once and replayed while the sequences grow.
 //!
-//! What the kernels don't cover (f64, a head_dim that is no multiple of 4, more than [`MOST_KEPT`] positions kept) runs through the [`reference`](mod@crate::reference).
+//! What the kernels don't cover (f64, a head_dim that is no multiple of 4, a k that does not fit in a cube's shared memory) runs through the
+//! [`reference`](mod@crate::reference).
 
 #![allow(
     clippy::eq_op,
@@ -32,12 +33,9 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use self::launch::Launcher;
-use crate::op::{CacheBuffers, SketchBuffers, SparqBackend, SparqOutputBuffers};
+use crate::op::{CacheBuffers, SparqBackend, SparqOutputBuffers};
 use crate::primitive::{Primitive, lift, lower};
 use crate::{RowSpans, SparqConfig, reference, write};
-
-/// The largest k that a cube has room to hold.
-const MOST_KEPT: usize = 4096;
 
 impl SparqBackend for CubeBackend {
     fn append(
@@ -49,10 +47,9 @@ impl SparqBackend for CubeBackend {
         encode: bool,
     ) -> CacheBuffers<Self> {
         let one = k.shape()[2] == 1 && counts.iter().all(|&count| count == 1);
-        let codes = matches!(cache.sketch, SketchBuffers::Codes { .. });
         if one && supported(&cache, &k) {
-            let mut cache = owned(cache);
-            Launcher::new(&cache.k).append(&mut cache, &k, &v, codes && encode);
+            let cache = owned(cache);
+            Launcher::new(&cache.k).append(&cache, &k, &v, encode);
             return cache;
         }
         let (k, v) = (Self::float(k), Self::float(v));
@@ -83,7 +80,8 @@ impl SparqBackend for CubeBackend {
         rows: RowSpans,
         config: SparqConfig,
     ) -> SparqOutputBuffers<Self> {
-        if !supported(&cache, &q) || config.top_k > MOST_KEPT {
+        let launcher = Launcher::new(&cache.k);
+        if !supported(&cache, &q) || !launcher.holds(q.shape()[1], &cache.k, &config) {
             let trace = reference::sparq_decode(Self::float(q), &lift(cache), &rows, &config);
             return SparqOutputBuffers {
                 output: Self::float_primitive(trace.output),
@@ -91,7 +89,7 @@ impl SparqBackend for CubeBackend {
                 alpha: Self::float_primitive(trace.alpha),
             };
         }
-        Launcher::new(&cache.k).sparq(&q, &contiguous(cache), rows.longest(), &config)
+        launcher.sparq(&q, &contiguous(cache), rows.longest(), &config)
     }
 }
 

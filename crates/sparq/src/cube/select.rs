@@ -31,6 +31,15 @@ pub(crate) struct SelectPlan {
     pub plane: u32,
 }
 
+impl SelectPlan {
+    /// Bytes of shared memory of a choice, in one cube or after many.
+    pub fn shared_bytes(&self) -> usize {
+        let numbers =
+            2 * self.group + self.top_k + BINS + self.units as usize + 4 + 4 * self.candidates;
+        4 * numbers
+    }
+}
+
 /// The softmax over all positions from the statistics of the tiles: fills `top` with the largest logit and `lse` with the logarithm of the sum of
 /// exponentials of each head.
 #[cube]

@@ -70,6 +70,50 @@ fn any_cut_of_the_appends_gives_the_same_step() {
 }
 
 #[test]
+fn the_spans_on_the_device_are_those_of_the_host_after_every_operation() {
+    fn check(cache: &KvCache) {
+        let rows = cache.rows();
+        let counters = std::iter::repeat_n(&0, rows.batch());
+        let want: Vec<usize> = (rows.start.iter().chain(&rows.end).chain(counters))
+            .copied()
+            .collect();
+        let found = cache.tensors().spans.clone().into_data();
+        let found: Vec<usize> = found.iter::<i64>().map(|at| at as usize).collect();
+        assert_eq!(found, want);
+    }
+    for device in devices() {
+        let mut noise = Noise(23);
+        let mut cache = KvCache::new(&config(3, 4, Some(Sketch::Full)), &device).unwrap();
+        let mut append = |cache: &mut KvCache, counts: [usize; 3]| {
+            let len = counts.into_iter().max().unwrap();
+            let new = noise.tensor([3, 2, len, 16], &device);
+            cache.append_rows(new.clone(), new, &counts).unwrap();
+            check(cache);
+        };
+        check(&cache);
+        cache.set_left_padding(&[0, 2, 5]).unwrap();
+        check(&cache);
+        // Many at once, one by one, growing, and to some sequences only.
+        for counts in [
+            [7; 3],
+            [1; 3],
+            [1; 3],
+            [70; 3],
+            [0, 1, 1],
+            [3, 0, 2],
+            [1; 3],
+        ] {
+            append(&mut cache, counts);
+        }
+        cache.truncate(9);
+        check(&cache);
+        append(&mut cache, [1; 3]);
+        cache.clear();
+        check(&cache);
+    }
+}
+
+#[test]
 fn a_truncated_cache_goes_on_like_one_that_never_went_further() {
     for device in devices() {
         for sketch in SKETCHES {

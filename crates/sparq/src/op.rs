@@ -90,6 +90,19 @@ pub struct SparqOutputBuffers<B: Backend> {
     pub alpha: FloatTensor<B>,
 }
 
+/// How far a SparQ decode step goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// To the approximate scores, step 3: to be timed, since nothing comes of it. A backend that does not work in stages may go on.
+    Scores,
+    /// To the kept positions, step 4; likewise to be timed.
+    Choice,
+    /// To the output.
+    Output,
+    /// To the output, with the kept positions and alpha.
+    Trace,
+}
+
 /// What a SparQ decode step returns.
 #[derive(Clone, Debug)]
 pub struct SparqOutput {
@@ -135,11 +148,14 @@ pub trait SparqBackend: Backend {
     ) -> FloatTensor<Self>;
 
     /// SparQ attention of one query per sequence, q [B, H, 1, d].
+    ///
+    /// What `extent` does not ask for may be anything.
     fn sparq_decode(
         q: FloatTensor<Self>,
         #[extension_type] cache: CacheBuffers<Self>,
         rows: RowSpans,
         config: SparqConfig,
+        extent: Extent,
     ) -> SparqOutputBuffers<Self>;
 }
 
@@ -177,7 +193,7 @@ pub fn dense_decode(q: Tensor<4>, cache: CacheTensors, rows: &RowSpans) -> Tenso
     ))
 }
 
-/// SparQ attention of one query per sequence; see [`SparqBackend::sparq_decode`].
+/// SparQ attention of one query per sequence, q [B, H, 1, d] -> [B, H, 1, d]; see [`SparqBackend::sparq_decode`].
 ///
 /// # Panics
 /// If the cache does not hold the sketch that `config` names; [`Method::decode`](crate::Method::decode) checks it.
@@ -186,8 +202,49 @@ pub fn sparq_decode(
     cache: CacheTensors,
     rows: &RowSpans,
     config: &SparqConfig,
+) -> Tensor<4> {
+    sparq_decode_to(q, cache, rows, config, Extent::Output)
+}
+
+/// A part of [`sparq_decode`], for benchmarks: the time of a stage is the difference of two of them. Only that of [`Extent::Output`] is a result.
+///
+/// # Panics
+/// As [`sparq_decode`].
+#[doc(hidden)]
+pub fn sparq_decode_to(
+    q: Tensor<4>,
+    cache: CacheTensors,
+    rows: &RowSpans,
+    config: &SparqConfig,
+    extent: Extent,
+) -> Tensor<4> {
+    let found = Dispatch::sparq_decode(
+        q.into_dispatch(),
+        lower(cache),
+        rows.clone(),
+        *config,
+        extent,
+    );
+    Tensor::from_dispatch(found.output)
+}
+
+/// [`sparq_decode`] that also returns the kept positions and alpha.
+///
+/// # Panics
+/// As [`sparq_decode`].
+pub fn sparq_decode_traced(
+    q: Tensor<4>,
+    cache: CacheTensors,
+    rows: &RowSpans,
+    config: &SparqConfig,
 ) -> SparqOutput {
-    let found = Dispatch::sparq_decode(q.into_dispatch(), lower(cache), rows.clone(), *config);
+    let found = Dispatch::sparq_decode(
+        q.into_dispatch(),
+        lower(cache),
+        rows.clone(),
+        *config,
+        Extent::Trace,
+    );
     SparqOutput {
         output: Tensor::from_dispatch(found.output),
         positions: Tensor::from_dispatch(found.positions),
@@ -240,6 +297,7 @@ mod ndarray {
             cache: CacheBuffers<Self>,
             rows: RowSpans,
             config: SparqConfig,
+            _extent: Extent,
         ) -> SparqOutputBuffers<Self> {
             let q = Self::float(q);
             let trace = reference::sparq_decode(q, &lift(cache), &rows, &config);

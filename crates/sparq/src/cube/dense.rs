@@ -8,6 +8,9 @@ use super::common::*;
 /// The largest number of splits of a sequence.
 pub(crate) const MOST_SPLITS: usize = 512;
 
+/// Splits whose outputs a unit loads before it uses the first.
+const MERGED_AT_ONCE: usize = 8;
+
 /// Attention of one query per sequence over all its positions: `out` [B, H, d] where `splits` is 1.
 ///
 /// Otherwise `states` [B, H_kv, splits, g, 2 + d] takes the maximum, the sum and the output of each split, for [`merge_splits`].
@@ -123,7 +126,10 @@ pub(crate) fn merge_splits<Q: Float>(
     let stride = comptime!(group * (d + 2));
     let base = row * splits * stride + (head % group) * comptime!(d + 2);
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(units / plane as usize));
-    let mut factors = Shared::<[f32]>::new_slice(MOST_SPLITS);
+    // Several units share a component, each with a part of the splits.
+    let parts = comptime!(if units > d { units / d } else { 1 });
+    let stepped = comptime!(MERGED_AT_ONCE * parts);
+    let mut factors = Shared::<[f32]>::new_slice(comptime!(MOST_SPLITS + MERGED_AT_ONCE * parts));
     let mut top = (-LARGEST).runtime();
     let mut split = UNIT_POS as usize;
     while split < splits {
@@ -142,16 +148,30 @@ pub(crate) fn merge_splits<Q: Float>(
     }
     let sum = cube_sum(sum, &mut scratch, comptime!(units as u32), plane);
     let whole = max(sum, f32::MIN_POSITIVE);
-    // Several units share a component, each with a part of the splits.
-    let parts = comptime!(if units > d { units / d } else { 1 });
+    // What is read once more below for want of another split has no weight.
+    let mut split = splits + UNIT_POS as usize;
+    while split < splits + stepped {
+        factors[split] = 0.0f32;
+        split += units;
+    }
+    sync_cube();
     let mut values = Shared::<[f32]>::new_slice(comptime!(parts * d));
     let mut i = UNIT_POS as usize;
     while i < comptime!(parts * d) {
         let mut value = 0.0f32;
         let mut split = i / d;
         while split < splits {
-            value += states[base + split * stride + 2 + i % d] * factors[split];
-            split += parts;
+            let mut loaded = Array::<f32>::new(MERGED_AT_ONCE);
+            #[unroll]
+            for u in 0..MERGED_AT_ONCE {
+                let at = min(split + u * parts, splits - 1);
+                loaded[u] = states[base + at * stride + 2 + i % d];
+            }
+            #[unroll]
+            for u in 0..MERGED_AT_ONCE {
+                value += loaded[u] * factors[split + u * parts];
+            }
+            split += stepped;
         }
         values[i] = value;
         i += units;

@@ -1,7 +1,8 @@
 //! The operations as CubeCL kernels, for every GPU that burn runs on.
 //!
-//! A SparQ step is two launches, [`score`] and [`finish`], with two of [`spread`] between them where rows are long and few. A [`dense`] step is one, and
-//! a merge where rows are split. The kernels read lengths from the device: a launch depends on the
+//! A SparQ step is two launches: [`tile`] or [`score`], and [`finish`]. Where one number ranks a position, tiles name their candidates and no score is
+//! written; where a group's heads are summed as probabilities, which takes a softmax over all positions first, logits are written, and two launches of [`spread`]
+//! choose from them where rows are long and few. A [`dense`] step is one launch, and a merge where rows are split. The kernels read lengths from the device: a launch depends on the
 //! host's [`RowSpans`] only for the size of its grid, reads nothing back and allocates the same buffers each time, so a step can be
 //! captured once and replayed while the sequences grow.
 //!
@@ -17,13 +18,16 @@
 
 mod append;
 mod attend;
+mod best;
 mod common;
 mod dense;
 mod finish;
 mod launch;
 mod score;
 mod select;
+mod sparq;
 mod spread;
+mod tile;
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
@@ -33,7 +37,8 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use self::launch::Launcher;
-use crate::op::{CacheBuffers, SparqBackend, SparqOutputBuffers};
+use self::sparq::SparqStep;
+use crate::op::{CacheBuffers, Extent, SparqBackend, SparqOutputBuffers};
 use crate::primitive::{Primitive, lift, lower};
 use crate::{RowSpans, SparqConfig, reference, write};
 
@@ -79,17 +84,33 @@ impl SparqBackend for CubeBackend {
         cache: CacheBuffers<Self>,
         rows: RowSpans,
         config: SparqConfig,
+        extent: Extent,
     ) -> SparqOutputBuffers<Self> {
-        let launcher = Launcher::new(&cache.k);
-        if !supported(&cache, &q) || !launcher.holds(q.shape()[1], &cache.k, &config) {
-            let trace = reference::sparq_decode(Self::float(q), &lift(cache), &rows, &config);
-            return SparqOutputBuffers {
-                output: Self::float_primitive(trace.output),
-                positions: Self::int_primitive(trace.positions),
-                alpha: Self::float_primitive(trace.alpha),
-            };
+        if supported(&cache, &q) {
+            let cache = contiguous(cache);
+            let launcher = Launcher::new(&cache.k);
+            let step = SparqStep::new(&launcher, &q, &cache, rows.longest(), &config, extent);
+            if step.fits() {
+                return step.run();
+            }
+            return by_reference(q, cache, &rows, &config);
         }
-        launcher.sparq(&q, &contiguous(cache), rows.longest(), &config)
+        by_reference(q, cache, &rows, &config)
+    }
+}
+
+/// A SparQ step that the kernels don't cover.
+fn by_reference(
+    q: CubeTensor,
+    cache: CacheBuffers<CubeBackend>,
+    rows: &RowSpans,
+    config: &SparqConfig,
+) -> SparqOutputBuffers<CubeBackend> {
+    let trace = reference::sparq_decode(CubeBackend::float(q), &lift(cache), rows, config);
+    SparqOutputBuffers {
+        output: CubeBackend::float_primitive(trace.output),
+        positions: CubeBackend::int_primitive(trace.positions),
+        alpha: CubeBackend::float_primitive(trace.alpha),
     }
 }
 

@@ -45,7 +45,7 @@ impl ScorePlan {
 /// in `weights` [r, g].
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn choose_components<Q: Float>(
+pub(crate) fn choose_components<Q: Float>(
     q: &Tensor<Q>,
     step: &[f32],
     sequence: usize,
@@ -64,6 +64,7 @@ fn choose_components<Q: Float>(
 
     let mut query = Shared::<[f32]>::new_slice(comptime!(group * d));
     let mut magnitude = Shared::<[u32]>::new_slice(d);
+    let mut fours = Shared::<[Vector<u32, Const<4>>]>::new_slice(comptime!(d / 4));
     let first = sequence * q.stride(0) + kv_head * group * q.stride(1);
     let mut i = unit;
     while i < group * d {
@@ -73,31 +74,43 @@ fn choose_components<Q: Float>(
     }
     sync_cube();
 
-    let mut c = unit;
-    while c < d {
-        let mut sum = 0.0f32;
-        for h in 0..group {
-            let value = query[h * d + c];
-            sum += if comptime!(plan.abs_sum) {
-                value
-            } else {
-                value.abs()
-            };
+    // Bits of numbers that are not negative order like them.
+    let mut quarter = unit;
+    while quarter < comptime!(d / 4) {
+        let mut four = Vector::<u32, Const<4>>::new(0u32);
+        #[unroll]
+        for e in 0..4usize {
+            let mut sum = 0.0f32;
+            for h in 0..group {
+                let value = query[h * d + quarter * 4 + e];
+                sum += if comptime!(plan.abs_sum) {
+                    value
+                } else {
+                    value.abs()
+                };
+            }
+            let bits = u32::reinterpret(sum.abs());
+            magnitude[quarter * 4 + e] = bits;
+            four.insert(e, bits);
         }
-        magnitude[c] = u32::reinterpret(sum.abs());
-        c += units;
+        fours[quarter] = four;
+        quarter += units;
     }
     sync_cube();
 
-    // Bits of numbers that are not negative order like them. The rank of a component is the number of those before it.
+    // The rank of a component is the number of those before it: of equal ones, those of a lower number.
     let mut c = unit;
     while c < d {
         let mine = magnitude[c];
         let mut before = 0u32;
-        for other in 0..d {
-            let theirs = magnitude[other];
-            let first = theirs > mine || (theirs == mine && other < c);
-            before += select(first, 1u32, 0u32);
+        #[unroll]
+        for quarter in 0..comptime!(d / 4) {
+            let four = fours[quarter];
+            #[unroll]
+            for e in 0..4usize {
+                let least = select(comptime!(quarter * 4 + e) < c, mine, mine + 1u32);
+                before += select(four.extract(e) >= least, 1u32, 0u32);
+            }
         }
         if before < rank as u32 {
             selected[before as usize] = c as u32;

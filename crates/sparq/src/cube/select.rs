@@ -41,7 +41,7 @@ impl SelectPlan {
 }
 
 /// The softmax over all positions from the statistics of the tiles: fills `top` with the largest logit and `lse` with the logarithm of the sum of
-/// exponentials of each head.
+/// exponentials of each head. A tile has `stride` numbers for each head, of which the first two are its largest logit and its sum.
 #[cube]
 pub(crate) fn merge_stats(
     stats: &[f32],
@@ -50,6 +50,7 @@ pub(crate) fn merge_stats(
     used: usize,
     top: &mut Shared<[f32]>,
     lse: &mut Shared<[f32]>,
+    #[comptime] stride: usize,
     #[comptime] plan: SelectPlan,
 ) {
     let group = comptime!(plan.group);
@@ -62,7 +63,7 @@ pub(crate) fn merge_stats(
         let mut largest = (-LARGEST).runtime();
         let mut tile = lane;
         while tile < used {
-            largest = max(largest, stats[((row * tiles + tile) * group + h) * 2]);
+            largest = max(largest, stats[((row * tiles + tile) * group + h) * stride]);
             tile += lanes;
         }
         let largest = if comptime!(plane > 1) {
@@ -73,7 +74,7 @@ pub(crate) fn merge_stats(
         let mut sum = 0.0f32;
         let mut tile = lane;
         while tile < used {
-            let at = ((row * tiles + tile) * group + h) * 2;
+            let at = ((row * tiles + tile) * group + h) * stride;
             sum += stats[at + 1] * (stats[at] - largest).exp();
             tile += lanes;
         }
@@ -153,37 +154,25 @@ pub(crate) fn bin_of(score: f32, top: f32, #[comptime] plan: SelectPlan) -> u32 
 }
 
 /// Finds the bin in which the count from bin 0 on reaches `needed`: leaves it in `found[0]` and the count before it in `found[1]`.
-/// They stay as they were where the count never reaches it.
+/// They stay as they were where the count never reaches it. `partial` has room for a number from every unit.
 #[cube]
 pub(crate) fn find_bin(
     histogram: &Shared<[Atomic<u32>]>,
     partial: &mut Shared<[u32]>,
     found: &mut Shared<[u32]>,
     needed: u32,
+    #[comptime] bins: usize,
     #[comptime] units: u32,
+    #[comptime] plane: u32,
 ) {
     let unit = UNIT_POS as usize;
-    let each = comptime!(BINS / units as usize);
+    let each = comptime!(bins / units as usize);
     let mut own = 0u32;
     #[unroll]
     for i in 0..each {
         own += histogram[unit * each + i].load();
     }
-    partial[unit] = own;
-    sync_cube();
-    // Inclusive sums over the units, by doubling distances.
-    #[unroll]
-    for i in 0..comptime!(units.ilog2()) {
-        let distance = comptime!(1usize << i);
-        let mut sum = partial[unit];
-        if unit >= distance {
-            sum += partial[unit - distance];
-        }
-        sync_cube();
-        partial[unit] = sum;
-        sync_cube();
-    }
-    let mut count = partial[unit] - own;
+    let mut count = sum_before(own, partial, units, plane);
     if count < needed && needed <= count + own {
         for i in 0..each {
             let bin = unit * each + i;
@@ -196,6 +185,45 @@ pub(crate) fn find_bin(
         }
     }
     sync_cube();
+}
+
+/// The sum of the values of the units before this one; `partial` has room for a number from every unit.
+#[cube]
+fn sum_before(
+    own: u32,
+    partial: &mut Shared<[u32]>,
+    #[comptime] units: u32,
+    #[comptime] plane: u32,
+) -> u32 {
+    if comptime!(plane > 1) {
+        let within = plane_inclusive_sum(own);
+        if UNIT_POS_PLANE == PLANE_DIM - 1 {
+            partial[PLANE_POS as usize] = within;
+        }
+        sync_cube();
+        let mut before = within - own;
+        for other in 0..PLANE_POS {
+            before += partial[other as usize];
+        }
+        before
+    } else {
+        let unit = UNIT_POS as usize;
+        partial[unit] = own;
+        sync_cube();
+        // Inclusive sums over the units, by doubling distances.
+        #[unroll]
+        for i in 0..comptime!(units.ilog2()) {
+            let distance = comptime!(1usize << i);
+            let mut sum = partial[unit];
+            if unit >= distance {
+                sum += partial[unit - distance];
+            }
+            sync_cube();
+            partial[unit] = sum;
+            sync_cube();
+        }
+        partial[unit] - own
+    }
 }
 
 /// Chooses min(k, S) of the positions `start .. end`, S of them, into `kept`; S must be more than k.
@@ -233,7 +261,7 @@ pub(crate) fn select_positions(
     let mut places = Shared::<[u32]>::new_slice(room);
 
     let bound = score_bound(top, plan);
-    clear(&histogram, units);
+    clear(&histogram, BINS, units);
     if unit == 0 {
         found[0] = 0u32;
         found[1] = 0u32;
@@ -263,7 +291,9 @@ pub(crate) fn select_positions(
         &mut partial,
         &mut found,
         needed,
-        comptime!(plan.units),
+        BINS,
+        plan.units,
+        plan.plane,
     );
     let border = found[0];
     let above = found[1];
@@ -319,7 +349,7 @@ pub(crate) fn select_positions(
             let width = select(pass == 2, 10u32, 11u32);
             let digits = (1u32 << width) - 1;
             sync_cube();
-            clear(&histogram, units);
+            clear(&histogram, BINS, units);
             if unit == 0 {
                 found[0] = 0u32;
                 found[1] = 0u32;
@@ -351,7 +381,9 @@ pub(crate) fn select_positions(
                 &mut partial,
                 &mut found,
                 left,
-                comptime!(plan.units),
+                BINS,
+                plan.units,
+                plan.plane,
             );
             prefix = (prefix << width) | (digits - found[0]);
             left -= found[1];
@@ -390,10 +422,15 @@ pub(crate) fn select_positions(
     }
 }
 
+/// Sets the `bins` bins of a histogram to 0.
 #[cube]
-pub(crate) fn clear(histogram: &Shared<[Atomic<u32>]>, #[comptime] units: usize) {
+pub(crate) fn clear(
+    histogram: &Shared<[Atomic<u32>]>,
+    #[comptime] bins: usize,
+    #[comptime] units: usize,
+) {
     #[unroll]
-    for i in 0..comptime!(BINS / units) {
+    for i in 0..comptime!(bins / units) {
         histogram[i * units + UNIT_POS as usize].store(0u32);
     }
 }

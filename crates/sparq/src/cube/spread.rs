@@ -51,7 +51,7 @@ pub(crate) fn histogram_kernel(
     let mut top = Shared::<[f32]>::new_slice(comptime!(plan.group));
     let mut lse = Shared::<[f32]>::new_slice(comptime!(plan.group));
     let histogram = Shared::<[Atomic<u32>]>::new_slice(BINS);
-    clear(&histogram, units);
+    clear(&histogram, BINS, units);
     merge_stats(
         stats,
         row,
@@ -59,6 +59,7 @@ pub(crate) fn histogram_kernel(
         end.div_ceil(tile_len as usize),
         &mut top,
         &mut lse,
+        2usize,
         plan,
     );
     let bound = score_bound(&top, plan);
@@ -148,6 +149,7 @@ pub(crate) fn emit_kernel(
             end.div_ceil(tile_len as usize),
             &mut top,
             &mut lse,
+            2usize,
             plan,
         );
     }
@@ -163,7 +165,9 @@ pub(crate) fn emit_kernel(
         &mut partial,
         &mut found,
         needed,
-        comptime!(plan.units),
+        BINS,
+        plan.units,
+        plan.plane,
     );
     let edge = found[0];
     #[unroll]

@@ -26,7 +26,7 @@ use self::decode::{Output, Sketch, Task};
 use self::element::Element;
 use self::score::{Bytes, Full, Nibbles};
 use self::simd::Level;
-use crate::op::{CacheBuffers, SketchBuffers, SparqBackend, SparqOutputBuffers};
+use crate::op::{CacheBuffers, Extent, SketchBuffers, SparqBackend, SparqOutputBuffers};
 use crate::primitive::{Primitive, lift, lower};
 use crate::{RowSpans, SparqConfig, reference, write};
 
@@ -104,6 +104,7 @@ impl SparqBackend for Flex {
         cache: CacheBuffers<Self>,
         rows: RowSpans,
         config: SparqConfig,
+        _extent: Extent,
     ) -> SparqOutputBuffers<Self> {
         let cache = contiguous(cache);
         let found = with_element!(cache.k.dtype(), T => sparq::<T>(Level::detect(), &q, &cache, &rows, &config));

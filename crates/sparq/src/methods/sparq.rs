@@ -29,7 +29,14 @@ impl Strategy for SparqConfig {
             cache.check_sketch(self.name(), self.sketch)?;
             return super::Dense.decode(q, cache);
         }
-        self.decode_traced(q, cache).map(|step| step.output)
+        cache.check_sketch(self.name(), self.sketch)?;
+        cache.refresh_sketch();
+        Ok(op::sparq_decode(
+            q,
+            cache.tensors().clone(),
+            cache.rows(),
+            self,
+        ))
     }
 }
 
@@ -47,7 +54,7 @@ impl SparqConfig {
         cache.check_query(&q)?;
         cache.check_sketch("sparq", self.sketch)?;
         cache.refresh_sketch();
-        Ok(op::sparq_decode(
+        Ok(op::sparq_decode_traced(
             q.inner(),
             cache.tensors().clone(),
             cache.rows(),

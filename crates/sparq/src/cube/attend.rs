@@ -22,8 +22,6 @@ pub(crate) struct AttendPlan {
     pub vectors: usize,
     /// Keys that each group of units loads before it uses the first.
     pub steps: usize,
-    /// Rows of the buffer through which groups are merged.
-    pub slots: usize,
     /// Units of a cube.
     pub units: u32,
     /// See [`common`](super::common).
@@ -33,10 +31,14 @@ pub(crate) struct AttendPlan {
 impl AttendPlan {
     /// Bytes of shared memory of [`Attended`].
     pub fn shared_bytes(&self) -> usize {
-        let groups = self.units as usize / self.lanes;
-        let numbers =
-            (self.heads + self.slots) * self.head_dim + 2 * self.heads + 2 * groups * self.heads;
-        4 * numbers
+        let numbers = self.heads * self.head_dim + 2 * self.heads;
+        4 * (numbers + self.sets() * self.heads * (self.head_dim + 2))
+    }
+
+    /// Sets of units whose states are merged through shared memory: planes, or groups that share a key where those are larger.
+    fn sets(&self) -> usize {
+        let units = self.units as usize;
+        units / self.lanes.max(self.plane as usize)
     }
 }
 
@@ -49,9 +51,9 @@ pub(crate) struct Attended {
     pub largest: Shared<[f32]>,
     /// [heads].
     pub sum: Shared<[f32]>,
-    /// [slots, d].
+    /// [sets, heads, d].
     merge: Shared<[f32]>,
-    /// [groups, heads] twice: the maxima and the sums.
+    /// [heads, sets] twice: the maxima and the sums.
     states: Shared<[f32]>,
 }
 
@@ -59,13 +61,13 @@ pub(crate) struct Attended {
 impl Attended {
     pub fn new(#[comptime] plan: AttendPlan) -> Attended {
         let heads = comptime!(plan.heads);
-        let groups = comptime!(plan.units as usize / plan.lanes);
+        let sets = comptime!(plan.sets());
         Attended {
             output: Shared::<[f32]>::new_slice(comptime!(heads * plan.head_dim)),
             largest: Shared::<[f32]>::new_slice(heads),
             sum: Shared::<[f32]>::new_slice(heads),
-            merge: Shared::<[f32]>::new_slice(comptime!(plan.slots * plan.head_dim)),
-            states: Shared::<[f32]>::new_slice(comptime!(2 * groups * heads)),
+            merge: Shared::<[f32]>::new_slice(comptime!(sets * heads * plan.head_dim)),
+            states: Shared::<[f32]>::new_slice(comptime!(2 * sets * heads)),
         }
     }
 }
@@ -97,7 +99,6 @@ pub(crate) fn attend<Q: Float, E: Float, N: Size>(
     let lanes = comptime!(plan.lanes);
     let vectors = comptime!(plan.vectors);
     let steps = comptime!(plan.steps);
-    let slots = comptime!(plan.slots);
     let units = comptime!(plan.units as usize);
     let groups = comptime!(units / lanes);
     let width = comptime!(vectors * n);
@@ -210,63 +211,72 @@ pub(crate) fn attend<Q: Float, E: Float, N: Size>(
         begin += comptime!(steps * groups);
     }
 
-    // The groups' states into one. Units may still read the last pass's result.
-    sync_cube();
-    if lane == 0 {
-        #[unroll]
-        for h in 0..heads {
-            result.states[mine * heads + h] = largest[h];
-            result.states[comptime!(groups * heads) + mine * heads + h] = sum[h];
-        }
-    }
-    sync_cube();
+    // The states of all groups into one: first those of a plane, by shuffles, then those of all planes.
+    let in_plane = comptime!((plan.plane as usize / lanes).max(1));
     #[unroll]
     for h in 0..heads {
-        let mut top = result.states[h];
-        for other in 1..groups {
-            top = max(top, result.states[other * heads + h]);
-        }
-        let factor = (largest[h] - top).exp();
         #[unroll]
-        for round in 0..comptime!(groups.div_ceil(slots)) {
-            if mine / slots == round {
+        for i in 0..comptime!(in_plane.ilog2()) {
+            let distance = comptime!((lanes << i) as u32);
+            let other = plane_shuffle_xor(largest[h], distance);
+            let top = max(largest[h], other);
+            let keep = (largest[h] - top).exp();
+            sum[h] = sum[h] * keep;
+            sum[h] += plane_shuffle_xor(sum[h], distance);
+            #[unroll]
+            for x in 0..width {
+                let value = output[h * width + x] * keep;
+                output[h * width + x] = value + plane_shuffle_xor(value, distance);
+            }
+            largest[h] = top;
+        }
+    }
+    // Units may still read the last pass's result.
+    sync_cube();
+    let set = comptime!(units / (lanes * in_plane));
+    let mine = unit / comptime!(lanes * in_plane);
+    if unit % comptime!(lanes * in_plane) < lanes {
+        #[unroll]
+        for h in 0..heads {
+            if lane == 0 {
+                result.states[h * set + mine] = largest[h];
+                result.states[comptime!(set * heads) + h * set + mine] = sum[h];
+            }
+            #[unroll]
+            for x in 0..vectors {
                 #[unroll]
-                for x in 0..vectors {
-                    #[unroll]
-                    for e in 0..n {
-                        let c = (x * lanes + lane) * n + e;
-                        if c < d {
-                            let at = (mine % slots) * d + c;
-                            let value = output[h * width + x * n + e] * factor;
-                            if comptime!(round == 0) {
-                                result.merge[at] = value;
-                            } else {
-                                result.merge[at] += value;
-                            }
-                        }
+                for e in 0..n {
+                    let c = (x * lanes + lane) * n + e;
+                    if c < d {
+                        result.merge[(mine * heads + h) * d + c] = output[h * width + x * n + e];
                     }
                 }
             }
-            sync_cube();
         }
-        let mut c = unit;
-        while c < d {
-            let mut total = 0.0f32;
-            for slot in 0..comptime!(if groups < slots { groups } else { slots }) {
-                total += result.merge[slot * d + c];
-            }
-            result.output[h * d + c] = total;
-            c += units;
+    }
+    sync_cube();
+    let mut i = unit;
+    while i < comptime!(heads * d) {
+        let h = i / d;
+        let mut top = (-LARGEST).runtime();
+        #[unroll]
+        for other in 0..set {
+            top = max(top, result.states[h * set + other]);
         }
-        if unit == 0 {
-            let mut total = 0.0f32;
-            for other in 0..groups {
-                total += result.states[comptime!(groups * heads) + other * heads + h]
-                    * (result.states[other * heads + h] - top).exp();
-            }
+        let mut total = 0.0f32;
+        let mut value = 0.0f32;
+        #[unroll]
+        for other in 0..set {
+            let factor = (result.states[h * set + other] - top).exp();
+            total += result.states[comptime!(set * heads) + h * set + other] * factor;
+            value += result.merge[other * comptime!(heads * d) + i] * factor;
+        }
+        result.output[i] = value;
+        if i % d == 0 {
             result.largest[h] = top;
             result.sum[h] = total;
         }
-        sync_cube();
+        i += units;
     }
+    sync_cube();
 }

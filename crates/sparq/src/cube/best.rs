@@ -6,32 +6,34 @@
 use cubecl::prelude::*;
 
 use super::common::*;
-use super::select::{clear, find_bin};
+use super::select::{clear, find_bin, sum_before};
 
 /// Bins of the histogram.
 pub(crate) const BINS: usize = 1024;
 /// Bins for a difference of 1 between scores.
 const BINS_PER_UNIT: f32 = 32.0;
 
-/// Where the best scores end. Taken are the bins before `bin`, of that bin the keys above `key`, and `ties` of those equal to it.
+/// Which scores are taken.
 #[derive(CubeType)]
-pub(crate) struct Border {
-    /// The last bin from which scores are taken.
-    pub bin: u32,
-    /// The lowest [`order_key`] that is taken from it.
-    pub key: u32,
-    /// How many of the scores with that key are taken.
-    pub ties: u32,
-    /// How many scores lie in the bins before.
-    pub before: u32,
-    /// How many scores lie in the bin.
-    pub crowd: u32,
+pub(crate) struct Taken {
+    /// How many of them the units before this one hold.
+    pub first: u32,
+    /// How many there are in all.
+    pub total: u32,
 }
 
-/// The border behind the `needed` best of all units' scores; behind the last of its bin where no more than `room` scores lie before that. Every unit
-/// holds `count` of them, with negative infinity for none; `top` is the largest.
+/// Whether number `i` of this unit's scores is among those that [`take_best`] marked.
 #[cube]
-pub(crate) fn find_border(
+pub(crate) fn is_taken(marks: &Array<u32>, #[comptime] i: usize) -> bool {
+    marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32
+}
+
+/// Takes the `needed` best of all units' scores, of equal ones any; as many more as share a bin with the last of them, if `room` suffices for those.
+///
+/// Every unit holds `count` scores, with negative infinity for none; `top` is the largest. Returns how the taken ones are distributed, and marks of this
+/// unit's. Begins and ends with the units in step.
+#[cube]
+pub(crate) fn take_best(
     scores: &Array<f32>,
     top: f32,
     needed: u32,
@@ -39,22 +41,28 @@ pub(crate) fn find_border(
     #[comptime] count: usize,
     #[comptime] units: u32,
     #[comptime] plane: u32,
-) -> Border {
+) -> (Taken, Array<u32>) {
     let histogram = Shared::<[Atomic<u32>]>::new_slice(BINS);
     let mut partial = Shared::<[u32]>::new_slice(units as usize);
+    // The bin of the last, the count before it, and how many of the ties are taken.
     let mut found = Shared::<[u32]>::new_slice(2usize);
+    let tied = Shared::<[Atomic<u32>]>::new_slice(1usize);
     let unit = UNIT_POS as usize;
     clear(&histogram, BINS, units as usize);
     if unit == 0 {
         // Where there are fewer than are needed, all of them are taken.
         found[0] = comptime!(BINS as u32 - 1);
         found[1] = 0u32;
+        tied[0].store(0u32);
     }
     sync_cube();
+    let mut bins = Array::<u32>::new(count);
     #[unroll]
     for i in 0..count {
-        if scores[i] > f32::NEG_INFINITY {
-            histogram[score_bin(scores[i], top) as usize].fetch_add(1u32);
+        let some = scores[i] > f32::NEG_INFINITY;
+        bins[i] = select(some, score_bin(scores[i], top), BINS as u32);
+        if some {
+            histogram[bins[i] as usize].fetch_add(1u32);
         }
     }
     sync_cube();
@@ -69,10 +77,26 @@ pub(crate) fn find_border(
     );
     let bin = found[0];
     let before = found[1];
-    let crowd = histogram[bin as usize].load();
-    let mut key = 0u32.runtime();
-    let mut ties = comptime!(u32::MAX).runtime();
-    if before + crowd > room {
+    let crowd = before + histogram[bin as usize].load();
+
+    let words = comptime!(count.div_ceil(32));
+    let mut marks = Array::<u32>::new(words);
+    #[unroll]
+    for w in 0..words {
+        marks[w] = 0u32;
+    }
+    let mut own = 0u32;
+    let mut total = crowd;
+    if crowd <= room {
+        #[unroll]
+        for i in 0..count {
+            let mark = select(bins[i] <= bin, 1u32, 0u32);
+            marks[comptime!(i / 32)] |= mark << comptime!((i % 32) as u32);
+            own += mark;
+        }
+    } else {
+        total = needed;
+        let mut key = 0u32.runtime();
         let mut left = needed - before;
         for pass in 0..4u32 {
             let shift = 24u32 - 8u32 * pass;
@@ -85,15 +109,12 @@ pub(crate) fn find_border(
             sync_cube();
             #[unroll]
             for i in 0..count {
-                let score = scores[i];
-                if score > f32::NEG_INFINITY && score_bin(score, top) == bin {
-                    let bits = order_key(score);
-                    // In two steps, since the first pass shifts out everything.
-                    if (bits >> (shift + 7u32)) >> 1u32 == key {
-                        // Bin 0 holds the largest.
-                        let digit = 255u32 - ((bits >> shift) & 255u32);
-                        histogram[digit as usize].fetch_add(1u32);
-                    }
+                let bits = order_key(scores[i]);
+                // In two steps, since the first pass shifts out everything.
+                if bins[i] == bin && (bits >> (shift + 7u32)) >> 1u32 == key {
+                    // Bin 0 holds the largest.
+                    let digit = 255u32 - ((bits >> shift) & 255u32);
+                    histogram[digit as usize].fetch_add(1u32);
                 }
             }
             sync_cube();
@@ -109,15 +130,22 @@ pub(crate) fn find_border(
             key = (key << 8u32) | (255u32 - found[0]);
             left -= found[1];
         }
-        ties = left;
+        #[unroll]
+        for i in 0..count {
+            let bits = order_key(scores[i]);
+            let mut take = bins[i] < bin || (bins[i] == bin && bits > key);
+            if bins[i] == bin && bits == key {
+                take = tied[0].fetch_add(1u32) < left;
+            }
+            let mark = select(take, 1u32, 0u32);
+            marks[comptime!(i / 32)] |= mark << comptime!((i % 32) as u32);
+            own += mark;
+        }
     }
-    Border {
-        bin,
-        key,
-        ties,
-        before,
-        crowd,
-    }
+    // Whoever still reads an earlier sum has to be done.
+    sync_cube();
+    let first = sum_before(own, &mut partial, units, plane);
+    (Taken { first, total }, marks)
 }
 
 /// The bin of a score, 0 for the largest; it never falls as the score does.

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::attend::{AttendPlan, Attended, attend};
-use super::best::{find_border, score_bin};
+use super::best::{is_taken, take_best};
 use super::common::*;
 use super::select::{SelectPlan, merge_stats, select_positions};
 use super::spread::take_emitted;
@@ -183,50 +183,50 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, N: Size>(
         }
     }
 
-    if comptime!(!attends) {
-        terminate!();
-    }
-    // Step 6: y = softmax(q . K[i2] / sqrt(d)) . V[i2], exact.
-    let mut result = Attended::new(plan);
-    let mut head = 0usize;
-    while head < group {
-        if count > 0 {
-            attend::<Q, E, N>(
-                q,
-                keys,
-                values,
-                place.sequence,
-                place.kv_head,
-                row * capacity,
-                head,
-                &kept,
-                0usize,
-                count,
-                &mut result,
-                true,
-                plan,
-            );
-        }
-        let mut i = unit;
-        while i < comptime!(plan.heads * plan.head_dim) {
-            let h = i / d;
-            let here = head + h;
-            if here < group {
-                let mut y = 0.0f32;
-                if count > 0 {
-                    y = result.output[i] / max(result.sum[h], f32::MIN_POSITIVE);
-                }
-                // Step 7: y = alpha y + (1 - alpha) mean(V).
-                if comptime!(mean_value) {
-                    let mean = v_sum[row * d + i % d] / max(f32::cast_from(valid as u32), 1.0f32);
-                    y = y * alphas[here] + mean * (1.0f32 - alphas[here]);
-                }
-                out[(row * group + here) * d + i % d] = Q::cast_from(y);
+    if comptime!(attends) {
+        // Step 6: y = softmax(q . K[i2] / sqrt(d)) . V[i2], exact.
+        let mut result = Attended::new(plan);
+        let mut head = 0usize;
+        while head < group {
+            if count > 0 {
+                attend::<Q, E, N>(
+                    q,
+                    keys,
+                    values,
+                    place.sequence,
+                    place.kv_head,
+                    row * capacity,
+                    head,
+                    &kept,
+                    0usize,
+                    count,
+                    &mut result,
+                    true,
+                    plan,
+                );
             }
-            i += units;
+            let mut i = unit;
+            while i < comptime!(plan.heads * plan.head_dim) {
+                let h = i / d;
+                let here = head + h;
+                if here < group {
+                    let mut y = 0.0f32;
+                    if count > 0 {
+                        y = result.output[i] / max(result.sum[h], f32::MIN_POSITIVE);
+                    }
+                    // Step 7: y = alpha y + (1 - alpha) mean(V).
+                    if comptime!(mean_value) {
+                        let mean =
+                            v_sum[row * d + i % d] / max(f32::cast_from(valid as u32), 1.0f32);
+                        y = y * alphas[here] + mean * (1.0f32 - alphas[here]);
+                    }
+                    out[(row * group + here) * d + i % d] = Q::cast_from(y);
+                }
+                i += units;
+            }
+            sync_cube();
+            head += comptime!(plan.heads);
         }
-        sync_cube();
-        head += comptime!(plan.heads);
     }
 }
 
@@ -280,47 +280,36 @@ fn choose_candidates(
         i += units;
     }
     if comptime!(needed > 0) {
-        let top = top[0];
-        let border = find_border(
+        let (best, taken) = take_best(
             &own,
-            top,
+            top[0],
             needed,
             needed,
             comptime!(4 * vectors),
             choice.units,
             choice.plane,
         );
-        let slots = Shared::<[Atomic<u32>]>::new_slice(2usize);
-        if unit == 0 {
-            slots[0].store(window as u32);
-            slots[1].store(0u32);
-        }
-        sync_cube();
+        let mut slot = window + best.first as usize;
         #[unroll]
         for v in 0..vectors {
             #[unroll]
             for e in 0..4usize {
-                let score = own[v * 4 + e];
-                if score > f32::NEG_INFINITY {
-                    let bin = score_bin(score, top);
-                    let mut take = bin < border.bin;
-                    if bin == border.bin {
-                        let key = order_key(score);
-                        take = key > border.key;
-                        if key == border.key {
-                            // Of equal scores any may be taken.
-                            take = slots[1].fetch_add(1u32) < border.ties;
-                        }
-                    }
-                    if take {
-                        let slot = slots[0].fetch_add(1u32) as usize;
-                        kept[slot] = places[first + (v * units + unit) * 4 + e];
-                        if comptime!(alpha) {
-                            sum += (score - lse[0]).exp();
-                        }
+                let i = comptime!(v * 4 + e);
+                if is_taken(&taken, i) {
+                    // Its number first: to wait here for its position would be to wait once for each.
+                    kept[slot] = ((v * units + unit) * 4 + e) as u32;
+                    slot += 1;
+                    if comptime!(alpha) {
+                        sum += (own[i] - lse[0]).exp();
                     }
                 }
             }
+        }
+        sync_cube();
+        let mut i = window + unit;
+        while i < top_k {
+            kept[i] = places[first + kept[i] as usize];
+            i += units;
         }
     }
     if comptime!(alpha) {

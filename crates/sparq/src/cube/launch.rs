@@ -233,18 +233,21 @@ impl Launcher {
             1 => self.units(32),
             _ => self.units(units),
         };
-        let plan = AttendPlan {
+        let mut plan = AttendPlan {
             group: sizes.group,
             head_dim: sizes.head_dim,
             heads: passes(sizes.group, ACCUMULATORS / (vectors * n)),
             lanes,
             vectors,
             steps: (vectors_at_once / vectors).max(1),
-            // Some kilobytes.
-            slots: (units as usize / lanes).min(2048 / sizes.head_dim).max(1),
             units,
             plane: self.plane,
         };
+        // What else a cube holds takes the larger part.
+        let most = self.client.properties().hardware.max_shared_memory_size / 3;
+        while plan.shared_bytes() > most && plan.units > self.plane {
+            plan.units /= 2;
+        }
         (plan, n)
     }
 

@@ -66,11 +66,20 @@ pub(crate) fn choose_components<Q: Float>(
     let mut magnitude = Shared::<[u32]>::new_slice(d);
     let mut fours = Shared::<[Vector<u32, Const<4>>]>::new_slice(comptime!(d / 4));
     let first = sequence * q.stride(0) + kv_head * group * q.stride(1);
-    let mut i = unit;
-    while i < group * d {
-        let at = first + (i / d) * q.stride(1) + (i % d) * q.stride(3);
-        query[i] = f32::cast_from(q[at]);
-        i += units;
+    // All loads first: one after the other would wait for memory each time.
+    let each = comptime!((group * d).div_ceil(units));
+    let mut own = Array::<f32>::new(each);
+    #[unroll]
+    for x in 0..each {
+        let i = min(x * units + unit, comptime!(group * d - 1).runtime());
+        own[x] = f32::cast_from(q[first + (i / d) * q.stride(1) + (i % d) * q.stride(3)]);
+    }
+    #[unroll]
+    for x in 0..each {
+        let i = x * units + unit;
+        if i < group * d {
+            query[i] = own[x];
+        }
     }
     sync_cube();
 

@@ -189,7 +189,7 @@ pub(crate) fn find_bin(
 
 /// The sum of the values of the units before this one; `partial` has room for a number from every unit.
 #[cube]
-fn sum_before(
+pub(crate) fn sum_before(
     own: u32,
     partial: &mut Shared<[u32]>,
     #[comptime] units: u32,

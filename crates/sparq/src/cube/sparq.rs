@@ -23,7 +23,7 @@ const FINISH_UNITS: u32 = 256;
 const SPARE: usize = 64;
 
 /// Vectors of four candidates that a unit may hold in registers.
-const MOST_VECTORS: usize = 16;
+const VECTORS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
 /// A step that is about to be launched.
 pub(super) struct SparqStep<'a> {
@@ -317,11 +317,10 @@ impl<'a> SparqStep<'a> {
         let tile_len = plan.score.units as usize * n * plan.score.per_element() * plan.vectors;
         let tiles = self.bound.div_ceil(tile_len);
         let rows = sizes.rows();
-        // A power of two, so that a growing cache does not ask for one kernel after another.
-        let vectors = (tiles * plan.room / 4)
-            .div_ceil(launcher.units(FINISH_UNITS) as usize)
-            .next_power_of_two();
-        let vectors = if vectors <= MOST_VECTORS { vectors } else { 0 };
+        let loads = (tiles * plan.room / 4).div_ceil(launcher.units(FINISH_UNITS) as usize);
+        // Few sizes, so that a growing cache does not ask for one kernel after another.
+        let vectors = VECTORS.into_iter().find(|&vectors| vectors >= loads);
+        let vectors = vectors.unwrap_or(0);
         let candidates = Shape::new([rows, tiles, plan.room]);
         let scores = launcher.empty(candidates.clone(), DType::F32);
         let places = launcher.empty(candidates, DType::U32);
@@ -346,6 +345,7 @@ impl<'a> SparqStep<'a> {
                 sizes.kv_heads as u32,
                 sizes.capacity as u32,
                 tiles as u32,
+                1.0f32.to_bits(),
                 plan,
                 [
                     dtype_to_storage_type(self.q.dtype),

@@ -6,7 +6,7 @@
 
 use cubecl::prelude::*;
 
-use super::best::{BINS, find_border, score_bin};
+use super::best::{BINS, is_taken, take_best};
 use super::common::*;
 use super::score::{ScorePlan, choose_components};
 
@@ -38,7 +38,7 @@ impl TilePlan {
             + score.rank
             + BINS
             + score.units as usize
-            + 2 * planes
+            + 4 * planes
             + 8;
         4 * numbers
     }
@@ -51,7 +51,7 @@ pub(crate) const TILE_STATS: usize = 3;
 /// Scores of a tile and its candidates.
 ///
 /// q [B, H, 1, d]; `sketch` and `step` as for [`score_kernel`](super::score::score_kernel); `scores` and `places` [B, H_kv, tiles, room]: the candidates'
-/// scores, filled up with negative infinity, and their positions; `stats` [B, H_kv, tiles, [`TILE_STATS`]].
+/// scores, filled up with negative infinity, and their positions; `stats` [B, H_kv, tiles, [`TILE_STATS`]]. `one` has the bits of 1.0: see [`code_of`].
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
@@ -66,6 +66,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     kv_heads: u32,
     capacity: u32,
     tiles: u32,
+    one: u32,
     #[comptime] plan: TilePlan,
     #[define(Q, K)] _types: [ElemType; 2],
 ) {
@@ -98,7 +99,6 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     let mut selected = Shared::<[u32]>::new_slice(rank);
     let mut weights = Shared::<[f32]>::new_slice(comptime!(rank * group));
     let mut combined = Shared::<[f32]>::new_slice(rank);
-    let mut scratch = Shared::<[f32]>::new_slice(planes);
     choose_components::<Q>(
         q,
         step,
@@ -109,7 +109,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
         &mut weights,
         plan.score,
     );
-    // Codes are read as 1 + n / 2^b, which takes no conversion: see `key_of`.
+    // Codes are read as 1 + n / 2^b: see `code_of`.
     let scale = comptime!(if bits == 0 {
         1.0
     } else {
@@ -127,6 +127,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     }
     sync_cube();
 
+    // What the ones add up to is the same at every position: the sums start from its negative.
     let mut sums = Array::<f32>::new(count);
     let mut offset = 0.0f32;
     if comptime!(bits > 0) {
@@ -163,7 +164,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
             let weight = combined[block * unroll + u];
             #[unroll]
             for v in 0..vectors {
-                add_keys::<K, N>(&mut sums, loaded[u * vectors + v], weight, v, bits);
+                add_keys::<K, N>(&mut sums, loaded[u * vectors + v], weight, one, v, bits);
             }
         }
     }
@@ -173,64 +174,70 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
         let component = selected[i] as usize * row_vectors;
         #[unroll]
         for v in 0..vectors {
-            add_keys::<K, N>(&mut sums, sketch[at[v] + component], combined[i], v, bits);
+            add_keys::<K, N>(
+                &mut sums,
+                sketch[at[v] + component],
+                combined[i],
+                one,
+                v,
+                bits,
+            );
         }
     }
 
-    // Position of number 0 of each of this unit's vectors.
-    let mut top = (-LARGEST).runtime();
+    // Positions from here on are relative to the first valid one, modulo 2^32: what is before it lies behind all others.
+    let valid = (end - start) as u32;
+    let free = valid - comptime!(plan.window as u32);
+    let mut relative = Array::<u32>::new(vectors);
+    let mut top = f32::NEG_INFINITY.runtime();
+    #[unroll]
+    for v in 0..vectors {
+        relative[v] = ((first + v * units) * each) as u32 - start as u32;
+        #[unroll]
+        for e in 0..each {
+            let i = comptime!(v * each + e);
+            let score = finite(sums[i] * comptime!(code_scale(e, bits)));
+            let at = relative[v] + comptime!(e as u32);
+            sums[i] = select(at < valid, score, f32::NEG_INFINITY);
+            top = max(top, sums[i]);
+        }
+    }
+    let mut scratch = Shared::<[f32]>::new_slice(planes);
+    // At least one position of the tile is valid, or its candidates are all padding.
+    let top = max(
+        cube_max(top, &mut scratch, comptime!(plan.score.units), plane),
+        -LARGEST,
+    );
+    let mut all = 0.0f32;
+    let mut latest = 0.0f32;
     #[unroll]
     for v in 0..vectors {
         #[unroll]
         for e in 0..each {
-            let position = (first + v * units) * each + e;
-            let score = finite(sums[v * each + e]);
-            sums[v * each + e] = score;
-            let valid = position >= start && position < end;
-            top = select(valid, max(top, score), top);
-        }
-    }
-    let top = cube_max(top, &mut scratch, comptime!(plan.score.units), plane);
-    let free = end - comptime!(plan.window);
-    if comptime!(plan.alpha) {
-        let mut all = 0.0f32;
-        let mut latest = 0.0f32;
-        #[unroll]
-        for v in 0..vectors {
-            #[unroll]
-            for e in 0..each {
-                let position = (first + v * units) * each + e;
-                let valid = position >= start && position < end;
-                let weight = select(valid, (sums[v * each + e] - top).exp(), 0.0f32);
+            let i = comptime!(v * each + e);
+            let in_window = relative[v] + comptime!(e as u32) >= free;
+            if comptime!(plan.alpha) {
+                let weight = (sums[i] - top).exp();
                 all += weight;
-                latest += select(position >= free, weight, 0.0f32);
+                latest += select(in_window, weight, 0.0f32);
             }
-        }
-        let all = cube_sum(all, &mut scratch, comptime!(plan.score.units), plane);
-        let latest = cube_sum(latest, &mut scratch, comptime!(plan.score.units), plane);
-        if unit == 0 {
-            let at = (row * tiles + tile) * TILE_STATS;
-            stats[at + 1] = all;
-            stats[at + 2] = latest;
+            // The local window is taken without a look at its scores.
+            sums[i] = select(in_window, f32::NEG_INFINITY, sums[i]);
         }
     }
-    if unit == 0 {
-        stats[(row * tiles + tile) * TILE_STATS] = top;
+    let mut parts = Shared::<[f32]>::new_slice(comptime!(2 * planes));
+    if comptime!(plan.alpha) {
+        let all = sum_in_plane(all, plane);
+        let latest = sum_in_plane(latest, plane);
+        if plane_lane(plane) == 0 {
+            parts[plane_index(plane) as usize] = all;
+            parts[planes + plane_index(plane) as usize] = latest;
+        }
     }
 
-    // What may be a candidate: neither padding nor in the local window, which is taken without a look at its scores.
-    #[unroll]
-    for v in 0..vectors {
-        #[unroll]
-        for e in 0..each {
-            let position = (first + v * units) * each + e;
-            let free = position >= start && position < free;
-            sums[v * each + e] = select(free, sums[v * each + e], f32::NEG_INFINITY);
-        }
-    }
     let needed = comptime!(plan.needed as u32);
     let room = comptime!(plan.room);
-    let border = find_border(
+    let (best, taken) = take_best(
         &sums,
         top,
         needed,
@@ -239,41 +246,38 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
         plan.score.units,
         plane,
     );
-    let slots = Shared::<[Atomic<u32>]>::new_slice(2usize);
-    if unit == 0 {
-        slots[0].store(0u32);
-        slots[1].store(0u32);
-    }
-    sync_cube();
     let out = (row * tiles + tile) * room;
+    let mut slot = best.first;
     #[unroll]
     for v in 0..vectors {
         #[unroll]
         for e in 0..each {
-            let score = sums[v * each + e];
-            if score > f32::NEG_INFINITY {
-                let bin = score_bin(score, top);
-                let mut take = bin < border.bin;
-                if bin == border.bin {
-                    let key = order_key(score);
-                    take = key > border.key;
-                    if key == border.key {
-                        take = slots[1].fetch_add(1u32) < border.ties;
-                    }
-                }
-                if take {
-                    let slot = slots[0].fetch_add(1u32) as usize;
-                    scores[out + slot] = score;
-                    places[out + slot] = ((first + v * units) * each + e) as u32;
-                }
+            let i = comptime!(v * each + e);
+            if is_taken(&taken, i) {
+                scores[out + slot as usize] = sums[i];
+                places[out + slot as usize] = ((first + v * units) * each + e) as u32;
+                slot += 1u32;
             }
         }
     }
-    sync_cube();
-    let mut slot = slots[0].load() as usize + unit;
+    let mut slot = best.total as usize + unit;
     while slot < room {
         scores[out + slot] = f32::NEG_INFINITY;
         slot += units;
+    }
+    if unit == 0 {
+        let at = (row * tiles + tile) * TILE_STATS;
+        stats[at] = top;
+        if comptime!(plan.alpha) {
+            let mut all = 0.0f32;
+            let mut latest = 0.0f32;
+            for i in 0..comptime!(plan.score.units).runtime() / plane_dim(plane) {
+                all += parts[i as usize];
+                latest += parts[planes + i as usize];
+            }
+            stats[at + 1] = all;
+            stats[at + 2] = latest;
+        }
     }
 }
 
@@ -283,6 +287,7 @@ fn add_keys<K: Numeric, N: Size>(
     sums: &mut Array<f32>,
     keys: Vector<K, N>,
     weight: f32,
+    one: u32,
     #[comptime] v: usize,
     #[comptime] bits: usize,
 ) {
@@ -294,30 +299,40 @@ fn add_keys<K: Numeric, N: Size>(
         #[unroll]
         for p in 0..per_element {
             let at = comptime!((v * n + x) * per_element + p);
-            sums[at] += weight * key_of::<K>(element, p, bits);
+            if comptime!(bits == 0) {
+                sums[at] += weight * f32::cast_from(element);
+            } else {
+                sums[at] += weight * code_of(u32::cast_from(element), one, p, bits);
+            }
         }
     }
 }
 
-/// The key of position `p` in an element of the sketch; for a code n of b bits, 1 + n / 2^b: the code's bits as the upper ones of a mantissa.
+/// The code n at place `p` of a word, as 1 + n / 2^b: its bits become the upper ones of the mantissa of 1.0.
 ///
-/// A conversion from integers runs at a quarter of the rate of what this takes. The weight is multiplied by 2^b for it, and what the ones add up to,
-/// the same at every position, is where the sums start from.
+/// A conversion from integers runs at a fraction of the rate. Of two neighbours in a word the lower is left where the shift for the upper puts it, b bits further
+/// down, which gives 1 + n / 2^2b and saves a shift: see [`code_scale`]. `one` comes from outside as an operand, since with two constants a compiler makes two
+/// instructions of mask and union.
 #[cube]
-fn key_of<K: Numeric>(element: K, #[comptime] p: usize, #[comptime] bits: usize) -> f32 {
-    if comptime!(bits == 0) {
-        f32::cast_from(element)
-    } else {
-        let word = u32::cast_from(element);
-        let from = comptime!((p * bits) as u32);
-        let to = comptime!(23 - bits as u32);
-        let mut moved = word;
-        if comptime!(from > to) {
-            moved = word >> comptime!(from.saturating_sub(to));
-        } else if comptime!(from < to) {
-            moved = word << comptime!(to.saturating_sub(from));
-        }
-        let mask = comptime!(((1u32 << bits) - 1) << (23 - bits));
-        f32::reinterpret((moved & mask) | 0x3F80_0000u32)
+fn code_of(word: u32, one: u32, #[comptime] p: usize, #[comptime] bits: usize) -> f32 {
+    // The place of the upper one of two neighbours, from its lowest bit.
+    let from = comptime!(((p | 1) * bits) as u32);
+    let to = comptime!(23 - bits as u32);
+    let mut moved = word;
+    if comptime!(from > to) {
+        moved = word >> comptime!(from.saturating_sub(to));
+    } else if comptime!(from < to) {
+        moved = word << comptime!(to.saturating_sub(from));
+    }
+    let down = comptime!(if p % 2 == 0 { bits } else { 0 });
+    let mask = comptime!(((1u32 << bits) - 1) << (23 - bits - down));
+    f32::reinterpret((moved & mask) | one)
+}
+
+/// What the sum of position `e` of a vector is to be multiplied by; see [`code_of`].
+fn code_scale(e: usize, bits: usize) -> f32 {
+    match bits > 0 && e.is_multiple_of(2) {
+        true => (1u32 << bits) as f32,
+        false => 1.0,
     }
 }

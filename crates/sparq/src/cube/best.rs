@@ -94,6 +94,36 @@ pub(crate) fn take_best(
             marks[comptime!(i / 32)] |= mark << comptime!((i % 32) as u32);
             own += mark;
         }
+    } else if crowd - before <= comptime!(units) {
+        // Few share the bin: each is compared with the others.
+        total = needed;
+        #[unroll]
+        for i in 0..count {
+            if bins[i] == bin {
+                let slot = tied[0].fetch_add(1u32);
+                partial[slot as usize] = order_key(scores[i]);
+                bins[i] = comptime!(BINS as u32 + 1) + slot;
+            }
+        }
+        sync_cube();
+        #[unroll]
+        for i in 0..count {
+            let mut take = bins[i] < bin;
+            if bins[i] > BINS as u32 {
+                let mine = order_key(scores[i]);
+                let slot = bins[i] - comptime!(BINS as u32 + 1);
+                let mut better = 0u32;
+                for other in 0..crowd - before {
+                    let theirs = partial[other as usize];
+                    let first = theirs > mine || (theirs == mine && other < slot);
+                    better += select(first, 1u32, 0u32);
+                }
+                take = better < needed - before;
+            }
+            let mark = select(take, 1u32, 0u32);
+            marks[comptime!(i / 32)] |= mark << comptime!((i % 32) as u32);
+            own += mark;
+        }
     } else {
         total = needed;
         let mut key = 0u32.runtime();

@@ -156,13 +156,11 @@ impl Launcher {
         let sizes = Sizes::new(q.shape()[1], &cache.k);
         let (plan, n) = self.attend_plan(&sizes, cache.k.dtype, 128, 4);
         let out = self.empty(q.shape(), q.dtype);
-        // Enough cubes for all processors however short a split is; many more where they stay long, so that none works while others have nothing left.
-        let of = |cubes: usize, shortest: usize| {
-            (self.processors * cubes)
-                .div_ceil(sizes.rows())
-                .min(bound.div_ceil(shortest))
-        };
-        let splits = of(6, 64).max(of(32, 512)).clamp(1, MOST_SPLITS);
+        // Enough cubes for all processors however short a split is; more where they stay long, so that none works while the others have nothing left.
+        let cubes_of_row = |cubes: usize| self.processors * cubes / sizes.rows();
+        let short = cubes_of_row(6).min(bound.div_ceil(64));
+        let long = cubes_of_row(16).min(bound / 1024);
+        let splits = short.max(long).clamp(1, MOST_SPLITS);
         let single = splits == 1;
         let states = match single {
             true => self.empty(Shape::new([1]), DType::F32),

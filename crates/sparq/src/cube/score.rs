@@ -41,6 +41,17 @@ impl ScorePlan {
     }
 }
 
+/// Units that share the ranking of a component: a power of two, no more than a plane, and so that all units of a plane have a component or none has.
+fn sharing(plan: ScorePlan) -> usize {
+    let most = (plan.units as usize / plan.head_dim).min(plan.plane as usize);
+    let fits = |&sharing: &usize| {
+        sharing <= most
+            && (plan.head_dim / 4).is_multiple_of(sharing)
+            && (plan.head_dim * sharing).is_multiple_of(plan.plane as usize)
+    };
+    [4, 2].into_iter().find(fits).unwrap_or(1)
+}
+
 /// Steps 1 and 2 for one key/value head: leaves the chosen components in `selected` [r] and their weights q / tau (times the channel's step, for codes)
 /// in `weights` [r, g].
 #[cube]
@@ -107,24 +118,31 @@ pub(crate) fn choose_components<Q: Float>(
     }
     sync_cube();
 
-    // The rank of a component is the number of those before it: of equal ones, those of a lower number.
-    let mut c = unit;
+    // The rank of a component is the number of those before it: of equal ones, those of a lower number. Where units are many, several share a component.
+    let sharing = comptime!(sharing(plan));
+    let quarters = comptime!(d / 4 / sharing);
+    let mut c = unit / sharing;
     while c < d {
         let mine = magnitude[c];
+        let from = unit % sharing * quarters;
         let mut before = 0u32;
         #[unroll]
-        for quarter in 0..comptime!(d / 4) {
-            let four = fours[quarter];
+        for x in 0..quarters {
+            let four = fours[from + x];
             #[unroll]
             for e in 0..4usize {
-                let least = select(comptime!(quarter * 4 + e) < c, mine, mine + 1u32);
+                let least = select((from + x) * 4 + e < c, mine, mine + 1u32);
                 before += select(four.extract(e) >= least, 1u32, 0u32);
             }
+        }
+        #[unroll]
+        for i in 0..comptime!(sharing.ilog2()) {
+            before += plane_shuffle_xor(before, 1u32 << i);
         }
         if before < rank as u32 {
             selected[before as usize] = c as u32;
         }
-        c += units;
+        c += comptime!(units / sharing);
     }
     sync_cube();
 

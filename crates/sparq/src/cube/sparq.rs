@@ -17,7 +17,7 @@ use super::tile::{TILE_STATS, TilePlan, tile_kernel};
 use crate::op::{CacheBuffers, Extent, SketchBuffers, SparqOutputBuffers};
 use crate::{Components, GroupScore, SparqConfig};
 
-/// Units of the cubes that choose and attend.
+/// Units of the cubes that choose and attend, in the middle.
 const FINISH_UNITS: u32 = 256;
 /// Candidates that a tile has room for beyond those it must name: what usually shares a bin with the last of them.
 const SPARE: usize = 64;
@@ -254,14 +254,17 @@ impl<'a> SparqStep<'a> {
 
     /// How the kept positions are attended to, and the elements in a vector of K and V.
     fn attend_plan(&self) -> (AttendPlan, usize) {
-        // A cube alone on its processor waits for memory: the fewer times the better.
-        let at_once = if self.sizes.rows() <= self.launcher.processors {
-            8
-        } else {
-            4
+        // A cube alone on its processor does better with more units; where rows are many, more cubes at a time hide each other's waits.
+        let rows = self.sizes.rows();
+        let units = match self.launcher.processors {
+            most if rows <= most => 2 * FINISH_UNITS,
+            most if rows <= 2 * most => FINISH_UNITS,
+            _ => FINISH_UNITS / 2,
         };
+        // One head leaves registers for more loads at a time.
+        let at_once = if self.sizes.group == 1 { 8 } else { 4 };
         self.launcher
-            .attend_plan(&self.sizes, self.cache.k.dtype, FINISH_UNITS, at_once)
+            .attend_plan(&self.sizes, self.cache.k.dtype, units, at_once)
     }
 
     /// Whether the tiles leave what alpha takes.
@@ -282,18 +285,18 @@ impl<'a> SparqStep<'a> {
             }
             _ => (positions * bits / 32, 1),
         };
-        let enough = 2 * launcher.processors;
-        let sizes = [(256, 16), (256, 8), (128, 8), (64, 8)];
+        let enough = launcher.processors / 2;
+        let sizes = [(256, 16), (256, 8), (128, 8)];
         let busy = |&(units, positions): &(u32, usize)| {
             let tile = launcher.units(units) as usize * positions;
             self.sizes.rows() * self.bound.div_ceil(tile) >= enough
         };
-        let (units, positions) = sizes.into_iter().find(busy).unwrap_or((64, 8));
+        let (units, positions) = sizes.into_iter().find(busy).unwrap_or(sizes[2]);
         let (n, vectors) = of(positions);
         score.units = launcher.units(units);
         score.unroll = config.rank.min(match bits {
             0 => 16 / vectors,
-            _ => 16,
+            _ => 8,
         });
         let needed = (config.top_k - config.local_window).max(1);
         let tile_len = score.units as usize * positions;
@@ -317,7 +320,7 @@ impl<'a> SparqStep<'a> {
         let tile_len = plan.score.units as usize * n * plan.score.per_element() * plan.vectors;
         let tiles = self.bound.div_ceil(tile_len);
         let rows = sizes.rows();
-        let loads = (tiles * plan.room / 4).div_ceil(launcher.units(FINISH_UNITS) as usize);
+        let loads = (tiles * plan.room / 4).div_ceil(self.attend_plan().0.units as usize);
         // Few sizes, so that a growing cache does not ask for one kernel after another.
         let vectors = VECTORS.into_iter().find(|&vectors| vectors >= loads);
         let vectors = vectors.unwrap_or(0);

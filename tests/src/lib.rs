@@ -1,28 +1,19 @@
-//! What the tests that cross crates share: the CPU devices of this build, fixtures, and comparisons.
+//! What the tests that cross crates share: the devices, fixtures, and comparisons.
 #![deny(missing_docs)]
 
 use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
+use sparq_host::device::DeviceChoice;
 use sparq_models::Llama;
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::LlamaConfig;
 
-/// The device that BURN_DEVICE names, or else the CPU devices of this build and its Vulkan device.
+/// The device that BURN_DEVICE names, or else every one of this build that answers.
 pub fn devices() -> Vec<Device> {
-    if std::env::var_os("BURN_DEVICE").is_some() {
-        return vec![Device::default()];
-    }
-    vec![
-        #[cfg(feature = "flex")]
-        Device::flex(),
-        #[cfg(feature = "ndarray")]
-        #[allow(deprecated)]
-        Device::ndarray(),
-        #[cfg(feature = "vulkan")]
-        Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
-    ]
+    let devices = sparq_host::device::for_tests().unwrap();
+    devices.iter().map(DeviceChoice::open).collect()
 }
 
 /// A path under this package's `fixtures`.

@@ -92,7 +92,8 @@ pub struct DtypeArgs {
     pub dtype: FloatDType,
 }
 
-fn dtype_parser() -> impl TypedValueParser<Value = FloatDType> {
+/// Parses the name of a type.
+pub fn dtype_parser() -> impl TypedValueParser<Value = FloatDType> {
     PossibleValuesParser::new(["f32", "f16", "bf16"]).map(|name| match name.as_str() {
         "f16" => FloatDType::F16,
         "bf16" => FloatDType::BF16,

@@ -284,6 +284,19 @@ fn check_passes_on_the_devices_of_this_build() {
 }
 
 #[test]
+fn random_cases_pass_and_are_repeated_by_their_seeds() {
+    let three = document(&["check", "--random", "3", "--seed", "5", "--size", "small"]);
+    assert_eq!((&three["passed"], &three["failed"]), (&3.into(), &0.into()));
+    let one = document(&["check", "--random", "1", "--seed", "7", "--size", "small"]);
+    assert_eq!(one["outcomes"][0], three["outcomes"][2]);
+    assert_eq!(one["outcomes"][0]["name"], "7");
+    let text = stdout(&[
+        "check", "--random", "2", "--size", "small", "--dtype", "f32",
+    ]);
+    assert!(text.ends_with("2 passed, 0 failed\n"), "{text}");
+}
+
+#[test]
 fn a_case_that_fails_is_exit_code_1() {
     let fixture = concat!(
         env!("CARGO_MANIFEST_DIR"),

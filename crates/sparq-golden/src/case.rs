@@ -6,7 +6,7 @@ use sparq::SparqConfig;
 
 use crate::{Array, GoldenError, Problem, format};
 
-/// Where a reference case comes from, and so in which format its file is.
+/// Where a case comes from, and so in which format its file is, if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -14,6 +14,8 @@ pub enum Kind {
     Authors,
     /// A step with a key sketch of 8 or 4 bits, computed in float64.
     Sketch,
+    /// A drawn case, judged by float64 arithmetic.
+    Random,
 }
 
 /// One decode step: settings, input and expected results.

@@ -4,6 +4,8 @@
 //! and which positions were kept. Cases are safetensors files of two kinds, told apart by their metadata: steps of the paper's authors'
 //! published code, and steps with a key sketch of 8 or 4 bits. The READMEs in `fixtures/authors` and `fixtures/sketch` describe both formats.
 //!
+//! Beside these cases there are [`Random`] ones, drawn from a seed and judged by float64 arithmetic.
+//!
 //! The discrete results are compared for equality and not by their effect, because a wrong position among a hundred right ones hardly shows in
 //! the output: the files were chosen so that no choice is closer than rounding in another order could turn.
 //!
@@ -27,6 +29,7 @@ mod host;
 mod judge;
 mod observe;
 mod problem;
+mod random;
 mod report;
 mod runner;
 
@@ -36,5 +39,6 @@ pub use embedded::embedded_cases;
 pub use error::GoldenError;
 pub use folder::read_folder;
 pub use problem::Problem;
+pub use random::{Random, Size};
 pub use report::{Differences, Outcome, Report};
 pub use runner::{run, run_all};

@@ -6,7 +6,7 @@ use sparq::{KvCache, KvCacheConfig, Method, SketchTensors, reference, sketch};
 
 use crate::case::ExpectedSketch;
 use crate::host::Choices;
-use crate::{Array, Case};
+use crate::{Array, Case, Problem};
 
 /// The results of the step, once with everything in between and once as the operation gives them.
 pub(crate) struct Observed {
@@ -53,13 +53,13 @@ pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result
     Ok(Observed {
         choices: Choices {
             components: components(case, trace.components)?,
-            selected: marks(case, trace.positions)?,
+            selected: marks(problem, case.config.top_k, trace.positions)?,
             codes: sketch.as_ref().map(|sketch| sketch.codes.clone()),
         },
         logits: floats("score", trace.logits)?,
         mean_value: floats("mean value", trace.mean_value)?,
         sketch,
-        selected: marks(case, step.positions)?,
+        selected: marks(problem, case.config.top_k, step.positions)?,
         alpha: floats("alpha", step.alpha)?,
         outputs,
     })
@@ -149,10 +149,13 @@ fn components(case: &Case, found: Tensor<3, Int>) -> Result<Array<i64>, String> 
 }
 
 /// The kept positions as marks over all positions; -1 stands for a place that is not used.
-fn marks(case: &Case, found: Tensor<3, Int>) -> Result<Array<u8>, String> {
-    let problem = &case.problem;
+pub(crate) fn marks(
+    problem: &Problem,
+    top_k: usize,
+    found: Tensor<3, Int>,
+) -> Result<Array<u8>, String> {
     let found: Array<i64> = read("positions", found)?;
-    let kept = case.config.top_k.min(problem.seq);
+    let kept = top_k.min(problem.seq);
     check_shape("positions", &found, &problem.per_kv_head(kept))?;
     let mut marks = vec![0; problem.batch * problem.n_kv_heads * problem.seq];
     for (row, positions) in marks.chunks_exact_mut(problem.seq).zip(found.rows()) {
@@ -194,7 +197,7 @@ fn floats<const D: usize>(what: &str, tensor: Tensor<D>) -> Result<Array<f32>, S
 }
 
 /// Reads a tensor back, which is also when a device reports what went wrong before.
-fn read<const D: usize, K: Basic, E: Element>(
+pub(crate) fn read<const D: usize, K: Basic, E: Element>(
     what: &str,
     tensor: Tensor<D, K>,
 ) -> Result<Array<E>, String> {

@@ -26,11 +26,11 @@ pub struct Differences {
 /// What came of one case.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
-    /// The name of the case.
+    /// The name of the case; the seed of a drawn one.
     pub name: String,
     /// Where it comes from.
     pub kind: Kind,
-    /// Its sizes and settings in short: "B2 H9/3 d64 S257 r16 k33".
+    /// Its sizes and settings in short, such as "B2 H9/3 d64 S257 r16 k33".
     pub shape: String,
     /// Whether the right codes are in the key sketch. `None` without one, or if the device did not get that far.
     pub codes_equal: Option<bool>,
@@ -40,7 +40,7 @@ pub struct Outcome {
     pub sets_equal: Option<bool>,
     /// The largest differences.
     pub differences: Differences,
-    /// The difference that is allowed in the output.
+    /// The difference that is allowed in the output; in a drawn case, where the output came closest to it.
     pub tolerance: f32,
     /// Whether everything was right.
     pub passed: bool,
@@ -49,13 +49,19 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The outcome of a case of which nothing is known yet.
-    pub(crate) fn new(case: &Case) -> Self {
+    /// The outcome of a reference case of which nothing is known yet.
+    pub(crate) fn of(case: &Case) -> Self {
         let (rank, top_k) = (case.config.rank, case.config.top_k);
+        let shape = format!("{} r{rank} k{top_k}", case.problem);
+        Self::new(case.name.clone(), case.kind, shape)
+    }
+
+    /// The outcome of a case of which nothing is known yet.
+    pub(crate) fn new(name: String, kind: Kind, shape: String) -> Self {
         Self {
-            name: case.name.clone(),
-            kind: case.kind,
-            shape: format!("{} r{rank} k{top_k}", case.problem),
+            name,
+            kind,
+            shape,
             codes_equal: None,
             components_equal: None,
             sets_equal: None,

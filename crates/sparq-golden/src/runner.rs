@@ -19,7 +19,7 @@ use crate::{Case, Outcome, Report};
 /// Whatever goes wrong, a panic of the backend included, makes a failed outcome.
 pub fn run(case: &Case, device: &Device, dtype: FloatDType) -> Outcome {
     let failed = |reason: String| {
-        let mut outcome = Outcome::new(case);
+        let mut outcome = Outcome::of(case);
         outcome.fail(|| reason);
         outcome
     };
@@ -59,16 +59,20 @@ pub fn run_all(
         outcome
     });
     let outcomes = outcomes.collect();
+    Report::new(name(device), format!("{dtype:?}"), outcomes)
+}
+
+/// The device, as its backend names it.
+pub(crate) fn name(device: &Device) -> String {
     let device = format!("{device:?}");
     let name = device
         .strip_prefix("Device<")
         .and_then(|name| name.strip_suffix('>'));
-    let name = name.unwrap_or(&device).to_string();
-    Report::new(name, format!("{dtype:?}"), outcomes)
+    name.unwrap_or(&device).to_string()
 }
 
 /// What a panic said, in one line.
-fn message(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
     let words = text.unwrap_or("without a message").split_whitespace();

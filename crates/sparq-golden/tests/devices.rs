@@ -1,23 +1,14 @@
-//! All reference cases on every CPU device that is compiled in.
+//! All reference cases, and some random ones, on every device.
 
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
-use sparq_golden::{Array, Case, Report, read_folder, run, run_all};
+use sparq_golden::{Array, Case, Random, Report, Size, read_folder, run, run_all};
+use sparq_host::device::DeviceChoice;
 
 fn devices() -> Vec<Device> {
-    if std::env::var_os("BURN_DEVICE").is_some() {
-        return vec![Device::default()];
-    }
-    vec![
-        #[cfg(feature = "flex")]
-        Device::flex(),
-        #[cfg(feature = "ndarray")]
-        #[allow(deprecated)]
-        Device::ndarray(),
-        #[cfg(feature = "vulkan")]
-        Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
-    ]
+    let devices = sparq_host::device::for_tests().unwrap();
+    devices.iter().map(DeviceChoice::open).collect()
 }
 
 fn all_cases() -> Vec<Case> {
@@ -129,5 +120,25 @@ fn a_report_counts_and_names_its_outcomes() {
         assert!(table.ends_with("1 passed, 1 failed"), "{table}");
         let json: serde_json::Value = serde_json::to_value(&report).unwrap();
         assert_eq!(json["outcomes"][0]["sets_equal"], true);
+    }
+}
+
+#[test]
+fn random_cases_pass_on_cpus() {
+    let devices = sparq_host::device::for_tests().unwrap();
+    // On a GPU every case compiles kernels of its own: `sparq check --random` is for those.
+    for device in devices.iter().filter(|device| !device.is_gpu()) {
+        let random = Random {
+            size: Size::Small,
+            dtype: None,
+        };
+        let report = random.run_all(0, 40, &device.open(), |_| {});
+        let failed = report.outcomes.iter().find(|outcome| !outcome.passed);
+        assert!(report.all_passed(), "{failed:?}");
+        let shapes: Vec<&str> = report.outcomes.iter().map(|o| &o.shape[..]).collect();
+        for what in ["Full", "Bits8", "Bits4", "Logits", "AbsSum", "Never"] {
+            assert!(shapes.iter().any(|shape| shape.contains(what)), "{what}");
+        }
+        assert_eq!(random.run(3, &device.open()), report.outcomes[3]);
     }
 }

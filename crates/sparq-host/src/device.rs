@@ -165,6 +165,17 @@ pub fn available() -> Vec<DeviceChoice> {
         .collect()
 }
 
+/// What a test runs on: the device that `BURN_DEVICE` names, or else the first of every kind that this build has and this machine answers for.
+///
+/// # Errors
+/// Where the named device is not there.
+pub fn for_tests() -> Result<Vec<DeviceChoice>, String> {
+    match std::env::var("BURN_DEVICE") {
+        Ok(name) => Ok(vec![name.parse()?]),
+        Err(_) => Ok(available()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

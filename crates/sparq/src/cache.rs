@@ -308,7 +308,9 @@ impl KvCache {
         }
         for row in 0..self.batch() {
             let count = self.rows.count(row);
-            if self.ranged_at[row] == 0 || count >= 2 * self.ranged_at[row] {
+            let due = self.ranged_at[row] == 0 || count >= 2 * self.ranged_at[row];
+            // A sequence without positions has no range; it stays due.
+            if due && count > 0 {
                 let tensors = self.take();
                 self.tensors = Some(op::range_sketch(tensors, &self.rows, row));
                 self.ranged_at[row] = count;

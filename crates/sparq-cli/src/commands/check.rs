@@ -1,13 +1,15 @@
-//! `sparq check`: holds a device to the reference cases.
+//! `sparq check`: holds a device to the reference cases, or to random ones.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
+use burn::tensor::FloatDType;
 use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
-use sparq_golden::{embedded_cases, read_folder, run_all};
+use sparq_golden::{Random, Report, Size, embedded_cases, read_folder, run_all};
 
-use crate::args::{DtypeArgs, dtype_name};
+use crate::args::{dtype_name, dtype_parser};
 use crate::exit::Outcome;
 use crate::output::Output;
 use sparq_host::device::DeviceChoice;
@@ -16,17 +18,47 @@ use sparq_host::device::DeviceChoice;
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
 A case is one decode step with its right result. Compared are the positions kept and the numbers; in f16 and bf16, as far as rounding the input allows.
+A random case fills a cache in steps, and is judged by float64 arithmetic at each decode step in between. Large ones need some GiB of the host's memory, huge ones 30 GiB on the device and 8 on the host.
 
 Examples:
   sparq check
   sparq check --device flex --dtype f16
+  sparq check --random 100 --seed 7
   sparq check --fixtures DIR --json")]
 pub struct CheckArgs {
     /// Folder of safetensors files with cases; without it, the cases inside the program
     #[arg(long, value_name = "DIR")]
     fixtures: Option<PathBuf>,
-    #[command(flatten)]
-    dtype: DtypeArgs,
+    /// Type of queries, keys and values [default: f32; of random cases, any that the device has]
+    #[arg(long, value_parser = dtype_parser(), value_name = "TYPE")]
+    dtype: Option<FloatDType>,
+    /// Run this many random cases instead
+    #[arg(long, value_name = "N", conflicts_with = "fixtures")]
+    random: Option<u64>,
+    /// Seed of the first random case; those after it have the following numbers
+    #[arg(long, value_name = "S", default_value_t = 0, requires = "random")]
+    seed: u64,
+    /// How large random cases are: up to 330, 6000 or 2^20 positions, or a cache of more than 2^32 elements
+    #[arg(long, value_parser = size_parser(), default_value = "medium", value_name = "SIZE", requires = "random")]
+    size: Size,
+}
+
+const SIZES: [(&str, Size); 4] = [
+    ("small", Size::Small),
+    ("medium", Size::Medium),
+    ("large", Size::Large),
+    ("huge", Size::Huge),
+];
+
+fn size_parser() -> impl TypedValueParser<Value = Size> {
+    let size = |name: String| {
+        SIZES
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|row| row.1)
+    };
+    PossibleValuesParser::new(SIZES.map(|(name, _)| name))
+        .map(move |name| size(name).unwrap_or(Size::Medium))
 }
 
 #[derive(Serialize)]
@@ -44,22 +76,37 @@ struct Document<'a> {
 /// # Errors
 /// When a case can't be read.
 pub fn run(args: &CheckArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
-    let cases = match &args.fixtures {
-        Some(folder) => read_folder(folder)?,
-        None => embedded_cases()?,
+    let done = |outcome: &sparq_golden::Outcome| {
+        let result = outcome.reason.as_deref().unwrap_or("pass");
+        tracing::info!("{} ({}): {result}", outcome.name, outcome.shape);
     };
-    let dtype = args.dtype.dtype;
-    let report = run_all(&cases, &device.open(), dtype, |outcome| {
-        tracing::info!(
-            "{}: {}",
-            outcome.name,
-            outcome.reason.as_deref().unwrap_or("pass")
-        );
-    });
-    out.line(&report.to_string())?;
+    let report = match args.random {
+        Some(count) => {
+            let random = Random {
+                size: args.size,
+                dtype: args.dtype,
+            };
+            let report = random.run_all(args.seed, count, &device.open(), done);
+            print_random(args, device, &report, out)?;
+            report
+        }
+        None => {
+            let cases = match &args.fixtures {
+                Some(folder) => read_folder(folder)?,
+                None => embedded_cases()?,
+            };
+            let dtype = args.dtype.unwrap_or(FloatDType::F32);
+            let report = run_all(&cases, &device.open(), dtype, done);
+            out.line(&report.to_string())?;
+            report
+        }
+    };
     out.document(&Document {
         device: device.to_string(),
-        dtype: dtype_name(dtype),
+        dtype: match (args.random, args.dtype) {
+            (Some(_), None) => "mixed",
+            (_, dtype) => dtype_name(dtype.unwrap_or(FloatDType::F32)),
+        },
         passed: report.passed,
         failed: report.failed,
         outcomes: &report.outcomes,
@@ -69,4 +116,33 @@ pub fn run(args: &CheckArgs, device: &DeviceChoice, out: Output) -> Result<Outco
     } else {
         Outcome::CheckFailed
     })
+}
+
+/// The failures, each with the command that repeats it, and the counts.
+fn print_random(
+    args: &CheckArgs,
+    device: &DeviceChoice,
+    report: &Report,
+    out: Output,
+) -> Result<()> {
+    let size = SIZES.iter().find(|(_, size)| *size == args.size);
+    let size = size.map_or("medium", |(name, _)| name);
+    let dtype = args
+        .dtype
+        .map(|dtype| format!(" --dtype {}", dtype_name(dtype)));
+    let dtype = dtype.unwrap_or_default();
+    out.line(&format!("device {}, random cases", report.device))?;
+    for outcome in report.outcomes.iter().filter(|outcome| !outcome.passed) {
+        let reason = outcome.reason.as_deref().unwrap_or_default();
+        let (seed, shape) = (&outcome.name, &outcome.shape);
+        out.line(&format!("FAIL seed {seed}: {shape}: {reason}"))?;
+        out.line(&format!(
+            "  repeat with: sparq check --device {device} --random 1 --seed {seed} --size {size}{dtype}"
+        ))?;
+    }
+    out.line(&format!(
+        "{} passed, {} failed",
+        report.passed, report.failed
+    ))?;
+    Ok(())
 }

@@ -4,11 +4,11 @@
 //! What is right is then computed here, from the rounded input and the choices that the device made, after asking whether those were the best
 //! ones ([`regret`]). It shares no code with what it judges.
 
-mod row;
+pub(crate) mod row;
 
 use crate::case::{Expected, ExpectedSketch};
 use crate::{Array, Case};
-use row::Row;
+use row::{Approximation, Codes, Row};
 
 /// The discrete results of a step, from which the others follow.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,25 +35,23 @@ pub(crate) struct Regret {
 /// Compares choices with the best ones, each step given the choices before it. The choices have the shapes of the case.
 pub(crate) fn regret(case: &Case, choices: &Choices) -> Regret {
     let mut worst = Regret::default();
-    for row in Row::all(case) {
-        let components = row.part(&choices.components);
+    for (at, row) in rows(case).enumerate() {
+        let components = components(case, choices, at);
         let mut taken = vec![0; case.problem.head_dim];
-        components.iter().for_each(|&c| taken[c as usize] = 1);
-        let lead = lead(&row.magnitudes(), &taken, components.len(), 0..0);
+        components.iter().for_each(|&c| taken[c] = 1);
+        let lead = lead(&row.component_scores(), &taken, components.len(), 0..0);
         worst.components = worst.components.max(lead);
 
-        let codes = row_codes(case, &row, choices);
-        if let Some((codes, levels)) = codes {
-            let distances = row.scaled_keys(levels).zip(codes);
-            let distance = distances.map(|(key, &code)| (f64::from(key) - f64::from(code)).abs());
-            let farthest = distance.fold(0.0, f64::max) - 0.5;
-            worst.codes = worst.codes.max(farthest);
+        let coded = Coded::of(case, choices, at, &row);
+        if let Some(coded) = &coded {
+            let distance = row.distance(coded.codes, &coded.ranges, coded.levels);
+            worst.codes = worst.codes.max(distance);
         }
 
-        let valid = row.valid();
-        let mut scores = row.scores(&row.logits(components, codes));
+        let valid = row.valid.clone();
+        let mut scores = row.scores(&approximate(&row, &components, coded.as_ref()));
         scores[..valid.start].fill(f64::NEG_INFINITY);
-        let selected = row.part(&choices.selected);
+        let selected = part(&choices.selected, case, at);
         let lead = self::lead(&scores, selected, row.kept(), row.window());
         worst.selected = worst.selected.max(lead);
     }
@@ -66,18 +64,18 @@ pub(crate) fn expected(case: &Case, choices: &Choices) -> Expected {
     let reallocate = case.config.mean_value.applies(problem.group_size());
     let (mut logits, mut alpha, mut mean_value) = (Vec::new(), Vec::new(), Vec::new());
     let (mut output, mut lo, mut step) = (Vec::new(), Vec::new(), Vec::new());
-    for row in Row::all(case) {
-        let codes = row_codes(case, &row, choices);
-        if let Some((_, levels)) = codes {
-            let ranges = row.ranges(levels);
-            lo.extend(ranges.iter().map(|range| range.0));
-            step.extend(ranges.iter().map(|range| range.1));
+    for (at, row) in rows(case).enumerate() {
+        let coded = Coded::of(case, choices, at, &row);
+        if let Some(coded) = &coded {
+            lo.extend(coded.ranges.iter().map(|range| range.0));
+            step.extend(&coded.step);
         }
-        let selected = row.part(&choices.selected);
-        let row_logits = row.logits(row.part(&choices.components), codes);
+        let selected = part(&choices.selected, case, at);
+        let components = components(case, choices, at);
+        let heads = approximate(&row, &components, coded.as_ref());
         let mean = row.mean_value();
-        for (q, logits) in row.queries().zip(&row_logits) {
-            let probabilities = row.probabilities(logits);
+        for (q, head) in row.queries().zip(&heads) {
+            let probabilities = row.probabilities(&head.logits);
             let kept = probabilities
                 .iter()
                 .zip(selected)
@@ -94,8 +92,8 @@ pub(crate) fn expected(case: &Case, choices: &Choices) -> Expected {
                     }),
             );
             alpha.push(share as f32);
+            logits.extend(head.logits.iter().map(|&x| x as f32));
         }
-        logits.extend(row_logits.concat().iter().map(|&x| x as f32));
         mean_value.extend(mean.iter().map(|&x| x as f32));
     }
     let channels = problem.per_kv_head(problem.head_dim);
@@ -114,11 +112,68 @@ pub(crate) fn expected(case: &Case, choices: &Choices) -> Expected {
     }
 }
 
-/// The codes of a row, with the number of the highest code.
-fn row_codes<'c>(case: &Case, row: &Row<'_>, choices: &'c Choices) -> Option<(&'c [u8], f32)> {
-    let bits = case.config.sketch.bits()?;
-    let codes = choices.codes.as_ref()?;
-    Some((row.part(codes), ((1u32 << bits) - 1) as f32))
+/// Every row of a case, in the order of tensors that start with [B, H_kv].
+fn rows(case: &Case) -> impl Iterator<Item = Row<'_>> {
+    let problem = &case.problem;
+    let inputs = &case.inputs;
+    (0..problem.batch * problem.n_kv_heads).map(move |at| Row {
+        config: &case.config,
+        // The query heads of a group follow each other, so that [B, H, 1, d] is [B, H_kv, g, d].
+        q: part(&inputs.q, case, at),
+        k: part(&inputs.k, case, at),
+        v: part(&inputs.v, case, at),
+        head_dim: problem.head_dim,
+        valid: case.left_padding[at / problem.n_kv_heads]..problem.seq,
+    })
+}
+
+/// The elements of row `at` in a tensor [B, H_kv, ...].
+fn part<'t, T>(tensor: &'t Array<T>, case: &Case, at: usize) -> &'t [T] {
+    let len = tensor.values().len() / (case.problem.batch * case.problem.n_kv_heads);
+    &tensor.values()[at * len..][..len]
+}
+
+/// The chosen components of row `at`.
+fn components(case: &Case, choices: &Choices, at: usize) -> Vec<usize> {
+    let row = part(&choices.components, case, at);
+    row.iter().map(|&c| c as usize).collect()
+}
+
+/// The codes of a row with their ranges.
+struct Coded<'c> {
+    codes: &'c [u8],
+    ranges: Vec<(f32, f32)>,
+    step: Vec<f32>,
+    /// The number of the highest code.
+    levels: f32,
+}
+
+impl<'c> Coded<'c> {
+    fn of(case: &Case, choices: &'c Choices, at: usize, row: &Row<'_>) -> Option<Self> {
+        let bits = case.config.sketch.bits()?;
+        let codes = part(choices.codes.as_ref()?, case, at);
+        let levels = ((1u32 << bits) - 1) as f32;
+        let ranges = row.ranges(levels);
+        let step = ranges.iter().map(|range| range.1).collect();
+        Some(Self {
+            codes,
+            ranges,
+            step,
+            levels,
+        })
+    }
+}
+
+fn approximate(
+    row: &Row<'_>,
+    components: &[usize],
+    coded: Option<&Coded<'_>>,
+) -> Vec<Approximation> {
+    let codes = coded.map(|coded| Codes {
+        codes: coded.codes,
+        step: &coded.step,
+    });
+    row.approximate(components, codes)
 }
 
 /// The largest lead of an element left out over one that was taken; infinite unless `count` are taken, those of `window` among them.

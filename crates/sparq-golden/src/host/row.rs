@@ -2,193 +2,249 @@
 
 use std::ops::Range;
 
-use sparq::{Components, GroupScore};
+use sparq::{Components, GroupScore, SparqConfig};
 
-use crate::{Array, Case};
+/// The input of a step for one sequence and key/value head.
+#[derive(Clone)]
+pub(crate) struct Row<'a> {
+    /// The settings.
+    pub(crate) config: &'a SparqConfig,
+    /// The queries of the group, g rows of d.
+    pub(crate) q: &'a [f32],
+    /// The keys, S rows of d.
+    pub(crate) k: &'a [f32],
+    /// The values, S rows of d.
+    pub(crate) v: &'a [f32],
+    /// d.
+    pub(crate) head_dim: usize,
+    /// The positions that hold a token.
+    pub(crate) valid: Range<usize>,
+}
 
-/// One sequence `b` and key/value head `h` of a case.
+/// The keys as the sketch holds them in few bits.
 #[derive(Clone, Copy)]
-pub(super) struct Row<'a> {
-    pub(super) case: &'a Case,
-    pub(super) b: usize,
-    pub(super) h: usize,
+pub(crate) struct Codes<'a> {
+    /// d rows of S.
+    pub(crate) codes: &'a [u8],
+    /// The step of each channel, d of them.
+    pub(crate) step: &'a [f32],
+}
+
+/// The approximate logits of one query head, S of them.
+pub(crate) struct Approximation {
+    /// The logits.
+    pub(crate) logits: Vec<f64>,
+    /// The sum of the magnitudes of what was added up to each, which rounding errors are in proportion to.
+    pub(crate) magnitudes: Vec<f64>,
 }
 
 impl<'a> Row<'a> {
-    /// Every row of a case, in the order of tensors that start with [B, H_kv].
-    pub(super) fn all(case: &'a Case) -> impl Iterator<Item = Row<'a>> {
-        let (batch, kv_heads) = (case.problem.batch, case.problem.n_kv_heads);
-        (0..batch).flat_map(move |b| (0..kv_heads).map(move |h| Row { case, b, h }))
-    }
-
-    /// The elements of this row in a tensor [B, H_kv, ...].
-    pub(super) fn part<'t, T>(&self, tensor: &'t Array<T>) -> &'t [T] {
-        let problem = &self.case.problem;
-        let len = tensor.values().len() / (problem.batch * problem.n_kv_heads);
-        &tensor.values()[(self.b * problem.n_kv_heads + self.h) * len..][..len]
-    }
-
-    /// The positions that hold a token.
-    pub(super) fn valid(&self) -> Range<usize> {
-        self.case.left_padding[self.b]..self.case.problem.seq
+    /// S: the positions of the buffers.
+    pub(crate) fn seq(&self) -> usize {
+        self.k.len() / self.head_dim
     }
 
     /// The positions that are always kept.
-    pub(super) fn window(&self) -> Range<usize> {
-        let Range { start, end } = self.valid();
-        end.saturating_sub(self.case.config.local_window).max(start)..end
+    pub(crate) fn window(&self) -> Range<usize> {
+        let Range { start, end } = self.valid;
+        end.saturating_sub(self.config.local_window).max(start)..end
     }
 
     /// How many positions are kept.
-    pub(super) fn kept(&self) -> usize {
-        self.case.config.top_k.min(self.valid().len())
+    pub(crate) fn kept(&self) -> usize {
+        self.config.top_k.min(self.valid.len())
     }
 
-    /// The queries of the group, g rows of d.
-    pub(super) fn queries(&self) -> impl Iterator<Item = &'a [f32]> + Clone + use<'a> {
-        // The query heads of a group follow each other, so that [B, H, 1, d] is [B, H_kv, g, d].
-        let (q, case) = (&self.case.inputs.q, self.case);
-        self.part(q).chunks_exact(case.problem.head_dim)
+    /// The queries of the group.
+    pub(crate) fn queries(&self) -> impl ExactSizeIterator<Item = &'a [f32]> + Clone + use<'a> {
+        self.q.chunks_exact(self.head_dim)
     }
 
-    fn key(&self, s: usize) -> &'a [f32] {
-        let (k, d) = (&self.case.inputs.k, self.case.problem.head_dim);
-        &self.part(k)[s * d..][..d]
+    /// The key at position `s`, d elements.
+    pub(crate) fn key_at(&self, s: usize) -> &'a [f32] {
+        &self.k[s * self.head_dim..][..self.head_dim]
     }
 
-    fn value(&self, s: usize) -> &'a [f32] {
-        let (v, d) = (&self.case.inputs.v, self.case.problem.head_dim);
-        &self.part(v)[s * d..][..d]
+    /// The value at position `s`, d elements.
+    pub(crate) fn value_at(&self, s: usize) -> &'a [f32] {
+        &self.v[s * self.head_dim..][..self.head_dim]
     }
 
-    /// The lower end and the step of a channel's codes, in fp32 as they are stored.
+    /// The lower end and the step of a channel's codes, in fp32 as they are stored. What is not finite does not enter.
     fn range(&self, c: usize, levels: f32) -> (f32, f32) {
-        let channel = || self.valid().map(|s| self.key(s)[c]);
+        let channel = || {
+            let keys = self.valid.clone().map(|s| self.key_at(s)[c]);
+            keys.filter(|key| key.is_finite())
+        };
         let lo = channel().fold(f32::INFINITY, f32::min);
         let hi = channel().fold(f32::NEG_INFINITY, f32::max);
-        (lo, (hi - lo) / levels)
+        if lo > hi {
+            return (0.0, 0.0);
+        }
+        let step = (hi - lo) / levels;
+        (lo, if step.is_finite() { step } else { 0.0 })
     }
 
     /// [`Row::range`] of every channel, d of them.
-    pub(super) fn ranges(&self, levels: f32) -> Vec<(f32, f32)> {
-        let channels = 0..self.case.problem.head_dim;
+    pub(crate) fn ranges(&self, levels: f32) -> Vec<(f32, f32)> {
+        let channels = 0..self.head_dim;
         channels.map(|c| self.range(c, levels)).collect()
     }
 
-    /// The keys in units of their channel's codes and not yet rounded, d rows of S; 0 in a channel that does not vary and in the padding.
-    pub(super) fn scaled_keys(&self, levels: f32) -> impl Iterator<Item = f32> {
-        let ranges = self.ranges(levels);
-        let valid = self.valid();
-        let seq = self.case.problem.seq;
-        (0..ranges.len() * seq).map(move |at| {
-            let (c, s) = (at / seq, at % seq);
-            let (lo, step) = ranges[c];
-            if step == 0.0 || !valid.contains(&s) {
-                return 0.0;
+    /// How far a code is from its key beyond the half that rounding is due, in codes: the most over the valid positions. Keys beyond the range
+    /// count as its ends; the code of what is no number, and of every key of a channel that does not vary, is 0.
+    pub(crate) fn distance(&self, codes: &[u8], ranges: &[(f32, f32)], levels: f32) -> f64 {
+        let mut farthest = 0f64;
+        for (c, &(lo, step)) in ranges.iter().enumerate() {
+            for s in self.valid.clone() {
+                let key = self.key_at(s)[c];
+                let scaled = match step == 0.0 || key.is_nan() {
+                    true => 0.0,
+                    false => f64::from((key - lo) / step).clamp(0.0, f64::from(levels)),
+                };
+                let code = f64::from(codes[c * self.seq() + s]);
+                farthest = farthest.max((scaled - code).abs());
             }
-            (self.key(s)[c] - lo) / step
-        })
+        }
+        farthest - 0.5
     }
 
     /// What step 1 ranks the components by, d of them.
-    pub(super) fn magnitudes(&self) -> Vec<f64> {
+    pub(crate) fn component_scores(&self) -> Vec<f64> {
         let sum = |c: usize, term: fn(f64) -> f64| -> f64 {
             self.queries().map(|q| term(f64::from(q[c]))).sum()
         };
-        (0..self.case.problem.head_dim)
-            .map(|c| match self.case.config.components {
+        (0..self.head_dim)
+            .map(|c| match self.config.components {
                 Components::SumAbs => sum(c, f64::abs),
                 Components::AbsSum => sum(c, |x| x).abs(),
             })
             .collect()
     }
 
-    /// Step 3 before the softmax: g rows of S, by the codes if there are any and else by the keys.
-    pub(super) fn logits(&self, components: &[i64], codes: Option<(&[u8], f32)>) -> Vec<Vec<f64>> {
-        let seq = self.case.problem.seq;
-        let column = |c: usize| -> Vec<f64> {
-            match codes {
-                None => (0..seq).map(|s| f64::from(self.key(s)[c])).collect(),
-                // The lower end is the same at every position and drops out of the softmax and of the ranking.
-                Some((codes, levels)) => {
-                    let step = f64::from(self.range(c, levels).1);
-                    let codes = &codes[c * seq..][..seq];
-                    codes.iter().map(|&code| step * f64::from(code)).collect()
+    /// Step 3 before the softmax for every query head of the group, by the codes if there are any and else by the keys.
+    ///
+    /// As the algorithm has it, what is no number counts as the lowest finite one, and infinities as the largest.
+    pub(crate) fn approximate(
+        &self,
+        components: &[usize],
+        codes: Option<Codes<'_>>,
+    ) -> Vec<Approximation> {
+        let seq = self.seq();
+        let mut heads: Vec<Approximation> = self
+            .queries()
+            .map(|_| Approximation {
+                logits: vec![0.0; seq],
+                magnitudes: vec![0.0; seq],
+            })
+            .collect();
+        let taus: Vec<f64> = self.queries().map(|q| temperature(q, components)).collect();
+        let mut column = vec![0f64; seq];
+        for &c in components {
+            for (s, key) in column.iter_mut().enumerate() {
+                *key = match codes {
+                    None => f64::from(self.key_at(s)[c]),
+                    // The lower end is the same at every position and drops out of the softmax and of the ranking.
+                    Some(Codes { codes, step }) => {
+                        f64::from(step[c]) * f64::from(codes[c * seq + s])
+                    }
+                };
+            }
+            for ((head, q), tau) in heads.iter_mut().zip(self.queries()).zip(&taus) {
+                let q = f64::from(q[c]) / tau;
+                let sums = head.logits.iter_mut().zip(&mut head.magnitudes);
+                for ((logit, magnitude), &key) in sums.zip(&column) {
+                    *logit += q * key;
+                    *magnitude += (q * key).abs();
                 }
             }
-        };
-        let chosen: Vec<(usize, Vec<f64>)> = components
-            .iter()
-            .map(|&c| (c as usize, column(c as usize)))
-            .collect();
-        self.queries()
-            .map(|q| {
-                let part: f64 = chosen.iter().map(|(c, _)| f64::from(q[*c]).abs()).sum();
-                let whole: f64 = q.iter().map(|&x| f64::from(x).abs()).sum();
-                let ratio = if part == 0.0 { 1.0 } else { part / whole };
-                let tau = (q.len() as f64 * ratio).sqrt();
-                let term = |s: usize| -> f64 {
-                    let products = chosen.iter().map(|(c, keys)| f64::from(q[*c]) * keys[s]);
-                    products.sum()
-                };
-                (0..seq).map(|s| term(s) / tau).collect()
-            })
-            .collect()
+        }
+        for head in &mut heads {
+            head.logits.iter_mut().for_each(|x| *x = finite(*x));
+        }
+        heads
     }
 
-    /// Step 3: the approximate probabilities of one head, S of them, 0 in the padding.
-    pub(super) fn probabilities(&self, logits: &[f64]) -> Vec<f64> {
-        let valid = self.valid();
-        softmax(logits, |s| valid.contains(&s))
+    /// Step 3: the approximate probabilities of one head, S of them, 0 at what is not valid.
+    pub(crate) fn probabilities(&self, logits: &[f64]) -> Vec<f64> {
+        softmax(logits, |s| self.valid.contains(&s))
     }
 
     /// What step 4 ranks the positions by, S of them: summed logits, or the logarithm of summed probabilities.
     ///
     /// The logarithm ranks like its argument, and puts leads of both group scores on one scale, on which they compare with errors of logits.
-    pub(super) fn scores(&self, logits: &[Vec<f64>]) -> Vec<f64> {
-        let sum = |rows: &[Vec<f64>], s: usize| rows.iter().map(|row| row[s]).sum::<f64>();
-        let positions = 0..self.case.problem.seq;
-        match self.case.config.group_score {
-            GroupScore::Logits => positions.map(|s| sum(logits, s)).collect(),
+    pub(crate) fn scores(&self, heads: &[Approximation]) -> Vec<f64> {
+        let sum = |rows: &[&[f64]], s: usize| rows.iter().map(|row| row[s]).sum::<f64>();
+        let positions = 0..self.seq();
+        match self.config.group_score {
+            GroupScore::Logits => {
+                let rows: Vec<&[f64]> = heads.iter().map(|head| &head.logits[..]).collect();
+                positions.map(|s| sum(&rows, s)).collect()
+            }
             GroupScore::Probabilities => {
-                let rows: Vec<_> = logits.iter().map(|row| self.probabilities(row)).collect();
+                let all = heads.iter().map(|head| self.probabilities(&head.logits));
+                let all: Vec<Vec<f64>> = all.collect();
+                let rows: Vec<&[f64]> = all.iter().map(|row| &row[..]).collect();
                 positions.map(|s| sum(&rows, s).ln()).collect()
             }
         }
     }
 
-    /// Step 6 of one query head: exact attention over the selected positions, d elements.
-    pub(super) fn attend(&self, q: &[f32], selected: &[u8]) -> Vec<f64> {
+    /// Step 6 before the softmax, for one query head: q . k / sqrt(d) at position `s`, and the sum of the magnitudes of its terms.
+    pub(crate) fn exact_logit(&self, q: &[f32], s: usize) -> (f64, f64) {
+        let products = q.iter().zip(self.key_at(s));
+        let products = products.map(|(&a, &b)| f64::from(a) * f64::from(b));
+        let (sum, magnitude) =
+            products.fold((0.0, 0.0), |(sum, all), x| (sum + x, all + f64::abs(x)));
         let scale = (q.len() as f64).sqrt();
-        let logit = |s: usize| -> f64 {
-            let products = q
-                .iter()
-                .zip(self.key(s))
-                .map(|(&a, &b)| f64::from(a) * f64::from(b));
-            products.sum::<f64>() / scale
-        };
-        let logits: Vec<f64> = (0..selected.len()).map(logit).collect();
-        let weights = softmax(&logits, |s| selected[s] == 1);
-        let mix = |c: usize| {
-            let kept = (0..selected.len()).filter(|&s| selected[s] == 1);
-            kept.map(|s| weights[s] * f64::from(self.value(s)[c])).sum()
-        };
-        (0..q.len()).map(mix).collect()
+        (sum / scale, magnitude / scale)
     }
 
-    /// The mean of V over the valid positions, d elements.
-    pub(super) fn mean_value(&self) -> Vec<f64> {
-        let valid = self.valid();
-        let mean = |c: usize| -> f64 {
-            let values = valid.clone().map(|s| f64::from(self.value(s)[c]));
-            values.sum::<f64>() / valid.len() as f64
-        };
-        (0..self.case.problem.head_dim).map(mean).collect()
+    /// Step 6 of one query head: exact attention over the selected positions, d elements.
+    pub(crate) fn attend(&self, q: &[f32], selected: &[u8]) -> Vec<f64> {
+        let logits: Vec<f64> = (0..selected.len())
+            .map(|s| self.exact_logit(q, s).0)
+            .collect();
+        let weights = softmax(&logits, |s| selected[s] == 1);
+        let mut output = vec![0.0; q.len()];
+        for s in (0..selected.len()).filter(|&s| selected[s] == 1) {
+            let values = output.iter_mut().zip(self.value_at(s));
+            values.for_each(|(y, &value)| *y += weights[s] * f64::from(value));
+        }
+        output
+    }
+
+    /// The mean of V over the valid positions, d elements; 0 where there are none.
+    pub(crate) fn mean_value(&self) -> Vec<f64> {
+        let mut mean = vec![0.0; self.head_dim];
+        for s in self.valid.clone() {
+            let values = mean.iter_mut().zip(self.value_at(s));
+            values.for_each(|(sum, &value)| *sum += f64::from(value));
+        }
+        let count = self.valid.len().max(1) as f64;
+        mean.iter().map(|sum| sum / count).collect()
+    }
+}
+
+/// Step 2: the temperature of one head.
+fn temperature(q: &[f32], components: &[usize]) -> f64 {
+    let part: f64 = components.iter().map(|&c| f64::from(q[c]).abs()).sum();
+    let whole: f64 = q.iter().map(|&x| f64::from(x).abs()).sum();
+    let ratio = if part == 0.0 { 1.0 } else { part / whole };
+    (q.len() as f64 * ratio).sqrt()
+}
+
+/// What is no number as the lowest finite number of fp32, and infinities as the largest.
+pub(crate) fn finite(x: f64) -> f64 {
+    let largest = f64::from(f32::MAX);
+    match x.is_nan() {
+        true => -largest,
+        false => x.clamp(-largest, largest),
     }
 }
 
 /// The softmax over the positions `within`; 0 at the others.
-fn softmax(logits: &[f64], within: impl Fn(usize) -> bool) -> Vec<f64> {
+pub(crate) fn softmax(logits: &[f64], within: impl Fn(usize) -> bool) -> Vec<f64> {
     let logit = |s: usize| {
         if within(s) {
             logits[s]

@@ -19,7 +19,7 @@ const CLOSE: f64 = 1e-4;
 /// How a type rounds.
 pub(crate) struct Precision {
     /// The type's value for a number.
-    round: fn(f32) -> f32,
+    pub(crate) round: fn(f32) -> f32,
     /// The largest relative error of that.
     error: f32,
     /// Whether every fp32 number is a value of the type.
@@ -63,7 +63,7 @@ impl Precision {
 /// Where rounding changed nothing, the file tells what is right. Otherwise each step is held to what float64 gives for the choices of the
 /// steps before it, and the choices are held to be the best ones but for leads below [`CLOSE`].
 pub(crate) fn judge(case: &Case, found: &Observed, precision: &Precision) -> Outcome {
-    let mut outcome = Outcome::new(case);
+    let mut outcome = Outcome::of(case);
     let expected = if precision.exact {
         compare_choices(&mut outcome, case, &found.choices);
         case.expected.clone()

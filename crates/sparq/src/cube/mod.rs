@@ -137,3 +137,6 @@ fn owned(cache: CacheBuffers<CubeBackend>) -> CacheBuffers<CubeBackend> {
     }
     contiguous(cache).map(own, own)
 }
+
+#[cfg(test)]
+mod tests;

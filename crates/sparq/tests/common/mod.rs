@@ -1,23 +1,14 @@
-//! What the tests of this crate share: the compiled-in CPU devices, random caches and comparisons.
+//! What the tests of this crate share: the devices, random caches and comparisons.
 #![allow(dead_code)] // each test binary uses a part
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use sparq::{KvCache, KvCacheConfig, Sketch};
+use sparq_host::device::DeviceChoice;
 
-/// The device that BURN_DEVICE names, or else the CPU devices of this build and its Vulkan device.
+/// The device that BURN_DEVICE names, or else every one of this build that answers.
 pub fn devices() -> Vec<Device> {
-    if std::env::var_os("BURN_DEVICE").is_some() {
-        return vec![Device::default()];
-    }
-    vec![
-        #[cfg(feature = "flex")]
-        Device::flex(),
-        #[cfg(feature = "ndarray")]
-        #[allow(deprecated)]
-        Device::ndarray(),
-        #[cfg(feature = "vulkan")]
-        Device::vulkan(burn::tensor::DeviceKind::DefaultDevice),
-    ]
+    let devices = sparq_host::device::for_tests().unwrap();
+    devices.iter().map(DeviceChoice::open).collect()
 }
 
 /// A small deterministic generator of standard-normal-like numbers (sum of uniforms), so that a failing case can be repeated.

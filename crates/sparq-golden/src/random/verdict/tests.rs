@@ -1,0 +1,198 @@
+use burn::tensor::FloatDType;
+use sparq::SparqConfig;
+
+use super::{Found, component_choices, dense, sparse, subsets};
+use crate::host::row::Row;
+
+const D: usize = 4;
+const SEQ: usize = 12;
+
+/// A row whose scores fall with the position, and what a device without rounding errors would give for it.
+struct Step {
+    config: SparqConfig,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    selected: Vec<u8>,
+    alpha: Vec<f32>,
+    output: Vec<f32>,
+}
+
+impl Step {
+    fn new() -> Self {
+        let keys = (0..SEQ).flat_map(|s| [1.0 - s as f32 * 0.2, 0.3, 0.1, 0.0]);
+        let values = (0..SEQ * D).map(|i| (i as f32 * 0.7).sin());
+        let mut step = Self {
+            config: SparqConfig::new(2, 4).with_local_window(1),
+            q: vec![2.0, 1.0, 0.5, 0.25],
+            k: keys.collect(),
+            v: values.collect(),
+            selected: (0..SEQ).map(|s| u8::from(s < 3 || s == SEQ - 1)).collect(),
+            alpha: Vec::new(),
+            output: Vec::new(),
+        };
+        step.settle();
+        step
+    }
+
+    fn row(&self) -> Row<'_> {
+        Row {
+            config: &self.config,
+            q: &self.q,
+            k: &self.k,
+            v: &self.v,
+            head_dim: D,
+            valid: 0..SEQ,
+        }
+    }
+
+    /// Computes what follows from the set.
+    fn settle(&mut self) {
+        let row = self.row();
+        let head = &row.approximate(&[0, 1], None)[0];
+        let probabilities = row.probabilities(&head.logits);
+        let kept = probabilities.iter().zip(&self.selected);
+        let alpha: f64 = kept.map(|(p, &taken)| p * f64::from(taken)).sum();
+        let output = row.attend(&self.q, &self.selected);
+        let output = output.iter().zip(row.mean_value());
+        let output = output.map(|(y, mean)| (alpha * y + (1.0 - alpha) * mean) as f32);
+        let output = output.collect();
+        self.alpha = vec![alpha as f32];
+        self.output = output;
+    }
+
+    fn judge(&self) -> Result<(), String> {
+        let found = Found {
+            selected: &self.selected,
+            alpha: &self.alpha,
+            output: &self.output,
+            dtype: FloatDType::F32,
+        };
+        sparse(&self.row(), None, &found).map(|_| ())
+    }
+
+    fn swap(&mut self, taken: usize, left: usize) {
+        assert_eq!((self.selected[taken], self.selected[left]), (1, 0));
+        self.selected.swap(taken, left);
+    }
+}
+
+#[test]
+fn what_is_right_passes_and_every_wrong_result_is_named() {
+    assert_eq!(Step::new().judge(), Ok(()));
+    let fails = |change: &dyn Fn(&mut Step)| {
+        let mut step = Step::new();
+        change(&mut step);
+        step.judge().unwrap_err()
+    };
+    let reason = fails(&|step| {
+        step.swap(2, 3);
+        step.settle();
+    });
+    assert!(
+        reason.contains("3 with a score of") && reason.contains("and 2 with"),
+        "{reason}"
+    );
+    let reason = fails(&|step| step.swap(SEQ - 1, 3));
+    assert!(reason.contains("is in the window and not kept"), "{reason}");
+    let reason = fails(&|step| step.selected[3] = 1);
+    assert!(reason.contains("expected 4, found 5"), "{reason}");
+    let reason = fails(&|step| step.alpha[0] += 1e-4);
+    assert!(reason.starts_with("alpha of head 0"), "{reason}");
+    for wrong in [f32::NAN, f32::INFINITY] {
+        assert!(fails(&|step| step.alpha[0] = wrong).starts_with("alpha"));
+        assert!(fails(&|step| step.output[1] = wrong).starts_with("output"));
+    }
+    let reason = fails(&|step| step.output[1] += 1e-4);
+    assert!(reason.contains("component 1: expected"), "{reason}");
+}
+
+#[test]
+fn of_equal_scores_any_may_be_kept() {
+    let mut step = Step::new();
+    let (one, other) = (2 * D..3 * D, 3 * D);
+    step.k.copy_within(one, other);
+    step.settle();
+    assert_eq!(step.judge(), Ok(()));
+    step.swap(2, 3);
+    step.settle();
+    assert_eq!(step.judge(), Ok(()));
+    // Next to it one that is better by less than rounding can turn, and one by more.
+    for (lead, right) in [(1.0 + 1e-7, true), (1.0 + 1e-4, false)] {
+        step.k[2 * D] = step.k[3 * D] * lead;
+        step.settle();
+        assert_eq!(step.judge().is_ok(), right, "{lead}");
+    }
+}
+
+#[test]
+fn where_the_mean_of_v_has_weight_it_is_looked_at() {
+    let mut step = Step::new();
+    assert!(step.alpha[0] < 0.99);
+    step.output = step
+        .row()
+        .attend(&step.q, &step.selected)
+        .iter()
+        .map(|&y| y as f32)
+        .collect();
+    let reason = step.judge().unwrap_err();
+    assert!(reason.starts_with("output of head 0"), "{reason}");
+}
+
+#[test]
+fn nan_and_infinities_that_are_kept_show_and_others_do_not() {
+    let mut step = Step::new();
+    step.config = step.config.with_mean_value(sparq::MeanValue::Never);
+    step.v[5 * D] = f32::NAN;
+    step.k[6 * D] = f32::NAN;
+    let finite = step.row().attend(&step.q, &step.selected);
+    step.settle();
+    step.output = finite.iter().map(|&y| y as f32).collect();
+    assert_eq!(
+        step.judge(),
+        Ok(()),
+        "position 6 ranks last, and 5 is not kept"
+    );
+
+    step.v[D] = f32::NEG_INFINITY;
+    assert!(
+        step.judge()
+            .unwrap_err()
+            .contains("expected NaN or an infinity")
+    );
+    step.output[0] = f32::NEG_INFINITY;
+    assert_eq!(step.judge(), Ok(()));
+
+    let all: Vec<f32> = vec![f32::NAN; D];
+    assert!(dense(&step.row(), &all, FloatDType::F32).is_ok());
+    step.k[6 * D] = 0.0;
+    let reason = dense(&step.row(), &all, FloatDType::F32).unwrap_err();
+    assert!(reason.contains("component 1"), "{reason}");
+}
+
+#[test]
+fn a_rounded_output_may_be_off_by_half_a_unit_and_no_more() {
+    let step = Step::new();
+    let dense_output = step.row().attend(&step.q, &[1; SEQ]);
+    let round = |x: &f64| half::f16::from_f64(*x).to_f32();
+    let mut output: Vec<f32> = dense_output.iter().map(round).collect();
+    assert!(dense(&step.row(), &output, FloatDType::F16).is_ok());
+    assert!(dense(&step.row(), &output, FloatDType::F32).is_err());
+    output[0] *= 1.0 + 1.0 / 512.0;
+    assert!(dense(&step.row(), &output, FloatDType::F16).is_err());
+}
+
+#[test]
+fn components_of_equal_size_give_several_choices() {
+    let mut step = Step::new();
+    assert_eq!(component_choices(&step.row()), Some(vec![vec![0, 1]]));
+    step.q = vec![2.0, 1.0, -1.0, 1.0];
+    let choices = component_choices(&step.row()).unwrap();
+    assert_eq!(choices, [[0, 1], [0, 2], [0, 3]]);
+    assert_eq!(subsets(&[1, 2, 3, 4], 2).unwrap().len(), 6);
+    let many: Vec<usize> = (0..64).collect();
+    assert_eq!(
+        (subsets(&many, 32), subsets(&many, 64).map(|all| all.len())),
+        (None, Some(1))
+    );
+}

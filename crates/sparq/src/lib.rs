@@ -28,6 +28,7 @@
 mod attention;
 mod cache;
 mod config;
+pub mod cost;
 #[cfg(feature = "cube")]
 mod cube;
 mod error;
@@ -48,7 +49,7 @@ pub use attention::{SparqAttention, SparqAttentionConfig};
 pub use cache::{CacheMemory, KvCache, KvCacheConfig};
 pub use config::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
 pub use error::SparqError;
-pub use methods::{Dense, Method, Strategy};
+pub use methods::{Auto, Dense, Method, Strategy};
 pub use rotary::{Rotary, RotaryConfig, RotaryScaling};
 pub use rows::RowSpans;
 pub use tensors::{CacheTensors, SketchTensors};

@@ -2,24 +2,28 @@
 //!
 //! Each method is a type in a file of its own that implements [`Strategy`], and a variant of [`Method`] with a line in its table.
 
+mod auto;
 mod dense;
 mod sparq;
 
+pub use auto::Auto;
 pub use dense::Dense;
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheShape, KvCache, Sketch, SparqConfig, SparqError, Transfers};
+use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers};
 
 /// How a decode step attends to the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "method")]
 pub enum Method {
     /// Every position.
     Dense(Dense),
     /// The positions and components that SparQ chooses.
     Sparq(SparqConfig),
+    /// SparQ where it is expected to be quicker than dense attention, and dense attention elsewhere.
+    Auto(Auto),
 }
 
 /// What a method has to offer.
@@ -55,6 +59,15 @@ impl Method {
         match self {
             Method::Dense(method) => method,
             Method::Sparq(method) => method,
+            Method::Auto(method) => method,
+        }
+    }
+
+    /// The method that a step takes on a cache like this with `seq_len` positions: itself, or what [`Auto`] chooses.
+    pub fn at(&self, cache: &KvCacheConfig, seq_len: usize) -> Method {
+        match self {
+            Method::Auto(auto) => auto.at(cache, seq_len),
+            Method::Dense(_) | Method::Sparq(_) => *self,
         }
     }
 

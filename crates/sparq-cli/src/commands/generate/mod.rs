@@ -28,6 +28,8 @@ use sparq_host::device::DeviceChoice;
 /// Arguments of `sparq generate`.
 #[derive(Args, Clone, Debug)]
 #[command(group = ArgGroup::new("input").required(true).args(["prompt", "prompt_file", "chat"]), after_help = "\
+Without --method attention is auto, so that a short context is read densely where that is quicker; --method sparq takes SparQ at any length above k.
+
 Ctrl-C ends the text after the current token; a second one ends the program.
 
 Examples:
@@ -82,7 +84,7 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
     let source = ModelSource::find(args.model.model.as_deref())?;
     let method = args
         .method
-        .method(MethodName::Sparq, source.describe()?.head_dim)?;
+        .method(MethodName::Auto, &source.describe()?, &device.open())?;
     let mut options = args.sampling.options(method)?;
     options.cancel = interrupt::install()?;
     let template = if args.chat.is_some() {

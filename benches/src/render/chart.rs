@@ -16,18 +16,18 @@ pub struct Series {
 }
 
 impl Series {
-    /// A solid line with a mark at each point, in the colour with this number.
-    pub fn new(label: &str, color: usize) -> Self {
+    /// A solid line with a mark at each point.
+    pub fn new(label: &str, color: Color) -> Self {
         Self {
             label: label.to_owned(),
             points: vec![],
-            color: COLORS[color % COLORS.len()],
+            color: color.rgb(),
             dashed: false,
         }
     }
 
     /// A dashed line without marks.
-    pub fn dashed(label: &str, color: usize) -> Self {
+    pub fn dashed(label: &str, color: Color) -> Self {
         Self {
             dashed: true,
             ..Self::new(label, color)
@@ -36,16 +36,32 @@ impl Series {
 }
 
 /// Colours that are told apart with any kind of colour vision (Okabe and Ito).
-const COLORS: [RGBColor; 8] = [
-    RGBColor(0, 0, 0),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 114, 178),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(128, 128, 128),
-];
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Color {
+    Black,
+    Grey,
+    Vermilion,
+    Orange,
+    Blue,
+    Sky,
+    Green,
+    Purple,
+}
+
+impl Color {
+    fn rgb(self) -> RGBColor {
+        match self {
+            Color::Black => RGBColor(0, 0, 0),
+            Color::Grey => RGBColor(128, 128, 128),
+            Color::Vermilion => RGBColor(213, 94, 0),
+            Color::Orange => RGBColor(230, 159, 0),
+            Color::Blue => RGBColor(0, 114, 178),
+            Color::Sky => RGBColor(86, 180, 233),
+            Color::Green => RGBColor(0, 158, 115),
+            Color::Purple => RGBColor(204, 121, 167),
+        }
+    }
+}
 
 /// Pixels of the picture, and of the part to the right that the legend takes.
 const WIDTH: i32 = 960;

@@ -54,12 +54,15 @@ pub fn fit(reports: &[Report], device: &str) -> Result<Fit> {
         .collect();
     let rows: Vec<&Row> = runs.iter().flat_map(|run| fitted(run)).collect();
     let points: Vec<Point> = rows.iter().filter_map(|row| point(row)).collect();
-    let of = |factor: usize| points.iter().filter(|point| point.factors[factor] > 0.0);
-    if of(0).count() < 2 || of(1).count() < 3 {
+    let with = |factor: usize| {
+        let has = |point: &&Point| point.factors[factor] > 0.0;
+        points.iter().filter(has).count()
+    };
+    if with(0) < 2 || with(1) < 3 {
         bail!(
             "{device}: expected at least 2 dense and 3 SparQ steps above k in the results, found {} and {}",
-            of(0).count(),
-            of(1).count()
+            with(0),
+            with(1)
         );
     }
     let found = solve(&points);
@@ -331,10 +334,14 @@ mod tests {
     fn a_model_is_found_again_from_its_times() {
         for unknowns in [[5.0, 14.0, 1.0 / 3000.0, 1e-6], [20.0, 60.0, 0.04, 1e-3]] {
             let exact = solve(&points(unknowns, 0.0));
+            for (found, known) in exact.iter().zip(unknowns) {
+                assert!((found / known - 1.0).abs() < 1e-6, "{exact:?}");
+            }
+            // Noise moves the unknowns against each other more than it moves what they say of a step.
             let near = solve(&points(unknowns, 0.02));
-            for at in 0..UNKNOWNS {
-                assert!((exact[at] / unknowns[at] - 1.0).abs() < 1e-6, "{exact:?}");
-                assert!((near[at] / unknowns[at] - 1.0).abs() < 0.2, "{near:?}");
+            for point in points(unknowns, 0.0) {
+                let error = predicted(&point, &near) / point.us - 1.0;
+                assert!(error.abs() < 0.03, "{near:?} {error}");
             }
         }
     }

@@ -83,6 +83,7 @@ fn measure_case(setup: &Setup, bandwidth: &Bandwidth, case: &Case) -> Vec<Row> {
 }
 
 /// A measurement before it is related to anything.
+#[derive(Clone)]
 struct Raw {
     time: Summary,
     /// Times of the calls that end after a stage.

@@ -61,13 +61,13 @@ pub fn run(
     let mut rows = Vec::new();
     let mut built: Option<(model::ModelShape, Llama)> = None;
     for run in runs {
-        if built.as_ref().is_none_or(|(shape, _)| *shape != run.model) {
-            // The old weights go before the new ones come.
-            built = None;
-            device.memory_cleanup();
-            built = Some((run.model, run.model.build(setup.dtype, &device)?));
-        }
-        let Some((_, model)) = &built else { continue };
+        // The old weights go before the new ones come.
+        built.take_if(|(shape, _)| *shape != run.model);
+        device.memory_cleanup();
+        let (_, model) = match &mut built {
+            Some(built) => built,
+            none => none.insert((run.model, run.model.build(setup.dtype, &device)?)),
+        };
         let sparq = setup.settings.iter().map(|&config| Some(config));
         for settings in std::iter::once(None).chain(sparq) {
             let mut row = run.row(setup.dtype, settings, &bandwidth);

@@ -17,7 +17,7 @@ pub struct Series {
 
 impl Series {
     /// A solid line with a mark at each point.
-    pub fn new(label: &str, color: Color) -> Self {
+    pub fn new(label: &str, color: Paint) -> Self {
         Self {
             label: label.to_owned(),
             points: vec![],
@@ -27,7 +27,7 @@ impl Series {
     }
 
     /// A dashed line without marks.
-    pub fn dashed(label: &str, color: Color) -> Self {
+    pub fn dashed(label: &str, color: Paint) -> Self {
         Self {
             dashed: true,
             ..Self::new(label, color)
@@ -37,7 +37,7 @@ impl Series {
 
 /// Colours that are told apart with any kind of colour vision (Okabe and Ito).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Color {
+pub enum Paint {
     Black,
     Grey,
     Vermilion,
@@ -48,17 +48,17 @@ pub enum Color {
     Purple,
 }
 
-impl Color {
+impl Paint {
     fn rgb(self) -> RGBColor {
         match self {
-            Color::Black => RGBColor(0, 0, 0),
-            Color::Grey => RGBColor(128, 128, 128),
-            Color::Vermilion => RGBColor(213, 94, 0),
-            Color::Orange => RGBColor(230, 159, 0),
-            Color::Blue => RGBColor(0, 114, 178),
-            Color::Sky => RGBColor(86, 180, 233),
-            Color::Green => RGBColor(0, 158, 115),
-            Color::Purple => RGBColor(204, 121, 167),
+            Paint::Black => RGBColor(0, 0, 0),
+            Paint::Grey => RGBColor(128, 128, 128),
+            Paint::Vermilion => RGBColor(213, 94, 0),
+            Paint::Orange => RGBColor(230, 159, 0),
+            Paint::Blue => RGBColor(0, 114, 178),
+            Paint::Sky => RGBColor(86, 180, 233),
+            Paint::Green => RGBColor(0, 158, 115),
+            Paint::Purple => RGBColor(204, 121, 167),
         }
     }
 }
@@ -165,6 +165,7 @@ impl Chart {
             .y_label_formatter(&|y| (self.y.format)(*y))
             .axis_desc_style(("sans-serif", 15))
             .label_style(("sans-serif", 13))
+            .max_light_lines(if self.log_y { 9 } else { 0 })
             .light_line_style(BLACK.mix(0.05))
             .draw()?;
         for series in &self.series {

@@ -9,8 +9,8 @@ use crate::preset::Preset;
 use crate::report::{Head, Report, Run};
 use crate::table::bytes;
 
-const COLUMNS: &str = "us: medians in microseconds, the quickest of eager and captured calls. gain: the quickest dense attention of the line \
-over the quickest SparQ whose groups agree as in the paper. floor: the bytes that this SparQ has to move over the memory bandwidth measured in the same run.";
+const COLUMNS: &str = "us: medians in microseconds, the quickest of eager and captured calls and of the settings. gain: the quickest dense attention of the line \
+over the quickest SparQ. floor: the bytes that this SparQ has to move over the memory bandwidth measured in the same run.";
 
 const STAGES: &str = "The stages of captured SparQ steps; a stage's time is the median of steps that end after it less that of steps that end before it, its bytes are what \
 has to move when the scores go through memory in 32 bits:";

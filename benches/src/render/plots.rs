@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use sparq::Sketch;
 
-use super::chart::{Axis, Chart, Color, Series};
+use super::chart::{Axis, Chart, Paint, Series};
 use super::{Named, summary};
 use crate::contender::MethodName;
 use crate::peers::Peers;
@@ -84,7 +84,7 @@ pub fn of_run(named: &Named<Report>, run: &Run) -> Result<Vec<Plot>> {
         let heads = heads(&shape);
         let chart = Chart {
             title: format!(
-                "Gain over the quickest dense attention, {hardware}: S={}, {heads}, {}",
+                "Gain over dense, {hardware}: S={}, {heads}, {}",
                 positions(shape.seq_len),
                 dtype.name()
             ),
@@ -93,7 +93,7 @@ pub fn of_run(named: &Named<Report>, run: &Run) -> Result<Vec<Plot>> {
                 format: |b| b.to_string(),
             },
             y: Axis {
-                label: "times quicker than dense",
+                label: "times quicker than the quickest dense",
                 format: |gain| gain.to_string(),
             },
             log_y: false,
@@ -137,7 +137,7 @@ fn groups(run: &Run, fix: impl Fn(Shape) -> Shape) -> BTreeMap<Case, Vec<Case>> 
 struct Family {
     label: String,
     method: MethodName,
-    color: Color,
+    color: Paint,
     /// Of a floor.
     sketch: Option<Sketch>,
 }
@@ -154,13 +154,13 @@ fn families(run: &Run, cases: &[Case]) -> Vec<Family> {
         let sketch = row.settings.map(|settings| settings.sketch);
         families.push(Family {
             color: match (row.method, sketch, row.is_default_sparq()) {
-                (MethodName::Dense, ..) => Color::Black,
-                (MethodName::DenseBurn, ..) => Color::Grey,
-                (_, Some(Sketch::Bits8), _) => Color::Green,
-                (_, Some(Sketch::Bits4), true) => Color::Blue,
-                (_, Some(Sketch::Bits4), false) => Color::Sky,
-                (_, _, true) => Color::Vermilion,
-                (_, _, false) => Color::Orange,
+                (MethodName::Dense, ..) => Paint::Black,
+                (MethodName::DenseBurn, ..) => Paint::Grey,
+                (_, Some(Sketch::Bits8), _) => Paint::Green,
+                (_, Some(Sketch::Bits4), true) => Paint::Blue,
+                (_, Some(Sketch::Bits4), false) => Paint::Sky,
+                (_, _, true) => Paint::Vermilion,
+                (_, _, false) => Paint::Orange,
             },
             label,
             method: row.method,
@@ -193,7 +193,7 @@ fn times(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
         }
     }
     if let Some(peers) = peers {
-        let mut series = Series::new("dense (PyTorch)", Color::Purple);
+        let mut series = Series::new("dense (PyTorch)", Paint::Purple);
         series.points = cases
             .iter()
             .filter_map(|(shape, dtype)| {
@@ -228,7 +228,7 @@ fn gains(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
     }
     let ends = cases.first().zip(cases.last());
     if let Some(((first, _), (last, _))) = ends {
-        let mut even = Series::dashed("as quick as dense", Color::Grey);
+        let mut even = Series::dashed("as quick as dense", Paint::Grey);
         even.points = vec![(first.batch as f64, 1.0), (last.batch as f64, 1.0)];
         all.push(even);
     }

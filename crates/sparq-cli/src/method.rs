@@ -108,8 +108,13 @@ impl MethodArgs {
     ///
     /// # Errors
     /// When the settings don't fit the head_dim, also for dense: a setting that is out of range is a mistake that deserves to be told.
-    pub fn method(&self, default: MethodName, head_dim: usize, device: &Device) -> Result<Method> {
-        let config = self.sparq.config(head_dim)?;
+    pub fn method(
+        &self,
+        default: MethodName,
+        model: &Description,
+        device: &Device,
+    ) -> Result<Method> {
+        let config = self.sparq.config(model.head_dim)?;
         Ok(match self.method.unwrap_or(default) {
             MethodName::Auto => Auto::new(config, model.heads / model.kv_heads, device).into(),
             MethodName::Sparq => config.into(),

@@ -57,7 +57,7 @@ impl Report {
             text: generated.text.clone(),
             tokens: generated.tokens.clone(),
             finish: generated.finish.clone(),
-            stats: Stats::new(generated, model, element_bytes(dtype), &options.method),
+            stats: Stats::new(generated, model, dtype, &options.method),
         }
     }
 

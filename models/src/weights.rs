@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::nn::{Embedding, Linear, RmsNorm};
-use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 
 use crate::checkpoint::{CheckpointError, Loader};
 
@@ -63,7 +63,11 @@ impl RandomWeights<'_> {
     /// Straight in the type of the model, so that nothing wider is ever held.
     fn matrix(&self, shape: [usize; 2]) -> Param<Tensor<2>> {
         let normal = Distribution::Normal(0.0, Self::STANDARD_DEVIATION);
-        Param::from_tensor(Tensor::random(shape, normal, (self.device, self.dtype)))
+        Param::from_tensor(Tensor::random(
+            shape,
+            normal,
+            (self.device, DType::from(self.dtype)),
+        ))
     }
 }
 
@@ -75,7 +79,7 @@ impl Weights for RandomWeights<'_> {
         out_features: usize,
         bias: bool,
     ) -> Result<Linear, CheckpointError> {
-        let zeros = || Tensor::zeros([out_features], (self.device, self.dtype));
+        let zeros = || Tensor::zeros([out_features], (self.device, DType::from(self.dtype)));
         Ok(Linear {
             weight: self.matrix([in_features, out_features]),
             bias: bias.then(|| Param::from_tensor(zeros())),
@@ -95,7 +99,7 @@ impl Weights for RandomWeights<'_> {
 
     fn rms_norm(&self, _name: &str, dim: usize, epsilon: f64) -> Result<RmsNorm, CheckpointError> {
         Ok(RmsNorm {
-            gamma: Param::from_tensor(Tensor::ones([dim], (self.device, self.dtype))),
+            gamma: Param::from_tensor(Tensor::ones([dim], (self.device, DType::from(self.dtype)))),
             epsilon,
         })
     }

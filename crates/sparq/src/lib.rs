@@ -27,6 +27,7 @@
 
 mod attention;
 mod cache;
+mod captured;
 mod config;
 #[cfg(feature = "cube")]
 mod cube;
@@ -46,6 +47,7 @@ pub mod write;
 
 pub use attention::{SparqAttention, SparqAttentionConfig};
 pub use cache::{CacheMemory, KvCache, KvCacheConfig};
+pub use captured::{CapturedStep, StepTensors};
 pub use config::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
 pub use error::SparqError;
 pub use methods::{Dense, Method, Strategy};

@@ -27,7 +27,12 @@ impl Strategy for Dense {
         Transfers::dense(shape, seq_len)
     }
 
+    fn is_sparse(&self, _seq_len: usize) -> bool {
+        false
+    }
+
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        Ok(op::dense_decode(q, cache.tensors().clone(), cache.rows()))
+        let rows = cache.launch_rows(&q, None)?;
+        Ok(op::dense_decode(q, cache.tensors().clone(), &rows))
     }
 }

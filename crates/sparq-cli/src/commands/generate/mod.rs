@@ -56,6 +56,9 @@ pub struct GenerateArgs {
     dtype: DtypeArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Launch every decode step anew instead of recording the first one as a graph and replaying it, which is done where the device has graphs
+    #[arg(long)]
+    no_graph: bool,
     /// Print time and traffic on standard error after the text
     #[arg(long)]
     stats: bool,
@@ -84,6 +87,7 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
         .method
         .method(MethodName::Sparq, source.describe()?.head_dim)?;
     let mut options = args.sampling.options(method)?;
+    options.capture = !args.no_graph;
     options.cancel = interrupt::install()?;
     let template = if args.chat.is_some() {
         Some(chat_template(&source)?)

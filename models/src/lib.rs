@@ -17,4 +17,4 @@ pub mod text;
 mod weights;
 
 pub use llama::Llama;
-pub use lm::{CausalLm, ModelCache};
+pub use lm::{CapturedLm, CausalLm, ModelCache};

@@ -315,6 +315,10 @@ impl CausalLm for Llama {
     ) -> Result<Tensor<3>, SparqError> {
         self.forward(tokens, cache, Some(method), 1)
     }
+
+    fn is_capturable(&self) -> bool {
+        true
+    }
 }
 
 fn lengths(what: &'static str, expected: String, found: usize) -> SparqError {

@@ -27,6 +27,7 @@
 
 mod attention;
 mod cache;
+mod captured;
 mod config;
 pub mod cost;
 #[cfg(feature = "cube")]
@@ -47,6 +48,7 @@ pub mod write;
 
 pub use attention::{SparqAttention, SparqAttentionConfig};
 pub use cache::{CacheMemory, KvCache, KvCacheConfig};
+pub use captured::{CapturedStep, StepTensors};
 pub use config::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
 pub use error::SparqError;
 pub use methods::{Auto, Dense, Method, Strategy};

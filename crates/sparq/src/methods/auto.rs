@@ -10,8 +10,8 @@ use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError,
 /// SparQ where it pays and dense attention elsewhere: never slower than dense, as far as [`StepCosts`] knows the device.
 ///
 /// Each step decides anew, from the sizes of the cache and its length alone, so a growing cache changes over once, at [`StepCosts::break_even`]. The cache
-/// holds the sketch from the beginning. A step that is recorded and replayed stays what it was when it was recorded: ask [`Method::at`] before each
-/// replay, and record again where the answer has changed.
+/// holds the sketch from the beginning. A step that is recorded and replayed stays what it was when it was recorded; [`CapturedStep`](crate::CapturedStep)
+/// records again where the choice changes.
 ///
 /// ```
 /// use burn::tensor::{Device, FloatDType};
@@ -86,6 +86,10 @@ impl Strategy for Auto {
     /// SparQ's, which a long cache comes to; [`Method::at`] says which method a step takes.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         self.sparq.transfers(shape, seq_len)
+    }
+
+    fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
+        self.at(cache, seq_len).is_sparse(cache, seq_len)
     }
 
     /// Also refuses a query whose heads are not g for each key/value head: the costs would be those of another step.

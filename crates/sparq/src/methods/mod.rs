@@ -43,6 +43,9 @@ pub trait Strategy {
     /// What one decode step moves at `seq_len` positions.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers;
 
+    /// Whether a step on a cache like this with `seq_len` positions reads only a part of them. A recording of a step serves only steps for which this is the same.
+    fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool;
+
     /// Attends with one query per sequence, q [B, H, 1, d], to a cache that already holds the current token: [B, H, 1, d].
     ///
     /// # Errors
@@ -94,6 +97,11 @@ impl Method {
         self.strategy().transfers(shape, seq_len)
     }
 
+    /// See [`Strategy::is_sparse`].
+    pub fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
+        self.strategy().is_sparse(cache, seq_len)
+    }
+
     /// See [`Strategy::decode`].
     ///
     /// # Errors
@@ -101,6 +109,7 @@ impl Method {
     pub fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
         self.validate(cache.config().head_dim)?;
         cache.check_query(&q)?;
+        cache.check_not_empty()?;
         // The cache is outside autodiff, and a step has all its operands on one side.
         self.strategy().decode(q.inner(), cache)
     }

@@ -58,6 +58,9 @@ pub struct GenerateArgs {
     dtype: DtypeArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Launch every decode step anew instead of recording the first one as a graph and replaying it, which is done where the device has graphs
+    #[arg(long)]
+    no_graph: bool,
     /// Print time and traffic on standard error after the text
     #[arg(long)]
     stats: bool,
@@ -86,6 +89,7 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
         .method
         .method(MethodName::Auto, &source.describe()?, &device.open())?;
     let mut options = args.sampling.options(method)?;
+    options.capture = !args.no_graph;
     options.cancel = interrupt::install()?;
     let template = if args.chat.is_some() {
         Some(chat_template(&source)?)

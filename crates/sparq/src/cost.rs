@@ -51,8 +51,8 @@ impl StepShape {
 
 /// What decides a step's time on a device; the [module](mod@crate::cost) has the equations.
 ///
-/// The defaults are fits to measurements (`sparq-bench fit` makes them from its result files), or estimates for devices that nobody has measured. Any field can be
-/// set to what another device or another mode of running needs:
+/// The defaults are estimates; `sparq-bench fit` makes better ones for a device from its result files. Any field can be set to what a device or a mode of
+/// running needs:
 ///
 /// ```
 /// use sparq::cost::{StepCosts, StepShape};
@@ -106,7 +106,7 @@ const REACHED: f64 = 0.9;
 const UNKNOWN_GPU: f64 = 500.0;
 
 impl StepCosts {
-    /// A processor with the native implementation: fitted to two cores of a server at 28 GB/s.
+    /// A processor with the native implementation: estimates from steps of 16384 positions on two cores of a server.
     pub const CPU: StepCosts = StepCosts {
         dense_us: 20.0,
         sparq_us: 60.0,
@@ -114,7 +114,7 @@ impl StepCosts {
         scores_per_us: 1000.0,
     };
 
-    /// A GPU whose memory is read at `gb_per_s`, for steps that are captured and replayed.
+    /// A GPU whose memory is read at `gb_per_s`, for steps that are captured and replayed: estimates from the number of launches.
     pub fn gpu(gb_per_s: f64) -> Self {
         Self {
             dense_us: 6.0,

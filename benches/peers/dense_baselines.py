@@ -1,11 +1,14 @@
 """Dense decode attention on one GPU: the fastest of PyTorch's backends per shape, against the copy bandwidth.
 
-    python3 dense_baselines.py > dense.json
+    python3 dense_baselines.py > dense.json                                    # the shapes of `--preset field`
+    python3 dense_baselines.py --preset goals --ms 30 --without math > dense.json   # the nine shapes of `--preset goals`, quickly
+    python3 dense_baselines.py --shape 1,32,8,128,4096 > dense.json
 
 Prints one JSON document; progress goes to standard error. Figures are medians of CUDA-event timings on rotating buffers, fp16. `sparq-bench op --device
 cuda --preset field --compare dense.json` puts them beside its own: run both on the same machine, one after the other.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -13,7 +16,7 @@ import sys
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from triton.testing import do_bench
+from triton.testing import do_bench, do_bench_cudagraph
 
 DEVICE = "cuda"
 BACKENDS = {
@@ -22,27 +25,50 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# (B, H, H_kv, d, S), those of `--preset field`
-SHAPES = (
-    [(1, 32, 32, 128, s) for s in (4096, 16384, 65536, 131072)]
+# (B, H, H_kv, d, S) by the names of the presets
+PRESETS = {
+    "field": [(1, 32, 32, 128, s) for s in (4096, 16384, 65536, 131072)]
     + [(64, 32, 32, 128, 4096), (16, 32, 32, 128, 16384)]
     + [(1, 32, 8, 128, s) for s in (4096, 16384, 65536, 131072)]
-    + [(32, 32, 8, 128, 16384), (64, 32, 8, 128, 4096), (8, 32, 8, 128, 131072)]
-)
+    + [(32, 32, 8, 128, 16384), (64, 32, 8, 128, 4096), (8, 32, 8, 128, 131072)],
+    "goals": [(64, 32, 32, 128, 4096), (16, 32, 32, 128, 16384), (8, 32, 8, 128, 131072)]
+    + [(32, 32, 8, 128, 16384), (64, 32, 8, 128, 4096), (1, 32, 32, 128, 16384)]
+    + [(1, 32, 8, 128, s) for s in (131072, 16384, 4096)],
+}
 
 
-def bench(call, ms=60):
+def arguments():
+    parser = argparse.ArgumentParser(description="Dense decode attention of PyTorch on one GPU.")
+    parser.add_argument("--preset", choices=PRESETS, default="field", help="shapes [default: field]")
+    parser.add_argument("--shape", type=sizes, action="append", metavar="B,H,H_KV,D,S", help="shape in place of the preset's; may be repeated")
+    parser.add_argument("--ms", type=int, default=60, help="milliseconds to measure each figure [default: 60]")
+    parser.add_argument("--without", type=lambda names: names.split(","), default=[], metavar="NAMES",
+                        help=f"leave out any of {','.join([*BACKENDS, 'sparq', 'topk'])}")
+    parser.add_argument("--captured", action="store_true", help="time calls of a CUDA graph, which leaves out every launch")
+    return parser.parse_args()
+
+
+def sizes(text):
+    shape = tuple(int(size) for size in text.split(","))
+    if len(shape) != 5 or min(shape) < 1 or shape[1] % shape[2]:
+        raise argparse.ArgumentTypeError(f"expected B,H,H_kv,d,S with H a multiple of H_kv, found {text!r}")
+    return shape
+
+
+def bench(call, ms, captured=False):
     """Median time of a call in milliseconds."""
-    return do_bench(call, warmup=25, rep=ms, return_mode="median")
+    if captured:
+        return do_bench_cudagraph(call, rep=ms, return_mode="median")
+    return do_bench(call, warmup=min(25, ms), rep=ms, return_mode="median")
 
 
-def bandwidth():
+def bandwidth(ms):
     """GB/s of a copy (bytes read and written together) and of a sum (bytes read)."""
     source = torch.empty(1 << 31, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
-    copy = bench(lambda: target.copy_(source))
+    copy = bench(lambda: target.copy_(source), ms)
     words = source.view(torch.int32)
-    read = bench(lambda: words.sum())
+    read = bench(lambda: words.sum(), ms)
     return {
         "copy_GBps": 2 * source.numel() / copy / 1e6,
         "read_GBps_sum": source.numel() / read / 1e6,
@@ -68,7 +94,7 @@ def sparq_torch(q, K, V, v_mean, r, k):
     return (alpha * y + (1 - alpha) * v_mean).view(B, H, 1, d)
 
 
-def measure(B, H, Hk, d, S):
+def measure(B, H, Hk, d, S, ms, without, captured):
     """One row: every backend, the group folded into the query's length, SparQ in PyTorch, and top-k alone."""
     kv_bytes = B * Hk * S * d * 4
     n = max(1, int(200e6 // kv_bytes)) + 1  # rotate buffers so that the L2 does not serve them
@@ -85,26 +111,28 @@ def measure(B, H, Hk, d, S):
     def time_us(name, call):
         try:
             call()
-            row[name + "_us"] = bench(call) * 1e3
+            row[name + "_us"] = bench(call, ms, captured) * 1e3
         except Exception as error:  # a backend without a kernel for the shape, or out of memory
             row[name + "_err"] = str(error)[:80]
 
     for name, backend in BACKENDS.items():
-        if name == "math" and kv_bytes > 4e9:
+        if name in without or (name == "math" and kv_bytes > 4e9):
             continue
         with sdpa_kernel(backend):
             time_us(name, lambda: F.scaled_dot_product_attention(q, *following(), enable_gqa=H != Hk))
     if H != Hk:  # the group folded into the query's length: what a careful PyTorch user does
         folded = q.view(B, Hk, H // Hk, d)
-        for name in ("flash", "cudnn"):
+        for name in (name for name in ("flash", "cudnn") if name not in without):
             with sdpa_kernel([BACKENDS[name]]):
                 time_us(name + "_folded", lambda: F.scaled_dot_product_attention(folded, *following()))
     dense = [value for key, value in row.items() if key.endswith("_us")]
 
-    v_mean = Vs[0].float().mean(2, keepdim=True).half()
-    time_us("sparq_torch_r32_k128", lambda: sparq_torch(q, *following(), v_mean, 32, 128))
-    scores = torch.randn(B * Hk, S, device=DEVICE)
-    time_us("torch_topk128", lambda: scores.topk(128, -1))
+    if "sparq" not in without:
+        v_mean = Vs[0].float().mean(2, keepdim=True).half()
+        time_us("sparq_torch_r32_k128", lambda: sparq_torch(q, *following(), v_mean, 32, 128))
+    if "topk" not in without:
+        scores = torch.randn(B * Hk, S, device=DEVICE)
+        time_us("torch_topk128", lambda: scores.topk(128, -1))
     if dense:
         row["best_dense_us"] = min(dense)
         row["best_dense_GBps"] = kv_bytes / min(dense) / 1e3
@@ -112,10 +140,11 @@ def measure(B, H, Hk, d, S):
 
 
 def main():
+    args = arguments()
     torch.manual_seed(0)
-    out = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, **bandwidth(), "rows": []}
-    for shape in SHAPES:
-        row = measure(*shape)
+    out = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, **bandwidth(args.ms), "captured": args.captured, "rows": []}
+    for shape in args.shape or PRESETS[args.preset]:
+        row = measure(*shape, args.ms, args.without, args.captured)
         out["rows"].append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
         torch.cuda.empty_cache()

@@ -1,11 +1,13 @@
 """End-to-end dense decode of Llama-shaped models in PyTorch (static cache, torch.compile and CUDA graphs): the figure to beat.
 
     python3 e2e_baseline.py > e2e.json
-    python3 e2e_baseline.py 3 > e2e.json     # the first three runs only
+    python3 e2e_baseline.py --run llama3-8b,1,4096 --run llama3-8b,1,131072 > e2e.json
 
-Random weights, fp16, batch B, context S. Prints one JSON document; progress goes to standard error.
+Random weights, fp16, batch B, context S. Prints one JSON document; progress goes to standard error. `sparq-bench e2e --device cuda --compare e2e.json`
+puts the figures beside its own: run both on the same machine, one after the other.
 """
 
+import argparse
 import json
 import sys
 
@@ -22,16 +24,30 @@ MODELS = {
     "llama2-7b": (32, 4096, 32, 32, 128, 11008, 32000),
     "llama3-8b": (32, 4096, 32, 8, 128, 14336, 128256),
 }
-# model, B, S
+# model, B, S: those of `sparq-bench e2e`
 RUNS = [
     ("llama3-8b", 1, 4096),
     ("llama3-8b", 1, 32768),
     ("llama3-8b", 1, 131072),
-    ("llama2-7b", 1, 4096),
     ("llama2-7b", 1, 16384),
     ("llama2-7b", 1, 65536),
     ("llama2-7b", 16, 4096),
 ]
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description="Dense decode steps of Llama-shaped models in PyTorch on one GPU.")
+    parser.add_argument("--run", type=run, action="append", metavar="MODEL,B,S", help=f"model of {', '.join(MODELS)}, B and S; may be repeated [default: six]")
+    parser.add_argument("--backend", choices=BACKENDS, action="append", help="kernels for attention; may be repeated [default: all]")
+    parser.add_argument("--replays", type=int, default=20, help="steps to take the mean of [default: 20]")
+    return parser.parse_args()
+
+
+def run(text):
+    name, *sizes = text.split(",")
+    if name not in MODELS or len(sizes) != 2 or min(map(int, sizes)) < 1:
+        raise argparse.ArgumentTypeError(f"expected MODEL,B,S such as llama3-8b,1,4096, found {text!r}")
+    return name, *map(int, sizes)
 
 
 class Layer(nn.Module):
@@ -89,7 +105,7 @@ def build(name):
     return model
 
 
-def ms_per_step(model, backend, inputs, replays=20):
+def ms_per_step(model, backend, inputs, replays):
     """Time of one step of a captured graph in milliseconds."""
     torch._dynamo.reset()
     step = torch.compile(model, mode="default")
@@ -113,7 +129,7 @@ def ms_per_step(model, backend, inputs, replays=20):
     return start.elapsed_time(end) / replays
 
 
-def measure(model, name, B, S):
+def measure(model, name, B, S, backends, replays):
     layers, _, _, Hk, d, _, _ = MODELS[name]
 
     def caches():
@@ -125,25 +141,25 @@ def measure(model, name, B, S):
     inputs = (token, caches(), caches(), pos, cos, sin)
     weights = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("embed."))
     row = dict(model=name, B=B, S=S, weights_bytes=weights * 2, kv_bytes=2 * layers * B * Hk * S * d * 2)
-    for backend, kind in BACKENDS.items():
+    for backend in backends:
         try:
-            row[backend + "_ms_per_step"] = ms_per_step(model, kind, inputs)
+            row[backend + "_ms_per_step"] = ms_per_step(model, BACKENDS[backend], inputs, replays)
         except Exception as error:  # a backend without a kernel for the shape, or out of memory
             row[backend + "_err"] = str(error)[:100]
     return row
 
 
 def main():
+    args = arguments()
     torch.set_grad_enabled(False)
-    runs = RUNS[: int(sys.argv[1])] if len(sys.argv) > 1 else RUNS
     rows, model, built = [], None, None
-    for name, B, S in runs:
+    for name, B, S in args.run or RUNS:
         if built != name:
             model = None  # the old weights go before the new ones come
             torch.cuda.empty_cache()
             torch._dynamo.reset()
             model, built = build(name), name
-        rows.append(measure(model, name, B, S))
+        rows.append(measure(model, name, B, S, args.backend or list(BACKENDS), args.replays))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         torch.cuda.empty_cache()
     print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, indent=1))

@@ -10,17 +10,19 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use sparq::{Components, GroupScore, Sketch};
+use sparq::{Components, GroupScore, Sketch, SparqConfig};
 
 use crate::buffers::Room;
 use crate::compare;
+use crate::e2e::{self, model::RunShape, peers::StepPeers, report::E2eReport};
+use crate::fit;
 use crate::machine::{Machine, available_memory};
 use crate::op::{self, Setup};
 use crate::peers::Peers;
-use crate::preset::{Budget, Case, Grid, Preset};
+use crate::preset::{Budget, Case, Grid, Group, Preset, Scope};
 use crate::provenance;
 use crate::render;
-use crate::report::{Bench, Report, Run, SCHEMA};
+use crate::report::{self, Bench, Head, Report, Run};
 use crate::shape::{CacheType, Shape};
 use crate::timing::Pace;
 use sparq_host::device::{self, DeviceChoice};
@@ -30,9 +32,12 @@ const EXAMPLES: &str = "\
 Examples:
   sparq-bench op                                   the quick preset on the default device
   sparq-bench op --device cuda --preset field --json benches/results/h100.json
-  sparq-bench op --device cuda --preset field --compare dense.json
+  sparq-bench op --device cuda --preset goals --compare dense.json
   sparq-bench op --shape 1,32,8,128,32768 --dtype f16 --rank 32 --top-k 128 --sketch 4bits
   sparq-bench backends                             every device of this build and machine in one table
+  sparq-bench e2e --device cuda --compare e2e.json --json benches/results/h100-e2e.json
+  sparq-bench e2e --run tiny,1,512 --dtype f32     a small model, in seconds
+  sparq-bench fit benches/results/h100.json        the figures of the cost model for what was measured
   sparq-bench render                               benches/results/*.json as tables and plots
   sparq-bench render --check                       whether they are up to date
 
@@ -55,6 +60,10 @@ enum Command {
     Op(OpArgs),
     /// The same on every device of this build and machine, in one table
     Backends(RunArgs),
+    /// A whole decode step of a model with random weights: dense and SparQ, call by call and captured, and its parts
+    E2e(E2eArgs),
+    /// Fit the cost model that chooses between dense attention and SparQ to results of `op`
+    Fit(FitArgs),
     /// Make the tables and plots of the documentation from benches/results/*.json
     Render(RenderArgs),
 }
@@ -100,9 +109,14 @@ struct RunArgs {
         value_parser = name_of::<GroupScore>(["probabilities", "logits"])
     )]
     group_scores: Vec<GroupScore>,
-    /// How a group of heads agrees on components
-    #[arg(long, value_parser = name_of::<Components>(["sum_abs", "abs_sum"]))]
-    components: Option<Components>,
+    /// How a group of heads agrees on components, in place of the preset's
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "WAYS",
+        value_parser = name_of::<Components>(["sum_abs", "abs_sum"])
+    )]
+    components: Vec<Components>,
     /// r for every shape
     #[arg(long, requires = "top_k", value_name = "R")]
     rank: Option<usize>,
@@ -115,6 +129,9 @@ struct RunArgs {
     /// Seconds to measure each row
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
+    /// Measure eager calls and burn's dense attention on every shape, also where the preset leaves them out
+    #[arg(long)]
+    everything: bool,
     /// GiB that buffers may take [default: 24 on a GPU, half of what is free on a CPU]
     #[arg(long, value_name = "GIB")]
     memory_gib: Option<f64>,
@@ -130,6 +147,61 @@ struct RunArgs {
     /// The commit that is measured [default: what git says in the current folder]
     #[arg(long, env = "SPARQ_COMMIT")]
     commit: Option<String>,
+}
+
+#[derive(Args, Debug)]
+struct E2eArgs {
+    /// Device to measure: flex, ndarray, cuda[:N], vulkan[:N], wgpu[:N], metal[:N], rocm[:N], of which a build has some
+    #[arg(
+        long,
+        env = "BURN_DEVICE",
+        default_value = "flex",
+        value_name = "NAME[:N]"
+    )]
+    device: DeviceChoice,
+    /// Model, B and S: llama3-8b, llama2-7b or tiny; may be repeated [default: six runs, for a GPU with 80 GB]
+    #[arg(long = "run", value_name = "MODEL,B,S")]
+    runs: Vec<RunShape>,
+    /// Type of weights, K and V
+    #[arg(long, value_enum, default_value = "f16")]
+    dtype: CacheType,
+    /// Key sketches of SparQ, each beside dense attention
+    #[arg(
+        long = "sketch",
+        value_delimiter = ',',
+        value_name = "SKETCHES",
+        default_value = "4bits,full",
+        value_parser = name_of::<Sketch>(["full", "8bits", "4bits"])
+    )]
+    sketches: Vec<Sketch>,
+    /// r [default: a quarter of the model's head_dim]
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+    /// k
+    #[arg(long, default_value_t = 128, value_name = "K")]
+    top_k: usize,
+    /// GiB that weights and caches may take [default: 76 on a GPU, half of what is free on a CPU]
+    #[arg(long, value_name = "GIB")]
+    memory_gib: Option<f64>,
+    /// Output of benches/peers/e2e_baseline.py to put beside the figures
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// Write the report here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The commit that is measured [default: what git says in the current folder]
+    #[arg(long, env = "SPARQ_COMMIT")]
+    commit: Option<String>,
+}
+
+#[derive(Args, Debug)]
+struct FitArgs {
+    /// Results of `sparq-bench op` or `backends`
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Device to fit [default: each in the files]
+    #[arg(long, value_name = "NAME[:N]")]
+    device: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -162,9 +234,14 @@ pub fn main(bench: Option<&'static str>) -> ExitCode {
         .filter(|argument| argument != "--bench");
     let outcome = match (&cli.command, bench) {
         (Command::Render(args), _) => render(args),
+        (Command::Fit(args), _) => fit(args).map(|()| ExitCode::SUCCESS),
         (Command::Op(args), _) => {
             let command = provenance::command(&program(bench, "op"), typed);
             op(args, command).map(|()| ExitCode::SUCCESS)
+        }
+        (Command::E2e(args), _) => {
+            let command = provenance::command(&program(bench, "e2e"), typed);
+            steps(args, command).map(|()| ExitCode::SUCCESS)
         }
         (Command::Backends(args), _) => {
             let command = provenance::command(&program(bench, "backends"), typed);
@@ -195,6 +272,14 @@ fn op(args: &OpArgs, command: String) -> Result<()> {
     let report = plan.finish(vec![run])?;
     for run in &report.runs {
         print(&compare::details(run, report.peers.as_ref()).text())?;
+        let stages = compare::stages(run);
+        if !stages.is_empty() {
+            print(&format!("\n{}", stages.text()))?;
+        }
+        if report.preset == Preset::Goals {
+            let goals = render::goals(run, report.peers.as_ref());
+            print(&format!("\n{}", goals.text()))?;
+        }
         let lines = compare::skipped(run)
             .into_iter()
             .map(|line| format!("not measured: {line}"));
@@ -228,6 +313,133 @@ fn backends(args: &RunArgs, command: String) -> Result<()> {
     Ok(())
 }
 
+fn steps(args: &E2eArgs, command: String) -> Result<()> {
+    let runs = match args.runs.is_empty() {
+        true => RunShape::ALL.to_vec(),
+        false => args.runs.clone(),
+    };
+    let largest = runs
+        .iter()
+        .map(|run| run.model.heads().2)
+        .max()
+        .unwrap_or(1);
+    let rank = args.rank.unwrap_or((largest / 4).max(1));
+    let settings: Vec<SparqConfig> = args
+        .sketches
+        .iter()
+        .map(|&sketch| SparqConfig::new(rank, args.top_k).with_sketch(sketch))
+        .collect();
+    for (run, config) in runs
+        .iter()
+        .flat_map(|run| settings.iter().map(move |it| (run, it)))
+    {
+        config
+            .validate(run.model.heads().2)
+            .with_context(|| format!("the settings do not fit {}", run.model.name()))?;
+    }
+    check_positive("--memory-gib", args.memory_gib)?;
+    let peers = args
+        .compare
+        .as_deref()
+        .map(|path| StepPeers::read(path, &runs))
+        .transpose()?;
+    let output = args.json.as_deref().map(OutputFile::create).transpose()?;
+    let head = Head::now(Bench::E2e, command, args.commit.clone());
+    let device = &args.device;
+    let setup = e2e::Setup {
+        device: device.clone(),
+        room: room(
+            device,
+            args.memory_gib.or(device.is_gpu().then_some(76.0)),
+            None,
+            true,
+        ),
+        pace: Pace::BRIEF,
+        dtype: args.dtype,
+        settings,
+    };
+    let run = e2e::run(&setup, &runs, |row| {
+        let (model, batch, seq_len) = (row.run.model.name(), row.run.batch, row.run.seq_len);
+        let result = match (row.step_us(), &row.skipped) {
+            (Some(us), _) => format!("{:.2} ms", us / 1e3),
+            (None, why) => format!("not measured: {}", why.as_deref().unwrap_or_default()),
+        };
+        eprintln!(
+            "{device}: {model} B={batch} S={seq_len} {}: {result}",
+            row.label()
+        );
+    })
+    .with_context(|| format!("{device}"))?;
+    let report = E2eReport { head, run, peers };
+    if let Some(output) = output {
+        output.finish_with(&report::to_json(&report)?)?;
+    }
+    print(&format!(
+        "{}\n{}\n",
+        e2e::steps(&report.run, report.peers.as_ref()).text(),
+        e2e::breakdown(&report.run).text()
+    ))?;
+    let skipped = e2e::skipped(&report.run);
+    let skipped = skipped.iter().map(|line| format!("not measured: {line}"));
+    for line in skipped.chain(e2e::notes(&report.run)) {
+        print(&format!("{line}\n"))?;
+    }
+    Ok(())
+}
+
+/// Refuses what is no size.
+fn check_positive(name: &str, value: Option<f64>) -> Result<()> {
+    match value.filter(|value| !(value.is_finite() && *value > 0.0)) {
+        Some(value) => bail!("{name}: expected a number above 0, found {value}"),
+        None => Ok(()),
+    }
+}
+
+/// Memory in GiB and cache in MiB of a device, as given or as they are likely to be.
+fn room(
+    device: &DeviceChoice,
+    memory_gib: Option<f64>,
+    cache_mib: Option<f64>,
+    rotate: bool,
+) -> Room {
+    let (gib, mib) = (f64::from(1 << 30), f64::from(1 << 20));
+    let memory = match (memory_gib, device.is_gpu()) {
+        (Some(given), _) => given * gib,
+        (None, true) => 24.0 * gib,
+        (None, false) => available_memory().map_or(4.0 * gib, |free| free as f64 / 2.0),
+    };
+    let cache = match (cache_mib, device.is_gpu()) {
+        (Some(given), _) => given * mib,
+        // An H100's; few GPUs have more.
+        (None, true) => 50.0 * mib,
+        (None, false) => Machine::this()
+            .last_level_cache_bytes
+            .map_or(32.0 * mib, |bytes| bytes as f64),
+    };
+    Room {
+        memory,
+        cache,
+        rotate,
+    }
+}
+
+fn fit(args: &FitArgs) -> Result<()> {
+    let reports: Vec<Report> = args
+        .files
+        .iter()
+        .map(|path| Report::read(path))
+        .collect::<Result<_>>()?;
+    let devices = match &args.device {
+        Some(device) => vec![device.clone()],
+        None => fit::devices(&reports),
+    };
+    for device in devices {
+        let found = fit::fit(&reports, &device)?;
+        print(&format!("{device}\n\n{}\n{}\n", found.table.text(), found))?;
+    }
+    Ok(())
+}
+
 fn render(args: &RenderArgs) -> Result<ExitCode> {
     let pages = render::pages(&args.root)?;
     let stale = render::differences(&args.root, &pages)?;
@@ -255,15 +467,9 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(args: &'a RunArgs, command: String, bench: Bench) -> Result<Self> {
-        for (name, value) in [
-            ("--seconds", args.seconds),
-            ("--memory-gib", args.memory_gib),
-            ("--cache-mib", args.cache_mib),
-        ] {
-            if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
-                bail!("{name}: expected a number above 0, found {value}");
-            }
-        }
+        check_positive("--seconds", args.seconds)?;
+        check_positive("--memory-gib", args.memory_gib)?;
+        check_positive("--cache-mib", args.cache_mib)?;
         let cases = args.grid().cases()?;
         let peers = match &args.compare {
             Some(path) => Some(
@@ -275,13 +481,8 @@ impl<'a> Plan<'a> {
         };
         let output = args.json.as_deref().map(OutputFile::create).transpose()?;
         let report = Report {
-            schema: SCHEMA,
-            bench,
-            date: provenance::now(),
-            commit: args.commit.clone().or_else(provenance::commit),
-            command,
+            head: Head::now(bench, command, args.commit.clone()),
             preset: args.preset,
-            machine: Machine::this(),
             runs: vec![],
             peers: None,
         };
@@ -299,6 +500,10 @@ impl<'a> Plan<'a> {
             device: device.clone(),
             room: self.args.room(device),
             pace: self.args.pace(),
+            scope: match self.args.everything {
+                true => Scope::ALL,
+                false => self.args.preset.scope(),
+            },
         };
         let mut first = true;
         op::run(&setup, &self.cases, |bandwidth, rows| {
@@ -325,7 +530,7 @@ impl<'a> Plan<'a> {
             ..self.report
         };
         if let Some(output) = self.output {
-            output.finish_with(&report.to_json()?)?;
+            output.finish_with(&report::to_json(&report)?)?;
         }
         Ok(report)
     }
@@ -345,14 +550,31 @@ impl RunArgs {
             shapes: or(&self.shapes, preset.shapes),
             dtypes: or(&self.dtypes, preset.dtypes),
             sketches: or(&self.sketches, preset.sketches),
-            group_scores: or(&self.group_scores, preset.group_scores),
-            components: self.components.unwrap_or(preset.components),
+            groups: self.groups(preset.groups),
             budget: match (fixed, self.compression) {
                 (Some((rank, top_k)), _) => Budget::Fixed { rank, top_k },
                 (None, Some(share)) => Budget::Share(share),
                 (None, None) => preset.budget,
             },
         }
+    }
+
+    /// Every given group score with every given way to agree on components; what is not given is the paper's.
+    fn groups(&self, preset: Vec<Group>) -> Vec<Group> {
+        if self.group_scores.is_empty() && self.components.is_empty() {
+            return preset;
+        }
+        let or = |given: bool| given.then_some(Group::PAPER);
+        let scores = self.group_scores.iter().copied();
+        let scores = scores.chain(or(self.group_scores.is_empty()).map(|group| group.score));
+        scores
+            .flat_map(|score| {
+                let ways = self.components.iter().copied();
+                let paper = or(self.components.is_empty()).map(|group| group.components);
+                ways.chain(paper)
+                    .map(move |components| Group { score, components })
+            })
+            .collect()
     }
 
     fn pace(&self) -> Pace {
@@ -364,25 +586,8 @@ impl RunArgs {
     }
 
     fn room(&self, device: &DeviceChoice) -> Room {
-        let (gib, mib) = (f64::from(1 << 30), f64::from(1 << 20));
-        let memory = match (self.memory_gib, device.is_gpu()) {
-            (Some(given), _) => given * gib,
-            (None, true) => 24.0 * gib,
-            (None, false) => available_memory().map_or(4.0 * gib, |free| free as f64 / 2.0),
-        };
-        let cache = match (self.cache_mib, device.is_gpu()) {
-            (Some(given), _) => given * mib,
-            // An H100's; few GPUs have more.
-            (None, true) => 50.0 * mib,
-            (None, false) => Machine::this()
-                .last_level_cache_bytes
-                .map_or(32.0 * mib, |bytes| bytes as f64),
-        };
-        Room {
-            memory,
-            cache,
-            rotate: self.preset.rotates(),
-        }
+        let rotate = self.preset.rotates();
+        room(device, self.memory_gib, self.cache_mib, rotate)
     }
 }
 

@@ -4,6 +4,7 @@ use crate::bandwidth::Bandwidth;
 use crate::contender::MethodName;
 use crate::peers::Peers;
 use crate::report::{Report, Row, Run};
+use crate::stage::Stage;
 use crate::table::{Table, bytes, digits, or_dash, percent};
 
 /// The rows of a run in full, with the peers' figures where there are any.
@@ -57,6 +58,31 @@ pub fn details(run: &Run, peers: Option<&Peers>) -> Table {
     table
 }
 
+/// The stages of the captured SparQ steps of a run; empty where steps could not be ended after a stage.
+pub fn stages(run: &Run) -> Table {
+    let headings = ["method", "B", "heads", "d", "S", "cache", "step us"].map(String::from);
+    let columns = Stage::ALL.iter().flat_map(|stage| {
+        [" us", " GB/s", " of bandwidth"].map(|unit| format!("{}{unit}", stage.name()))
+    });
+    let mut table = Table::new(headings.into_iter().chain(columns));
+    for row in run.rows.iter().filter(|row| !row.stages.is_empty()) {
+        let mut cells = vec![row.label()];
+        cells.extend(shape_cells(row));
+        cells.push(or_dash(row.median_us()));
+        for stage in Stage::ALL {
+            let time = row.stages.iter().find(|time| time.stage == stage);
+            cells.push(or_dash(time.map(|time| time.us)));
+            cells.push(or_dash(time.and_then(|time| time.gb_per_s)));
+            cells.push(
+                time.and_then(|time| time.share_of_bandwidth)
+                    .map_or("-".into(), percent),
+            );
+        }
+        table.row(cells);
+    }
+    table
+}
+
 /// Medians of every device of a report beside each other; the runs have the same cases.
 pub fn devices(report: &Report) -> Table {
     let names = report.runs.iter().map(|run| format!("{} us", run.device));
@@ -68,8 +94,8 @@ pub fn devices(report: &Report) -> Table {
     );
     let mut seen: Vec<&Row> = Vec::new();
     let same = |a: &Row, b: &Row| {
-        (a.shape, a.dtype, a.method, a.stage, a.mode, a.settings)
-            == (b.shape, b.dtype, b.method, b.stage, b.mode, b.settings)
+        (a.shape, a.dtype, a.method, a.mode, a.settings)
+            == (b.shape, b.dtype, b.method, b.mode, b.settings)
     };
     for row in report.runs.iter().flat_map(|run| &run.rows) {
         if seen.iter().any(|other| same(row, other)) {

@@ -2,14 +2,17 @@
 
 use std::any::Any;
 use std::fmt;
+use std::rc::Rc;
 
 use anyhow::Result;
+use burn::tensor::Tensor;
 use burn::tensor::module::attention;
 use serde::{Deserialize, Serialize};
-use sparq::{CacheShape, Sketch, SparqConfig, Transfers, op};
+use sparq::{CacheShape, CacheTensors, RowSpans, Sketch, SparqConfig, Transfers, op};
 
 use crate::buffers::{Source, copy};
-use crate::preset::Case;
+use crate::preset::{Case, Scope};
+use crate::stage::Stage;
 
 /// The method of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -21,23 +24,6 @@ pub enum MethodName {
     DenseBurn,
     /// SparQ, [`op::sparq_decode`].
     Sparq,
-}
-
-/// The part of a step that a row times. The stages of a kernel that can be launched alone are variants to add here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// All of it.
-    Whole,
-}
-
-impl Stage {
-    /// The name in JSON files and tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Stage::Whole => "whole",
-        }
-    }
 }
 
 /// What a call returns: kept until the device has done the work, since a lazy backend may leave out work that nobody waits for.
@@ -59,15 +45,27 @@ impl fmt::Debug for Kept {
 /// Makes one call on the buffer set of this index. It holds the buffers.
 pub type Calls = Box<dyn Fn(usize) -> Kept>;
 
+/// A contender with its buffers.
+pub struct Prepared {
+    /// Whole calls.
+    pub whole: Calls,
+    /// Calls on the same buffers that end after a stage, in the order of the stages; the last stage ends with the whole.
+    pub until: Vec<(Stage, Calls)>,
+}
+
+impl From<Calls> for Prepared {
+    fn from(whole: Calls) -> Self {
+        Self {
+            whole,
+            until: vec![],
+        }
+    }
+}
+
 /// Something to time.
 pub trait Contender {
     /// The method.
     fn method(&self) -> MethodName;
-
-    /// The part of it.
-    fn stage(&self) -> Stage {
-        Stage::Whole
-    }
 
     /// SparQ's settings, for SparQ.
     fn settings(&self) -> Option<SparqConfig> {
@@ -84,17 +82,26 @@ pub trait Contender {
     ///
     /// # Errors
     /// When the device can't hold them.
-    fn prepare(&self, source: &Source, sets: usize) -> Result<Calls>;
+    fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared>;
 }
 
 /// Everything that is timed on a case, dense attention of this project first: the others are related to it.
-pub fn all(case: &Case) -> Vec<Box<dyn Contender>> {
-    let mut all: Vec<Box<dyn Contender>> = vec![Box::new(Dense), Box::new(DenseBurn)];
+pub fn all(case: &Case, scope: &Scope) -> Vec<Box<dyn Contender>> {
+    let mut all: Vec<Box<dyn Contender>> = vec![Box::new(Dense)];
+    if DenseBurn.set_bytes(case) <= scope.dense_burn_bytes {
+        all.push(Box::new(DenseBurn));
+    }
     for &settings in &case.settings {
         all.push(Box::new(Sparq(settings)));
     }
     all
 }
+
+/// Makes a step that ends after a stage.
+type Prefix = fn(Tensor<4>, CacheTensors, &RowSpans, &SparqConfig) -> Kept;
+
+/// The stages before the last that [`op`] can end after. Where it knows none, the stages of a step are not told apart.
+const PREFIXES: &[(Stage, Prefix)] = &[];
 
 /// Bytes of a whole cache with this sketch.
 fn cache_bytes(case: &Case, sketch: Option<Sketch>) -> f64 {
@@ -121,13 +128,14 @@ impl Contender for Dense {
         cache_bytes(case, None)
     }
 
-    fn prepare(&self, source: &Source, sets: usize) -> Result<Calls> {
+    fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared> {
         let caches = source.caches(None, sets)?;
         let q = source.q.clone();
-        Ok(Box::new(move |set| {
+        let calls: Calls = Box::new(move |set| {
             let cache = caches.sets[set].clone();
             Kept::new(op::dense_decode(q.clone(), cache, &caches.rows))
-        }))
+        });
+        Ok(calls.into())
     }
 }
 
@@ -146,10 +154,10 @@ impl Contender for DenseBurn {
         cache_bytes(case, None) * case.shape.group_size() as f64
     }
 
-    fn prepare(&self, source: &Source, sets: usize) -> Result<Calls> {
+    fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared> {
         let [batch, kv_heads, len, head_dim] = source.k.dims();
         let group = source.group_size;
-        let expanded = |tensor: &burn::tensor::Tensor<4>| match group {
+        let expanded = |tensor: &Tensor<4>| match group {
             1 => copy(tensor),
             _ => tensor
                 .clone()
@@ -161,10 +169,11 @@ impl Contender for DenseBurn {
             .map(|_| (expanded(&source.k), expanded(&source.v)))
             .collect();
         let q = source.q.clone();
-        Ok(Box::new(move |set| {
+        let calls: Calls = Box::new(move |set| {
             let (k, v) = caches[set].clone();
             Kept::new(attention(q.clone(), k, v, None, None, Default::default()))
-        }))
+        });
+        Ok(calls.into())
     }
 }
 
@@ -187,13 +196,25 @@ impl Contender for Sparq {
         cache_bytes(case, Some(self.0.sketch))
     }
 
-    fn prepare(&self, source: &Source, sets: usize) -> Result<Calls> {
-        let caches = source.caches(Some(self.0.sketch), sets)?;
+    fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared> {
+        let caches = Rc::new(source.caches(Some(self.0.sketch), sets)?);
         let (q, config) = (source.q.clone(), self.0);
-        Ok(Box::new(move |set| {
-            let cache = caches.sets[set].clone();
-            Kept::new(op::sparq_decode(q.clone(), cache, &caches.rows, &config))
-        }))
+        let calls = |step: Prefix| -> Calls {
+            let (q, caches) = (q.clone(), Rc::clone(&caches));
+            Box::new(move |set| {
+                let cache = caches.sets[set].clone();
+                step(q.clone(), cache, &caches.rows, &config)
+            })
+        };
+        Ok(Prepared {
+            whole: calls(|q, cache, rows, config| {
+                Kept::new(op::sparq_decode(q, cache, rows, config))
+            }),
+            until: PREFIXES
+                .iter()
+                .map(|&(stage, prefix)| (stage, calls(prefix)))
+                .collect(),
+        })
     }
 }
 

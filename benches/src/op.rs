@@ -1,15 +1,15 @@
 //! One decode step of attention on one device: dense and SparQ, eager and captured.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use anyhow::Result;
 
 use crate::bandwidth::{self, Bandwidth};
 use crate::buffers::{Room, Source};
-use crate::contender::{self, Contender};
-use crate::preset::Case;
+use crate::contender::{self, Calls, Contender};
+use crate::guard::guarded;
+use crate::preset::{Case, Scope};
 use crate::report::{Measured, Row, Run};
+use crate::stage::{self, Stage};
+use crate::stats::Summary;
 use crate::table::bytes;
 use crate::timing::{self, Mode, Pace};
 use sparq_host::device::DeviceChoice;
@@ -23,6 +23,8 @@ pub struct Setup {
     pub room: Room,
     /// How long to measure.
     pub pace: Pace,
+    /// What to measure.
+    pub scope: Scope,
 }
 
 /// Measures the bandwidth and then every case, and tells `progress` of each case's rows.
@@ -53,18 +55,19 @@ pub fn run(
 }
 
 fn measure_case(setup: &Setup, bandwidth: &Bandwidth, case: &Case) -> Vec<Row> {
+    let source_bytes = case.shape.kv_bytes(case.dtype);
     let modes: &[Mode] = match setup.device.is_gpu() {
-        true => &[Mode::Eager, Mode::Captured],
+        true if source_bytes <= setup.scope.eager_bytes => &[Mode::Eager, Mode::Captured],
+        true => &[Mode::Captured],
         false => &[Mode::Eager],
     };
-    let source_bytes = case.shape.kv_bytes(case.dtype);
     // One more set has to fit beside the source, and the conversion of random numbers takes as much.
     let source = match 2.0 * source_bytes > setup.room.memory {
         true => Err(no_room(2.0 * source_bytes, &setup.room)),
         false => guarded(|| Ok(Source::new(case, &setup.device.open()))),
     };
     let mut rows: Vec<Row> = Vec::new();
-    for contender in contender::all(case) {
+    for contender in contender::all(case, &setup.scope) {
         let results = match &source {
             Ok(source) => measure(setup, case, contender.as_ref(), source, source_bytes, modes),
             Err(why) => vec![Err(why.clone()); modes.len()],
@@ -80,9 +83,11 @@ fn measure_case(setup: &Setup, bandwidth: &Bandwidth, case: &Case) -> Vec<Row> {
 }
 
 /// A measurement before it is related to anything.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Raw {
-    time: crate::stats::Summary,
+    time: Summary,
+    /// Times of the calls that end after a stage.
+    until: Vec<(Stage, Summary)>,
     sets: usize,
     working_set: f64,
     cold: bool,
@@ -106,7 +111,7 @@ fn measure(
         Some(sets) => guarded(|| Ok((contender.prepare(source, sets)?, sets))),
     };
     let (calls, sets) = match prepared {
-        Ok(prepared) => prepared,
+        Ok((calls, sets)) => (calls, sets),
         Err(why) => return vec![Err(why); modes.len()],
     };
     let working_set = sets as f64 * read;
@@ -114,16 +119,29 @@ fn measure(
         .iter()
         .map(|mode| {
             guarded(|| {
+                let captured = |calls: &Calls| timing::captured(&device, calls, sets, &setup.pace);
                 let (time, hardware_graph) = match mode {
-                    Mode::Eager => (timing::eager(&device, &calls, sets, &setup.pace)?, None),
+                    Mode::Eager => (
+                        timing::eager(&device, &calls.whole, sets, &setup.pace)?,
+                        None,
+                    ),
                     Mode::Captured => {
-                        let (time, hardware) =
-                            timing::captured(&device, &calls, sets, &setup.pace)?;
+                        let (time, hardware) = captured(&calls.whole)?;
                         (time, Some(hardware))
                     }
                 };
+                // Call by call, the wait for a launch would be counted to a stage.
+                let until = match mode {
+                    Mode::Eager => vec![],
+                    Mode::Captured => calls
+                        .until
+                        .iter()
+                        .map(|(stage, calls)| Ok((*stage, captured(calls)?.0)))
+                        .collect::<Result<_>>()?,
+                };
                 Ok(Raw {
                     time,
+                    until,
                     sets,
                     working_set,
                     cold: setup.room.is_cold(working_set),
@@ -142,9 +160,19 @@ fn row(
     result: Result<Raw, String>,
 ) -> Row {
     let transfers = contender.transfers(case);
-    let (measured, skipped) = match result {
-        Err(why) => (None, Some(why)),
+    let settings = contender.settings();
+    let (measured, skipped, stages) = match result {
+        Err(why) => (None, Some(why), vec![]),
         Ok(raw) => {
+            let stages = match &settings {
+                Some(config) if !raw.until.is_empty() => stage::times(
+                    &raw.until,
+                    &raw.time,
+                    |stage| stage.bytes(&case.shape, case.dtype, config),
+                    bandwidth,
+                ),
+                _ => vec![],
+            };
             let gb_per_s = transfers.bytes() / raw.time.median_us / 1e3;
             let measured = Measured {
                 time: raw.time,
@@ -156,20 +184,20 @@ fn row(
                 cold: raw.cold,
                 hardware_graph: raw.hardware_graph,
             };
-            (Some(measured), None)
+            (Some(measured), None, stages)
         }
     };
     Row {
         shape: case.shape,
         dtype: case.dtype,
         method: contender.method(),
-        stage: contender.stage(),
         mode,
-        settings: contender.settings(),
+        settings,
         elements: transfers.elements,
         bytes: transfers.bytes(),
         measured,
         skipped,
+        stages,
     }
 }
 
@@ -194,35 +222,4 @@ fn no_room(needed: f64, room: &Room) -> String {
         bytes(needed),
         bytes(room.memory)
     )
-}
-
-/// What `f` returns, an error or a panic of a backend as text: it must not cost the rows before it.
-fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(f)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(format!("{error:#}")),
-        Err(panic) => Err(format!("panicked: {}", panic_message(panic.as_ref()))),
-    }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-        .unwrap_or_else(|| "no message".into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_becomes_text() {
-        assert_eq!(guarded(|| Ok(1)), Ok(1));
-        let failed: Result<(), String> = guarded(|| anyhow::bail!("no"));
-        assert_eq!(failed, Err("no".into()));
-        let panicked: Result<(), String> = guarded(|| panic!("at {}", 7));
-        assert_eq!(panicked, Err("panicked: at 7".into()));
-    }
 }

@@ -20,6 +20,8 @@ pub enum Preset {
     Paper,
     /// Multi-head and grouped-query shapes from B=1 to 64, S from 4k to 128k, fp16, r=32, k=128
     Field,
+    /// The nine shapes with goals on one H100, fp16, r=32, k=128: a table of what is reached
+    Goals,
 }
 
 impl Preset {
@@ -30,6 +32,7 @@ impl Preset {
             Preset::Cpu => "cpu",
             Preset::Paper => "paper",
             Preset::Field => "field",
+            Preset::Goals => "goals",
         }
     }
 
@@ -37,7 +40,23 @@ impl Preset {
     pub fn pace(self) -> Pace {
         match self {
             Preset::Quick => Pace::QUICK,
-            _ => Pace::STEADY,
+            Preset::Cpu | Preset::Paper => Pace::STEADY,
+            Preset::Field | Preset::Goals => Pace::BRIEF,
+        }
+    }
+
+    /// What of its cases is measured.
+    pub fn scope(self) -> Scope {
+        match self {
+            Preset::Field => Scope {
+                eager_bytes: 70e6,
+                dense_burn_bytes: 0.3e9,
+            },
+            Preset::Goals => Scope {
+                eager_bytes: 0.0,
+                dense_burn_bytes: 0.0,
+            },
+            Preset::Quick | Preset::Cpu | Preset::Paper => Scope::ALL,
         }
     }
 
@@ -53,8 +72,7 @@ impl Preset {
             shapes: vec![],
             dtypes: vec![CacheType::F16],
             sketches: full_and_coded,
-            group_scores: vec![GroupScore::Probabilities],
-            components: Components::SumAbs,
+            groups: vec![Group::PAPER],
             budget: Budget::Fixed {
                 rank: 32,
                 top_k: 128,
@@ -69,7 +87,13 @@ impl Preset {
                     Shape::new(2, 4, 2, 64, 512),
                 ],
                 dtypes: vec![CacheType::F32],
-                group_scores: vec![GroupScore::Probabilities, GroupScore::Logits],
+                groups: vec![
+                    Group::PAPER,
+                    Group {
+                        score: GroupScore::Logits,
+                        ..Group::PAPER
+                    },
+                ],
                 budget: Budget::Fixed {
                     rank: 16,
                     top_k: 64,
@@ -114,10 +138,101 @@ impl Preset {
                 ]
                 .map(|(b, kv, s)| Shape::new(b, 32, kv, 128, s))
                 .to_vec(),
+                groups: vec![Group::PAPER, Group::AS_ONE],
+                ..grid
+            },
+            Preset::Goals => Grid {
+                shapes: GOALS.map(|goal| goal.shape).to_vec(),
                 ..grid
             },
         }
     }
+}
+
+/// What a step has to reach on one H100 with fp16, r = 32 and k = 128, captured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Goal {
+    /// The shape.
+    pub shape: Shape,
+    /// Microseconds with the full sketch.
+    pub full_us: f64,
+    /// Microseconds with codes of 4 bits.
+    pub bits4_us: f64,
+}
+
+impl Goal {
+    const fn new(
+        (batch, kv_heads, seq_len): (usize, usize, usize),
+        full_us: f64,
+        bits4_us: f64,
+    ) -> Self {
+        Self {
+            shape: Shape::new(batch, 32, kv_heads, 128, seq_len),
+            full_us,
+            bits4_us,
+        }
+    }
+
+    /// Microseconds with this sketch, if there is a goal for it.
+    pub fn us(&self, sketch: Sketch) -> Option<f64> {
+        match sketch {
+            Sketch::Full => Some(self.full_us),
+            Sketch::Bits8 => None,
+            Sketch::Bits4 => Some(self.bits4_us),
+        }
+    }
+}
+
+/// The goals, set from the quickest dense attention of PyTorch and the floors that the card's copy bandwidth gives.
+pub const GOALS: [Goal; 9] = [
+    Goal::new((64, 32, 4096), 260.0, 125.0),
+    Goal::new((16, 32, 16_384), 220.0, 80.0),
+    Goal::new((8, 8, 131_072), 210.0, 70.0),
+    Goal::new((32, 8, 16_384), 120.0, 42.0),
+    Goal::new((64, 8, 4096), 85.0, 40.0),
+    Goal::new((1, 32, 16_384), 24.0, 18.0),
+    Goal::new((1, 8, 131_072), 36.0, 22.0),
+    Goal::new((1, 8, 16_384), 17.0, 15.0),
+    Goal::new((1, 8, 4096), 19.0, 17.0),
+];
+
+/// What of the cases is measured, since time on a GPU is dear.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scope {
+    /// Calls are timed eagerly too where K and V have at most these bytes: in long calls the launches are lost.
+    pub eager_bytes: f64,
+    /// Dense attention of burn is timed where K and V, expanded to all heads, have at most these bytes.
+    pub dense_burn_bytes: f64,
+}
+
+impl Scope {
+    /// Everything.
+    pub const ALL: Scope = Scope {
+        eager_bytes: f64::INFINITY,
+        dense_burn_bytes: f64::INFINITY,
+    };
+}
+
+/// How the query heads of a group agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// On positions.
+    pub score: GroupScore,
+    /// On components.
+    pub components: Components,
+}
+
+impl Group {
+    /// As in the paper.
+    pub const PAPER: Group = Group {
+        score: GroupScore::Probabilities,
+        components: Components::SumAbs,
+    };
+    /// The whole group scores as one query, which makes one score of a position instead of g.
+    pub const AS_ONE: Group = Group {
+        score: GroupScore::Logits,
+        components: Components::AbsSum,
+    };
 }
 
 /// How r and k are chosen.
@@ -143,10 +258,8 @@ pub struct Grid {
     pub dtypes: Vec<CacheType>,
     /// Key sketches.
     pub sketches: Vec<Sketch>,
-    /// Group scores; with one query head for each key/value head all are the same, and the first stands for all.
-    pub group_scores: Vec<GroupScore>,
-    /// How a group agrees on components.
-    pub components: Components,
+    /// How groups agree; with one query head for each key/value head all are the same, and the first stands for all.
+    pub groups: Vec<Group>,
     /// r and k.
     pub budget: Budget,
 }
@@ -171,9 +284,11 @@ impl Grid {
         let empty = self.shapes.is_empty()
             || self.dtypes.is_empty()
             || self.sketches.is_empty()
-            || self.group_scores.is_empty();
+            || self.groups.is_empty();
         if empty {
-            bail!("expected at least one shape, dtype, sketch and group score, found none");
+            bail!(
+                "expected at least one shape, dtype, sketch and way to agree in a group, found none"
+            );
         }
         let mut cases = Vec::new();
         for &shape in &self.shapes {
@@ -190,21 +305,21 @@ impl Grid {
     }
 
     fn settings(&self, shape: &Shape) -> Result<Vec<SparqConfig>> {
-        let scores = match shape.group_size() {
-            1 => &self.group_scores[..1],
-            _ => &self.group_scores[..],
+        let groups = match shape.group_size() {
+            1 => &self.groups[..1],
+            _ => &self.groups[..],
         };
         let mut all = Vec::new();
         for &sketch in &self.sketches {
-            for &group_score in scores {
+            for group in groups {
                 let start = match self.budget {
                     Budget::Fixed { rank, top_k } => SparqConfig::new(rank, top_k),
                     Budget::Share(_) => SparqConfig::new(1, 1),
                 };
                 let config = start
                     .with_sketch(sketch)
-                    .with_group_score(group_score)
-                    .with_components(self.components);
+                    .with_group_score(group.score)
+                    .with_components(group.components);
                 let config = match self.budget {
                     Budget::Fixed { .. } => Ok(config),
                     Budget::Share(share) => {
@@ -255,6 +370,23 @@ mod tests {
             case.unwrap().settings.len()
         };
         assert_eq!((count(4), count(2)), (2, 4));
+    }
+
+    #[test]
+    fn goals_lie_between_the_floor_and_dense_attention() {
+        // GB/s of a copy on the card that the goals are for.
+        let us = |bytes: f64| bytes / 3020.0 / 1e3;
+        for goal in GOALS {
+            let shape = goal.shape;
+            let cache = shape.cache(CacheType::F16);
+            for sketch in [Sketch::Full, Sketch::Bits4] {
+                let config = SparqConfig::new(32, 128).with_sketch(sketch);
+                let floor = us(Transfers::sparq(&cache, shape.seq_len, &config).bytes());
+                let found = goal.us(sketch).unwrap();
+                assert!(found > floor, "{shape} {sketch:?}: {found} and {floor}");
+            }
+            assert!(goal.bits4_us <= goal.full_us);
+        }
     }
 
     #[test]

@@ -9,11 +9,13 @@ use serde_json::Value;
 use sparq::{Components, GroupScore, Sketch, SparqConfig};
 
 use crate::bandwidth::Bandwidth;
-use crate::contender::{MethodName, Stage};
+use crate::contender::MethodName;
 use crate::machine::Machine;
 use crate::peers::Peers;
 use crate::preset::Preset;
+use crate::provenance;
 use crate::shape::{CacheType, Shape};
+use crate::stage::StageTime;
 use crate::stats::Summary;
 use crate::timing::Mode;
 
@@ -28,11 +30,13 @@ pub enum Bench {
     Op,
     /// Every device of a build and machine: a run for each.
     Backends,
+    /// Whole decode steps of models on one device; see [`crate::e2e`].
+    E2e,
 }
 
-/// A file of results.
+/// What every file of results begins with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct Head {
     /// [`SCHEMA`].
     pub schema: u64,
     /// Which benchmark.
@@ -43,10 +47,32 @@ pub struct Report {
     pub commit: Option<String>,
     /// The command.
     pub command: String,
-    /// The preset that shapes and settings were taken from; the command tells what replaced them.
-    pub preset: Preset,
     /// The machine.
     pub machine: Machine,
+}
+
+impl Head {
+    /// For a benchmark that begins now, on this machine.
+    pub fn now(bench: Bench, command: String, commit: Option<String>) -> Self {
+        Self {
+            schema: SCHEMA,
+            bench,
+            date: provenance::now(),
+            commit: commit.or_else(provenance::commit),
+            command,
+            machine: Machine::this(),
+        }
+    }
+}
+
+/// A file of results of single operations.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// When, where and how.
+    #[serde(flatten)]
+    pub head: Head,
+    /// The preset that shapes and settings were taken from; the command tells what replaced them.
+    pub preset: Preset,
     /// What was measured, for each device.
     pub runs: Vec<Run>,
     /// Figures of another framework on shapes of this report.
@@ -77,8 +103,6 @@ pub struct Row {
     pub dtype: CacheType,
     /// The method.
     pub method: MethodName,
-    /// The part of the step.
-    pub stage: Stage,
     /// How calls reach the device.
     pub mode: Mode,
     /// SparQ's settings, for SparQ.
@@ -91,6 +115,9 @@ pub struct Row {
     pub measured: Option<Measured>,
     /// Why it was not measured.
     pub skipped: Option<String>,
+    /// What each stage takes of a captured SparQ step, where steps can be ended after a stage.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageTime>,
 }
 
 /// The measurement of a row.
@@ -124,15 +151,22 @@ impl Row {
 
     /// The method with what tells its settings apart: `SparQ 4bits r=32 k=128`.
     pub fn label(&self) -> String {
-        let name = match (self.method, &self.settings) {
+        match (self.method, &self.settings) {
             (MethodName::Dense, _) => "dense".into(),
             (MethodName::DenseBurn, _) => "dense (burn)".into(),
             (MethodName::Sparq, None) => "SparQ".into(),
             (MethodName::Sparq, Some(settings)) => self.sparq_label(settings, true),
-        };
-        match self.stage {
-            Stage::Whole => name,
         }
+    }
+
+    /// Whether it is SparQ whose groups agree as in the paper, which every shape has.
+    pub fn is_default_sparq(&self) -> bool {
+        self.method == MethodName::Sparq
+            && (self.shape.group_size() == 1
+                || self.settings.is_some_and(|settings| {
+                    settings.group_score == GroupScore::Probabilities
+                        && settings.components == Components::SumAbs
+                }))
     }
 
     /// The label without r and k, which may follow S.
@@ -175,31 +209,36 @@ impl Report {
     /// # Errors
     /// When the file is not there or is no report of this schema; the message names what was expected and found.
     pub fn read(path: &Path) -> Result<Self> {
-        let named = || path.display().to_string();
-        let text = fs::read_to_string(path).with_context(named)?;
-        let value: Value = serde_json::from_str(&text)
-            .with_context(|| format!("{}: expected JSON", path.display()))?;
-        match value.get("schema").and_then(Value::as_u64) {
-            Some(SCHEMA) => {}
-            Some(other) => bail!(
-                "{}: expected a report of schema {SCHEMA}, found schema {other}",
-                named()
-            ),
-            None => bail!(
-                "{}: expected a report of sparq-bench (an object with \"schema\": {SCHEMA}), found no schema",
-                named()
-            ),
-        }
-        serde_json::from_value(value).with_context(named)
+        let value = read_value(path)?;
+        serde_json::from_value(value).with_context(|| path.display().to_string())
     }
+}
 
-    /// The report as it is written to a file.
-    ///
-    /// # Errors
-    /// When a number can't be written in JSON.
-    pub fn to_json(&self) -> Result<Vec<u8>> {
-        let mut text = serde_json::to_vec_pretty(self).context("the report as JSON")?;
-        text.push(b'\n');
-        Ok(text)
+/// A report of any benchmark as JSON, of the schema that this build knows.
+pub(crate) fn read_value(path: &Path) -> Result<Value> {
+    let named = || path.display().to_string();
+    let text = fs::read_to_string(path).with_context(named)?;
+    let value: Value = serde_json::from_str(&text)
+        .with_context(|| format!("{}: expected JSON", path.display()))?;
+    match value.get("schema").and_then(Value::as_u64) {
+        Some(SCHEMA) => Ok(value),
+        Some(other) => bail!(
+            "{}: expected a report of schema {SCHEMA}, found schema {other}",
+            named()
+        ),
+        None => bail!(
+            "{}: expected a report of sparq-bench (an object with \"schema\": {SCHEMA}), found no schema",
+            named()
+        ),
     }
+}
+
+/// A report as it is written to a file.
+///
+/// # Errors
+/// When a number can't be written in JSON.
+pub fn to_json(report: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(report).context("the report as JSON")?;
+    text.push(b'\n');
+    Ok(text)
 }

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
 use sparq::CacheShape;
+use sparq::cost::StepShape;
 
 /// One decode step: q [B, H, 1, d] on a cache of K and V [B, H_kv, S, d].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,13 +46,20 @@ impl Shape {
         self.heads / self.kv_heads
     }
 
-    /// What decides the bytes of a step, heads summed over the batch.
-    pub fn cache(&self, dtype: CacheType) -> CacheShape {
-        CacheShape {
+    /// The sizes of a step apart from S.
+    pub fn step(&self, dtype: CacheType) -> StepShape {
+        StepShape {
+            batch: self.batch,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
             head_dim: self.head_dim,
-            kv_heads: self.batch * self.kv_heads,
             element_bytes: dtype.bytes(),
         }
+    }
+
+    /// What decides the bytes of a step, heads summed over the batch.
+    pub fn cache(&self, dtype: CacheType) -> CacheShape {
+        self.step(dtype).cache()
     }
 
     /// Bytes of K and V together.

@@ -50,6 +50,11 @@ impl Pace {
         max_samples: 100,
         sample_seconds: 5e-3,
     };
+    /// For figures to keep where time is dear: GPUs vary little.
+    pub const BRIEF: Pace = Pace {
+        seconds: 0.2,
+        ..Pace::STEADY
+    };
     /// To see that everything runs.
     pub const QUICK: Pace = Pace {
         seconds: 0.02,

@@ -6,8 +6,10 @@ use std::process::Output;
 use std::sync::LazyLock;
 
 use assert_cmd::Command;
+use sparq::cost::StepCosts;
 use sparq_benches::contender::MethodName;
-use sparq_benches::report::{Report, Row};
+use sparq_benches::e2e::report::E2eReport;
+use sparq_benches::report::{Report, Row, to_json};
 use sparq_benches::timing::Mode;
 
 fn bench(arguments: &[&str]) -> Output {
@@ -78,8 +80,8 @@ fn sample_repository() -> tempfile::TempDir {
 fn the_quick_preset_measures_every_method_on_every_shape() {
     let folder = tempfile::tempdir().unwrap();
     let report = run_quick(folder.path(), &[]);
-    assert_eq!(report.commit.as_deref(), Some("0123456789abcdef"));
-    assert!(report.command.starts_with("sparq-bench op --device"));
+    assert_eq!(report.head.commit.as_deref(), Some("0123456789abcdef"));
+    assert!(report.head.command.starts_with("sparq-bench op --device"));
     let [run] = &report.runs[..] else {
         panic!("one device, one run")
     };
@@ -113,7 +115,7 @@ fn a_report_comes_back_from_json_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let report = run_quick(folder.path(), &[]);
     let path = folder.path().join("again.json");
-    fs::write(&path, report.to_json().unwrap()).unwrap();
+    fs::write(&path, to_json(&report).unwrap()).unwrap();
     assert_eq!(Report::read(&path).unwrap(), report);
 }
 
@@ -201,6 +203,138 @@ fn results_become_pages_that_a_check_accepts_until_something_changes() {
 }
 
 #[test]
+fn a_small_model_is_measured_rendered_and_compared() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |path: &str| root.path().join(path);
+    fs::create_dir_all(at("benches/results")).unwrap();
+    let readme = "# Title\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n";
+    fs::write(at("README.md"), readme).unwrap();
+    let peers = r#"{"torch": "2.0", "rows": [{"model": "tiny", "B": 2, "S": 300, "flash_ms_per_step": 123.0}]}"#;
+    fs::write(at("e2e.json"), peers).unwrap();
+    let json = at("benches/results/small.json");
+    let output = bench(&[
+        "e2e",
+        "--device",
+        device(),
+        "--dtype",
+        "f32",
+        "--run",
+        "tiny,2,300",
+        "--run",
+        "tiny,1,40",
+        "--rank",
+        "4",
+        "--top-k",
+        "32",
+        "--compare",
+        at("e2e.json").to_str().unwrap(),
+        "--json",
+        json.to_str().unwrap(),
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let report = E2eReport::read(&json).unwrap();
+    assert!(report.head.command.starts_with("sparq-bench e2e --device"));
+    let rows = &report.run.rows;
+    assert_eq!(
+        rows.len(),
+        2 * 3,
+        "dense, codes of 4 bits and the full sketch"
+    );
+    for row in rows {
+        assert_eq!(row.skipped, None);
+        let parts = row.parts.expect("parts are measured on every device");
+        assert!(row.step_us().unwrap() > parts.attention.median_us.max(parts.linears.median_us));
+        assert_eq!(row.settings.is_some(), row.method == MethodName::Sparq);
+    }
+    assert!(rows[1].cache_bytes < rows[0].cache_bytes / 2.0);
+
+    let folder = root.path().to_str().unwrap();
+    assert!(bench(&["render", "--root", folder]).status.success());
+    let page = fs::read_to_string(at("docs/performance.md")).unwrap();
+    for part in [
+        "## small",
+        "Where the time goes",
+        "tiny | 2 | 300",
+        "123",
+        "SparQ 4bits r=4 k=32",
+    ] {
+        assert!(page.contains(part), "{part:?} is not in {page}");
+    }
+    let readme = fs::read_to_string(at("README.md")).unwrap();
+    assert!(
+        readme.contains("No results yet"),
+        "a tiny model is no figure"
+    );
+    assert!(refusal(&["fit", json.to_str().unwrap()]).contains("small.json"));
+}
+
+#[test]
+fn the_cost_model_is_fitted_to_results() {
+    let folder = tempfile::tempdir().unwrap();
+    // Lengths so far apart that the time of a byte shows in samples this short.
+    let shapes = [
+        "--shape",
+        "1,4,4,64,1024",
+        "--shape",
+        "1,4,4,64,8192",
+        "--shape",
+        "1,4,4,64,32768",
+    ];
+    run_quick(folder.path(), &shapes);
+    let path = folder.path().join("quick.json");
+    let output = bench(&["fit", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    let json = shown
+        .lines()
+        .find(|line| line.starts_with('{'))
+        .expect("the figures are there as JSON");
+    let costs: StepCosts = serde_json::from_str(json).unwrap();
+    assert!(
+        costs.validate().is_ok() && costs.gb_per_s > 0.0,
+        "{costs:?}"
+    );
+    assert!(shown.contains("StepCosts {") && shown.contains("pairs of dense and SparQ"));
+    let error = refusal(&["fit", path.to_str().unwrap(), "--device", "abacus"]);
+    assert!(
+        error.contains("abacus") && error.contains("found 0 and 0"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_goals_stand_beside_what_was_measured() {
+    // The preset itself is for a large card: here it names the table, and the shape is a small one of which there is no goal.
+    let output = bench(&[
+        "op",
+        "--device",
+        device(),
+        "--preset",
+        "goals",
+        "--shape",
+        "1,2,2,32,256",
+        "--dtype",
+        "f32",
+        "--rank",
+        "8",
+        "--top-k",
+        "32",
+        "--seconds",
+        "0.01",
+        "--cache-mib",
+        "0.1",
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    let line = shown
+        .lines()
+        .find(|line| line.starts_with("64") && line.contains("4096"))
+        .expect("a line for each goal");
+    assert!(line.contains("260") && line.contains("125"), "{line}");
+}
+
+#[test]
 fn the_committed_pages_are_what_the_committed_results_give() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let output = bench(&["render", "--check", "--root", root]);
@@ -211,7 +345,7 @@ fn the_committed_pages_are_what_the_committed_results_give() {
 fn wrong_input_is_refused_with_what_was_expected_and_found() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let cases: [(&[&str], &[&str]); 7] = [
+    let cases: [(&[&str], &[&str]); 9] = [
         (&["op", "--preset", "huge"], &["huge", "quick", "field"]),
         (&["op", "--device", "abacus"], &["abacus", "flex", "cuda"]),
         (&["op", "--shape", "1,2,3"], &["B,H,H_kv,d,S", "1,2,3"]),
@@ -222,6 +356,11 @@ fn wrong_input_is_refused_with_what_was_expected_and_found() {
         ),
         (&["op", "--compression", "1e-9"], &["no rank and top_k"]),
         (&["op", "--seconds=-1"], &["--seconds", "above 0", "-1"]),
+        (&["e2e", "--run", "gpt,1,2"], &["llama3-8b", "gpt,1,2"]),
+        (
+            &["e2e", "--run", "tiny,1,2", "--rank", "17"],
+            &["tiny", "found 17", "1 to 16"],
+        ),
     ];
     for (arguments, expected) in cases {
         let mut arguments = arguments.to_vec();

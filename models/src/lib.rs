@@ -14,6 +14,7 @@ mod llama;
 mod lm;
 pub mod progress;
 pub mod text;
+mod weights;
 
 pub use llama::Llama;
-pub use lm::{CausalLm, ModelCache};
+pub use lm::{CapturedLm, CausalLm, ModelCache};

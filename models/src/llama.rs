@@ -7,8 +7,9 @@ use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::{KvCache, Method, Rotary, RotaryConfig, SparqAttention, SparqError};
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Loader};
+use crate::checkpoint::{Checkpoint, CheckpointError, Loader, check_device};
 use crate::config::{HiddenAct, LlamaConfig};
+use crate::weights::{RandomWeights, Weights};
 use crate::{CausalLm, ModelCache};
 
 /// A Llama: pre-norm blocks of rotary grouped-query attention and a gated MLP, with a language model head.
@@ -74,6 +75,50 @@ impl Llama {
         device: &Device,
     ) -> Result<Self, CheckpointError> {
         let loader = Loader::new(checkpoint, device, dtype)?;
+        let model = Self::build(&loader, config, device)?;
+        if config.tie_word_embeddings {
+            // Some checkpoints store the embedding table under both names.
+            checkpoint.ignore("lm_head.weight");
+        }
+        loader.finish();
+        Ok(model)
+    }
+
+    /// A model with random weights in `dtype` on `device`: to train, or to measure the shapes of models that are too large to pass around.
+    ///
+    /// Matrices are drawn from a normal distribution of standard deviation 0.02 (the family's `initializer_range`), biases are 0 and scales of norms 1.
+    /// [`Device::seed`] makes the weights repeatable.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, FloatDType};
+    /// use sparq_models::{CausalLm, Llama, checkpoint::CheckpointError, config::LlamaConfig, embedded};
+    ///
+    /// let mut config = LlamaConfig::from_checkpoint(&embedded::checkpoint()?)?;
+    /// config.num_hidden_layers = 2;
+    /// let model = Llama::init(&config, FloatDType::F32, &Device::default())?;
+    /// assert_eq!(model.vocab_size(), config.vocab_size);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`CheckpointError::DeviceType`] where the device does not compute in `dtype`.
+    ///
+    /// # Panics
+    /// As [`Llama::load`].
+    pub fn init(
+        config: &LlamaConfig,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Result<Self, CheckpointError> {
+        check_device(device, dtype)?;
+        Self::build(&RandomWeights { device, dtype }, config, device)
+    }
+
+    fn build(
+        weights: &impl Weights,
+        config: &LlamaConfig,
+        device: &Device,
+    ) -> Result<Self, CheckpointError> {
         let (hidden, vocab) = (config.hidden_size, config.vocab_size);
         let rotary = RotaryConfig::new(config.head_dim)
             .with_theta(config.rope_theta)
@@ -82,23 +127,17 @@ impl Llama {
             .init(device)
             .expect("the configuration was checked when it was read");
         let layers = (0..config.num_hidden_layers)
-            .map(|index| load_layer(&loader, config, &format!("model.layers.{index}"), &rotary));
-        let model = Self {
-            embed_tokens: loader.embedding("model.embed_tokens.weight", vocab, hidden)?,
+            .map(|index| Layer::build(weights, config, &format!("model.layers.{index}"), &rotary));
+        Ok(Self {
+            embed_tokens: weights.embedding("model.embed_tokens.weight", vocab, hidden)?,
             layers: layers.collect::<Result<_, _>>()?,
-            norm: loader.rms_norm("model.norm.weight", hidden, config.rms_norm_eps)?,
+            norm: weights.rms_norm("model.norm.weight", hidden, config.rms_norm_eps)?,
             lm_head: match config.tie_word_embeddings {
                 true => None,
-                false => Some(loader.linear("lm_head", hidden, vocab, false)?),
+                false => Some(weights.linear("lm_head", hidden, vocab, false)?),
             },
             context_len: config.max_position_embeddings,
-        };
-        if config.tie_word_embeddings {
-            // Some checkpoints store the embedding table under both names.
-            checkpoint.ignore("lm_head.weight");
-        }
-        loader.finish();
-        Ok(model)
+        })
     }
 
     /// tokens [B, T] -> logits [B, last, vocab] of the last positions, in f32; a step where there is a `method`, else a prefill.
@@ -144,6 +183,62 @@ impl Llama {
 }
 
 impl Layer {
+    /// The layer under `prefix`.
+    fn build(
+        weights: &impl Weights,
+        config: &LlamaConfig,
+        prefix: &str,
+        rotary: &Rotary,
+    ) -> Result<Self, CheckpointError> {
+        let (hidden, inner, d) = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.head_dim,
+        );
+        let (q, kv) = (
+            config.num_attention_heads * d,
+            config.num_key_value_heads * d,
+        );
+        let norm = |name| {
+            weights.rms_norm(
+                &format!("{prefix}.{name}.weight"),
+                hidden,
+                config.rms_norm_eps,
+            )
+        };
+        let attention = |name, from, to| {
+            weights.linear(
+                &format!("{prefix}.self_attn.{name}"),
+                from,
+                to,
+                config.attention_bias,
+            )
+        };
+        let mlp = |name, from, to| {
+            weights.linear(&format!("{prefix}.mlp.{name}"), from, to, config.mlp_bias)
+        };
+        Ok(Self {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: SparqAttention {
+                q_proj: attention("q_proj", hidden, q)?,
+                k_proj: attention("k_proj", hidden, kv)?,
+                v_proj: attention("v_proj", hidden, kv)?,
+                o_proj: attention("o_proj", q, hidden)?,
+                rotary: Some(rotary.clone()),
+                n_heads: config.num_attention_heads,
+                n_kv_heads: config.num_key_value_heads,
+                head_dim: d,
+            },
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: Mlp {
+                gate_proj: mlp("gate_proj", hidden, inner)?,
+                up_proj: mlp("up_proj", hidden, inner)?,
+                down_proj: mlp("down_proj", inner, hidden)?,
+                act: config.hidden_act,
+            },
+        })
+    }
+
     /// x [B, T, D] -> [B, T, D].
     fn forward(
         &self,
@@ -220,61 +315,10 @@ impl CausalLm for Llama {
     ) -> Result<Tensor<3>, SparqError> {
         self.forward(tokens, cache, Some(method), 1)
     }
-}
 
-/// The tensors under `prefix`.
-fn load_layer(
-    loader: &Loader<'_>,
-    config: &LlamaConfig,
-    prefix: &str,
-    rotary: &Rotary,
-) -> Result<Layer, CheckpointError> {
-    let (hidden, inner, d) = (
-        config.hidden_size,
-        config.intermediate_size,
-        config.head_dim,
-    );
-    let (q, kv) = (
-        config.num_attention_heads * d,
-        config.num_key_value_heads * d,
-    );
-    let norm = |name| {
-        loader.rms_norm(
-            &format!("{prefix}.{name}.weight"),
-            hidden,
-            config.rms_norm_eps,
-        )
-    };
-    let attention = |name, from, to| {
-        loader.linear(
-            &format!("{prefix}.self_attn.{name}"),
-            from,
-            to,
-            config.attention_bias,
-        )
-    };
-    let mlp =
-        |name, from, to| loader.linear(&format!("{prefix}.mlp.{name}"), from, to, config.mlp_bias);
-    Ok(Layer {
-        input_layernorm: norm("input_layernorm")?,
-        self_attn: SparqAttention {
-            q_proj: attention("q_proj", hidden, q)?,
-            k_proj: attention("k_proj", hidden, kv)?,
-            v_proj: attention("v_proj", hidden, kv)?,
-            o_proj: attention("o_proj", q, hidden)?,
-            rotary: Some(rotary.clone()),
-            n_heads: config.num_attention_heads,
-            n_kv_heads: config.num_key_value_heads,
-            head_dim: d,
-        },
-        post_attention_layernorm: norm("post_attention_layernorm")?,
-        mlp: Mlp {
-            gate_proj: mlp("gate_proj", hidden, inner)?,
-            up_proj: mlp("up_proj", hidden, inner)?,
-            down_proj: mlp("down_proj", inner, hidden)?,
-            act: config.hidden_act,
-        },
-    })
+    fn is_capturable(&self) -> bool {
+        true
+    }
 }
 
 fn lengths(what: &'static str, expected: String, found: usize) -> SparqError {

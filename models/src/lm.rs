@@ -1,7 +1,7 @@
 //! What every model offers to the code that generates text with it: [`CausalLm`] and its [`ModelCache`].
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::{CacheMemory, KvCache, Method, SparqError};
+use sparq::{CacheMemory, CapturedStep, KvCache, Method, SparqError};
 
 /// The caches of a model, one [`KvCache`] per layer, all of the same lengths.
 #[derive(Clone, Debug)]
@@ -38,6 +38,79 @@ impl ModelCache {
     /// Bytes allocated by all layers together.
     pub fn memory(&self) -> CacheMemory {
         self.layers.iter().map(KvCache::memory).sum()
+    }
+}
+
+/// What a [`CapturedStep`](sparq::CapturedStep) needs of its state.
+impl AsMut<[KvCache]> for ModelCache {
+    fn as_mut(&mut self) -> &mut [KvCache] {
+        &mut self.layers
+    }
+}
+
+/// A model's decode step: tokens [B, 1] -> logits [B, 1, vocab] in f32.
+type Decode<'a, S> =
+    Box<dyn Fn(&Tensor<2, Int>, &mut S, &Method) -> Result<Tensor<3>, SparqError> + 'a>;
+
+/// [`CausalLm::decode`] as a step that is recorded once and replayed, where device and model can; see [`CapturedStep`].
+///
+/// ```
+/// use burn::tensor::{Device, FloatDType, Int, Tensor};
+/// use sparq::{Method, SparqConfig};
+/// use sparq_models::{CapturedLm, CausalLm, Llama, config::LlamaConfig, embedded};
+///
+/// let (device, checkpoint) = (Device::default(), embedded::checkpoint()?);
+/// let model = Llama::load(&checkpoint, &LlamaConfig::from_checkpoint(&checkpoint)?, FloatDType::F32, &device)?;
+/// let method = Method::from(SparqConfig::new(16, 128));
+/// let mut cache = model.new_cache(1, 64, FloatDType::F32, &method)?;
+/// model.prefill(Tensor::from_ints([[73, 110, 32]], &device), &mut cache, 1)?;
+///
+/// let mut decode = CapturedLm::new(&model, &mut cache, method);
+/// let logits = decode.step(Tensor::<2, Int>::from_ints([[116]], &device))?;
+/// assert_eq!(logits.dims(), [1, 1, 256]);
+/// drop(decode);
+/// assert_eq!(cache.len(), 4);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct CapturedLm<'a> {
+    step:
+        CapturedStep<Tensor<2, Int>, &'a mut ModelCache, Tensor<3>, Decode<'a, &'a mut ModelCache>>,
+}
+
+impl<'a> CapturedLm<'a> {
+    /// Steps of `model` behind what `cache` holds.
+    pub fn new(model: &'a dyn CausalLm, cache: &'a mut ModelCache, method: Method) -> Self {
+        let decode: Decode<'a, &'a mut ModelCache> =
+            Box::new(|tokens, cache, method| model.decode(tokens.clone(), cache, method));
+        Self {
+            step: CapturedStep::new(cache, method, decode).with_capture(model.is_capturable()),
+        }
+    }
+
+    /// Sets whether steps are recorded where device and model can; true at first.
+    pub fn with_capture(self, capture: bool) -> Self {
+        let capture = capture && self.step.captures();
+        Self {
+            step: self.step.with_capture(capture),
+        }
+    }
+
+    /// Whether the next step would be a replay.
+    pub fn is_captured(&self) -> bool {
+        self.step.is_captured()
+    }
+
+    /// Reads one token per sequence, `tokens` [B, 1], and returns the logits [B, 1, vocab] in f32.
+    ///
+    /// # Errors
+    /// As [`CausalLm::decode`] and [`CapturedStep::step`].
+    pub fn step(&mut self, tokens: Tensor<2, Int>) -> Result<Tensor<3>, SparqError> {
+        self.step.step(tokens)
+    }
+
+    /// The cache. After changing it the next steps are recorded anew.
+    pub fn cache_mut(&mut self) -> &mut ModelCache {
+        self.step.state_mut()
     }
 }
 
@@ -85,4 +158,10 @@ pub trait CausalLm: Send + Sync {
         cache: &mut ModelCache,
         method: &Method,
     ) -> Result<Tensor<3>, SparqError>;
+
+    /// Whether [`CausalLm::decode`] can be recorded by a [`CapturedStep`](sparq::CapturedStep): it uploads nothing, reads nothing back and changes nothing but the
+    /// cache. False unless the model says otherwise.
+    fn is_capturable(&self) -> bool {
+        false
+    }
 }

@@ -16,18 +16,18 @@ pub struct Series {
 }
 
 impl Series {
-    /// A solid line with a mark at each point, in the colour with this number.
-    pub fn new(label: &str, color: usize) -> Self {
+    /// A solid line with a mark at each point.
+    pub fn new(label: &str, color: Paint) -> Self {
         Self {
             label: label.to_owned(),
             points: vec![],
-            color: COLORS[color % COLORS.len()],
+            color: color.rgb(),
             dashed: false,
         }
     }
 
     /// A dashed line without marks.
-    pub fn dashed(label: &str, color: usize) -> Self {
+    pub fn dashed(label: &str, color: Paint) -> Self {
         Self {
             dashed: true,
             ..Self::new(label, color)
@@ -36,16 +36,32 @@ impl Series {
 }
 
 /// Colours that are told apart with any kind of colour vision (Okabe and Ito).
-const COLORS: [RGBColor; 8] = [
-    RGBColor(0, 0, 0),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 114, 178),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-    RGBColor(128, 128, 128),
-];
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paint {
+    Black,
+    Grey,
+    Vermilion,
+    Orange,
+    Blue,
+    Sky,
+    Green,
+    Purple,
+}
+
+impl Paint {
+    fn rgb(self) -> RGBColor {
+        match self {
+            Paint::Black => RGBColor(0, 0, 0),
+            Paint::Grey => RGBColor(128, 128, 128),
+            Paint::Vermilion => RGBColor(213, 94, 0),
+            Paint::Orange => RGBColor(230, 159, 0),
+            Paint::Blue => RGBColor(0, 114, 178),
+            Paint::Sky => RGBColor(86, 180, 233),
+            Paint::Green => RGBColor(0, 158, 115),
+            Paint::Purple => RGBColor(204, 121, 167),
+        }
+    }
+}
 
 /// Pixels of the picture, and of the part to the right that the legend takes.
 const WIDTH: i32 = 960;
@@ -149,6 +165,7 @@ impl Chart {
             .y_label_formatter(&|y| (self.y.format)(*y))
             .axis_desc_style(("sans-serif", 15))
             .label_style(("sans-serif", 13))
+            .max_light_lines(if self.log_y { 9 } else { 0 })
             .light_line_style(BLACK.mix(0.05))
             .draw()?;
         for series in &self.series {

@@ -13,8 +13,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::report::Report;
+use crate::e2e::report::E2eReport;
+use crate::report::{self, Bench, Report};
+
 use sparq_host::files::OutputFile;
+pub use summary::goals;
 
 /// Where results lie, from the repository's root.
 pub const RESULTS: &str = "benches/results";
@@ -37,11 +40,26 @@ pub struct Page {
 
 /// A report with the name of its file, without `.json`.
 #[derive(Clone, Debug)]
-pub struct Named {
+pub struct Named<R> {
     /// The name.
     pub name: String,
     /// The report.
-    pub report: Report,
+    pub report: R,
+}
+
+/// All reports, in the order of their names.
+#[derive(Clone, Debug, Default)]
+pub struct Results {
+    /// Single operations.
+    pub operations: Vec<Named<Report>>,
+    /// Whole decode steps.
+    pub steps: Vec<Named<E2eReport>>,
+}
+
+impl Results {
+    fn is_empty(&self) -> bool {
+        self.operations.is_empty() && self.steps.is_empty()
+    }
 }
 
 /// Everything that the results give.
@@ -49,9 +67,9 @@ pub struct Named {
 /// # Errors
 /// When a file in the results folder is no report, or the README lacks the lines between which its tables go.
 pub fn pages(root: &Path) -> Result<Vec<Page>> {
-    let reports = read_all(root)?;
+    let results = read_all(root)?;
     let mut pages = Vec::new();
-    for named in &reports {
+    for named in &results.operations {
         for plot in plots::of(named)? {
             pages.push(Page {
                 path: format!("{PLOTS}/{}.svg", plot.name),
@@ -70,7 +88,7 @@ pub fn pages(root: &Path) -> Result<Vec<Page>> {
     let performance = read_or(root, PERFORMANCE, PERFORMANCE_TEMPLATE)?;
     pages.push(Page {
         contents: Some(
-            markers::fill(&performance, &markdown::performance(&reports)?)
+            markers::fill(&performance, &markdown::performance(&results)?)
                 .with_context(|| PERFORMANCE.to_owned())?,
         ),
         path: PERFORMANCE.into(),
@@ -78,7 +96,7 @@ pub fn pages(root: &Path) -> Result<Vec<Page>> {
     let readme = read_or(root, README, "")?;
     pages.push(Page {
         contents: Some(
-            markers::fill(&readme, &markdown::readme(&reports))
+            markers::fill(&readme, &markdown::readme(&results))
                 .with_context(|| README.to_owned())?,
         ),
         path: README.into(),
@@ -125,7 +143,7 @@ pub fn write(root: &Path, pages: &[Page]) -> Result<()> {
     Ok(())
 }
 
-fn read_all(root: &Path) -> Result<Vec<Named>> {
+fn read_all(root: &Path) -> Result<Results> {
     let folder = root.join(RESULTS);
     if !folder.is_dir() {
         bail!(
@@ -133,14 +151,19 @@ fn read_all(root: &Path) -> Result<Vec<Named>> {
             root.display()
         );
     }
-    let mut reports = Vec::new();
+    let mut results = Results::default();
     for name in names_in(&folder, ".json")? {
-        reports.push(Named {
-            report: Report::read(&folder.join(format!("{name}.json")))?,
-            name,
-        });
+        let path = folder.join(format!("{name}.json"));
+        let value = report::read_value(&path)?;
+        if value.get("bench") == Some(&serde_json::to_value(Bench::E2e)?) {
+            let report = E2eReport::read(&path)?;
+            results.steps.push(Named { name, report });
+        } else {
+            let report = Report::read(&path)?;
+            results.operations.push(Named { name, report });
+        }
     }
-    Ok(reports)
+    Ok(results)
 }
 
 /// The plots that an earlier rendering left.

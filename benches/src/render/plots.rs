@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use sparq::Sketch;
 
-use super::chart::{Axis, Chart, Series};
+use super::chart::{Axis, Chart, Paint, Series};
 use super::{Named, summary};
 use crate::contender::MethodName;
 use crate::peers::Peers;
-use crate::report::{Run, sketch_name};
+use crate::report::{Report, Run, sketch_name};
 use crate::shape::{CacheType, Shape};
 use crate::table::positions;
 
@@ -27,7 +28,7 @@ pub struct Plot {
 }
 
 /// The plots of all runs of a report.
-pub fn of(named: &Named) -> Result<Vec<Plot>> {
+pub fn of(named: &Named<Report>) -> Result<Vec<Plot>> {
     let mut plots = Vec::new();
     for run in &named.report.runs {
         plots.extend(of_run(named, run)?);
@@ -36,7 +37,7 @@ pub fn of(named: &Named) -> Result<Vec<Plot>> {
 }
 
 /// The plots of a run: one for each set of shapes that differ in S alone, and in B alone.
-pub fn of_run(named: &Named, run: &Run) -> Result<Vec<Plot>> {
+pub fn of_run(named: &Named<Report>, run: &Run) -> Result<Vec<Plot>> {
     let peers = named.report.peers.as_ref();
     let prefix = file_name(&format!("{PREFIX}{}-{}", named.name, run.device));
     let hardware = run.gpu.as_deref().unwrap_or(&run.device);
@@ -83,7 +84,7 @@ pub fn of_run(named: &Named, run: &Run) -> Result<Vec<Plot>> {
         let heads = heads(&shape);
         let chart = Chart {
             title: format!(
-                "Gain over the quickest dense attention, {hardware}: S={}, {heads}, {}",
+                "Gain over dense, {hardware}: S={}, {heads}, {}",
                 positions(shape.seq_len),
                 dtype.name()
             ),
@@ -92,7 +93,7 @@ pub fn of_run(named: &Named, run: &Run) -> Result<Vec<Plot>> {
                 format: |b| b.to_string(),
             },
             y: Axis {
-                label: "times quicker than dense",
+                label: "times quicker than the quickest dense",
                 format: |gain| gain.to_string(),
             },
             log_y: false,
@@ -132,46 +133,67 @@ fn groups(run: &Run, fix: impl Fn(Shape) -> Shape) -> BTreeMap<Case, Vec<Case>> 
     groups
 }
 
-/// The methods of these cases with the settings that don't follow S, in the order of the rows.
-fn families(run: &Run, cases: &[Case]) -> Vec<(String, MethodName)> {
-    let mut families = Vec::new();
+/// A line of a plot: a method with the settings that don't follow S.
+struct Family {
+    label: String,
+    method: MethodName,
+    color: Paint,
+    /// Of a floor.
+    sketch: Option<Sketch>,
+}
+
+/// The families of these cases in the order of the rows; every plot gives each the same colour.
+fn families(run: &Run, cases: &[Case]) -> Vec<Family> {
+    let mut families: Vec<Family> = Vec::new();
     for row in &run.rows {
-        let family = (row.family(), row.method);
-        if cases.contains(&(row.shape, row.dtype)) && !families.contains(&family) {
-            families.push(family);
+        let label = row.family();
+        let known = families.iter().any(|family| family.label == label);
+        if known || !cases.contains(&(row.shape, row.dtype)) {
+            continue;
         }
+        let sketch = row.settings.map(|settings| settings.sketch);
+        families.push(Family {
+            color: match (row.method, sketch, row.is_default_sparq()) {
+                (MethodName::Dense, ..) => Paint::Black,
+                (MethodName::DenseBurn, ..) => Paint::Grey,
+                (_, Some(Sketch::Bits8), _) => Paint::Green,
+                (_, Some(Sketch::Bits4), true) => Paint::Blue,
+                (_, Some(Sketch::Bits4), false) => Paint::Sky,
+                (_, _, true) => Paint::Vermilion,
+                (_, _, false) => Paint::Orange,
+            },
+            label,
+            method: row.method,
+            sketch,
+        });
     }
     families
 }
 
 fn times(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
-    let mut all = Vec::new();
-    let mut floors: Vec<String> = Vec::new();
-    for (color, (family, method)) in families(run, cases).into_iter().enumerate() {
-        let best = |case: &Case| summary::quickest(run, *case, |row| row.family() == family);
-        let mut series = Series::new(&family, color);
-        let mut floor = Series::dashed("", color);
+    let (mut all, mut floors) = (Vec::new(), Vec::<Series>::new());
+    for family in families(run, cases) {
+        let best = |case: &Case| summary::quickest(run, *case, |row| row.family() == family.label);
+        let mut series = Series::new(&family.label, family.color);
+        let label = match family.sketch {
+            Some(sketch) => format!("floor of SparQ {}", sketch_name(sketch)),
+            None => "floor of dense".into(),
+        };
+        let mut floor = Series::dashed(&label, family.color);
         for case in cases {
             if let Some((row, us)) = best(case) {
                 let s = case.0.seq_len as f64;
                 series.points.push((s, us));
                 floor.points.push((s, run.bandwidth.floor_us(row.bytes)));
-                floor.label = match (method, &row.settings) {
-                    (MethodName::Sparq, Some(settings)) => {
-                        format!("floor of SparQ {}", sketch_name(settings.sketch))
-                    }
-                    _ => "floor of dense".into(),
-                };
             }
         }
         all.push(series);
-        if !floors.contains(&floor.label) {
-            floors.push(floor.label.clone());
-            all.push(floor);
+        if !floors.iter().any(|other| other.label == label) {
+            floors.push(floor);
         }
     }
     if let Some(peers) = peers {
-        let mut series = Series::new("dense (PyTorch)", all.len());
+        let mut series = Series::new("dense (PyTorch)", Paint::Purple);
         series.points = cases
             .iter()
             .filter_map(|(shape, dtype)| {
@@ -183,19 +205,20 @@ fn times(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
             .collect();
         all.push(series);
     }
+    all.extend(floors);
     all.retain(|series| !series.points.is_empty());
     all
 }
 
 fn gains(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
     let mut all = Vec::new();
-    for (color, (family, method)) in families(run, cases).into_iter().enumerate() {
-        if method != MethodName::Sparq {
+    for family in families(run, cases) {
+        if family.method != MethodName::Sparq {
             continue;
         }
-        let mut series = Series::new(&family, color);
+        let mut series = Series::new(&family.label, family.color);
         for case in cases {
-            let best = summary::quickest(run, *case, |row| row.family() == family);
+            let best = summary::quickest(run, *case, |row| row.family() == family.label);
             let dense = summary::quickest_dense(run, peers, *case);
             if let Some(((_, us), dense)) = best.zip(dense) {
                 series.points.push((case.0.batch as f64, dense / us));
@@ -205,7 +228,7 @@ fn gains(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
     }
     let ends = cases.first().zip(cases.last());
     if let Some(((first, _), (last, _))) = ends {
-        let mut even = Series::dashed("dense", 7);
+        let mut even = Series::dashed("as quick as dense", Paint::Grey);
         even.points = vec![(first.batch as f64, 1.0), (last.batch as f64, 1.0)];
         all.push(even);
     }

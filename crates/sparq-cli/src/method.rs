@@ -1,10 +1,12 @@
 //! The arguments that choose how a decode step attends.
 
 use anyhow::Result;
+use burn::tensor::Device;
 use clap::{Args, ValueEnum};
-use sparq::{Components, GroupScore, MeanValue, Method, Sketch, SparqConfig};
+use sparq::{Auto, Components, GroupScore, MeanValue, Method, Sketch, SparqConfig};
 
 use crate::args::named;
+use crate::model::Description;
 
 /// A share of head_dim that ranks well at every sketch: r = d/4.
 const DEFAULT_RANK_SHARE: usize = 4;
@@ -15,10 +17,12 @@ const DEFAULT_TOP_K: usize = 128;
 /// The methods by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MethodName {
-    /// Attend to every position
-    Dense,
+    /// SparQ where the cost model expects it to be quicker than dense attention on this device, and dense attention elsewhere
+    Auto,
     /// Attend to the positions that SparQ chooses
     Sparq,
+    /// Attend to every position
+    Dense,
 }
 
 /// The settings of SparQ.
@@ -100,15 +104,21 @@ pub struct MethodArgs {
 }
 
 impl MethodArgs {
-    /// The method for a model, checked; `default` where none is named.
+    /// The method for a model on a device, checked; `default` where none is named.
     ///
     /// # Errors
-    /// When the settings don't fit `head_dim`, also for dense: a setting that is out of range is a mistake that deserves to be told.
-    pub fn method(&self, default: MethodName, head_dim: usize) -> Result<Method> {
-        let config = self.sparq.config(head_dim)?;
+    /// When the settings don't fit the head_dim, also for dense: a setting that is out of range is a mistake that deserves to be told.
+    pub fn method(
+        &self,
+        default: MethodName,
+        model: &Description,
+        device: &Device,
+    ) -> Result<Method> {
+        let config = self.sparq.config(model.head_dim)?;
         Ok(match self.method.unwrap_or(default) {
-            MethodName::Dense => Method::DENSE,
+            MethodName::Auto => Auto::new(config, model.heads / model.kv_heads, device).into(),
             MethodName::Sparq => config.into(),
+            MethodName::Dense => Method::DENSE,
         })
     }
 }

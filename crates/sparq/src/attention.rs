@@ -219,9 +219,17 @@ impl SparqAttention {
         if let Some(sketch) = method.sketch() {
             cache.check_sketch(method.name(), sketch)?;
         }
-        let (q, k, v) = self.project(x, cache.rows());
-        cache.append(k, v)?;
-        Ok(self.output(method.decode(q, cache)?))
+        // With one position, heads lie as the projections write them: nothing is swapped, and nothing copied for it.
+        let batch = x.dims()[0];
+        let heads = |y: Tensor<3>, heads: usize| y.reshape([batch, heads, 1, self.head_dim]);
+        let q = heads(self.q_proj.forward(x.clone()), self.n_heads);
+        let k = heads(self.k_proj.forward(x.clone()), self.n_kv_heads);
+        let v = heads(self.v_proj.forward(x), self.n_kv_heads);
+        let q = cache.prepare(q, k, v, self.rotary.as_ref())?;
+        let y = method.decode(q, cache)?;
+        Ok(self
+            .o_proj
+            .forward(y.reshape([batch, 1, self.n_heads * self.head_dim])))
     }
 
     /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k turned to their positions behind `rows`.

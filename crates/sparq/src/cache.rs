@@ -1,9 +1,12 @@
 //! The KV cache: keys, values, the key sketch and the running sum of V, written in place.
 
-use burn::tensor::{DType, Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheTensors, RowSpans, Sketch, SketchTensors, SparqError, op, write};
+use crate::tensors::{duplicate, overwrite};
+use crate::{
+    CacheTensors, Rotary, RowSpans, Sketch, SketchTensors, SparqConfig, SparqError, op, write,
+};
 
 /// What a [`KvCache`] is made for.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +91,16 @@ pub struct KvCache {
     rows: RowSpans,
     /// Valid positions of each row when its ranges were set; 0 where they have to be set before the next use.
     ranged_at: Vec<usize>,
+    /// Whether what is launched now will be replayed while the sequences grow; see [`CapturedStep`](crate::CapturedStep).
+    recorded: bool,
+}
+
+/// What an append of one token changes and an earlier state can't be told from, to take it back exactly.
+#[derive(Debug)]
+pub(crate) struct CacheMark {
+    rows: RowSpans,
+    spans: Tensor<2, Int>,
+    v_sum: Tensor<3>,
 }
 
 impl KvCache {
@@ -118,6 +131,7 @@ impl KvCache {
             )),
             rows: RowSpans::empty(config.batch),
             ranged_at: vec![0; config.batch],
+            recorded: false,
         })
     }
 
@@ -196,21 +210,7 @@ impl KvCache {
         counts: &[usize],
     ) -> Result<(), SparqError> {
         let len = k.dims()[2];
-        for (what, found) in [("keys", k.dims()), ("values", v.dims())] {
-            let expected = [
-                self.config.batch,
-                self.config.kv_heads,
-                len,
-                self.config.head_dim,
-            ];
-            if found != expected {
-                return Err(SparqError::Shape {
-                    what,
-                    expected: expected.to_vec(),
-                    found: found.to_vec(),
-                });
-            }
-        }
+        self.check_new(&k, &v, len)?;
         self.check_batch("counts", counts)?;
         if let Some(&count) = counts.iter().find(|&&count| count > len) {
             return Err(lengths(
@@ -223,13 +223,13 @@ impl KvCache {
         if most == 0 {
             return Ok(());
         }
-        let needed = (0..self.batch())
-            .map(|row| self.rows.end[row] + counts[row])
-            .max()
-            .unwrap_or(0);
-        self.reserve(needed);
-        // Where no row has ranges yet, the first use sets them and writes every code.
-        let encode = self.ranged_at.iter().any(|&at| at > 0);
+        if self.recorded && (len != 1 || counts.contains(&0)) {
+            return Err(SparqError::NotCapturable {
+                what: "an append of anything but one position to every sequence",
+            });
+        }
+        self.make_room(counts)?;
+        let encode = self.encodes();
         let tensors = self.take();
         self.tensors = Some(op::append(
             tensors,
@@ -241,6 +241,46 @@ impl KvCache {
         ));
         self.rows = self.rows.grown(counts);
         Ok(())
+    }
+
+    /// What comes before attention in a decode step: turns the query and the key of one token per sequence, q [B, H, 1, d] and k [B, H_kv, 1, d], to the
+    /// position behind what the cache holds, appends the key and the value v [B, H_kv, 1, d], and returns the turned query, outside autodiff.
+    ///
+    /// Without `rotary` nothing turns. The position is read on the device, so that the operation can be part of a [`CapturedStep`](crate::CapturedStep).
+    ///
+    /// # Errors
+    /// [`SparqError::Shape`] if q, k and v don't fit the cache or each other.
+    pub fn prepare(
+        &mut self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        rotary: Option<&Rotary>,
+    ) -> Result<Tensor<4>, SparqError> {
+        self.check_query(&q)?;
+        self.check_new(&k, &v, 1)?;
+        if let Some(rotary) = rotary.filter(|rotary| rotary.dim() > self.config.head_dim) {
+            return Err(lengths(
+                "rotary_dim",
+                format!("at most {} (the head_dim)", self.config.head_dim),
+                rotary.dim().to_string(),
+            ));
+        }
+        let counts = vec![1; self.batch()];
+        self.make_room(&counts)?;
+        let table = rotary.map(|rotary| rotary.table(self.capacity()));
+        let encode = self.encodes();
+        let tensors = self.take();
+        let (q, tensors) = op::prepare(
+            [q.inner(), k.inner(), v.inner()],
+            table,
+            tensors,
+            &self.rows,
+            encode,
+        );
+        self.tensors = Some(tensors);
+        self.rows = self.rows.grown(&counts);
+        Ok(q)
     }
 
     /// Makes room for `capacity` positions, by doubling.
@@ -307,15 +347,93 @@ impl KvCache {
             return;
         }
         for row in 0..self.batch() {
-            let count = self.rows.count(row);
-            let due = self.ranged_at[row] == 0 || count >= 2 * self.ranged_at[row];
             // A sequence without positions has no range; it stays due.
-            if due && count > 0 {
+            if self.range_is_due(row, 0) && self.rows.count(row) > 0 {
                 let tensors = self.take();
                 self.tensors = Some(op::range_sketch(tensors, &self.rows, row));
-                self.ranged_at[row] = count;
+                self.ranged_at[row] = self.rows.count(row);
             }
         }
+    }
+
+    /// Whether ranges are due once every sequence holds `more` positions more.
+    pub(crate) fn refresh_is_due(&self, more: usize) -> bool {
+        let coded = self.config.sketch.and_then(Sketch::bits).is_some();
+        coded && (0..self.batch()).any(|row| self.range_is_due(row, more))
+    }
+
+    fn range_is_due(&self, row: usize, more: usize) -> bool {
+        let ends = self.rows.end[row] + more;
+        let count = ends.saturating_sub(self.rows.start[row]);
+        self.ranged_at[row] == 0 || count >= 2 * self.ranged_at[row]
+    }
+
+    /// Declares that launches will, or will no longer, be replayed while the sequences grow.
+    pub(crate) fn set_recorded(&mut self, recorded: bool) {
+        self.recorded = recorded;
+    }
+
+    /// What the size of a launch that attends with q follows from: the spans, or, where it will be replayed at every length, the capacity.
+    ///
+    /// # Errors
+    /// [`SparqError::NotCapturable`] where the launch will be replayed and does not take its lengths from the device.
+    pub(crate) fn launch_rows(
+        &self,
+        q: &Tensor<4>,
+        config: Option<&SparqConfig>,
+    ) -> Result<RowSpans, SparqError> {
+        if !self.recorded {
+            return Ok(self.rows.clone());
+        }
+        if !op::takes_lengths_from_device(q, self.tensors(), config) {
+            return Err(SparqError::NotCapturable {
+                what: "attention of sizes or types that the device's kernels do not cover",
+            });
+        }
+        Ok(RowSpans::full(self.batch(), self.capacity()))
+    }
+
+    /// What [`KvCache::return_to`] takes back to.
+    pub(crate) fn mark(&self) -> CacheMark {
+        let tensors = self.tensors();
+        CacheMark {
+            rows: self.rows.clone(),
+            spans: duplicate(&tensors.spans),
+            v_sum: duplicate(&tensors.v_sum),
+        }
+    }
+
+    /// Takes back what was appended since, in place; what lies behind the end of a sequence does not matter.
+    pub(crate) fn return_to(&mut self, mark: &CacheMark) {
+        let mut tensors = self.take();
+        tensors.spans = overwrite(tensors.spans, mark.spans.clone());
+        tensors.v_sum = overwrite(tensors.v_sum, mark.v_sum.clone());
+        self.tensors = Some(tensors);
+        self.rows = mark.rows.clone();
+    }
+
+    /// Whether the cache has grown by one position in every sequence since, as far as the host knows.
+    pub(crate) fn is_one_past(&self, mark: &CacheMark) -> bool {
+        self.rows == mark.rows.grown(&vec![1; self.batch()])
+    }
+
+    /// Tells the host of a token that the device has appended to every sequence.
+    pub(crate) fn advance(&mut self) {
+        self.rows = self.rows.grown(&vec![1; self.batch()]);
+    }
+
+    /// Whether no one else holds a buffer, so that the next append writes in place; a backend that doesn't know says no.
+    pub(crate) fn owns_buffers(&self) -> bool {
+        let tensors = self.tensors();
+        let sketch = match &tensors.sketch {
+            SketchTensors::None => true,
+            SketchTensors::Full(kt) => kt.can_mut(),
+            SketchTensors::Codes {
+                codes, lo, step, ..
+            } => codes.can_mut() && lo.can_mut() && step.can_mut(),
+        };
+        let rest = tensors.k.can_mut() && tensors.v.can_mut();
+        rest && sketch && tensors.v_sum.can_mut() && tensors.spans.can_mut()
     }
 
     pub(crate) fn check_query(&self, q: &Tensor<4>) -> Result<(), SparqError> {
@@ -339,6 +457,10 @@ impl KvCache {
                 found: q.dims().to_vec(),
             });
         }
+        Ok(())
+    }
+
+    pub(crate) fn check_not_empty(&self) -> Result<(), SparqError> {
         if self.is_empty() {
             return Err(lengths(
                 "cache",
@@ -367,6 +489,45 @@ impl KvCache {
             expected: describe(Some(sketch)),
             found: describe(self.config.sketch),
         })
+    }
+
+    /// Checks new keys and values, [B, H_kv, `len`, d] each.
+    fn check_new(&self, k: &Tensor<4>, v: &Tensor<4>, len: usize) -> Result<(), SparqError> {
+        let KvCacheConfig {
+            batch,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.config;
+        let expected = [batch, kv_heads, len, head_dim];
+        for (what, found) in [("keys", k.dims()), ("values", v.dims())] {
+            if found != expected {
+                return Err(SparqError::Shape {
+                    what,
+                    expected: expected.to_vec(),
+                    found: found.to_vec(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room for `counts[b]` positions more in sequence b.
+    fn make_room(&mut self, counts: &[usize]) -> Result<(), SparqError> {
+        let ends = self.rows.end.iter().zip(counts);
+        let needed = ends.map(|(end, count)| end + count).max().unwrap_or(0);
+        if self.recorded && needed > self.capacity() {
+            return Err(SparqError::NotCapturable {
+                what: "a step that appends more than one position",
+            });
+        }
+        self.reserve(needed);
+        Ok(())
+    }
+
+    /// Whether an append writes codes. Where no row has ranges yet, the first use sets them and writes every code.
+    fn encodes(&self) -> bool {
+        self.ranged_at.iter().any(|&at| at > 0)
     }
 
     fn check_batch(&self, what: &'static str, values: &[usize]) -> Result<(), SparqError> {

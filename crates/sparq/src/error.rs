@@ -69,4 +69,16 @@ pub enum SparqError {
         /// What the device can do.
         supported: String,
     },
+    /// A decode step does something that can't be replayed as a part of a recorded graph.
+    #[error("captured step: {what} can't be recorded; run the step without capture")]
+    NotCapturable {
+        /// What it does.
+        what: &'static str,
+    },
+    /// The device refused to record or to replay a decode step; what the step's buffers hold is lost.
+    #[error("captured step: the device refused ({reason}); run the step without capture")]
+    Capture {
+        /// What the device says.
+        reason: String,
+    },
 }

@@ -27,7 +27,9 @@
 
 mod attention;
 mod cache;
+mod captured;
 mod config;
+pub mod cost;
 #[cfg(feature = "cube")]
 mod cube;
 mod error;
@@ -46,9 +48,10 @@ pub mod write;
 
 pub use attention::{SparqAttention, SparqAttentionConfig};
 pub use cache::{CacheMemory, KvCache, KvCacheConfig};
+pub use captured::{CapturedStep, StepTensors};
 pub use config::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
 pub use error::SparqError;
-pub use methods::{Dense, Method, Strategy};
+pub use methods::{Auto, Dense, Method, Strategy};
 pub use rotary::{Rotary, RotaryConfig, RotaryScaling};
 pub use rows::RowSpans;
 pub use tensors::{CacheTensors, SketchTensors};

@@ -1,4 +1,4 @@
-//! The operations that a backend may implement natively: append, range the sketch, dense and SparQ decode.
+//! The operations that a backend may implement natively: append, prepare a token, range the sketch, dense and SparQ decode.
 //!
 //! [`SparqBackend`] extends burn's backend trait. Caches are passed by value and handed back, since a backend writes in place only what it alone
 //! owns. The `ndarray` backend runs the [reference](mod@crate::reference): its primitives are lifted to plain tensors and back, which moves
@@ -79,6 +79,25 @@ pub enum SketchBuffers<B: Backend> {
     },
 }
 
+/// A rotary embedding as a table, as primitives of one backend.
+#[derive(ExtensionType)]
+pub enum RotaryBuffers<B: Backend> {
+    /// Nothing turns.
+    None,
+    /// The angles of each position that a cache has room for; [`Rotary::table`](crate::Rotary::table) has the shape.
+    Table(FloatTensor<B>),
+}
+
+/// What preparing a token returns, as primitives of one backend.
+#[derive(ExtensionType)]
+pub struct PreparedBuffers<B: Backend> {
+    /// The queries, turned.
+    pub q: FloatTensor<B>,
+    /// The cache with the token's key and value.
+    #[extension_type]
+    pub cache: CacheBuffers<B>,
+}
+
 /// What a SparQ decode step returns, as primitives of one backend; [`SparqOutput`] has the shapes.
 #[derive(ExtensionType)]
 pub struct SparqOutputBuffers<B: Backend> {
@@ -133,6 +152,20 @@ pub trait SparqBackend: Backend {
         encode: bool,
     ) -> CacheBuffers<Self>;
 
+    /// What comes before attention in a decode step: turns the query and the key of one token per sequence, q [B, H, 1, d] and k [B, H_kv, 1, d], to the
+    /// position behind `rows`, appends the key and the value v [B, H_kv, 1, d], and returns the turned query.
+    ///
+    /// `encode` as in [`SparqBackend::append`].
+    fn prepare(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        #[extension_type] rotary: RotaryBuffers<Self>,
+        #[extension_type] cache: CacheBuffers<Self>,
+        rows: RowSpans,
+        encode: bool,
+    ) -> PreparedBuffers<Self>;
+
     /// Sets the ranges of sequence `row` from its valid positions and writes its codes anew.
     fn range_sketch(
         #[extension_type] cache: CacheBuffers<Self>,
@@ -177,6 +210,61 @@ pub fn append(
         encode,
     );
     lift(cache)
+}
+
+/// Turns and appends one token per sequence; see [`SparqBackend::prepare`]. `table` is a rotary embedding's [`table`](crate::Rotary::table) with a row for every
+/// position that the cache has room for.
+pub fn prepare(
+    [q, k, v]: [Tensor<4>; 3],
+    table: Option<Tensor<2>>,
+    cache: CacheTensors,
+    rows: &RowSpans,
+    encode: bool,
+) -> (Tensor<4>, CacheTensors) {
+    let rotary = match table {
+        Some(table) => RotaryBuffers::Table(table.into_dispatch()),
+        None => RotaryBuffers::None,
+    };
+    let prepared = Dispatch::prepare(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        rotary,
+        lower(cache),
+        rows.clone(),
+        encode,
+    );
+    (Tensor::from_dispatch(prepared.q), lift(prepared.cache))
+}
+
+/// Whether the tensor's device may be able to record launches; trying tells.
+pub(crate) fn may_have_graphs(tensor: &Tensor<4>) -> bool {
+    #[cfg(feature = "cube")]
+    return tensor
+        .clone()
+        .try_into_primitive::<burn_cubecl::CubeBackend>()
+        .is_ok();
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = tensor;
+        false
+    }
+}
+
+/// Whether a step of these queries with the cache takes all lengths from the device's [`spans`](CacheTensors::spans), and the host's [`RowSpans`] only as a
+/// bound on them: then a recording of it serves every length. `config` is SparQ's; `None` stands for dense attention.
+pub(crate) fn takes_lengths_from_device(
+    q: &Tensor<4>,
+    cache: &CacheTensors,
+    config: Option<&SparqConfig>,
+) -> bool {
+    #[cfg(feature = "cube")]
+    return crate::cube::takes_lengths_from_device(q, &cache.k, config);
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = (q, cache, config);
+        false
+    }
 }
 
 /// Sets the ranges of one sequence's codes; see [`SparqBackend::range_sketch`].
@@ -273,6 +361,27 @@ mod ndarray {
         ) -> CacheBuffers<Self> {
             let (k, v) = (Self::float(k), Self::float(v));
             lower(write::append(lift(cache), k, v, &rows, &counts, encode))
+        }
+
+        fn prepare(
+            q: FloatTensor<Self>,
+            k: FloatTensor<Self>,
+            v: FloatTensor<Self>,
+            rotary: RotaryBuffers<Self>,
+            cache: CacheBuffers<Self>,
+            rows: RowSpans,
+            encode: bool,
+        ) -> PreparedBuffers<Self> {
+            let table = match rotary {
+                RotaryBuffers::None => None,
+                RotaryBuffers::Table(table) => Some(Self::float(table)),
+            };
+            let heads = [q, k, v].map(Self::float);
+            let (q, cache) = write::prepare(lift(cache), heads, table.as_ref(), &rows, encode);
+            PreparedBuffers {
+                q: Self::float_primitive(q),
+                cache: lower(cache),
+            }
         }
 
         fn range_sketch(

@@ -1,10 +1,11 @@
 //! Rotary position embedding (Su et al., "RoFormer", arXiv 2104.09864) in the rotate-half layout of Hugging Face checkpoints.
 
 use std::f64::consts::TAU;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{Device, FloatDType, Int, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::SparqError;
@@ -117,7 +118,8 @@ impl RotaryConfig {
     pub fn init(&self, device: &Device) -> Result<Rotary, SparqError> {
         let frequencies = self.frequencies()?;
         Ok(Rotary {
-            inv_freq: Tensor::from_data(frequencies.as_slice(), (device, burn::tensor::DType::F32)),
+            inv_freq: Tensor::from_data(frequencies.as_slice(), (device, DType::F32)),
+            tables: Tables::default(),
         })
     }
 
@@ -166,7 +168,13 @@ impl RotaryConfig {
 pub struct Rotary {
     /// Frequencies, [rotary_dim / 2] in fp32. A constant, not a parameter: records don't hold it.
     inv_freq: Tensor<1>,
+    #[module(skip)]
+    tables: Tables,
 }
+
+/// The tables made so far, one for each device, shared by all clones: the layers of a model turn by the same angles.
+#[derive(Clone, Debug, Default)]
+struct Tables(Arc<Mutex<Vec<Tensor<2>>>>);
 
 impl Rotary {
     /// Turns x [B, H, T, d] at `positions` [B, T] (or [1, T] for all sequences): [B, H, T, d] in the type of x. Differentiable in x.
@@ -177,18 +185,41 @@ impl Rotary {
         self.angles(positions).turn(x)
     }
 
+    /// How many of the first components turn.
+    pub fn dim(&self) -> usize {
+        2 * self.inv_freq.dims()[0]
+    }
+
+    /// The angles of the positions from 0 on, at least `len` of them, outside autodiff: a row for each with its `n = rotary_dim / 2` cosines and then its sines,
+    /// [`len` or more, 2 n] in fp32.
+    ///
+    /// Made once and kept: later calls, on this embedding or a clone of it, upload and compute nothing until they ask for more.
+    pub fn table(&self, len: usize) -> Tensor<2> {
+        let inv_freq = self.inv_freq.clone().inner();
+        let device = inv_freq.device();
+        let mut tables = self.tables.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = tables.iter().position(|table| table.device() == device);
+        if let Some(table) = found
+            .map(|found| &tables[found])
+            .filter(|table| table.dims()[0] >= len)
+        {
+            return table.clone();
+        }
+        let positions = Tensor::<1, Int>::arange(0..len as i64, (&device, DType::I32));
+        let RotaryAngles { cos, sin } = RotaryAngles::new(&inv_freq, positions.unsqueeze());
+        let pairs = inv_freq.dims()[0];
+        let rows = |values: Tensor<4>| values.reshape([len, pairs]);
+        let table = Tensor::cat(vec![rows(cos), rows(sin)], 1);
+        match found {
+            Some(found) => tables[found] = table.clone(),
+            None => tables.push(table.clone()),
+        }
+        table
+    }
+
     /// The angles of `positions` [B, T] or [1, T], for several tensors at the same positions.
     pub fn angles(&self, positions: Tensor<2, Int>) -> RotaryAngles {
-        let [batch, len] = positions.dims();
-        let [pairs] = self.inv_freq.dims();
-        // Straight to fp32: a device whose default is a 16-bit type would round positions beyond 2048.
-        let positions: Tensor<2> = positions.cast(FloatDType::F32);
-        let angles =
-            positions.reshape([batch, 1, len, 1]) * self.inv_freq.clone().reshape([1, 1, 1, pairs]);
-        RotaryAngles {
-            cos: angles.clone().cos(),
-            sin: angles.sin(),
-        }
+        RotaryAngles::new(&self.inv_freq, positions)
     }
 }
 
@@ -202,6 +233,37 @@ pub struct RotaryAngles {
 }
 
 impl RotaryAngles {
+    /// Positions [B, T] or [1, T] times the frequencies.
+    fn new(inv_freq: &Tensor<1>, positions: Tensor<2, Int>) -> Self {
+        let [batch, len] = positions.dims();
+        let [pairs] = inv_freq.dims();
+        // Straight to fp32: a device whose default is a 16-bit type would round positions beyond 2048.
+        let positions: Tensor<2> = positions.cast(FloatDType::F32);
+        let angles =
+            positions.reshape([batch, 1, len, 1]) * inv_freq.clone().reshape([1, 1, 1, pairs]);
+        Self {
+            cos: angles.clone().cos(),
+            sin: angles.sin(),
+        }
+    }
+
+    /// The angles of one position per sequence from a [`Rotary::table`].
+    pub(crate) fn from_table(table: &Tensor<2>, positions: &[usize]) -> Self {
+        let [_, width] = table.dims();
+        let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
+        let index = Tensor::<1, Int>::from_ints(index.as_slice(), &table.device());
+        let rows = table.clone().select(0, index);
+        let part = |part: std::ops::Range<usize>| {
+            rows.clone()
+                .slice_dim(1, part)
+                .reshape([positions.len(), 1, 1, width / 2])
+        };
+        Self {
+            cos: part(0..width / 2),
+            sin: part(width / 2..width),
+        }
+    }
+
     /// Turns x [B, H, T, d]: [B, H, T, d] in the type of x.
     ///
     /// # Panics

@@ -1,6 +1,6 @@
 //! The buffers of a KV cache as plain tensors.
 
-use burn::tensor::kind::Numeric;
+use burn::tensor::kind::{Basic, Numeric};
 use burn::tensor::{DType, Device, Float, FloatDType, Int, Tensor};
 
 use crate::sketch::codes_per_word;
@@ -146,4 +146,19 @@ fn zeros<const D: usize, K: Numeric>(
     dtype: DType,
 ) -> Tensor<D, K> {
     Tensor::<1, K>::zeros([shape.iter().product::<usize>()], (device, dtype)).reshape(shape)
+}
+
+/// The same contents in a buffer of their own.
+pub(crate) fn duplicate<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> Tensor<D, K> {
+    let like = Tensor::empty(tensor.shape(), (&tensor.device(), tensor.dtype()));
+    overwrite(like, tensor.clone())
+}
+
+/// The contents of `from` in the buffer of `to`, if no one else holds that.
+pub(crate) fn overwrite<const D: usize, K: Basic>(
+    to: Tensor<D, K>,
+    from: Tensor<D, K>,
+) -> Tensor<D, K> {
+    let everything = to.dims().map(|size| 0..size);
+    to.slice_assign(everything, from)
 }

@@ -1,4 +1,4 @@
-//! Writing a cache in plain tensor operations: what an append and a new range of the sketch do, on any backend.
+//! Writing a cache in plain tensor operations: what an append, the preparation of a token and a new range of the sketch do, on any backend.
 //!
 //! Like the [reference](crate::reference) of the attention itself, this is what a native implementation is tested against.
 
@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use burn::tensor::{FloatDType, Tensor};
 
+use crate::rotary::RotaryAngles;
 use crate::{CacheTensors, RowSpans, SketchTensors, sketch};
 
 /// Writes keys and values [B, H_kv, T, d] behind `rows`, the first `counts[b]` of them for sequence b, in place where the buffers are not shared.
@@ -52,6 +53,30 @@ pub fn append(
                 encode,
             )
         })
+}
+
+/// Turns the query and the key of one token, q [B, H, 1, d] and k [B, H_kv, 1, d], to the position behind `rows` and appends the key and the value v
+/// [B, H_kv, 1, d] to every sequence; returns the query. `table` is a rotary embedding's [`table`](crate::Rotary::table); without one nothing turns.
+///
+/// # Panics
+/// If the buffers have no room, or the table no row for a position.
+pub fn prepare(
+    cache: CacheTensors,
+    [q, k, v]: [Tensor<4>; 3],
+    table: Option<&Tensor<2>>,
+    rows: &RowSpans,
+    encode: bool,
+) -> (Tensor<4>, CacheTensors) {
+    let (q, k) = match table {
+        Some(table) => {
+            let positions: Vec<usize> = (0..rows.batch()).map(|row| rows.count(row)).collect();
+            let angles = RotaryAngles::from_table(table, &positions);
+            (angles.turn(q), angles.turn(k))
+        }
+        None => (q, k),
+    };
+    let counts = vec![1; rows.batch()];
+    (q, append(cache, k, v, rows, &counts, encode))
 }
 
 /// [`append`] for sequences `batch` that all have the same length and get the same number of positions.

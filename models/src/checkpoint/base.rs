@@ -178,7 +178,7 @@ pub(super) fn place<const D: usize>(
 }
 
 /// Refuses a type that the device stores but does not compute in, before the first operation of the model fails on it.
-pub(super) fn check_device(device: &Device, dtype: FloatDType) -> Result<(), CheckpointError> {
+pub(crate) fn check_device(device: &Device, dtype: FloatDType) -> Result<(), CheckpointError> {
     match device.supports_dtype(dtype) {
         true => Ok(()),
         false => Err(CheckpointError::DeviceType {

@@ -26,6 +26,7 @@ pub use json::JsonError;
 pub use loader::Loader;
 pub use safetensors::Dtype as StoredType;
 
+pub(crate) use base::check_device;
 pub(crate) use json::{describe, read_json_if_present};
 #[cfg(feature = "hub")]
 pub(crate) use weight_files::{WeightFiles, read_index};

@@ -25,12 +25,14 @@ pub struct GenerateOptions {
     pub eos_ids: Option<Vec<u32>>,
     /// Prompt tokens that the model reads at once: between two such pieces a generation can be cancelled.
     pub prefill_chunk: usize,
+    /// Whether decode steps are recorded once and replayed, where device and model can; see [`CapturedLm`](crate::CapturedLm).
+    pub capture: bool,
     /// Ends the generation from outside.
     pub cancel: CancelToken,
 }
 
 impl Default for GenerateOptions {
-    /// Dense and greedy, at most 256 tokens, prompts in pieces of 2048.
+    /// Dense and greedy, at most 256 tokens, prompts in pieces of 2048, captured.
     fn default() -> Self {
         Self {
             method: Method::DENSE,
@@ -39,6 +41,7 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             eos_ids: None,
             prefill_chunk: 2048,
+            capture: true,
             cancel: CancelToken::new(),
         }
     }

@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, time::Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
-use sparq::Method;
+use sparq::SparqError;
 
 use super::{
     generate::{FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated},
@@ -11,7 +11,7 @@ use super::{
     sampler::Sampler,
     tokenizer::TextTokenizer,
 };
-use crate::{CausalLm, ModelCache};
+use crate::{CapturedLm, CausalLm, ModelCache};
 
 /// What hears of a generation's events, and can break it off.
 pub(super) type OnEvent<'a> = &'a mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>;
@@ -158,7 +158,7 @@ impl Session {
                 return Ok(None);
             }
             // Reading the logits of every piece waits for the device: without it, progress and cancellation would be ahead of the work.
-            logits = Some(self.feed(model, chunk, None)?);
+            logits = Some(self.read(model, chunk)?);
             let done = self.tokens.len() - cached;
             if on_event(GenerateEvent::Prefill { done, total }).is_break() {
                 return Ok(None);
@@ -178,6 +178,8 @@ impl Session {
     ) -> Result<FinishReason, GenerateError> {
         let eos_ids = options.eos_ids.clone();
         let eos_ids = eos_ids.unwrap_or_else(|| self.tokenizer.eos_ids().to_vec());
+        let mut decoder =
+            CapturedLm::new(model, &mut self.cache, options.method).with_capture(options.capture);
         for step in 0..options.max_new_tokens {
             if options.cancel.is_cancelled() {
                 return Ok(FinishReason::Cancelled);
@@ -187,8 +189,16 @@ impl Session {
                 if self.tokens.len() >= model.context_len() {
                     return Ok(FinishReason::ContextFull);
                 }
-                let last = &turn.sequence[turn.sequence.len() - 1..];
-                logits = self.feed(model, last, Some(&options.method))?;
+                let last = turn.sequence[turn.sequence.len() - 1];
+                let read = decoder.step(upload(model, &[last]));
+                logits = match to_host(read, model) {
+                    Ok(logits) => logits,
+                    Err(error) => {
+                        decoder.cache_mut().truncate(self.tokens.len());
+                        return Err(error);
+                    }
+                };
+                self.tokens.push(last);
                 turn.decode_steps += 1;
             }
             let token = turn.sampler.sample(&mut logits, &turn.sequence)?;
@@ -203,25 +213,12 @@ impl Session {
         Ok(FinishReason::MaxNewTokens)
     }
 
-    /// Lets the model read tokens, as a prompt or with a method as a decode step, and returns the logits [vocab] behind the last.
+    /// Lets the model read tokens as a prompt and returns the logits [vocab] behind the last.
     ///
     /// On an error the cache is rolled back: a model that fails in its third layer has filled two already.
-    fn feed(
-        &mut self,
-        model: &dyn CausalLm,
-        tokens: &[u32],
-        method: Option<&Method>,
-    ) -> Result<Vec<f32>, GenerateError> {
-        let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
-        let ids = TensorData::new(ids, [1, tokens.len()]);
-        let input = Tensor::<2, Int>::from_data(ids, &model.device());
-        let logits = match method {
-            None => model.prefill(input, &mut self.cache, 1),
-            Some(method) => model.decode(input, &mut self.cache, method),
-        };
-        let logits = logits
-            .map_err(GenerateError::from)
-            .and_then(|logits| read_logits(logits, model.vocab_size()));
+    fn read(&mut self, model: &dyn CausalLm, tokens: &[u32]) -> Result<Vec<f32>, GenerateError> {
+        let read = model.prefill(upload(model, tokens), &mut self.cache, 1);
+        let logits = to_host(read, model);
         match logits {
             Ok(_) => self.tokens.extend_from_slice(tokens),
             Err(_) => self.cache.truncate(self.tokens.len()),
@@ -261,9 +258,20 @@ fn check_prompt(model: &dyn CausalLm, prompt: &[u32]) -> Result<(), GenerateErro
     }
 }
 
+/// Tokens of one sequence as the tensor [1, T] that the model reads.
+fn upload(model: &dyn CausalLm, tokens: &[u32]) -> Tensor<2, Int> {
+    let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
+    let ids = TensorData::new(ids, [1, tokens.len()]);
+    Tensor::from_data(ids, &model.device())
+}
+
 /// Brings logits [1, 1, vocab] from the device.
-fn read_logits(logits: Tensor<3>, vocab: usize) -> Result<Vec<f32>, GenerateError> {
-    let (expected, found) = ([1, 1, vocab], logits.dims());
+fn to_host(
+    logits: Result<Tensor<3>, SparqError>,
+    model: &dyn CausalLm,
+) -> Result<Vec<f32>, GenerateError> {
+    let logits = logits?;
+    let (expected, found) = ([1, 1, model.vocab_size()], logits.dims());
     if found != expected {
         return Err(GenerateError::LogitsShape { expected, found });
     }

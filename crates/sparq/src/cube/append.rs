@@ -1,14 +1,21 @@
-//! The append of one token to every sequence.
+//! What happens to one token of every sequence before attention: its query and key are turned to their position, and key and value are appended.
 
 use cubecl::prelude::*;
 
-/// Writes the key and value of one token, k and v [B, H_kv, 1, d], behind the end of every sequence, with its column of the sketch and its part of the
-/// running sum, and then moves the end. One cube for each key/value head.
+/// Turns the query and the key of one token, q [B, H, 1, d] and k [B, H_kv, 1, d], to the position behind the end of each sequence, writes the key and the
+/// value v [B, H_kv, 1, d] there, with the key's column of the sketch and the value's part of the running sum, and then moves the end. One cube for
+/// each key/value head and its g query heads, which go to `turned` [B, H, 1, d].
+///
+/// `table` has a row for every position, cosines and then sines of `pairs` angles; with `pairs` = 0 nothing turns. `group` = 0 is an append without queries. A
+/// sequence without room for a position is left as it is.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn append_kernel<X: Float, E: Float>(
+    q: &Tensor<X>,
     k: &Tensor<X>,
     v: &Tensor<X>,
+    table: &Tensor<f32>,
+    turned: &mut [X],
     keys: &mut [E],
     values: &mut [E],
     v_sum: &mut [f32],
@@ -21,6 +28,8 @@ pub(crate) fn append_kernel<X: Float, E: Float>(
     kv_heads: u32,
     capacity: u32,
     #[comptime] d: usize,
+    #[comptime] group: usize,
+    #[comptime] pairs: usize,
     #[comptime] full: bool,
     #[comptime] bits: usize,
     #[define(X, E)] _types: [ElemType; 2],
@@ -40,38 +49,65 @@ pub(crate) fn append_kernel<X: Float, E: Float>(
     sync_cube();
     let start = span[0] as usize;
     let position = span[1] as usize;
-    let mut c = UNIT_POS as usize;
-    while c < d {
-        let key = E::cast_from(k[sequence * k.stride(0) + kv_head * k.stride(1) + c * k.stride(3)]);
-        let value =
-            E::cast_from(v[sequence * v.stride(0) + kv_head * v.stride(1) + c * v.stride(3)]);
-        let channel = row * d + c;
-        keys[(row * capacity + position) * d + c] = key;
-        values[(row * capacity + position) * d + c] = value;
-        if position >= start {
-            v_sum[channel] += f32::cast_from(value);
+    let room = position < capacity;
+    // Left padding itself is at position 0.
+    let angles = select(position > start, position - start, 0) * table.stride(0);
+    if comptime!(group > 0) {
+        let first = sequence * q.stride(0) + kv_head * group * q.stride(1);
+        let mut c = UNIT_POS as usize;
+        while c < comptime!(group * d).runtime() {
+            let head = first + (c / d) * q.stride(1);
+            let value = turn::<X>(q, head, q.stride(3), c % d, table, angles, pairs, room);
+            turned[row * group * d + c] = X::cast_from(value);
+            c += CUBE_DIM as usize;
         }
-        if comptime!(full) {
-            kt[channel * capacity + position] = key;
-        }
-        if comptime!(bits > 0) {
-            let per_word = comptime!(32 / bits);
-            let levels = comptime!(((1u32 << bits) - 1) as f32);
-            let word = (channel * capacity + position) / per_word;
-            let shift = ((position % per_word) * bits) as u32;
-            let scaled = (f32::cast_from(key) - lo[channel]) / step[channel];
-            // Also where the step is 0, which gives NaN or an infinity.
-            let usable = scaled == scaled && step[channel] != 0.0f32;
-            let code = u32::cast_from(clamp(
-                round_half_to_even(select(usable, scaled, 0.0f32)),
-                0.0f32,
-                levels,
+    }
+    if room {
+        let k_head = sequence * k.stride(0) + kv_head * k.stride(1);
+        let v_head = sequence * v.stride(0) + kv_head * v.stride(1);
+        let mut c = UNIT_POS as usize;
+        while c < d {
+            // By way of the queries' type, in which the product is taken.
+            let key = X::cast_from(turn::<X>(
+                k,
+                k_head,
+                k.stride(3),
+                c,
+                table,
+                angles,
+                pairs,
+                room,
             ));
-            // Codes behind this one belong to positions that hold no token: they become 0.
-            let before = codes[word] & ((1u32 << shift) - 1u32);
-            codes[word] = before | (code << shift);
+            let key = E::cast_from(key);
+            let value = E::cast_from(v[v_head + c * v.stride(3)]);
+            let channel = row * d + c;
+            keys[(row * capacity + position) * d + c] = key;
+            values[(row * capacity + position) * d + c] = value;
+            if position >= start {
+                v_sum[channel] += f32::cast_from(value);
+            }
+            if comptime!(full) {
+                kt[channel * capacity + position] = key;
+            }
+            if comptime!(bits > 0) {
+                let per_word = comptime!(32 / bits);
+                let levels = comptime!(((1u32 << bits) - 1) as f32);
+                let word = (channel * capacity + position) / per_word;
+                let shift = ((position % per_word) * bits) as u32;
+                let scaled = (f32::cast_from(key) - lo[channel]) / step[channel];
+                // Also where the step is 0, which gives NaN or an infinity.
+                let usable = scaled == scaled && step[channel] != 0.0f32;
+                let code = u32::cast_from(clamp(
+                    round_half_to_even(select(usable, scaled, 0.0f32)),
+                    0.0f32,
+                    levels,
+                ));
+                // Codes behind this one belong to positions that hold no token: they become 0.
+                let before = codes[word] & ((1u32 << shift) - 1u32);
+                codes[word] = before | (code << shift);
+            }
+            c += CUBE_DIM as usize;
         }
-        c += CUBE_DIM as usize;
     }
     // The last cube of a sequence moves its end: all others have read it, since their count comes after.
     sync_cube();
@@ -80,9 +116,36 @@ pub(crate) fn append_kernel<X: Float, E: Float>(
         let done = spans[counter].fetch_add(1u32);
         if done == kv_heads - 1 {
             spans[counter].store(0u32);
-            spans[batch as usize + sequence].store(span[1] + 1);
+            spans[batch as usize + sequence].store(select(room, span[1] + 1, span[1]));
         }
     }
+}
+
+/// Component c of a head, turned; see [`Rotary`](crate::Rotary). The head begins at `first` and its row of angles at `angles`.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn turn<X: Float>(
+    x: &Tensor<X>,
+    first: usize,
+    stride: usize,
+    c: usize,
+    table: &Tensor<f32>,
+    angles: usize,
+    #[comptime] pairs: usize,
+    room: bool,
+) -> f32 {
+    let mut y = f32::cast_from(x[first + c * stride]);
+    if comptime!(pairs > 0) {
+        // The table need not reach beyond the buffers.
+        if c < comptime!(2 * pairs).runtime() && room {
+            let partner = (c + pairs) % comptime!(2 * pairs).runtime();
+            let other = f32::cast_from(x[first + partner * stride]);
+            let cos = table[angles + c % pairs];
+            let sin = table[angles + pairs + c % pairs];
+            y = y * cos + select(c < pairs, -other, other) * sin;
+        }
+    }
+    y
 }
 
 #[cube]

@@ -73,9 +73,36 @@ impl Launcher {
         }
     }
 
-    /// See [`append_kernel`].
+    /// Appends one token to every sequence; see [`append_kernel`].
     pub fn append(
         &self,
+        cache: &CacheBuffers<CubeBackend>,
+        k: &CubeTensor,
+        v: &CubeTensor,
+        encode: bool,
+    ) {
+        self.write(None, None, cache, k, v, encode);
+    }
+
+    /// Turns the query and the key of one token by the table of angles, appends to every sequence and returns the queries; see [`append_kernel`].
+    pub fn prepare(
+        &self,
+        q: &CubeTensor,
+        k: &CubeTensor,
+        v: &CubeTensor,
+        table: Option<&CubeTensor>,
+        cache: &CacheBuffers<CubeBackend>,
+        encode: bool,
+    ) -> CubeTensor {
+        let turned = self.empty(q.shape(), q.dtype);
+        self.write(Some((q, &turned)), table, cache, k, v, encode);
+        turned
+    }
+
+    fn write(
+        &self,
+        queries: Option<(&CubeTensor, &CubeTensor)>,
+        table: Option<&CubeTensor>,
         cache: &CacheBuffers<CubeBackend>,
         k: &CubeTensor,
         v: &CubeTensor,
@@ -116,14 +143,28 @@ impl Launcher {
                 spare(DType::F32),
             ),
         };
+        let kv_heads = sizes.kv_heads;
+        let group = queries.map_or(0, |(q, _)| q.shape()[1] / kv_heads);
+        let pairs = table.map_or(0, |table| table.shape()[1] / 2);
+        let (q, turned) = match queries {
+            Some((q, turned)) => (q.clone(), turned.clone()),
+            None => (k.clone(), spare(k.dtype)),
+        };
+        let table = table.cloned().unwrap_or_else(|| spare(DType::F32));
         unsafe {
             append_kernel::launch_unchecked(
                 &self.client,
                 cubes(sizes.rows()),
-                CubeDim::new_1d(self.units(128)),
-                cache.k.required_address_type(),
+                CubeDim::new_1d(self.units(256)),
+                cache
+                    .k
+                    .required_address_type()
+                    .max(table.required_address_type()),
+                q.into_tensor_arg(),
                 k.clone().into_tensor_arg(),
                 v.clone().into_tensor_arg(),
+                table.into_tensor_arg(),
+                turned.into_buffer_arg(),
                 cache.k.clone().into_buffer_arg(),
                 cache.v.clone().into_buffer_arg(),
                 cache.v_sum.clone().into_buffer_arg(),
@@ -136,6 +177,8 @@ impl Launcher {
                 sizes.kv_heads as u32,
                 sizes.capacity as u32,
                 sizes.head_dim,
+                group,
+                pairs,
                 full,
                 width,
                 [

@@ -31,14 +31,16 @@ mod tile;
 
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use self::launch::Launcher;
-use self::sparq::SparqStep;
-use crate::op::{CacheBuffers, Extent, SparqBackend, SparqOutputBuffers};
+use self::launch::{Launcher, Sizes};
+use self::sparq::{SparqPlan, SparqStep};
+use crate::op::{
+    CacheBuffers, Extent, PreparedBuffers, RotaryBuffers, SparqBackend, SparqOutputBuffers,
+};
 use crate::primitive::{Primitive, lift, lower};
 use crate::{RowSpans, SparqConfig, reference, write};
 
@@ -61,6 +63,34 @@ impl SparqBackend for CubeBackend {
         let cache = write::append(lift(cache), k, v, &rows, &counts, encode);
         // Where burn had to copy a buffer, the copy may be laid out with gaps between rows.
         contiguous(lower(cache))
+    }
+
+    fn prepare(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        rotary: RotaryBuffers<Self>,
+        cache: CacheBuffers<Self>,
+        rows: RowSpans,
+        encode: bool,
+    ) -> PreparedBuffers<Self> {
+        let table = match rotary {
+            RotaryBuffers::None => None,
+            RotaryBuffers::Table(table) => Some(table),
+        };
+        if q.dtype == k.dtype && q.dtype == v.dtype && supported(&cache, &q) {
+            let cache = owned(cache);
+            let launcher = Launcher::new(&cache.k);
+            let q = launcher.prepare(&q, &k, &v, table.as_ref(), &cache, encode);
+            return PreparedBuffers { q, cache };
+        }
+        let [q, k, v] = [q, k, v].map(Self::float);
+        let table = table.map(Self::float);
+        let (q, cache) = write::prepare(lift(cache), [q, k, v], table.as_ref(), &rows, encode);
+        PreparedBuffers {
+            q: Self::float_primitive(q),
+            cache: contiguous(lower(cache)),
+        }
     }
 
     fn range_sketch(cache: CacheBuffers<Self>, rows: RowSpans, row: usize) -> CacheBuffers<Self> {
@@ -89,9 +119,17 @@ impl SparqBackend for CubeBackend {
         if supported(&cache, &q) {
             let cache = contiguous(cache);
             let launcher = Launcher::new(&cache.k);
-            let step = SparqStep::new(&launcher, &q, &cache, rows.longest(), &config, extent);
-            if step.fits() {
-                return step.run();
+            let plan = SparqPlan {
+                launcher: &launcher,
+                extent,
+                bound: rows.longest(),
+                config: &config,
+                sizes: Sizes::new(q.shape()[1], &cache.k),
+                dtype: cache.k.dtype,
+            };
+            if plan.fits() {
+                let (q, cache) = (&q, &cache);
+                return SparqStep { plan, q, cache }.run();
             }
             return by_reference(q, cache, &rows, &config);
         }
@@ -114,10 +152,39 @@ fn by_reference(
     }
 }
 
-/// Whether the kernels know the types and the head_dim.
+/// Whether the kernels attend to a cache with these keys, densely or with the settings of a SparQ step: they take lengths from the device, so that a launch
+/// serves every length.
+pub(crate) fn takes_lengths_from_device(
+    q: &Tensor<4>,
+    k: &Tensor<4>,
+    config: Option<&SparqConfig>,
+) -> bool {
+    let primitive = |tensor: &Tensor<4>| tensor.clone().try_into_primitive::<CubeBackend>().ok();
+    let (Some(q), Some(k)) = (primitive(q), primitive(k)) else {
+        return false;
+    };
+    let holds = |config| {
+        let plan = SparqPlan {
+            launcher: &Launcher::new(&k),
+            extent: Extent::Trace,
+            bound: k.shape()[2],
+            config,
+            sizes: Sizes::new(q.shape()[1], &k),
+            dtype: k.dtype,
+        };
+        plan.fits()
+    };
+    known(&k, &q) && config.is_none_or(holds)
+}
+
 fn supported(cache: &CacheBuffers<CubeBackend>, other: &CubeTensor) -> bool {
+    known(&cache.k, other)
+}
+
+/// Whether the kernels know the types and the head_dim.
+fn known(k: &CubeTensor, other: &CubeTensor) -> bool {
     let known = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-    known(cache.k.dtype) && known(other.dtype) && cache.k.meta.shape()[3].is_multiple_of(4)
+    known(k.dtype) && known(other.dtype) && k.meta.shape()[3].is_multiple_of(4)
 }
 
 /// The buffers in the plain layout that the kernels index. [`CacheTensors`](crate::CacheTensors) are made that way: this moves handles, and copies only what

@@ -25,52 +25,23 @@ const SPARE: usize = 64;
 /// Vectors of four candidates that a unit may hold in registers.
 const VECTORS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
-/// A step that is about to be launched.
-pub(super) struct SparqStep<'a> {
+/// What a step is compiled for, of which the sizes, types and settings decide.
+pub(super) struct SparqPlan<'a> {
     pub launcher: &'a Launcher,
-    pub q: &'a CubeTensor,
-    pub cache: &'a CacheBuffers<CubeBackend>,
+    /// How far to go.
+    pub extent: Extent,
     /// Positions that the longest sequence has at most.
     pub bound: usize,
     pub config: &'a SparqConfig,
-    /// How far to go.
-    pub extent: Extent,
-    sizes: Sizes,
+    pub sizes: Sizes,
+    /// Of the cache.
+    pub dtype: DType,
 }
 
-/// What the scores of a step are found in.
-struct Scored {
-    source: Source,
-    /// Logits, or the candidates' scores.
-    scores: CubeTensor,
-    stats: CubeTensor,
-    tiles: usize,
-    tile_len: usize,
-    state: CubeTensor,
-    /// Positions above the border, or of the candidates.
-    above: CubeTensor,
-    border: CubeTensor,
-}
-
-impl<'a> SparqStep<'a> {
-    pub fn new(
-        launcher: &'a Launcher,
-        q: &'a CubeTensor,
-        cache: &'a CacheBuffers<CubeBackend>,
-        bound: usize,
-        config: &'a SparqConfig,
-        extent: Extent,
-    ) -> Self {
-        let sizes = Sizes::new(q.shape()[1], &cache.k);
-        Self {
-            launcher,
-            q,
-            cache,
-            bound,
-            config,
-            extent,
-            sizes,
-        }
+impl SparqPlan<'_> {
+    /// Bits of the sketch's codes, 0 for a copy of K.
+    fn bits(&self) -> usize {
+        self.config.sketch.bits().unwrap_or(0)
     }
 
     /// Whether one number ranks a position.
@@ -96,134 +67,6 @@ impl<'a> SparqStep<'a> {
         finish.max(score).max(tile) <= most
     }
 
-    /// Launches everything.
-    pub fn run(&self) -> SparqOutputBuffers<CubeBackend> {
-        let (launcher, sizes, config) = (self.launcher, &self.sizes, self.config);
-        let scored = match self.one_score() {
-            true => self.score_tiles(),
-            false => self.spread(self.score_heads()),
-        };
-        let width = config.top_k.min(self.bound);
-        let output = launcher.empty(self.q.shape(), self.q.dtype);
-        let positions =
-            launcher.empty(Shape::new([sizes.batch, sizes.kv_heads, width]), DType::I32);
-        let alpha = launcher.empty(
-            Shape::new([sizes.batch, sizes.kv_heads * sizes.group]),
-            DType::F32,
-        );
-        if self.extent == Extent::Scores {
-            return SparqOutputBuffers {
-                output,
-                positions,
-                alpha,
-            };
-        }
-        let (attend, n) = self.attend_plan();
-        let tiled = matches!(scored.source, Source::Candidates { .. });
-        let choice = match tiled {
-            true => SelectPlan {
-                group: 1,
-                probabilities: false,
-                ..self.select_plan(attend.units)
-            },
-            false => self.select_plan(attend.units),
-        };
-        let alpha_known = !tiled || self.alpha_of_tiles();
-        unsafe {
-            finish_kernel::launch_unchecked(
-                &launcher.client,
-                cubes(sizes.rows()),
-                CubeDim::new_1d(attend.units),
-                self.cache
-                    .k
-                    .required_address_type()
-                    .max(scored.scores.required_address_type()),
-                n,
-                self.q.clone().into_tensor_arg(),
-                self.cache.k.clone().into_buffer_arg(),
-                self.cache.v.clone().into_buffer_arg(),
-                self.cache.v_sum.clone().into_buffer_arg(),
-                self.cache.spans.clone().into_buffer_arg(),
-                scored.scores.into_buffer_arg(),
-                scored.stats.into_buffer_arg(),
-                scored.state.into_buffer_arg(),
-                scored.above.into_buffer_arg(),
-                scored.border.into_buffer_arg(),
-                output.clone().into_buffer_arg(),
-                positions.clone().into_buffer_arg(),
-                alpha.clone().into_buffer_arg(),
-                sizes.batch as u32,
-                sizes.kv_heads as u32,
-                sizes.capacity as u32,
-                scored.tiles as u32,
-                scored.tile_len as u32,
-                width as u32,
-                config.mean_value.applies(sizes.group),
-                alpha_known,
-                self.extent != Extent::Choice,
-                scored.source,
-                choice,
-                attend,
-                [
-                    dtype_to_storage_type(self.q.dtype),
-                    dtype_to_storage_type(self.cache.k.dtype),
-                ],
-            );
-        }
-        if self.extent == Extent::Trace && !alpha_known {
-            self.alpha(&positions, &alpha);
-        }
-        SparqOutputBuffers {
-            output,
-            positions,
-            alpha,
-        }
-    }
-
-    /// The alpha of every head where the choice did without the heads' logits: those are computed for it.
-    fn alpha(&self, positions: &CubeTensor, alpha: &CubeTensor) {
-        let (launcher, sizes) = (self.launcher, &self.sizes);
-        let scored = self.score_heads();
-        let plan = SelectPlan {
-            units: launcher.units(FINISH_UNITS),
-            ..self.select_plan(0)
-        };
-        unsafe {
-            alpha_kernel::launch_unchecked(
-                &launcher.client,
-                cubes(sizes.rows()),
-                CubeDim::new_1d(plan.units),
-                scored.scores.required_address_type(),
-                scored.scores.into_buffer_arg(),
-                scored.stats.into_buffer_arg(),
-                self.cache.spans.clone().into_buffer_arg(),
-                positions.clone().into_buffer_arg(),
-                alpha.clone().into_buffer_arg(),
-                sizes.batch as u32,
-                sizes.kv_heads as u32,
-                sizes.capacity as u32,
-                scored.tiles as u32,
-                scored.tile_len as u32,
-                self.config.top_k.min(self.bound) as u32,
-                plan,
-            );
-        }
-    }
-
-    /// The sketch, its bits (0 for a copy of K) and what the steps of its codes are.
-    fn sketch(&self) -> (&CubeTensor, usize, &CubeTensor) {
-        match &self.cache.sketch {
-            SketchBuffers::None => {
-                panic!("SparQ reads a key sketch, and this cache was made without one")
-            }
-            // Without codes, the step is not read.
-            SketchBuffers::Full(kt) => (kt, 0, &self.cache.v_sum),
-            SketchBuffers::Codes {
-                bits, codes, step, ..
-            } => (codes, *bits, step),
-        }
-    }
-
     fn score_plan(&self) -> ScorePlan {
         ScorePlan {
             group: self.sizes.group,
@@ -231,7 +74,7 @@ impl<'a> SparqStep<'a> {
             rank: self.config.rank,
             abs_sum: self.config.components == Components::AbsSum,
             heads: 1,
-            bits: self.sketch().1,
+            bits: self.bits(),
             unroll: self.config.rank.min(16),
             clear: false,
             units: 0,
@@ -264,7 +107,7 @@ impl<'a> SparqStep<'a> {
         // One head leaves registers for more loads at a time.
         let at_once = if self.sizes.group == 1 { 8 } else { 4 };
         self.launcher
-            .attend_plan(&self.sizes, self.cache.k.dtype, units, at_once)
+            .attend_plan(&self.sizes, self.dtype, units, at_once)
     }
 
     /// Whether the tiles leave what alpha takes.
@@ -275,12 +118,12 @@ impl<'a> SparqStep<'a> {
     /// How tiles are scored, and the elements in a vector of the sketch.
     fn tile_plan(&self) -> (TilePlan, usize) {
         let (launcher, config) = (self.launcher, self.config);
-        let (sketch, bits, _) = self.sketch();
+        let bits = self.bits();
         let mut score = self.score_plan();
         // A unit has 16 positions, or 8 where that is too much for all processors to have work: in vectors of 16 bytes for keys, in words for codes.
         let of = |positions: usize| match bits {
             0 => {
-                let n = VECTOR / sketch.dtype.size();
+                let n = VECTOR / self.dtype.size();
                 (n, positions / n)
             }
             _ => (positions * bits / 32, 1),
@@ -311,16 +154,167 @@ impl<'a> SparqStep<'a> {
         };
         (plan, n)
     }
+}
+
+/// A step that is about to be launched.
+pub(super) struct SparqStep<'a> {
+    pub plan: SparqPlan<'a>,
+    pub q: &'a CubeTensor,
+    pub cache: &'a CacheBuffers<CubeBackend>,
+}
+
+/// What the scores of a step are found in.
+struct Scored {
+    source: Source,
+    /// Logits, or the candidates' scores.
+    scores: CubeTensor,
+    stats: CubeTensor,
+    tiles: usize,
+    tile_len: usize,
+    state: CubeTensor,
+    /// Positions above the border, or of the candidates.
+    above: CubeTensor,
+    border: CubeTensor,
+}
+
+impl SparqStep<'_> {
+    /// Launches everything.
+    pub fn run(&self) -> SparqOutputBuffers<CubeBackend> {
+        let (launcher, sizes, config) = (self.plan.launcher, &self.plan.sizes, self.plan.config);
+        let scored = match self.plan.one_score() {
+            true => self.score_tiles(),
+            false => self.spread(self.score_heads()),
+        };
+        let width = config.top_k.min(self.plan.bound);
+        let output = launcher.empty(self.q.shape(), self.q.dtype);
+        let positions =
+            launcher.empty(Shape::new([sizes.batch, sizes.kv_heads, width]), DType::I32);
+        let alpha = launcher.empty(
+            Shape::new([sizes.batch, sizes.kv_heads * sizes.group]),
+            DType::F32,
+        );
+        if self.plan.extent == Extent::Scores {
+            return SparqOutputBuffers {
+                output,
+                positions,
+                alpha,
+            };
+        }
+        let (attend, n) = self.plan.attend_plan();
+        let tiled = matches!(scored.source, Source::Candidates { .. });
+        let choice = match tiled {
+            true => SelectPlan {
+                group: 1,
+                probabilities: false,
+                ..self.plan.select_plan(attend.units)
+            },
+            false => self.plan.select_plan(attend.units),
+        };
+        let alpha_known = !tiled || self.plan.alpha_of_tiles();
+        unsafe {
+            finish_kernel::launch_unchecked(
+                &launcher.client,
+                cubes(sizes.rows()),
+                CubeDim::new_1d(attend.units),
+                self.cache
+                    .k
+                    .required_address_type()
+                    .max(scored.scores.required_address_type()),
+                n,
+                self.q.clone().into_tensor_arg(),
+                self.cache.k.clone().into_buffer_arg(),
+                self.cache.v.clone().into_buffer_arg(),
+                self.cache.v_sum.clone().into_buffer_arg(),
+                self.cache.spans.clone().into_buffer_arg(),
+                scored.scores.into_buffer_arg(),
+                scored.stats.into_buffer_arg(),
+                scored.state.into_buffer_arg(),
+                scored.above.into_buffer_arg(),
+                scored.border.into_buffer_arg(),
+                output.clone().into_buffer_arg(),
+                positions.clone().into_buffer_arg(),
+                alpha.clone().into_buffer_arg(),
+                sizes.batch as u32,
+                sizes.kv_heads as u32,
+                sizes.capacity as u32,
+                scored.tiles as u32,
+                scored.tile_len as u32,
+                width as u32,
+                config.mean_value.applies(sizes.group),
+                alpha_known,
+                self.plan.extent != Extent::Choice,
+                scored.source,
+                choice,
+                attend,
+                [
+                    dtype_to_storage_type(self.q.dtype),
+                    dtype_to_storage_type(self.cache.k.dtype),
+                ],
+            );
+        }
+        if self.plan.extent == Extent::Trace && !alpha_known {
+            self.alpha(&positions, &alpha);
+        }
+        SparqOutputBuffers {
+            output,
+            positions,
+            alpha,
+        }
+    }
+
+    /// The alpha of every head where the choice did without the heads' logits: those are computed for it.
+    fn alpha(&self, positions: &CubeTensor, alpha: &CubeTensor) {
+        let (launcher, sizes) = (self.plan.launcher, &self.plan.sizes);
+        let scored = self.score_heads();
+        let plan = SelectPlan {
+            units: launcher.units(FINISH_UNITS),
+            ..self.plan.select_plan(0)
+        };
+        unsafe {
+            alpha_kernel::launch_unchecked(
+                &launcher.client,
+                cubes(sizes.rows()),
+                CubeDim::new_1d(plan.units),
+                scored.scores.required_address_type(),
+                scored.scores.into_buffer_arg(),
+                scored.stats.into_buffer_arg(),
+                self.cache.spans.clone().into_buffer_arg(),
+                positions.clone().into_buffer_arg(),
+                alpha.clone().into_buffer_arg(),
+                sizes.batch as u32,
+                sizes.kv_heads as u32,
+                sizes.capacity as u32,
+                scored.tiles as u32,
+                scored.tile_len as u32,
+                self.plan.config.top_k.min(self.plan.bound) as u32,
+                plan,
+            );
+        }
+    }
+
+    /// The sketch, its bits (0 for a copy of K) and what the steps of its codes are.
+    fn sketch(&self) -> (&CubeTensor, usize, &CubeTensor) {
+        match &self.cache.sketch {
+            SketchBuffers::None => {
+                panic!("SparQ reads a key sketch, and this cache was made without one")
+            }
+            // Without codes, the step is not read.
+            SketchBuffers::Full(kt) => (kt, 0, &self.cache.v_sum),
+            SketchBuffers::Codes {
+                bits, codes, step, ..
+            } => (codes, *bits, step),
+        }
+    }
 
     /// See [`tile_kernel`].
     fn score_tiles(&self) -> Scored {
-        let (launcher, sizes) = (self.launcher, &self.sizes);
-        let (plan, n) = self.tile_plan();
+        let (launcher, sizes) = (self.plan.launcher, &self.plan.sizes);
+        let (plan, n) = self.plan.tile_plan();
         let (sketch, _, step) = self.sketch();
         let tile_len = plan.score.units as usize * n * plan.score.per_element() * plan.vectors;
-        let tiles = self.bound.div_ceil(tile_len);
+        let tiles = self.plan.bound.div_ceil(tile_len);
         let rows = sizes.rows();
-        let loads = (tiles * plan.room / 4).div_ceil(self.attend_plan().0.units as usize);
+        let loads = (tiles * plan.room / 4).div_ceil(self.plan.attend_plan().0.units as usize);
         // Few sizes, so that a growing cache does not ask for one kernel after another.
         let vectors = VECTORS.into_iter().find(|&vectors| vectors >= loads);
         let vectors = vectors.unwrap_or(0);
@@ -375,15 +369,16 @@ impl<'a> SparqStep<'a> {
     /// Whether the choice is divided among many cubes: two more launches pay where few cubes would otherwise go through many scores (measured on an
     /// H100).
     fn spreads(&self) -> bool {
-        self.bound * self.sizes.group > 32768 && self.sizes.rows() <= self.launcher.processors
+        self.plan.bound * self.plan.sizes.group > 32768
+            && self.plan.sizes.rows() <= self.plan.launcher.processors
     }
 
     /// See [`score_kernel`].
     fn score_heads(&self) -> Scored {
-        let (launcher, sizes) = (self.launcher, &self.sizes);
+        let (launcher, sizes) = (self.plan.launcher, &self.plan.sizes);
         let (rows, group) = (sizes.rows(), sizes.group);
         let (sketch, bits, step) = self.sketch();
-        let mut plan = self.score_plan();
+        let mut plan = self.plan.score_plan();
         let each = plan.per_element();
         let n = match bits {
             0 => VECTOR / sketch.dtype.size(),
@@ -394,10 +389,10 @@ impl<'a> SparqStep<'a> {
         };
         let count = n * each;
         plan.heads = passes(group, ACCUMULATORS / count);
-        plan.units = self.score_units(rows, self.bound.div_ceil(count));
+        plan.units = self.score_units(rows, self.plan.bound.div_ceil(count));
         plan.clear = self.spreads();
         let tile_len = plan.units as usize * count;
-        let tiles = self.bound.div_ceil(tile_len);
+        let tiles = self.plan.bound.div_ceil(tile_len);
         let logits = launcher.empty(Shape::new([rows, group, sizes.capacity]), DType::F32);
         let stats = launcher.empty(Shape::new([rows, tiles, group, 2]), DType::F32);
         let state = match plan.clear {
@@ -448,12 +443,12 @@ impl<'a> SparqStep<'a> {
         if !self.spreads() {
             return scored;
         }
-        let (launcher, sizes, bound) = (self.launcher, &self.sizes, self.bound);
+        let (launcher, sizes, bound) = (self.plan.launcher, &self.plan.sizes, self.plan.bound);
         let (rows, group) = (sizes.rows(), sizes.group);
-        let plan = self.select_plan(launcher.units(256));
+        let plan = self.plan.select_plan(launcher.units(256));
         let part_len = 4 * plan.units as usize * if rows * bound > 1 << 20 { 4 } else { 1 };
         let parts = bound.div_ceil(part_len);
-        let above = launcher.empty(Shape::new([rows, self.config.top_k]), DType::U32);
+        let above = launcher.empty(Shape::new([rows, self.plan.config.top_k]), DType::U32);
         let border = launcher.empty(Shape::new([rows, plan.candidates, 2]), DType::U32);
         let logits = &scored.scores;
         // Where there is one head its logits are the scores, and nothing is written.
@@ -517,8 +512,9 @@ impl<'a> SparqStep<'a> {
     /// Units of a score cube: many where there is work for all processors, few where a row has to be spread.
     fn score_units(&self, rows: usize, vectors: usize) -> u32 {
         let warps = rows * vectors.div_ceil(32);
-        let each = warps / (self.launcher.processors * 2);
-        self.launcher
+        let each = warps / (self.plan.launcher.processors * 2);
+        self.plan
+            .launcher
             .units((each.next_power_of_two() * 32).clamp(64, 256) as u32)
     }
 }

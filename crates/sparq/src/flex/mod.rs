@@ -5,7 +5,7 @@
 //!
 //! - [`simd`] has the vectors and all `unsafe` code, [`element`] the types of a cache, [`softmax`] the exponential and the mergeable state.
 //! - [`score`], [`select`] and [`attend`] are steps 1 to 3, 4 and 6; [`decode`] puts them together.
-//! - [`append`] writes a token.
+//! - [`turn`] turns a token's query and key to their position, [`append`] writes its key and value.
 //!
 //! What they don't cover (f64, buffers of mixed types) runs through the [`reference`](mod@crate::reference).
 
@@ -17,6 +17,7 @@ mod score;
 mod select;
 mod simd;
 mod softmax;
+mod turn;
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
@@ -26,7 +27,10 @@ use self::decode::{Output, Sketch, Task};
 use self::element::Element;
 use self::score::{Bytes, Full, Nibbles};
 use self::simd::Level;
-use crate::op::{CacheBuffers, Extent, SketchBuffers, SparqBackend, SparqOutputBuffers};
+use crate::op::{
+    CacheBuffers, Extent, PreparedBuffers, RotaryBuffers, SketchBuffers, SparqBackend,
+    SparqOutputBuffers,
+};
 use crate::primitive::{Primitive, lift, lower};
 use crate::{RowSpans, SparqConfig, reference, write};
 
@@ -76,6 +80,27 @@ impl SparqBackend for Flex {
             return cache;
         }
         lower(write::append(lift(cache), k, v, &rows, &counts, encode))
+    }
+
+    fn prepare(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        rotary: RotaryBuffers<Self>,
+        cache: CacheBuffers<Self>,
+        rows: RowSpans,
+        encode: bool,
+    ) -> PreparedBuffers<Self> {
+        let (q, k) = match rotary {
+            RotaryBuffers::None => (q, k),
+            RotaryBuffers::Table(table) => {
+                let table = cast(table, DType::F32);
+                (turn::token(q, &table, &rows), turn::token(k, &table, &rows))
+            }
+        };
+        let counts = vec![1; rows.batch()];
+        let cache = Self::append(cache, k, v, rows, counts, encode);
+        PreparedBuffers { q, cache }
     }
 
     fn range_sketch(cache: CacheBuffers<Self>, rows: RowSpans, row: usize) -> CacheBuffers<Self> {

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::Strategy;
-use crate::{CacheShape, KvCache, Sketch, SparqError, Transfers, op};
+use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqError, Transfers, op};
 
 /// Dense attention. It has no settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +27,12 @@ impl Strategy for Dense {
         Transfers::dense(shape, seq_len)
     }
 
+    fn is_sparse(&self, _cache: &KvCacheConfig, _seq_len: usize) -> bool {
+        false
+    }
+
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        Ok(op::dense_decode(q, cache.tensors().clone(), cache.rows()))
+        let rows = cache.launch_rows(&q, None)?;
+        Ok(op::dense_decode(q, cache.tensors().clone(), &rows))
     }
 }

@@ -2,24 +2,28 @@
 //!
 //! Each method is a type in a file of its own that implements [`Strategy`], and a variant of [`Method`] with a line in its table.
 
+mod auto;
 mod dense;
 mod sparq;
 
+pub use auto::Auto;
 pub use dense::Dense;
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheShape, KvCache, Sketch, SparqConfig, SparqError, Transfers};
+use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers};
 
 /// How a decode step attends to the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "method")]
 pub enum Method {
     /// Every position.
     Dense(Dense),
     /// The positions and components that SparQ chooses.
     Sparq(SparqConfig),
+    /// SparQ where it is expected to be quicker than dense attention, and dense attention elsewhere.
+    Auto(Auto),
 }
 
 /// What a method has to offer.
@@ -39,6 +43,9 @@ pub trait Strategy {
     /// What one decode step moves at `seq_len` positions.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers;
 
+    /// Whether a step on a cache like this with `seq_len` positions reads only a part of them. A recording of a step serves only steps for which this is the same.
+    fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool;
+
     /// Attends with one query per sequence, q [B, H, 1, d], to a cache that already holds the current token: [B, H, 1, d].
     ///
     /// # Errors
@@ -55,6 +62,15 @@ impl Method {
         match self {
             Method::Dense(method) => method,
             Method::Sparq(method) => method,
+            Method::Auto(method) => method,
+        }
+    }
+
+    /// The method that a step takes on a cache like this with `seq_len` positions: itself, or what [`Auto`] chooses.
+    pub fn at(&self, cache: &KvCacheConfig, seq_len: usize) -> Method {
+        match self {
+            Method::Auto(auto) => auto.at(cache, seq_len),
+            Method::Dense(_) | Method::Sparq(_) => *self,
         }
     }
 
@@ -81,6 +97,11 @@ impl Method {
         self.strategy().transfers(shape, seq_len)
     }
 
+    /// See [`Strategy::is_sparse`].
+    pub fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
+        self.strategy().is_sparse(cache, seq_len)
+    }
+
     /// See [`Strategy::decode`].
     ///
     /// # Errors
@@ -88,6 +109,7 @@ impl Method {
     pub fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
         self.validate(cache.config().head_dim)?;
         cache.check_query(&q)?;
+        cache.check_not_empty()?;
         // The cache is outside autodiff, and a step has all its operands on one side.
         self.strategy().decode(q.inner(), cache)
     }

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::Strategy;
 use crate::op::{self, SparqOutput};
-use crate::{CacheShape, KvCache, Sketch, SparqConfig, SparqError, Transfers};
+use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers};
 
 impl Strategy for SparqConfig {
     fn name(&self) -> &'static str {
@@ -23,20 +23,19 @@ impl Strategy for SparqConfig {
         Transfers::sparq(shape, seq_len, self)
     }
 
+    /// At most k positions are all kept: the step is dense attention, to the last bit.
+    fn is_sparse(&self, _cache: &KvCacheConfig, seq_len: usize) -> bool {
+        seq_len > self.top_k
+    }
+
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        // At most k positions are all kept: the step is dense attention, to the last bit.
-        if cache.len() <= self.top_k {
-            cache.check_sketch(self.name(), self.sketch)?;
+        cache.check_sketch(self.name(), self.sketch)?;
+        if !self.is_sparse(cache.config(), cache.len()) {
             return super::Dense.decode(q, cache);
         }
-        cache.check_sketch(self.name(), self.sketch)?;
         cache.refresh_sketch();
-        Ok(op::sparq_decode(
-            q,
-            cache.tensors().clone(),
-            cache.rows(),
-            self,
-        ))
+        let rows = cache.launch_rows(&q, Some(self))?;
+        Ok(op::sparq_decode(q, cache.tensors().clone(), &rows, self))
     }
 }
 
@@ -52,12 +51,15 @@ impl SparqConfig {
     ) -> Result<SparqOutput, SparqError> {
         self.validate(cache.config().head_dim)?;
         cache.check_query(&q)?;
+        cache.check_not_empty()?;
         cache.check_sketch("sparq", self.sketch)?;
         cache.refresh_sketch();
+        let q = q.inner();
+        let rows = cache.launch_rows(&q, Some(self))?;
         Ok(op::sparq_decode_traced(
-            q.inner(),
+            q,
             cache.tensors().clone(),
-            cache.rows(),
+            &rows,
             self,
         ))
     }

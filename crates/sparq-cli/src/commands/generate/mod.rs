@@ -28,6 +28,8 @@ use sparq_host::device::DeviceChoice;
 /// Arguments of `sparq generate`.
 #[derive(Args, Clone, Debug)]
 #[command(group = ArgGroup::new("input").required(true).args(["prompt", "prompt_file", "chat"]), after_help = "\
+Without --method attention is auto, so that a short context is read densely where that is quicker; --method sparq takes SparQ at any length above k.
+
 Ctrl-C ends the text after the current token; a second one ends the program.
 
 Examples:
@@ -56,6 +58,9 @@ pub struct GenerateArgs {
     dtype: DtypeArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Launch every decode step anew instead of recording the first one as a graph and replaying it, which is done where the device has graphs
+    #[arg(long)]
+    no_graph: bool,
     /// Print time and traffic on standard error after the text
     #[arg(long)]
     stats: bool,
@@ -82,8 +87,9 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
     let source = ModelSource::find(args.model.model.as_deref())?;
     let method = args
         .method
-        .method(MethodName::Sparq, source.describe()?.head_dim)?;
+        .method(MethodName::Auto, &source.describe()?, &device.open())?;
     let mut options = args.sampling.options(method)?;
+    options.capture = !args.no_graph;
     options.cancel = interrupt::install()?;
     let template = if args.chat.is_some() {
         Some(chat_template(&source)?)

@@ -2,7 +2,7 @@
 
 use burn::tensor::FloatDType;
 use serde::Serialize;
-use sparq::{CacheShape, Method, Transfers};
+use sparq::{KvCacheConfig, Method, Transfers};
 use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfig};
 
 use crate::args::dtype_name;
@@ -57,11 +57,7 @@ impl Report {
             text: generated.text.clone(),
             tokens: generated.tokens.clone(),
             finish: generated.finish.clone(),
-            stats: Stats::new(
-                generated,
-                &model.cache_shape(element_bytes(dtype)),
-                &options.method,
-            ),
+            stats: Stats::new(generated, model, dtype, &options.method),
         }
     }
 
@@ -89,12 +85,21 @@ impl Report {
 }
 
 impl Stats {
-    fn new(generated: &Generated, shape: &CacheShape, method: &Method) -> Self {
+    fn new(generated: &Generated, model: &Description, dtype: FloatDType, method: &Method) -> Self {
+        let shape = &model.cache_shape(element_bytes(dtype));
+        let cache = KvCacheConfig {
+            batch: 1,
+            kv_heads: model.kv_heads,
+            head_dim: model.head_dim,
+            capacity: generated.prompt_tokens,
+            dtype,
+            sketch: method.sketch(),
+        };
         let steps = 1..=generated.decode_steps;
         let lengths = steps.map(|step| generated.prompt_tokens + step);
         let (bytes, dense) = lengths.fold((0.0, 0.0), |(bytes, dense), length| {
             (
-                bytes + method.transfers(shape, length).bytes(),
+                bytes + method.at(&cache, length).transfers(shape, length).bytes(),
                 dense + Transfers::dense(shape, length).bytes(),
             )
         });

@@ -25,7 +25,8 @@ use writer::LogitsWriter;
 /// Arguments of `sparq logits`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-Without --method attention is dense. Positions before --decode-from are read at once (densely, whatever the method), the others one by one.
+Without --method attention is dense: the logits are the model's own, and those of another method are asked for by name, sparq rather than auto, so
+that every decoded position shows what it changes. Positions before --decode-from are read at once (densely, whatever the method), the others one by one.
 
 Examples:
   sparq logits --tokens 72,101,108,108,111 --out logits.safetensors
@@ -72,7 +73,9 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
     let source = ModelSource::find(args.model.model.as_deref())?;
     // What a header tells is checked before the weights are read.
     let described = source.describe()?;
-    let method = args.method.method(MethodName::Dense, described.head_dim)?;
+    let method = args
+        .method
+        .method(MethodName::Dense, &described, &device.open())?;
     let tokens = Tokens::read(&args.tokens, described.vocab_size)?;
     if tokens.len > described.context {
         bail!(
@@ -91,9 +94,10 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
     let shape = [tokens.batch, tokens.len, described.vocab_size];
     let mut file = LogitsWriter::create(&args.out, shape)?;
 
-    if decode_from == tokens.len && matches!(args.method.method, Some(MethodName::Sparq)) {
+    if decode_from == tokens.len && method != Method::DENSE {
         tracing::warn!(
-            "--method sparq has no effect without --decode-from: what is read at once is read densely"
+            "--method {} has no effect without --decode-from: what is read at once is read densely",
+            method.name()
         );
     }
 

@@ -1,0 +1,302 @@
+//! Captured decode steps against steps that are launched one by one, on every device; on those without graphs both are the same code.
+
+mod common;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use burn::tensor::{Device, FloatDType, Int, Tensor};
+use common::{Noise, devices, max_difference};
+use sparq::{
+    CapturedStep, KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig,
+    SparqConfig, SparqError,
+};
+
+const D_MODEL: usize = 32;
+
+/// While a device records, nobody else may allocate on it: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Two layers of attention, as a model has them.
+struct Layers([SparqAttention; 2]);
+
+impl Layers {
+    fn new(device: &Device) -> Self {
+        device.seed(7);
+        let config = SparqAttentionConfig::new(D_MODEL, 4, 2, 16)
+            .with_rotary(Some(RotaryConfig::new(16).with_rotary_dim(Some(12))));
+        Self([(); 2].map(|()| config.init(device).unwrap()))
+    }
+
+    /// Caches that hold a prompt, left-padded in the second sequence of two.
+    fn caches(&self, prompt: &Tensor<3>, capacity: usize, method: &Method) -> [KvCache; 2] {
+        let batch = prompt.dims()[0];
+        let mut x = prompt.clone();
+        [0, 1].map(|index| {
+            let config = self.0[index].cache_config(batch, capacity, FloatDType::F32, method);
+            let mut cache = KvCache::new(&config, &prompt.device()).unwrap();
+            if batch == 2 {
+                cache.set_left_padding(&[0, 5]).unwrap();
+            }
+            let y = self.0[index].forward(x.clone(), Some(&mut cache)).unwrap();
+            x = x.clone() + y;
+            cache
+        })
+    }
+
+    fn decode(
+        &self,
+        x: &Tensor<3>,
+        caches: &mut [KvCache; 2],
+        method: &Method,
+    ) -> Result<Tensor<3>, SparqError> {
+        let mut x = x.clone();
+        for (layer, cache) in self.0.iter().zip(caches) {
+            x = x.clone() + layer.decode(x, cache, method)?;
+        }
+        Ok(x)
+    }
+}
+
+fn random(noise: &mut Noise, batch: usize, len: usize, device: &Device) -> Tensor<3> {
+    noise
+        .tensor([1, batch, len, D_MODEL], device)
+        .squeeze_dim::<3>(0)
+}
+
+/// Whether the device records launches, as burn tells.
+fn has_graphs(device: &Device) -> bool {
+    let x = Tensor::<1>::from_floats([1.0, 2.0], device);
+    burn::tensor::capture(device, || x.clone() * 2.0).is_hardware()
+}
+
+/// Steps beside steps that are launched one by one, from the same prompt. Returns how many were replays.
+fn compare(method: Method, batch: usize, steps: usize, device: &Device) -> usize {
+    let (layers, mut noise) = (Layers::new(device), Noise(53));
+    let prompt = random(&mut noise, batch, 20, device);
+    let mut caches = layers.caches(&prompt, 32, &method);
+    let state = layers.caches(&prompt, 32, &method);
+    let mut captured = CapturedStep::new(
+        state,
+        method,
+        |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
+            layers.decode(x, caches, method)
+        },
+    );
+    let (mut replays, mut ties) = (0, 0);
+    for step in 0..steps {
+        let x = random(&mut noise, batch, 1, device);
+        let want = layers.decode(&x, &mut caches, &method).unwrap();
+        let found = captured.step(x).unwrap();
+        let difference = max_difference(&found, &want);
+        // Launches of another size add up in another order. Where two positions score the same but for that, either may be kept.
+        ties += usize::from(difference > 1e-4);
+        assert!(
+            difference < 0.2 && ties <= steps / 200,
+            "{device:?} {method:?} step {step}: {difference}, the {ties}th"
+        );
+        replays += usize::from(captured.is_captured());
+        let [first, second] = captured.state();
+        assert_eq!(
+            [first.rows(), second.rows()],
+            [caches[0].rows(), caches[1].rows()]
+        );
+        assert_eq!(first.capacity(), caches[0].capacity());
+    }
+    let [mut first, _] = captured.into_state();
+    first.truncate(steps);
+    let spans = |cache: &KvCache| cache.tensors().spans.clone().into_data();
+    caches[0].truncate(steps);
+    spans(&first).assert_eq(&spans(&caches[0]), true);
+    let sums = max_difference(&first.tensors().v_sum, &caches[0].tensors().v_sum);
+    assert!(sums < 1e-2, "{device:?}: sums of V by {sums}");
+    replays
+}
+
+#[test]
+fn a_thousand_replays_over_growing_lengths_give_what_single_launches_give() {
+    let _alone = alone();
+    for device in devices() {
+        // Dense while at most 40 positions are held; ranges of the sketch at 41, 82 and so on; buffers grow at 64, 128 and so on.
+        let method = Method::from(SparqConfig::new(6, 40).with_sketch(Sketch::Bits4));
+        let replays = compare(method, 2, 1050, &device);
+        match has_graphs(&device) {
+            true => assert!(replays >= 1000, "{device:?}: {replays} replays"),
+            false => assert_eq!(replays, 0),
+        }
+    }
+}
+
+#[test]
+fn every_method_can_be_captured() {
+    let _alone = alone();
+    for device in devices() {
+        for method in [
+            Method::DENSE,
+            Method::from(SparqConfig::new(6, 24)),
+            Method::from(SparqConfig::new(6, 24).with_sketch(Sketch::Bits8)),
+        ] {
+            let replays = compare(method, 1, 60, &device);
+            assert!(
+                replays == 0 || replays > 50,
+                "{device:?} {method:?}: {replays}"
+            );
+        }
+    }
+}
+
+/// What a step gives back belongs to the caller: later steps leave it alone. So do they a clone of the caches.
+#[test]
+fn outputs_and_clones_keep_their_values() {
+    let _alone = alone();
+    for device in devices() {
+        let (layers, mut noise) = (Layers::new(&device), Noise(59));
+        let prompt = random(&mut noise, 1, 20, &device);
+        let method = Method::DENSE;
+        let mut captured = CapturedStep::new(
+            layers.caches(&prompt, 128, &method),
+            method,
+            |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
+                layers.decode(x, caches, method)
+            },
+        );
+        let x = |noise: &mut Noise| random(noise, 1, 1, &device);
+        captured.step(x(&mut noise)).unwrap();
+        let first = captured.step(x(&mut noise)).unwrap();
+        let before = first.clone().into_data();
+        let clone = captured.state().clone();
+        let keys = clone[0].tensors().k.clone().into_data();
+        let (next, mut others) = (x(&mut noise), clone.clone());
+        let want = layers.decode(&next, &mut others, &method).unwrap();
+        drop(others);
+        let found = captured.step(next).unwrap();
+        assert!(max_difference(&found, &want) < 1e-5, "{device:?}");
+        for _ in 0..3 {
+            captured.step(x(&mut noise)).unwrap();
+        }
+        first.into_data().assert_eq(&before, true);
+        clone[0]
+            .tensors()
+            .k
+            .clone()
+            .into_data()
+            .assert_eq(&keys, true);
+        assert_eq!((clone[0].len(), captured.state()[0].len()), (22, 26));
+    }
+}
+
+/// A change of the caches between steps, another thread and inputs of the step that come out again: each would move or miss a buffer of the recording.
+#[test]
+fn whatever_would_disturb_a_recording_ends_it() {
+    let _alone = alone();
+    for device in devices() {
+        let (layers, mut noise) = (Layers::new(&device), Noise(61));
+        let prompt = random(&mut noise, 1, 20, &device);
+        let method = Method::from(SparqConfig::new(6, 12));
+        let mut caches = layers.caches(&prompt, 128, &method);
+        let mut captured = CapturedStep::new(
+            layers.caches(&prompt, 128, &method),
+            method,
+            |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
+                let y = layers.decode(x, caches, method)?;
+                Ok((y, x.clone()))
+            },
+        );
+        for step in 0..20 {
+            if step % 4 == 3 {
+                captured.state_mut().iter_mut().for_each(|c| c.truncate(17));
+                caches.iter_mut().for_each(|cache| cache.truncate(17));
+            }
+            let x = random(&mut noise, 1, 1, &device);
+            let want = layers.decode(&x, &mut caches, &method).unwrap();
+            let (found, echo) = match step % 4 {
+                2 => std::thread::scope(|scope| {
+                    let run = scope.spawn(|| captured.step(x.clone()).unwrap());
+                    run.join().unwrap()
+                }),
+                _ => captured.step(x.clone()).unwrap(),
+            };
+            assert!(max_difference(&echo, &x) == 0.0, "{device:?} {step}");
+            let difference = max_difference(&found, &want);
+            assert!(difference < 1e-4, "{device:?} step {step}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn a_step_that_can_not_be_recorded_runs_as_it_is_written() {
+    let _alone = alone();
+    for device in devices() {
+        let (layers, mut noise) = (Layers::new(&device), Noise(67));
+        let prompt = random(&mut noise, 1, 20, &device);
+        let method = Method::DENSE;
+        let [mut caches, state] = [(); 2].map(|()| layers.caches(&prompt, 64, &method));
+        // Two positions a step.
+        let twice = |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
+            layers.decode(x, caches, method)?;
+            layers.decode(x, caches, method)
+        };
+        let mut captured = CapturedStep::new(state, method, twice);
+        for _ in 0..30 {
+            let x = random(&mut noise, 1, 1, &device);
+            let want = twice(&x, &mut caches, &method).unwrap();
+            let found = captured.step(x).unwrap();
+            assert!(max_difference(&found, &want) < 1e-5, "{device:?}");
+            assert!(!captured.is_captured());
+        }
+        assert_eq!(captured.into_state()[1].len(), 80);
+    }
+}
+
+#[test]
+fn a_step_that_uploads_is_refused_by_devices_with_graphs() {
+    let _alone = alone();
+    for device in devices() {
+        let (layers, mut noise) = (Layers::new(&device), Noise(71));
+        let prompt = random(&mut noise, 1, 20, &device);
+        let method = Method::DENSE;
+        let mut captured = CapturedStep::new(
+            layers.caches(&prompt, 64, &method),
+            method,
+            |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
+                let one = Tensor::<1, Int>::from_ints([1], &x.device());
+                let y = layers.decode(x, caches, method)?;
+                Ok(y * one.float().reshape([1, 1, 1]))
+            },
+        );
+        let step = captured.step(random(&mut noise, 1, 1, &device));
+        match has_graphs(&device) {
+            true => {
+                let error = step.unwrap_err();
+                assert!(matches!(error, SparqError::Capture { .. }), "{error}");
+            }
+            false => assert_eq!(step.unwrap().dims(), [1, 1, D_MODEL]),
+        }
+    }
+}
+
+#[test]
+fn an_error_of_the_step_leaves_the_caches_as_they_were() {
+    let _alone = alone();
+    for device in devices() {
+        let (layers, mut noise) = (Layers::new(&device), Noise(73));
+        let prompt = random(&mut noise, 1, 20, &device);
+        let method = Method::DENSE;
+        let mut captured = CapturedStep::new(
+            layers.caches(&prompt, 64, &method),
+            method,
+            |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
+                layers.decode(x, caches, method)
+            },
+        );
+        captured.step(random(&mut noise, 1, 1, &device)).unwrap();
+        let wrong = noise.tensor([1, 1, 1, D_MODEL + 1], &device);
+        let error = captured.step(wrong.squeeze_dim(0)).unwrap_err();
+        assert!(matches!(error, SparqError::Shape { .. }), "{error}");
+        assert_eq!(captured.state()[1].len(), 21);
+        captured.step(random(&mut noise, 1, 1, &device)).unwrap();
+        assert_eq!(captured.state()[1].len(), 22);
+    }
+}

@@ -67,6 +67,19 @@ impl<T: StepTensors> StepTensors for Vec<T> {
     }
 }
 
+/// A step without inputs or outputs beside its state.
+impl StepTensors for () {
+    fn duplicate(&self) -> Self {}
+
+    fn is_like(&self, _other: &Self) -> bool {
+        true
+    }
+
+    fn overwrite(&mut self, _from: Self) -> bool {
+        true
+    }
+}
+
 /// Tuples, part by part.
 macro_rules! tuple {
     ($($part:ident $index:tt),*) => {
@@ -75,18 +88,17 @@ macro_rules! tuple {
                 ($(self.$index.duplicate(),)*)
             }
 
-            fn is_like(&self, _other: &Self) -> bool {
-                true $(&& self.$index.is_like(&_other.$index))*
+            fn is_like(&self, other: &Self) -> bool {
+                true $(&& self.$index.is_like(&other.$index))*
             }
 
-            fn overwrite(&mut self, _from: Self) -> bool {
-                true $(& self.$index.overwrite(_from.$index))*
+            fn overwrite(&mut self, from: Self) -> bool {
+                true $(& self.$index.overwrite(from.$index))*
             }
         }
     };
 }
 
-tuple!();
 tuple!(A 0);
 tuple!(A 0, B 1);
 tuple!(A 0, B 1, C 2);
@@ -293,9 +305,8 @@ where
             self.recording = Some(recording);
             return self.launch();
         }
-        // The step gave its inputs out again, so that they had to move from under the graph.
-        let Recording { graph, inputs, .. } = recording;
-        drop(graph);
+        // The step gave its inputs out again, so that they had to move from under the graph, which ends here.
+        let inputs = recording.inputs;
         self.run(&inputs)
     }
 

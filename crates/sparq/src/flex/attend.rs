@@ -6,7 +6,7 @@ use super::element::Element;
 use super::simd::{Kernel, LINE, Level, Simd};
 use super::softmax::{State, exp};
 
-/// Positions whose weights are computed together; their keys and values stay in the first cache level.
+/// Positions whose weights are computed together. Their keys and values are on their way while the block before is computed.
 const BLOCK: usize = 32;
 
 /// Keys that are read at once, so that the sums over their lanes share the work.
@@ -90,6 +90,12 @@ impl<T: Element, P: Positions> Kernel for Over<'_, T, P> {
         let mut state = State::new(heads, width);
         let mut weights = vec![0.0; heads * BLOCK];
         let mut kept = vec![0.0; heads];
+        for at in (0..self.attend.dim).step_by(S::LANES) {
+            for index in 0..BLOCK {
+                self.prefetch(simd, self.attend.keys, index, at..at + S::LANES);
+                self.prefetch(simd, self.attend.values, index, at..at + S::LANES);
+            }
+        }
         let mut first = 0;
         while first < self.positions.count() {
             let block = first..(first + BLOCK).min(self.positions.count());
@@ -157,17 +163,21 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         &rows[at..at + self.attend.dim]
     }
 
-    /// Asks for the row of a position, if there is one.
+    /// Asks for the cache lines of a row that begin within `elements`, if there is a row of this index.
+    ///
+    /// Callers go from row to row before they come to the next lines of the first: line after line of one row looks to the processor like the start of
+    /// a stream, and it would fetch what lies behind the row as well, which wastes bandwidth where rows are short and lie apart.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, simd: S, rows: &[T], index: usize) {
+    fn prefetch<S: Simd>(&self, simd: S, rows: &[T], index: usize, elements: Range<usize>) {
         if index >= self.positions.count() {
             return;
         }
+        let line = LINE / size_of::<T>();
         let row = self.positions.at(index) * self.attend.dim;
-        let mut at = 0;
-        while at < self.attend.dim {
+        let mut at = elements.start.next_multiple_of(line);
+        while at < elements.end {
             simd.prefetch(rows, row + at);
-            at += LINE / size_of::<T>();
+            at += line;
         }
     }
 
@@ -191,7 +201,7 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         }
     }
 
-    /// The dot products of four keys with `HEADS` queries from `head` on. Meanwhile the keys and values one block further on are on their way.
+    /// The dot products of four keys with `HEADS` queries from `head` on. Meanwhile the keys one block further on are on their way.
     #[inline(always)]
     fn dots<S: Simd, const HEADS: usize>(
         &self,
@@ -204,19 +214,12 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         let Attend { dim, width, .. } = *self.attend;
         let q = &self.attend.q[head * width..(head + HEADS) * width];
         let mut dots = [[simd.splat(0.0); KEYS]; HEADS];
-        let (mut at, mut asked) = (0, 0);
+        let mut at = 0;
         while at + S::LANES <= dim {
             if head == 0 {
-                // Row by row and evenly, so that the memory is neither flooded nor idle.
-                let due = 2 * KEYS * (at + S::LANES) / dim;
-                while asked < due {
-                    let rows = if asked % 2 == 0 {
-                        self.attend.keys
-                    } else {
-                        self.attend.values
-                    };
-                    self.prefetch(simd, rows, first + BLOCK + asked / 2);
-                    asked += 1;
+                for i in 0..KEYS {
+                    let index = first + BLOCK + i;
+                    self.prefetch(simd, self.attend.keys, index, at..at + S::LANES);
                 }
             }
             let mut keys = [simd.splat(0.0); KEYS];
@@ -232,6 +235,12 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
             at += S::LANES;
         }
         if at < dim {
+            if head == 0 {
+                for i in 0..KEYS {
+                    let index = first + BLOCK + i;
+                    self.prefetch(simd, self.attend.keys, index, at..at + S::LANES);
+                }
+            }
             for i in 0..KEYS {
                 let keys = T::load_rest(simd, &rows[i][at..]);
                 for h in 0..HEADS {
@@ -244,7 +253,7 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         }
     }
 
-    /// Adds a block's weighted values to the sums, which keep the share `kept` [g].
+    /// Adds a block's weighted values to the sums, which keep the share `kept` [g]. Meanwhile the values one block further on are on their way.
     #[inline(always)]
     fn weigh<S: Simd>(
         &self,
@@ -322,6 +331,10 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         let weights = &weights[head * BLOCK..(head + HEADS) * BLOCK];
         for index in 0..block.len().min(BLOCK) {
             let row = self.row(self.attend.values, block.start + index);
+            if head == 0 {
+                let next = block.start + BLOCK + index;
+                self.prefetch(simd, self.attend.values, next, at..at + WIDE * S::LANES);
+            }
             let mut values = [simd.splat(0.0); WIDE];
             if REST {
                 values[0] = T::load_rest(simd, &row[at..]);

@@ -136,7 +136,8 @@ pub(super) trait Simd: Copy + Send + Sync {
         indices: &mut [u32],
     ) -> usize;
 
-    /// Asks for the cache line of `slice[index]`, which may lie outside.
+    /// Asks for the cache line of `slice[index]`, which may lie outside, to be brought into the second cache level: rows that lie a power of two apart
+    /// share a few places of the first level, and would push each other out before their use.
     fn prefetch<T>(self, slice: &[T], index: usize);
 }
 
@@ -361,7 +362,7 @@ pub(super) mod x86 {
     fn prefetch<T>(slice: &[T], index: usize) {
         let address = slice.as_ptr().wrapping_add(index);
         // SAFETY: SSE is part of x86-64, and a prefetch of any address has no effect but on speed.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
     }
 
     /// A method whose body uses intrinsics.

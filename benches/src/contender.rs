@@ -8,6 +8,7 @@ use anyhow::Result;
 use burn::tensor::Tensor;
 use burn::tensor::module::attention;
 use serde::{Deserialize, Serialize};
+use sparq::op::Extent;
 use sparq::{CacheShape, CacheTensors, RowSpans, Sketch, SparqConfig, Transfers, op};
 
 use crate::buffers::{Source, copy};
@@ -100,8 +101,15 @@ pub fn all(case: &Case, scope: &Scope) -> Vec<Box<dyn Contender>> {
 /// Makes a step that ends after a stage.
 type Prefix = fn(Tensor<4>, CacheTensors, &RowSpans, &SparqConfig) -> Kept;
 
-/// The stages before the last that [`op`] can end after. Where it knows none, the stages of a step are not told apart.
-const PREFIXES: &[(Stage, Prefix)] = &[];
+/// The stages before the last that [`op`] can end after.
+const PREFIXES: &[(Stage, Prefix)] = &[
+    (Stage::Score, |q, cache, rows, config| {
+        Kept::new(op::sparq_decode_to(q, cache, rows, config, Extent::Scores))
+    }),
+    (Stage::Select, |q, cache, rows, config| {
+        Kept::new(op::sparq_decode_to(q, cache, rows, config, Extent::Choice))
+    }),
+];
 
 /// Bytes of a whole cache with this sketch.
 fn cache_bytes(case: &Case, sketch: Option<Sketch>) -> f64 {

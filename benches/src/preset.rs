@@ -143,6 +143,7 @@ impl Preset {
             },
             Preset::Goals => Grid {
                 shapes: GOALS.map(|goal| goal.shape).to_vec(),
+                groups: vec![Group::PAPER, Group::AS_ONE],
                 ..grid
             },
         }

@@ -5,7 +5,7 @@ use sparq::Sketch;
 use crate::bandwidth::Bandwidth;
 use crate::contender::MethodName;
 use crate::peers::Peers;
-use crate::preset::GOALS;
+use crate::preset::{GOALS, Goal};
 use crate::report::{Row, Run, sketch_name};
 use crate::shape::{CacheType, Shape};
 use crate::table::{Table, digits, or_dash};
@@ -99,7 +99,7 @@ pub fn table(run: &Run, peers: Option<&Peers>) -> Table {
 
 /// What is reached of the goals: for each shape and sketch the time, the goal, the floor and the gain over the quickest dense attention known.
 pub fn goals(run: &Run, peers: Option<&Peers>) -> Table {
-    let mut headings = ["B", "heads", "S", "dense (PyTorch) us", "dense us"]
+    let mut headings = ["B", "heads", "S", "group", "dense (PyTorch) us", "dense us"]
         .map(String::from)
         .to_vec();
     for sketch in [Sketch::Full, Sketch::Bits4] {
@@ -107,7 +107,14 @@ pub fn goals(run: &Run, peers: Option<&Peers>) -> Table {
         headings.extend(columns.map(|column| format!("{}: {column}", sketch_name(sketch))));
     }
     let mut table = Table::new(headings);
-    for goal in GOALS {
+    let ways = |goal: &Goal| match goal.shape.group_size() {
+        1 => vec![(true, "")],
+        _ => vec![(true, "probabilities"), (false, "as one query")],
+    };
+    let lines = GOALS
+        .iter()
+        .flat_map(|goal| ways(goal).into_iter().map(move |way| (goal, way)));
+    for (goal, (as_in_paper, way)) in lines {
         let case = (goal.shape, CacheType::F16);
         let dense = quickest(run, case, |row| row.method == MethodName::Dense);
         let peer = peers.and_then(|peers| peers.find(&case.0, case.1));
@@ -115,13 +122,14 @@ pub fn goals(run: &Run, peers: Option<&Peers>) -> Table {
             goal.shape.batch.to_string(),
             format!("{}/{}", goal.shape.heads, goal.shape.kv_heads),
             goal.shape.seq_len.to_string(),
+            way.to_owned(),
             or_dash(peer.map(|row| row.best_dense_us)),
             or_dash(dense.map(|(_, us)| us)),
         ];
         let quickest_dense = quickest_dense(run, peers, case);
         for sketch in [Sketch::Full, Sketch::Bits4] {
             let found = quickest(run, case, |row| {
-                row.is_default_sparq()
+                row.is_default_sparq() == as_in_paper
                     && row.mode == Mode::Captured
                     && row.settings.is_some_and(|settings| {
                         (settings.sketch, settings.rank, settings.top_k) == (sketch, 32, 128)

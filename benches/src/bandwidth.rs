@@ -91,10 +91,7 @@ fn on_cores(bytes: usize, pace: &Pace) -> Result<Bandwidth> {
         for _ in 0..repeats {
             thread::scope(|scope| {
                 for part in source.chunks(share) {
-                    scope.spawn(move || {
-                        let sum = |sum: u64, word: &u64| sum.wrapping_add(*word);
-                        black_box(black_box(part).iter().fold(0, sum))
-                    });
+                    scope.spawn(move || black_box(read(black_box(part))));
                 }
             });
         }
@@ -104,6 +101,26 @@ fn on_cores(bytes: usize, pace: &Pace) -> Result<Bandwidth> {
         copy_gb_per_s: gb_per_s(2 * 8 * words, copies.median_us),
         read_gb_per_s: Some(gb_per_s(8 * words, reads.median_us)),
         buffer_bytes: 8 * words as u64,
+    })
+}
+
+/// Reads everything, and asks for memory ahead: left to itself, a processor of the servers measured reached two thirds of what it then does, and steps that
+/// ask ahead came in below their floors.
+fn read(words: &[u64]) -> u64 {
+    /// Words in a line of the cache.
+    const LINE: usize = 8;
+    /// Lines to be ahead.
+    #[cfg(target_arch = "x86_64")]
+    const AHEAD: usize = 64;
+    words.chunks(LINE).fold(0, |sum: u64, line| {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let ahead = line.as_ptr().wrapping_add(AHEAD * LINE);
+            // SAFETY: a prefetch of any address is a hint and reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
+        }
+        line.iter().fold(sum, |sum, word| sum.wrapping_add(*word))
     })
 }
 

@@ -106,12 +106,12 @@ const REACHED: f64 = 0.9;
 const UNKNOWN_GPU: f64 = 500.0;
 
 impl StepCosts {
-    /// A processor with the native implementation: estimates from steps of 16384 positions on two cores of a server.
+    /// A processor with the native implementation: what fits the steps of 4096 to 65536 positions measured on two cores of a server.
     pub const CPU: StepCosts = StepCosts {
-        dense_us: 20.0,
-        sparq_us: 60.0,
-        gb_per_s: 25.0,
-        scores_per_us: 1000.0,
+        dense_us: 0.0,
+        sparq_us: 75.0,
+        gb_per_s: 31.0,
+        scores_per_us: 1075.0,
     };
 
     /// A GPU whose memory is read at `gb_per_s`, for steps that are captured and replayed: what fits the steps measured on an H100, where no pair of a dense

@@ -221,7 +221,7 @@ pub(crate) fn attend<Q: Float, E: Float, N: Size>(
             let other = plane_shuffle_xor(largest[h], distance);
             let top = max(largest[h], other);
             let keep = (largest[h] - top).exp();
-            sum[h] = sum[h] * keep;
+            sum[h] *= keep;
             sum[h] += plane_shuffle_xor(sum[h], distance);
             #[unroll]
             for x in 0..width {

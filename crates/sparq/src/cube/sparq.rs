@@ -444,22 +444,14 @@ impl SparqStep<'_> {
             return scored;
         }
         let (launcher, sizes, bound) = (self.plan.launcher, &self.plan.sizes, self.plan.bound);
-        let (rows, group) = (sizes.rows(), sizes.group);
+        let rows = sizes.rows();
         let plan = self.plan.select_plan(launcher.units(256));
         let part_len = 4 * plan.units as usize * if rows * bound > 1 << 20 { 4 } else { 1 };
         let parts = bound.div_ceil(part_len);
         let above = launcher.empty(Shape::new([rows, self.plan.config.top_k]), DType::U32);
         let border = launcher.empty(Shape::new([rows, plan.candidates, 2]), DType::U32);
         let logits = &scored.scores;
-        // Where there is one head its logits are the scores, and nothing is written.
-        let scores = match group {
-            1 => logits.clone(),
-            _ => launcher.empty(Shape::new([rows, sizes.capacity]), DType::F32),
-        };
-        let written = match group {
-            1 => launcher.empty(Shape::new([4]), DType::F32),
-            _ => scores.clone(),
-        };
+        let scores = launcher.empty(Shape::new([rows, sizes.capacity]), DType::F32);
         unsafe {
             histogram_kernel::launch_unchecked(
                 &launcher.client,
@@ -469,7 +461,7 @@ impl SparqStep<'_> {
                 logits.clone().into_buffer_arg(),
                 scored.stats.clone().into_buffer_arg(),
                 self.cache.spans.clone().into_buffer_arg(),
-                written.into_buffer_arg(),
+                scores.clone().into_buffer_arg(),
                 scored.state.clone().into_buffer_arg(),
                 sizes.batch as u32,
                 sizes.kv_heads as u32,

@@ -15,7 +15,7 @@ pub(crate) const STATE: usize = BINS + 2;
 
 /// First pass over a part of a row: its group scores, and its share of the row's histogram in `state` [rows, [`STATE`]], which the score kernel cleared.
 ///
-/// `scores` [rows, S_max] takes the group scores where they are more than a copy of the logits.
+/// `scores` [rows, S_max] takes the group scores.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn histogram_kernel(
@@ -68,9 +68,7 @@ pub(crate) fn histogram_kernel(
         let four = begin / 4 + i * units + UNIT_POS as usize;
         if four * 4 < free {
             let found = group_scores(logits, row, capacity, four, &lse, plan);
-            if comptime!(plan.group > 1) {
-                scores[row * (capacity / 4) + four] = found;
-            }
+            scores[row * (capacity / 4) + four] = found;
             #[unroll]
             for e in 0..4usize {
                 let position = four * 4 + e;

@@ -51,7 +51,8 @@ impl StepShape {
 
 /// What decides a step's time on a device; the [module](mod@crate::cost) has the equations.
 ///
-/// The defaults are estimates; `sparq-bench fit` makes better ones for a device from its result files. Any field can be set to what a device or a mode of
+/// The defaults fit steps measured on an H100 and on two cores of a server; for other GPUs they follow from the bandwidth alone. `sparq-bench fit` makes those of a
+/// device from its result files. Any field can be set to what a device or a mode of
 /// running needs:
 ///
 /// ```

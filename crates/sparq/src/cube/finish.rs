@@ -313,14 +313,8 @@ fn choose_candidates(
         }
     }
     if comptime!(alpha) {
-        let mut tile = unit;
-        while tile < used {
-            let at = (row * tiles + tile) * TILE_STATS;
-            sum += stats[at + 2] * (stats[at] - lse[0]).exp();
-            tile += units;
-        }
-        let sum = cube_sum(sum, scratch, choice.units, choice.plane);
-        alphas[0] = clamp(sum, 0.0f32, 1.0f32);
+        let mass = with_window(sum, stats, row, tiles, used, lse, scratch, choice);
+        alphas[0] = clamp(mass, 0.0f32, 1.0f32);
     }
 }
 
@@ -377,15 +371,32 @@ fn choose_many_candidates(
         i += units;
     }
     if comptime!(alpha) {
-        let mut tile = unit;
-        while tile < used {
-            let at = (row * tiles + tile) * TILE_STATS;
-            sum += stats[at + 2] * (stats[at] - lse[0]).exp();
-            tile += units;
-        }
-        let sum = cube_sum(sum, scratch, choice.units, choice.plane);
-        alphas[0] = clamp(sum, 0.0f32, 1.0f32);
+        let mass = with_window(sum, stats, row, tiles, used, lse, scratch, choice);
+        alphas[0] = clamp(mass, 0.0f32, 1.0f32);
     }
+}
+
+/// The sum over the cube of each unit's `part`, and of what the tiles say that the local window holds.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn with_window(
+    part: f32,
+    stats: &[f32],
+    row: usize,
+    tiles: usize,
+    used: usize,
+    lse: &Shared<[f32]>,
+    scratch: &mut Shared<[f32]>,
+    #[comptime] choice: SelectPlan,
+) -> f32 {
+    let mut sum = part;
+    let mut tile = UNIT_POS as usize;
+    while tile < used {
+        let at = (row * tiles + tile) * TILE_STATS;
+        sum += stats[at + 2] * (stats[at] - lse[0]).exp();
+        tile += comptime!(choice.units as usize);
+    }
+    cube_sum(sum, scratch, choice.units, choice.plane)
 }
 
 /// Number `at` of vectors of four.

@@ -110,8 +110,10 @@ tuple!(A 0, B 1, C 2, D 3);
 /// records its launches and from then on replays them all with one call, while the caches grow: positions and lengths are on the device
 /// ([`CacheTensors::spans`](crate::CacheTensors)), and launches are sized for the caches' capacity.
 ///
+/// The first thread that takes a step is the one that records; steps on another run as they are written, since each thread has a stream of launches of its own.
+///
 /// What a recording can't do happens outside of it, unseen by the caller. Where a cache has to grow, where the ranges of a sketch in bits are due, where the
-/// method changes between dense and sparse, where inputs have a new shape or somebody else holds a buffer, the recording is dropped,
+/// method changes between dense and sparse, where inputs have a new shape, another thread comes or somebody else holds a buffer, the recording is dropped,
 /// the step runs as it is written, and a later step is recorded anew.
 ///
 /// # The step
@@ -158,6 +160,8 @@ pub struct CapturedStep<I, S, O, F> {
     method: Method,
     /// Whether to record at all; false also once the device or the step has turned out to be unable to.
     capture: bool,
+    /// The thread that records: the first that took a step.
+    home: Option<ThreadId>,
 }
 
 /// A recorded graph with what it was recorded for.
@@ -168,8 +172,6 @@ struct Recording<I, O> {
     inputs: I,
     outputs: O,
     plan: Plan,
-    /// Replays are ordered with other work by the stream of launches, and each thread has its own.
-    thread: ThreadId,
 }
 
 /// What the launches of a step depend on, beside the shapes of its inputs: the capacity of every cache, and whether it is read sparsely.
@@ -198,6 +200,7 @@ where
             state,
             method,
             capture: true,
+            home: None,
         }
     }
 
@@ -247,7 +250,6 @@ where
         };
         let current = |recording: &Recording<I, O>| {
             recording.plan == plan
-                && recording.thread == thread::current().id()
                 && recording.inputs.is_like(&inputs)
         };
         if self.recording.as_ref().is_some_and(current) && self.owns_caches() {
@@ -265,7 +267,9 @@ where
 
     /// What the next step's launches depend on; `None` where they can't be recorded.
     fn plan(&mut self) -> Option<Plan> {
-        if !self.capture {
+        // What one thread has launched last, another has to wait for, and a wait for what is outside of a recording breaks it off (on CUDA).
+        let here = thread::current().id();
+        if !self.capture || *self.home.get_or_insert(here) != here {
             return None;
         }
         let method = self.method;
@@ -346,7 +350,6 @@ where
                 inputs,
                 outputs,
                 plan,
-                thread: thread::current().id(),
             })),
             Ok(None) | Err(SparqError::NotCapturable { .. }) => {
                 self.capture = false;

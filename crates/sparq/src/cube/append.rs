@@ -54,59 +54,61 @@ pub(crate) fn append_kernel<X: Float, E: Float>(
     let angles = select(position > start, position - start, 0) * table.stride(0);
     if comptime!(group > 0) {
         let first = sequence * q.stride(0) + kv_head * group * q.stride(1);
-        let mut c = UNIT_POS as usize;
-        while c < comptime!(group * d).runtime() {
-            let head = first + (c / d) * q.stride(1);
-            let value = turn::<X>(q, head, q.stride(3), c % d, table, angles, pairs, room);
-            turned[row * group * d + c] = X::cast_from(value);
-            c += CUBE_DIM as usize;
+        for round in 0..comptime!(group * d).runtime().div_ceil(CUBE_DIM as usize) {
+            let c = round * CUBE_DIM as usize + UNIT_POS as usize;
+            if c < comptime!(group * d).runtime() {
+                let head = first + (c / d) * q.stride(1);
+                let value = turn::<X>(q, head, q.stride(3), c % d, table, angles, pairs, room);
+                turned[row * group * d + c] = X::cast_from(value);
+            }
         }
     }
     if room {
         let k_head = sequence * k.stride(0) + kv_head * k.stride(1);
         let v_head = sequence * v.stride(0) + kv_head * v.stride(1);
-        let mut c = UNIT_POS as usize;
-        while c < d {
-            // By way of the queries' type, in which the product is taken.
-            let key = X::cast_from(turn::<X>(
-                k,
-                k_head,
-                k.stride(3),
-                c,
-                table,
-                angles,
-                pairs,
-                room,
-            ));
-            let key = E::cast_from(key);
-            let value = E::cast_from(v[v_head + c * v.stride(3)]);
-            let channel = row * d + c;
-            keys[(row * capacity + position) * d + c] = key;
-            values[(row * capacity + position) * d + c] = value;
-            if position >= start {
-                v_sum[channel] += f32::cast_from(value);
-            }
-            if comptime!(full) {
-                kt[channel * capacity + position] = key;
-            }
-            if comptime!(bits > 0) {
-                let per_word = comptime!(32 / bits);
-                let levels = comptime!(((1u32 << bits) - 1) as f32);
-                let word = (channel * capacity + position) / per_word;
-                let shift = ((position % per_word) * bits) as u32;
-                let scaled = (f32::cast_from(key) - lo[channel]) / step[channel];
-                // Also where the step is 0, which gives NaN or an infinity.
-                let usable = scaled == scaled && step[channel] != 0.0f32;
-                let code = u32::cast_from(clamp(
-                    round_half_to_even(select(usable, scaled, 0.0f32)),
-                    0.0f32,
-                    levels,
+        for round in 0..d.runtime().div_ceil(CUBE_DIM as usize) {
+            let c = round * CUBE_DIM as usize + UNIT_POS as usize;
+            if c < d {
+                // By way of the queries' type, in which the product is taken.
+                let key = X::cast_from(turn::<X>(
+                    k,
+                    k_head,
+                    k.stride(3),
+                    c,
+                    table,
+                    angles,
+                    pairs,
+                    room,
                 ));
-                // Codes behind this one belong to positions that hold no token: they become 0.
-                let before = codes[word] & ((1u32 << shift) - 1u32);
-                codes[word] = before | (code << shift);
+                let key = E::cast_from(key);
+                let value = E::cast_from(v[v_head + c * v.stride(3)]);
+                let channel = row * d + c;
+                keys[(row * capacity + position) * d + c] = key;
+                values[(row * capacity + position) * d + c] = value;
+                if position >= start {
+                    v_sum[channel] += f32::cast_from(value);
+                }
+                if comptime!(full) {
+                    kt[channel * capacity + position] = key;
+                }
+                if comptime!(bits > 0) {
+                    let per_word = comptime!(32 / bits);
+                    let levels = comptime!(((1u32 << bits) - 1) as f32);
+                    let word = (channel * capacity + position) / per_word;
+                    let shift = ((position % per_word) * bits) as u32;
+                    let scaled = (f32::cast_from(key) - lo[channel]) / step[channel];
+                    // Also where the step is 0, which gives NaN or an infinity.
+                    let usable = scaled == scaled && step[channel] != 0.0f32;
+                    let code = u32::cast_from(clamp(
+                        round_half_to_even(select(usable, scaled, 0.0f32)),
+                        0.0f32,
+                        levels,
+                    ));
+                    // Codes behind this one belong to positions that hold no token: they become 0.
+                    let before = codes[word] & ((1u32 << shift) - 1u32);
+                    codes[word] = before | (code << shift);
+                }
             }
-            c += CUBE_DIM as usize;
         }
     }
     // The last cube of a sequence moves its end: all others have read it, since their count comes after.

@@ -255,28 +255,29 @@ pub(crate) fn attend<Q: Float, E: Float, N: Size>(
         }
     }
     sync_cube();
-    let mut i = unit;
-    while i < comptime!(heads * d) {
-        let h = i / d;
-        let mut top = (-LARGEST).runtime();
-        #[unroll]
-        for other in 0..set {
-            top = max(top, result.states[h * set + other]);
+    for round in 0..comptime!(heads * d).div_ceil(units) {
+        let i = round * units + unit;
+        if i < comptime!(heads * d) {
+            let h = i / d;
+            let mut top = (-LARGEST).runtime();
+            #[unroll]
+            for other in 0..set {
+                top = max(top, result.states[h * set + other]);
+            }
+            let mut total = 0.0f32;
+            let mut value = 0.0f32;
+            #[unroll]
+            for other in 0..set {
+                let factor = (result.states[h * set + other] - top).exp();
+                total += result.states[comptime!(set * heads) + h * set + other] * factor;
+                value += result.merge[other * comptime!(heads * d) + i] * factor;
+            }
+            result.output[i] = value;
+            if i % d == 0 {
+                result.largest[h] = top;
+                result.sum[h] = total;
+            }
         }
-        let mut total = 0.0f32;
-        let mut value = 0.0f32;
-        #[unroll]
-        for other in 0..set {
-            let factor = (result.states[h * set + other] - top).exp();
-            total += result.states[comptime!(set * heads) + h * set + other] * factor;
-            value += result.merge[other * comptime!(heads * d) + i] * factor;
-        }
-        result.output[i] = value;
-        if i % d == 0 {
-            result.largest[h] = top;
-            result.sum[h] = total;
-        }
-        i += units;
     }
     sync_cube();
 }

@@ -1,17 +1,49 @@
 //! The best of the scores that the units of a cube hold in registers.
 //!
-//! A histogram relative to the largest score finds the bin of the last one wanted. Where that bin is crowded (many equal scores, say, or scores far
-//! apart), its keys are narrowed down byte by byte, so that the choice is exact for any input and ends after a fixed number of passes.
+//! A unit's scores fall into a few parts. As many parts as scores are wanted have a score that is no less than the least of their largest ones: a bound that
+//! few scores reach, found from a histogram of the parts' largest. Where more reach it than there is room for, those are ranked, or narrowed down byte by byte
+//! where they are many: the choice is exact for any input and ends after a fixed number of passes.
 
 use cubecl::prelude::*;
 
 use super::common::*;
-use super::select::{clear, find_bin, sum_before};
 
-/// Bins of the histogram.
+/// Bins of a histogram.
 pub(crate) const BINS: usize = 1024;
-/// Bins for a difference of 1 between scores.
+/// Bins for a difference of 1 between logits.
 const BINS_PER_UNIT: f32 = 32.0;
+
+/// What a choice among scores is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct BestPlan {
+    /// Scores of a unit.
+    pub count: usize,
+    /// How many are wanted.
+    pub needed: usize,
+    /// How many may be taken.
+    pub room: usize,
+    /// Whether scores are sums of so many probabilities, and not logits (0).
+    pub probabilities: usize,
+    /// Units of a cube; a divisor of [`BINS`].
+    pub units: u32,
+    /// See [`common`](super::common).
+    pub plane: u32,
+}
+
+impl BestPlan {
+    /// Parts of a unit's scores: a power of two, so many that twice as many are in the cube as scores are wanted. 0 where a unit has no more scores than that.
+    fn parts(&self) -> usize {
+        let parts = (2 * self.needed).div_ceil(self.units as usize);
+        let parts = parts.next_power_of_two();
+        if parts < self.count { parts } else { 0 }
+    }
+
+    /// Bytes of shared memory.
+    pub fn shared_bytes(&self) -> usize {
+        let units = self.units as usize;
+        4 * (BINS + 3 * units + units / self.plane as usize + 2)
+    }
+}
 
 /// Which scores are taken.
 #[derive(CubeType)]
@@ -20,170 +52,405 @@ pub(crate) struct Taken {
     pub first: u32,
     /// How many there are in all.
     pub total: u32,
+    /// Bits for this unit's scores.
+    marks: Array<u32>,
 }
 
-/// Whether number `i` of this unit's scores is among those that [`take_best`] marked.
 #[cube]
-pub(crate) fn is_taken(marks: &Array<u32>, #[comptime] i: usize) -> bool {
-    marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32
+impl Taken {
+    /// Whether number `i` of this unit's scores is taken.
+    pub fn is_taken(&self, #[comptime] i: usize) -> bool {
+        self.marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32
+    }
 }
 
-/// Takes the `needed` best of all units' scores, of equal ones any; as many more as share a bin with the last of them, if `room` suffices for those.
+/// Takes the `needed` best of all units' scores, of equal ones any, and a few more if there is room for those.
 ///
-/// Every unit holds `count` scores, with negative infinity for none; `top` is the largest. Returns how the taken ones are distributed, and marks of this
-/// unit's. Begins and ends with the units in step.
+/// Every unit holds `count` scores, with negative infinity for none; no logit is larger than `top`. Ends with the units in step.
 #[cube]
-pub(crate) fn take_best(
-    scores: &Array<f32>,
-    top: f32,
-    needed: u32,
-    room: u32,
-    #[comptime] count: usize,
-    #[comptime] units: u32,
-    #[comptime] plane: u32,
-) -> (Taken, Array<u32>) {
+pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPlan) -> Taken {
+    let count = comptime!(plan.count);
+    let units = comptime!(plan.units);
+    let plane = comptime!(plan.plane);
+    let words = comptime!(count.div_ceil(32));
+    let needed = comptime!(plan.needed as u32);
     let histogram = Shared::<[Atomic<u32>]>::new_slice(BINS);
     let mut partial = Shared::<[u32]>::new_slice(units as usize);
-    // The bin of the last, the count before it, and how many of the ties are taken.
     let mut found = Shared::<[u32]>::new_slice(2usize);
-    let tied = Shared::<[Atomic<u32>]>::new_slice(1usize);
-    let unit = UNIT_POS as usize;
-    clear(&histogram, BINS, units as usize);
-    if unit == 0 {
-        // Where there are fewer than are needed, all of them are taken.
-        found[0] = comptime!(BINS as u32 - 1);
-        found[1] = 0u32;
-        tied[0].store(0u32);
+
+    let mut least = (-LARGEST).runtime();
+    if comptime!(plan.parts() > 0) {
+        let mut scratch = Shared::<[f32]>::new_slice(comptime!((units / plane) as usize));
+        least = least_of_parts(
+            scores,
+            top,
+            &histogram,
+            &mut partial,
+            &mut found,
+            &mut scratch,
+            plan,
+        );
     }
-    sync_cube();
-    let mut bins = Array::<u32>::new(count);
+    let mut marks = Array::<u32>::new(words);
+    let mut own = 0u32;
     #[unroll]
-    for i in 0..count {
-        let some = scores[i] > f32::NEG_INFINITY;
-        bins[i] = select(some, score_bin(scores[i], top), BINS as u32);
-        if some {
-            histogram[bins[i] as usize].fetch_add(1u32);
+    for w in 0..words {
+        let mut word = 0u32;
+        #[unroll]
+        for i in comptime!(w * 32)..comptime!((w * 32 + 32).min(count)) {
+            word |= select(scores[i] >= least, comptime!(1u32 << (i % 32)), 0u32);
+        }
+        marks[w] = word;
+        own += word.count_ones();
+    }
+    let mut first = sum_before(own, &mut partial, units, plane);
+    let mut total = cube_total(first + own, &mut found, units);
+
+    if total > comptime!(plan.room as u32) {
+        if total <= units {
+            // Each unit ranks one of them.
+            let mut keys =
+                Shared::<[Vector<u32, Const<4>>]>::new_slice(comptime!(units as usize / 4));
+            let mut ranks = Shared::<[u32]>::new_slice(units as usize);
+            rank_few(
+                scores,
+                &marks,
+                first,
+                total,
+                &mut partial,
+                &mut keys,
+                &mut ranks,
+                plan,
+            );
+            let mut slot = first;
+            own = 0u32;
+            #[unroll]
+            for w in 0..words {
+                let mut word = 0u32;
+                #[unroll]
+                for i in comptime!(w * 32)..comptime!((w * 32 + 32).min(count)) {
+                    if marks[w] & comptime!(1u32 << (i % 32)) != 0u32 {
+                        let kept = ranks[slot as usize] < needed;
+                        word |= select(kept, comptime!(1u32 << (i % 32)), 0u32);
+                        slot += 1u32;
+                    }
+                }
+                marks[w] = word;
+                own += word.count_ones();
+            }
+        } else {
+            let (key, left) =
+                narrow_down(scores, &marks, &histogram, &mut partial, &mut found, plan);
+            // Of those that equal the last one wanted, the first `left` are taken.
+            let mut equal = 0u32;
+            #[unroll]
+            for i in 0..count {
+                let here = marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32;
+                equal += select(here && order_key(scores[i]) == key, 1u32, 0u32);
+            }
+            let mut before = sum_before(equal, &mut partial, units, plane);
+            own = 0u32;
+            #[unroll]
+            for w in 0..words {
+                let mut word = 0u32;
+                #[unroll]
+                for i in comptime!(w * 32)..comptime!((w * 32 + 32).min(count)) {
+                    let here = marks[w] & comptime!(1u32 << (i % 32)) != 0u32;
+                    let bits = order_key(scores[i]);
+                    let mut kept = here && bits > key;
+                    if here && bits == key {
+                        kept = before < left;
+                        before += 1u32;
+                    }
+                    word |= select(kept, comptime!(1u32 << (i % 32)), 0u32);
+                }
+                marks[w] = word;
+                own += word.count_ones();
+            }
+        }
+        total = needed.runtime();
+        // Whoever still reads an earlier sum has to be done.
+        sync_cube();
+        first = sum_before(own, &mut partial, units, plane);
+    }
+    Taken {
+        first,
+        total,
+        marks,
+    }
+}
+
+/// The least score of so many parts' largest as scores are wanted; the lowest number where there are fewer parts with a score.
+#[cube]
+fn least_of_parts(
+    scores: &Array<f32>,
+    top: f32,
+    histogram: &Shared<[Atomic<u32>]>,
+    partial: &mut Shared<[u32]>,
+    found: &mut Shared<[u32]>,
+    scratch: &mut Shared<[f32]>,
+    #[comptime] plan: BestPlan,
+) -> f32 {
+    let parts = comptime!(plan.parts());
+    let units = comptime!(plan.units);
+    let each = comptime!(plan.count.div_ceil(parts));
+    clear(histogram, BINS, units as usize);
+    if UNIT_POS == 0 {
+        found[0] = comptime!(BINS as u32);
+    }
+    let mut largest = Array::<f32>::new(parts);
+    let mut bins = Array::<u32>::new(parts);
+    sync_cube();
+    #[unroll]
+    for part in 0..parts {
+        let mut best = f32::NEG_INFINITY.runtime();
+        #[unroll]
+        for i in comptime!((part * each).min(plan.count))
+            ..comptime!((part * each + each).min(plan.count))
+        {
+            best = max(best, scores[i]);
+        }
+        largest[part] = best;
+        bins[part] = comptime!(BINS as u32).runtime();
+        if best > f32::NEG_INFINITY {
+            bins[part] = score_bin(best, top, plan);
+            histogram[bins[part] as usize].fetch_add(1u32);
         }
     }
     sync_cube();
     find_bin(
-        &histogram,
-        &mut partial,
-        &mut found,
-        needed,
+        histogram,
+        partial,
+        found,
+        comptime!(plan.needed as u32),
         BINS,
         units,
-        plane,
+        plan.plane,
     );
     let bin = found[0];
-    let before = found[1];
-    let crowd = before + histogram[bin as usize].load();
-
-    let words = comptime!(count.div_ceil(32));
-    let mut marks = Array::<u32>::new(words);
+    let mut highest = f32::NEG_INFINITY.runtime();
     #[unroll]
-    for w in 0..words {
-        marks[w] = 0u32;
+    for part in 0..parts {
+        let above = select(bins[part] <= bin, -largest[part], f32::NEG_INFINITY);
+        highest = max(highest, above);
     }
-    let mut own = 0u32;
-    let mut total = crowd;
-    if crowd <= room {
-        #[unroll]
-        for i in 0..count {
-            let mark = select(bins[i] <= bin, 1u32, 0u32);
-            marks[comptime!(i / 32)] |= mark << comptime!((i % 32) as u32);
-            own += mark;
+    let least = -cube_max(highest, scratch, units, plan.plane);
+    select(bin < comptime!(BINS as u32), least, -LARGEST)
+}
+
+/// Ranks the marked scores of all units, `total` of them and no more than there are units: leaves in `ranks` how many come before each.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn rank_few(
+    scores: &Array<f32>,
+    marks: &Array<u32>,
+    first: u32,
+    total: u32,
+    own: &mut Shared<[u32]>,
+    keys: &mut Shared<[Vector<u32, Const<4>>]>,
+    ranks: &mut Shared<[u32]>,
+    #[comptime] plan: BestPlan,
+) {
+    let unit = UNIT_POS;
+    // What is behind the last is before none.
+    own[unit as usize] = 0u32;
+    sync_cube();
+    let mut slot = first;
+    #[unroll]
+    for i in 0..comptime!(plan.count) {
+        if marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32 {
+            own[slot as usize] = order_key(scores[i]);
+            slot += 1u32;
         }
-    } else if crowd - before <= comptime!(units) {
-        // Few share the bin: each is compared with the others.
-        total = needed;
+    }
+    sync_cube();
+    let fours = total.div_ceil(4u32);
+    if unit < fours {
+        let mut four = Vector::<u32, Const<4>>::new(0u32);
         #[unroll]
-        for i in 0..count {
-            if bins[i] == bin {
-                let slot = tied[0].fetch_add(1u32);
-                partial[slot as usize] = order_key(scores[i]);
-                bins[i] = comptime!(BINS as u32 + 1) + slot;
+        for e in 0..4usize {
+            four.insert(e, own[unit as usize * 4 + e]);
+        }
+        keys[unit as usize] = four;
+    }
+    sync_cube();
+    if unit < total {
+        let mine = own[unit as usize];
+        let mut before = 0u32;
+        for other in 0..fours {
+            let four = keys[other as usize];
+            #[unroll]
+            for e in 0..4usize {
+                // Of equal ones, those of a lower number come first.
+                let least = select(other * 4u32 + comptime!(e as u32) < unit, mine, mine + 1u32);
+                before += select(four.extract(e) >= least, 1u32, 0u32);
+            }
+        }
+        ranks[unit as usize] = before;
+    }
+    sync_cube();
+}
+
+/// The key of the last of the marked scores that is wanted, and how many of those that equal it are.
+#[cube]
+fn narrow_down(
+    scores: &Array<f32>,
+    marks: &Array<u32>,
+    histogram: &Shared<[Atomic<u32>]>,
+    partial: &mut Shared<[u32]>,
+    found: &mut Shared<[u32]>,
+    #[comptime] plan: BestPlan,
+) -> (u32, u32) {
+    let mut key = 0u32.runtime();
+    let mut left = comptime!(plan.needed as u32).runtime();
+    for pass in 0..4u32 {
+        let shift = 24u32 - 8u32 * pass;
+        sync_cube();
+        clear(histogram, BINS, plan.units as usize);
+        sync_cube();
+        #[unroll]
+        for i in 0..comptime!(plan.count) {
+            let here = marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32;
+            let bits = order_key(scores[i]);
+            if here && known_bits(bits, shift) == key {
+                histogram[digit_of(bits, shift) as usize].fetch_add(1u32);
             }
         }
         sync_cube();
-        #[unroll]
-        for i in 0..count {
-            let mut take = bins[i] < bin;
-            if bins[i] > BINS as u32 {
-                let mine = order_key(scores[i]);
-                let slot = bins[i] - comptime!(BINS as u32 + 1);
-                let mut better = 0u32;
-                for other in 0..crowd - before {
-                    let theirs = partial[other as usize];
-                    let first = theirs > mine || (theirs == mine && other < slot);
-                    better += select(first, 1u32, 0u32);
-                }
-                take = better < needed - before;
-            }
-            let mark = select(take, 1u32, 0u32);
-            marks[comptime!(i / 32)] |= mark << comptime!((i % 32) as u32);
-            own += mark;
-        }
-    } else {
-        total = needed;
-        let mut key = 0u32.runtime();
-        let mut left = needed - before;
-        for pass in 0..4u32 {
-            let shift = 24u32 - 8u32 * pass;
-            sync_cube();
-            clear(&histogram, BINS, units as usize);
-            if unit == 0 {
-                found[0] = 0u32;
-                found[1] = 0u32;
-            }
-            sync_cube();
-            #[unroll]
-            for i in 0..count {
-                let bits = order_key(scores[i]);
-                // In two steps, since the first pass shifts out everything.
-                if bins[i] == bin && (bits >> (shift + 7u32)) >> 1u32 == key {
-                    // Bin 0 holds the largest.
-                    let digit = 255u32 - ((bits >> shift) & 255u32);
-                    histogram[digit as usize].fetch_add(1u32);
-                }
-            }
-            sync_cube();
-            find_bin(
-                &histogram,
-                &mut partial,
-                &mut found,
-                left,
-                BINS,
-                units,
-                plane,
-            );
-            key = (key << 8u32) | (255u32 - found[0]);
-            left -= found[1];
-        }
-        #[unroll]
-        for i in 0..count {
-            let bits = order_key(scores[i]);
-            let mut take = bins[i] < bin || (bins[i] == bin && bits > key);
-            if bins[i] == bin && bits == key {
-                take = tied[0].fetch_add(1u32) < left;
-            }
-            let mark = select(take, 1u32, 0u32);
-            marks[comptime!(i / 32)] |= mark << comptime!((i % 32) as u32);
-            own += mark;
-        }
+        find_bin(
+            histogram, partial, found, left, BINS, plan.units, plan.plane,
+        );
+        key = (key << 8u32) | (255u32 - found[0]);
+        left -= found[1];
     }
-    // Whoever still reads an earlier sum has to be done.
-    sync_cube();
-    let first = sum_before(own, &mut partial, units, plane);
-    (Taken { first, total }, marks)
+    (key, left)
+}
+
+/// The bits of a key above the byte at `shift`.
+#[cube]
+pub(crate) fn known_bits(key: u32, shift: u32) -> u32 {
+    // In two steps, since the first pass shifts out everything.
+    (key >> (shift + 7u32)) >> 1u32
+}
+
+/// The bin of the byte at `shift` of a key, 0 for the largest.
+#[cube]
+pub(crate) fn digit_of(key: u32, shift: u32) -> u32 {
+    255u32 - ((key >> shift) & 255u32)
 }
 
 /// The bin of a score, 0 for the largest; it never falls as the score does.
 #[cube]
-pub(crate) fn score_bin(score: f32, top: f32) -> u32 {
-    u32::cast_from(clamp(
-        (top - score) * BINS_PER_UNIT,
-        0.0f32,
-        comptime!(BINS as f32 - 1.0),
-    ))
+fn score_bin(score: f32, top: f32, #[comptime] plan: BestPlan) -> u32 {
+    let last = comptime!(BINS as u32 - 1);
+    if comptime!(plan.probabilities > 0) {
+        // 16 bins for every halving: the upper bits of a positive number are its logarithm, nearly.
+        let most = comptime!((plan.probabilities as f32).to_bits());
+        let bits = u32::reinterpret(score);
+        let distance = select(bits >= most, 0u32, (most - bits) >> 19u32);
+        min(distance, last.runtime())
+    } else {
+        u32::cast_from(clamp(
+            (top - score) * BINS_PER_UNIT,
+            0.0f32,
+            comptime!(last as f32),
+        ))
+    }
+}
+
+/// Sets the `bins` bins of a histogram to 0.
+#[cube]
+pub(crate) fn clear(
+    histogram: &Shared<[Atomic<u32>]>,
+    #[comptime] bins: usize,
+    #[comptime] units: usize,
+) {
+    #[unroll]
+    for i in 0..comptime!(bins / units) {
+        histogram[i * units + UNIT_POS as usize].store(0u32);
+    }
+}
+
+/// Finds the bin in which the count from bin 0 on reaches `needed`: leaves it in `found[0]` and the count before it in `found[1]`.
+/// They stay as they were where the count never reaches it. `partial` has room for a number from every unit.
+#[cube]
+pub(crate) fn find_bin(
+    histogram: &Shared<[Atomic<u32>]>,
+    partial: &mut Shared<[u32]>,
+    found: &mut Shared<[u32]>,
+    needed: u32,
+    #[comptime] bins: usize,
+    #[comptime] units: u32,
+    #[comptime] plane: u32,
+) {
+    let unit = UNIT_POS as usize;
+    let each = comptime!(bins / units as usize);
+    let mut own = 0u32;
+    #[unroll]
+    for i in 0..each {
+        own += histogram[unit * each + i].load();
+    }
+    let mut count = sum_before(own, partial, units, plane);
+    if count < needed && needed <= count + own {
+        for i in 0..each {
+            let bin = unit * each + i;
+            let here = histogram[bin].load();
+            if count < needed && needed <= count + here {
+                found[0] = bin as u32;
+                found[1] = count;
+            }
+            count += here;
+        }
+    }
+    sync_cube();
+}
+
+/// The sum of the values of the units before this one; `partial` has room for a number from every unit.
+#[cube]
+pub(crate) fn sum_before(
+    own: u32,
+    partial: &mut Shared<[u32]>,
+    #[comptime] units: u32,
+    #[comptime] plane: u32,
+) -> u32 {
+    if comptime!(plane > 1) {
+        let within = plane_inclusive_sum(own);
+        if UNIT_POS_PLANE == PLANE_DIM - 1 {
+            partial[PLANE_POS as usize] = within;
+        }
+        sync_cube();
+        let mut before = within - own;
+        for other in 0..PLANE_POS {
+            before += partial[other as usize];
+        }
+        before
+    } else {
+        let unit = UNIT_POS as usize;
+        partial[unit] = own;
+        sync_cube();
+        // Inclusive sums over the units, by doubling distances.
+        #[unroll]
+        for i in 0..comptime!(units.ilog2()) {
+            let distance = comptime!(1usize << i);
+            let mut sum = partial[unit];
+            if unit >= distance {
+                sum += partial[unit - distance];
+            }
+            sync_cube();
+            partial[unit] = sum;
+            sync_cube();
+        }
+        partial[unit] - own
+    }
+}
+
+/// The sum of all units' values, from the last one's inclusive sum.
+#[cube]
+fn cube_total(inclusive: u32, found: &mut Shared<[u32]>, #[comptime] units: u32) -> u32 {
+    sync_cube();
+    if UNIT_POS == comptime!(units - 1) {
+        found[0] = inclusive;
+    }
+    sync_cube();
+    found[0]
 }

@@ -1,6 +1,9 @@
 //! What the kernels share: sums over groups of units, the geometry of a launch, the span of a sequence.
 //!
 //! `plane` is the smallest size that a plane has on the device, and 1 where plane operations are missing: the same code then runs with groups of one unit.
+//!
+//! Where units share the steps of a loop, all of them go through as many rounds: a software Vulkan (Mesa 22.3) loses units whose loops are of unequal
+//! length before a barrier.
 
 use cubecl::prelude::*;
 
@@ -143,4 +146,17 @@ pub(crate) fn locate(spans: &[u32], row: usize, batch: u32, kv_heads: u32) -> Pl
         start,
         end: max(spans[batch as usize + sequence] as usize, start),
     }
+}
+
+/// Number `at` of vectors of four.
+#[cube]
+pub(crate) fn number_of(vectors: &[Vector<f32, Const<4>>], at: usize) -> f32 {
+    let four = vectors[at / 4];
+    let lane = at % 4;
+    let mut number = four.extract(0usize);
+    #[unroll]
+    for e in 1..4usize {
+        number = select(lane == e, four.extract(e), number);
+    }
+    number
 }

@@ -68,35 +68,36 @@ pub(crate) fn dense_kernel<Q: Float, E: Float, N: Size>(
                 plan,
             );
         }
-        let mut i = UNIT_POS as usize;
-        while i < comptime!(plan.heads * plan.head_dim) {
-            let h = i / d;
-            let here = head + h;
-            if here < group {
-                if comptime!(single) {
-                    let mut value = 0.0f32;
-                    if count > 0 {
-                        value = result.output[i] / max(result.sum[h], f32::MIN_POSITIVE);
-                    }
-                    out[(row * group + here) * d + i % d] = Q::cast_from(value);
-                } else {
-                    let at = ((row * splits + split) * group + here) * comptime!(d + 2);
-                    let mut value = 0.0f32;
-                    let mut largest = (-LARGEST).runtime();
-                    let mut sum = 0.0f32;
-                    if count > 0 {
-                        value = result.output[i];
-                        largest = result.largest[h];
-                        sum = result.sum[h];
-                    }
-                    states[at + 2 + i % d] = value;
-                    if i % d == 0 {
-                        states[at] = largest;
-                        states[at + 1] = sum;
+        for round in 0..comptime!(plan.heads * plan.head_dim).div_ceil(units) {
+            let i = round * units + UNIT_POS as usize;
+            if i < comptime!(plan.heads * plan.head_dim) {
+                let h = i / d;
+                let here = head + h;
+                if here < group {
+                    if comptime!(single) {
+                        let mut value = 0.0f32;
+                        if count > 0 {
+                            value = result.output[i] / max(result.sum[h], f32::MIN_POSITIVE);
+                        }
+                        out[(row * group + here) * d + i % d] = Q::cast_from(value);
+                    } else {
+                        let at = ((row * splits + split) * group + here) * comptime!(d + 2);
+                        let mut value = 0.0f32;
+                        let mut largest = (-LARGEST).runtime();
+                        let mut sum = 0.0f32;
+                        if count > 0 {
+                            value = result.output[i];
+                            largest = result.largest[h];
+                            sum = result.sum[h];
+                        }
+                        states[at + 2 + i % d] = value;
+                        if i % d == 0 {
+                            states[at] = largest;
+                            states[at + 1] = sum;
+                        }
                     }
                 }
             }
-            i += units;
         }
         sync_cube();
         head += comptime!(plan.heads);
@@ -156,35 +157,37 @@ pub(crate) fn merge_splits<Q: Float>(
     }
     sync_cube();
     let mut values = Shared::<[f32]>::new_slice(comptime!(parts * d));
-    let mut i = UNIT_POS as usize;
-    while i < comptime!(parts * d) {
-        let mut value = 0.0f32;
-        let mut split = i / d;
-        while split < splits {
-            let mut loaded = Array::<f32>::new(MERGED_AT_ONCE);
-            #[unroll]
-            for u in 0..MERGED_AT_ONCE {
-                let at = min(split + u * parts, splits - 1);
-                loaded[u] = states[base + at * stride + 2 + i % d];
+    for round in 0..comptime!(parts * d).div_ceil(units) {
+        let i = round * units + UNIT_POS as usize;
+        if i < comptime!(parts * d) {
+            let mut value = 0.0f32;
+            let mut split = i / d;
+            while split < splits {
+                let mut loaded = Array::<f32>::new(MERGED_AT_ONCE);
+                #[unroll]
+                for u in 0..MERGED_AT_ONCE {
+                    let at = min(split + u * parts, splits - 1);
+                    loaded[u] = states[base + at * stride + 2 + i % d];
+                }
+                #[unroll]
+                for u in 0..MERGED_AT_ONCE {
+                    value += loaded[u] * factors[split + u * parts];
+                }
+                split += stepped;
             }
-            #[unroll]
-            for u in 0..MERGED_AT_ONCE {
-                value += loaded[u] * factors[split + u * parts];
-            }
-            split += stepped;
+            values[i] = value;
         }
-        values[i] = value;
-        i += units;
     }
     sync_cube();
-    let mut c = UNIT_POS as usize;
-    while c < d {
-        let mut value = 0.0f32;
-        #[unroll]
-        for part in 0..parts {
-            value += values[part * d + c];
+    for round in 0..d.div_ceil(units) {
+        let c = round * units + UNIT_POS as usize;
+        if c < d {
+            let mut value = 0.0f32;
+            #[unroll]
+            for part in 0..parts {
+                value += values[part * d + c];
+            }
+            out[head * d + c] = Q::cast_from(value / whole);
         }
-        out[head * d + c] = Q::cast_from(value / whole);
-        c += units;
     }
 }

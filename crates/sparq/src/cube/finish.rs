@@ -3,44 +3,81 @@
 use cubecl::prelude::*;
 
 use super::attend::{AttendPlan, Attended, attend};
-use super::best::{is_taken, take_best};
+use super::best::{BestPlan, take_best};
 use super::common::*;
-use super::select::{SelectPlan, merge_stats, select_positions};
-use super::spread::take_emitted;
-use super::tile::TILE_STATS;
+use super::many::take_from_memory;
+use super::query::{QueryPlan, choose_components};
+use super::tile::{HEAD_STATS, TILE_STATS, merge_stats};
 
-/// What a choice starts from.
+/// Where alpha comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Source {
-    /// The logits of all positions, from [`score_kernel`](super::score::score_kernel).
-    Logits,
-    /// What [`emit_kernel`](super::spread::emit_kernel) chose from them; the logits again where it could not.
-    Emitted,
-    /// The candidates of [`tile_kernel`](super::tile::tile_kernel), `room` for each tile.
-    Candidates {
-        /// Candidates that a tile has room for.
-        room: usize,
-        /// Vectors of four scores that a unit holds in registers; 0 where there are too many.
-        vectors: usize,
-    },
+pub(crate) enum Alpha {
+    /// It is not asked for.
+    None,
+    /// From the scores of the candidates, which are the logits of the only head.
+    Candidates,
+    /// From the logits of the kept positions, for which the sketch is read once more.
+    Kept,
 }
 
-/// From what the score kernels left to the output [B, H, d], the kept positions [B, H_kv, `width`] and, where `alpha_known`, alpha [B, H].
+/// What the end of a step is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FinishPlan {
+    /// How positions are attended to.
+    pub attend: AttendPlan,
+    /// How they are chosen from candidates: k - l of them.
+    pub best: BestPlan,
+    /// Vectors of four candidates that a unit holds in registers; 0 where there are too many.
+    pub vectors: usize,
+    /// Candidates that a tile has room for.
+    pub room: usize,
+    /// k.
+    pub top_k: usize,
+    /// l.
+    pub window: usize,
+    /// Where alpha comes from.
+    pub alpha: Alpha,
+    /// How components are chosen, and the bits of a code, for [`Alpha::Kept`].
+    pub query: QueryPlan,
+    /// Bits of a code; 0 for a full copy of K.
+    pub bits: usize,
+    /// Whether the mean value is mixed in.
+    pub mean_value: bool,
+    /// Whether the kept positions are attended to.
+    pub attends: bool,
+}
+
+impl FinishPlan {
+    /// Bytes of shared memory.
+    pub fn shared_bytes(&self) -> usize {
+        let planes = (self.attend.units / self.attend.plane) as usize;
+        let query = match self.alpha {
+            Alpha::Kept => self.query.shared_bytes(),
+            _ => 0,
+        };
+        let numbers = self.top_k + 3 * self.attend.group + 2 + planes;
+        self.attend.shared_bytes() + self.best.shared_bytes() + query + 4 * numbers
+    }
+}
+
+/// From the candidates of all tiles to the output [B, H, d], the kept positions [B, H_kv, `width`] and alpha [B, H].
 ///
-/// Of candidates, `logits` are their scores and `above` their positions.
+/// `scores`, `places` and `stats` as [`tile_kernel`](super::tile::tile_kernel) leaves them, `heads` as [`heads_kernel`](super::tile::heads_kernel) does,
+/// where alpha is that of kept positions; `sketch` and `step` as they were given to those.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn finish_kernel<Q: Float, E: Float, N: Size>(
+pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
     q: &Tensor<Q>,
     keys: &[Vector<E, N>],
     values: &[Vector<E, N>],
     v_sum: &[f32],
+    sketch: &[K],
+    step: &[f32],
     spans: &[u32],
-    logits: &[Vector<f32, Const<4>>],
+    scores: &[Vector<f32, Const<4>>],
+    places: &[u32],
     stats: &[f32],
-    state: &[u32],
-    above: &[u32],
-    border: &[u32],
+    heads: &[f32],
     out: &mut [Q],
     positions: &mut [i32],
     alpha: &mut [f32],
@@ -49,19 +86,17 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, N: Size>(
     capacity: u32,
     tiles: u32,
     tile_len: u32,
+    head_tiles: u32,
+    head_tile_len: u32,
     width: u32,
-    #[comptime] mean_value: bool,
-    #[comptime] alpha_known: bool,
-    #[comptime] attends: bool,
-    #[comptime] source: Source,
-    #[comptime] choice: SelectPlan,
-    #[comptime] plan: AttendPlan,
-    #[define(Q, E)] _types: [ElemType; 2],
+    #[comptime] plan: FinishPlan,
+    #[define(Q, E, K)] _types: [ElemType; 3],
 ) {
-    let d = comptime!(plan.head_dim);
-    let group = comptime!(plan.group);
-    let units = comptime!(plan.units as usize);
-    let top_k = comptime!(choice.top_k);
+    let group = comptime!(plan.attend.group);
+    let d = comptime!(plan.attend.head_dim);
+    let units = comptime!(plan.attend.units as usize);
+    let plane = comptime!(plan.attend.plane);
+    let top_k = comptime!(plan.top_k);
     let capacity = capacity as usize;
     let width = width as usize;
     let unit = UNIT_POS as usize;
@@ -74,120 +109,89 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, N: Size>(
     let valid = end - start;
     let count = min(valid, top_k.runtime());
 
-    let mut top = Shared::<[f32]>::new_slice(group);
-    let mut lse = Shared::<[f32]>::new_slice(group);
     let mut kept = Shared::<[u32]>::new_slice(top_k);
     let mut alphas = Shared::<[f32]>::new_slice(group);
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!((plan.units / plan.plane) as usize));
-    let used = end.div_ceil(tile_len as usize);
-    let tiles = tiles as usize;
-    let stride = comptime!(match source {
-        Source::Candidates { .. } => TILE_STATS,
-        _ => 2,
-    });
-    merge_stats(stats, row, tiles, used, &mut top, &mut lse, stride, choice);
     if valid > top_k {
-        match comptime!(source) {
-            Source::Candidates { room, vectors } => {
-                if comptime!(vectors > 0) {
-                    choose_candidates(
-                        logits,
-                        above,
-                        stats,
-                        row,
-                        tiles,
-                        used,
-                        end,
-                        &top,
-                        &lse,
-                        &mut kept,
-                        &mut alphas,
-                        &mut scratch,
-                        alpha_known,
-                        room,
-                        vectors,
-                        choice,
-                    );
-                } else {
-                    choose_many_candidates(
-                        logits,
-                        above,
-                        stats,
-                        row,
-                        tiles,
-                        used,
-                        end,
-                        &top,
-                        &lse,
-                        &mut kept,
-                        &mut alphas,
-                        &mut scratch,
-                        alpha_known,
-                        room,
-                        choice,
-                    );
-                }
-            }
-            _ => {
-                let mut chosen = false.runtime();
-                if comptime!(source == Source::Emitted) {
-                    chosen = take_emitted(state, above, border, row, end, &mut kept, choice);
-                }
-                if !chosen {
-                    select_positions(
-                        logits, row, capacity, start, end, &top, &lse, &mut kept, choice,
-                    );
-                }
-                // Step 5: alpha = the sum of s_hat over i2.
-                for h in 0..group {
-                    let mut sum = 0.0f32;
-                    let mut i = unit;
-                    while i < top_k {
-                        let logit =
-                            number_of(logits, (row * group + h) * capacity + kept[i] as usize);
-                        sum += (logit - lse[h]).exp();
-                        i += units;
-                    }
-                    let sum = cube_sum(sum, &mut scratch, plan.units, plan.plane);
-                    alphas[h] = clamp(sum, 0.0f32, 1.0f32);
-                }
-            }
+        let used = end.div_ceil(tile_len as usize);
+        choose_candidates(
+            scores,
+            places,
+            stats,
+            row,
+            tiles as usize,
+            used,
+            end,
+            &mut kept,
+            &mut alphas,
+            plan,
+        );
+        if comptime!(plan.alpha == Alpha::Kept) {
+            let mut top = Shared::<[f32]>::new_slice(group);
+            let mut lse = Shared::<[f32]>::new_slice(group);
+            merge_stats(
+                heads,
+                row,
+                head_tiles as usize,
+                end.div_ceil(head_tile_len as usize),
+                &mut top,
+                &mut lse,
+                group,
+                HEAD_STATS,
+                plan.attend.units,
+                plane,
+            );
+            alpha_of_kept::<Q, K>(
+                q,
+                sketch,
+                step,
+                &place,
+                row,
+                capacity,
+                &kept,
+                &lse,
+                &mut alphas,
+                plan,
+            );
         }
     } else {
-        let mut i = unit;
-        while i < valid {
-            kept[i] = (start + i) as u32;
-            i += units;
+        for round in 0..valid.div_ceil(units) {
+            let i = round * units + unit;
+            if i < valid {
+                kept[i] = (start + i) as u32;
+            }
         }
-        let mut h = unit;
-        while h < group {
-            alphas[h] = 1.0f32;
-            h += units;
+        for round in 0..group.div_ceil(units) {
+            let h = round * units + unit;
+            if h < group {
+                alphas[h] = 1.0f32;
+            }
         }
     }
     sync_cube();
-    let mut i = unit;
-    while i < width {
-        let mut position = (-1i32).runtime();
-        if i < count {
-            position = kept[i] as i32;
+    for round in 0..width.div_ceil(units) {
+        let i = round * units + unit;
+        if i < width {
+            let mut position = (-1i32).runtime();
+            if i < count {
+                position = kept[i] as i32;
+            }
+            positions[row * width + i] = position;
         }
-        positions[row * width + i] = position;
-        i += units;
     }
-    if comptime!(alpha_known) {
-        let mut h = unit;
-        while h < group {
-            alpha[row * group + h] = alphas[h];
-            h += units;
+    if comptime!(plan.alpha != Alpha::None) {
+        for round in 0..group.div_ceil(units) {
+            let h = round * units + unit;
+            if h < group {
+                alpha[row * group + h] = alphas[h];
+            }
         }
     }
 
-    if comptime!(attends) {
+    if comptime!(plan.attends) {
         // Step 6: y = softmax(q . K[i2] / sqrt(d)) . V[i2], exact.
-        let mut result = Attended::new(plan);
-        let mut head = 0usize;
-        while head < group {
+        let mut result = Attended::new(plan.attend);
+        for pass in 0..comptime!(group.div_ceil(plan.attend.heads)) {
+            let head = pass * comptime!(plan.attend.heads);
             if count > 0 {
                 attend::<Q, E, N>(
                     q,
@@ -202,37 +206,35 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, N: Size>(
                     count,
                     &mut result,
                     true,
-                    plan,
+                    plan.attend,
                 );
             }
-            let mut i = unit;
-            while i < comptime!(plan.heads * plan.head_dim) {
-                let h = i / d;
-                let here = head + h;
-                if here < group {
-                    let mut y = 0.0f32;
-                    if count > 0 {
-                        y = result.output[i] / max(result.sum[h], f32::MIN_POSITIVE);
+            for round in 0..comptime!(plan.attend.heads * plan.attend.head_dim).div_ceil(units) {
+                let i = round * units + unit;
+                if i < comptime!(plan.attend.heads * plan.attend.head_dim) {
+                    let h = i / d;
+                    let here = head + h;
+                    if here < group {
+                        let mut y = 0.0f32;
+                        if count > 0 {
+                            y = result.output[i] / max(result.sum[h], f32::MIN_POSITIVE);
+                        }
+                        // Step 7: y = alpha y + (1 - alpha) mean(V).
+                        if comptime!(plan.mean_value) {
+                            let mean =
+                                v_sum[row * d + i % d] / max(f32::cast_from(valid as u32), 1.0f32);
+                            y = y * alphas[here] + mean * (1.0f32 - alphas[here]);
+                        }
+                        out[(row * group + here) * d + i % d] = Q::cast_from(y);
                     }
-                    // Step 7: y = alpha y + (1 - alpha) mean(V).
-                    if comptime!(mean_value) {
-                        let mean =
-                            v_sum[row * d + i % d] / max(f32::cast_from(valid as u32), 1.0f32);
-                        y = y * alphas[here] + mean * (1.0f32 - alphas[here]);
-                    }
-                    out[(row * group + here) * d + i % d] = Q::cast_from(y);
                 }
-                i += units;
             }
             sync_cube();
-            head += comptime!(plan.heads);
         }
     }
 }
 
-/// Step 4 from the candidates of all tiles, and step 5 where alpha is asked for: fills `kept` with k positions and `alphas`.
-///
-/// Every unit loads its share of the candidates at once, since a cube alone on its processor would otherwise wait for memory again and again.
+/// Step 4 from the candidates of all tiles, and step 5 where alpha comes from those: fills `kept` with k positions and `alphas`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn choose_candidates(
@@ -243,29 +245,26 @@ fn choose_candidates(
     tiles: usize,
     used: usize,
     end: usize,
-    top: &Shared<[f32]>,
-    lse: &Shared<[f32]>,
     kept: &mut Shared<[u32]>,
     alphas: &mut Shared<[f32]>,
-    scratch: &mut Shared<[f32]>,
-    #[comptime] alpha: bool,
-    #[comptime] room: usize,
-    #[comptime] vectors: usize,
-    #[comptime] choice: SelectPlan,
+    #[comptime] plan: FinishPlan,
 ) {
-    let units = comptime!(choice.units as usize);
-    let window = comptime!(choice.window);
-    let top_k = comptime!(choice.top_k);
-    let needed = comptime!((choice.top_k - choice.window) as u32);
+    let units = comptime!(plan.attend.units as usize);
+    let plane = comptime!(plan.attend.plane);
+    let vectors = comptime!(plan.vectors);
+    let window = comptime!(plan.window);
+    let top_k = comptime!(plan.top_k);
     let unit = UNIT_POS as usize;
-    let first = row * tiles * room;
-    let count = used * room / 4;
-    let mut own = Array::<f32>::new(comptime!(4 * vectors));
+    let first = row * tiles * comptime!(plan.room);
+    let count = used * comptime!(plan.room);
+    // Every unit loads its share of the candidates at once, and before anything else: a cube alone on its processor would otherwise wait for memory again and
+    // again.
+    let mut own = Array::<f32>::new(comptime!(4 * vectors.max(1)));
     #[unroll]
     for v in 0..vectors {
         let mut four = Vector::<f32, Const<4>>::new(f32::NEG_INFINITY);
         let at = v * units + unit;
-        if at < count {
+        if at < count / 4 {
             four = scores[first / 4 + at];
         }
         #[unroll]
@@ -273,198 +272,138 @@ fn choose_candidates(
             own[v * 4 + e] = four.extract(e);
         }
     }
-    let mut sum = 0.0f32;
-    let mut i = unit;
-    while i < window {
-        kept[i] = (end - window + i) as u32;
-        i += units;
+    let mut top = Shared::<[f32]>::new_slice(1usize);
+    let mut lse = Shared::<[f32]>::new_slice(1usize);
+    merge_stats(
+        stats,
+        row,
+        tiles,
+        used,
+        &mut top,
+        &mut lse,
+        1usize,
+        TILE_STATS,
+        plan.attend.units,
+        plane,
+    );
+    for round in 0..window.div_ceil(units) {
+        let i = round * units + unit;
+        if i < window {
+            kept[i] = (end - window + i) as u32;
+        }
     }
-    if comptime!(needed > 0) {
-        let (best, taken) = take_best(
-            &own,
-            top[0],
-            needed,
-            needed,
-            comptime!(4 * vectors),
-            choice.units,
-            choice.plane,
-        );
-        let mut slot = window + best.first as usize;
-        #[unroll]
-        for v in 0..vectors {
+    if comptime!(top_k > window) {
+        // Their numbers first: to wait here for their positions would be to wait once for each.
+        if comptime!(vectors > 0) {
+            let best = take_best(&own, top[0], plan.best);
+            let mut slot = window + best.first as usize;
             #[unroll]
-            for e in 0..4usize {
-                let i = comptime!(v * 4 + e);
-                if is_taken(&taken, i) {
-                    // Its number first: to wait here for its position would be to wait once for each.
-                    kept[slot] = ((v * units + unit) * 4 + e) as u32;
-                    slot += 1;
-                    if comptime!(alpha) {
-                        sum += (own[i] - lse[0]).exp();
+            for v in 0..vectors {
+                #[unroll]
+                for e in 0..4usize {
+                    if best.is_taken(comptime!(v * 4 + e)) {
+                        kept[slot] = ((v * units + unit) * 4 + e) as u32;
+                        slot += 1;
                     }
                 }
             }
-        }
-        sync_cube();
-        let mut i = window + unit;
-        while i < top_k {
-            kept[i] = places[first + kept[i] as usize];
-            i += units;
-        }
-    }
-    if comptime!(alpha) {
-        let mass = with_window(sum, stats, row, tiles, used, lse, scratch, choice);
-        alphas[0] = clamp(mass, 0.0f32, 1.0f32);
-    }
-}
-
-/// [`choose_candidates`] for more of them than fit in registers.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-fn choose_many_candidates(
-    scores: &[Vector<f32, Const<4>>],
-    places: &[u32],
-    stats: &[f32],
-    row: usize,
-    tiles: usize,
-    used: usize,
-    end: usize,
-    top: &Shared<[f32]>,
-    lse: &Shared<[f32]>,
-    kept: &mut Shared<[u32]>,
-    alphas: &mut Shared<[f32]>,
-    scratch: &mut Shared<[f32]>,
-    #[comptime] alpha: bool,
-    #[comptime] room: usize,
-    #[comptime] choice: SelectPlan,
-) {
-    let units = comptime!(choice.units as usize);
-    let window = comptime!(choice.window);
-    let top_k = comptime!(choice.top_k);
-    let unit = UNIT_POS as usize;
-    let stored = tiles * room;
-    // The candidates are chosen like positions, with the local window behind them.
-    select_positions(
-        scores,
-        row,
-        stored,
-        0usize,
-        used * room + window,
-        top,
-        lse,
-        kept,
-        choice,
-    );
-    sync_cube();
-    let mut sum = 0.0f32;
-    let mut i = unit;
-    while i < top_k {
-        if i < window {
-            kept[i] = (end - window + i) as u32;
+            sync_cube();
         } else {
-            let candidate = row * stored + kept[i] as usize;
-            if comptime!(alpha) {
+            take_from_memory(
+                scores,
+                first,
+                count,
+                kept,
+                window,
+                comptime!(top_k - window),
+                plan.attend.units,
+                plane,
+            );
+        }
+    }
+    let mut sum = 0.0f32;
+    for round in 0..top_k.div_ceil(units) {
+        let i = round * units + window + unit;
+        if i < top_k {
+            let candidate = first + kept[i] as usize;
+            if comptime!(plan.alpha == Alpha::Candidates) {
                 sum += (number_of(scores, candidate) - lse[0]).exp();
             }
             kept[i] = places[candidate];
         }
-        i += units;
     }
-    if comptime!(alpha) {
-        let mass = with_window(sum, stats, row, tiles, used, lse, scratch, choice);
+    if comptime!(plan.alpha == Alpha::Candidates) {
+        // Step 5: alpha = the sum of s_hat over i2; of the local window, the tiles know it.
+        for round in 0..used.div_ceil(units) {
+            let tile = round * units + unit;
+            if tile < used {
+                let at = (row * tiles + tile) * TILE_STATS;
+                sum += stats[at + 2] * (stats[at] - lse[0]).exp();
+            }
+        }
+        let mut scratch =
+            Shared::<[f32]>::new_slice(comptime!((plan.attend.units / plan.attend.plane) as usize));
+        let mass = cube_sum(sum, &mut scratch, plan.attend.units, plane);
         alphas[0] = clamp(mass, 0.0f32, 1.0f32);
     }
+    sync_cube();
 }
 
-/// The sum over the cube of each unit's `part`, and of what the tiles say that the local window holds.
+/// Step 5 for all heads of a group: alpha = the sum of s_hat over i2, from the sketch's keys at the kept positions.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn with_window(
-    part: f32,
-    stats: &[f32],
+fn alpha_of_kept<Q: Float, K: Numeric>(
+    q: &Tensor<Q>,
+    sketch: &[K],
+    step: &[f32],
+    place: &Place,
     row: usize,
-    tiles: usize,
-    used: usize,
+    capacity: usize,
+    kept: &Shared<[u32]>,
     lse: &Shared<[f32]>,
-    scratch: &mut Shared<[f32]>,
-    #[comptime] choice: SelectPlan,
-) -> f32 {
-    let mut sum = part;
-    let mut tile = UNIT_POS as usize;
-    while tile < used {
-        let at = (row * tiles + tile) * TILE_STATS;
-        sum += stats[at + 2] * (stats[at] - lse[0]).exp();
-        tile += comptime!(choice.units as usize);
-    }
-    cube_sum(sum, scratch, choice.units, choice.plane)
-}
-
-/// Number `at` of vectors of four.
-#[cube]
-fn number_of(vectors: &[Vector<f32, Const<4>>], at: usize) -> f32 {
-    let four = vectors[at / 4];
-    let lane = at % 4;
-    let mut number = four.extract(0usize);
-    #[unroll]
-    for e in 1..4usize {
-        number = select(lane == e, four.extract(e), number);
-    }
-    number
-}
-
-/// Step 5 alone: alpha [B, H] of the kept positions [B, H_kv, `width`], from the logits of all heads.
-#[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn alpha_kernel(
-    logits: &[Vector<f32, Const<4>>],
-    stats: &[f32],
-    spans: &[u32],
-    positions: &[i32],
-    alpha: &mut [f32],
-    batch: u32,
-    kv_heads: u32,
-    capacity: u32,
-    tiles: u32,
-    tile_len: u32,
-    width: u32,
-    #[comptime] plan: SelectPlan,
+    alphas: &mut Shared<[f32]>,
+    #[comptime] plan: FinishPlan,
 ) {
-    let group = comptime!(plan.group);
-    let units = comptime!(plan.units as usize);
-    let row = CUBE_POS;
-    if row >= (batch * kv_heads) as usize {
-        terminate!();
-    }
-    let place = locate(spans, row, batch, kv_heads);
-    let mut top = Shared::<[f32]>::new_slice(group);
-    let mut lse = Shared::<[f32]>::new_slice(group);
-    let mut scratch = Shared::<[f32]>::new_slice(comptime!((plan.units / plan.plane) as usize));
-    let used = place.end.div_ceil(tile_len as usize);
-    merge_stats(
-        stats,
+    let group = comptime!(plan.attend.group);
+    let units = comptime!(plan.attend.units as usize);
+    let each = comptime!(32usize.checked_div(plan.bits).unwrap_or(1));
+    let mut selected = Shared::<[u32]>::new_slice(comptime!(plan.query.rank));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(plan.query.rank * group));
+    choose_components::<Q>(
+        q,
+        step,
+        place.sequence,
+        place.kv_head,
         row,
-        tiles as usize,
-        used,
-        &mut top,
-        &mut lse,
-        2usize,
-        plan,
+        &mut selected,
+        &mut weights,
+        plan.query,
     );
+    let mut scratch =
+        Shared::<[f32]>::new_slice(comptime!((plan.attend.units / plan.attend.plane) as usize));
     for h in 0..group {
         let mut sum = 0.0f32;
-        let mut i = UNIT_POS as usize;
-        while i < width as usize {
-            let position = positions[row * width as usize + i];
-            if position >= 0 {
-                let at = (row * group + h) * capacity as usize + position as usize;
-                sum += (number_of(logits, at) - lse[h]).exp();
+        for round in 0..comptime!(plan.top_k).div_ceil(units) {
+            let i = round * units + UNIT_POS as usize;
+            if i < comptime!(plan.top_k) {
+                let position = kept[i] as usize;
+                let mut logit = 0.0f32;
+                for c in 0..comptime!(plan.query.rank) {
+                    let channel = row * comptime!(plan.query.head_dim) + selected[c] as usize;
+                    let element = sketch[channel * (capacity / each) + position / each];
+                    let key = if comptime!(plan.bits == 0) {
+                        f32::cast_from(element)
+                    } else {
+                        let shift = (position % each) as u32 * comptime!(plan.bits as u32);
+                        let code = u32::cast_from(element) >> shift;
+                        f32::cast_from(code & comptime!((1u32 << plan.bits) - 1))
+                    };
+                    logit += weights[c * group + h] * key;
+                }
+                sum += (finite(logit) - lse[h]).exp();
             }
-            i += units;
         }
-        let sum = cube_sum(sum, &mut scratch, plan.units, plan.plane);
-        if UNIT_POS == 0 {
-            let all = place.end - place.start <= comptime!(plan.top_k);
-            alpha[row * group + h] = select(all, 1.0f32, clamp(sum, 0.0f32, 1.0f32));
-        }
+        let sum = cube_sum(sum, &mut scratch, plan.attend.units, plan.attend.plane);
+        alphas[h] = clamp(sum, 0.0f32, 1.0f32);
     }
 }

@@ -13,6 +13,7 @@ use cubecl::prelude::*;
 use super::append::append_kernel;
 use super::attend::AttendPlan;
 use super::dense::{MOST_SPLITS, dense_kernel, merge_splits};
+use super::matrix;
 use crate::op::{CacheBuffers, SketchBuffers};
 
 /// Bytes of a vector load.
@@ -28,6 +29,8 @@ pub(super) struct Launcher {
     pub(super) plane: u32,
     /// Multiprocessors, or a guess.
     pub(super) processors: usize,
+    /// Whether [`matrix`] runs on it.
+    pub(super) matrix: bool,
     most_units: u32,
 }
 
@@ -64,10 +67,12 @@ impl Launcher {
         let hardware = &client.properties().hardware;
         let planes = client.features().plane.contains(Plane::Ops);
         let plane = if planes { hardware.plane_size_min } else { 1 };
+        let whole = plane == matrix::PLANE && hardware.plane_size_max == plane;
         Self {
             device: tensor.device.clone(),
             plane,
             processors: hardware.num_streaming_multiprocessors.unwrap_or(32) as usize,
+            matrix: whole && client.features().matmul.mma.contains(&matrix::PRODUCT),
             most_units: hardware.max_units_per_cube,
             client,
         }

@@ -1,10 +1,9 @@
 //! The operations as CubeCL kernels, for every GPU that burn runs on.
 //!
-//! A SparQ step is two launches: [`tile`] or [`score`], and [`finish`]. Where one number ranks a position, tiles name their candidates and no score is
-//! written; where a group's heads are summed as probabilities, which takes a softmax over all positions first, logits are written, and two launches of [`spread`]
-//! choose from them where rows are long and few. A [`dense`] step is one launch, and a merge where rows are split. The kernels read lengths from the device: a launch depends on the
-//! host's [`RowSpans`] only for the size of its grid, reads nothing back and allocates the same buffers each time, so a step can be
-//! captured once and replayed while the sequences grow.
+//! A SparQ step is two launches: [`tile`], where every tile of positions names its candidates and no score is written, and [`finish`]. Where a
+//! group's heads are summed as probabilities, one more goes before them, for the softmax over all positions. A [`dense`] step is one launch, and
+//! a merge where rows are split. The kernels read lengths from the device: a launch depends on the host's [`RowSpans`] only for the size of its grid, reads
+//! nothing back and allocates the same buffers each time, so a step can be captured once and replayed while the sequences grow.
 //!
 //! What the kernels don't cover (f64, a head_dim that is no multiple of 4, a k that does not fit in a cube's shared memory) runs through the
 //! [`reference`](mod@crate::reference).
@@ -23,10 +22,11 @@ mod common;
 mod dense;
 mod finish;
 mod launch;
-mod score;
-mod select;
+mod logits;
+mod many;
+mod matrix;
+mod query;
 mod sparq;
-mod spread;
 mod tile;
 
 use burn::backend::TensorMetadata;

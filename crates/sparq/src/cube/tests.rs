@@ -1,5 +1,7 @@
 //! Appending writes in place: the memory of every buffer is the same before and after.
 
+mod best;
+
 use burn::tensor::{Device, FloatDType, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;

@@ -1,57 +1,55 @@
-//! Steps 1 to 4 on a tile of positions, where one number ranks a position: with one query head for each key/value head, or with the sum of logits as
-//! the group's score, which is one dot product with the sum of the heads' queries.
+//! Steps 1 to 4 on a tile of positions, in one cube.
 //!
 //! The scores of a tile never leave the cube. What leaves it are its *candidates*: at least the k best of the tile, so that the k best of the sequence are among
-//! those of all tiles. K is read once, and what is written is a small part of what is read.
+//! those of all tiles. What is written is a small part of what is read.
+//!
+//! Where a group's heads are summed as probabilities, the softmax of every head has to be known first: [`heads_kernel`] goes over the sketch for their sums of
+//! exponentials, [`tile_kernel`] for the scores. To write the logits of all heads and to read them again would move more bytes than the sketch has, where
+//! it has codes, and the second time a part of it still is in the cache.
 
 use cubecl::prelude::*;
 
-use super::best::{BINS, is_taken, take_best};
+use super::best::{BestPlan, take_best};
 use super::common::*;
-use super::score::{ScorePlan, choose_components};
+use super::logits::{SketchPlan, runs_of, tile_place, unit_logits};
+use super::matrix;
+use super::query::choose_components;
 
 /// What a tile kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TilePlan {
-    /// How components are chosen and the sketch is read; `heads` is not used.
-    pub score: ScorePlan,
-    /// Vectors of positions that a unit owns, each a cube's width of vectors apart.
-    pub vectors: usize,
+    /// How the sketch is read.
+    pub sketch: SketchPlan,
+    /// How candidates are chosen: k - l are needed, and at least 1; `room` is for each tile.
+    pub best: BestPlan,
     /// k.
     pub top_k: usize,
     /// l.
     pub window: usize,
-    /// Candidates that a tile must name where it has so many: k - l, and at least 1.
-    pub needed: usize,
-    /// Candidates that a tile has room for.
-    pub room: usize,
-    /// Whether alpha is asked for, which takes a sum of exponentials.
+    /// Whether alpha is asked for, which takes a sum of exponentials of the scores.
     pub alpha: bool,
 }
 
 impl TilePlan {
     /// Bytes of shared memory.
     pub fn shared_bytes(&self) -> usize {
-        let score = &self.score;
-        let planes = (score.units / score.plane) as usize;
-        let numbers = (score.group + 1) * (score.rank + score.head_dim)
-            + score.rank
-            + BINS
-            + score.units as usize
-            + 4 * planes
-            + 8;
-        4 * numbers
+        let query = &self.sketch.query;
+        let planes = (query.units / query.plane) as usize;
+        query.shared_bytes() + self.best.shared_bytes() + 4 * (query.heads() * 2 + 3 * planes)
     }
 }
 
 /// Numbers that a tile leaves beside its candidates: the largest score, the sum of exponentials relative to it, and the part of that sum that the local
 /// window holds.
 pub(crate) const TILE_STATS: usize = 3;
+/// Numbers that a tile leaves for each head: the largest logit, and the sum of exponentials relative to it.
+pub(crate) const HEAD_STATS: usize = 2;
 
 /// Scores of a tile and its candidates.
 ///
-/// q [B, H, 1, d]; `sketch` and `step` as for [`score_kernel`](super::score::score_kernel); `scores` and `places` [B, H_kv, tiles, room]: the candidates'
-/// scores, filled up with negative infinity, and their positions; `stats` [B, H_kv, tiles, [`TILE_STATS`]]. `one` has the bits of 1.0: see [`code_of`].
+/// q [B, H, 1, d]; `sketch` in vectors of N elements: a full copy of K, [B, H_kv, d, S_max], or its codes in words, [B, H_kv, d, S_max / (32/b)], with
+/// their `step` [B, H_kv, d]; `heads` as [`heads_kernel`] leaves it, for probabilities. `scores` and `places` [B, H_kv, tiles, room]: the candidates'
+/// scores, filled up with negative infinity, and their positions; `stats` [B, H_kv, tiles, [`TILE_STATS`]].
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
@@ -59,6 +57,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     sketch: &[Vector<K, N>],
     step: &[f32],
     spans: &[u32],
+    heads: &[f32],
     scores: &mut [f32],
     places: &mut [u32],
     stats: &mut [f32],
@@ -66,21 +65,15 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     kv_heads: u32,
     capacity: u32,
     tiles: u32,
-    one: u32,
     #[comptime] plan: TilePlan,
     #[define(Q, K)] _types: [ElemType; 2],
 ) {
-    let n = N::value();
-    let each = comptime!(n * plan.score.per_element());
-    let vectors = comptime!(plan.vectors);
-    let count = comptime!(each * vectors);
-    let group = comptime!(plan.score.group);
-    let rank = comptime!(plan.score.rank);
-    let unroll = comptime!(plan.score.unroll);
-    let bits = comptime!(plan.score.bits);
-    let units = comptime!(plan.score.units as usize);
-    let plane = comptime!(plan.score.plane);
-    let planes = comptime!((plan.score.units / plan.score.plane) as usize);
+    let query = comptime!(plan.sketch.query);
+    let run = comptime!(plan.sketch.run());
+    let count = comptime!(plan.sketch.count());
+    let units = comptime!(query.units as usize);
+    let plane = comptime!(query.plane);
+    let planes = comptime!((query.units / query.plane) as usize);
     let unit = UNIT_POS as usize;
     let tiles = tiles as usize;
     let row = CUBE_POS / tiles;
@@ -90,15 +83,32 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     }
     let place = locate(spans, row, batch, kv_heads);
     let (start, end) = (place.start, place.end);
-    let tile_start = tile * comptime!(units * count);
+    let tile_len = comptime!(plan.sketch.tile_len());
+    let tile_start = tile * tile_len;
     // A sequence of at most k positions keeps them all.
     if tile_start >= end || end - start <= comptime!(plan.top_k) {
         terminate!();
     }
 
-    let mut selected = Shared::<[u32]>::new_slice(rank);
-    let mut weights = Shared::<[f32]>::new_slice(comptime!(rank * group));
-    let mut combined = Shared::<[f32]>::new_slice(rank);
+    let mut selected = Shared::<[u32]>::new_slice(comptime!(query.rank));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(query.rank * query.heads()));
+    let mut top_of_heads = Shared::<[f32]>::new_slice(comptime!(query.heads()));
+    let mut lse = Shared::<[f32]>::new_slice(comptime!(query.heads()));
+    if comptime!(query.heads() > 1) {
+        let used = end.div_ceil(tile_len);
+        merge_stats(
+            heads,
+            row,
+            tiles,
+            used,
+            &mut top_of_heads,
+            &mut lse,
+            comptime!(query.heads()),
+            HEAD_STATS,
+            query.units,
+            plane,
+        );
+    }
     choose_components::<Q>(
         q,
         step,
@@ -107,163 +117,139 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
         row,
         &mut selected,
         &mut weights,
-        plan.score,
+        query,
     );
-    // Codes are read as 1 + n / 2^b: see `code_of`.
-    let scale = comptime!(if bits == 0 {
-        1.0
+    let at = tile_place(row, capacity as usize, tile_start, end, plan.sketch);
+    let mut own = Array::<f32>::new(count);
+    if comptime!(plan.sketch.matrix) {
+        if comptime!(query.heads() == 1) {
+            let parts = matrix::fragments(&weights, 0usize, plan.sketch);
+            own = matrix::scores::<K, N>(sketch, &at, &selected, &parts, plan.sketch);
+        } else {
+            let words = comptime!(plan.sketch.vector);
+            #[unroll]
+            for i in 0..count {
+                own[i] = 0.0f32;
+            }
+            let mut first = 0usize;
+            while first < comptime!(query.heads()) {
+                let parts = matrix::fragments(&weights, first, plan.sketch);
+                let head = first + (UNIT_POS_PLANE % 4) as usize;
+                // A head past the last has no probability.
+                let known = head < comptime!(query.heads());
+                let shift = lse[min(head, comptime!(query.heads() - 1).runtime())];
+                #[unroll]
+                for v in 0..comptime!(plan.sketch.vectors) {
+                    let mut values =
+                        matrix::logits::<K, N>(sketch, &at, &selected, &parts, v, plan.sketch);
+                    #[unroll]
+                    for i in 0..comptime!(8 * words) {
+                        values[i] = select(known, (values[i] - shift).exp(), 0.0f32);
+                    }
+                    let sums = matrix::sum_of_heads(&values, words);
+                    #[unroll]
+                    for i in 0..comptime!(2 * words) {
+                        own[comptime!(v * 2 * words + i)] += sums[i];
+                    }
+                }
+                first += matrix::HEADS;
+            }
+        }
+    } else if comptime!(query.heads() == 1) {
+        own = unit_logits::<K, N>(sketch, &at, &selected, &weights, 0usize, plan.sketch);
     } else {
-        (1u32 << bits) as f32
-    });
-    let mut i = unit;
-    while i < rank {
-        let mut weight = 0.0f32;
         #[unroll]
-        for h in 0..group {
-            weight += weights[i * group + h];
+        for i in 0..count {
+            own[i] = 0.0f32;
         }
-        combined[i] = weight * scale;
-        i += units;
-    }
-    sync_cube();
-
-    // What the ones add up to is the same at every position: the sums start from its negative.
-    let mut sums = Array::<f32>::new(count);
-    let mut offset = 0.0f32;
-    if comptime!(bits > 0) {
-        for i in 0..rank {
-            offset -= combined[i];
-        }
-    }
-    #[unroll]
-    for p in 0..count {
-        sums[p] = offset;
-    }
-    let row_vectors = capacity as usize / each;
-    let first = tile_start / each + unit;
-    let base = row * comptime!(plan.score.head_dim) * row_vectors;
-    // Where a vector would lie behind the end, the last one of the sequence is read once more: its scores are not used.
-    let last = (end - 1) / each;
-    let mut at = Array::<usize>::new(vectors);
-    #[unroll]
-    for v in 0..vectors {
-        at[v] = base + min(first + v * units, last);
-    }
-    for block in 0..comptime!(rank / unroll) {
-        let mut loaded = Array::<Vector<K, N>>::new(comptime!(unroll * vectors));
-        #[unroll]
-        for u in 0..unroll {
-            let component = selected[block * unroll + u] as usize * row_vectors;
+        let mut first = 0usize;
+        while first < comptime!(query.heads()) {
+            let values = unit_logits::<K, N>(sketch, &at, &selected, &weights, first, plan.sketch);
             #[unroll]
-            for v in 0..vectors {
-                loaded[u * vectors + v] = sketch[at[v] + component];
+            for h in 0..comptime!(plan.sketch.heads) {
+                if first + h < comptime!(query.heads()) {
+                    let shift = lse[first + h];
+                    #[unroll]
+                    for i in 0..count {
+                        own[i] += (values[comptime!(h * count + i)] - shift).exp();
+                    }
+                }
             }
-        }
-        #[unroll]
-        for u in 0..unroll {
-            let weight = combined[block * unroll + u];
-            #[unroll]
-            for v in 0..vectors {
-                add_keys::<K, N>(&mut sums, loaded[u * vectors + v], weight, one, v, bits);
-            }
-        }
-    }
-    #[unroll]
-    for u in 0..comptime!(rank % unroll) {
-        let i = comptime!(rank - rank % unroll) + u;
-        let component = selected[i] as usize * row_vectors;
-        #[unroll]
-        for v in 0..vectors {
-            add_keys::<K, N>(
-                &mut sums,
-                sketch[at[v] + component],
-                combined[i],
-                one,
-                v,
-                bits,
-            );
+            first += comptime!(plan.sketch.heads);
         }
     }
 
-    // Positions from here on are relative to the first valid one, modulo 2^32: what is before it lies behind all others.
-    let valid = (end - start) as u32;
-    let free = valid - comptime!(plan.window as u32);
-    let mut relative = Array::<u32>::new(vectors);
+    let from = runs_of(plan.sketch);
+    // Most tiles hold neither the first position, nor the last, nor any of the local window.
+    let free = end - comptime!(plan.window);
+    let inner = tile_start >= start && tile_start + tile_len <= free;
+    if !inner {
+        #[unroll]
+        for i in 0..count {
+            let position = tile_start + from[comptime!(i / run)] as usize + comptime!(i % run);
+            let valid = position >= start && position < end;
+            own[i] = select(valid, own[i], f32::NEG_INFINITY);
+        }
+    }
     let mut top = f32::NEG_INFINITY.runtime();
     #[unroll]
-    for v in 0..vectors {
-        relative[v] = ((first + v * units) * each) as u32 - start as u32;
-        #[unroll]
-        for e in 0..each {
-            let i = comptime!(v * each + e);
-            let score = finite(sums[i] * comptime!(code_scale(e, bits)));
-            let at = relative[v] + comptime!(e as u32);
-            sums[i] = select(at < valid, score, f32::NEG_INFINITY);
-            top = max(top, sums[i]);
-        }
+    for i in 0..count {
+        top = max(top, own[i]);
     }
     let mut scratch = Shared::<[f32]>::new_slice(planes);
     // At least one position of the tile is valid, or its candidates are all padding.
-    let top = max(
-        cube_max(top, &mut scratch, comptime!(plan.score.units), plane),
-        -LARGEST,
-    );
-    let mut all = 0.0f32;
-    let mut latest = 0.0f32;
-    #[unroll]
-    for v in 0..vectors {
-        #[unroll]
-        for e in 0..each {
-            let i = comptime!(v * each + e);
-            let in_window = relative[v] + comptime!(e as u32) >= free;
-            if comptime!(plan.alpha) {
-                let weight = (sums[i] - top).exp();
-                all += weight;
-                latest += select(in_window, weight, 0.0f32);
-            }
-            // The local window is taken without a look at its scores.
-            sums[i] = select(in_window, f32::NEG_INFINITY, sums[i]);
-        }
-    }
+    let top = max(cube_max(top, &mut scratch, query.units, plane), -LARGEST);
     let mut parts = Shared::<[f32]>::new_slice(comptime!(2 * planes));
     if comptime!(plan.alpha) {
+        let mut all = 0.0f32;
+        #[unroll]
+        for i in 0..count {
+            all += (own[i] - top).exp();
+        }
         let all = sum_in_plane(all, plane);
-        let latest = sum_in_plane(latest, plane);
         if plane_lane(plane) == 0 {
             parts[plane_index(plane) as usize] = all;
-            parts[planes + plane_index(plane) as usize] = latest;
+        }
+    }
+    if !inner {
+        // The local window is taken without a look at its scores.
+        let mut latest = 0.0f32;
+        #[unroll]
+        for i in 0..count {
+            let position = tile_start + from[comptime!(i / run)] as usize + comptime!(i % run);
+            if position >= free {
+                if comptime!(plan.alpha) {
+                    latest += (own[i] - top).exp();
+                }
+                own[i] = f32::NEG_INFINITY;
+            }
+        }
+        if comptime!(plan.alpha) {
+            let latest = sum_in_plane(latest, plane);
+            if plane_lane(plane) == 0 {
+                parts[planes + plane_index(plane) as usize] = latest;
+            }
         }
     }
 
-    let needed = comptime!(plan.needed as u32);
-    let room = comptime!(plan.room);
-    let (best, taken) = take_best(
-        &sums,
-        top,
-        needed,
-        room as u32,
-        count,
-        plan.score.units,
-        plane,
-    );
+    let room = comptime!(plan.best.room);
+    let best = take_best(&own, top, plan.best);
     let out = (row * tiles + tile) * room;
-    let mut slot = best.first;
+    let mut slot = out + best.first as usize;
     #[unroll]
-    for v in 0..vectors {
-        #[unroll]
-        for e in 0..each {
-            let i = comptime!(v * each + e);
-            if is_taken(&taken, i) {
-                scores[out + slot as usize] = sums[i];
-                places[out + slot as usize] = ((first + v * units) * each + e) as u32;
-                slot += 1u32;
-            }
+    for i in 0..count {
+        if best.is_taken(i) {
+            scores[slot] = own[i];
+            places[slot] =
+                tile_start as u32 + from[comptime!(i / run)] + comptime!((i % run) as u32);
+            slot += 1;
         }
     }
-    let mut slot = best.total as usize + unit;
-    while slot < room {
-        scores[out + slot] = f32::NEG_INFINITY;
-        slot += units;
+    for round in 0..room.div_ceil(units) {
+        let slot = round * units + best.total as usize + unit;
+        if slot < room {
+            scores[out + slot] = f32::NEG_INFINITY;
+        }
     }
     if unit == 0 {
         let at = (row * tiles + tile) * TILE_STATS;
@@ -271,9 +257,11 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
         if comptime!(plan.alpha) {
             let mut all = 0.0f32;
             let mut latest = 0.0f32;
-            for i in 0..comptime!(plan.score.units).runtime() / plane_dim(plane) {
+            for i in 0..comptime!(query.units).runtime() / plane_dim(plane) {
                 all += parts[i as usize];
-                latest += parts[planes + i as usize];
+                if !inner {
+                    latest += parts[planes + i as usize];
+                }
             }
             stats[at + 1] = all;
             stats[at + 2] = latest;
@@ -281,58 +269,197 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     }
 }
 
-/// Adds one component of the keys in vector `v` of a unit to their sums.
-#[cube]
-fn add_keys<K: Numeric, N: Size>(
-    sums: &mut Array<f32>,
-    keys: Vector<K, N>,
-    weight: f32,
-    one: u32,
-    #[comptime] v: usize,
-    #[comptime] bits: usize,
+/// The largest logit and the sum of exponentials of each head in a tile: `stats` [B, H_kv, tiles, g, [`HEAD_STATS`]]. Otherwise like [`tile_kernel`].
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn heads_kernel<Q: Float, K: Numeric, N: Size>(
+    q: &Tensor<Q>,
+    sketch: &[Vector<K, N>],
+    step: &[f32],
+    spans: &[u32],
+    stats: &mut [f32],
+    batch: u32,
+    kv_heads: u32,
+    capacity: u32,
+    tiles: u32,
+    #[comptime] plan: SketchPlan,
+    #[define(Q, K)] _types: [ElemType; 2],
 ) {
-    let n = N::value();
-    let per_element = comptime!(32usize.checked_div(bits).unwrap_or(1));
-    #[unroll]
-    for x in 0..n {
-        let element = keys.extract(x);
-        #[unroll]
-        for p in 0..per_element {
-            let at = comptime!((v * n + x) * per_element + p);
-            if comptime!(bits == 0) {
-                sums[at] += weight * f32::cast_from(element);
-            } else {
-                sums[at] += weight * code_of(u32::cast_from(element), one, p, bits);
+    let query = comptime!(plan.query);
+    let group = comptime!(query.heads());
+    let plane = comptime!(query.plane);
+    let tiles = tiles as usize;
+    let row = CUBE_POS / tiles;
+    let tile = CUBE_POS % tiles;
+    if row >= (batch * kv_heads) as usize {
+        terminate!();
+    }
+    let place = locate(spans, row, batch, kv_heads);
+    let (start, end) = (place.start, place.end);
+    let tile_start = tile * comptime!(plan.tile_len());
+    if tile_start >= end {
+        terminate!();
+    }
+    let mut selected = Shared::<[u32]>::new_slice(comptime!(query.rank));
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(query.rank * group));
+    choose_components::<Q>(
+        q,
+        step,
+        place.sequence,
+        place.kv_head,
+        row,
+        &mut selected,
+        &mut weights,
+        query,
+    );
+    let at = tile_place(row, capacity as usize, tile_start, end, plan);
+    let inner = tile_start >= start && tile_start + comptime!(plan.tile_len()) <= end;
+    let out = (row * tiles + tile) * comptime!(group * HEAD_STATS);
+    let mut first = 0usize;
+    if comptime!(plan.matrix) {
+        let words = comptime!(plan.vector);
+        let from = runs_of(plan);
+        // Of every plane and head: the largest, then the sums.
+        let planes = comptime!((query.units / matrix::PLANE) as usize);
+        let mut states = Shared::<[f32]>::new_slice(comptime!(
+            2 * planes * group.next_multiple_of(matrix::HEADS)
+        ));
+        let sums_from = comptime!(planes * group.next_multiple_of(matrix::HEADS));
+        let member = UNIT_POS_PLANE % 4;
+        while first < group {
+            let parts = matrix::fragments(&weights, first, plan);
+            let mut largest = (-LARGEST).runtime();
+            let mut sum = 0.0f32;
+            #[unroll]
+            for v in 0..comptime!(plan.vectors) {
+                let mut values = matrix::logits::<K, N>(sketch, &at, &selected, &parts, v, plan);
+                if !inner {
+                    #[unroll]
+                    for i in 0..comptime!(8 * words) {
+                        let run = from[comptime!(v * words + i / 8)] - 2u32 * member;
+                        let position = tile_start + run as usize + comptime!(i % 8);
+                        let valid = position >= start && position < end;
+                        values[i] = select(valid, values[i], f32::NEG_INFINITY);
+                    }
+                }
+                let before = largest;
+                #[unroll]
+                for i in 0..comptime!(8 * words) {
+                    largest = max(largest, values[i]);
+                }
+                sum *= (before - largest).exp();
+                #[unroll]
+                for i in 0..comptime!(8 * words) {
+                    sum += (values[i] - largest).exp();
+                }
             }
+            let most = matrix::largest_of_quads(largest);
+            let sum = matrix::sum_of_quads(sum * (largest - most).exp());
+            if UNIT_POS_PLANE < 4 {
+                let at = (first + member as usize) * planes + PLANE_POS as usize;
+                states[at] = most;
+                states[sums_from + at] = sum;
+            }
+            first += matrix::HEADS;
+        }
+        sync_cube();
+        for round in 0..group.div_ceil(comptime!(query.units as usize)) {
+            let head = round * comptime!(query.units as usize) + UNIT_POS as usize;
+            if head < group {
+                let mut most = (-LARGEST).runtime();
+                for p in 0..planes {
+                    most = max(most, states[head * planes + p]);
+                }
+                let mut sum = 0.0f32;
+                for p in 0..planes {
+                    let at = head * planes + p;
+                    sum += states[sums_from + at] * (states[at] - most).exp();
+                }
+                stats[out + head * HEAD_STATS] = most;
+                stats[out + head * HEAD_STATS + 1] = sum;
+            }
+        }
+    } else {
+        let count = comptime!(plan.count());
+        let run = comptime!(plan.run());
+        let from = runs_of(plan);
+        let mut scratch =
+            Shared::<[f32]>::new_slice(comptime!((query.units / query.plane) as usize));
+        while first < group {
+            let mut values = unit_logits::<K, N>(sketch, &at, &selected, &weights, first, plan);
+            #[unroll]
+            for h in 0..comptime!(plan.heads) {
+                let mut largest = (-LARGEST).runtime();
+                #[unroll]
+                for i in 0..count {
+                    let position =
+                        tile_start + from[comptime!(i / run)] as usize + comptime!(i % run);
+                    let valid = position >= start && position < end;
+                    let n = comptime!(h * count + i);
+                    values[n] = select(valid, values[n], f32::NEG_INFINITY);
+                    largest = max(largest, values[n]);
+                }
+                let largest = cube_max(largest, &mut scratch, query.units, plane);
+                let mut sum = 0.0f32;
+                #[unroll]
+                for i in 0..count {
+                    sum += (values[comptime!(h * count + i)] - largest).exp();
+                }
+                let sum = cube_sum(sum, &mut scratch, query.units, plane);
+                if UNIT_POS == 0 && first + h < group {
+                    stats[out + (first + h) * HEAD_STATS] = largest;
+                    stats[out + (first + h) * HEAD_STATS + 1] = sum;
+                }
+            }
+            first += comptime!(plan.heads);
         }
     }
 }
 
-/// The code n at place `p` of a word, as 1 + n / 2^b: its bits become the upper ones of the mantissa of 1.0.
-///
-/// A conversion from integers runs at a fraction of the rate. Of two neighbours in a word the lower is left where the shift for the upper puts it, b bits further
-/// down, which gives 1 + n / 2^2b and saves a shift: see [`code_scale`]. `one` comes from outside as an operand, since with two constants a compiler makes two
-/// instructions of mask and union.
+/// The softmax over all positions from the statistics of the tiles: fills `top` with the largest logit and `lse` with the logarithm of the sum of
+/// exponentials of each of `heads` heads. A tile has `stride` numbers for each head, of which the first two are its largest logit and its sum.
 #[cube]
-fn code_of(word: u32, one: u32, #[comptime] p: usize, #[comptime] bits: usize) -> f32 {
-    // The place of the upper one of two neighbours, from its lowest bit.
-    let from = comptime!(((p | 1) * bits) as u32);
-    let to = comptime!(23 - bits as u32);
-    let mut moved = word;
-    if comptime!(from > to) {
-        moved = word >> comptime!(from.saturating_sub(to));
-    } else if comptime!(from < to) {
-        moved = word << comptime!(to.saturating_sub(from));
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn merge_stats(
+    stats: &[f32],
+    row: usize,
+    tiles: usize,
+    used: usize,
+    top: &mut Shared<[f32]>,
+    lse: &mut Shared<[f32]>,
+    #[comptime] heads: usize,
+    #[comptime] stride: usize,
+    #[comptime] units: u32,
+    #[comptime] plane: u32,
+) {
+    let lane = plane_lane(plane) as usize;
+    let lanes = plane_dim(plane) as usize;
+    let planes = comptime!(units as usize).runtime() / lanes;
+    for round in 0..heads.runtime().div_ceil(planes) {
+        let h = round * planes + plane_index(plane) as usize;
+        if h < heads {
+            let mut largest = (-LARGEST).runtime();
+            let mut tile = lane;
+            while tile < used {
+                largest = max(largest, stats[((row * tiles + tile) * heads + h) * stride]);
+                tile += lanes;
+            }
+            let largest = if comptime!(plane > 1) {
+                plane_max(largest)
+            } else {
+                largest
+            };
+            let mut sum = 0.0f32;
+            let mut tile = lane;
+            while tile < used {
+                let at = ((row * tiles + tile) * heads + h) * stride;
+                sum += stats[at + 1] * (stats[at] - largest).exp();
+                tile += lanes;
+            }
+            let sum = sum_in_plane(sum, plane);
+            top[h] = largest;
+            lse[h] = largest + max(sum, f32::MIN_POSITIVE).ln();
+        }
     }
-    let down = comptime!(if p % 2 == 0 { bits } else { 0 });
-    let mask = comptime!(((1u32 << bits) - 1) << (23 - bits - down));
-    f32::reinterpret((moved & mask) | one)
-}
-
-/// What the sum of position `e` of a vector is to be multiplied by; see [`code_of`].
-fn code_scale(e: usize, bits: usize) -> f32 {
-    match bits > 0 && e.is_multiple_of(2) {
-        true => (1u32 << bits) as f32,
-        false => 1.0,
-    }
+    sync_cube();
 }

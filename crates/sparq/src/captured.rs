@@ -249,8 +249,7 @@ where
             return self.run(&inputs);
         };
         let current = |recording: &Recording<I, O>| {
-            recording.plan == plan
-                && recording.inputs.is_like(&inputs)
+            recording.plan == plan && recording.inputs.is_like(&inputs)
         };
         if self.recording.as_ref().is_some_and(current) && self.owns_caches() {
             return self.replay(inputs);

@@ -1,8 +1,9 @@
 //! The best of the scores that the units of a cube hold in registers.
 //!
 //! A unit's scores fall into a few parts. As many parts as scores are wanted have a score that is no less than the least of their largest ones: a bound that
-//! few scores reach, found from a histogram of the parts' largest. Where more reach it than there is room for, those are ranked, or narrowed down byte by byte
-//! where they are many: the choice is exact for any input and ends after a fixed number of passes.
+//! few scores reach, found from a histogram of the parts' largest. Where more reach it than there is room for, a histogram of those finds the bin of the last one
+//! wanted, in which they are ranked, or narrowed down byte by byte where they are many: the choice is exact for any input and ends after a fixed number of
+//! passes.
 
 use cubecl::prelude::*;
 
@@ -31,17 +32,17 @@ pub(crate) struct BestPlan {
 }
 
 impl BestPlan {
-    /// Parts of a unit's scores: a power of two, so many that twice as many are in the cube as scores are wanted. 0 where a unit has no more scores than that.
+    /// Parts of a unit's scores: a power of two, so many that twice as many are in the cube as scores are wanted. 0 where they would have too few scores to be worth it.
     fn parts(&self) -> usize {
         let parts = (2 * self.needed).div_ceil(self.units as usize);
         let parts = parts.next_power_of_two();
-        if parts < self.count { parts } else { 0 }
+        if 4 * parts <= self.count { parts } else { 0 }
     }
 
     /// Bytes of shared memory.
     pub fn shared_bytes(&self) -> usize {
         let units = self.units as usize;
-        4 * (BINS + 3 * units + units / self.plane as usize + 2)
+        4 * (BINS + 3 * units + units / self.plane as usize + 3)
     }
 }
 
@@ -107,38 +108,63 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
     let mut total = cube_total(first + own, &mut found, units);
 
     if total > comptime!(plan.room as u32) {
-        if total <= units {
-            // Each unit ranks one of them.
-            let mut keys =
-                Shared::<[Vector<u32, Const<4>>]>::new_slice(comptime!(units as usize / 4));
-            let mut ranks = Shared::<[u32]>::new_slice(units as usize);
-            rank_few(
-                scores,
-                &marks,
-                first,
-                total,
-                &mut partial,
-                &mut keys,
-                &mut ranks,
-                plan,
-            );
-            let mut slot = first;
-            own = 0u32;
+        let bins = bins_of(
+            scores,
+            &marks,
+            top,
+            &histogram,
+            &mut partial,
+            &mut found,
+            plan,
+        );
+        let bin = found[0];
+        let before = found[1];
+        let crowd = histogram[bin as usize].load();
+        total = before + crowd;
+        own = 0u32;
+        if total <= comptime!(plan.room as u32) {
             #[unroll]
             for w in 0..words {
                 let mut word = 0u32;
                 #[unroll]
                 for i in comptime!(w * 32)..comptime!((w * 32 + 32).min(count)) {
-                    if marks[w] & comptime!(1u32 << (i % 32)) != 0u32 {
-                        let kept = ranks[slot as usize] < needed;
-                        word |= select(kept, comptime!(1u32 << (i % 32)), 0u32);
-                        slot += 1u32;
+                    word |= select(bins[i] <= bin, comptime!(1u32 << (i % 32)), 0u32);
+                }
+                marks[w] = word;
+                own += word.count_ones();
+            }
+        } else if crowd <= units {
+            // Few share the bin of the last one wanted: each unit ranks one of them.
+            total = needed.runtime();
+            let mut keys =
+                Shared::<[Vector<u32, Const<4>>]>::new_slice(comptime!(units as usize / 4));
+            let mut ranks = Shared::<[u32]>::new_slice(units as usize);
+            let slots = rank_few(
+                scores,
+                &bins,
+                bin,
+                crowd,
+                &mut partial,
+                &mut keys,
+                &mut ranks,
+                plan,
+            );
+            #[unroll]
+            for w in 0..words {
+                let mut word = 0u32;
+                #[unroll]
+                for i in comptime!(w * 32)..comptime!((w * 32 + 32).min(count)) {
+                    let mut kept = bins[i] < bin;
+                    if bins[i] == bin {
+                        kept = ranks[slots[i] as usize] < needed - before;
                     }
+                    word |= select(kept, comptime!(1u32 << (i % 32)), 0u32);
                 }
                 marks[w] = word;
                 own += word.count_ones();
             }
         } else {
+            total = needed.runtime();
             let (key, left) =
                 narrow_down(scores, &marks, &histogram, &mut partial, &mut found, plan);
             // Of those that equal the last one wanted, the first `left` are taken.
@@ -149,7 +175,6 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
                 equal += select(here && order_key(scores[i]) == key, 1u32, 0u32);
             }
             let mut before = sum_before(equal, &mut partial, units, plane);
-            own = 0u32;
             #[unroll]
             for w in 0..words {
                 let mut word = 0u32;
@@ -168,7 +193,6 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
                 own += word.count_ones();
             }
         }
-        total = needed.runtime();
         // Whoever still reads an earlier sum has to be done.
         sync_cube();
         first = sum_before(own, &mut partial, units, plane);
@@ -238,29 +262,71 @@ fn least_of_parts(
     select(bin < comptime!(BINS as u32), least, -LARGEST)
 }
 
-/// Ranks the marked scores of all units, `total` of them and no more than there are units: leaves in `ranks` how many come before each.
+/// The bins of the marked scores, and [`BINS`] for the others; leaves the bin of the last one wanted in `found[0]` and the count before it in `found[1]`.
+#[cube]
+fn bins_of(
+    scores: &Array<f32>,
+    marks: &Array<u32>,
+    top: f32,
+    histogram: &Shared<[Atomic<u32>]>,
+    partial: &mut Shared<[u32]>,
+    found: &mut Shared<[u32]>,
+    #[comptime] plan: BestPlan,
+) -> Array<u32> {
+    let mut bins = Array::<u32>::new(comptime!(plan.count));
+    sync_cube();
+    clear(histogram, BINS, plan.units as usize);
+    sync_cube();
+    #[unroll]
+    for i in 0..comptime!(plan.count) {
+        bins[i] = comptime!(BINS as u32).runtime();
+        if marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32 {
+            bins[i] = score_bin(scores[i], top, plan);
+            histogram[bins[i] as usize].fetch_add(1u32);
+        }
+    }
+    sync_cube();
+    find_bin(
+        histogram,
+        partial,
+        found,
+        comptime!(plan.needed as u32),
+        BINS,
+        plan.units,
+        plan.plane,
+    );
+    bins
+}
+
+/// Ranks the scores of all units in `bin`, `total` of them and no more than there are units. Returns their slots in `ranks`, where it leaves how many of them
+/// come before each.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn rank_few(
     scores: &Array<f32>,
-    marks: &Array<u32>,
-    first: u32,
+    bins: &Array<u32>,
+    bin: u32,
     total: u32,
     own: &mut Shared<[u32]>,
     keys: &mut Shared<[Vector<u32, Const<4>>]>,
     ranks: &mut Shared<[u32]>,
     #[comptime] plan: BestPlan,
-) {
+) -> Array<u32> {
     let unit = UNIT_POS;
+    let next = Shared::<[Atomic<u32>]>::new_slice(1usize);
     // What is behind the last is before none.
     own[unit as usize] = 0u32;
+    if unit == 0 {
+        next[0].store(0u32);
+    }
     sync_cube();
-    let mut slot = first;
+    let mut slots = Array::<u32>::new(comptime!(plan.count));
     #[unroll]
     for i in 0..comptime!(plan.count) {
-        if marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32 {
-            own[slot as usize] = order_key(scores[i]);
-            slot += 1u32;
+        slots[i] = 0u32;
+        if bins[i] == bin {
+            slots[i] = next[0].fetch_add(1u32);
+            own[slots[i] as usize] = order_key(scores[i]);
         }
     }
     sync_cube();
@@ -289,6 +355,7 @@ fn rank_few(
         ranks[unit as usize] = before;
     }
     sync_cube();
+    slots
 }
 
 /// The key of the last of the marked scores that is wanted, and how many of those that equal it are.

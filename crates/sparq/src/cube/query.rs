@@ -129,15 +129,22 @@ pub(crate) fn choose_components<Q: Float>(
             #[unroll]
             for x in 0..quarters {
                 let four = fours[from + x];
+                let least = select(from + x < c / 4, mine, mine + 1u32);
                 #[unroll]
                 for e in 0..4usize {
-                    let least = select((from + x) * 4 + e < c, mine, mine + 1u32);
                     before += select(four.extract(e) >= least, 1u32, 0u32);
                 }
             }
             #[unroll]
             for i in 0..comptime!(sharing.ilog2()) {
                 before += plane_shuffle_xor(before, 1u32 << i);
+            }
+            // Equal ones among its own four neighbours.
+            let four = fours[c / 4];
+            #[unroll]
+            for e in 0..3usize {
+                let equal = comptime!(e).runtime() < c % 4 && four.extract(e) == mine;
+                before += select(equal, 1u32, 0u32);
             }
             if before < rank as u32 {
                 selected[before as usize] = c as u32;

@@ -59,11 +59,6 @@ impl SparqPlan<'_> {
         }
     }
 
-    /// Whether the softmax of every head has to be known: for the scores, or for alpha.
-    fn of_heads(&self) -> bool {
-        !self.summed() || self.alpha() == Alpha::Kept
-    }
-
     /// Whether the kernels have room in a cube's shared memory.
     pub fn fits(&self) -> bool {
         // The longest sequence leaves the most candidates.
@@ -92,21 +87,28 @@ impl SparqPlan<'_> {
     }
 
     /// How the sketch is read, for the sum of the heads' queries or for each of them.
-    fn sketch_plan(&self, summed: bool) -> SketchPlan {
+    fn sketch_plan(&self, summed: bool, matrix: bool) -> SketchPlan {
         let (launcher, bits, rank) = (self.launcher, self.bits(), self.config.rank);
+        let matrix = matrix && bits == 4 && launcher.matrix;
         // A unit has 16 positions, or 8 where that is too much for all processors to have work.
         let enough = launcher.processors / 2;
         let sizes = [(256, 16), (256, 8), (128, 8)];
+        // The numbers of several heads take as many registers more.
+        let sizes = if summed || matrix {
+            &sizes[..]
+        } else {
+            &sizes[1..]
+        };
         let busy = |&(units, positions): &(u32, usize)| {
             let tile = launcher.units(units) as usize * positions;
             self.sizes.rows() * self.bound.div_ceil(tile) >= enough
         };
-        let (units, positions) = sizes.into_iter().find(busy).unwrap_or(sizes[2]);
+        let found = sizes.iter().find(|size| busy(size));
+        let &(units, positions) = found.unwrap_or(&sizes[sizes.len() - 1]);
         let query = self.query_plan(summed, launcher.units(units));
-        let matrix = bits == 4 && launcher.matrix;
         let vector = match bits {
             0 => VECTOR / self.dtype.size(),
-            // Four lanes share words; the numbers of four heads take as many registers more.
+            // Four lanes share words.
             4 if matrix && query.heads() == 1 && rank <= 64 => 4,
             4 if matrix => 2,
             _ => positions * bits / 32,
@@ -123,7 +125,7 @@ impl SparqPlan<'_> {
             vectors,
             heads: passes(query.heads(), ACCUMULATORS / positions),
             unroll: rank.min(match bits {
-                0 => 16 / vectors,
+                0 if summed => 16 / vectors,
                 _ => 8,
             }),
             matrix,
@@ -144,7 +146,7 @@ impl SparqPlan<'_> {
     /// How tiles are scored.
     fn tile_plan(&self) -> TilePlan {
         let config = self.config;
-        let sketch = self.sketch_plan(self.summed());
+        let sketch = self.sketch_plan(self.summed(), true);
         let needed = (config.top_k - config.local_window).max(1);
         let room = (needed + SPARE).next_multiple_of(4).min(sketch.tile_len());
         TilePlan {
@@ -223,16 +225,10 @@ impl SparqStep<'_> {
     /// Launches everything.
     pub fn run(&self) -> SparqOutputBuffers<CubeBackend> {
         let (launcher, sizes, config) = (self.plan.launcher, &self.plan.sizes, self.plan.config);
-        let heads = match self.plan.of_heads() {
-            true => self.sum_heads(),
-            // Not read.
-            false => HeadSums {
-                stats: launcher.empty(Shape::new([1]), DType::F32),
-                tiles: 1,
-                tile_len: 1,
-            },
+        let candidates = match self.plan.summed() {
+            true => self.score_tiles(&self.no_sums()),
+            false => self.score_tiles(&self.sum_heads(true)),
         };
-        let candidates = self.score_tiles(&heads);
         let width = config.top_k.min(self.plan.bound);
         let output = launcher.empty(self.q.shape(), self.q.dtype);
         let positions =
@@ -247,6 +243,11 @@ impl SparqStep<'_> {
             alpha,
         };
         if self.plan.extent != Extent::Scores {
+            let heads = match self.plan.alpha() {
+                // As alpha's own logits are added up: a large one that differs in its last bits would make a probability that is not the part of a whole.
+                Alpha::Kept => self.sum_heads(false),
+                _ => self.no_sums(),
+            };
             self.finish(heads, candidates, width, &found);
         }
         found
@@ -269,11 +270,20 @@ impl SparqStep<'_> {
         [self.q.dtype, self.sketch().0.dtype].map(dtype_to_storage_type)
     }
 
+    /// Sums that are not read.
+    fn no_sums(&self) -> HeadSums {
+        HeadSums {
+            stats: self.plan.launcher.empty(Shape::new([1]), DType::F32),
+            tiles: 1,
+            tile_len: 1,
+        }
+    }
+
     /// See [`heads_kernel`].
-    fn sum_heads(&self) -> HeadSums {
+    fn sum_heads(&self, matrix: bool) -> HeadSums {
         let (launcher, sizes) = (self.plan.launcher, &self.plan.sizes);
         let (sketch, step) = self.sketch();
-        let plan = self.plan.sketch_plan(false);
+        let plan = self.plan.sketch_plan(false, matrix);
         let tile_len = plan.tile_len();
         let tiles = self.plan.bound.div_ceil(tile_len);
         let shape = Shape::new([sizes.rows(), tiles, sizes.group, HEAD_STATS]);

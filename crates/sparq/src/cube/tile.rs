@@ -144,7 +144,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
                         matrix::logits::<K, N>(sketch, &at, &selected, &parts, v, plan.sketch);
                     #[unroll]
                     for i in 0..comptime!(8 * words) {
-                        values[i] = select(known, (values[i] - shift).exp(), 0.0f32);
+                        values[i] = select(known, matrix::exp(values[i] - shift), 0.0f32);
                     }
                     let sums = matrix::sum_of_heads(&values, words);
                     #[unroll]
@@ -347,10 +347,10 @@ pub(crate) fn heads_kernel<Q: Float, K: Numeric, N: Size>(
                 for i in 0..comptime!(8 * words) {
                     largest = max(largest, values[i]);
                 }
-                sum *= (before - largest).exp();
+                sum *= matrix::exp(before - largest);
                 #[unroll]
                 for i in 0..comptime!(8 * words) {
-                    sum += (values[i] - largest).exp();
+                    sum += matrix::exp(values[i] - largest);
                 }
             }
             let most = matrix::largest_of_quads(largest);

@@ -44,6 +44,12 @@ impl Expected {
         (view.shape().to_vec(), view.data().to_vec())
     }
 
+    /// An entry of the file's metadata.
+    pub fn text(&self, key: &str) -> String {
+        let (_, metadata) = SafeTensors::read_metadata(&self.0).unwrap();
+        metadata.metadata().as_ref().unwrap()[key].clone()
+    }
+
     /// A tensor of 64-bit integers and its shape.
     pub fn ints(&self, name: &str) -> (Vec<usize>, Vec<i64>) {
         let (shape, bytes) = self.tensor(name);

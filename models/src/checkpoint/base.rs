@@ -7,18 +7,18 @@ use std::{
 };
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use safetensors::Dtype;
 use serde_json::Value;
 
 use super::{
     CheckpointError,
     decode::{self, Order, Stored},
     source::Source,
+    stored_type::StoredType,
 };
 
-/// A Hugging Face checkpoint: the configuration, and every tensor by name.
+/// A Hugging Face checkpoint, or a GGUF file in the terms of one: the configuration, and every tensor by name.
 ///
-/// Opening reads `config.json` and the headers of the safetensors files; a tensor is read when [`tensor`](Self::tensor) asks for it. The
+/// Opening reads the configuration and the headers of the files with weights; a tensor is read when [`tensor`](Self::tensor) asks for it. The
 /// checkpoint remembers which tensors were asked for, so that [`unused`](Self::unused) can name what a model left behind.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -43,7 +43,7 @@ pub(super) struct Tracked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorEntry<'a> {
     /// The type it is stored in.
-    pub dtype: Dtype,
+    pub dtype: StoredType,
     /// Its shape.
     pub shape: &'a [usize],
     /// The file that holds it.
@@ -51,7 +51,7 @@ pub struct TensorEntry<'a> {
 }
 
 impl Checkpoint {
-    /// The content of `config.json`.
+    /// The content of `config.json`, or what a GGUF file says in its place.
     pub fn config(&self) -> &Value {
         &self.config
     }
@@ -101,7 +101,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// If there is no such tensor or its shape is not `shape`, if it is stored as something other than F32, F16 or BF16, if a weight is not
+    /// If there is no such tensor or its shape is not `shape`, if it is stored in a type that is not read, if a weight is not
     /// finite or does not fit `dtype`, if the device does not compute in `dtype`, or if the file cannot be read.
     pub fn tensor<const D: usize>(
         &self,

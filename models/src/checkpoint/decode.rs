@@ -2,12 +2,13 @@
 
 use burn::tensor::{FloatDType, TensorData};
 use half::{bf16, f16};
-use safetensors::Dtype;
 
-use super::{CheckpointError, chunk::Chunk, source::Source, weight::Weight};
+use super::{
+    CheckpointError, chunk::Chunk, source::Source, stored_type::StoredType, weight::Weight,
+};
 
 /// Weights converted at a time: their bytes, their values in f32 and the result stay in a core's cache together, so that the check for
-/// NaN costs no trip to memory, and a tensor needs no second copy of itself while it is read.
+/// NaN costs no trip to memory, and a tensor needs no second copy of itself while it is read. Whole blocks of every type.
 const CHUNK: usize = 1 << 15;
 
 /// Rows of a chunk that is transposed, at least: they become neighbours, and fewer would not fill a cache line of the result.
@@ -22,19 +23,51 @@ pub(super) enum Order {
     Transposed,
 }
 
-/// How one tensor lies in its file. The shape and the type agree with `bytes`: the header was checked.
+/// How one tensor lies in its file. The shape and the type agree with `bytes`, and a row is whole blocks: the header was checked.
 #[derive(Debug)]
 pub(super) struct Stored {
-    pub(super) dtype: Dtype,
+    pub(super) dtype: StoredType,
     pub(super) shape: Vec<usize>,
     /// From the start of the file.
     pub(super) offset: u64,
     pub(super) bytes: u64,
+    pub(super) rows: RowOrder,
+}
+
+/// How the rows of a tensor lie behind one another in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RowOrder {
+    /// As Hugging Face has them: the rotary embedding pairs row i of a head with row i + head_dim / 2.
+    Halves,
+    /// As llama.cpp has those of queries and keys: the pairs are neighbours.
+    Pairs {
+        /// Rows of a head.
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    /// Where the row `row` of the tensor lies in the file.
+    fn place(self, row: usize) -> usize {
+        match self {
+            Self::Halves => row,
+            Self::Pairs { head_dim } => {
+                let (head, row) = (row / head_dim, row % head_dim);
+                let (half, pair) = (row / (head_dim / 2), row % (head_dim / 2));
+                head * head_dim + 2 * pair + half
+            }
+        }
+    }
 }
 
 impl Stored {
     pub(super) fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Weights of one row.
+    fn columns(&self) -> usize {
+        self.shape.iter().skip(1).product()
     }
 
     /// The position in the tensor of element `flat`.
@@ -100,18 +133,21 @@ impl Reader<'_> {
                 weights.resize(total, W::ZERO);
                 columns * (CHUNK / columns.max(1)).max(TRANSPOSED_ROWS)
             }
+            _ if self.stored.rows != RowOrder::Halves => {
+                let columns = self.stored.columns();
+                columns * (CHUNK / columns.max(1)).max(1)
+            }
             _ => CHUNK,
         };
         let mut chunk = Chunk::new(self.stored.dtype, total.min(limit))
             .ok_or_else(|| self.unsupported(self.stored.dtype))?;
         let mut converted = Vec::with_capacity(total.min(limit));
         let mut faults = Faults::default();
-        let (mut start, mut offset) = (0, self.stored.offset);
+        let mut start = 0;
         while start < total {
             let count = (total - start).min(limit);
             let bytes = chunk.bytes(count);
-            self.source.read_at(offset, bytes)?;
-            offset += bytes.len() as u64;
+            self.fetch(start, count, bytes)?;
             (self.on_bytes)(bytes.len() as u64);
             let values = chunk.values(count);
             converted.clear();
@@ -137,7 +173,24 @@ impl Reader<'_> {
         Ok(TensorData::new(weights, shape))
     }
 
-    fn unsupported(&self, found: Dtype) -> CheckpointError {
+    /// Reads the bytes of the `count` weights from `start` on, whole rows where rows lie in another order.
+    fn fetch(&self, start: usize, count: usize, bytes: &mut [u8]) -> Result<(), CheckpointError> {
+        let Stored { offset, rows, .. } = *self.stored;
+        // No product overflows: the tensor lies within the file.
+        let per_weight = |weights: usize| weights as u64 * bytes.len() as u64 / count as u64;
+        if rows == RowOrder::Halves {
+            return self.source.read_at(offset + per_weight(start), bytes);
+        }
+        let columns = self.stored.columns();
+        let row_bytes = per_weight(columns) as usize;
+        for (row, bytes) in bytes.chunks_exact_mut(row_bytes).enumerate() {
+            let place = rows.place(start / columns + row) * row_bytes;
+            self.source.read_at(offset + place as u64, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn unsupported(&self, found: StoredType) -> CheckpointError {
         CheckpointError::StoredType {
             path: self.source.path().into(),
             tensor: self.name.into(),

@@ -3,22 +3,21 @@
 use std::{io, path::PathBuf};
 
 use burn::tensor::FloatDType;
-use safetensors::Dtype;
 
-use super::JsonError;
+use super::{JsonError, StoredType};
 
 /// What is wrong with a checkpoint: the file, the key, what was expected and what was found.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
     /// There is nothing at the path.
-    #[error("{}: no such folder; expected a folder with config.json and *.safetensors", path.display())]
+    #[error("{}: no such folder; expected a folder with config.json and *.safetensors, or a *.gguf file", path.display())]
     MissingFolder {
         /// The path.
         path: PathBuf,
     },
     /// The path leads to a file.
-    #[error("{}: expected a folder with config.json and *.safetensors, found {found}", path.display())]
+    #[error("{}: expected a folder with config.json and *.safetensors, or a *.gguf file, found {found}", path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,
@@ -55,6 +54,18 @@ pub enum CheckpointError {
         /// What the format asks for.
         expected: String,
         /// What the file says.
+        found: String,
+    },
+    /// A file is not in the GGUF format, only a part of it is there, or it holds what is not supported.
+    #[error("{}: GGUF: {what}: expected {expected}, found {found}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// The part of the file, or the key of its metadata.
+        what: String,
+        /// What would have been right.
+        expected: String,
+        /// What is there.
         found: String,
     },
     /// An entry of the index of shards is not of the kind it has to be.
@@ -122,14 +133,14 @@ pub enum CheckpointError {
         found: Vec<usize>,
     },
     /// A tensor is stored in a type that is not read.
-    #[error("{}: tensor \"{tensor}\": expected type F32, F16 or BF16, found {found}", path.display())]
+    #[error("{}: tensor \"{tensor}\": expected type {}, found {found}", path.display(), StoredType::READ)]
     StoredType {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
         /// The type in the file.
-        found: Dtype,
+        found: StoredType,
     },
     /// The device does not compute in the type asked for.
     #[error("device {device}: expected a floating-point type that it computes in, found {dtype:?}")]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use serde::Serialize;
-use sparq::{CacheShape, Method};
+use sparq::{CacheShape, Method, SparqConfig};
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::{Architecture, LlamaConfig};
 use sparq_models::text::{ChatTemplate, Sampler, SamplingConfig, TextTokenizer};
@@ -45,7 +45,11 @@ impl ModelSource {
         })
     }
 
-    fn checkpoint(&self) -> Result<Checkpoint> {
+    /// The open checkpoint.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(match self {
             Self::Embedded => embedded::checkpoint()?,
             Self::Folder { path, .. } => Checkpoint::open(path)?,
@@ -145,6 +149,8 @@ pub struct Description {
     pub vocab_size: usize,
     /// Positions that the model was made for.
     pub context: usize,
+    /// The settings of SparQ that a converted model is meant to be run with.
+    pub attention: Option<SparqConfig>,
 }
 
 impl Description {
@@ -174,6 +180,7 @@ impl Description {
             hidden_size: config.hidden_size,
             vocab_size: config.vocab_size,
             context: config.max_position_embeddings,
+            attention: checkpoint.attention(),
         })
     }
 

@@ -8,10 +8,12 @@ use std::{
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use serde_json::Value;
+use sparq::SparqConfig;
 
 use super::{
     CheckpointError,
     decode::{self, Order, Stored},
+    packed::{self, Manifest},
     source::Source,
     stored_type::StoredType,
 };
@@ -26,9 +28,19 @@ pub struct Checkpoint {
     pub(super) config_path: PathBuf,
     /// The folder; for a checkpoint in memory a name for messages.
     pub(super) path: PathBuf,
-    pub(super) on_disk: bool,
+    pub(super) origin: Origin,
     pub(super) sources: Vec<Source>,
     pub(super) tensors: BTreeMap<String, Tracked>,
+    /// Of a converted model.
+    pub(super) manifest: Option<Manifest>,
+}
+
+/// What a checkpoint was opened from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Folder,
+    Gguf,
+    Memory,
 }
 
 #[derive(Debug)]
@@ -63,7 +75,7 @@ impl Checkpoint {
 
     /// The folder, if the checkpoint is one on disk.
     pub fn dir(&self) -> Option<&Path> {
-        self.on_disk.then_some(&*self.path)
+        (self.origin == Origin::Folder).then_some(&*self.path)
     }
 
     /// The names of all tensors, sorted.
@@ -83,6 +95,11 @@ impl Checkpoint {
             shape: &tracked.stored.shape,
             file: self.sources[tracked.source].path(),
         })
+    }
+
+    /// The settings of SparQ that a converted model is meant to be run with.
+    pub fn attention(&self) -> Option<SparqConfig> {
+        self.manifest.as_ref()?.attention
     }
 
     /// Weights in all tensors together.
@@ -125,6 +142,19 @@ impl Checkpoint {
         order: Order,
         on_bytes: &dyn Fn(u64),
     ) -> Result<TensorData, CheckpointError> {
+        check_device(device, dtype)?;
+        self.read_on_host(name, shape, dtype, order, on_bytes)
+    }
+
+    /// As [`read`](Self::read), for no device.
+    pub(super) fn read_on_host(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: FloatDType,
+        order: Order,
+        on_bytes: &dyn Fn(u64),
+    ) -> Result<TensorData, CheckpointError> {
         let Some(tracked) = self.tensors.get(name) else {
             let file = match &*self.sources {
                 [only] => only.path(),
@@ -145,7 +175,7 @@ impl Checkpoint {
                 found: tracked.stored.shape.clone(),
             });
         }
-        check_device(device, dtype)?;
+        packed::verify(source, &tracked.stored, name)?;
         let data = decode::read(source, &tracked.stored, name, dtype, order, on_bytes)?;
         self.ignore(name);
         Ok(data)

@@ -23,6 +23,15 @@ pub(super) enum Order {
     Transposed,
 }
 
+impl Order {
+    fn other(self) -> Self {
+        match self {
+            Self::AsStored => Self::Transposed,
+            Self::Transposed => Self::AsStored,
+        }
+    }
+}
+
 /// How one tensor lies in its file. The shape and the type agree with `bytes`, and a row is whole blocks: the header was checked.
 #[derive(Debug)]
 pub(super) struct Stored {
@@ -31,27 +40,31 @@ pub(super) struct Stored {
     /// From the start of the file.
     pub(super) offset: u64,
     pub(super) bytes: u64,
-    pub(super) rows: RowOrder,
+    pub(super) layout: Layout,
+    /// Of type, layout, shape and bytes, where the file has one.
+    pub(super) checksum: Option<u32>,
 }
 
-/// How the rows of a tensor lie behind one another in the file.
+/// How the weights of a tensor lie behind one another in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RowOrder {
-    /// As Hugging Face has them: the rotary embedding pairs row i of a head with row i + head_dim / 2.
-    Halves,
-    /// As llama.cpp has those of queries and keys: the pairs are neighbours.
-    Pairs {
+pub(super) enum Layout {
+    /// Row behind row: the rotary embedding pairs row i of a head with row i + head_dim / 2.
+    Rows,
+    /// Row behind row, in the order that llama.cpp has those of queries and keys in: the pairs are neighbours.
+    PairedRows {
         /// Rows of a head.
         head_dim: usize,
     },
+    /// Column behind column: a matrix as the layers of a model want it.
+    Columns,
 }
 
-impl RowOrder {
+impl Layout {
     /// Where the row `row` of the tensor lies in the file.
     fn place(self, row: usize) -> usize {
         match self {
-            Self::Halves => row,
-            Self::Pairs { head_dim } => {
+            Self::Rows | Self::Columns => row,
+            Self::PairedRows { head_dim } => {
                 let (head, row) = (row / head_dim, row % head_dim);
                 let (half, pair) = (row / (head_dim / 2), row % (head_dim / 2));
                 head * head_dim + 2 * pair + half
@@ -63,6 +76,15 @@ impl RowOrder {
 impl Stored {
     pub(super) fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// The matrix that the file of a matrix in columns holds in rows.
+    fn transpose(&self) -> Self {
+        Self {
+            shape: self.shape.iter().rev().copied().collect(),
+            layout: Layout::Rows,
+            ..*self
+        }
     }
 
     /// Weights of one row.
@@ -90,6 +112,15 @@ pub(super) fn read(
     order: Order,
     on_bytes: &dyn Fn(u64),
 ) -> Result<TensorData, CheckpointError> {
+    if stored.layout == Layout::Columns {
+        // The file holds the transpose: what is a row behind row of one is a column behind column of the other.
+        let transpose = stored.transpose();
+        return read(source, &transpose, name, dtype, order.other(), on_bytes);
+    }
+    if let Some(data) = in_place(source, stored, dtype, order) {
+        on_bytes(stored.bytes);
+        return Ok(data);
+    }
     let reader = Reader {
         source,
         stored,
@@ -104,6 +135,28 @@ pub(super) fn read(
         FloatDType::F16 => reader.read::<f16>(),
         FloatDType::BF16 => reader.read::<bf16>(),
     }
+}
+
+/// The weights where they lie, if the file is mapped and has them as they are asked for.
+///
+/// They are not looked at: who wrote the file has seen that they are finite, and its checksum that they are the same.
+fn in_place(
+    source: &Source,
+    stored: &Stored,
+    dtype: FloatDType,
+    order: Order,
+) -> Option<TensorData> {
+    let same = match dtype {
+        FloatDType::F32 => stored.dtype == StoredType::F32,
+        FloatDType::F16 => stored.dtype == StoredType::F16,
+        FloatDType::BF16 => stored.dtype == StoredType::BF16,
+        _ => false,
+    };
+    if !same || order != Order::AsStored || cfg!(target_endian = "big") {
+        return None;
+    }
+    let bytes = source.mapped()?.clone();
+    TensorData::try_from_bytes(bytes, stored.shape.clone(), dtype.into()).ok()
 }
 
 struct Reader<'a> {
@@ -133,7 +186,7 @@ impl Reader<'_> {
                 weights.resize(total, W::ZERO);
                 columns * (CHUNK / columns.max(1)).max(TRANSPOSED_ROWS)
             }
-            _ if self.stored.rows != RowOrder::Halves => {
+            _ if self.stored.layout != Layout::Rows => {
                 let columns = self.stored.columns();
                 columns * (CHUNK / columns.max(1)).max(1)
             }
@@ -175,16 +228,16 @@ impl Reader<'_> {
 
     /// Reads the bytes of the `count` weights from `start` on, whole rows where rows lie in another order.
     fn fetch(&self, start: usize, count: usize, bytes: &mut [u8]) -> Result<(), CheckpointError> {
-        let Stored { offset, rows, .. } = *self.stored;
+        let Stored { offset, layout, .. } = *self.stored;
         // No product overflows: the tensor lies within the file.
         let per_weight = |weights: usize| weights as u64 * bytes.len() as u64 / count as u64;
-        if rows == RowOrder::Halves {
+        if layout == Layout::Rows {
             return self.source.read_at(offset + per_weight(start), bytes);
         }
         let columns = self.stored.columns();
         let row_bytes = per_weight(columns) as usize;
         for (row, bytes) in bytes.chunks_exact_mut(row_bytes).enumerate() {
-            let place = rows.place(start / columns + row) * row_bytes;
+            let place = layout.place(start / columns + row) * row_bytes;
             self.source.read_at(offset + place as u64, bytes)?;
         }
         Ok(())

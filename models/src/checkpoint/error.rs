@@ -68,6 +68,26 @@ pub enum CheckpointError {
         /// What is there.
         found: String,
     },
+    /// A converted model is not what was written.
+    #[error("{}: {what}: expected {expected}, found {found}; convert the model again", path.display())]
+    Packed {
+        /// The file.
+        path: PathBuf,
+        /// The part of the file.
+        what: String,
+        /// What was written.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A file cannot be written.
+    #[error("{}: cannot be written: {error}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        error: io::Error,
+    },
     /// An entry of the index of shards is not of the kind it has to be.
     #[error("{}: \"{key}\": expected {expected}, found {found}", path.display())]
     Index {

@@ -10,18 +10,20 @@ use std::{
 
 use super::{
     Checkpoint, CheckpointError,
-    base::Tracked,
-    decode::{RowOrder, Stored},
+    base::{Origin, Tracked},
+    decode::{Layout, Stored},
     gguf::Gguf,
     header::read_header,
     json::{kind_of, parse_json, read_json},
+    packed::{self, MANIFEST},
     source::Source,
     weight_files::{WeightFiles, read_index},
 };
 
 impl Checkpoint {
     /// Opens the checkpoint in the folder `dir`: `config.json`, and `model.safetensors`, or the shards of `model.safetensors.index.json`, or
-    /// a file of another name if it is the only one in the format. `dir` may also be a GGUF file, or a folder with one and without any of these.
+    /// a file of another name if it is the only one in the format. A folder that a
+    /// [`Conversion`](super::Conversion) wrote is mapped into memory. `dir` may also be a GGUF file, or a folder with one and without any of these.
     ///
     /// # Errors
     ///
@@ -51,10 +53,15 @@ impl Checkpoint {
             config: read_json(&config_path)?,
             config_path,
             path,
-            on_disk: true,
+            origin: Origin::Folder,
             sources: Vec::new(),
             tensors: BTreeMap::new(),
+            manifest: None,
         };
+        if dir.join(MANIFEST).exists() {
+            checkpoint.add_packed()?;
+            return Ok(checkpoint);
+        }
         let names = file_names(dir)?;
         match WeightFiles::choose(names.iter().map(String::as_str)) {
             Some(WeightFiles::Single(name)) => checkpoint.add(Source::open(&dir.join(name))?)?,
@@ -92,9 +99,10 @@ impl Checkpoint {
             config: parse_json(config, &config_path)?,
             config_path,
             path,
-            on_disk: false,
+            origin: Origin::Memory,
             sources: Vec::new(),
             tensors: BTreeMap::new(),
+            manifest: None,
         };
         checkpoint.add(source)?;
         Ok(checkpoint)
@@ -106,13 +114,23 @@ impl Checkpoint {
             config: gguf.config()?,
             config_path: path.clone(),
             path,
-            on_disk: false,
+            origin: Origin::Gguf,
             sources: Vec::new(),
             tensors: BTreeMap::new(),
+            manifest: None,
         };
         let tensors = gguf.tensors()?;
         checkpoint.add_tensors(gguf.into_source(), tensors)?;
         Ok(checkpoint)
+    }
+
+    fn add_packed(&mut self) -> Result<(), CheckpointError> {
+        let (manifest, tensors) = packed::open(&self.path)?;
+        for (name, stored, source) in tensors {
+            self.add_tensors(source, [(name, stored)])?;
+        }
+        self.manifest = Some(manifest);
+        Ok(())
     }
 
     fn add(&mut self, source: Source) -> Result<(), CheckpointError> {
@@ -123,7 +141,8 @@ impl Checkpoint {
                 offset: header.data_start + info.data_offsets.0 as u64,
                 bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
                 shape: info.shape,
-                rows: RowOrder::Halves,
+                layout: Layout::Rows,
+                checksum: None,
             };
             (name, stored)
         });

@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use super::{
     CheckpointError,
-    decode::{RowOrder, Stored},
+    decode::{Layout, Stored},
     describe,
     open::file_names,
     source::Source,
@@ -95,9 +95,9 @@ impl Gguf {
         let convert = |tensor: &TensorInfo| {
             let name = self.family.tensor(&tensor.name);
             let paired = self.family.pairs_rows && names::is_rotated(&tensor.name);
-            let rows = match paired {
-                true => RowOrder::Pairs { head_dim },
-                false => RowOrder::Halves,
+            let layout = match paired {
+                true => Layout::PairedRows { head_dim },
+                false => Layout::Rows,
             };
             let heads_fit = |rows: &usize| rows.is_multiple_of(head_dim);
             if paired && !tensor.shape.first().is_some_and(heads_fit) {
@@ -109,7 +109,8 @@ impl Gguf {
                 shape: tensor.shape.clone(),
                 offset: tensor.offset,
                 bytes: tensor.bytes,
-                rows,
+                layout,
+                checksum: None,
             };
             Ok((name, stored))
         };

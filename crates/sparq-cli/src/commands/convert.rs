@@ -1,0 +1,223 @@
+//! `sparq convert`: a model in the form that loads at once, and back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::FloatDType;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use sparq::SparqConfig;
+use sparq_host::device::DeviceChoice;
+use sparq_host::files::OutputFolder;
+use sparq_models::checkpoint::Conversion;
+use sparq_models::progress::Progress;
+
+use crate::args::{at_least_one, dtype_parser};
+use crate::exit::Outcome;
+use crate::interrupt;
+use crate::method::SparqArgs;
+use crate::model::{Description, ModelSource};
+use crate::output::Output;
+use crate::units;
+
+/// The forms that are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Form {
+    /// Weights that are mapped into memory, the settings of attention, checksums
+    Sparq,
+    /// A Hugging Face checkpoint
+    Safetensors,
+}
+
+/// Arguments of `sparq convert`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+The folder takes its name when it is whole and a model has been loaded from it; until then it is called .sparq-*.part and lies beside. Tensors are
+converted one by one. Without --dtype each keeps its type, so that --to safetensors gives back what was converted, bit for bit; blocks of a GGUF file
+become the f32 that they stand for. Settings of SparQ are written down for `sparq generate --model OUT`, which takes them where it is told nothing else.
+
+Examples:
+  sparq convert org/name model --dtype f16
+  sparq convert model.Q4_K_M.gguf model --rank 16 --top-k 128
+  sparq convert DIR model --compression 1/8 --context 16384
+  sparq convert model checkpoint --to safetensors")]
+pub struct ConvertArgs {
+    /// Folder of a checkpoint or of a converted model, GGUF file, or id on the hub (org/name)
+    #[arg(value_name = "DIR|FILE.gguf|HUB-ID")]
+    source: String,
+    /// Folder to write, which is not there yet or is empty
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value = "sparq")]
+    to: Form,
+    /// Type of the weights [default: that of each tensor]
+    #[arg(long, value_parser = dtype_parser(), value_name = "TYPE")]
+    dtype: Option<FloatDType>,
+    #[command(flatten)]
+    sparq: SparqArgs,
+    /// Settings that read this share of dense attention's bytes, as 1/8 or 0.125
+    #[arg(long, value_parser = share, value_name = "SHARE", requires = "context", conflicts_with_all = ["rank", "top_k", "local_window"])]
+    compression: Option<f64>,
+    /// Length of the context that --compression is counted for
+    #[arg(long, value_parser = at_least_one, value_name = "S", requires = "compression")]
+    context: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Document {
+    source: String,
+    out: PathBuf,
+    to: Form,
+    attention: Option<SparqConfig>,
+    stored_types: Vec<String>,
+    source_bytes: u64,
+    bytes: u64,
+    seconds: f64,
+}
+
+/// Converts.
+///
+/// # Errors
+/// When the model can't be read, the settings don't fit it, or the folder can't be written.
+pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
+    let begin = Instant::now();
+    let source = ModelSource::find(Some(&args.source))?;
+    // Also refuses a model that could be converted and then not be run.
+    let described = source.describe()?;
+    let attention = args.attention(&described)?;
+    if args.to == Form::Safetensors && args.sparq.is_given()
+        || args.to == Form::Safetensors && args.compression.is_some()
+    {
+        bail!(
+            "--to safetensors: expected no settings of SparQ, which a checkpoint has no place for, found some"
+        );
+    }
+    let folder = OutputFolder::create(&args.out)?;
+    interrupt::remove_on_interrupt(folder.path().to_owned())?;
+
+    let checkpoint = Arc::new(source.checkpoint()?);
+    let progress = Progress::bytes("Converting", checkpoint.num_bytes());
+    let conversion = Conversion::new(checkpoint)
+        .with_dtype(args.dtype)
+        .with_attention(attention)
+        .with_progress(move |bytes| progress.inc(bytes));
+    match args.to {
+        Form::Sparq => drop(conversion.write(folder.path())?),
+        Form::Safetensors => conversion.write_safetensors(folder.path())?,
+    }
+    drop(conversion);
+    let written = check(&folder, args, device).context("the result, which is removed")?;
+    folder.finish()?;
+
+    let document = Document {
+        source: args.source.clone(),
+        out: args.out.clone(),
+        to: args.to,
+        attention: written.attention,
+        stored_types: written.stored_types,
+        source_bytes: described.weight_bytes,
+        bytes: written.weight_bytes,
+        seconds: begin.elapsed().as_secs_f64(),
+    };
+    out.line(&format!(
+        "{}: {} of weights in {}, in {:.1} s",
+        args.out.display(),
+        units::bytes(document.bytes as f64),
+        document.stored_types.join(" and "),
+        document.seconds,
+    ))?;
+    if let Some(SparqConfig {
+        rank,
+        top_k,
+        local_window,
+        ..
+    }) = document.attention
+    {
+        out.line(&format!(
+            "attention: r = {rank}, k = {top_k}, local window {local_window}"
+        ))?;
+    }
+    out.document(&document)?;
+    Ok(Outcome::Done)
+}
+
+impl ConvertArgs {
+    /// The settings to write down, checked: those asked for, or else those that the source has.
+    fn attention(&self, model: &Description) -> Result<Option<SparqConfig>> {
+        if !self.sparq.is_given() && self.compression.is_none() {
+            return Ok(model.attention);
+        }
+        let config = self.sparq.config(model)?;
+        Ok(Some(match (self.compression, self.context) {
+            (Some(share), Some(context)) => {
+                config.for_compression(model.head_dim, context, share)?
+            }
+            _ => config,
+        }))
+    }
+}
+
+/// Opens what was written, and loads a model from it where it is mapped, which costs little.
+fn check(folder: &OutputFolder, args: &ConvertArgs, device: &DeviceChoice) -> Result<Description> {
+    let written = ModelSource::Folder {
+        path: folder.path().to_owned(),
+        name: args.out.display().to_string(),
+    };
+    if args.to == Form::Safetensors {
+        return written.describe();
+    }
+    let checkpoint = written.checkpoint()?;
+    let bytes = |dtype: &str| -> u64 {
+        let entries = checkpoint.names().filter_map(|name| checkpoint.entry(name));
+        let own = entries.filter(|entry| entry.dtype.to_string() == dtype);
+        own.map(|entry| entry.shape.iter().product::<usize>() as u64)
+            .sum()
+    };
+    let types = [
+        ("F32", FloatDType::F32),
+        ("F16", FloatDType::F16),
+        ("BF16", FloatDType::BF16),
+    ];
+    let most = types.into_iter().max_by_key(|(name, _)| bytes(name));
+    let device = device.open();
+    let dtype = most
+        .map(|(_, dtype)| dtype)
+        .filter(|&dtype| device.supports_dtype(dtype));
+    Ok(written
+        .load(&device, dtype.unwrap_or(FloatDType::F32))?
+        .description)
+}
+
+/// Parses a share, as 1/8 or 0.125.
+fn share(text: &str) -> Result<f64, String> {
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let share = match text.split_once('/') {
+        Some((part, whole)) => number(part)
+            .zip(number(whole))
+            .map(|(part, whole)| part / whole),
+        None => number(text),
+    };
+    let share = share.filter(|share| *share > 0.0 && *share <= 1.0);
+    share.ok_or_else(|| {
+        format!("expected a share above 0 and at most 1, as 1/8 or 0.125, found {text:?}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_a_fraction_or_a_number() {
+        assert_eq!(share("1/8"), Ok(0.125));
+        assert_eq!(share("0.125"), Ok(0.125));
+        assert_eq!(share("1"), Ok(1.0));
+        for text in ["", "0", "2", "1/0", "-1/8", "1/", "eighth", "nan"] {
+            assert!(share(text).is_err(), "{text}");
+        }
+    }
+}

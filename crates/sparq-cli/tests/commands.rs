@@ -5,11 +5,12 @@ mod support;
 use serde_json::json;
 use support::{CONTEXT, Checkpoint, HEAD_DIM, VOCAB, document, sparq};
 
-const COMMANDS: [&str; 6] = [
+const COMMANDS: [&str; 7] = [
     "demo",
     "generate",
     "inspect",
     "logits",
+    "convert",
     "check",
     "completions",
 ];
@@ -49,6 +50,7 @@ fn the_examples_of_the_help_parse() {
         "generate",
         "inspect",
         "logits",
+        "convert",
         "check",
         "completions",
     ] {

@@ -92,7 +92,7 @@ impl Manifest {
 
     /// The manifest as the content of its file.
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let mut text = serde_json::to_string_pretty(&serde_json::to_value(self)?)?;
+        let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
         Ok(text.into_bytes())
     }

@@ -5,6 +5,7 @@
 //! generation, evaluation and benchmarks are written once.
 #![deny(missing_docs)]
 
+pub mod calibration;
 pub mod checkpoint;
 pub mod config;
 pub mod embedded;

@@ -335,3 +335,125 @@ fn a_full_disk_leaves_nothing_and_is_told() {
         assert_eq!(names(folder.path()), [""; 0]);
     }
 }
+
+#[test]
+fn a_calibration_takes_the_cheapest_setting_that_keeps_what_was_asked() {
+    let (folder, converted) = place();
+    let book = folder.path().join("book.txt");
+    std::fs::write(&book, "In the beginning God created the heaven and the earth. And the earth was without form, and void. ".repeat(4)).unwrap();
+    let report = document(&[
+        "convert",
+        embedded(),
+        text(&converted),
+        "--calibrate",
+        text(&book),
+        "--keep",
+        "0.9",
+    ]);
+    let measured = &report["calibration"];
+    let grid = measured["grid"].as_array().unwrap();
+    assert_eq!((grid.len(), &measured["tokens"]), (4 * 5, &json!(388)));
+    let kept = |row: &Value| row["kept"].as_f64().unwrap();
+    let cost = |row: &Value| row["share_of_dense"].as_f64().unwrap();
+    let chosen = &grid[measured["chosen"].as_u64().unwrap() as usize];
+    assert!(kept(chosen) >= 0.9);
+    assert!(
+        grid.iter()
+            .all(|row| kept(row) < 0.9 || cost(row) >= cost(chosen))
+    );
+    assert!(
+        grid.iter().any(|row| kept(row) < 0.9) && grid.iter().any(|row| cost(row) > cost(chosen))
+    );
+    // More positions keep more, whatever the rank.
+    assert!(grid.chunks(5).all(|rows| rows.is_sorted_by_key(kept)));
+    let layers = chosen["layers"].as_array().unwrap();
+    assert_eq!((layers.len(), layers[0].as_array().unwrap().len()), (6, 4));
+
+    for key in ["rank", "top_k", "local_window"] {
+        assert_eq!(report["attention"][key], chosen[key], "{key}");
+    }
+    let manifest: Value =
+        serde_json::from_slice(&std::fs::read(converted.join("sparq.json")).unwrap()).unwrap();
+    assert_eq!(
+        (&manifest["attention"], &manifest["calibration"]["kept"]),
+        (&report["attention"], &chosen["kept"])
+    );
+    assert_eq!(
+        document(&["inspect", text(&converted)])["model"]["attention"],
+        report["attention"]
+    );
+
+    // What is given stays.
+    let (_again, again) = place();
+    let report = document(&[
+        "convert",
+        embedded(),
+        text(&again),
+        "--calibrate",
+        text(&book),
+        "--keep",
+        "0.5",
+        "--rank",
+        "12",
+        "--context",
+        "200",
+    ]);
+    assert_eq!(
+        (
+            &report["attention"]["rank"],
+            &report["calibration"]["tokens"]
+        ),
+        (&json!(12), &json!(200))
+    );
+}
+
+#[test]
+fn a_text_that_cannot_be_measured_is_told() {
+    let (folder, converted) = place();
+    let book = folder.path().join("book.txt");
+    let refused = |book: &Path, more: &[&str], expected: &str| {
+        let message = fails(
+            &[
+                &[
+                    "convert",
+                    embedded(),
+                    text(&converted),
+                    "--calibrate",
+                    text(book),
+                ],
+                more,
+            ]
+            .concat(),
+        );
+        assert!(message.contains(expected), "{message}");
+        assert!(!converted.exists());
+    };
+    refused(&book, &[], "book.txt: expected a file with text in UTF-8");
+    std::fs::write(&book, "too short").unwrap();
+    refused(
+        &book,
+        &[],
+        "book.txt: expected at least 64 tokens within the context, found 9",
+    );
+    std::fs::write(
+        &book,
+        "In the beginning God created the heaven and the earth. ".repeat(4),
+    )
+    .unwrap();
+    refused(
+        &book,
+        &["--keep", "1"],
+        "--keep: expected a setting that keeps 1 of the attention, found at most 0.",
+    );
+    refused(
+        &book,
+        &["--to", "safetensors"],
+        "--to safetensors: expected no settings of SparQ",
+    );
+    refused(
+        &book,
+        &["--compression", "1/8", "--context", "100"],
+        "cannot be used with",
+    );
+    assert_eq!(names(folder.path()), ["book.txt"]);
+}

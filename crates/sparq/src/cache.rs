@@ -93,6 +93,9 @@ pub struct KvCache {
     ranged_at: Vec<usize>,
     /// Whether what is launched now will be replayed while the sequences grow; see [`CapturedStep`](crate::CapturedStep).
     recorded: bool,
+    /// Whether `query` is wanted.
+    keeps_query: bool,
+    query: Option<Tensor<4>>,
 }
 
 /// What an append of one token changes and an earlier state can't be told from, to take it back exactly.
@@ -132,6 +135,8 @@ impl KvCache {
             rows: RowSpans::empty(config.batch),
             ranged_at: vec![0; config.batch],
             recorded: false,
+            keeps_query: false,
+            query: None,
         })
     }
 
@@ -160,6 +165,23 @@ impl KvCache {
     /// Whether no sequence holds a position.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Sets whether the query of each step stays at hand, for who wants to know what it attends to; false at first.
+    pub fn keep_query(&mut self, keep: bool) {
+        self.keeps_query = keep;
+        self.query = None;
+    }
+
+    /// The query of the last step, [B, H, 1, d], if it was to be [kept](Self::keep_query).
+    pub fn query(&self) -> Option<&Tensor<4>> {
+        self.query.as_ref()
+    }
+
+    pub(crate) fn note_query(&mut self, q: &Tensor<4>) {
+        if self.keeps_query {
+            self.query = Some(q.clone());
+        }
     }
 
     /// Number of sequences.

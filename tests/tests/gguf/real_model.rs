@@ -4,10 +4,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use burn::tensor::FloatDType;
 use sparq::Method;
-use sparq_models::checkpoint::Checkpoint;
+use sparq_models::checkpoint::{Checkpoint, Conversion};
 use sparq_models::text::{ChatMessage, ChatTemplate, TextTokenizer};
 use sparq_models::{CausalLm, Llama};
 use sparq_tests::*;
@@ -63,7 +64,7 @@ fn greedy(model: &Llama, prompt: &[i64], eos: i64, most: usize) -> Vec<i64> {
 fn smollm2_equals_transformers_in_logits_tokens_and_chat() {
     let Some(path) = model() else { return };
     let expected = Expected::read("smollm2/expected.safetensors");
-    let checkpoint = Checkpoint::open(&path).unwrap();
+    let checkpoint = Arc::new(Checkpoint::open(&path).unwrap());
     for device in devices() {
         let model = load(&checkpoint, &device);
         let (shape, ids) = expected.ints("input_ids");
@@ -72,9 +73,20 @@ fn smollm2_equals_transformers_in_logits_tokens_and_chat() {
             .new_cache(1, 256, FloatDType::F32, &Method::DENSE)
             .unwrap();
         let found = model.prefill(tokens(&ids, shape[0], &device), &mut cache, logits_shape[1]);
-        let worst = max_difference(&values(found.unwrap()), &logits);
+        let found = values(found.unwrap());
+        let worst = max_difference(&found, &logits);
         println!("largest difference of a logit on {device:?}: {worst}");
         assert!(worst < 5e-3, "{device:?}: {worst}");
+
+        // As a converted model it is the same one.
+        let folder = tempfile::tempdir().unwrap();
+        Conversion::new(checkpoint.clone())
+            .write(folder.path())
+            .unwrap();
+        let converted = load(&Checkpoint::open(folder.path()).unwrap(), &device);
+        cache.clear();
+        let again = converted.prefill(tokens(&ids, shape[0], &device), &mut cache, logits_shape[1]);
+        assert_eq!(values(again.unwrap()), found, "{device:?}");
 
         let (_, prompt) = expected.ints("chat_ids");
         let (_, answer) = expected.ints("chat_greedy");

@@ -111,7 +111,9 @@ impl Method {
         cache.check_query(&q)?;
         cache.check_not_empty()?;
         // The cache is outside autodiff, and a step has all its operands on one side.
-        self.strategy().decode(q.inner(), cache)
+        let q = q.inner();
+        cache.note_query(&q);
+        self.strategy().decode(q, cache)
     }
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use sparq::SparqConfig;
 
 use super::super::{CheckpointError, describe, json::read_json};
+use super::write::{write_error, write_file};
 
 /// The file that makes a folder a converted model.
 pub(crate) const MANIFEST: &str = "sparq.json";
@@ -20,8 +21,25 @@ pub struct Manifest {
     format: u64,
     /// The settings of SparQ that the model is meant to be run with.
     pub attention: Option<SparqConfig>,
+    /// On what the settings were chosen, if they were measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     pub(super) files: BTreeMap<String, FileSum>,
     pub(super) tensors: BTreeMap<String, TensorSum>,
+}
+
+/// The measurement that settings were chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// Tokens of the text.
+    pub tokens: usize,
+    /// Tokens at which was measured, the last ones.
+    pub steps: usize,
+    /// The share of the attention probability to keep that was asked for.
+    pub asked: f64,
+    /// The share that the settings kept, in the mean over layers and heads.
+    pub kept: f64,
 }
 
 /// What a file has to be.
@@ -58,6 +76,7 @@ impl Manifest {
         Self {
             format: FORMAT,
             attention,
+            calibration: None,
             files,
             tensors,
         }
@@ -90,8 +109,33 @@ impl Manifest {
         })
     }
 
+    /// Writes measured settings into the manifest of a folder, which is replaced as a whole.
+    ///
+    /// # Errors
+    /// When there is no manifest, or it can't be written.
+    pub fn set_attention(
+        folder: &Path,
+        attention: SparqConfig,
+        calibration: Calibration,
+    ) -> Result<(), CheckpointError> {
+        let mut manifest = Self::read(folder)?;
+        manifest.attention = Some(attention);
+        manifest.calibration = Some(calibration);
+        let (part, path) = (folder.join(".sparq.json.part"), folder.join(MANIFEST));
+        manifest.write(&part)?;
+        std::fs::rename(&part, &path).map_err(|error| write_error(&path, error))
+    }
+
+    /// Writes the manifest to a file that is not there yet.
+    pub(super) fn write(&self, path: &Path) -> Result<(), CheckpointError> {
+        let bytes = self
+            .to_bytes()
+            .map_err(|error| write_error(path, error.into()))?;
+        write_file(path, &bytes)
+    }
+
     /// The manifest as the content of its file.
-    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+    fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
         Ok(text.into_bytes())

@@ -14,7 +14,7 @@ mod manifest;
 mod open;
 mod write;
 
-pub use manifest::Manifest;
+pub use manifest::{Calibration, Manifest};
 pub use write::Conversion;
 
 pub(super) use manifest::MANIFEST;

@@ -134,11 +134,7 @@ impl Conversion {
 
         let sums = std::mem::take(&mut *lock(&sums));
         let manifest = Manifest::new(self.attention, self.write_files(folder)?, sums);
-        let path = folder.join(MANIFEST);
-        let bytes = manifest
-            .to_bytes()
-            .map_err(|error| write_error(&path, error.into()))?;
-        write_file(&path, &bytes)?;
+        manifest.write(&folder.join(MANIFEST))?;
         Ok(manifest)
     }
 
@@ -299,14 +295,14 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write_error(path: &Path, error: io::Error) -> CheckpointError {
+pub(super) fn write_error(path: &Path, error: io::Error) -> CheckpointError {
     CheckpointError::Write {
         path: path.into(),
         error,
     }
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let write = || {
         let mut file = File::create_new(path)?;
         file.write_all(bytes)?;

@@ -1,5 +1,7 @@
 //! `sparq convert`: a model in the form that loads at once, and back.
 
+mod calibrate;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,16 +13,17 @@ use serde::Serialize;
 use sparq::SparqConfig;
 use sparq_host::device::DeviceChoice;
 use sparq_host::files::OutputFolder;
-use sparq_models::checkpoint::Conversion;
+use sparq_models::checkpoint::{Conversion, Manifest};
 use sparq_models::progress::Progress;
 
 use crate::args::{at_least_one, dtype_parser};
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::method::SparqArgs;
-use crate::model::{Description, ModelSource};
+use crate::model::{Description, LoadedModel, ModelSource};
 use crate::output::Output;
 use crate::units;
+use calibrate::{CalibrateArgs, Measured, Text};
 
 /// The forms that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -43,6 +46,7 @@ Examples:
   sparq convert org/name model --dtype f16
   sparq convert model.Q4_K_M.gguf model --rank 16 --top-k 128
   sparq convert DIR model --compression 1/8 --context 16384
+  sparq convert DIR model --calibrate book.txt --keep 0.95
   sparq convert model checkpoint --to safetensors")]
 pub struct ConvertArgs {
     /// Folder of a checkpoint or of a converted model, GGUF file, or id on the hub (org/name)
@@ -60,11 +64,13 @@ pub struct ConvertArgs {
     #[command(flatten)]
     sparq: SparqArgs,
     /// Settings that read this share of dense attention's bytes, as 1/8 or 0.125
-    #[arg(long, value_parser = share, value_name = "SHARE", requires = "context", conflicts_with_all = ["rank", "top_k", "local_window"])]
+    #[arg(long, value_parser = share, value_name = "SHARE", requires = "context", conflicts_with_all = ["rank", "top_k", "local_window", "calibrate"])]
     compression: Option<f64>,
-    /// Length of the context that --compression is counted for
-    #[arg(long, value_parser = at_least_one, value_name = "S", requires = "compression")]
+    /// Length of the context that --compression is counted for, or of the text that --calibrate takes (there at most 2048 if it is not given)
+    #[arg(long, value_parser = at_least_one, value_name = "S")]
     context: Option<usize>,
+    #[command(flatten)]
+    calibration: CalibrateArgs,
 }
 
 #[derive(Serialize)]
@@ -73,6 +79,8 @@ struct Document {
     out: PathBuf,
     to: Form,
     attention: Option<SparqConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<Measured>,
     stored_types: Vec<String>,
     source_bytes: u64,
     bytes: u64,
@@ -89,13 +97,11 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
     // Also refuses a model that could be converted and then not be run.
     let described = source.describe()?;
     let attention = args.attention(&described)?;
-    if args.to == Form::Safetensors && args.sparq.is_given()
-        || args.to == Form::Safetensors && args.compression.is_some()
-    {
-        bail!(
-            "--to safetensors: expected no settings of SparQ, which a checkpoint has no place for, found some"
-        );
-    }
+    args.check()?;
+    let text = match &args.calibration.calibrate {
+        Some(path) => Some(Text::read(path, args.context, &source, described.context)?),
+        None => None,
+    };
     let folder = OutputFolder::create(&args.out)?;
     interrupt::remove_on_interrupt(folder.path().to_owned())?;
 
@@ -111,16 +117,33 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
     }
     drop(conversion);
     let written = check(&folder, args, device).context("the result, which is removed")?;
+    let measured = match (&text, &written.model) {
+        (Some(text), Some(model)) => {
+            let base = args.sparq.config(&described)?;
+            let fixed = [args.sparq.rank.is_some(), args.sparq.top_k.is_some()];
+            let measured = calibrate::run(text, args.calibration.keep, base, fixed, model, out)?;
+            Manifest::set_attention(folder.path(), measured.config(), measured.summary())?;
+            measured.print(out)?;
+            Some(measured)
+        }
+        _ => None,
+    };
+    let Written { description, model } = written;
+    // Nothing of the folder is in use when it gets its name.
+    drop(model);
     folder.finish()?;
 
     let document = Document {
         source: args.source.clone(),
         out: args.out.clone(),
         to: args.to,
-        attention: written.attention,
-        stored_types: written.stored_types,
+        attention: measured
+            .as_ref()
+            .map_or(description.attention, |measured| Some(measured.config())),
+        calibration: measured,
+        stored_types: description.stored_types,
         source_bytes: described.weight_bytes,
-        bytes: written.weight_bytes,
+        bytes: description.weight_bytes,
         seconds: begin.elapsed().as_secs_f64(),
     };
     out.line(&format!(
@@ -146,6 +169,25 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
 }
 
 impl ConvertArgs {
+    /// Refuses what does not go together.
+    fn check(&self) -> Result<()> {
+        let settings = self.sparq.is_given()
+            || self.compression.is_some()
+            || self.calibration.calibrate.is_some();
+        if self.to == Form::Safetensors && settings {
+            bail!(
+                "--to safetensors: expected no settings of SparQ, which a checkpoint has no place for, found some"
+            );
+        }
+        if self.context.is_some()
+            && self.compression.is_none()
+            && self.calibration.calibrate.is_none()
+        {
+            bail!("--context: expected --compression or --calibrate with it, found neither");
+        }
+        Ok(())
+    }
+
     /// The settings to write down, checked: those asked for, or else those that the source has.
     fn attention(&self, model: &Description) -> Result<Option<SparqConfig>> {
         if !self.sparq.is_given() && self.compression.is_none() {
@@ -161,14 +203,24 @@ impl ConvertArgs {
     }
 }
 
+/// What was written, opened again.
+struct Written {
+    description: Description,
+    /// Of a converted model.
+    model: Option<LoadedModel>,
+}
+
 /// Opens what was written, and loads a model from it where it is mapped, which costs little.
-fn check(folder: &OutputFolder, args: &ConvertArgs, device: &DeviceChoice) -> Result<Description> {
+fn check(folder: &OutputFolder, args: &ConvertArgs, device: &DeviceChoice) -> Result<Written> {
     let written = ModelSource::Folder {
         path: folder.path().to_owned(),
         name: args.out.display().to_string(),
     };
     if args.to == Form::Safetensors {
-        return written.describe();
+        return Ok(Written {
+            description: written.describe()?,
+            model: None,
+        });
     }
     let checkpoint = written.checkpoint()?;
     let bytes = |dtype: &str| -> u64 {
@@ -187,9 +239,11 @@ fn check(folder: &OutputFolder, args: &ConvertArgs, device: &DeviceChoice) -> Re
     let dtype = most
         .map(|(_, dtype)| dtype)
         .filter(|&dtype| device.supports_dtype(dtype));
-    Ok(written
-        .load(&device, dtype.unwrap_or(FloatDType::F32))?
-        .description)
+    let model = written.load(&device, dtype.unwrap_or(FloatDType::F32))?;
+    Ok(Written {
+        description: model.description.clone(),
+        model: Some(model),
+    })
 }
 
 /// Parses a share, as 1/8 or 0.125.

@@ -9,7 +9,7 @@ use checkpoint_support::{checkpoint, f32_bytes, folder, safetensors};
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use sparq::SparqConfig;
-use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, WeightType};
 use tempfile::TempDir;
 
 fn open(path: &Path) -> Arc<Checkpoint> {
@@ -118,7 +118,7 @@ fn a_type_may_be_asked_for_and_settings_go_along() {
     let out = tempfile::tempdir().unwrap();
     let conversion = Conversion::new(open(source.path()));
     let conversion = conversion
-        .with_dtype(Some(FloatDType::BF16))
+        .with_dtype(Some(WeightType::BF16))
         .with_attention(Some(config));
     conversion.write(out.path()).unwrap();
     let converted = Checkpoint::open(out.path()).unwrap();
@@ -267,7 +267,7 @@ fn what_cannot_be_a_weight_is_refused() {
         "{message}"
     );
     let large = safetensors(&[("a", Dtype::F32, &[2], f32_bytes(&[1.0, 1e6]))]);
-    let message = convert(&large, Some(FloatDType::F16));
+    let message = convert(&large, Some(WeightType::F16));
     assert!(
         message.contains("expected weights within the range of F16"),
         "{message}"
@@ -275,7 +275,7 @@ fn what_cannot_be_a_weight_is_refused() {
     let codes = safetensors(&[("a", Dtype::I8, &[2], vec![1, 2])]);
     let message = convert(&codes, None);
     assert!(
-        message.contains("tensor \"a\": expected type F32, F16, BF16"),
+        message.contains("tensor \"a\": expected type F32, F16 or BF16"),
         "{message}"
     );
 }

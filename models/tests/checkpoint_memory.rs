@@ -13,7 +13,7 @@ use std::{
 };
 
 use burn::tensor::{Device, FloatDType};
-use sparq_models::checkpoint::{Checkpoint, Conversion, Loader};
+use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, WeightType};
 
 /// Counts the bytes that are allocated now, and the most there ever were.
 struct Counting;
@@ -132,7 +132,7 @@ fn converting_peaks_at_the_largest_tensor_and_loading_the_result_at_next_to_noth
         let before = NOW.load(Relaxed);
         PEAK.store(before, Relaxed);
         let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
-        let conversion = Conversion::new(checkpoint).with_dtype(Some(FloatDType::F32));
+        let conversion = Conversion::new(checkpoint).with_dtype(Some(WeightType::F32));
         match back {
             true => conversion.write_safetensors(out.path()).unwrap(),
             false => drop(conversion.write(out.path()).unwrap()),
@@ -168,4 +168,31 @@ fn converting_peaks_at_the_largest_tensor_and_loading_the_result_at_next_to_noth
         );
         assert!(sum > 0.0, "{sum}");
     }
+}
+
+#[test]
+fn quantizing_peaks_at_what_burn_makes_of_the_largest_tensor() {
+    let _counted = COUNTED.lock().unwrap();
+    let dir = write_checkpoint();
+    let largest = SHAPES
+        .iter()
+        .map(|[rows, columns]| rows * columns * 4)
+        .max();
+    let largest = largest.unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let before = NOW.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
+    let conversion = Conversion::new(checkpoint).with_dtype(Some(WeightType::Q4));
+    drop(conversion.write(out.path()).unwrap());
+    let peak = PEAK.load(Relaxed) - before;
+    // The tensor in F32, its codes in bytes twice, and the scales.
+    assert!(
+        peak >= largest,
+        "{peak} of {largest}: nothing was converted"
+    );
+    assert!(
+        peak <= 2 * largest + SMALL_CHANGE,
+        "{peak} bytes at the peak for {largest}"
+    );
 }

@@ -69,12 +69,24 @@ impl ModelSource {
     /// # Errors
     /// When the checkpoint can't be read or does not fit the device.
     pub fn load(&self, device: &Device, dtype: FloatDType) -> Result<LoadedModel> {
-        let checkpoint = self.checkpoint()?;
-        let description = Description::new(&checkpoint, self.to_string())?;
-        let model: Box<dyn CausalLm> = match Architecture::of(&checkpoint)? {
+        self.build(&self.checkpoint()?, device, dtype)
+    }
+
+    /// The model of an open checkpoint of this source.
+    ///
+    /// # Errors
+    /// When the checkpoint can't be read or does not fit the device.
+    pub fn build(
+        &self,
+        checkpoint: &Checkpoint,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Result<LoadedModel> {
+        let description = Description::new(checkpoint, self.to_string())?;
+        let model: Box<dyn CausalLm> = match Architecture::of(checkpoint)? {
             Architecture::Llama => Box::new(Llama::load(
-                &checkpoint,
-                &LlamaConfig::from_checkpoint(&checkpoint)?,
+                checkpoint,
+                &LlamaConfig::from_checkpoint(checkpoint)?,
                 dtype,
                 device,
             )?),

@@ -31,14 +31,14 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-fn logits(model: &str, folder: &Path) -> Vec<f32> {
+fn logits(model: &str, tokens: &str, folder: &Path) -> Vec<f32> {
     let out = folder.join("logits.safetensors");
     document(&[
         "logits",
         "--model",
         model,
         "--tokens",
-        "1,2,3,4",
+        tokens,
         "--out",
         text(&out),
     ]);
@@ -68,9 +68,9 @@ fn a_converted_model_has_the_logits_of_what_it_was_made_from_and_the_way_back_to
         "--to",
         "safetensors",
     ]);
-    let expected = logits(&source.argument(), folder.path());
-    assert_eq!(logits(text(&converted), folder.path()), expected);
-    assert_eq!(logits(text(&back), folder.path()), expected);
+    let expected = logits(&source.argument(), "1,2,3,4", folder.path());
+    assert_eq!(logits(text(&converted), "1,2,3,4", folder.path()), expected);
+    assert_eq!(logits(text(&back), "1,2,3,4", folder.path()), expected);
     let read = |folder: &Path| std::fs::read(folder.join("config.json")).unwrap();
     assert_eq!(read(&back), read(&source.path()));
     assert_eq!(names(folder.path()), ["back", "converted"]);
@@ -456,4 +456,34 @@ fn a_text_that_cannot_be_measured_is_told() {
         "cannot be used with",
     );
     assert_eq!(names(folder.path()), ["book.txt"]);
+}
+
+#[test]
+fn a_model_in_8_bits_is_nearly_the_model_and_a_smaller_file() {
+    let (folder, converted) = place();
+    let report = document(&["convert", embedded(), text(&converted), "--dtype", "q8"]);
+    assert_eq!(report["stored_types"], json!(["f16", "q8"]));
+    let size = |report: &Value, key: &str| report[key].as_f64().unwrap();
+    // 34 bytes for 32 weights of 16 bits.
+    let share = size(&report, "bytes") / size(&report, "source_bytes");
+    assert!(share > 0.53 && share < 0.54, "{share}");
+    let [expected, found] =
+        // "In the beginning"
+        [embedded(), text(&converted)].map(|model| logits(model, "73,110,32,116,104,101,32,98,101,103,105,110,110,105,110,103", folder.path()));
+    let differences = expected.iter().zip(&found).map(|(a, b)| (a - b).abs());
+    let worst = differences.fold(0.0, f32::max);
+    assert!(worst > 0.0 && worst < 0.5, "{worst}");
+    let message = fails(&[
+        "convert",
+        embedded(),
+        text(&folder.path().join("other")),
+        "--dtype",
+        "q4",
+        "--to",
+        "safetensors",
+    ]);
+    assert!(
+        message.contains("--dtype: expected f32, f16 or bf16 with --to safetensors"),
+        "{message}"
+    );
 }

@@ -6,7 +6,8 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{AllocationProperty, Bytes, Device, FloatDType, Tensor, TensorData};
+use memmap2::MmapMut;
 use serde_json::Value;
 use sparq::SparqConfig;
 
@@ -76,6 +77,68 @@ impl Checkpoint {
     /// The folder, if the checkpoint is one on disk.
     pub fn dir(&self) -> Option<&Path> {
         (self.origin == Origin::Folder).then_some(&*self.path)
+    }
+
+    /// The same checkpoint with zeros for weights, which take no memory: a CPU model that can be built from it can be built from the checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// If the system does not give the addresses.
+    pub fn blank(&self) -> Result<Self, CheckpointError> {
+        let stored = || self.tensors.values().map(|tracked| &tracked.stored);
+        // In the widest type.
+        let largest = stored()
+            .map(|stored| stored.elements().saturating_mul(8))
+            .max();
+        let path = &self.path;
+        let failed = |error| CheckpointError::Read {
+            path: path.clone(),
+            error,
+        };
+        let zeros = MmapMut::map_anon(largest.unwrap_or(0).max(1)).map_err(failed)?;
+        let zeros = bytes::Bytes::from_owner(zeros);
+        let source = |_: &Source| {
+            Source::blank(
+                path.clone(),
+                Bytes::from_shared(zeros.clone(), AllocationProperty::Other),
+            )
+        };
+        let tensors = self.tensors.iter().map(|(name, tracked)| {
+            let stored = Stored {
+                shape: tracked.stored.shape.clone(),
+                checksum: None,
+                ..tracked.stored
+            };
+            let used = AtomicBool::new(false);
+            (
+                name.clone(),
+                Tracked {
+                    stored,
+                    used,
+                    source: tracked.source,
+                },
+            )
+        });
+        Ok(Self {
+            config: self.config.clone(),
+            config_path: self.config_path.clone(),
+            path: path.clone(),
+            origin: self.origin,
+            sources: self.sources.iter().map(source).collect(),
+            tensors: tensors.collect(),
+            manifest: self.manifest.clone(),
+        })
+    }
+
+    /// Holds every tensor against its checksum, where it has one, as reading it does.
+    ///
+    /// # Errors
+    ///
+    /// If one differs.
+    pub fn verify(&self) -> Result<(), CheckpointError> {
+        self.tensors.iter().try_for_each(|(name, tracked)| {
+            packed::verify(&self.sources[tracked.source], &tracked.stored, name)
+        })
     }
 
     /// The names of all tensors, sorted.

@@ -1,4 +1,4 @@
-//! From the blocks of a GGUF file to floats, as ggml's `dequantize_row_*` do it.
+//! From blocks to floats: those of a GGUF file as ggml's `dequantize_row_*` do it, those of a converted model as burn does it.
 
 use half::f16;
 
@@ -74,6 +74,20 @@ pub(super) fn q6_k(block: &[u8; 210], weights: &mut [f32; 256]) {
         let code = i32::from(lower | upper << 4) - 32;
         // In the order of ggml's products, so that the floats are the same ones.
         *weight = d * f32::from(scales[at / 16] as i8) * code as f32;
+    }
+}
+
+/// Q8 of a converted model: weight = scale code.
+pub(super) fn q8(codes: &[u8; 32], scale: f32, weights: &mut [f32; 32]) {
+    for (weight, &code) in weights.iter_mut().zip(codes) {
+        *weight = scale * f32::from(code as i8);
+    }
+}
+
+/// Q4 of a converted model: weight = scale code, the codes signed and two in a byte, the lower half first.
+pub(super) fn q4(codes: &[u8; 16], scale: f32, weights: &mut [f32; 32]) {
+    for (pair, &byte) in weights.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+        *pair = [(byte << 4) as i8 >> 4, byte as i8 >> 4].map(|code| scale * f32::from(code));
     }
 }
 

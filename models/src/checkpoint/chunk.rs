@@ -30,7 +30,7 @@ impl Chunk {
         })
     }
 
-    /// The place for the bytes of `count` weights.
+    /// The place for the bytes of `count` weights. Scales that lie behind all codes in the file lie behind those of the chunk here.
     pub(super) fn bytes(&mut self, count: usize) -> &mut [u8] {
         &mut self.bytes[..count / self.block.weights * self.block.bytes]
     }
@@ -65,6 +65,8 @@ impl Chunk {
             StoredType::Q4_K => each(&self.bytes, values, blocks::q4_k),
             StoredType::Q5_K => each(&self.bytes, values, blocks::q5_k),
             StoredType::Q6_K => each(&self.bytes, values, blocks::q6_k),
+            StoredType::Q8 => each_scaled(&self.bytes, values, blocks::q8),
+            StoredType::Q4 => each_scaled(&self.bytes, values, blocks::q4),
             StoredType::Other(_) => unreachable!("there is no chunk of such a type"),
         }
         values
@@ -80,5 +82,23 @@ fn each<const BYTES: usize, const WEIGHTS: usize>(
     let blocks = bytes.as_chunks().0.iter();
     for (block, values) in blocks.zip(values.as_chunks_mut().0) {
         decode(block, values);
+    }
+}
+
+/// Decodes block after block of codes with the scales behind them.
+fn each_scaled<const BYTES: usize, const WEIGHTS: usize>(
+    bytes: &[u8],
+    values: &mut [f32],
+    decode: impl Fn(&[u8; BYTES], f32, &mut [f32; WEIGHTS]),
+) {
+    let values = values.as_chunks_mut().0;
+    let (codes, scales) = bytes.split_at(values.len() * BYTES);
+    let scales = scales
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&scale| f16::from_le_bytes(scale).to_f32());
+    for ((codes, scale), values) in codes.as_chunks().0.iter().zip(scales).zip(values) {
+        decode(codes, scale, values);
     }
 }

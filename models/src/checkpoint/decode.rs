@@ -1,6 +1,6 @@
 //! From the bytes of a file to the weights of a tensor.
 
-use burn::tensor::{FloatDType, TensorData};
+use burn::tensor::{DType, FloatDType, TensorData};
 use half::{bf16, f16};
 
 use super::{
@@ -10,6 +10,9 @@ use super::{
 /// Weights converted at a time: their bytes, their values in f32 and the result stay in a core's cache together, so that the check for
 /// NaN costs no trip to memory, and a tensor needs no second copy of itself while it is read. Whole blocks of every type.
 const CHUNK: usize = 1 << 15;
+
+/// Weights of a block whose scale lies apart.
+const SCALED_BLOCK: usize = 32;
 
 /// Rows of a chunk that is transposed, at least: they become neighbours, and fewer would not fill a cache line of the result.
 const TRANSPOSED_ROWS: usize = 16;
@@ -112,6 +115,9 @@ pub(super) fn read(
     order: Order,
     on_bytes: &dyn Fn(u64),
 ) -> Result<TensorData, CheckpointError> {
+    if let Some(data) = blank(source, stored, dtype, order) {
+        return Ok(data);
+    }
     if stored.layout == Layout::Columns {
         // The file holds the transpose: what is a row behind row of one is a column behind column of the other.
         let transpose = stored.transpose();
@@ -135,6 +141,20 @@ pub(super) fn read(
         FloatDType::F16 => reader.read::<f16>(),
         FloatDType::BF16 => reader.read::<bf16>(),
     }
+}
+
+/// Zeros in the place of weights, if that is all there is.
+fn blank(source: &Source, stored: &Stored, dtype: FloatDType, order: Order) -> Option<TensorData> {
+    let mut shape = stored.shape.clone();
+    if order == Order::Transposed {
+        shape.reverse();
+    }
+    let dtype = DType::from(dtype);
+    let zeros = source
+        .zeros()?
+        .view(0, stored.elements() * dtype.size())
+        .ok()?;
+    TensorData::try_from_bytes(zeros, shape, dtype).ok()
 }
 
 /// The weights where they lie, if the file is mapped and has them as they are asked for.
@@ -231,6 +251,17 @@ impl Reader<'_> {
         let Stored { offset, layout, .. } = *self.stored;
         // No product overflows: the tensor lies within the file.
         let per_weight = |weights: usize| weights as u64 * bytes.len() as u64 / count as u64;
+        if let scale @ 1.. = self.stored.dtype.scale_bytes() {
+            let blocks = |weights: usize| weights / SCALED_BLOCK;
+            let (codes, scales) = bytes.split_at_mut(bytes.len() - blocks(count) * scale);
+            let all_codes = self.stored.bytes - (blocks(self.stored.elements()) * scale) as u64;
+            let first = blocks(start) as u64;
+            let per_block = (codes.len() / blocks(count)) as u64;
+            self.source.read_at(offset + first * per_block, codes)?;
+            return self
+                .source
+                .read_at(offset + all_codes + first * scale as u64, scales);
+        }
         if layout == Layout::Rows {
             return self.source.read_at(offset + per_weight(start), bytes);
         }

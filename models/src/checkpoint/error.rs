@@ -153,7 +153,7 @@ pub enum CheckpointError {
         found: Vec<usize>,
     },
     /// A tensor is stored in a type that is not read.
-    #[error("{}: tensor \"{tensor}\": expected type {}, found {found}", path.display(), StoredType::READ)]
+    #[error("{}: tensor \"{tensor}\": expected type F32, F16 or BF16, found {found}", path.display())]
     StoredType {
         /// The file.
         path: PathBuf,

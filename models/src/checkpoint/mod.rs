@@ -30,7 +30,7 @@ pub use base::{Checkpoint, TensorEntry};
 pub use error::CheckpointError;
 pub use json::JsonError;
 pub use loader::Loader;
-pub use packed::{Calibration, Conversion, Manifest};
+pub use packed::{Calibration, Conversion, Manifest, WeightType};
 pub use stored_type::StoredType;
 
 pub(crate) use base::check_device;

@@ -26,6 +26,8 @@ enum Bytes {
     Memory(Cow<'static, [u8]>),
     /// A tensor of a file that is mapped into memory.
     Mapped(burn::tensor::Bytes),
+    /// Zeros, which are no memory until they are written to.
+    Blank(burn::tensor::Bytes),
 }
 
 impl Source {
@@ -70,6 +72,23 @@ impl Source {
         }
     }
 
+    /// Zeros in the place of the file `path`.
+    pub(super) fn blank(path: PathBuf, zeros: burn::tensor::Bytes) -> Self {
+        Self {
+            path,
+            len: zeros.len() as u64,
+            bytes: Bytes::Blank(zeros),
+        }
+    }
+
+    /// The zeros, where there is nothing else.
+    pub(super) fn zeros(&self) -> Option<&burn::tensor::Bytes> {
+        match &self.bytes {
+            Bytes::Blank(zeros) => Some(zeros),
+            _ => None,
+        }
+    }
+
     /// The bytes, where the file is mapped.
     pub(super) fn mapped(&self) -> Option<&burn::tensor::Bytes> {
         match &self.bytes {
@@ -103,7 +122,7 @@ impl Source {
                 file.read_exact(buffer)
             }
             Bytes::Memory(bytes) => copy(bytes, offset, buffer),
-            Bytes::Mapped(bytes) => copy(bytes, offset, buffer),
+            Bytes::Mapped(bytes) | Bytes::Blank(bytes) => copy(bytes, offset, buffer),
         }
     }
 }

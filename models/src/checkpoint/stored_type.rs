@@ -4,9 +4,9 @@ use std::fmt;
 
 use safetensors::Dtype;
 
-/// The type that a tensor is stored in: a float, blocks of a GGUF file, or another type, which is not read.
+/// The type that a tensor is stored in: a float, blocks of a GGUF file or a converted model, or another type, which is not read.
 ///
-/// A block holds the codes of its weights and the scales that they share. The layouts are those of ggml (`ggml-common.h`).
+/// A block holds the codes of its weights and the scales that they share. The layouts of GGUF are those of ggml (`ggml-common.h`).
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 #[allow(
@@ -36,6 +36,10 @@ pub enum StoredType {
     Q5_K,
     /// Blocks of 256 codes of 6 bits with sixteen scales of 8 bits.
     Q6_K,
+    /// Codes of 8 bits of a converted model, behind all of them a scale for each 32.
+    Q8,
+    /// Codes of 4 bits of a converted model, behind all of them a scale for each 32.
+    Q4,
     /// A type of safetensors that weights are not read from.
     Other(Dtype),
 }
@@ -48,8 +52,8 @@ pub(super) struct Block {
 }
 
 impl StoredType {
-    /// The names of the types that weights are read from, for messages.
-    pub(super) const READ: &str =
+    /// The names of the types of GGUF that weights are read from, for messages.
+    pub(super) const GGUF: &str =
         "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K";
 
     /// The type's block, a single weight for floats; `None` for a type that is not read.
@@ -65,9 +69,19 @@ impl StoredType {
             Self::Q4_K => (256, 144),
             Self::Q5_K => (256, 176),
             Self::Q6_K => (256, 210),
+            Self::Q8 => (32, 34),
+            Self::Q4 => (32, 18),
             Self::Other(_) => return None,
         };
         Some(Block { weights, bytes })
+    }
+
+    /// Bytes of the scale of a block, where the scales lie behind the codes of all blocks.
+    pub(super) fn scale_bytes(self) -> usize {
+        match self {
+            Self::Q8 | Self::Q4 => 2,
+            _ => 0,
+        }
     }
 
     /// Whether a block holds more than one weight, so that the floats it stands for are those of no type.
@@ -101,6 +115,8 @@ impl fmt::Display for StoredType {
             Self::Q4_K => "Q4_K",
             Self::Q5_K => "Q5_K",
             Self::Q6_K => "Q6_K",
+            Self::Q8 => "Q8",
+            Self::Q4 => "Q4",
             Self::Other(dtype) => return write!(f, "{dtype}"),
         };
         f.write_str(name)

@@ -103,7 +103,7 @@ fn read_tensor(cursor: &mut Cursor<'_>) -> Result<TensorInfo, CheckpointError> {
         14 => StoredType::Q6_K,
         30 => StoredType::BF16,
         other => {
-            let expected = format!("type {}", StoredType::READ);
+            let expected = format!("type {}", StoredType::GGUF);
             return Err(cursor.error(&what, expected, format!("ggml's type {other}")));
         }
     };

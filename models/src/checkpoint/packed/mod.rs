@@ -2,7 +2,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `model.bpk` | the weights as burnpack, by their names in the checkpoint; matrices of linear layers lie column behind column |
+//! | `model.bpk` | the weights as burnpack, by their names in the checkpoint; matrices of linear layers lie column behind column, but for those in 8 or 4 bits |
 //! | `sparq.json` | the manifest: version of the format, checksums, settings of attention; written last, so that a folder with it is whole |
 //! | `config.json`, `tokenizer.json`, ... | as they were |
 //!
@@ -12,10 +12,11 @@
 mod files;
 mod manifest;
 mod open;
+mod quant;
 mod write;
 
 pub use manifest::{Calibration, Manifest};
-pub use write::Conversion;
+pub use write::{Conversion, WeightType};
 
 pub(super) use manifest::MANIFEST;
 pub(super) use open::{open, verify};
@@ -41,12 +42,24 @@ fn burn_type(dtype: StoredType) -> Option<DType> {
         StoredType::F32 => Some(DType::F32),
         StoredType::F16 => Some(DType::F16),
         StoredType::BF16 => Some(DType::BF16),
-        _ => None,
+        _ => quant::scheme(dtype).map(DType::QFloat),
     }
+}
+
+/// Bytes of a tensor.
+fn bytes(dtype: StoredType, shape: &[usize]) -> Option<usize> {
+    let (block, count) = (dtype.block()?, shape.iter().product::<usize>());
+    Some(count / block.weights * block.bytes)
 }
 
 /// The type that burnpack calls so.
 fn stored_type(dtype: DType) -> Option<StoredType> {
-    let types = [StoredType::F32, StoredType::F16, StoredType::BF16];
+    let types = [
+        StoredType::F32,
+        StoredType::F16,
+        StoredType::BF16,
+        StoredType::Q8,
+        StoredType::Q4,
+    ];
     types.into_iter().find(|&own| burn_type(own) == Some(dtype))
 }

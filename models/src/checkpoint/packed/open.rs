@@ -15,6 +15,7 @@ use super::super::{
 use super::{
     WEIGHTS, checksum, files,
     manifest::{FileSum, Manifest},
+    quant::BLOCK,
     stored_type,
 };
 
@@ -52,7 +53,11 @@ pub(crate) fn open(folder: &Path) -> Result<(Manifest, Vec<Mapped>), CheckpointE
         };
         let Some(dtype) = stored_type(tensor.dtype) else {
             let found = format!("{:?}", tensor.dtype);
-            return Err(error(what(), "type F32, F16 or BF16".into(), found));
+            return Err(error(
+                what(),
+                "type F32, F16, BF16, Q8 or Q4 of this format".into(),
+                found,
+            ));
         };
         let mut shape = tensor.shape.to_vec();
         let layout = match (sum.transposed, shape.len()) {
@@ -67,6 +72,18 @@ pub(crate) fn open(folder: &Path) -> Result<(Manifest, Vec<Mapped>), CheckpointE
             tensor.name.clone(),
             tensor.into_bytes().map_err(unreadable)?,
         );
+        // Of quantised tensors burnpack does not know it.
+        let whole_blocks = match dtype.scale_bytes() {
+            0 => true,
+            _ => shape
+                .last()
+                .is_some_and(|columns| columns.is_multiple_of(BLOCK)),
+        };
+        if !whole_blocks || super::bytes(dtype, &shape) != Some(bytes.len()) {
+            let found = format!("{} for {dtype} {shape:?}", bytes.len());
+            let expected = "as many bytes as type and shape say";
+            return Err(error(format!("tensor \"{name}\""), expected.into(), found));
+        }
         let stored = Stored {
             dtype,
             shape,

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use burn::tensor::{Bytes, FloatDType};
+use burn::tensor::{Bytes, Device, FloatDType};
 use burn_pack::{Tensor, Writer};
 use safetensors::{
     Dtype,
@@ -16,15 +16,36 @@ use safetensors::{
 };
 use sparq::SparqConfig;
 
-use super::super::{Checkpoint, CheckpointError, decode::Order, stored_type::StoredType};
+use super::super::{
+    Checkpoint, CheckpointError,
+    decode::{Order, Stored},
+    stored_type::StoredType,
+};
 use super::{
     MANIFEST, WEIGHTS, burn_type, checksum, files,
     manifest::{FileSum, Manifest, TensorSum},
+    quant::{self, BLOCK},
 };
 
 /// How the files with weights of Hugging Face are called, and their headers say who can read them.
 const SAFETENSORS: &str = "model.safetensors";
 const MADE_FOR: (&str, &str) = ("format", "pt");
+
+/// The types that weights are converted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightType {
+    /// 32 bits.
+    F32,
+    /// 16 bits, IEEE.
+    F16,
+    /// The upper 16 bits of an F32.
+    BF16,
+    /// 8 bits and a scale for each block of 32, for matrices whose rows are whole blocks; other tensors keep their type.
+    Q8,
+    /// 4 bits and a scale for each block of 32, for matrices of linear layers whose rows are whole blocks; embedding tables get 8 bits, and other tensors
+    /// keep their type.
+    Q4,
+}
 
 /// What is written of a checkpoint: a converted model, or a checkpoint in safetensors again.
 ///
@@ -47,7 +68,7 @@ const MADE_FOR: (&str, &str) = ("format", "pt");
 /// ```
 pub struct Conversion {
     checkpoint: Arc<Checkpoint>,
-    dtype: Option<FloatDType>,
+    dtype: Option<WeightType>,
     attention: Option<SparqConfig>,
     on_bytes: Arc<dyn Fn(u64) + Send + Sync>,
 }
@@ -63,9 +84,9 @@ impl Conversion {
         }
     }
 
-    /// Sets the type of all tensors.
+    /// Sets the type of all tensors, as far as it is one for them; see [`WeightType`].
     #[must_use]
-    pub fn with_dtype(mut self, dtype: Option<FloatDType>) -> Self {
+    pub fn with_dtype(mut self, dtype: Option<WeightType>) -> Self {
         self.dtype = dtype;
         self
     }
@@ -194,14 +215,13 @@ impl Conversion {
             let plan = Plan {
                 name: name.into(),
                 shape: stored.shape.clone(),
-                dtype: match self.dtype {
-                    Some(FloatDType::F16) => StoredType::F16,
-                    Some(FloatDType::BF16) => StoredType::BF16,
-                    Some(_) => StoredType::F32,
-                    None if stored.dtype.is_quantized() => StoredType::F32,
-                    None => stored.dtype,
-                },
+                dtype: self.stored_type(name, stored),
                 transposed: is_linear(name, &stored.shape),
+            };
+            // Rows are what is in blocks, and nothing of it can be mapped to compute with.
+            let plan = Plan {
+                transposed: plan.transposed && !plan.dtype.is_quantized(),
+                ..plan
             };
             match stored.dtype.block() {
                 Some(_) => Ok(plan),
@@ -212,6 +232,27 @@ impl Conversion {
             }
         };
         self.checkpoint.names().map(plan).collect()
+    }
+
+    /// The type that a tensor is written in.
+    fn stored_type(&self, name: &str, stored: &Stored) -> StoredType {
+        let kept = match stored.dtype.is_quantized() {
+            true => StoredType::F32,
+            false => stored.dtype,
+        };
+        let in_blocks = match &*stored.shape {
+            [_, columns] => columns.is_multiple_of(BLOCK),
+            _ => false,
+        };
+        match self.dtype {
+            None => kept,
+            Some(WeightType::F32) => StoredType::F32,
+            Some(WeightType::F16) => StoredType::F16,
+            Some(WeightType::BF16) => StoredType::BF16,
+            Some(WeightType::Q8 | WeightType::Q4) if !in_blocks => kept,
+            Some(WeightType::Q4) if is_linear(name, &stored.shape) => StoredType::Q4,
+            Some(_) => StoredType::Q8,
+        }
     }
 
     fn not_written(&self, plan: &Plan) -> CheckpointError {
@@ -253,8 +294,7 @@ struct Plan {
 
 impl Plan {
     fn bytes(&self) -> usize {
-        let size = self.dtype.block().map_or(0, |block| block.bytes);
-        self.shape.iter().product::<usize>() * size
+        super::bytes(self.dtype, &self.shape).unwrap_or(0)
     }
 
     fn shape_in_file(&self) -> Vec<usize> {
@@ -282,7 +322,17 @@ impl Plan {
             false => Order::AsStored,
         };
         let data = checkpoint.read_on_host(&self.name, &self.shape, dtype, order, on_bytes)?;
-        Ok(data.into_bytes())
+        if !self.dtype.is_quantized() {
+            return Ok(data.into_bytes());
+        }
+        // Any device does: the arithmetic is burn's.
+        let bytes = quant::quantize(data, self.dtype, &Device::default());
+        bytes
+            .map(Bytes::from_bytes_vec)
+            .ok_or_else(|| CheckpointError::DeviceType {
+                device: format!("{:?}", Device::default()),
+                dtype,
+            })
     }
 }
 

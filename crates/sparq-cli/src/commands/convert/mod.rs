@@ -6,21 +6,22 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use sparq::SparqConfig;
 use sparq_host::device::DeviceChoice;
 use sparq_host::files::OutputFolder;
-use sparq_models::checkpoint::{Conversion, Manifest};
+use sparq_models::checkpoint::{Conversion, Manifest, WeightType};
 use sparq_models::progress::Progress;
 
-use crate::args::{at_least_one, dtype_parser};
+use crate::args::at_least_one;
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::method::SparqArgs;
-use crate::model::{Description, LoadedModel, ModelSource};
+use crate::model::{Description, ModelSource};
 use crate::output::Output;
 use crate::units;
 use calibrate::{CalibrateArgs, Measured, Text};
@@ -38,7 +39,7 @@ enum Form {
 /// Arguments of `sparq convert`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-The folder takes its name when it is whole and a model has been loaded from it; until then it is called .sparq-*.part and lies beside. Tensors are
+The folder takes its name when it is whole and has been read back; until then it is called .sparq-*.part and lies beside. Tensors are
 converted one by one. Without --dtype each keeps its type, so that --to safetensors gives back what was converted, bit for bit; blocks of a GGUF file
 become the f32 that they stand for. Settings of SparQ are written down for `sparq generate --model OUT`, which takes them where it is told nothing else.
 
@@ -58,9 +59,9 @@ pub struct ConvertArgs {
     /// What to write
     #[arg(long, value_enum, default_value = "sparq")]
     to: Form,
-    /// Type of the weights [default: that of each tensor]
-    #[arg(long, value_parser = dtype_parser(), value_name = "TYPE")]
-    dtype: Option<FloatDType>,
+    /// Type of the weights; q8 and q4 are for matrices [default: that of each tensor]
+    #[arg(long, value_parser = weight_type_parser(), value_name = "TYPE")]
+    dtype: Option<WeightType>,
     #[command(flatten)]
     sparq: SparqArgs,
     /// Settings that read this share of dense attention's bytes, as 1/8 or 0.125
@@ -106,6 +107,8 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
     interrupt::remove_on_interrupt(folder.path().to_owned())?;
 
     let checkpoint = Arc::new(source.checkpoint()?);
+    // Whether all tensors are there in the shapes that the model wants, before any is read.
+    drop(source.build(&checkpoint.blank()?, &device.open(), FloatDType::F32)?);
     let progress = Progress::bytes("Converting", checkpoint.num_bytes());
     let conversion = Conversion::new(checkpoint)
         .with_dtype(args.dtype)
@@ -116,30 +119,32 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
         Form::Safetensors => conversion.write_safetensors(folder.path())?,
     }
     drop(conversion);
-    let written = check(&folder, args, device).context("the result, which is removed")?;
-    let measured = match (&text, &written.model) {
-        (Some(text), Some(model)) => {
+    let written = ModelSource::Folder {
+        path: folder.path().to_owned(),
+        name: args.out.display().to_string(),
+    };
+    // What the disk has now is what was meant.
+    written.checkpoint()?.verify()?;
+    let measured = match &text {
+        Some(text) => {
             let base = args.sparq.config(&described)?;
             let fixed = [args.sparq.rank.is_some(), args.sparq.top_k.is_some()];
-            let measured = calibrate::run(text, args.calibration.keep, base, fixed, model, out)?;
+            let model = written.load(&device.open(), FloatDType::F32)?;
+            let measured = calibrate::run(text, args.calibration.keep, base, fixed, &model, out)?;
             Manifest::set_attention(folder.path(), measured.config(), measured.summary())?;
             measured.print(out)?;
             Some(measured)
         }
-        _ => None,
+        None => None,
     };
-    let Written { description, model } = written;
-    // Nothing of the folder is in use when it gets its name.
-    drop(model);
+    let description = written.describe()?;
     folder.finish()?;
 
     let document = Document {
         source: args.source.clone(),
         out: args.out.clone(),
         to: args.to,
-        attention: measured
-            .as_ref()
-            .map_or(description.attention, |measured| Some(measured.config())),
+        attention: description.attention,
         calibration: measured,
         stored_types: description.stored_types,
         source_bytes: described.weight_bytes,
@@ -179,6 +184,10 @@ impl ConvertArgs {
                 "--to safetensors: expected no settings of SparQ, which a checkpoint has no place for, found some"
             );
         }
+        let in_blocks = matches!(self.dtype, Some(WeightType::Q8 | WeightType::Q4));
+        if self.to == Form::Safetensors && in_blocks {
+            bail!("--dtype: expected f32, f16 or bf16 with --to safetensors, found q8 or q4");
+        }
         if self.context.is_some()
             && self.compression.is_none()
             && self.calibration.calibrate.is_none()
@@ -203,46 +212,14 @@ impl ConvertArgs {
     }
 }
 
-/// What was written, opened again.
-struct Written {
-    description: Description,
-    /// Of a converted model.
-    model: Option<LoadedModel>,
-}
-
-/// Opens what was written, and loads a model from it where it is mapped, which costs little.
-fn check(folder: &OutputFolder, args: &ConvertArgs, device: &DeviceChoice) -> Result<Written> {
-    let written = ModelSource::Folder {
-        path: folder.path().to_owned(),
-        name: args.out.display().to_string(),
-    };
-    if args.to == Form::Safetensors {
-        return Ok(Written {
-            description: written.describe()?,
-            model: None,
-        });
-    }
-    let checkpoint = written.checkpoint()?;
-    let bytes = |dtype: &str| -> u64 {
-        let entries = checkpoint.names().filter_map(|name| checkpoint.entry(name));
-        let own = entries.filter(|entry| entry.dtype.to_string() == dtype);
-        own.map(|entry| entry.shape.iter().product::<usize>() as u64)
-            .sum()
-    };
-    let types = [
-        ("F32", FloatDType::F32),
-        ("F16", FloatDType::F16),
-        ("BF16", FloatDType::BF16),
-    ];
-    let most = types.into_iter().max_by_key(|(name, _)| bytes(name));
-    let device = device.open();
-    let dtype = most
-        .map(|(_, dtype)| dtype)
-        .filter(|&dtype| device.supports_dtype(dtype));
-    let model = written.load(&device, dtype.unwrap_or(FloatDType::F32))?;
-    Ok(Written {
-        description: model.description.clone(),
-        model: Some(model),
+/// Parses the name of a type.
+fn weight_type_parser() -> impl TypedValueParser<Value = WeightType> {
+    PossibleValuesParser::new(["f32", "f16", "bf16", "q8", "q4"]).map(|name| match name.as_str() {
+        "f16" => WeightType::F16,
+        "bf16" => WeightType::BF16,
+        "q8" => WeightType::Q8,
+        "q4" => WeightType::Q4,
+        _ => WeightType::F32,
     })
 }
 

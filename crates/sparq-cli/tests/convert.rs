@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use support::{Checkpoint, document, fails, read_logits, sparq};
 use tempfile::TempDir;
@@ -486,4 +488,22 @@ fn a_model_in_8_bits_is_nearly_the_model_and_a_smaller_file() {
         message.contains("--dtype: expected f32, f16 or bf16 with --to safetensors"),
         "{message}"
     );
+}
+
+#[test]
+fn masks_that_no_model_reads_are_left_out() {
+    let source = Checkpoint::new();
+    let path = source.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mask = TensorView::new(Dtype::BOOL, vec![2, 2], &[1, 0, 1, 1]).unwrap();
+    let mask = [("model.layers.0.self_attn.mask".to_owned(), mask)];
+    let tensors = file.tensors().into_iter().chain(mask);
+    std::fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    let (folder, converted) = place();
+    let report = document(&["convert", &source.argument(), text(&converted)]);
+    assert_eq!(report["stored_types"], json!(["f32"]));
+    let [expected, found] = [source.argument().as_str(), text(&converted)]
+        .map(|model| logits(model, "1,2", folder.path()));
+    assert_eq!(found, expected);
 }

@@ -85,7 +85,7 @@ fn claims_are_held_against_limits_before_anything_is_allocated() {
 
 #[test]
 fn what_is_not_supported_is_named_beside_what_is() {
-    let cases: [(&str, Box<dyn FnOnce(&mut GgufFile)>); 7] = [
+    let cases: [(&str, Box<dyn FnOnce(&mut GgufFile)>); 8] = [
         (
             "\"general.architecture\": expected llama or qwen2, found \"mamba\"",
             Box::new(|file| file.set("general.architecture", Meta::Text("mamba".into()))),
@@ -93,6 +93,10 @@ fn what_is_not_supported_is_named_beside_what_is() {
         (
             "\"llama.block_count\": expected a number, found nothing",
             Box::new(|file| file.metadata.retain(|(key, _)| key != "llama.block_count")),
+        ),
+        (
+            "\"split.count\": expected 1 (merge the parts with llama-gguf-split), found 3",
+            Box::new(|file| file.set("split.count", Meta::U32(3))),
         ),
         (
             "\"llama.expert_count\": expected 0 (mixtures of experts are not supported), found 8",

@@ -187,7 +187,15 @@ fn print(document: &Document, out: Output) -> Result<()> {
             ),
         ),
     ];
-    for (key, value) in lines {
+    let attention = model.attention.map(|config| {
+        let sketch = sketch_name(config.sketch);
+        format!(
+            "r = {}, k = {}, local window {}, {sketch}",
+            config.rank, config.top_k, config.local_window
+        )
+    });
+    let attention = attention.map(|settings| ("attention", settings));
+    for (key, value) in lines.into_iter().chain(attention) {
         out.line(&format!("{key:<13} {value}"))?;
     }
     out.line(&format!(

@@ -74,6 +74,11 @@ impl Gguf {
             let known: Vec<_> = names::FAMILIES.iter().map(|family| family.name).collect();
             gguf.error(KEY, known.join(" or "), format!("{name:?}"))
         })?;
+        const PARTS: &str = "split.count";
+        let parts = gguf.get(PARTS).and_then(Value::as_u64);
+        if parts.is_some_and(|count| count > 1) {
+            return Err(gguf.unexpected(PARTS, "1 (merge the parts with llama-gguf-split)"));
+        }
         Ok(gguf)
     }
 

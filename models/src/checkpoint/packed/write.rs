@@ -1,7 +1,7 @@
 //! Writing a checkpoint in another form: [`Conversion`].
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
     io::{self, BufWriter, Write},
     path::Path,
@@ -70,6 +70,7 @@ pub struct Conversion {
     checkpoint: Arc<Checkpoint>,
     dtype: Option<WeightType>,
     attention: Option<SparqConfig>,
+    left_out: BTreeSet<String>,
     on_bytes: Arc<dyn Fn(u64) + Send + Sync>,
 }
 
@@ -80,6 +81,7 @@ impl Conversion {
             checkpoint,
             dtype: None,
             attention: None,
+            left_out: BTreeSet::new(),
             on_bytes: Arc::new(|_| ()),
         }
     }
@@ -95,6 +97,13 @@ impl Conversion {
     #[must_use]
     pub fn with_attention(mut self, attention: Option<SparqConfig>) -> Self {
         self.attention = attention;
+        self
+    }
+
+    /// Sets the tensors that are left out, as masks and other constants that a model does not read.
+    #[must_use]
+    pub fn without(mut self, names: impl IntoIterator<Item = String>) -> Self {
+        self.left_out = names.into_iter().collect();
         self
     }
 
@@ -231,7 +240,11 @@ impl Conversion {
                 })),
             }
         };
-        self.checkpoint.names().map(plan).collect()
+        let names = self.checkpoint.names();
+        names
+            .filter(|name| !self.left_out.contains(*name))
+            .map(plan)
+            .collect()
     }
 
     /// The type that a tensor is written in.

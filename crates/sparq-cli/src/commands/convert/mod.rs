@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use burn::tensor::FloatDType;
+use burn::tensor::{Device, FloatDType};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use sparq::SparqConfig;
 use sparq_host::device::DeviceChoice;
 use sparq_host::files::OutputFolder;
-use sparq_models::checkpoint::{Conversion, Manifest, WeightType};
+use sparq_models::checkpoint::{Conversion, Manifest, StoredType, WeightType};
 use sparq_models::progress::Progress;
 
 use crate::args::at_least_one;
@@ -39,9 +39,9 @@ enum Form {
 /// Arguments of `sparq convert`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-The folder takes its name when it is whole and has been read back; until then it is called .sparq-*.part and lies beside. Tensors are
-converted one by one. Without --dtype each keeps its type, so that --to safetensors gives back what was converted, bit for bit; blocks of a GGUF file
-become the f32 that they stand for. Settings of SparQ are written down for `sparq generate --model OUT`, which takes them where it is told nothing else.
+The folder takes its name when it is whole and has been read back; until then it is called .sparq-*.part and lies beside. Tensors are converted one by one. Without --dtype each keeps its type, so that --to safetensors gives back what was converted, bit for bit; blocks of a GGUF file become the f32 that they stand for. q8 and q4 make small files: a model that is loaded from one has its weights in the type that it computes in.
+
+Settings of SparQ are written down for `sparq generate --model OUT`, which takes them where it is told nothing else.
 
 Examples:
   sparq convert org/name model --dtype f16
@@ -108,9 +108,18 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
 
     let checkpoint = Arc::new(source.checkpoint()?);
     // Whether all tensors are there in the shapes that the model wants, before any is read.
-    drop(source.build(&checkpoint.blank()?, &device.open(), FloatDType::F32)?);
+    let blank = checkpoint.blank()?;
+    drop(source.build(&blank, &cpu(device), FloatDType::F32)?);
+    // Masks of an older time are no weights, and of types that are not read.
+    let is_weight = |name: &str| {
+        let entry = checkpoint.entry(name);
+        entry.is_none_or(|entry| !matches!(entry.dtype, StoredType::Other(_)))
+    };
+    let left_out = blank.unused().filter(|name| !is_weight(name));
+    let left_out: Vec<String> = left_out.map(str::to_owned).collect();
     let progress = Progress::bytes("Converting", checkpoint.num_bytes());
     let conversion = Conversion::new(checkpoint)
+        .without(left_out)
         .with_dtype(args.dtype)
         .with_attention(attention)
         .with_progress(move |bytes| progress.inc(bytes));
@@ -210,6 +219,12 @@ impl ConvertArgs {
             _ => config,
         }))
     }
+}
+
+/// Where a model without weights costs nothing.
+fn cpu(device: &DeviceChoice) -> Device {
+    let flex = "flex".parse::<DeviceChoice>();
+    flex.map_or_else(|_| device.open(), |flex| flex.open())
 }
 
 /// Parses the name of a type.

@@ -85,7 +85,8 @@ fn claims_are_held_against_limits_before_anything_is_allocated() {
 
 #[test]
 fn what_is_not_supported_is_named_beside_what_is() {
-    let cases: [(&str, Box<dyn FnOnce(&mut GgufFile)>); 8] = [
+    type Change = Box<dyn FnOnce(&mut GgufFile)>;
+    let cases: [(&str, Change); 9] = [
         (
             "\"general.architecture\": expected llama or qwen2, found \"mamba\"",
             Box::new(|file| file.set("general.architecture", Meta::Text("mamba".into()))),
@@ -93,6 +94,10 @@ fn what_is_not_supported_is_named_beside_what_is() {
         (
             "\"llama.block_count\": expected a number, found nothing",
             Box::new(|file| file.metadata.retain(|(key, _)| key != "llama.block_count")),
+        ),
+        (
+            "\"llama.rope.freq_base\": expected a number, found null",
+            Box::new(|file| file.set("llama.rope.freq_base", Meta::F32(f32::NAN))),
         ),
         (
             "\"split.count\": expected 1 (merge the parts with llama-gguf-split), found 3",

@@ -162,3 +162,29 @@ fn the_chat_template_knows_the_tokens() {
         "<s>[hi]</s>"
     );
 }
+
+#[test]
+fn every_flipped_byte_of_a_tokenizer_gives_one_or_an_error() {
+    let template = "{{ bos_token }}{% if messages %}{{ messages[0].content }}{% endif %}";
+    for mut file in [sentence_piece(), byte_level("llama-bpe")] {
+        file.set("tokenizer.chat_template", Meta::Text(template.into()));
+        let bytes = file.bytes();
+        let (mut read, mut refused) = (0, 0);
+        for place in 0..bytes.len() - 4 * 128 {
+            let mut bytes = bytes.clone();
+            bytes[place] ^= 0x11;
+            let (_folder, path) = write(&bytes);
+            let tokenizer = TextTokenizer::from_folder(&path);
+            let template = ChatTemplate::from_folder(&path, None);
+            match (tokenizer, template) {
+                (Ok(tokenizer), Ok(_)) => {
+                    // Whatever it makes of it.
+                    let _ = tokenizer.encode("ab 11 é", true);
+                    read += 1;
+                }
+                _ => refused += 1,
+            }
+        }
+        assert!(read > 100 && refused > 100, "{read} {refused}");
+    }
+}

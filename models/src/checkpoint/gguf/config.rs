@@ -46,6 +46,12 @@ impl Gguf {
                 config.insert(name.into(), value.clone());
             }
         }
+        for (name, key) in REQUIRED.iter().chain(&OPTIONAL) {
+            // Not a number: what is null in a config.json is taken for absent.
+            if config.get(*name).is_some_and(Value::is_null) {
+                return Err(self.unexpected(key, "a number"));
+            }
+        }
         // What another kind of model would be is no model without it.
         const EXPERTS: &str = "{arch}.expert_count";
         if self

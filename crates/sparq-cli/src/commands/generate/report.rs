@@ -94,6 +94,7 @@ impl Stats {
             capacity: generated.prompt_tokens,
             dtype,
             sketch: method.sketch(),
+            window: None,
         };
         let steps = 1..=generated.decode_steps;
         let lengths = steps.map(|step| generated.prompt_tokens + step);

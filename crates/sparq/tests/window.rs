@@ -149,26 +149,19 @@ fn ranges_are_those_of_the_window_where_they_are_set() {
         for settings in settings(sketch) {
             for padding in [[0, 0], [0, 9]] {
                 let method = Method::from(settings);
-                along_a_sequence(
-                    4,
-                    2,
-                    Some(sketch),
-                    padding,
-                    60,
-                    |cache, q, alone, end| {
-                        // The first use sets them, and as many appends later as the window is long they are set again.
-                        if !(end - 60).is_multiple_of(WINDOW) {
-                            cache.refresh_sketch();
-                            return;
-                        }
-                        let found = method.decode(q.clone(), cache).unwrap();
-                        let worst = max_difference(&found, &each_alone(&method, q, alone));
-                        assert!(
-                            worst < TOLERANCE,
-                            "{settings:?}, {padding:?}, {end} positions: {worst}"
-                        );
-                    },
-                );
+                along_a_sequence(4, 2, Some(sketch), padding, 60, |cache, q, alone, end| {
+                    // The first use sets them, and as many appends later as the window is long they are set again.
+                    if !(end - 60).is_multiple_of(WINDOW) {
+                        cache.refresh_sketch();
+                        return;
+                    }
+                    let found = method.decode(q.clone(), cache).unwrap();
+                    let worst = max_difference(&found, &each_alone(&method, q, alone));
+                    assert!(
+                        worst < TOLERANCE,
+                        "{settings:?}, {padding:?}, {end} positions: {worst}"
+                    );
+                });
             }
         }
     }
@@ -188,21 +181,27 @@ fn every_intermediate_result_is_that_of_the_reference_on_the_slice() {
             let kept: Vec<i32> = found.positions.into_data().iter::<i32>().collect();
             for (row, alone) in alone.iter().enumerate() {
                 let own = q.clone().slice_dim(0, row..row + 1);
-                let trace =
-                    reference::sparq_decode(own, alone.tensors(), alone.rows(), &settings);
+                let trace = reference::sparq_decode(own, alone.tensors(), alone.rows(), &settings);
                 let part = |t: Tensor<4>| t.slice_dim(0, row..row + 1);
                 assert!(max_difference(&part(found.output.clone()), &trace.output) < TOLERANCE);
                 let alpha = found.alpha.clone().slice_dim(0, row..row + 1);
                 assert!(max_difference(&alpha, &trace.alpha) < TOLERANCE);
                 let first = (end - alone.len()) as i32;
                 let expected = trace.positions.into_data();
-                for (head, expected) in expected.iter::<i32>().collect::<Vec<_>>().chunks(8).enumerate()
+                for (head, expected) in expected
+                    .iter::<i32>()
+                    .collect::<Vec<_>>()
+                    .chunks(8)
+                    .enumerate()
                 {
                     let mut expected: Vec<i32> = expected.iter().map(|at| at + first).collect();
                     let mut kept = kept[(row * 2 + head) * 8..][..8].to_vec();
                     expected.sort_unstable();
                     kept.sort_unstable();
-                    assert_eq!(kept, expected, "sequence {row}, head {head}, {end} positions");
+                    assert_eq!(
+                        kept, expected,
+                        "sequence {row}, head {head}, {end} positions"
+                    );
                 }
             }
         },
@@ -256,8 +255,7 @@ fn a_nan_ends_with_the_window_that_it_was_in() {
     for device in devices() {
         let mut noise = Noise(11);
         let method = Method::from(SparqConfig::new(6, 8).with_mean_value(MeanValue::Always));
-        let mut cache =
-            KvCache::new(&config(1, 2, method.sketch(), WINDOW), &device).unwrap();
+        let mut cache = KvCache::new(&config(1, 2, method.sketch(), WINDOW), &device).unwrap();
         let mut append = |cache: &mut KvCache, len: usize, factor: f32| {
             let [k, v] = [(); 2].map(|()| noise.tensor([1, 2, len, HEAD_DIM], &device));
             cache.append(k, v * factor).unwrap();
@@ -288,8 +286,7 @@ fn a_window_longer_than_the_sequence_changes_nothing() {
                     .with_mean_value(MeanValue::Always),
             );
             let mut plain = cache_of(&k, &v, FloatDType::F32, Some(sketch));
-            let mut windowed =
-                KvCache::new(&config(2, 2, Some(sketch), 90), &device).unwrap();
+            let mut windowed = KvCache::new(&config(2, 2, Some(sketch), 90), &device).unwrap();
             windowed.append(k, v).unwrap();
             let q = noise.tensor([2, 4, 1, HEAD_DIM], &device);
             for method in [method, Method::DENSE] {
@@ -347,7 +344,11 @@ fn training_prefill_and_steps_see_the_same_window() {
                 parts.push(attention.decode(x, &mut cache, &method).unwrap());
             }
             let worst = max_difference(&Tensor::cat(parts, 1), &whole);
-            assert!(worst < TOLERANCE, "{} on {device:?}: {worst}", method.name());
+            assert!(
+                worst < TOLERANCE,
+                "{} on {device:?}: {worst}",
+                method.name()
+            );
         }
     }
 }
@@ -391,7 +392,13 @@ fn a_window_of_nothing_and_a_cache_of_another_window_are_refused() {
         "window: expected at least 1 (the current token), found 0"
     );
     let config = SparqAttentionConfig::new(D_MODEL, 4, 2, HEAD_DIM).with_window(Some(0));
-    assert!(matches!(config.init(device), Err(SparqError::Config { field: "window", .. })));
+    assert!(matches!(
+        config.init(device),
+        Err(SparqError::Config {
+            field: "window",
+            ..
+        })
+    ));
     let cache = attention(device, None).cache_config(1, 1, FloatDType::F32, &Method::DENSE);
     let mut cache = KvCache::new(&cache, device).unwrap();
     let x = input(&mut Noise(19), 1, device);

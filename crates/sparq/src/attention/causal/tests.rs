@@ -55,7 +55,9 @@ impl Case {
         let mut y = Vec::new();
         for (row, head, query) in self.queries() {
             let own = self.rows.end[row] + query;
-            let first = self.window.map_or(0, |window| (own + 1).saturating_sub(window));
+            let first = self
+                .window
+                .map_or(0, |window| (own + 1).saturating_sub(window));
             let seen: Vec<usize> = (self.rows.start[row].min(own).max(first)..=own).collect();
             let q = &q[((row * self.heads + head) * self.len + query) * D..][..D];
             let base = (row * self.kv_heads + head / (self.heads / self.kv_heads)) * self.seq_len();

@@ -91,7 +91,7 @@ pub fn run(args: &InspectArgs, out: Output) -> Result<Outcome> {
         sketch: args.sketch,
         budget: LENGTHS
             .iter()
-            .flat_map(|&length| PARTS.map(|part| budget(&shape, length, part, args.sketch)))
+            .flat_map(|&length| PARTS.map(|part| budget(&model, length, part, args.sketch)))
             .collect(),
         model,
     };
@@ -112,18 +112,19 @@ fn cache_cost(model: &Description, shape: &CacheShape, sketch: Sketch) -> CacheC
     }
 }
 
-fn budget(shape: &CacheShape, seq_len: usize, part: usize, sketch: Sketch) -> BudgetRow {
+fn budget(model: &Description, seq_len: usize, part: usize, sketch: Sketch) -> BudgetRow {
     let ratio = 1.0 / part as f64;
-    let dense = Transfers::dense(shape, seq_len).bytes();
+    let dense = model.step_bytes(ELEMENT_BYTES, seq_len, Transfers::dense);
     let base = SparqConfig::new(1, 1)
         .with_sketch(sketch)
         .with_mean_value(MeanValue::Paper)
         .with_group_score(GroupScore::Probabilities);
     let settings = base
-        .for_compression(shape.head_dim, seq_len, ratio)
+        .for_compression(model.head_dim, model.attended(seq_len), ratio)
         .ok()
         .map(|config| {
-            let bytes = Transfers::sparq(shape, seq_len, &config).bytes();
+            let sparq = |shape: &_, len| Transfers::sparq(shape, len, &config);
+            let bytes = model.step_bytes(ELEMENT_BYTES, seq_len, sparq);
             let SparqConfig {
                 rank,
                 top_k,
@@ -170,6 +171,7 @@ fn print(document: &Document, out: Output) -> Result<()> {
             ),
         ),
         ("context", model.context.to_string()),
+        ("window", window(model)),
         (
             "cache",
             format!(
@@ -225,6 +227,17 @@ fn print(document: &Document, out: Output) -> Result<()> {
         }
     }
     out.text(&table.render())
+}
+
+/// The sliding window in words.
+fn window(model: &Description) -> String {
+    match model.sliding_window {
+        Some(window) => format!(
+            "{window} positions in {} of {} layers",
+            model.sliding_layers, model.layers
+        ),
+        None => "none".into(),
+    }
 }
 
 /// A sketch in words.

@@ -6,11 +6,13 @@ use sparq_models::checkpoint::Checkpoint;
 use sparq_models::{CausalLm, Decoder, ModelCache, embedded};
 use sparq_tests::*;
 
-const CASES: [&str; 9] = [
+const CASES: [&str; 11] = [
     "llama2",
     "llama3",
     "llama_tied_head_dim",
+    "mistral",
     "mistral_sliding",
+    "gemma",
     "gemma_mqa",
     "gpt_neox",
     "gpt_neox_serial",

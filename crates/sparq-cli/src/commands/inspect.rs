@@ -19,6 +19,9 @@ const LENGTHS: [usize; 6] = [4096, 8192, 16384, 32768, 65536, 131_072];
 /// Budgets of the table, as parts of dense attention's bytes.
 const PARTS: [usize; 4] = [2, 4, 8, 16];
 
+/// Parts of a budget that are tried, from the whole down.
+const ATTEMPTS: usize = 64;
+
 /// Bytes of an element of the 16-bit cache that budgets are counted for.
 const ELEMENT_BYTES: usize = 2;
 
@@ -119,12 +122,18 @@ fn budget(model: &Description, seq_len: usize, part: usize, sketch: Sketch) -> B
         .with_sketch(sketch)
         .with_mean_value(MeanValue::Paper)
         .with_group_score(GroupScore::Probabilities);
-    let settings = base
-        .for_compression(model.head_dim, model.attended(seq_len), ratio)
-        .ok()
-        .map(|config| {
+    // Where only some layers slide a window, the settings of the others save less there: the budget is then met by a smaller one.
+    let attempts = (1..=ATTEMPTS).rev();
+    let settings = attempts
+        .filter_map(|attempt| {
+            let ratio = ratio * attempt as f64 / ATTEMPTS as f64;
+            let config = base.for_compression(model.head_dim, model.attended(seq_len), ratio);
+            let config = config.ok()?;
             let sparq = |shape: &_, len| Transfers::sparq(shape, len, &config);
-            let bytes = model.step_bytes(ELEMENT_BYTES, seq_len, sparq);
+            Some((config, model.step_bytes(ELEMENT_BYTES, seq_len, sparq)))
+        })
+        .find(|(_, bytes)| *bytes <= ratio * dense)
+        .map(|(config, bytes)| {
             let SparqConfig {
                 rank,
                 top_k,

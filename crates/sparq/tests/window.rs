@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use common::{Noise, cache_of, devices, max_difference, values};
 use sparq::{
     CapturedStep, Components, GroupScore, KvCache, KvCacheConfig, MeanValue, Method, RotaryConfig,
-    Sketch, SparqAttention, SparqAttentionConfig, SparqConfig, SparqError, reference,
+    Sketch, SparqAttention, SparqAttentionConfig, SparqConfig, SparqError, reference, write,
 };
 
 const WINDOW: usize = 24;
@@ -206,6 +206,28 @@ fn every_intermediate_result_is_that_of_the_reference_on_the_slice() {
             }
         },
     );
+}
+
+#[test]
+fn the_window_on_the_device_is_that_of_the_host() {
+    for device in devices() {
+        let mut noise = Noise(7);
+        let mut cache = KvCache::new(&config(3, 1, None, WINDOW), &device).unwrap();
+        cache.set_left_padding(&[0, 70, 200]).unwrap();
+        for counts in [[10, 90, 90], [14, 0, 0], [1, 3, 4], [60, 10, 1]] {
+            let [k, v] = [(); 2].map(|()| noise.tensor([3, 1, 90, HEAD_DIM], &device));
+            cache.append_rows(k, v, &counts).unwrap();
+            let spans = write::last_spans(cache.tensors().spans.clone(), WINDOW);
+            let found: Vec<usize> = spans
+                .into_data()
+                .iter::<u32>()
+                .map(|at| at as usize)
+                .collect();
+            let last = cache.rows().last(WINDOW);
+            let expected = [last.start, last.end, vec![0; 3]].concat();
+            assert_eq!(found, expected, "{device:?}");
+        }
+    }
 }
 
 #[test]

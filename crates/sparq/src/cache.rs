@@ -124,7 +124,7 @@ impl KvCache {
     /// An empty cache.
     ///
     /// # Errors
-    /// [`SparqError::Shape`] where a size is 0, [`SparqError::Value`] where the window is, [`SparqError::Dtype`] where the device can't hold the type.
+    /// [`SparqError::Shape`] where a size is 0, [`SparqError::Value`] where the window is or has 2^31 positions, [`SparqError::Dtype`] where the device can't hold the type.
     pub fn new(config: &KvCacheConfig, device: &Device) -> Result<Self, SparqError> {
         let sizes = [config.batch, config.kv_heads, config.head_dim];
         if sizes.contains(&0) {
@@ -134,12 +134,11 @@ impl KvCache {
                 found: sizes.to_vec(),
             });
         }
-        if config.window == Some(0) {
-            return Err(lengths(
-                "window",
-                "at least 1 (the current token)".into(),
-                "0".into(),
-            ));
+        // Devices count positions in 32 bits.
+        let usable = |window: usize| window > 0 && i32::try_from(window).is_ok();
+        if let Some(window) = config.window.filter(|&window| !usable(window)) {
+            let expected = format!("1 (the current token) to {}", i32::MAX);
+            return Err(lengths("window", expected, window.to_string()));
         }
         let device = &device.clone().inner();
         check_dtype(config.dtype, device)?;

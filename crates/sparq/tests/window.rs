@@ -408,11 +408,13 @@ fn a_captured_step_slides_its_window_on_the_device() {
 #[test]
 fn a_window_of_nothing_and_a_cache_of_another_window_are_refused() {
     let device = &devices()[0];
-    let refused = KvCache::new(&config(1, 2, None, 0), device).unwrap_err();
-    assert_eq!(
-        refused.to_string(),
-        "window: expected at least 1 (the current token), found 0"
-    );
+    for window in [0, 1 << 31, usize::MAX] {
+        let refused = KvCache::new(&config(1, 2, None, window), device).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            format!("window: expected 1 (the current token) to 2147483647, found {window}")
+        );
+    }
     let config = SparqAttentionConfig::new(D_MODEL, 4, 2, HEAD_DIM).with_window(Some(0));
     assert!(matches!(
         config.init(device),

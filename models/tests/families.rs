@@ -154,6 +154,35 @@ fn sparq_leaves_positions_out_in_every_family() {
     }
 }
 
+#[test]
+fn sixteen_bits_differ_by_their_rounding_alone() {
+    let device = Device::default();
+    for name in FAMILIES {
+        let (checkpoint, config) = config(name);
+        for (dtype, tolerance) in [(FloatDType::F16, 0.01), (FloatDType::BF16, 0.1)] {
+            if !device.supports_dtype(dtype) {
+                continue;
+            }
+            let load = |dtype| Decoder::load(&checkpoint, &config, dtype, &device).unwrap();
+            let [exact, found] = [FloatDType::F32, dtype].map(|dtype| {
+                let (model, method) = (load(dtype), SparqConfig::new(config.head_dim, 8).into());
+                let mut cache = model.new_cache(1, 40, dtype, &method).unwrap();
+                let part = |from, to| tokens(40, &device).slice_dim(1, from..to);
+                let read = model.prefill(part(0, 39), &mut cache, 39).unwrap();
+                // Whichever positions are kept, the step runs in these types.
+                let step = model.decode(part(39, 40), &mut cache, &method).unwrap();
+                assert!(values(step).iter().all(|logit| logit.is_finite()));
+                values(read)
+            });
+            let largest = exact
+                .iter()
+                .fold(0.0, |largest: f32, x| largest.max(x.abs()));
+            let worst = difference(&exact, &found) / largest;
+            assert!(worst < tolerance, "{name} in {dtype:?}: {worst}");
+        }
+    }
+}
+
 #[cfg(feature = "autodiff")]
 #[test]
 fn split_projections_and_shifted_norms_are_trainable() {

@@ -70,7 +70,8 @@ impl Weights for Loader<'_> {
         if offset == 0.0 {
             return Ok(norm);
         }
-        let gamma = Param::from_tensor(norm.gamma.val().detach() + offset);
+        // A parameter of its own: what it is made from is not to be trained.
+        let gamma = Param::from_tensor(norm.gamma.val().detach().set_require_grad(false) + offset);
         Ok(RmsNorm { gamma, epsilon })
     }
 

@@ -128,7 +128,9 @@ fn split(fused: &Linear, heads: usize, d: usize) -> [Linear; 3] {
     ) -> Tensor<2> {
         let device = values.device();
         device.memory_persistent_allocations(values.clone(), |values| {
-            let values = values.detach().reshape([rows, heads, 3, d]);
+            // Parameters of their own: what they are cut from is not to be trained.
+            let values = values.detach().set_require_grad(false);
+            let values = values.reshape([rows, heads, 3, d]);
             let part = values.slice_dim(2, index..index + 1);
             part.reshape([rows, heads * d])
         })

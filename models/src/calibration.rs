@@ -52,10 +52,10 @@ impl KeptMass {
 /// ```
 /// use burn::tensor::{Device, FloatDType, Int, Tensor};
 /// use sparq::{Method, SparqConfig};
-/// use sparq_models::{CausalLm, Llama, calibration::kept_mass, config::LlamaConfig, embedded};
+/// use sparq_models::{CausalLm, Decoder, DecoderConfig, calibration::kept_mass, embedded};
 ///
 /// let (device, checkpoint) = (Device::default(), embedded::checkpoint()?);
-/// let model = Llama::load(&checkpoint, &LlamaConfig::from_checkpoint(&checkpoint)?, FloatDType::F32, &device)?;
+/// let model = Decoder::load(&checkpoint, &DecoderConfig::from_checkpoint(&checkpoint)?, FloatDType::F32, &device)?;
 /// let configs = [SparqConfig::new(8, 8), SparqConfig::new(8, 64)];
 /// let mut cache = model.new_cache(1, 128, FloatDType::F32, &Method::from(configs[0]))?;
 /// let text: Vec<i64> = (0..100).map(|index| 97 + index % 26).collect();
@@ -116,11 +116,21 @@ pub fn kept_mass(
     Ok(kept)
 }
 
-/// The exact attention probabilities of the query heads, one after the other: H rows of S.
+/// The first position that the current one attends to.
+fn attended_from(cache: &KvCache) -> usize {
+    let window = cache.config().window.unwrap_or(cache.len());
+    cache.len().saturating_sub(window)
+}
+
+/// The exact attention probabilities of the query heads, one after the other: H rows of the positions from [`attended_from`] on.
 fn probabilities(q: Tensor<4>, cache: &KvCache) -> Result<Vec<f32>, CalibrationError> {
     let [_, _, _, d] = q.dims();
     let q = reference::group(q, cache.config().kv_heads);
-    let keys = cache.tensors().k.clone().slice_dim(2, 0..cache.len());
+    let keys = cache
+        .tensors()
+        .k
+        .clone()
+        .slice_dim(2, attended_from(cache)..cache.len());
     let logits = q.matmul(keys.cast(FloatDType::F32).transpose()) / (d as f32).sqrt();
     softmax(logits, 3).try_into_vec_as::<f32>().map_err(device)
 }
@@ -137,13 +147,14 @@ fn masses(
     let positions = config.decode_traced(q.clone(), cache)?.positions;
     let count = positions.dims()[2];
     let positions = positions.try_into_vec_as::<i64>().map_err(device)?;
-    let rows = probabilities.chunks_exact(cache.len()).enumerate();
+    let first = attended_from(cache);
+    let rows = probabilities.chunks_exact(cache.len() - first).enumerate();
     let mass = |(head, row): (usize, &[f32])| {
         let chosen = &positions[head / group * count..][..count];
         let valid = chosen
             .iter()
             .filter_map(|&position| usize::try_from(position).ok());
-        valid.map(|position| f64::from(row[position])).sum()
+        valid.map(|position| f64::from(row[position - first])).sum()
     };
     Ok(rows.map(mass).collect())
 }

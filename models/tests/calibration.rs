@@ -3,19 +3,19 @@
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::{KvCache, Method, Sketch, SparqConfig};
 use sparq_models::{
-    CausalLm, Llama, ModelCache, calibration::kept_mass, config::LlamaConfig, embedded,
+    CausalLm, Decoder, DecoderConfig, ModelCache, calibration::kept_mass, embedded,
 };
 
 const LENGTH: usize = 200;
 
-fn model() -> Llama {
+fn model() -> Decoder {
     let checkpoint = embedded::checkpoint().unwrap();
-    let config = LlamaConfig::from_checkpoint(&checkpoint).unwrap();
-    Llama::load(&checkpoint, &config, FloatDType::F32, &Device::flex()).unwrap()
+    let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
+    Decoder::load(&checkpoint, &config, FloatDType::F32, &Device::flex()).unwrap()
 }
 
 /// The model behind a text.
-fn read(model: &Llama, method: &Method) -> ModelCache {
+fn read(model: &Decoder, method: &Method) -> ModelCache {
     let text = "And God said, Let there be light: and there was light. ".repeat(4);
     let ids: Vec<i64> = text.bytes().take(LENGTH).map(i64::from).collect();
     let ids = Tensor::<1, Int>::from_ints(ids.as_slice(), &model.device()).unsqueeze();

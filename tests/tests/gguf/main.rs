@@ -119,9 +119,9 @@ fn floats_of_sixteen_bits_are_read() {
 }
 
 #[test]
-fn a_llama_has_the_logits_of_the_checkpoint_that_it_was_made_from() {
-    for case in ["llama2", "llama3", "llama_tied_head_dim"] {
-        let file = GgufFile::from_llama(&fixture(&format!("hf/{case}")));
+fn a_model_has_the_logits_of_the_checkpoint_that_it_was_made_from() {
+    for case in ["llama2", "llama3", "llama_tied_head_dim", "qwen2"] {
+        let file = GgufFile::from_folder(&fixture(&format!("hf/{case}")));
         let checkpoint = open(&file);
         let expected = Expected::read(&format!("hf/{case}/expected.safetensors"));
         for device in devices() {
@@ -143,7 +143,7 @@ fn rows_of_queries_get_their_order_back_whichever_way_they_are_read() {
     let folder = fixture("hf/llama3");
     let (original, gguf) = (
         Checkpoint::open(&folder).unwrap(),
-        open(&GgufFile::from_llama(&folder)),
+        open(&GgufFile::from_folder(&folder)),
     );
     for name in ["q_proj", "k_proj", "v_proj"] {
         let name = format!("model.layers.1.self_attn.{name}.weight");

@@ -152,39 +152,44 @@ impl GgufFile {
         out
     }
 
-    /// A Llama from the folder of a Hugging Face checkpoint, as `convert_hf_to_gguf.py` makes it.
-    pub fn from_llama(folder: &Path) -> Self {
+    /// A Llama or Qwen 2 from the folder of a Hugging Face checkpoint, as `convert_hf_to_gguf.py` makes it.
+    pub fn from_folder(folder: &Path) -> Self {
         let config: Value =
             serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
         let number = |key: &str| config[key].as_u64().unwrap() as u32;
+        let arch = config["model_type"].as_str().unwrap();
         let mut file = Self::default();
-        file.set("general.architecture", Meta::text("llama"));
+        file.set("general.architecture", Meta::text(arch));
         let keys = [
             ("embedding_length", "hidden_size"),
             ("feed_forward_length", "intermediate_size"),
             ("block_count", "num_hidden_layers"),
             ("attention.head_count", "num_attention_heads"),
             ("attention.head_count_kv", "num_key_value_heads"),
-            ("attention.key_length", "head_dim"),
-            ("attention.value_length", "head_dim"),
-            ("rope.dimension_count", "head_dim"),
             ("context_length", "max_position_embeddings"),
         ];
         for (key, name) in keys {
-            file.set(&format!("llama.{key}"), Meta::U32(number(name)));
+            file.set(&format!("{arch}.{key}"), Meta::U32(number(name)));
         }
+        let head_dim = match config.get("head_dim") {
+            Some(_) => number("head_dim"),
+            None => number("hidden_size") / number("num_attention_heads"),
+        };
+        for key in ["attention.key_length", "rope.dimension_count"] {
+            file.set(&format!("{arch}.{key}"), Meta::U32(head_dim));
+        }
+        let head_dim = head_dim as usize;
         let epsilon = config["rms_norm_eps"].as_f64().unwrap();
         file.set(
-            "llama.attention.layer_norm_rms_epsilon",
+            &format!("{arch}.attention.layer_norm_rms_epsilon"),
             Meta::F32(epsilon as f32),
         );
         let rope = &config["rope_parameters"];
         let theta = rope["rope_theta"].as_f64().unwrap();
-        file.set("llama.rope.freq_base", Meta::F32(theta as f32));
+        file.set(&format!("{arch}.rope.freq_base"), Meta::F32(theta as f32));
         file.set("tokenizer.ggml.bos_token_id", Meta::U32(1));
         file.set("tokenizer.ggml.eos_token_id", Meta::U32(2));
 
-        let head_dim = number("head_dim") as usize;
         if rope["rope_type"] == "llama3" {
             let divisors = llama3_divisors(rope, theta, head_dim);
             file.floats("rope_freqs.weight", &[divisors.len() as u64], &divisors);
@@ -195,20 +200,22 @@ impl GgufFile {
         {
             let name = path.file_name().unwrap().to_str().unwrap();
             if name.starts_with("model") && name.ends_with(".safetensors") {
-                file.add_weights(&std::fs::read(&path).unwrap(), head_dim);
+                let pairs = (arch == "llama").then_some(head_dim);
+                file.add_weights(&std::fs::read(&path).unwrap(), pairs);
             }
         }
         file
     }
 
-    fn add_weights(&mut self, safetensors: &[u8], head_dim: usize) {
+    fn add_weights(&mut self, safetensors: &[u8], pairs: Option<usize>) {
         for (name, view) in SafeTensors::deserialize(safetensors).unwrap().tensors() {
             let bytes = view.data().as_chunks().0.iter();
             let mut values: Vec<f32> = match view.dtype() {
                 safetensors::Dtype::F32 => bytes.map(|&bytes| f32::from_le_bytes(bytes)).collect(),
                 other => panic!("{name}: {other:?}"),
             };
-            if name.contains("q_proj") || name.contains("k_proj") {
+            let turned = name.contains("q_proj") || name.contains("k_proj");
+            if let Some(head_dim) = pairs.filter(|_| turned) {
                 let columns = view.shape().iter().skip(1).product();
                 values = pair_rows(&values, columns, head_dim);
             }

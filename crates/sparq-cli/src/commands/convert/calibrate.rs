@@ -135,19 +135,16 @@ pub fn run(
     let kept = calibration::kept_mass(model, &mut cache, measured, &configs, &mut || bar.inc(1))?;
     bar.finish_and_clear();
 
-    let shape = CacheShape {
-        element_bytes: ELEMENT_BYTES,
-        ..loaded.description.cache_shape(ELEMENT_BYTES)
+    let bytes = |transfers: &dyn Fn(&CacheShape, usize) -> Transfers| {
+        loaded
+            .description
+            .step_bytes(ELEMENT_BYTES, length, transfers)
     };
-    let dense = Transfers::dense(&shape, length).bytes();
-    let grid: Vec<Row> = kept
-        .into_iter()
-        .map(|kept| {
-            Row::new(kept, |config| {
-                Transfers::sparq(&shape, length, config).bytes() / dense
-            })
-        })
-        .collect();
+    let dense = bytes(&Transfers::dense);
+    let share = |config: &SparqConfig| {
+        bytes(&|shape: &CacheShape, len| Transfers::sparq(shape, len, config)) / dense
+    };
+    let grid: Vec<Row> = kept.into_iter().map(|kept| Row::new(kept, share)).collect();
     let enough = grid.iter().enumerate().filter(|(_, row)| row.kept >= keep);
     let cheapest = enough.min_by(|(_, a), (_, b)| a.share_of_dense.total_cmp(&b.share_of_dense));
     let Some((chosen, _)) = cheapest else {

@@ -214,7 +214,7 @@ impl ConvertArgs {
         let config = self.sparq.config(model)?;
         Ok(Some(match (self.compression, self.context) {
             (Some(share), Some(context)) => {
-                config.for_compression(model.head_dim, context, share)?
+                config.for_compression(model.head_dim, model.attended(context), share)?
             }
             _ => config,
         }))

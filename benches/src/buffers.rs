@@ -85,6 +85,7 @@ impl Source {
             capacity: len,
             dtype: FloatDType::from(self.k.dtype()),
             sketch,
+            window: None,
         };
         let mut cache = KvCache::new(&config, &self.k.device())?;
         cache.append(self.k.clone(), self.v.clone())?;

@@ -19,6 +19,7 @@ pub use error::HubError;
 pub use model_id::ModelId;
 pub use options::HubOptions;
 
+use crate::checkpoint::gguf::Gguf;
 use cache::{CachedModel, Missing};
 
 /// The folder of the model `model_id` (`org/name` or `org/name@revision`), downloaded if it is not in the cache. `revision` is a branch, a
@@ -59,7 +60,7 @@ pub fn fetch(
     }
 }
 
-/// The folder that `spec` means: an existing folder, or else a model on the hub under the options of the environment.
+/// The folder or GGUF file that `spec` means: an existing one, or else a model on the hub under the options of the environment.
 ///
 /// # Errors
 ///
@@ -82,7 +83,7 @@ fn resolve(
     fetch: impl FnOnce(&str) -> Result<PathBuf, HubError>,
 ) -> Result<PathBuf, HubError> {
     let path = Path::new(spec);
-    if path.is_dir() {
+    if path.is_dir() || Gguf::locate(path).is_some() {
         return Ok(path.into());
     }
     let folder = if path.exists() {

@@ -1,20 +1,23 @@
 //! Language models that decode with SparQ attention, from Hugging Face checkpoints, without training.
 //!
-//! The data flows one way: a [`checkpoint`] folder (local, from the [`hub`], or the [`embedded`] one) gives a configuration and weights, a model file builds
-//! its layers from [`sparq::SparqAttention`], and [`text`] turns its logits into text. Every model offers itself through [`CausalLm`], so that
-//! generation, evaluation and benchmarks are written once.
+//! The data flows one way: a [`checkpoint`] folder (local, from the [`hub`], or the [`embedded`] one) gives a configuration and weights; the file of
+//! its family says what they mean for a [`Decoder`], whose layers attend with [`sparq::SparqAttention`]; and [`text`] turns its logits into text. Models offer
+//! themselves through [`CausalLm`], so that generation, evaluation and benchmarks are written once.
 #![deny(missing_docs)]
 
+pub mod calibration;
 pub mod checkpoint;
 pub mod config;
+mod decoder;
 pub mod embedded;
+mod families;
 #[cfg(feature = "hub")]
 pub mod hub;
-mod llama;
 mod lm;
 pub mod progress;
 pub mod text;
 mod weights;
 
-pub use llama::Llama;
+pub use decoder::{Decoder, DecoderConfig, Keys, MlpKeys, NormKind, QkvKeys, Residual};
+pub use families::Llama;
 pub use lm::{CapturedLm, CausalLm, ModelCache};

@@ -1,7 +1,7 @@
 //! Where the weights of a model come from: a checkpoint or chance.
 
 use burn::module::Param;
-use burn::nn::{Embedding, Linear, RmsNorm};
+use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 
 use crate::checkpoint::{CheckpointError, Loader};
@@ -21,8 +21,22 @@ pub(crate) trait Weights {
     fn embedding(&self, name: &str, vocab: usize, dim: usize)
     -> Result<Embedding, CheckpointError>;
 
-    /// The norm whose scale is `name` `[dim]`.
-    fn rms_norm(&self, name: &str, dim: usize, epsilon: f64) -> Result<RmsNorm, CheckpointError>;
+    /// The RMS norm `prefix` of `dim` features, whose scale is what is stored and `offset`.
+    fn rms_norm(
+        &self,
+        prefix: &str,
+        dim: usize,
+        epsilon: f64,
+        offset: f64,
+    ) -> Result<RmsNorm, CheckpointError>;
+
+    /// The layer norm `prefix` of `dim` features, with a bias.
+    fn layer_norm(
+        &self,
+        prefix: &str,
+        dim: usize,
+        epsilon: f64,
+    ) -> Result<LayerNorm, CheckpointError>;
 }
 
 impl Weights for Loader<'_> {
@@ -45,8 +59,29 @@ impl Weights for Loader<'_> {
         self.embedding(name, vocab, dim)
     }
 
-    fn rms_norm(&self, name: &str, dim: usize, epsilon: f64) -> Result<RmsNorm, CheckpointError> {
-        self.rms_norm(name, dim, epsilon)
+    fn rms_norm(
+        &self,
+        prefix: &str,
+        dim: usize,
+        epsilon: f64,
+        offset: f64,
+    ) -> Result<RmsNorm, CheckpointError> {
+        let norm = self.rms_norm(&format!("{prefix}.weight"), dim, epsilon)?;
+        if offset == 0.0 {
+            return Ok(norm);
+        }
+        // A parameter of its own: what it is made from is not to be trained.
+        let gamma = Param::from_tensor(norm.gamma.val().detach().set_require_grad(false) + offset);
+        Ok(RmsNorm { gamma, epsilon })
+    }
+
+    fn layer_norm(
+        &self,
+        prefix: &str,
+        dim: usize,
+        epsilon: f64,
+    ) -> Result<LayerNorm, CheckpointError> {
+        self.layer_norm(prefix, dim, epsilon)
     }
 }
 
@@ -57,7 +92,7 @@ pub(crate) struct RandomWeights<'a> {
 }
 
 impl RandomWeights<'_> {
-    /// The `initializer_range` that the Llama family is trained from.
+    /// The `initializer_range` that the families are trained from.
     const STANDARD_DEVIATION: f64 = 0.02;
 
     /// Straight in the type of the model, so that nothing wider is ever held.
@@ -71,6 +106,13 @@ impl RandomWeights<'_> {
     }
 }
 
+impl RandomWeights<'_> {
+    fn vector(&self, dim: usize, value: f64) -> Param<Tensor<1>> {
+        let options = (self.device, DType::from(self.dtype));
+        Param::from_tensor(Tensor::full([dim], value, options))
+    }
+}
+
 impl Weights for RandomWeights<'_> {
     fn linear(
         &self,
@@ -79,10 +121,9 @@ impl Weights for RandomWeights<'_> {
         out_features: usize,
         bias: bool,
     ) -> Result<Linear, CheckpointError> {
-        let zeros = || Tensor::zeros([out_features], (self.device, DType::from(self.dtype)));
         Ok(Linear {
             weight: self.matrix([in_features, out_features]),
-            bias: bias.then(|| Param::from_tensor(zeros())),
+            bias: bias.then(|| self.vector(out_features, 0.0)),
         })
     }
 
@@ -97,10 +138,29 @@ impl Weights for RandomWeights<'_> {
         })
     }
 
-    fn rms_norm(&self, _name: &str, dim: usize, epsilon: f64) -> Result<RmsNorm, CheckpointError> {
+    fn rms_norm(
+        &self,
+        _prefix: &str,
+        dim: usize,
+        epsilon: f64,
+        _offset: f64,
+    ) -> Result<RmsNorm, CheckpointError> {
         Ok(RmsNorm {
-            gamma: Param::from_tensor(Tensor::ones([dim], (self.device, DType::from(self.dtype)))),
+            gamma: self.vector(dim, 1.0),
             epsilon,
         })
+    }
+
+    fn layer_norm(
+        &self,
+        _prefix: &str,
+        dim: usize,
+        epsilon: f64,
+    ) -> Result<LayerNorm, CheckpointError> {
+        let config = LayerNormConfig::new(dim).with_epsilon(epsilon);
+        let mut norm = config.init(self.device);
+        norm.gamma = self.vector(dim, 1.0);
+        norm.beta = Some(self.vector(dim, 0.0));
+        Ok(norm)
     }
 }

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use checkpoint_support::{checkpoint, f32_bytes, fixture, folder, safetensors, with_header};
 use safetensors::Dtype;
-use sparq_models::checkpoint::{Checkpoint, CheckpointError, JsonError};
+use sparq_models::checkpoint::{Checkpoint, CheckpointError, JsonError, StoredType};
 
 /// The error of opening `dir`; it has to mention all of `parts`.
 #[track_caller]
@@ -30,7 +30,10 @@ fn a_single_file_opens() {
     assert!(checkpoint.contains("model.norm.weight"));
     assert!(!checkpoint.contains("model.norm.bias"));
     let entry = checkpoint.entry("model.embed_tokens.weight").unwrap();
-    assert_eq!((entry.dtype, entry.shape), (Dtype::F32, &[199, 48][..]));
+    assert_eq!(
+        (entry.dtype, entry.shape),
+        (StoredType::F32, &[199, 48][..])
+    );
     assert_eq!(entry.file, fixture("llama3").join("model.safetensors"));
     assert_eq!(checkpoint.dir(), Some(&*fixture("llama3")));
 }

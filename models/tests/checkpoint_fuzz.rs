@@ -6,10 +6,7 @@ use burn::tensor::{Device, FloatDType};
 use checkpoint_support::{f16_bytes, f32_bytes, safetensors, with_header};
 use proptest::prelude::*;
 use safetensors::Dtype;
-use sparq_models::{
-    checkpoint::Checkpoint,
-    config::{Architecture, LlamaConfig},
-};
+use sparq_models::{checkpoint::Checkpoint, config::Architecture};
 
 /// Opens the bytes and reads every tensor that the header names, in whatever shape it says.
 fn open_and_read(weights: Vec<u8>) -> Option<usize> {
@@ -70,16 +67,23 @@ proptest! {
     fn configurations_with_any_numbers_never_panic(
         sizes in prop::collection::vec(prop_oneof![0..9u64, any::<u64>()], 8),
         theta in any::<f64>(),
+        part in any::<f64>(),
+        window in prop_oneof![0..9u64, any::<u64>()],
         act in prop::sample::select(vec!["silu", "gelu", "x", ""]),
     ) {
         let keys = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"];
         let mut config: serde_json::Map<_, _> = keys.iter().zip(sizes).map(|(key, size)| (key.to_string(), size.into())).collect();
         config.insert("rope_theta".into(), theta.into());
+        config.insert("rotary_pct".into(), part.into());
+        config.insert("sliding_window".into(), window.into());
         config.insert("hidden_act".into(), act.into());
         let config = config.into();
-        if let Ok(config) = LlamaConfig::from_json(&config, "config.json".as_ref()) {
-            prop_assert!(config.num_attention_heads % config.num_key_value_heads == 0 && config.head_dim % 2 == 0);
-            prop_assert!(config.vocab_size.checked_mul(config.hidden_size).is_some());
+        for architecture in Architecture::ALL {
+            if let Ok(config) = architecture.read(&config, "config.json".as_ref()) {
+                prop_assert!(config.num_attention_heads % config.num_key_value_heads == 0);
+                prop_assert!(config.rotary.frequencies().is_ok());
+                prop_assert!(config.vocab_size.checked_mul(config.hidden_size).is_some());
+            }
         }
         prop_assert!(Architecture::detect(&config, "config.json".as_ref()).is_err());
     }

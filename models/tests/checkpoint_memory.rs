@@ -1,4 +1,4 @@
-//! The peak of memory while a model loads. Alone in its binary: the allocator counts what every test of a process allocates.
+//! The peak of memory while a model loads or is converted. Alone in its binary: the allocator counts what every test of a process allocates.
 
 mod checkpoint_support;
 
@@ -6,11 +6,14 @@ use std::{
     alloc::{GlobalAlloc, Layout, System},
     fs::File,
     io::{BufWriter, Write},
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use burn::tensor::{Device, FloatDType};
-use sparq_models::checkpoint::{Checkpoint, Loader};
+use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, WeightType};
 
 /// Counts the bytes that are allocated now, and the most there ever were.
 struct Counting;
@@ -36,6 +39,9 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// Held by the one test that counts.
+static COUNTED: Mutex<()> = Mutex::new(());
 
 /// 24 MiB of F16 in tensors of 2 MiB and one of 8 MiB.
 const SHAPES: [[usize; 2]; 9] = [
@@ -80,6 +86,7 @@ fn write_checkpoint() -> tempfile::TempDir {
 
 #[test]
 fn loading_peaks_at_the_weights_and_a_small_buffer() {
+    let _counted = COUNTED.lock().unwrap();
     let dir = write_checkpoint();
     let weights: usize = SHAPES.iter().map(|[rows, columns]| rows * columns).sum();
     for (dtype, size) in [(FloatDType::F16, 2), (FloatDType::F32, 4)] {
@@ -109,4 +116,83 @@ fn loading_peaks_at_the_weights_and_a_small_buffer() {
         );
         drop(model);
     }
+}
+
+#[test]
+fn converting_peaks_at_the_largest_tensor_and_loading_the_result_at_next_to_nothing() {
+    let _counted = COUNTED.lock().unwrap();
+    let dir = write_checkpoint();
+    let largest = SHAPES
+        .iter()
+        .map(|[rows, columns]| rows * columns * 4)
+        .max();
+    let largest = largest.unwrap();
+    for back in [false, true] {
+        let out = tempfile::tempdir().unwrap();
+        let before = NOW.load(Relaxed);
+        PEAK.store(before, Relaxed);
+        let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
+        let conversion = Conversion::new(checkpoint).with_dtype(Some(WeightType::F32));
+        match back {
+            true => conversion.write_safetensors(out.path()).unwrap(),
+            false => drop(conversion.write(out.path()).unwrap()),
+        }
+        drop(conversion);
+        let peak = PEAK.load(Relaxed) - before;
+        assert!(
+            peak >= largest,
+            "{peak} of {largest}: nothing was converted"
+        );
+        assert!(
+            peak <= largest + SMALL_CHANGE,
+            "{peak} bytes at the peak for {largest}"
+        );
+        if back {
+            continue;
+        }
+
+        PEAK.store(before, Relaxed);
+        let checkpoint = Checkpoint::open(out.path()).unwrap();
+        let loader = Loader::new(&checkpoint, &Device::default(), FloatDType::F32).unwrap();
+        let layers = SHAPES.into_iter().enumerate().map(|(at, [rows, columns])| {
+            loader
+                .linear(&at.to_string(), columns, rows, false)
+                .unwrap()
+        });
+        let model: Vec<_> = layers.collect();
+        let sum = model[8].weight.val().sum().into_scalar::<f32>();
+        let peak = PEAK.load(Relaxed) - before;
+        assert!(
+            peak <= SMALL_CHANGE,
+            "{peak} bytes for weights that are mapped"
+        );
+        assert!(sum > 0.0, "{sum}");
+    }
+}
+
+#[test]
+fn quantizing_peaks_at_what_burn_makes_of_the_largest_tensor() {
+    let _counted = COUNTED.lock().unwrap();
+    let dir = write_checkpoint();
+    let largest = SHAPES
+        .iter()
+        .map(|[rows, columns]| rows * columns * 4)
+        .max();
+    let largest = largest.unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let before = NOW.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
+    let conversion = Conversion::new(checkpoint).with_dtype(Some(WeightType::Q4));
+    drop(conversion.write(out.path()).unwrap());
+    let peak = PEAK.load(Relaxed) - before;
+    // The tensor in F32, its codes in bytes twice, and the scales.
+    assert!(
+        peak >= largest,
+        "{peak} of {largest}: nothing was converted"
+    );
+    assert!(
+        peak <= 2 * largest + SMALL_CHANGE,
+        "{peak} bytes at the peak for {largest}"
+    );
 }

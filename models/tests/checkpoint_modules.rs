@@ -89,6 +89,22 @@ fn an_embedding_gives_the_rows_and_a_norm_scales() {
 }
 
 #[test]
+fn a_layer_norm_centres_scales_and_shifts() {
+    let weights = safetensors(&[
+        ("ln.weight", Dtype::F32, &[2], f32_bytes(&[2.0, 3.0])),
+        ("ln.bias", Dtype::F32, &[2], f32_bytes(&[10.0, 20.0])),
+    ]);
+    let checkpoint = Checkpoint::from_bytes("test", b"{}", weights).unwrap();
+    let norm = loader(&checkpoint).layer_norm("ln", 2, 8.0).unwrap();
+    // Variance 1 and epsilon 8: a third of what is left without the mean.
+    let x = Tensor::<2>::from_floats([[4.0, 6.0]], &Device::default());
+    let expected = [10.0 - 2.0 / 3.0, 20.0 + 1.0];
+    for (found, expected) in values(norm.forward(x)).iter().zip(expected) {
+        assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+    }
+}
+
+#[test]
 fn what_is_loaded_counts_as_parameters() {
     let checkpoint = checkpoint();
     let loader = loader(&checkpoint);

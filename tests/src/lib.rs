@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
 use sparq_host::device::DeviceChoice;
-use sparq_models::Llama;
 use sparq_models::checkpoint::Checkpoint;
-use sparq_models::config::LlamaConfig;
+use sparq_models::{Decoder, DecoderConfig};
 
 /// The device that BURN_DEVICE names, or else every one of this build that answers.
 pub fn devices() -> Vec<Device> {
@@ -23,10 +22,10 @@ pub fn fixture(path: &str) -> PathBuf {
         .join(path)
 }
 
-/// A model of the checkpoint in f32.
-pub fn load(checkpoint: &Checkpoint, device: &Device) -> Llama {
-    let config = LlamaConfig::from_checkpoint(checkpoint).unwrap();
-    Llama::load(checkpoint, &config, FloatDType::F32, device).unwrap()
+/// A model of the checkpoint in f32, of whatever family it is.
+pub fn load(checkpoint: &Checkpoint, device: &Device) -> Decoder {
+    let config = DecoderConfig::from_checkpoint(checkpoint).unwrap();
+    Decoder::load(checkpoint, &config, FloatDType::F32, device).unwrap()
 }
 
 /// The tensors of a safetensors file of expected results.
@@ -42,6 +41,12 @@ impl Expected {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let view = file.tensor(name).unwrap();
         (view.shape().to_vec(), view.data().to_vec())
+    }
+
+    /// An entry of the file's metadata.
+    pub fn text(&self, key: &str) -> String {
+        let (_, metadata) = SafeTensors::read_metadata(&self.0).unwrap();
+        metadata.metadata().as_ref().unwrap()[key].clone()
     }
 
     /// A tensor of 64-bit integers and its shape.

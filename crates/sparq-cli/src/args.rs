@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::commands::check::CheckArgs;
 use crate::commands::completions::CompletionsArgs;
+use crate::commands::convert::ConvertArgs;
 use crate::commands::demo::DemoArgs;
 use crate::commands::generate::GenerateArgs;
 use crate::commands::inspect::InspectArgs;
@@ -23,6 +24,7 @@ Examples:
   sparq generate --model DIR --prompt-file question.txt --method sparq --rank 32 --top-k 128
   sparq inspect DIR --sketch 4bits             what a model's cache costs and what SparQ saves
   sparq logits --model DIR --tokens 1,2,3 --out logits.safetensors
+  sparq convert org/name DIR --dtype f16       a folder that loads at once
   sparq check --device flex                    hold this machine to the reference cases";
 
 /// Decode language models with SparQ attention, which reads a fraction of the KV cache.
@@ -70,6 +72,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Write the logits of given tokens to a file, to compare with another implementation
     Logits(LogitsArgs),
+    /// Write a model in a form that loads at once, with its settings of attention, or back as safetensors
+    Convert(ConvertArgs),
     /// Hold a device to the reference cases of SparQ attention
     Check(CheckArgs),
     /// Print a script that completes this program's arguments in a shell
@@ -79,8 +83,8 @@ pub enum Command {
 /// Which model.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ModelArgs {
-    /// Folder of a Hugging Face checkpoint, or an id on the hub (org/name); without it, the model inside the program
-    #[arg(long, value_name = "DIR|HUB-ID")]
+    /// Folder of a Hugging Face checkpoint or of a converted model, GGUF file, or id on the hub (org/name); without it, the model inside the program
+    #[arg(long, value_name = "DIR|FILE.gguf|HUB-ID")]
     pub model: Option<String>,
 }
 

@@ -1,5 +1,7 @@
 //! Ctrl-C: the first asks the generation to stop after the current token, the second ends the program.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use sparq_models::text::CancelToken;
 
@@ -22,4 +24,17 @@ pub fn install() -> Result<CancelToken> {
     })
     .context("Ctrl-C could not be taken over")?;
     Ok(token)
+}
+
+/// Takes over Ctrl-C, which from then on removes an unfinished folder and ends the program. To be called once.
+///
+/// # Errors
+/// When the system refuses the handler.
+pub fn remove_on_interrupt(folder: PathBuf) -> Result<()> {
+    ctrlc::set_handler(move || {
+        // What can't be removed is no model either.
+        let _ = std::fs::remove_dir_all(&folder);
+        std::process::exit(i32::from(EXIT_CODE));
+    })
+    .context("Ctrl-C could not be taken over")
 }

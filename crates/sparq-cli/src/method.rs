@@ -26,7 +26,9 @@ pub enum MethodName {
 }
 
 /// The settings of SparQ.
-#[derive(Args, Clone, Copy, Debug)]
+///
+/// What is left out is what the model's `sparq.json` says, or else the default.
+#[derive(Args, Clone, Copy, Debug, Default)]
 pub struct SparqArgs {
     /// r: components of the query that scores are approximated with [default: a quarter of the model's head_dim]
     #[arg(long, value_name = "R")]
@@ -37,18 +39,18 @@ pub struct SparqArgs {
     /// l: latest positions that are always kept [default: a quarter of k]
     #[arg(long, value_name = "L")]
     pub local_window: Option<usize>,
-    /// How the copy of the keys that scores are read from is stored
-    #[arg(long, value_parser = sketch_parser(), default_value = "4bits")]
-    pub sketch: Sketch,
-    /// When the weight left out goes to the mean value (paper: where every query head has its own key/value head)
-    #[arg(long, value_parser = named::<MeanValue>(&["always", "never", "paper"]), default_value = "paper")]
-    pub mean_value: MeanValue,
-    /// What the query heads of a group sum to agree on positions
-    #[arg(long, value_parser = named::<GroupScore>(&["probabilities", "logits"]), default_value = "probabilities")]
-    pub group_score: GroupScore,
-    /// How the query heads of a group agree on components: by the sum of |q|, or by |the sum of q|
-    #[arg(long, value_parser = named::<Components>(&["sum-abs", "abs-sum"]), default_value = "sum-abs")]
-    pub components: Components,
+    /// How the copy of the keys that scores are read from is stored [default: 4bits]
+    #[arg(long, value_parser = sketch_parser())]
+    pub sketch: Option<Sketch>,
+    /// When the weight left out goes to the mean value; paper: where every query head has its own key/value head [default: paper]
+    #[arg(long, value_parser = named::<MeanValue>(&["always", "never", "paper"]))]
+    pub mean_value: Option<MeanValue>,
+    /// What the query heads of a group sum to agree on positions [default: probabilities]
+    #[arg(long, value_parser = named::<GroupScore>(&["probabilities", "logits"]))]
+    pub group_score: Option<GroupScore>,
+    /// How the query heads of a group agree on components: by the sum of |q|, or by |the sum of q| [default: sum-abs]
+    #[arg(long, value_parser = named::<Components>(&["sum-abs", "abs-sum"]))]
+    pub components: Option<Components>,
 }
 
 /// Parser of `--sketch`.
@@ -56,39 +58,56 @@ pub fn sketch_parser() -> impl clap::builder::TypedValueParser<Value = Sketch> {
     named::<Sketch>(&["full", "8bits", "4bits"])
 }
 
-impl Default for SparqArgs {
-    /// What the command line gives where nothing is said.
-    fn default() -> Self {
-        Self {
-            rank: None,
-            top_k: None,
-            local_window: None,
-            sketch: Sketch::Bits4,
-            mean_value: MeanValue::Paper,
-            group_score: GroupScore::Probabilities,
-            components: Components::SumAbs,
-        }
-    }
-}
-
 impl SparqArgs {
+    /// Whether anything was said.
+    pub fn is_given(&self) -> bool {
+        let Self {
+            rank,
+            top_k,
+            local_window,
+            sketch,
+            mean_value,
+            group_score,
+            components,
+        } = *self;
+        rank.is_some()
+            || top_k.is_some()
+            || local_window.is_some()
+            || sketch.is_some()
+            || mean_value.is_some()
+            || group_score.is_some()
+            || components.is_some()
+    }
+
     /// The settings for a model, checked.
     ///
     /// # Errors
-    /// When they don't fit `head_dim`.
-    pub fn config(&self, head_dim: usize) -> Result<SparqConfig> {
-        let rank = self.rank.unwrap_or((head_dim / DEFAULT_RANK_SHARE).max(1));
-        let config = SparqConfig::new(rank, self.top_k.unwrap_or(DEFAULT_TOP_K))
-            .with_sketch(self.sketch)
-            .with_mean_value(self.mean_value)
-            .with_group_score(self.group_score)
-            .with_components(self.components);
-        let config = match self.local_window {
-            Some(window) => config.with_local_window(window),
-            None => config,
-        };
-        config.validate(head_dim)?;
+    /// When they don't fit the model's head_dim.
+    pub fn config(&self, model: &Description) -> Result<SparqConfig> {
+        let base = model.attention.unwrap_or_else(|| {
+            let rank = (model.head_dim / DEFAULT_RANK_SHARE).max(1);
+            SparqConfig::new(rank, DEFAULT_TOP_K).with_sketch(Sketch::Bits4)
+        });
+        let config = self.over(base);
+        config.validate(model.head_dim)?;
         Ok(config)
+    }
+
+    /// What was said, and `base` where nothing was.
+    pub fn over(&self, base: SparqConfig) -> SparqConfig {
+        SparqConfig {
+            rank: self.rank.unwrap_or(base.rank),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            local_window: match (self.local_window, self.top_k) {
+                (Some(window), _) => window,
+                (None, Some(top_k)) => SparqConfig::new(1, top_k).local_window,
+                (None, None) => base.local_window,
+            },
+            sketch: self.sketch.unwrap_or(base.sketch),
+            mean_value: self.mean_value.unwrap_or(base.mean_value),
+            group_score: self.group_score.unwrap_or(base.group_score),
+            components: self.components.unwrap_or(base.components),
+        }
     }
 }
 
@@ -114,7 +133,7 @@ impl MethodArgs {
         model: &Description,
         device: &Device,
     ) -> Result<Method> {
-        let config = self.sparq.config(model.head_dim)?;
+        let config = self.sparq.config(model)?;
         Ok(match self.method.unwrap_or(default) {
             MethodName::Auto => Auto::new(config, model.heads / model.kv_heads, device).into(),
             MethodName::Sparq => config.into(),

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use serde::Serialize;
-use sparq::{CacheShape, Method};
+use sparq::{CacheShape, Method, SparqConfig, Transfers};
 use sparq_models::checkpoint::Checkpoint;
-use sparq_models::config::{Architecture, LlamaConfig};
+use sparq_models::config::Architecture;
 use sparq_models::text::{ChatTemplate, Sampler, SamplingConfig, TextTokenizer};
-use sparq_models::{CausalLm, Llama, ModelCache, embedded, hub};
+use sparq_models::{CausalLm, Decoder, DecoderConfig, ModelCache, embedded, hub};
 
 /// Tokens that a prefill reads at once. Between two pieces a progress bar moves, and the logits of one piece are what has to be in memory.
 pub const PIECE: usize = 512;
@@ -45,7 +45,11 @@ impl ModelSource {
         })
     }
 
-    fn checkpoint(&self) -> Result<Checkpoint> {
+    /// The open checkpoint.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(match self {
             Self::Embedded => embedded::checkpoint()?,
             Self::Folder { path, .. } => Checkpoint::open(path)?,
@@ -65,16 +69,22 @@ impl ModelSource {
     /// # Errors
     /// When the checkpoint can't be read or does not fit the device.
     pub fn load(&self, device: &Device, dtype: FloatDType) -> Result<LoadedModel> {
-        let checkpoint = self.checkpoint()?;
-        let description = Description::new(&checkpoint, self.to_string())?;
-        let model: Box<dyn CausalLm> = match Architecture::of(&checkpoint)? {
-            Architecture::Llama => Box::new(Llama::load(
-                &checkpoint,
-                &LlamaConfig::from_checkpoint(&checkpoint)?,
-                dtype,
-                device,
-            )?),
-        };
+        self.build(&self.checkpoint()?, device, dtype)
+    }
+
+    /// The model of an open checkpoint of this source.
+    ///
+    /// # Errors
+    /// When the checkpoint can't be read or does not fit the device.
+    pub fn build(
+        &self,
+        checkpoint: &Checkpoint,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Result<LoadedModel> {
+        let description = Description::new(checkpoint, self.to_string())?;
+        let config = DecoderConfig::from_checkpoint(checkpoint)?;
+        let model = Box::new(Decoder::load(checkpoint, &config, dtype, device)?);
         Ok(LoadedModel { model, description })
     }
 
@@ -145,14 +155,19 @@ pub struct Description {
     pub vocab_size: usize,
     /// Positions that the model was made for.
     pub context: usize,
+    /// The settings of SparQ that a converted model is meant to be run with.
+    pub attention: Option<SparqConfig>,
+    /// Positions that layers with a sliding window attend to.
+    pub sliding_window: Option<usize>,
+    /// Layers with a sliding window.
+    pub sliding_layers: usize,
 }
 
 impl Description {
     fn new(checkpoint: &Checkpoint, name: String) -> Result<Self> {
         let architecture = Architecture::of(checkpoint)?;
-        let config = match architecture {
-            Architecture::Llama => LlamaConfig::from_checkpoint(checkpoint)?,
-        };
+        let config = DecoderConfig::from_checkpoint(checkpoint)?;
+        let windows: Vec<_> = config.windows.iter().flatten().copied().collect();
         let mut stored_types: Vec<String> = checkpoint
             .names()
             .filter_map(|name| checkpoint.entry(name))
@@ -174,6 +189,9 @@ impl Description {
             hidden_size: config.hidden_size,
             vocab_size: config.vocab_size,
             context: config.max_position_embeddings,
+            attention: checkpoint.attention(),
+            sliding_window: windows.first().copied(),
+            sliding_layers: windows.len(),
         })
     }
 
@@ -184,6 +202,37 @@ impl Description {
             kv_heads: self.layers * self.kv_heads,
             element_bytes,
         }
+    }
+
+    /// How many of `seq_len` positions a step attends to, in the layer that attends to most.
+    pub fn attended(&self, seq_len: usize) -> usize {
+        match self.sliding_window {
+            Some(window) if self.sliding_layers == self.layers => seq_len.min(window),
+            _ => seq_len,
+        }
+    }
+
+    /// The bytes that a step at `seq_len` positions moves in all layers together, each with what it attends to; `transfers` counts those of some heads at a
+    /// length.
+    pub fn step_bytes(
+        &self,
+        element_bytes: usize,
+        seq_len: usize,
+        transfers: impl Fn(&CacheShape, usize) -> Transfers,
+    ) -> f64 {
+        let window = self.sliding_window.unwrap_or(seq_len);
+        let of = |layers: usize, seq_len: usize| match layers {
+            0 => 0.0,
+            layers => {
+                let shape = CacheShape {
+                    kv_heads: layers * self.kv_heads,
+                    ..self.cache_shape(element_bytes)
+                };
+                transfers(&shape, seq_len).bytes()
+            }
+        };
+        let sliding = of(self.sliding_layers, seq_len.min(window));
+        sliding + of(self.layers - self.sliding_layers, seq_len)
     }
 }
 

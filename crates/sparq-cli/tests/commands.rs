@@ -2,14 +2,17 @@
 
 mod support;
 
-use serde_json::json;
+use std::path::Path;
+
+use serde_json::{Value, json};
 use support::{CONTEXT, Checkpoint, HEAD_DIM, VOCAB, document, sparq};
 
-const COMMANDS: [&str; 6] = [
+const COMMANDS: [&str; 7] = [
     "demo",
     "generate",
     "inspect",
     "logits",
+    "convert",
     "check",
     "completions",
 ];
@@ -49,6 +52,7 @@ fn the_examples_of_the_help_parse() {
         "generate",
         "inspect",
         "logits",
+        "convert",
         "check",
         "completions",
     ] {
@@ -159,6 +163,52 @@ fn every_budget_of_inspect_is_kept() {
         text.contains("LlamaForCausalLM") && text.contains("128k"),
         "{text}"
     );
+}
+
+#[test]
+fn inspect_counts_what_each_layer_attends_to() {
+    let hf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/hf");
+    let all = document(&["inspect", hf.join("mistral_sliding").to_str().unwrap()]);
+    assert_eq!(
+        (
+            &all["model"]["sliding_window"],
+            &all["model"]["sliding_layers"]
+        ),
+        (&json!(24), &json!(3))
+    );
+    // 2 W d + 2 d elements of 2 bytes for each of 3 layers with 2 heads of 8, at any length.
+    for row in all["budget"].as_array().unwrap() {
+        assert_eq!(
+            row["dense_bytes"],
+            json!(3.0 * 2.0 * 2.0 * 8.0 * 2.0 * 25.0)
+        );
+    }
+    // One of three layers slides.
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(hf.join("qwen2/config.json")).unwrap()).unwrap();
+    config["use_sliding_window"] = json!(true);
+    config["sliding_window"] = json!(24);
+    config["layer_types"] = json!(["full_attention", "sliding_attention", "full_attention"]);
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::copy(
+        hf.join("qwen2/model.safetensors"),
+        folder.path().join("model.safetensors"),
+    )
+    .unwrap();
+    let some = document(&["inspect", folder.path().to_str().unwrap()]);
+    assert_eq!(some["model"]["sliding_layers"], json!(1));
+    let mut found = 0;
+    for row in some["budget"].as_array().unwrap() {
+        let length = row["seq_len"].as_f64().unwrap();
+        let dense = 2.0 * 2.0 * 8.0 * 2.0 * (2.0 * (length + 1.0) + 25.0);
+        assert_eq!(row["dense_bytes"], json!(dense));
+        if let Some(share) = row["settings"]["share"].as_f64() {
+            found += 1;
+            assert!(share <= row["ratio"].as_f64().unwrap(), "{row}");
+        }
+    }
+    assert!(found > 12, "{found}");
 }
 
 #[test]

@@ -117,3 +117,46 @@ fn the_model_inside_the_program_reads_a_list() {
         .unwrap();
     assert_eq!(best, usize::from(b'h'));
 }
+
+#[test]
+fn a_model_of_any_family_gives_the_logits_of_transformers() {
+    let hf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/hf");
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("logits.safetensors");
+    for family in [
+        "llama2",
+        "mistral_sliding",
+        "gemma_mqa",
+        "gpt_neox",
+        "qwen2",
+        "qwen3",
+    ] {
+        let model = hf.join(family);
+        let expected = std::fs::read(model.join("expected.safetensors")).unwrap();
+        let expected = safetensors::SafeTensors::deserialize(&expected).unwrap();
+        let (ids, logits_of) = (
+            expected.tensor("input_ids").unwrap(),
+            expected.tensor("logits").unwrap(),
+        );
+        let ids: Vec<i64> = ids
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&b| i64::from_le_bytes(b))
+            .collect();
+        let logits_of: Vec<f32> = logits_of
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&b| f32::from_le_bytes(b))
+            .collect();
+        let tokens = folder.path().join("ids.safetensors");
+        write_ids(&tokens, [2, ids.len() / 2], &ids);
+        let model = ["--model", model.to_str().unwrap()];
+        let (_, found) = logits(&model, &tokens, &out, &["--decode-from", "30"]);
+        let diff = max_diff(&found, &logits_of);
+        assert!(diff < 2e-4, "{family}: {diff}");
+    }
+}

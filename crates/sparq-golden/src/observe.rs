@@ -93,6 +93,7 @@ fn fill(case: &Case, device: &Device, dtype: FloatDType) -> Result<KvCache, spar
             capacity: case.problem.seq,
             dtype,
             sketch: Some(case.config.sketch),
+            window: None,
         },
         device,
     )?;

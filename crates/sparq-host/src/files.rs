@@ -1,9 +1,9 @@
-//! Output files that are there whole or not at all.
+//! Output files and folders that are there whole or not at all.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 use thiserror::Error;
 
 /// Why a file could not be written.
@@ -12,6 +12,12 @@ pub enum OutputError {
     /// The name is a folder's.
     #[error("{}: expected a file to write, found a folder", .path.display())]
     Folder {
+        /// The name given.
+        path: PathBuf,
+    },
+    /// The name of a folder to write is taken.
+    #[error("{}: expected no such file or folder, or an empty one, found one; remove it or take another name", .path.display())]
+    Taken {
         /// The name given.
         path: PathBuf,
     },
@@ -51,10 +57,7 @@ impl OutputFile {
         if path.is_dir() {
             return Err(OutputError::Folder { path });
         }
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let folder = parent(&path);
         let mut builder = tempfile::Builder::new();
         // What tempfile makes is for its owner only, which is right for secrets and wrong for results.
         #[cfg(unix)]
@@ -111,6 +114,80 @@ impl OutputFile {
     }
 }
 
+/// A folder that takes its name only when it is complete. Dropped before, it is removed with all that is in it.
+#[derive(Debug)]
+pub struct OutputFolder {
+    folder: TempDir,
+    path: PathBuf,
+}
+
+impl OutputFolder {
+    /// Begins a folder beside where it will be, as [`OutputFile::create`] does it.
+    ///
+    /// # Errors
+    /// When the folder above is not there or can't be written, or there is something at `path` other than an empty folder.
+    pub fn create(path: &Path) -> Result<Self, OutputError> {
+        let path = path.to_owned();
+        let taken = match std::fs::read_dir(&path) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(_) => path.symlink_metadata().is_ok(),
+        };
+        if taken {
+            return Err(OutputError::Taken { path });
+        }
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        let folder = builder
+            .prefix(".sparq-")
+            .suffix(".part")
+            .tempdir_in(parent(&path));
+        match folder {
+            Ok(folder) => Ok(Self { folder, path }),
+            Err(source) => Err(OutputError::Write { path, source }),
+        }
+    }
+
+    /// Where to write.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Gives the folder its name. Its files are synced by who wrote them.
+    ///
+    /// # Errors
+    /// When the disk does not take the folder, or the name has been taken meanwhile.
+    pub fn finish(self) -> Result<(), OutputError> {
+        let path = self.path;
+        if let Err(source) = sync_folder(self.folder.path()) {
+            return Err(OutputError::Write { path, source });
+        }
+        // The name of an empty folder can be taken over on Unix only.
+        #[cfg(not(unix))]
+        let _ = std::fs::remove_dir(&path);
+        if let Err(source) = std::fs::rename(self.folder.path(), &path) {
+            return Err(OutputError::Replace { path, source });
+        }
+        // There is nothing left to remove.
+        let _ = self.folder.keep();
+        sync_folder(parent(&path)).map_err(|source| OutputError::Write { path, source })
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+/// Waits until the disk has the names in a folder, where the system can.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    if cfg!(unix) {
+        std::fs::File::open(path)?.sync_all()?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,5 +219,29 @@ mod tests {
             error.contains("missing") && error.contains("cannot be written"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_folder_is_there_whole_or_not_at_all() {
+        let above = tempfile::tempdir().unwrap();
+        let path = above.path().join("result");
+        let begun = OutputFolder::create(&path).unwrap();
+        std::fs::write(begun.path().join("a"), "half").unwrap();
+        assert!(!path.exists());
+        drop(begun);
+        assert_eq!(std::fs::read_dir(above.path()).unwrap().count(), 0);
+        // An empty folder gives way, and nothing else does.
+        std::fs::create_dir(&path).unwrap();
+        let begun = OutputFolder::create(&path).unwrap();
+        std::fs::write(begun.path().join("a"), "whole").unwrap();
+        begun.finish().unwrap();
+        assert_eq!(std::fs::read(path.join("a")).unwrap(), b"whole");
+        let error = OutputFolder::create(&path).unwrap_err().to_string();
+        assert!(error.contains("result: expected no such"), "{error}");
+        let error = OutputFolder::create(&path.join("a"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("remove it or take another name"), "{error}");
+        assert_eq!(std::fs::read_dir(above.path()).unwrap().count(), 1);
     }
 }

@@ -4,7 +4,7 @@ mod causal;
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::{Linear, LinearConfig};
+use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 
 use self::causal::{CHUNK, causal_attention};
@@ -30,23 +30,36 @@ pub struct SparqAttentionConfig {
     /// Rotary position embedding of queries and keys; none if `None`.
     #[config(default = "None")]
     pub rotary: Option<RotaryConfig>,
+    /// The epsilon of an RMS norm over each head of the queries and of the keys, before they turn (as in Qwen3); no norm if `None`.
+    #[config(default = "None")]
+    pub qk_norm_eps: Option<f64>,
+    /// W: a query attends to the last W positions only, its own included (sliding window); to all of them if `None`.
+    #[config(default = "None")]
+    pub window: Option<usize>,
 }
 
 impl SparqAttentionConfig {
     /// The module, with random weights.
     ///
     /// # Errors
-    /// [`SparqError`] where a size is 0, the query heads are no multiple of the key/value heads, or the rotary embedding does not fit.
+    /// [`SparqError`] where a size or the window is 0, the query heads are no multiple of the key/value heads, the epsilon is not positive, or the rotary
+    /// embedding does not fit.
     pub fn init(&self, device: &Device) -> Result<SparqAttention, SparqError> {
         self.validate()?;
         let linear = |from, to, bias| LinearConfig::new(from, to).with_bias(bias).init(device);
         let kv = self.n_kv_heads * self.head_dim;
         let q = self.n_heads * self.head_dim;
+        let norm = || {
+            let norm = |epsilon| RmsNormConfig::new(self.head_dim).with_epsilon(epsilon);
+            self.qk_norm_eps.map(|epsilon| norm(epsilon).init(device))
+        };
         Ok(SparqAttention {
             q_proj: linear(self.d_model, q, self.qkv_bias),
             k_proj: linear(self.d_model, kv, self.qkv_bias),
             v_proj: linear(self.d_model, kv, self.qkv_bias),
             o_proj: linear(q, self.d_model, self.o_bias),
+            q_norm: norm(),
+            k_norm: norm(),
             rotary: self
                 .rotary
                 .as_ref()
@@ -55,6 +68,7 @@ impl SparqAttentionConfig {
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
+            window: self.window,
         })
     }
 
@@ -76,6 +90,7 @@ impl SparqAttentionConfig {
             ("n_heads", self.n_heads),
             ("n_kv_heads", self.n_kv_heads),
             ("head_dim", self.head_dim),
+            ("window", self.window.unwrap_or(1)),
         ] {
             if size == 0 {
                 return fail(field, "at least 1".into(), 0, "raise it");
@@ -89,6 +104,15 @@ impl SparqAttentionConfig {
                 self.n_heads,
                 "every key/value head serves as many query heads",
             );
+        }
+        if let Some(epsilon) = self.qk_norm_eps
+            && !(epsilon > 0.0 && epsilon.is_finite())
+        {
+            return Err(SparqError::Value {
+                what: "qk_norm_eps",
+                expected: "a positive number".into(),
+                found: epsilon.to_string(),
+            });
         }
         match &self.rotary {
             Some(rotary) if rotary.head_dim != self.head_dim => fail(
@@ -108,6 +132,8 @@ impl SparqAttentionConfig {
 /// [`forward`](SparqAttention::forward) is `softmax(q K^T / sqrt(d) + causal mask) V` with projections around it. Without a cache it is the layer that is
 /// trained: differentiable, and the same with every method. With a cache it is the prefill. [`decode`](SparqAttention::decode)
 /// is one step of generation, where [`Method`] chooses what is read of the cache; SparQ needs no training and changes no weight.
+///
+/// With a window of W positions, query t sees the keys max(0, t - W + 1) ..= t, in training, prefill and step; what SparQ is then, [`KvCache`] says.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, FloatDType, Tensor};
@@ -141,6 +167,10 @@ pub struct SparqAttention {
     pub v_proj: Linear,
     /// Output: H d -> D.
     pub o_proj: Linear,
+    /// Norm of each head of the queries, over its d elements, before they turn.
+    pub q_norm: Option<RmsNorm>,
+    /// The same for the keys.
+    pub k_norm: Option<RmsNorm>,
     /// Rotary position embedding of queries and keys.
     pub rotary: Option<Rotary>,
     /// H: query heads.
@@ -149,6 +179,9 @@ pub struct SparqAttention {
     pub n_kv_heads: usize,
     /// d: elements of a query, key or value of one head.
     pub head_dim: usize,
+    /// W: how many of the last positions a query attends to, its own included; all if `None`.
+    #[module(skip)]
+    pub window: Option<usize>,
 }
 
 impl SparqAttention {
@@ -167,6 +200,7 @@ impl SparqAttention {
             capacity,
             dtype,
             sketch: method.sketch(),
+            window: self.window,
         }
     }
 
@@ -178,7 +212,7 @@ impl SparqAttention {
     /// square (except for what a backward pass needs).
     ///
     /// # Errors
-    /// [`SparqError::Shape`] if x does not fit the module or the cache.
+    /// [`SparqError::Shape`] if x does not fit the module or the cache, [`SparqError::Value`] if the cache was made for another window.
     pub fn forward(
         &self,
         x: Tensor<3>,
@@ -188,9 +222,10 @@ impl SparqAttention {
             self.check(&x, [0, 0])?;
             let rows = RowSpans::empty(x.dims()[0]);
             let (q, k, v) = self.project(x, &rows);
-            return Ok(self.output(causal_attention(q, k, v, &rows, CHUNK)));
+            return Ok(self.output(causal_attention(q, k, v, &rows, self.window, CHUNK)));
         };
         self.check(&x, [cache.batch(), 0])?;
+        self.check_window(cache)?;
         let (dtype, before) = (FloatDType::from(x.dtype()), cache.rows().clone());
         let (q, k, v) = self.project(x, &before);
         cache.append(k, v)?;
@@ -201,13 +236,13 @@ impl SparqAttention {
         } else {
             v
         };
-        Ok(self.output(causal_attention(q, k, v, &before, CHUNK)))
+        Ok(self.output(causal_attention(q, k, v, &before, self.window, CHUNK)))
     }
 
     /// One step: x [B, 1, D] -> [B, 1, D], appended to the cache and attending to it with `method`. Not differentiable: gradients reach the output projection only.
     ///
     /// # Errors
-    /// [`SparqError::Shape`] if x does not fit the module or the cache, and what [`Method::decode`] returns; the cache is then unchanged.
+    /// As [`SparqAttention::forward`], and what [`Method::decode`] returns; the cache is then unchanged.
     pub fn decode(
         &self,
         x: Tensor<3>,
@@ -215,16 +250,17 @@ impl SparqAttention {
         method: &Method,
     ) -> Result<Tensor<3>, SparqError> {
         self.check(&x, [cache.batch(), 1])?;
+        self.check_window(cache)?;
         method.validate(self.head_dim)?;
         if let Some(sketch) = method.sketch() {
             cache.check_sketch(method.name(), sketch)?;
         }
         // With one position, heads lie as the projections write them: nothing is swapped, and nothing copied for it.
         let batch = x.dims()[0];
-        let heads = |y: Tensor<3>, heads: usize| y.reshape([batch, heads, 1, self.head_dim]);
-        let q = heads(self.q_proj.forward(x.clone()), self.n_heads);
-        let k = heads(self.k_proj.forward(x.clone()), self.n_kv_heads);
-        let v = heads(self.v_proj.forward(x), self.n_kv_heads);
+        let [q, k, v] = self.heads(x).map(|y| {
+            let heads = y.dims()[2];
+            y.reshape([batch, heads, 1, self.head_dim])
+        });
         let q = cache.prepare(q, k, v, self.rotary.as_ref())?;
         let y = method.decode(q, cache)?;
         Ok(self
@@ -234,14 +270,8 @@ impl SparqAttention {
 
     /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k turned to their positions behind `rows`.
     fn project(&self, x: Tensor<3>, rows: &RowSpans) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
-        let [batch, len, _] = x.dims();
-        let heads = |y: Tensor<3>, heads| {
-            y.reshape([batch, len, heads, self.head_dim])
-                .swap_dims(1, 2)
-        };
-        let q = heads(self.q_proj.forward(x.clone()), self.n_heads);
-        let k = heads(self.k_proj.forward(x.clone()), self.n_kv_heads);
-        let v = heads(self.v_proj.forward(x), self.n_kv_heads);
+        let len = x.dims()[1];
+        let [q, k, v] = self.heads(x).map(|y| y.swap_dims(1, 2));
         match &self.rotary {
             None => (q, k, v),
             Some(rotary) => {
@@ -251,11 +281,45 @@ impl SparqAttention {
         }
     }
 
+    /// x [B, T, D] -> q [B, T, H, d], k and v [B, T, H_kv, d], not turned yet.
+    fn heads(&self, x: Tensor<3>) -> [Tensor<4>; 3] {
+        let [batch, len, _] = x.dims();
+        let heads = |projection: &Linear, heads: usize, norm: Option<&RmsNorm>| {
+            let y = projection.forward(x.clone());
+            let y = y.reshape([batch, len, heads, self.head_dim]);
+            match norm {
+                Some(norm) => norm.forward(y),
+                None => y,
+            }
+        };
+        [
+            heads(&self.q_proj, self.n_heads, self.q_norm.as_ref()),
+            heads(&self.k_proj, self.n_kv_heads, self.k_norm.as_ref()),
+            heads(&self.v_proj, self.n_kv_heads, None),
+        ]
+    }
+
     /// [B, H, T, d] -> [B, T, D].
     fn output(&self, y: Tensor<4>) -> Tensor<3> {
         let [batch, heads, len, d] = y.dims();
         self.o_proj
             .forward(y.swap_dims(1, 2).reshape([batch, len, heads * d]))
+    }
+
+    fn check_window(&self, cache: &KvCache) -> Result<(), SparqError> {
+        let found = cache.config().window;
+        if found == self.window {
+            return Ok(());
+        }
+        let words = |window: Option<usize>| match window {
+            Some(window) => format!("{window} positions"),
+            None => "none".into(),
+        };
+        Err(SparqError::Value {
+            what: "window of the cache",
+            expected: format!("{} (the attention's)", words(self.window)),
+            found: words(found),
+        })
     }
 
     /// Checks x [B, T, D] against the module and `[B, T]`, where 0 stands for any size.

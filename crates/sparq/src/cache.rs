@@ -23,6 +23,15 @@ pub struct KvCacheConfig {
     pub dtype: FloatDType,
     /// The key sketch that the method reads; see [`Method::sketch`](crate::Method::sketch).
     pub sketch: Option<Sketch>,
+    /// W: a query attends to the last W positions only, its own included (sliding window); to all of them if `None`.
+    pub window: Option<usize>,
+}
+
+impl KvCacheConfig {
+    /// How many of `seq_len` positions a step attends to: all that are inside the window.
+    pub fn attended(&self, seq_len: usize) -> usize {
+        self.window.map_or(seq_len, |window| seq_len.min(window))
+    }
 }
 
 /// Bytes allocated by a cache.
@@ -65,6 +74,14 @@ impl std::iter::Sum for CacheMemory {
 /// A sketch in bits takes its ranges at its first use after the prefill, however many appends that took, again whenever the length has doubled
 /// since, and after a truncation to below half. Between these, codes of keys outside their range clamp to its ends.
 ///
+/// # Sliding window
+/// With a window of W positions ([`KvCacheConfig::window`]), the valid span of a sequence in a decode step is max(start, end - W) .. end. Everything that a
+/// method takes from the valid positions it takes from this span: scores and their softmax, the positions kept, the mean of V, the ranges of the sketch. A step is what it would be on a
+/// cache that held only these positions, and one with W <= k keeps them all, so that it is dense attention. Ranges are then set again after as many
+/// appends as they were set from, at most W. The sum of V follows the window by subtracting what leaves it, and is summed anew whenever ranges
+/// would be set, which bounds its rounding error and ends a NaN in it. What has left the window stays in the buffers: a rollback may bring it back, and
+/// memory grows with the length.
+///
 /// The cache lives outside autodiff, also on an autodiff device: what it stores is detached.
 ///
 /// ```
@@ -74,7 +91,7 @@ impl std::iter::Sum for CacheMemory {
 /// let device = Device::default();
 /// let method = Method::from(SparqConfig::new(8, 16).with_sketch(Sketch::Bits4));
 /// let mut cache = KvCache::new(
-///     &KvCacheConfig { batch: 1, kv_heads: 2, head_dim: 32, capacity: 64, dtype: FloatDType::F32, sketch: method.sketch() },
+///     &KvCacheConfig { batch: 1, kv_heads: 2, head_dim: 32, capacity: 64, dtype: FloatDType::F32, sketch: method.sketch(), window: None },
 ///     &device,
 /// )?;
 /// let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Default, &device);
@@ -89,10 +106,13 @@ pub struct KvCache {
     /// `None` only while an operation holds the buffers, so that it alone owns them.
     tensors: Option<CacheTensors>,
     rows: RowSpans,
-    /// Valid positions of each row when its ranges were set; 0 where they have to be set before the next use.
+    /// Positions of each row, without padding, when its ranges were set; 0 where they have to be set before the next use.
     ranged_at: Vec<usize>,
     /// Whether what is launched now will be replayed while the sequences grow; see [`CapturedStep`](crate::CapturedStep).
     recorded: bool,
+    /// Whether `query` is wanted.
+    keeps_query: bool,
+    query: Option<Tensor<4>>,
 }
 
 /// What an append of one token changes and an earlier state can't be told from, to take it back exactly.
@@ -107,7 +127,7 @@ impl KvCache {
     /// An empty cache.
     ///
     /// # Errors
-    /// [`SparqError::Shape`] where a size is 0, [`SparqError::Dtype`] where the device can't hold the type.
+    /// [`SparqError::Shape`] where a size is 0, [`SparqError::Value`] where the window is or has 2^31 positions, [`SparqError::Dtype`] where the device can't hold the type.
     pub fn new(config: &KvCacheConfig, device: &Device) -> Result<Self, SparqError> {
         let sizes = [config.batch, config.kv_heads, config.head_dim];
         if sizes.contains(&0) {
@@ -116,6 +136,12 @@ impl KvCache {
                 expected: vec![0; 3],
                 found: sizes.to_vec(),
             });
+        }
+        // Devices count positions in 32 bits.
+        let usable = |window: usize| window > 0 && i32::try_from(window).is_ok();
+        if let Some(window) = config.window.filter(|&window| !usable(window)) {
+            let expected = format!("1 (the current token) to {}", i32::MAX);
+            return Err(lengths("window", expected, window.to_string()));
         }
         let device = &device.clone().inner();
         check_dtype(config.dtype, device)?;
@@ -132,6 +158,8 @@ impl KvCache {
             rows: RowSpans::empty(config.batch),
             ranged_at: vec![0; config.batch],
             recorded: false,
+            keeps_query: false,
+            query: None,
         })
     }
 
@@ -160,6 +188,23 @@ impl KvCache {
     /// Whether no sequence holds a position.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Sets whether the query of each step stays at hand, for who wants to know what it attends to; false at first.
+    pub fn keep_query(&mut self, keep: bool) {
+        self.keeps_query = keep;
+        self.query = None;
+    }
+
+    /// The query of the last step, [B, H, 1, d], if it was to be [kept](Self::keep_query).
+    pub fn query(&self) -> Option<&Tensor<4>> {
+        self.query.as_ref()
+    }
+
+    pub(crate) fn note_query(&mut self, q: &Tensor<4>) {
+        if self.keeps_query {
+            self.query = Some(q.clone());
+        }
     }
 
     /// Number of sequences.
@@ -240,6 +285,7 @@ impl KvCache {
             encode,
         ));
         self.rows = self.rows.grown(counts);
+        self.slide(len == 1 && !counts.contains(&0));
         Ok(())
     }
 
@@ -280,6 +326,7 @@ impl KvCache {
         );
         self.tensors = Some(tensors);
         self.rows = self.rows.grown(&counts);
+        self.slide(true);
         Ok(q)
     }
 
@@ -299,7 +346,9 @@ impl KvCache {
         }
         for row in 0..self.batch() {
             self.rows.end[row] = self.rows.end[row].min(len);
-            if self.rows.count(row) * 2 < self.ranged_at[row] {
+            // Less than half is left of what the ranges were set from.
+            let (at, from) = (self.ranged_at[row], self.ranged_from(row));
+            if 2 * self.rows.count(row) + from < 2 * at {
                 self.ranged_at[row] = 0;
             }
         }
@@ -307,7 +356,7 @@ impl KvCache {
         // Subtracting what is rolled back would leave its rounding error, or its NaN, in the sum.
         tensors.v_sum = match len {
             0 => tensors.v_sum.zeros_like(),
-            _ => write::sum_values(&tensors.v, &self.rows),
+            _ => write::sum_values(&tensors.v, &self.attended()),
         };
         self.tensors = Some(tensors);
         self.renew_spans();
@@ -341,31 +390,74 @@ impl KvCache {
         }
     }
 
-    /// Sets the ranges of a sketch in bits where they are due. SparQ calls this before it reads the sketch.
+    /// Sets the ranges of a sketch in bits where they are due, and sums the values inside a window anew. SparQ calls this before it reads the sketch.
     pub fn refresh_sketch(&mut self) {
-        if self.config.sketch.and_then(Sketch::bits).is_none() {
+        if !self.refreshes() {
             return;
         }
+        let attended = self.attended();
+        let mut slid = false;
         for row in 0..self.batch() {
             // A sequence without positions has no range; it stays due.
             if self.range_is_due(row, 0) && self.rows.count(row) > 0 {
                 let tensors = self.take();
-                self.tensors = Some(op::range_sketch(tensors, &self.rows, row));
+                self.tensors = Some(op::range_sketch(tensors, &attended, row));
                 self.ranged_at[row] = self.rows.count(row);
+                slid |= attended.start[row] > self.rows.start[row];
             }
+        }
+        if slid {
+            self.slide(false);
         }
     }
 
     /// Whether ranges are due once every sequence holds `more` positions more.
     pub(crate) fn refresh_is_due(&self, more: usize) -> bool {
-        let coded = self.config.sketch.and_then(Sketch::bits).is_some();
-        coded && (0..self.batch()).any(|row| self.range_is_due(row, more))
+        self.refreshes() && (0..self.batch()).any(|row| self.range_is_due(row, more))
+    }
+
+    /// Whether the cache has anything that is set anew from time to time: ranges, or the sum of a window.
+    fn refreshes(&self) -> bool {
+        let sketch = self.config.sketch;
+        sketch.is_some_and(|sketch| sketch.bits().is_some() || self.config.window.is_some())
     }
 
     fn range_is_due(&self, row: usize, more: usize) -> bool {
         let ends = self.rows.end[row] + more;
         let count = ends.saturating_sub(self.rows.start[row]);
-        self.ranged_at[row] == 0 || count >= 2 * self.ranged_at[row]
+        let at = self.ranged_at[row];
+        at == 0 || count >= at + self.ranged_from(row)
+    }
+
+    /// How many positions the ranges of a row were set from.
+    fn ranged_from(&self, row: usize) -> usize {
+        self.config.attended(self.ranged_at[row])
+    }
+
+    /// The span of each sequence that a step attends to.
+    fn attended(&self) -> RowSpans {
+        match self.config.window {
+            Some(window) => self.rows.last(window),
+            None => self.rows.clone(),
+        }
+    }
+
+    /// Takes what has left the window out of the sum of V, after an append of one token to every sequence or of something else. Only SparQ reads the sum.
+    fn slide(&mut self, one_token: bool) {
+        let Some(window) = self.config.window.filter(|_| self.config.sketch.is_some()) else {
+            return;
+        };
+        let slides = (0..self.batch()).any(|row| self.rows.count(row) > window);
+        // What is recorded serves later steps, in which it will.
+        if !slides && !self.recorded {
+            return;
+        }
+        let mut tensors = self.take();
+        tensors.v_sum = match one_token {
+            true => write::slide_sum(tensors.v_sum, &tensors.v, &tensors.spans, window),
+            false => write::sum_values(&tensors.v, &self.attended()),
+        };
+        self.tensors = Some(tensors);
     }
 
     /// Declares that launches will, or will no longer, be replayed while the sequences grow.
@@ -373,17 +465,33 @@ impl KvCache {
         self.recorded = recorded;
     }
 
-    /// What the size of a launch that attends with q follows from: the spans, or, where it will be replayed at every length, the capacity.
+    /// What a launch that attends with q sees: the buffers with the spans inside the window, and on the host the same spans, or, where the launch will be replayed
+    /// at every length, the capacity, which bounds its size.
     ///
     /// # Errors
     /// [`SparqError::NotCapturable`] where the launch will be replayed and does not take its lengths from the device.
-    pub(crate) fn launch_rows(
+    pub(crate) fn view(
+        &self,
+        q: &Tensor<4>,
+        config: Option<&SparqConfig>,
+    ) -> Result<(CacheTensors, RowSpans), SparqError> {
+        let rows = self.launch_rows(q, config)?;
+        let mut tensors = self.tensors().clone();
+        if let Some(window) = self.config.window
+            && (self.recorded || rows != self.rows)
+        {
+            tensors.spans = write::last_spans(tensors.spans, window);
+        }
+        Ok((tensors, rows))
+    }
+
+    fn launch_rows(
         &self,
         q: &Tensor<4>,
         config: Option<&SparqConfig>,
     ) -> Result<RowSpans, SparqError> {
         if !self.recorded {
-            return Ok(self.rows.clone());
+            return Ok(self.attended());
         }
         if !op::takes_lengths_from_device(q, self.tensors(), config) {
             return Err(SparqError::NotCapturable {

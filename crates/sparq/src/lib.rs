@@ -14,7 +14,7 @@
 //! let device = Device::default();
 //! let method = Method::from(SparqConfig::new(16, 32)); // r = 16, k = 32
 //! let mut cache = KvCache::new(
-//!     &KvCacheConfig { batch: 1, kv_heads: 2, head_dim: 64, capacity: 256, dtype: FloatDType::F32, sketch: method.sketch() },
+//!     &KvCacheConfig { batch: 1, kv_heads: 2, head_dim: 64, capacity: 256, dtype: FloatDType::F32, sketch: method.sketch(), window: None },
 //!     &device,
 //! )?;
 //! let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);

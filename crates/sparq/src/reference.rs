@@ -5,6 +5,8 @@
 //!
 //! Notation: B sequences, H query heads, H_kv key/value heads, g = H / H_kv, d the head dim, S positions, r the rank, k the kept positions.
 //!
+//! Under a sliding window of W positions, `rows` has the spans inside it, max(start, end - W) .. end: nothing else of a step changes.
+//!
 //! # Degenerate input
 //! - A query head that is all zeros, or zero on the chosen components, scores every position equally (the paper's temperature would be 0/0).
 //! - An approximate score that is NaN ranks its position last; an infinite one counts as the largest finite number.

@@ -101,6 +101,15 @@ impl RowSpans {
         Tensor::<1>::from_floats(counts.as_slice(), device).reshape([self.batch(), 1, 1])
     }
 
+    /// The spans of the last `window` positions of each sequence: from max(start, end - window) on.
+    pub fn last(&self, window: usize) -> Self {
+        let first = |row: usize| self.end[row].saturating_sub(window).max(self.start[row]);
+        Self {
+            start: (0..self.batch()).map(first).collect(),
+            end: self.end.clone(),
+        }
+    }
+
     /// Where `positions` 0 .. S are valid, [B, 1, S]; `None` if they all are.
     pub(crate) fn valid(&self, device: &Device) -> Option<Tensor<3, Bool>> {
         (!self.is_rectangular()).then(|| self.within(&self.start, device))
@@ -108,10 +117,7 @@ impl RowSpans {
 
     /// The last `window` positions of each sequence, [B, 1, S].
     pub(crate) fn latest(&self, window: usize, device: &Device) -> Tensor<3, Bool> {
-        let start: Vec<usize> = (0..self.batch())
-            .map(|row| self.end[row].saturating_sub(window).max(self.start[row]))
-            .collect();
-        self.within(&start, device)
+        self.within(&self.last(window).start, device)
     }
 
     /// Which of the positions `span` are left padding, [B', 1, T] for the sequences `batch`.

@@ -13,7 +13,7 @@ pub struct CacheTensors {
     pub k: Tensor<4>,
     /// Values, [B, H_kv, S_max, d] in the cache's type.
     pub v: Tensor<4>,
-    /// Sum of V over the valid positions, [B, H_kv, d] in fp32.
+    /// Sum of V over the valid positions, under a sliding window those inside it, [B, H_kv, d] in fp32.
     pub v_sum: Tensor<3>,
     /// The span of valid positions of each sequence where the kernels find it, [3, B] in u32: the first position, one past the last, and a
     /// counter that is 0 between operations. The host's copy of the first two is [`RowSpans`].

@@ -4,9 +4,10 @@
 
 use std::ops::Range;
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{FloatDType, Int, IntDType, Tensor};
 
 use crate::rotary::RotaryAngles;
+use crate::tensors::overwrite;
 use crate::{CacheTensors, RowSpans, SketchTensors, sketch};
 
 /// Writes keys and values [B, H_kv, T, d] behind `rows`, the first `counts[b]` of them for sequence b, in place where the buffers are not shared.
@@ -175,6 +176,41 @@ pub fn range_sketch(cache: CacheTensors, rows: &RowSpans, row: usize) -> CacheTe
         spans,
         sketch,
     }
+}
+
+/// The running sum of V [B, H_kv, d] without the value that the last token, appended to every sequence, pushed out of a window of `window` positions. V
+/// [B, H_kv, S_max, d] and the `spans` behind the append, as [`CacheTensors`] holds them; in place where the sum is not shared.
+///
+/// Nothing comes from the host: the position that leaves is computed on the device.
+pub fn slide_sum(
+    sum: Tensor<3>,
+    v: &Tensor<4>,
+    spans: &Tensor<2, Int>,
+    window: usize,
+) -> Tensor<3> {
+    let [batch, kv_heads, d] = sum.dims();
+    let behind = window as u32 + 1;
+    let [start, end] = [0, 1].map(|part| spans.clone().slice_dim(0, part..part + 1));
+    let stays = end.clone().lower(start.add_scalar(behind));
+    let leaving = (end.clamp_min(behind) - behind).cast(IntDType::I32);
+    let shape = [batch, kv_heads, 1, d];
+    let gone = v
+        .clone()
+        .gather(2, leaving.reshape([batch, 1, 1, 1]).expand(shape))
+        .cast(FloatDType::F32)
+        // Also where another position's value was read for want of a leaving one.
+        .mask_fill(stays.reshape([batch, 1, 1, 1]).expand(shape), 0.0);
+    let new = sum.clone() - gone.reshape([batch, kv_heads, d]);
+    overwrite(sum, new)
+}
+
+/// The `spans` [3, B] of [`CacheTensors`] with only the last `window` positions of each sequence, computed on the device; see [`RowSpans::last`].
+pub fn last_spans(spans: Tensor<2, Int>, window: usize) -> Tensor<2, Int> {
+    let start = spans.clone().slice_dim(0, 0..1);
+    let rest = spans.slice_dim(0, 1..3);
+    let window = window as u32;
+    let first = rest.clone().slice_dim(0, 0..1).clamp_min(window) - window;
+    Tensor::cat(vec![start.max_pair(first), rest], 0)
 }
 
 /// The sum of V over the valid positions, [B, H_kv, d]: what the running sum holds, computed anew.

@@ -63,6 +63,7 @@ fn an_append_does_not_copy_the_cache() {
                     capacity,
                     dtype: FloatDType::F32,
                     sketch,
+                    window: None,
                 };
                 let mut cache = KvCache::new(&config, &device).unwrap();
                 let mut noise = Noise(7);

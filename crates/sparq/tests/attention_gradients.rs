@@ -127,6 +127,7 @@ fn a_cache_takes_tensors_that_are_differentiated() {
             capacity: 4,
             dtype: FloatDType::F32,
             sketch: method.sketch(),
+            window: None,
         };
         let mut cache = KvCache::new(&config, &device).unwrap();
         let (k, v) = (random([1, 2, 40, 8]), random([1, 2, 40, 8]));

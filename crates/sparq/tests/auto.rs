@@ -31,6 +31,7 @@ fn cache_config(sketch: Sketch) -> KvCacheConfig {
         capacity: 200,
         dtype: FloatDType::F32,
         sketch: Some(sketch),
+        window: None,
     }
 }
 

@@ -24,6 +24,7 @@ fn config(batch: usize, capacity: usize, sketch: Option<Sketch>) -> KvCacheConfi
         capacity,
         dtype: FloatDType::F32,
         sketch,
+        window: None,
     }
 }
 

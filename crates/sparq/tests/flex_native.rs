@@ -67,6 +67,7 @@ fn problem(shape: Shape, config: &SparqConfig, choice: &mut Choice) -> (KvCache,
         capacity: len,
         dtype,
         sketch: Some(config.sketch),
+        window: None,
     };
     let mut cache = KvCache::new(&config, &device).unwrap();
     let mut noise = Noise(choice.0);
@@ -574,6 +575,7 @@ fn a_token_is_appended_as_by_tensor_operations() {
                     capacity: 64,
                     dtype,
                     sketch,
+                    window: None,
                 };
                 let mut noise = Noise(3);
                 let mut cache = KvCache::new(&config, &device).unwrap();

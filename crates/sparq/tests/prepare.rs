@@ -37,6 +37,7 @@ fn cache(batch: usize, dtype: FloatDType, sketch: Option<Sketch>, device: &Devic
         capacity: 8,
         dtype,
         sketch,
+        window: None,
     };
     KvCache::new(&config, device).unwrap()
 }

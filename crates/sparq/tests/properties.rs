@@ -208,7 +208,7 @@ proptest! {
             let padding: Vec<usize> = (0..b).map(|row| ragged[row].0).collect();
             let make = |rows: std::ops::Range<usize>| {
                 let part = |t: &Tensor<4>| t.clone().slice_dim(0, rows.clone());
-                let config = sparq::KvCacheConfig { batch: rows.len(), kv_heads: h_kv, head_dim: d, capacity: 1, dtype: FloatDType::F32, sketch: Some(config.sketch) };
+                let config = sparq::KvCacheConfig { batch: rows.len(), kv_heads: h_kv, head_dim: d, capacity: 1, dtype: FloatDType::F32, sketch: Some(config.sketch), window: None };
                 let mut cache = sparq::KvCache::new(&config, &device).unwrap();
                 cache.set_left_padding(&padding[rows.clone()]).unwrap();
                 cache.append_rows(part(&k), part(&v), &counts[rows.clone()]).unwrap();

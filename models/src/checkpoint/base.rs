@@ -6,19 +6,22 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use safetensors::Dtype;
+use burn::tensor::{AllocationProperty, Bytes, Device, FloatDType, Tensor, TensorData};
+use memmap2::MmapMut;
 use serde_json::Value;
+use sparq::SparqConfig;
 
 use super::{
     CheckpointError,
     decode::{self, Order, Stored},
+    packed::{self, Manifest},
     source::Source,
+    stored_type::StoredType,
 };
 
-/// A Hugging Face checkpoint: the configuration, and every tensor by name.
+/// A Hugging Face checkpoint, or a GGUF file in the terms of one: the configuration, and every tensor by name.
 ///
-/// Opening reads `config.json` and the headers of the safetensors files; a tensor is read when [`tensor`](Self::tensor) asks for it. The
+/// Opening reads the configuration and the headers of the files with weights; a tensor is read when [`tensor`](Self::tensor) asks for it. The
 /// checkpoint remembers which tensors were asked for, so that [`unused`](Self::unused) can name what a model left behind.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -26,9 +29,19 @@ pub struct Checkpoint {
     pub(super) config_path: PathBuf,
     /// The folder; for a checkpoint in memory a name for messages.
     pub(super) path: PathBuf,
-    pub(super) on_disk: bool,
+    pub(super) origin: Origin,
     pub(super) sources: Vec<Source>,
     pub(super) tensors: BTreeMap<String, Tracked>,
+    /// Of a converted model.
+    pub(super) manifest: Option<Manifest>,
+}
+
+/// What a checkpoint was opened from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    Folder,
+    Gguf,
+    Memory,
 }
 
 #[derive(Debug)]
@@ -43,7 +56,7 @@ pub(super) struct Tracked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorEntry<'a> {
     /// The type it is stored in.
-    pub dtype: Dtype,
+    pub dtype: StoredType,
     /// Its shape.
     pub shape: &'a [usize],
     /// The file that holds it.
@@ -51,7 +64,7 @@ pub struct TensorEntry<'a> {
 }
 
 impl Checkpoint {
-    /// The content of `config.json`.
+    /// The content of `config.json`, or what a GGUF file says in its place.
     pub fn config(&self) -> &Value {
         &self.config
     }
@@ -63,7 +76,69 @@ impl Checkpoint {
 
     /// The folder, if the checkpoint is one on disk.
     pub fn dir(&self) -> Option<&Path> {
-        self.on_disk.then_some(&*self.path)
+        (self.origin == Origin::Folder).then_some(&*self.path)
+    }
+
+    /// The same checkpoint with zeros for weights, which take no memory: a CPU model that can be built from it can be built from the checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// If the system does not give the addresses.
+    pub fn blank(&self) -> Result<Self, CheckpointError> {
+        let stored = || self.tensors.values().map(|tracked| &tracked.stored);
+        // In the widest type.
+        let largest = stored()
+            .map(|stored| stored.elements().saturating_mul(8))
+            .max();
+        let path = &self.path;
+        let failed = |error| CheckpointError::Read {
+            path: path.clone(),
+            error,
+        };
+        let zeros = MmapMut::map_anon(largest.unwrap_or(0).max(1)).map_err(failed)?;
+        let zeros = bytes::Bytes::from_owner(zeros);
+        let source = |_: &Source| {
+            Source::blank(
+                path.clone(),
+                Bytes::from_shared(zeros.clone(), AllocationProperty::Other),
+            )
+        };
+        let tensors = self.tensors.iter().map(|(name, tracked)| {
+            let stored = Stored {
+                shape: tracked.stored.shape.clone(),
+                checksum: None,
+                ..tracked.stored
+            };
+            let used = AtomicBool::new(false);
+            (
+                name.clone(),
+                Tracked {
+                    stored,
+                    used,
+                    source: tracked.source,
+                },
+            )
+        });
+        Ok(Self {
+            config: self.config.clone(),
+            config_path: self.config_path.clone(),
+            path: path.clone(),
+            origin: self.origin,
+            sources: self.sources.iter().map(source).collect(),
+            tensors: tensors.collect(),
+            manifest: self.manifest.clone(),
+        })
+    }
+
+    /// Holds every tensor against its checksum, where it has one, as reading it does.
+    ///
+    /// # Errors
+    ///
+    /// If one differs.
+    pub fn verify(&self) -> Result<(), CheckpointError> {
+        self.tensors.iter().try_for_each(|(name, tracked)| {
+            packed::verify(&self.sources[tracked.source], &tracked.stored, name)
+        })
     }
 
     /// The names of all tensors, sorted.
@@ -85,6 +160,11 @@ impl Checkpoint {
         })
     }
 
+    /// The settings of SparQ that a converted model is meant to be run with.
+    pub fn attention(&self) -> Option<SparqConfig> {
+        self.manifest.as_ref()?.attention
+    }
+
     /// Weights in all tensors together.
     pub fn num_params(&self) -> u64 {
         let stored = self.tensors.values().map(|tracked| &tracked.stored);
@@ -101,7 +181,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// If there is no such tensor or its shape is not `shape`, if it is stored as something other than F32, F16 or BF16, if a weight is not
+    /// If there is no such tensor or its shape is not `shape`, if it is stored in a type that is not read, if a weight is not
     /// finite or does not fit `dtype`, if the device does not compute in `dtype`, or if the file cannot be read.
     pub fn tensor<const D: usize>(
         &self,
@@ -125,6 +205,19 @@ impl Checkpoint {
         order: Order,
         on_bytes: &dyn Fn(u64),
     ) -> Result<TensorData, CheckpointError> {
+        check_device(device, dtype)?;
+        self.read_on_host(name, shape, dtype, order, on_bytes)
+    }
+
+    /// As [`read`](Self::read), for no device.
+    pub(super) fn read_on_host(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: FloatDType,
+        order: Order,
+        on_bytes: &dyn Fn(u64),
+    ) -> Result<TensorData, CheckpointError> {
         let Some(tracked) = self.tensors.get(name) else {
             let file = match &*self.sources {
                 [only] => only.path(),
@@ -145,7 +238,7 @@ impl Checkpoint {
                 found: tracked.stored.shape.clone(),
             });
         }
-        check_device(device, dtype)?;
+        packed::verify(source, &tracked.stored, name)?;
         let data = decode::read(source, &tracked.stored, name, dtype, order, on_bytes)?;
         self.ignore(name);
         Ok(data)

@@ -1,14 +1,18 @@
 //! From the bytes of a file to the weights of a tensor.
 
-use burn::tensor::{FloatDType, TensorData};
+use burn::tensor::{DType, FloatDType, TensorData};
 use half::{bf16, f16};
-use safetensors::Dtype;
 
-use super::{CheckpointError, chunk::Chunk, source::Source, weight::Weight};
+use super::{
+    CheckpointError, chunk::Chunk, source::Source, stored_type::StoredType, weight::Weight,
+};
 
 /// Weights converted at a time: their bytes, their values in f32 and the result stay in a core's cache together, so that the check for
-/// NaN costs no trip to memory, and a tensor needs no second copy of itself while it is read.
+/// NaN costs no trip to memory, and a tensor needs no second copy of itself while it is read. Whole blocks of every type.
 const CHUNK: usize = 1 << 15;
+
+/// Weights of a block whose scale lies apart.
+const SCALED_BLOCK: usize = 32;
 
 /// Rows of a chunk that is transposed, at least: they become neighbours, and fewer would not fill a cache line of the result.
 const TRANSPOSED_ROWS: usize = 16;
@@ -22,19 +26,73 @@ pub(super) enum Order {
     Transposed,
 }
 
-/// How one tensor lies in its file. The shape and the type agree with `bytes`: the header was checked.
+impl Order {
+    fn other(self) -> Self {
+        match self {
+            Self::AsStored => Self::Transposed,
+            Self::Transposed => Self::AsStored,
+        }
+    }
+}
+
+/// How one tensor lies in its file. The shape and the type agree with `bytes`, and a row is whole blocks: the header was checked.
 #[derive(Debug)]
 pub(super) struct Stored {
-    pub(super) dtype: Dtype,
+    pub(super) dtype: StoredType,
     pub(super) shape: Vec<usize>,
     /// From the start of the file.
     pub(super) offset: u64,
     pub(super) bytes: u64,
+    pub(super) layout: Layout,
+    /// Of type, layout, shape and bytes, where the file has one.
+    pub(super) checksum: Option<u32>,
+}
+
+/// How the weights of a tensor lie behind one another in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Row behind row: the rotary embedding pairs row i of a head with row i + head_dim / 2.
+    Rows,
+    /// Row behind row, in the order that llama.cpp has those of queries and keys in: the pairs are neighbours.
+    PairedRows {
+        /// Rows of a head.
+        head_dim: usize,
+    },
+    /// Column behind column: a matrix as the layers of a model want it.
+    Columns,
+}
+
+impl Layout {
+    /// Where the row `row` of the tensor lies in the file.
+    fn place(self, row: usize) -> usize {
+        match self {
+            Self::Rows | Self::Columns => row,
+            Self::PairedRows { head_dim } => {
+                let (head, row) = (row / head_dim, row % head_dim);
+                let (half, pair) = (row / (head_dim / 2), row % (head_dim / 2));
+                head * head_dim + 2 * pair + half
+            }
+        }
+    }
 }
 
 impl Stored {
     pub(super) fn elements(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// The matrix that the file of a matrix in columns holds in rows.
+    fn transpose(&self) -> Self {
+        Self {
+            shape: self.shape.iter().rev().copied().collect(),
+            layout: Layout::Rows,
+            ..*self
+        }
+    }
+
+    /// Weights of one row.
+    fn columns(&self) -> usize {
+        self.shape.iter().skip(1).product()
     }
 
     /// The position in the tensor of element `flat`.
@@ -57,6 +115,18 @@ pub(super) fn read(
     order: Order,
     on_bytes: &dyn Fn(u64),
 ) -> Result<TensorData, CheckpointError> {
+    if let Some(data) = blank(source, stored, dtype, order) {
+        return Ok(data);
+    }
+    if stored.layout == Layout::Columns {
+        // The file holds the transpose: what is a row behind row of one is a column behind column of the other.
+        let transpose = stored.transpose();
+        return read(source, &transpose, name, dtype, order.other(), on_bytes);
+    }
+    if let Some(data) = in_place(source, stored, dtype, order) {
+        on_bytes(stored.bytes);
+        return Ok(data);
+    }
     let reader = Reader {
         source,
         stored,
@@ -71,6 +141,42 @@ pub(super) fn read(
         FloatDType::F16 => reader.read::<f16>(),
         FloatDType::BF16 => reader.read::<bf16>(),
     }
+}
+
+/// Zeros in the place of weights, if that is all there is.
+fn blank(source: &Source, stored: &Stored, dtype: FloatDType, order: Order) -> Option<TensorData> {
+    let mut shape = stored.shape.clone();
+    if order == Order::Transposed {
+        shape.reverse();
+    }
+    let dtype = DType::from(dtype);
+    let zeros = source
+        .zeros()?
+        .view(0, stored.elements() * dtype.size())
+        .ok()?;
+    TensorData::try_from_bytes(zeros, shape, dtype).ok()
+}
+
+/// The weights where they lie, if the file is mapped and has them as they are asked for.
+///
+/// They are not looked at: who wrote the file has seen that they are finite, and its checksum that they are the same.
+fn in_place(
+    source: &Source,
+    stored: &Stored,
+    dtype: FloatDType,
+    order: Order,
+) -> Option<TensorData> {
+    let same = match dtype {
+        FloatDType::F32 => stored.dtype == StoredType::F32,
+        FloatDType::F16 => stored.dtype == StoredType::F16,
+        FloatDType::BF16 => stored.dtype == StoredType::BF16,
+        _ => false,
+    };
+    if !same || order != Order::AsStored || cfg!(target_endian = "big") {
+        return None;
+    }
+    let bytes = source.mapped()?.clone();
+    TensorData::try_from_bytes(bytes, stored.shape.clone(), dtype.into()).ok()
 }
 
 struct Reader<'a> {
@@ -100,18 +206,21 @@ impl Reader<'_> {
                 weights.resize(total, W::ZERO);
                 columns * (CHUNK / columns.max(1)).max(TRANSPOSED_ROWS)
             }
+            _ if self.stored.layout != Layout::Rows => {
+                let columns = self.stored.columns();
+                columns * (CHUNK / columns.max(1)).max(1)
+            }
             _ => CHUNK,
         };
         let mut chunk = Chunk::new(self.stored.dtype, total.min(limit))
             .ok_or_else(|| self.unsupported(self.stored.dtype))?;
         let mut converted = Vec::with_capacity(total.min(limit));
         let mut faults = Faults::default();
-        let (mut start, mut offset) = (0, self.stored.offset);
+        let mut start = 0;
         while start < total {
             let count = (total - start).min(limit);
             let bytes = chunk.bytes(count);
-            self.source.read_at(offset, bytes)?;
-            offset += bytes.len() as u64;
+            self.fetch(start, count, bytes)?;
             (self.on_bytes)(bytes.len() as u64);
             let values = chunk.values(count);
             converted.clear();
@@ -137,7 +246,35 @@ impl Reader<'_> {
         Ok(TensorData::new(weights, shape))
     }
 
-    fn unsupported(&self, found: Dtype) -> CheckpointError {
+    /// Reads the bytes of the `count` weights from `start` on, whole rows where rows lie in another order.
+    fn fetch(&self, start: usize, count: usize, bytes: &mut [u8]) -> Result<(), CheckpointError> {
+        let Stored { offset, layout, .. } = *self.stored;
+        // No product overflows: the tensor lies within the file.
+        let per_weight = |weights: usize| weights as u64 * bytes.len() as u64 / count as u64;
+        if let scale @ 1.. = self.stored.dtype.scale_bytes() {
+            let blocks = |weights: usize| weights / SCALED_BLOCK;
+            let (codes, scales) = bytes.split_at_mut(bytes.len() - blocks(count) * scale);
+            let all_codes = self.stored.bytes - (blocks(self.stored.elements()) * scale) as u64;
+            let first = blocks(start) as u64;
+            let per_block = (codes.len() / blocks(count)) as u64;
+            self.source.read_at(offset + first * per_block, codes)?;
+            return self
+                .source
+                .read_at(offset + all_codes + first * scale as u64, scales);
+        }
+        if layout == Layout::Rows {
+            return self.source.read_at(offset + per_weight(start), bytes);
+        }
+        let columns = self.stored.columns();
+        let row_bytes = per_weight(columns) as usize;
+        for (row, bytes) in bytes.chunks_exact_mut(row_bytes).enumerate() {
+            let place = layout.place(start / columns + row) * row_bytes;
+            self.source.read_at(offset + place as u64, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn unsupported(&self, found: StoredType) -> CheckpointError {
         CheckpointError::StoredType {
             path: self.source.path().into(),
             tensor: self.name.into(),

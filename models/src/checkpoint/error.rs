@@ -3,22 +3,21 @@
 use std::{io, path::PathBuf};
 
 use burn::tensor::FloatDType;
-use safetensors::Dtype;
 
-use super::JsonError;
+use super::{JsonError, StoredType};
 
 /// What is wrong with a checkpoint: the file, the key, what was expected and what was found.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
     /// There is nothing at the path.
-    #[error("{}: no such folder; expected a folder with config.json and *.safetensors", path.display())]
+    #[error("{}: no such folder; expected a folder with config.json and *.safetensors, or a *.gguf file", path.display())]
     MissingFolder {
         /// The path.
         path: PathBuf,
     },
     /// The path leads to a file.
-    #[error("{}: expected a folder with config.json and *.safetensors, found {found}", path.display())]
+    #[error("{}: expected a folder with config.json and *.safetensors, or a *.gguf file, found {found}", path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,
@@ -56,6 +55,38 @@ pub enum CheckpointError {
         expected: String,
         /// What the file says.
         found: String,
+    },
+    /// A file is not in the GGUF format, only a part of it is there, or it holds what is not supported.
+    #[error("{}: GGUF: {what}: expected {expected}, found {found}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// The part of the file, or the key of its metadata.
+        what: String,
+        /// What would have been right.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A converted model is not what was written.
+    #[error("{}: {what}: expected {expected}, found {found}; convert the model again", path.display())]
+    Packed {
+        /// The file.
+        path: PathBuf,
+        /// The part of the file.
+        what: String,
+        /// What was written.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A file cannot be written.
+    #[error("{}: cannot be written: {error}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        error: io::Error,
     },
     /// An entry of the index of shards is not of the kind it has to be.
     #[error("{}: \"{key}\": expected {expected}, found {found}", path.display())]
@@ -129,7 +160,7 @@ pub enum CheckpointError {
         /// The tensor.
         tensor: String,
         /// The type in the file.
-        found: Dtype,
+        found: StoredType,
     },
     /// The device does not compute in the type asked for.
     #[error("device {device}: expected a floating-point type that it computes in, found {dtype:?}")]

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use burn::{
     module::Param,
-    nn::{Embedding, Linear, RmsNorm},
+    nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm},
     tensor::{Device, FloatDType, Tensor},
 };
 
@@ -154,6 +154,25 @@ impl<'a> Loader<'a> {
     ) -> Result<RmsNorm, CheckpointError> {
         let gamma = Param::from_tensor(self.tensor(name, [dim])?);
         Ok(RmsNorm { gamma, epsilon })
+    }
+
+    /// Reads a layer norm: `{prefix}.weight` and `{prefix}.bias`, `[dim]` each.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::tensor`].
+    pub fn layer_norm(
+        &self,
+        prefix: &str,
+        dim: usize,
+        epsilon: f64,
+    ) -> Result<LayerNorm, CheckpointError> {
+        let read = |name| self.tensor(&format!("{prefix}.{name}"), [dim]);
+        let config = LayerNormConfig::new(dim).with_epsilon(epsilon);
+        let mut norm = config.init(&self.device);
+        norm.gamma = Param::from_tensor(read("weight")?);
+        norm.beta = Some(Param::from_tensor(read("bias")?));
+        Ok(norm)
     }
 
     /// Ends loading: takes the progress bar away, and warns of tensors that nobody asked for, which it returns.

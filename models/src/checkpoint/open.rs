@@ -10,22 +10,28 @@ use std::{
 
 use super::{
     Checkpoint, CheckpointError,
-    base::Tracked,
-    decode::Stored,
+    base::{Origin, Tracked},
+    decode::{Layout, Stored},
+    gguf::Gguf,
     header::read_header,
     json::{kind_of, parse_json, read_json},
+    packed::{self, MANIFEST},
     source::Source,
     weight_files::{WeightFiles, read_index},
 };
 
 impl Checkpoint {
     /// Opens the checkpoint in the folder `dir`: `config.json`, and `model.safetensors`, or the shards of `model.safetensors.index.json`, or
-    /// a file of another name if it is the only one in the format.
+    /// a file of another name if it is the only one in the format. A folder that a
+    /// [`Conversion`](super::Conversion) wrote is mapped into memory. `dir` may also be a GGUF file, or a folder with one and without any of these.
     ///
     /// # Errors
     ///
     /// If the folder or a file is missing, cannot be read or is not in its format, or if the files contradict each other.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        if let Some(file) = Gguf::locate(dir) {
+            return Self::from_gguf(Gguf::open(&file)?);
+        }
         let path = dir.to_path_buf();
         let metadata = fs::metadata(dir).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => CheckpointError::MissingFolder { path: path.clone() },
@@ -47,10 +53,15 @@ impl Checkpoint {
             config: read_json(&config_path)?,
             config_path,
             path,
-            on_disk: true,
+            origin: Origin::Folder,
             sources: Vec::new(),
             tensors: BTreeMap::new(),
+            manifest: None,
         };
+        if dir.join(MANIFEST).exists() {
+            checkpoint.add_packed()?;
+            return Ok(checkpoint);
+        }
         let names = file_names(dir)?;
         match WeightFiles::choose(names.iter().map(String::as_str)) {
             Some(WeightFiles::Single(name)) => checkpoint.add(Source::open(&dir.join(name))?)?,
@@ -88,26 +99,66 @@ impl Checkpoint {
             config: parse_json(config, &config_path)?,
             config_path,
             path,
-            on_disk: false,
+            origin: Origin::Memory,
             sources: Vec::new(),
             tensors: BTreeMap::new(),
+            manifest: None,
         };
         checkpoint.add(source)?;
         Ok(checkpoint)
     }
 
+    fn from_gguf(gguf: Gguf) -> Result<Self, CheckpointError> {
+        let path = gguf.path().to_path_buf();
+        let mut checkpoint = Self {
+            config: gguf.config()?,
+            config_path: path.clone(),
+            path,
+            origin: Origin::Gguf,
+            sources: Vec::new(),
+            tensors: BTreeMap::new(),
+            manifest: None,
+        };
+        let tensors = gguf.tensors()?;
+        checkpoint.add_tensors(gguf.into_source(), tensors)?;
+        Ok(checkpoint)
+    }
+
+    fn add_packed(&mut self) -> Result<(), CheckpointError> {
+        let (manifest, tensors) = packed::open(&self.path)?;
+        for (name, stored, source) in tensors {
+            self.add_tensors(source, [(name, stored)])?;
+        }
+        self.manifest = Some(manifest);
+        Ok(())
+    }
+
     fn add(&mut self, source: Source) -> Result<(), CheckpointError> {
         let header = read_header(&source)?;
+        let tensors = header.tensors.into_iter().map(|(name, info)| {
+            let stored = Stored {
+                dtype: info.dtype.into(),
+                offset: header.data_start + info.data_offsets.0 as u64,
+                bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
+                shape: info.shape,
+                layout: Layout::Rows,
+                checksum: None,
+            };
+            (name, stored)
+        });
+        self.add_tensors(source, tensors)
+    }
+
+    fn add_tensors(
+        &mut self,
+        source: Source,
+        tensors: impl IntoIterator<Item = (String, Stored)>,
+    ) -> Result<(), CheckpointError> {
         self.sources.push(source);
         let index = self.sources.len() - 1;
-        for (name, info) in header.tensors {
+        for (name, stored) in tensors {
             let tracked = Tracked {
-                stored: Stored {
-                    dtype: info.dtype,
-                    offset: header.data_start + info.data_offsets.0 as u64,
-                    bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
-                    shape: info.shape,
-                },
+                stored,
                 source: index,
                 used: AtomicBool::new(false),
             };
@@ -159,7 +210,7 @@ impl Checkpoint {
 }
 
 /// The names of the entries of a folder, sorted.
-fn file_names(dir: &Path) -> Result<Vec<String>, CheckpointError> {
+pub(super) fn file_names(dir: &Path) -> Result<Vec<String>, CheckpointError> {
     let read = |error| CheckpointError::Read {
         path: dir.into(),
         error,

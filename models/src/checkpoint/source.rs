@@ -1,4 +1,4 @@
-//! Where the bytes of a safetensors file come from: [`Source`].
+//! Where the bytes of a file with weights come from: [`Source`].
 
 use std::{
     borrow::Cow,
@@ -10,7 +10,7 @@ use std::{
 
 use super::{CheckpointError, json::kind_of};
 
-/// A safetensors file on disk or in memory, read from any position.
+/// A file on disk or in memory, or one tensor of a mapped file, read from any position.
 #[derive(Debug)]
 pub(super) struct Source {
     /// The file, or for bytes in memory a name for messages.
@@ -24,6 +24,10 @@ enum Bytes {
     /// The lock keeps seek and read together, so that two threads may load from one checkpoint.
     File(Mutex<File>),
     Memory(Cow<'static, [u8]>),
+    /// A tensor of a file that is mapped into memory.
+    Mapped(burn::tensor::Bytes),
+    /// Zeros, which are no memory until they are written to.
+    Blank(burn::tensor::Bytes),
 }
 
 impl Source {
@@ -59,6 +63,40 @@ impl Source {
         }
     }
 
+    /// A tensor of the mapped file `path`.
+    pub(super) fn from_mapped(path: PathBuf, bytes: burn::tensor::Bytes) -> Self {
+        Self {
+            path,
+            len: bytes.len() as u64,
+            bytes: Bytes::Mapped(bytes),
+        }
+    }
+
+    /// Zeros in the place of the file `path`.
+    pub(super) fn blank(path: PathBuf, zeros: burn::tensor::Bytes) -> Self {
+        Self {
+            path,
+            len: zeros.len() as u64,
+            bytes: Bytes::Blank(zeros),
+        }
+    }
+
+    /// The zeros, where there is nothing else.
+    pub(super) fn zeros(&self) -> Option<&burn::tensor::Bytes> {
+        match &self.bytes {
+            Bytes::Blank(zeros) => Some(zeros),
+            _ => None,
+        }
+    }
+
+    /// The bytes, where the file is mapped.
+    pub(super) fn mapped(&self) -> Option<&burn::tensor::Bytes> {
+        match &self.bytes {
+            Bytes::Mapped(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -83,15 +121,18 @@ impl Source {
                 file.seek(SeekFrom::Start(offset))?;
                 file.read_exact(buffer)
             }
-            Bytes::Memory(bytes) => {
-                let start = usize::try_from(offset).ok();
-                let range = start.and_then(|start| Some(start..start.checked_add(buffer.len())?));
-                let bytes = range
-                    .and_then(|range| bytes.get(range))
-                    .ok_or(io::ErrorKind::UnexpectedEof)?;
-                buffer.copy_from_slice(bytes);
-                Ok(())
-            }
+            Bytes::Memory(bytes) => copy(bytes, offset, buffer),
+            Bytes::Mapped(bytes) | Bytes::Blank(bytes) => copy(bytes, offset, buffer),
         }
     }
+}
+
+fn copy(bytes: &[u8], offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let start = usize::try_from(offset).ok();
+    let range = start.and_then(|start| Some(start..start.checked_add(buffer.len())?));
+    let bytes = range
+        .and_then(|range| bytes.get(range))
+        .ok_or(io::ErrorKind::UnexpectedEof)?;
+    buffer.copy_from_slice(bytes);
+    Ok(())
 }

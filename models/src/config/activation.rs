@@ -34,7 +34,7 @@ impl HiddenAct {
     }
 
     /// The names that [`from_name`](Self::from_name) knows, for messages.
-    pub(super) fn names() -> String {
+    pub(crate) fn names() -> String {
         NAMES.map(|(name, _)| name).join(", ")
     }
 

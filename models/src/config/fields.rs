@@ -9,7 +9,7 @@ use crate::checkpoint::describe;
 
 /// An object of a configuration file. An entry that is `null` counts as absent, as in transformers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     path: &'a Path,
     /// The key of the object in the file, empty for the file itself.
     parent: &'a str,
@@ -18,7 +18,7 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// The entries of the file `path` with the content `config`.
-    pub(super) fn new(config: &'a Value, path: &'a Path) -> Result<Self, ConfigError> {
+    pub(crate) fn new(config: &'a Value, path: &'a Path) -> Result<Self, ConfigError> {
         match config {
             Value::Object(entries) => Ok(Self {
                 path,
@@ -35,7 +35,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The error that `key` is not what was expected.
-    pub(super) fn error(
+    pub(crate) fn error(
         &self,
         key: &str,
         expected: impl Into<String>,
@@ -54,7 +54,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The error that `key` is there and not what was expected.
-    pub(super) fn unexpected(&self, key: &str, expected: impl Into<String>) -> ConfigError {
+    pub(crate) fn unexpected(&self, key: &str, expected: impl Into<String>) -> ConfigError {
         self.error(
             key,
             expected,
@@ -63,7 +63,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The entry `key`, if it is there and not `null`.
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.entries.get(key).filter(|value| !value.is_null())
     }
 
@@ -77,8 +77,15 @@ impl<'a> Fields<'a> {
         self.get(key).map(convert).transpose()
     }
 
+    /// A count.
+    pub(crate) fn count(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+        self.read(key, "an integer that is not negative", |value| {
+            usize::try_from(value.as_u64()?).ok()
+        })
+    }
+
     /// A count that is not zero.
-    pub(super) fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
+    pub(crate) fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
         self.read(key, "a positive integer", |value| {
             let size = usize::try_from(value.as_u64()?).ok()?;
             (size > 0).then_some(size)
@@ -86,13 +93,13 @@ impl<'a> Fields<'a> {
     }
 
     /// A count that is not zero and has to be there.
-    pub(super) fn required_size(&self, key: &str) -> Result<usize, ConfigError> {
+    pub(crate) fn required_size(&self, key: &str) -> Result<usize, ConfigError> {
         let missing = || self.unexpected(key, "a positive integer");
         self.size(key)?.ok_or_else(missing)
     }
 
     /// A positive number.
-    pub(super) fn positive(&self, key: &str) -> Result<Option<f64>, ConfigError> {
+    pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>, ConfigError> {
         self.read(key, "a positive number", |value| {
             value
                 .as_f64()
@@ -101,24 +108,28 @@ impl<'a> Fields<'a> {
     }
 
     /// A positive number that has to be there.
-    pub(super) fn required_positive(&self, key: &str) -> Result<f64, ConfigError> {
+    pub(crate) fn required_positive(&self, key: &str) -> Result<f64, ConfigError> {
         let missing = || self.unexpected(key, "a positive number");
         self.positive(key)?.ok_or_else(missing)
     }
 
-    /// A switch, off if it is absent.
-    pub(super) fn switch(&self, key: &str) -> Result<bool, ConfigError> {
-        let switch = self.read(key, "true or false", Value::as_bool)?;
-        Ok(switch.unwrap_or(false))
+    /// Whether the file has the entry at all, be it `null`.
+    pub(crate) fn names(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// A switch.
+    pub(crate) fn switch(&self, key: &str) -> Result<Option<bool>, ConfigError> {
+        self.read(key, "true or false", Value::as_bool)
     }
 
     /// A string.
-    pub(super) fn string(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
+    pub(crate) fn string(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
         self.read(key, "a string", Value::as_str)
     }
 
     /// The first of a list of strings.
-    pub(super) fn first_string(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
+    pub(crate) fn first_string(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
         let first = |value: &'a Value| match value.as_array()?.first() {
             Some(first) => first.as_str().map(Some),
             None => Some(None),
@@ -126,8 +137,15 @@ impl<'a> Fields<'a> {
         Ok(self.read(key, "a list of strings", first)?.flatten())
     }
 
+    /// A list of strings.
+    pub(crate) fn strings(&self, key: &str) -> Result<Option<Vec<&'a str>>, ConfigError> {
+        self.read(key, "a list of strings", |value| {
+            value.as_array()?.iter().map(Value::as_str).collect()
+        })
+    }
+
     /// An object.
-    pub(super) fn object(&self, key: &'a str) -> Result<Option<Self>, ConfigError> {
+    pub(crate) fn object(&self, key: &'a str) -> Result<Option<Self>, ConfigError> {
         let entries = self.read(key, "an object", Value::as_object)?;
         Ok(entries.map(|entries| Self {
             path: self.path,
@@ -137,7 +155,7 @@ impl<'a> Fields<'a> {
     }
 
     /// One token id or a list of them. Some checkpoints write -1 for none.
-    pub(super) fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
+    pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
         let ids = self.read(key, "a token id or a list of them", |value| {
             let one;
             let list = match value {

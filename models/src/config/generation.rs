@@ -3,16 +3,24 @@
 use super::{ConfigError, fields::Fields};
 use crate::checkpoint::{Checkpoint, read_json_if_present};
 
-/// The `eos_token_id` of the `generation_config.json` beside a checkpoint; none if there is no such file.
+/// Adds the `eos_token_id` of the `generation_config.json` beside a checkpoint; nothing if there is no such file.
 ///
 /// Chat models end a turn with another token than a text, and tell so only there.
-pub(super) fn eos_token_ids(checkpoint: &Checkpoint) -> Result<Vec<u32>, ConfigError> {
+pub(crate) fn add_eos_token_ids(
+    checkpoint: &Checkpoint,
+    ids: &mut Vec<u32>,
+) -> Result<(), ConfigError> {
     let Some(dir) = checkpoint.dir() else {
-        return Ok(Vec::new());
+        return Ok(());
     };
     let path = dir.join("generation_config.json");
-    match read_json_if_present(&path)? {
-        Some(config) => Fields::new(&config, &path)?.token_ids("eos_token_id"),
-        None => Ok(Vec::new()),
+    let Some(config) = read_json_if_present(&path)? else {
+        return Ok(());
+    };
+    for id in Fields::new(&config, &path)?.token_ids("eos_token_id")? {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
     }
+    Ok(())
 }

@@ -1,35 +1,78 @@
 //! The parameters of rotary embeddings, in the older and the newer form of `config.json`.
 
-use sparq::RotaryScaling;
+use sparq::{RotaryConfig, RotaryScaling};
 
 use super::{ConfigError, fields::Fields};
 
 /// The base of a checkpoint that names none, as the first Llamas did.
 const DEFAULT_THETA: f64 = 10_000.0;
 
-/// Reads `rope_theta` and the scaling of the frequencies.
+/// A family that turns a part of each head, with the names that its first files had.
+pub(crate) struct PartialRope {
+    /// The name of `rope_theta`.
+    pub theta: &'static str,
+    /// The name of `partial_rotary_factor`.
+    pub factor: &'static str,
+    /// The part where a file names none.
+    pub default: f64,
+}
+
+/// Reads the rotary embedding of heads of `head_dim` components, all of which turn unless the family is one of `partial`.
 ///
 /// The older form has `rope_theta` at the top level and `rope_scaling` with a `type` or `rope_type`; the newer has both in
 /// `rope_parameters`. Where a file has both, transformers goes by `rope_scaling`, and so does this.
-pub(super) fn read_rope(config: Fields<'_>) -> Result<(f64, RotaryScaling), ConfigError> {
+pub(super) fn read_rope(
+    config: Fields<'_>,
+    head_dim: usize,
+    partial: Option<&PartialRope>,
+) -> Result<RotaryConfig, ConfigError> {
     let older = config.object("rope_scaling")?;
     let newer = config.object("rope_parameters")?;
-    let mut theta = None;
+    let (mut theta, mut dim) = (None, None);
     for fields in [older, newer, Some(config)].into_iter().flatten() {
-        // Rotating a part of each head is another model with the same weights.
-        if fields
-            .positive("partial_rotary_factor")?
-            .is_some_and(|factor| factor != 1.0)
-        {
-            return Err(fields.unexpected("partial_rotary_factor", "1.0"));
-        }
+        let part = rotary_dim(fields, "partial_rotary_factor", head_dim, partial)?;
+        dim = dim.or(part);
+        // Only the one that counts is looked at: others may be left over.
         theta = match theta {
             Some(theta) => Some(theta),
             None => fields.positive("rope_theta")?,
         };
     }
+    if let Some(family) = partial {
+        theta = theta.or(config.positive(family.theta)?);
+        let part = rotary_dim(config, family.factor, head_dim, partial)?;
+        dim = dim.or(part).or(Some(part_of(head_dim, family.default)));
+    }
     let scaling = older.or(newer).map_or(Ok(RotaryScaling::None), scaling)?;
-    Ok((theta.unwrap_or(DEFAULT_THETA), scaling))
+    Ok(RotaryConfig::new(head_dim)
+        .with_theta(theta.unwrap_or(DEFAULT_THETA))
+        .with_scaling(scaling)
+        .with_rotary_dim(dim.filter(|&dim| dim != head_dim)))
+}
+
+/// The number of components that turn by the entry `key`, if it is there.
+fn rotary_dim(
+    fields: Fields<'_>,
+    key: &str,
+    head_dim: usize,
+    partial: Option<&PartialRope>,
+) -> Result<Option<usize>, ConfigError> {
+    let Some(factor) = fields.positive(key)? else {
+        return Ok(None);
+    };
+    // Rotating a part of each head is another model with the same weights.
+    if partial.is_none() && factor != 1.0 {
+        return Err(fields.unexpected(key, "1.0"));
+    }
+    match part_of(head_dim, factor) {
+        dim if factor <= 1.0 => Ok(Some(dim)),
+        _ => Err(fields.unexpected(key, "at most 1.0")),
+    }
+}
+
+/// Rounded down, as in transformers.
+fn part_of(head_dim: usize, factor: f64) -> usize {
+    (head_dim as f64 * factor) as usize
 }
 
 fn scaling(fields: Fields<'_>) -> Result<RotaryScaling, ConfigError> {

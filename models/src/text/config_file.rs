@@ -7,7 +7,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::checkpoint::{JsonError, describe, read_json_if_present};
+use crate::checkpoint::{CheckpointError, JsonError, describe, gguf::Gguf, read_json_if_present};
 
 /// What is wrong with a file about text in a checkpoint's folder.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +15,9 @@ pub enum ConfigFileError {
     /// The file is no JSON, or cannot be read.
     #[error(transparent)]
     Json(#[from] JsonError),
+    /// The GGUF file that holds what such a file would say is wrong.
+    #[error(transparent)]
+    Gguf(#[from] Box<CheckpointError>),
     /// A template file is there but cannot be read as text.
     #[error("{}: cannot be read: {error}", path.display())]
     Read {
@@ -35,6 +38,42 @@ pub enum ConfigFileError {
         /// What is there.
         found: String,
     },
+}
+
+/// Where the small files of a checkpoint are.
+#[derive(Debug)]
+pub(super) enum ConfigFiles {
+    /// In its folder.
+    Folder(PathBuf),
+    /// In the metadata of a GGUF file, which says what they would.
+    Gguf(Box<Gguf>),
+}
+
+impl ConfigFiles {
+    /// Those of the folder or the GGUF file `path`.
+    pub(super) fn open(path: &Path) -> Result<Self, ConfigFileError> {
+        Ok(match Gguf::locate(path) {
+            Some(file) => Self::Gguf(Gguf::open(&file).map_err(Box::new)?.into()),
+            None => Self::Folder(path.to_owned()),
+        })
+    }
+
+    /// The file `name`; `None` when there is no such file, because every file read this way is optional.
+    pub(super) fn read(&self, name: &str) -> Result<Option<ConfigFile>, ConfigFileError> {
+        let gguf = match self {
+            Self::Folder(folder) => return ConfigFile::read(&folder.join(name)),
+            Self::Gguf(gguf) => gguf,
+        };
+        let root = match name {
+            "config.json" => gguf.config(),
+            "tokenizer_config.json" => gguf.tokenizer_config(),
+            _ => return Ok(None),
+        };
+        Ok(Some(ConfigFile {
+            path: gguf.path().to_owned(),
+            root: root.map_err(Box::new)?,
+        }))
+    }
 }
 
 /// A JSON file and where it came from, so that an error about one of its entries can name both.

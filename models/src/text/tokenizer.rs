@@ -9,7 +9,7 @@ use std::{
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
-use super::config_file::{ConfigFile, ConfigFileError};
+use super::config_file::{ConfigFileError, ConfigFiles};
 
 /// Why text could not be turned into tokens or back.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +98,7 @@ impl TextTokenizer {
         Self::from_bytes(&bytes, &path.display().to_string())
     }
 
-    /// Reads the tokenizer.json of a checkpoint's folder, and the ids that end a sequence.
+    /// Reads the tokenizer.json of a checkpoint's folder, and the ids that end a sequence; `folder` may also be a GGUF file, which holds both.
     ///
     /// Those are the union of `eos_token_id` in generation_config.json and config.json and of `eos_token` in
     /// tokenizer_config.json: chat checkpoints exist in which only one of the three names the end of a turn.
@@ -106,14 +106,26 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::from_file`], and when one of the three files is there but wrong.
     pub fn from_folder(folder: &Path) -> Result<Self, TokenizerError> {
-        let tokenizer = Self::from_file(&folder.join("tokenizer.json"))?;
+        let files = ConfigFiles::open(folder)?;
+        let tokenizer = match &files {
+            ConfigFiles::Folder(folder) => Self::from_file(&folder.join("tokenizer.json"))?,
+            ConfigFiles::Gguf(gguf) => {
+                let json = gguf
+                    .tokenizer()
+                    .map_err(|error| ConfigFileError::from(Box::new(error)))?;
+                Self::from_bytes(
+                    json.to_string().as_bytes(),
+                    &gguf.path().display().to_string(),
+                )?
+            }
+        };
         let mut eos_ids = Vec::new();
         for name in ["generation_config.json", "config.json"] {
-            if let Some(config) = ConfigFile::read(&folder.join(name))? {
+            if let Some(config) = files.read(name)? {
                 eos_ids.extend(config.token_ids("eos_token_id")?);
             }
         }
-        if let Some(config) = ConfigFile::read(&folder.join("tokenizer_config.json"))?
+        if let Some(config) = files.read("tokenizer_config.json")?
             && let Some(token) = config.token("eos_token")?
         {
             let id = tokenizer

@@ -1,8 +1,9 @@
-//! The configuration of a Llama, in the forms that checkpoints have it.
+//! The configuration of a model, in the forms that checkpoints have it.
 
 #[path = "../checkpoint_support/mod.rs"]
 mod checkpoint_support;
 mod errors;
+mod families;
 
 use std::{fs, path::Path};
 

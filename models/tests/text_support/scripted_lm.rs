@@ -119,6 +119,7 @@ impl CausalLm for ScriptedLm {
             capacity,
             dtype,
             sketch: method.sketch(),
+            window: None,
         };
         Ok(ModelCache {
             layers: vec![KvCache::new(&config, &self.device()).unwrap()],

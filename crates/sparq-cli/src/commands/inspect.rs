@@ -19,6 +19,9 @@ const LENGTHS: [usize; 6] = [4096, 8192, 16384, 32768, 65536, 131_072];
 /// Budgets of the table, as parts of dense attention's bytes.
 const PARTS: [usize; 4] = [2, 4, 8, 16];
 
+/// Parts of a budget that are tried, from the whole down.
+const ATTEMPTS: usize = 64;
+
 /// Bytes of an element of the 16-bit cache that budgets are counted for.
 const ELEMENT_BYTES: usize = 2;
 
@@ -91,7 +94,7 @@ pub fn run(args: &InspectArgs, out: Output) -> Result<Outcome> {
         sketch: args.sketch,
         budget: LENGTHS
             .iter()
-            .flat_map(|&length| PARTS.map(|part| budget(&shape, length, part, args.sketch)))
+            .flat_map(|&length| PARTS.map(|part| budget(&model, length, part, args.sketch)))
             .collect(),
         model,
     };
@@ -112,18 +115,25 @@ fn cache_cost(model: &Description, shape: &CacheShape, sketch: Sketch) -> CacheC
     }
 }
 
-fn budget(shape: &CacheShape, seq_len: usize, part: usize, sketch: Sketch) -> BudgetRow {
+fn budget(model: &Description, seq_len: usize, part: usize, sketch: Sketch) -> BudgetRow {
     let ratio = 1.0 / part as f64;
-    let dense = Transfers::dense(shape, seq_len).bytes();
+    let dense = model.step_bytes(ELEMENT_BYTES, seq_len, Transfers::dense);
     let base = SparqConfig::new(1, 1)
         .with_sketch(sketch)
         .with_mean_value(MeanValue::Paper)
         .with_group_score(GroupScore::Probabilities);
-    let settings = base
-        .for_compression(shape.head_dim, seq_len, ratio)
-        .ok()
-        .map(|config| {
-            let bytes = Transfers::sparq(shape, seq_len, &config).bytes();
+    // Where only some layers slide a window, the settings of the others save less there: the budget is then met by a smaller one.
+    let attempts = (1..=ATTEMPTS).rev();
+    let settings = attempts
+        .filter_map(|attempt| {
+            let ratio = ratio * attempt as f64 / ATTEMPTS as f64;
+            let config = base.for_compression(model.head_dim, model.attended(seq_len), ratio);
+            let config = config.ok()?;
+            let sparq = |shape: &_, len| Transfers::sparq(shape, len, &config);
+            Some((config, model.step_bytes(ELEMENT_BYTES, seq_len, sparq)))
+        })
+        .find(|(_, bytes)| *bytes <= ratio * dense)
+        .map(|(config, bytes)| {
             let SparqConfig {
                 rank,
                 top_k,
@@ -170,6 +180,7 @@ fn print(document: &Document, out: Output) -> Result<()> {
             ),
         ),
         ("context", model.context.to_string()),
+        ("window", window(model)),
         (
             "cache",
             format!(
@@ -187,7 +198,15 @@ fn print(document: &Document, out: Output) -> Result<()> {
             ),
         ),
     ];
-    for (key, value) in lines {
+    let attention = model.attention.map(|config| {
+        let sketch = sketch_name(config.sketch);
+        format!(
+            "r = {}, k = {}, local window {}, {sketch}",
+            config.rank, config.top_k, config.local_window
+        )
+    });
+    let attention = attention.map(|settings| ("attention", settings));
+    for (key, value) in lines.into_iter().chain(attention) {
         out.line(&format!("{key:<13} {value}"))?;
     }
     out.line(&format!(
@@ -225,6 +244,17 @@ fn print(document: &Document, out: Output) -> Result<()> {
         }
     }
     out.text(&table.render())
+}
+
+/// The sliding window in words.
+fn window(model: &Description) -> String {
+    match model.sliding_window {
+        Some(window) => format!(
+            "{window} positions in {} of {} layers",
+            model.sliding_layers, model.layers
+        ),
+        None => "none".into(),
+    }
 }
 
 /// A sketch in words.

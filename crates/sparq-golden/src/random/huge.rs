@@ -57,6 +57,7 @@ impl Huge {
             capacity: seq,
             dtype: self.dtype,
             sketch: Some(self.config.sketch),
+            window: None,
         };
         let mut cache = KvCache::new(&config, device).map_err(error)?;
         let judged = [0, draws.below(heads), heads - 1];

@@ -37,6 +37,7 @@ pub(super) fn play(plan: &Plan, draws: &mut Draws, device: &Device) -> Result<Wo
         capacity: plan.capacity,
         dtype: plan.dtype,
         sketch: Some(plan.config.sketch),
+        window: None,
     };
     let cache = KvCache::new(&config, device).and_then(|mut cache| {
         cache.set_left_padding(&plan.padding)?;

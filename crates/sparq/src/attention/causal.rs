@@ -1,5 +1,7 @@
 //! Dense causal attention over many queries, in chunks, so that memory grows with the length and not with its square.
 
+use std::ops::Range;
+
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
@@ -12,43 +14,54 @@ pub(super) const CHUNK: usize = 512;
 /// Causal attention of T queries behind what a cache held before them.
 ///
 /// q [B, H, T, d] against k and v [B, H_kv, S, d] -> [B, H, T, d]. Sequence b held the positions `rows.start[b] .. rows.end[b]`; its query t is
-/// at position `rows.end[b] + t` and sees everything from `rows.start[b]` to itself. Left padding sees itself only: its output is never
-/// used, but a softmax over nothing would be NaN on some backends, and a later layer multiplies it by 0.
+/// at position `rows.end[b] + t` and sees everything from `rows.start[b]` to itself, or the last `window` positions of that. Left padding sees itself only: its
+/// output is never used, but a softmax over nothing would be NaN on some backends, and a later layer multiplies it by 0.
 pub(super) fn causal_attention(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
     rows: &RowSpans,
+    window: Option<usize>,
     chunk: usize,
 ) -> Tensor<4> {
     let len = q.dims()[2];
-    if len <= chunk {
-        return attend(q, k, v, rows, 0);
-    }
     let before = rows.longest();
+    let shortest = rows.end.iter().copied().min().unwrap_or(0);
     let chunks = (0..len).step_by(chunk).map(|from| {
         let to = (from + chunk).min(len);
-        let seen = |t: &Tensor<4>| t.clone().slice_dim(2, 0..before + to);
-        attend(
-            q.clone().slice_dim(2, from..to),
-            seen(&k),
-            seen(&v),
-            rows,
-            from,
-        )
+        // A window that everything fits into hides nothing.
+        let window = window.filter(|&window| before + to > window);
+        let first = window.map_or(0, |window| (shortest + from + 1).saturating_sub(window));
+        let keys = first..before + to;
+        let seen = |t: &Tensor<4>| t.clone().slice_dim(2, keys.clone());
+        let q = q.clone().slice_dim(2, from..to);
+        attend(q, seen(&k), seen(&v), rows, window, from, keys.clone())
     });
-    Tensor::cat(chunks.collect(), 2)
+    let mut chunks: Vec<_> = chunks.collect();
+    match chunks.len() {
+        1 => chunks.remove(0),
+        _ => Tensor::cat(chunks, 2),
+    }
 }
 
-/// The queries of one chunk, of which the first is query `from` of the sequences, against the keys up to the last that any of them sees.
-fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, rows: &RowSpans, from: usize) -> Tensor<4> {
+/// The queries of one chunk, of which the first is query `from` of the sequences, against the keys at the positions `keys`, which hold all that any of them
+/// sees.
+fn attend(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    rows: &RowSpans,
+    window: Option<usize>,
+    from: usize,
+    keys: Range<usize>,
+) -> Tensor<4> {
     let ([batch, heads, len, d], device) = (q.dims(), q.device());
     let [_, kv_heads, seq_len, _] = k.dims();
     let g = heads / kv_heads;
-    let mask = || hidden(rows, from, len, seq_len, &device);
+    let mask = || hidden(rows, window, from..from + len, keys.clone(), &device);
 
     if g == 1 || shares_heads(&device) {
-        if rows.is_rectangular() {
+        if rows.is_rectangular() && window.is_none() {
             let options = AttentionModuleOptions {
                 is_causal: true,
                 ..Default::default()
@@ -89,25 +102,32 @@ fn shares_heads(device: &Device) -> bool {
     }
 }
 
-/// True where a key must not be seen: [B, 1, len, S], or [1, 1, len, S] where it is the same for all sequences.
+/// True where one of the `queries` must not see one of the `keys`: [B, 1, len, S], or [1, 1, len, S] where it is the same for all sequences.
 fn hidden(
     rows: &RowSpans,
-    from: usize,
-    len: usize,
-    seq_len: usize,
+    window: Option<usize>,
+    queries: Range<usize>,
+    keys: Range<usize>,
     device: &Device,
 ) -> Tensor<4, Bool> {
     let same = rows.is_rectangular();
     let batch = if same { 1 } else { rows.batch() };
+    let (len, seq_len) = (queries.len(), keys.len());
     let shape = [batch, 1, len, seq_len];
     let options = (device, DType::I32);
-    let key = Tensor::<1, Int>::arange(0..seq_len as i64, options)
-        .reshape([1, 1, 1, seq_len])
-        .expand(shape);
-    let query =
-        Tensor::<1, Int>::arange(from as i64..(from + len) as i64, options).reshape([1, 1, len, 1]);
+    let range = |range: Range<usize>| {
+        Tensor::<1, Int>::arange(range.start as i64..range.end as i64, options)
+    };
+    let key = range(keys).reshape([1, 1, 1, seq_len]).expand(shape);
+    let query = range(queries).reshape([1, 1, len, 1]);
+    let outside = |first: Tensor<4, Int>| key.clone().lower(first.expand(shape));
     if same {
-        return key.greater((query + rows.longest() as i64).expand(shape));
+        let own = query + rows.longest() as i64;
+        let later = key.clone().greater(own.clone().expand(shape));
+        return match window {
+            Some(window) => later.bool_or(outside(own - (window - 1) as i64)),
+            None => later,
+        };
     }
     let column = |values: &[usize]| {
         let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
@@ -117,9 +137,13 @@ fn hidden(
     let first = own
         .clone()
         .min_pair(column(&rows.start).expand([batch, 1, len, 1]));
+    let first = match window {
+        Some(window) => first.max_pair(own.clone() - (window - 1) as i64),
+        None => first,
+    };
     key.clone()
         .greater(own.expand(shape))
-        .bool_or(key.lower(first.expand(shape)))
+        .bool_or(outside(first))
 }
 
 #[cfg(test)]

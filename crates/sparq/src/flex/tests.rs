@@ -275,6 +275,7 @@ fn decode_on_every_level(
         capacity: len,
         dtype,
         sketch: Some(config.sketch),
+        window: None,
     };
     let mut cache = KvCache::new(&cache, device).unwrap();
     cache.set_left_padding(&[0, 11]).unwrap();

@@ -20,7 +20,7 @@ use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError,
 /// let config = SparqConfig::new(32, 128);
 /// let auto = Method::from(Auto::new(config, 4, &Device::default()));
 /// let cache = KvCacheConfig {
-///     batch: 1, kv_heads: 8, head_dim: 128, capacity: 1 << 20, dtype: FloatDType::F32, sketch: auto.sketch(),
+///     batch: 1, kv_heads: 8, head_dim: 128, capacity: 1 << 20, dtype: FloatDType::F32, sketch: auto.sketch(), window: None,
 /// };
 /// assert_eq!(auto.at(&cache, 128), Method::DENSE);
 /// assert_eq!(auto.at(&cache, 1 << 20), Method::from(config));
@@ -50,7 +50,7 @@ impl Auto {
     pub fn at(&self, cache: &KvCacheConfig, seq_len: usize) -> Method {
         match self
             .costs
-            .sparq_pays(&self.step(cache), seq_len, &self.sparq)
+            .sparq_pays(&self.step(cache), cache.attended(seq_len), &self.sparq)
         {
             true => Method::Sparq(self.sparq),
             false => Method::Dense(Dense),

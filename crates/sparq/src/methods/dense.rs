@@ -32,7 +32,7 @@ impl Strategy for Dense {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        let rows = cache.launch_rows(&q, None)?;
-        Ok(op::dense_decode(q, cache.tensors().clone(), &rows))
+        let (tensors, rows) = cache.view(&q, None)?;
+        Ok(op::dense_decode(q, tensors, &rows))
     }
 }

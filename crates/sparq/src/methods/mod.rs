@@ -40,7 +40,7 @@ pub trait Strategy {
     /// The key sketch that a cache must hold for this method.
     fn sketch(&self) -> Option<Sketch>;
 
-    /// What one decode step moves at `seq_len` positions.
+    /// What one decode step moves at `seq_len` positions that it attends to; see [`KvCacheConfig::attended`].
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers;
 
     /// Whether a step on a cache like this with `seq_len` positions reads only a part of them. A recording of a step serves only steps for which this is the same.
@@ -111,7 +111,9 @@ impl Method {
         cache.check_query(&q)?;
         cache.check_not_empty()?;
         // The cache is outside autodiff, and a step has all its operands on one side.
-        self.strategy().decode(q.inner(), cache)
+        let q = q.inner();
+        cache.note_query(&q);
+        self.strategy().decode(q, cache)
     }
 }
 

@@ -24,8 +24,8 @@ impl Strategy for SparqConfig {
     }
 
     /// At most k positions are all kept: the step is dense attention, to the last bit.
-    fn is_sparse(&self, _cache: &KvCacheConfig, seq_len: usize) -> bool {
-        seq_len > self.top_k
+    fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
+        cache.attended(seq_len) > self.top_k
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
@@ -34,8 +34,8 @@ impl Strategy for SparqConfig {
             return super::Dense.decode(q, cache);
         }
         cache.refresh_sketch();
-        let rows = cache.launch_rows(&q, Some(self))?;
-        Ok(op::sparq_decode(q, cache.tensors().clone(), &rows, self))
+        let (tensors, rows) = cache.view(&q, Some(self))?;
+        Ok(op::sparq_decode(q, tensors, &rows, self))
     }
 }
 
@@ -55,12 +55,7 @@ impl SparqConfig {
         cache.check_sketch("sparq", self.sketch)?;
         cache.refresh_sketch();
         let q = q.inner();
-        let rows = cache.launch_rows(&q, Some(self))?;
-        Ok(op::sparq_decode_traced(
-            q,
-            cache.tensors().clone(),
-            &rows,
-            self,
-        ))
+        let (tensors, rows) = cache.view(&q, Some(self))?;
+        Ok(op::sparq_decode_traced(q, tensors, &rows, self))
     }
 }

@@ -51,6 +51,7 @@ pub fn cache_of(
         capacity: len,
         dtype,
         sketch,
+        window: None,
     };
     let mut cache = KvCache::new(&config, &k.device()).unwrap();
     cache.append(k.clone(), v.clone()).unwrap();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, path::Path};
 use serde_json::Value;
 
 use super::{error::ChatTemplateError, template::ChatTemplate};
-use crate::text::config_file::{ConfigFile, ConfigFileError};
+use crate::text::config_file::{ConfigFile, ConfigFileError, ConfigFiles};
 
 /// The tokens that templates know by the names of these entries.
 const SPECIAL_TOKENS: [&str; 7] = [
@@ -25,7 +25,7 @@ const DEFAULT: &str = "default";
 type Templates = BTreeMap<String, (String, String)>;
 
 impl ChatTemplate {
-    /// Reads the chat template of a checkpoint's folder; `None` when it has none, as base models don't.
+    /// Reads the chat template of a checkpoint's folder or GGUF file; `None` when it has none, as base models don't.
     ///
     /// A template is looked for in chat_template.jinja and additional_chat_templates/NAME.jinja, then in chat_template.json, then as
     /// `chat_template` of tokenizer_config.json (one template, or a list of `name` and `template`). Without a `name` it is
@@ -37,17 +37,20 @@ impl ChatTemplate {
         folder: &Path,
         name: Option<&str>,
     ) -> Result<Option<Self>, ChatTemplateError> {
-        let config = ConfigFile::read(&folder.join("tokenizer_config.json"))?;
+        let files = ConfigFiles::open(folder)?;
+        let config = files.read("tokenizer_config.json")?;
         let mut templates = Templates::new();
         // The later ones replace the earlier.
         if let Some(config) = &config {
             read_json(config, &mut templates)?;
         }
-        if let Some(file) = ConfigFile::read(&folder.join("chat_template.json"))? {
+        if let Some(file) = files.read("chat_template.json")? {
             read_json(&file, &mut templates)?;
         }
-        read_jinja(&folder.join("chat_template.jinja"), DEFAULT, &mut templates)?;
-        read_additional(&folder.join("additional_chat_templates"), &mut templates)?;
+        if let ConfigFiles::Folder(folder) = &files {
+            read_jinja(&folder.join("chat_template.jinja"), DEFAULT, &mut templates)?;
+            read_additional(&folder.join("additional_chat_templates"), &mut templates)?;
+        }
 
         let chosen = match (name, templates.len()) {
             (None, 0) => return Ok(None),
@@ -61,7 +64,7 @@ impl ChatTemplate {
                 available: templates.into_keys().collect(),
             });
         };
-        let map = ConfigFile::read(&folder.join("special_tokens_map.json"))?;
+        let map = files.read("special_tokens_map.json")?;
         let mut tokens = Vec::new();
         for key in SPECIAL_TOKENS {
             for file in [&config, &map].into_iter().flatten() {

@@ -12,7 +12,7 @@ use sparq::{CacheMemory, Method, Sketch, SparqConfig};
 use crate::args::{DtypeArgs, at_least_one, dtype_name};
 use crate::exit::Outcome;
 use crate::method::{SparqArgs, sketch_parser};
-use crate::model::{ModelSource, element_bytes};
+use crate::model::{Description, ModelSource, element_bytes};
 use crate::output::{Mark, Output};
 use crate::progress;
 use crate::table::Table;
@@ -117,7 +117,7 @@ pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
             args.context
         );
     }
-    let config = args.config(loaded.description.head_dim)?;
+    let config = args.config(&loaded.description)?;
     let methods = [Method::DENSE, Method::from(config)];
     let tokens = |text: &str| text.bytes().map(u32::from).collect::<Vec<u32>>();
     let text = tokens(&haystack.text);
@@ -183,14 +183,14 @@ pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
 }
 
 impl DemoArgs {
-    fn config(&self, head_dim: usize) -> Result<SparqConfig> {
+    fn config(&self, model: &Description) -> Result<SparqConfig> {
         SparqArgs {
             rank: self.rank,
             top_k: self.top_k,
-            sketch: self.sketch,
+            sketch: Some(self.sketch),
             ..SparqArgs::default()
         }
-        .config(head_dim)
+        .config(model)
     }
 }
 

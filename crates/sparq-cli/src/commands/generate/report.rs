@@ -2,7 +2,7 @@
 
 use burn::tensor::FloatDType;
 use serde::Serialize;
-use sparq::{KvCacheConfig, Method, Transfers};
+use sparq::{CacheShape, KvCacheConfig, Method, Transfers};
 use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfig};
 
 use crate::args::dtype_name;
@@ -86,7 +86,6 @@ impl Report {
 
 impl Stats {
     fn new(generated: &Generated, model: &Description, dtype: FloatDType, method: &Method) -> Self {
-        let shape = &model.cache_shape(element_bytes(dtype));
         let cache = KvCacheConfig {
             batch: 1,
             kv_heads: model.kv_heads,
@@ -94,13 +93,17 @@ impl Stats {
             capacity: generated.prompt_tokens,
             dtype,
             sketch: method.sketch(),
+            window: None,
         };
         let steps = 1..=generated.decode_steps;
         let lengths = steps.map(|step| generated.prompt_tokens + step);
         let (bytes, dense) = lengths.fold((0.0, 0.0), |(bytes, dense), length| {
+            let of = |transfers: &dyn Fn(&CacheShape, usize) -> Transfers| {
+                model.step_bytes(element_bytes(dtype), length, transfers)
+            };
             (
-                bytes + method.at(&cache, length).transfers(shape, length).bytes(),
-                dense + Transfers::dense(shape, length).bytes(),
+                bytes + of(&|shape, len| method.at(&cache, len).transfers(shape, len)),
+                dense + of(&Transfers::dense),
             )
         });
         Self {

@@ -23,6 +23,7 @@ struct Case {
     kv_heads: usize,
     len: usize,
     rows: RowSpans,
+    window: Option<usize>,
 }
 
 const D: usize = 8;
@@ -54,7 +55,10 @@ impl Case {
         let mut y = Vec::new();
         for (row, head, query) in self.queries() {
             let own = self.rows.end[row] + query;
-            let seen: Vec<usize> = (self.rows.start[row].min(own)..=own).collect();
+            let first = self
+                .window
+                .map_or(0, |window| (own + 1).saturating_sub(window));
+            let seen: Vec<usize> = (self.rows.start[row].min(own).max(first)..=own).collect();
             let q = &q[((row * self.heads + head) * self.len + query) * D..][..D];
             let base = (row * self.kv_heads + head / (self.heads / self.kv_heads)) * self.seq_len();
             let dot = |at: usize| {
@@ -89,20 +93,23 @@ impl Case {
 fn assert_equals_the_definition(rows: &RowSpans) {
     for device in devices() {
         for (heads, kv_heads) in [(2, 2), (4, 2), (3, 1)] {
-            let case = Case {
-                heads,
-                kv_heads,
-                len: 11,
-                rows: rows.clone(),
-            };
-            let qkv = case.random(&device);
-            let expected =
-                burn::tensor::TensorData::new(case.expected(&qkv), [rows.batch(), heads, 11, D]);
-            for chunk in [1, 4, 11, 64] {
-                let [q, k, v] = qkv.clone();
-                let y = causal_attention(q, k, v, rows, chunk);
-                y.into_data()
-                    .assert_approx_eq::<f32>(&expected, Tolerance::absolute(2e-6));
+            for window in [None, Some(1), Some(5), Some(12), Some(100)] {
+                let case = Case {
+                    heads,
+                    kv_heads,
+                    len: 11,
+                    rows: rows.clone(),
+                    window,
+                };
+                let qkv = case.random(&device);
+                let shape = [rows.batch(), heads, 11, D];
+                let expected = burn::tensor::TensorData::new(case.expected(&qkv), shape);
+                for chunk in [1, 4, 11, 64] {
+                    let [q, k, v] = qkv.clone();
+                    let y = causal_attention(q, k, v, rows, window, chunk);
+                    y.into_data()
+                        .assert_approx_eq::<f32>(&expected, Tolerance::absolute(2e-6));
+                }
             }
         }
     }
@@ -146,17 +153,21 @@ fn long_sequences_equal_the_definition_in_chunks_of_the_real_size() {
             start: vec![100],
             end: vec![150],
         };
-        let case = Case {
-            heads: 2,
-            kv_heads: 1,
-            len: CHUNK + 37,
-            rows: rows.clone(),
-        };
-        let qkv = case.random(&device);
-        let expected = burn::tensor::TensorData::new(case.expected(&qkv), [1, 2, CHUNK + 37, D]);
-        let [q, k, v] = qkv;
-        causal_attention(q, k, v, &rows, CHUNK)
-            .into_data()
-            .assert_approx_eq::<f32>(&expected, Tolerance::absolute(2e-6));
+        for window in [None, Some(200)] {
+            let case = Case {
+                heads: 2,
+                kv_heads: 1,
+                len: CHUNK + 37,
+                rows: rows.clone(),
+                window,
+            };
+            let qkv = case.random(&device);
+            let shape = [1, 2, CHUNK + 37, D];
+            let expected = burn::tensor::TensorData::new(case.expected(&qkv), shape);
+            let [q, k, v] = qkv;
+            causal_attention(q, k, v, &rows, window, CHUNK)
+                .into_data()
+                .assert_approx_eq::<f32>(&expected, Tolerance::absolute(2e-6));
+        }
     }
 }

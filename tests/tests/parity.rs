@@ -1,15 +1,27 @@
-//! Logits of Llama equal those of Hugging Face transformers: at every position, through prefill and step by step, with left padding.
+//! Logits of every family equal those of Hugging Face transformers: at every position, through prefill and step by step, with left padding.
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use sparq::{Method, Sketch, SparqConfig};
 use sparq_models::checkpoint::Checkpoint;
-use sparq_models::{CausalLm, Llama, ModelCache, embedded};
+use sparq_models::{CausalLm, Decoder, ModelCache, embedded};
 use sparq_tests::*;
 
-const CASES: [&str; 3] = ["llama2", "llama3", "llama_tied_head_dim"];
+const CASES: [&str; 11] = [
+    "llama2",
+    "llama3",
+    "llama_tied_head_dim",
+    "mistral",
+    "mistral_sliding",
+    "gemma",
+    "gemma_mqa",
+    "gpt_neox",
+    "gpt_neox_serial",
+    "qwen2",
+    "qwen3",
+];
 const TOLERANCE: f32 = 2e-4;
 
-fn on_every_case(check: impl Fn(&str, &Device, &Llama, &Expected)) {
+fn on_every_case(check: impl Fn(&str, &Device, &Decoder, &Expected)) {
     for device in devices() {
         for case in CASES {
             let checkpoint = Checkpoint::open(&fixture(&format!("hf/{case}"))).unwrap();
@@ -24,17 +36,25 @@ fn on_every_case(check: impl Fn(&str, &Device, &Llama, &Expected)) {
     }
 }
 
-/// Dense attention, and SparQ where it must be dense: full rank, everything kept, or at most k positions.
-fn dense_methods(head_dim: usize) -> [Method; 3] {
+/// Dense attention, and SparQ where it must be dense: full rank, everything kept, or at most k positions, of all or of the window.
+fn dense_methods(model: &Decoder) -> [Method; 3] {
+    let cache: ModelCache = model
+        .new_cache(1, 1, FloatDType::F32, &Method::DENSE)
+        .unwrap();
+    let cache = cache.layers[0].config();
     [
         Method::DENSE,
-        SparqConfig::new(head_dim, 1000).into(),
-        SparqConfig::new(2, 61).with_sketch(Sketch::Bits4).into(),
+        SparqConfig::new(cache.head_dim, 1000).into(),
+        SparqConfig::new(2, cache.attended(61))
+            .with_sketch(Sketch::Bits4)
+            .into(),
     ]
 }
 
-fn head_dim(cache: &ModelCache) -> usize {
-    cache.layers[0].config().head_dim
+fn assert_close(found: &[f32], expected: &[f32], what: &str) {
+    let worst = max_difference(found, expected);
+    println!("{what}: {worst:.1e}");
+    assert!(worst < TOLERANCE, "{what}: {worst}");
 }
 
 #[test]
@@ -50,8 +70,7 @@ fn prefill_equals_transformers_at_every_position() {
                 .prefill(tokens(&ids, shape[0], device), &mut cache, shape[1])
                 .unwrap(),
         );
-        let worst = max_difference(&found, &logits);
-        assert!(worst < TOLERANCE, "{case} on {device:?}: {worst}");
+        assert_close(&found, &logits, &format!("{case} on {device:?}"));
     });
 }
 
@@ -70,8 +89,8 @@ fn prefill_in_chunks_equals_transformers() {
                 .prefill(ids.clone().slice_dim(1, chunk), &mut cache, len)
                 .unwrap()
         });
-        let worst = max_difference(&values(Tensor::cat(chunks.to_vec(), 1)), &logits);
-        assert!(worst < TOLERANCE, "{case} on {device:?}: {worst}");
+        let found = values(Tensor::cat(chunks.to_vec(), 1));
+        assert_close(&found, &logits, &format!("{case} on {device:?}"));
     });
 }
 
@@ -81,12 +100,7 @@ fn decoding_token_by_token_equals_transformers() {
         let (shape, ids) = expected.ints("input_ids");
         let (_, logits) = expected.floats("logits");
         let ids = tokens(&ids, shape[0], device);
-        let d = head_dim(
-            &model
-                .new_cache(1, 1, FloatDType::F32, &Method::DENSE)
-                .unwrap(),
-        );
-        for method in dense_methods(d) {
+        for method in dense_methods(model) {
             let mut cache = model
                 .new_cache(shape[0], 1, FloatDType::F32, &method)
                 .unwrap();
@@ -97,12 +111,8 @@ fn decoding_token_by_token_equals_transformers() {
                         .unwrap()
                 })
                 .collect();
-            let worst = max_difference(&values(Tensor::cat(steps, 1)), &logits);
-            assert!(
-                worst < TOLERANCE,
-                "{case} on {device:?} with {}: {worst}",
-                method.name()
-            );
+            let what = format!("{case} on {device:?} with {}", method.name());
+            assert_close(&values(Tensor::cat(steps, 1)), &logits, &what);
         }
     });
 }
@@ -117,11 +127,7 @@ fn left_padded_rows_equal_transformers_by_prefill_and_by_steps() {
         assert!(padding.iter().any(|&pad| pad > 0), "the fixture pads");
         let ids = tokens(&ids, shape[0], device);
         for split in [shape[1], shape[1] - 10] {
-            for method in dense_methods(head_dim(
-                &model
-                    .new_cache(1, 1, FloatDType::F32, &Method::DENSE)
-                    .unwrap(),
-            )) {
+            for method in dense_methods(model) {
                 let mut cache = model
                     .new_cache(shape[0], 8, FloatDType::F32, &method)
                     .unwrap();
@@ -136,19 +142,15 @@ fn left_padded_rows_equal_transformers_by_prefill_and_by_steps() {
                         .decode(ids.clone().slice_dim(1, t..t + 1), &mut cache, &method)
                         .unwrap();
                 }
-                let worst = max_difference(&values(last), &logits);
-                assert!(
-                    worst < TOLERANCE,
-                    "{case} on {device:?} with {} from {split}: {worst}",
-                    method.name()
-                );
+                let what = format!("{case} on {device:?} with {} from {split}", method.name());
+                assert_close(&values(last), &logits, &what);
             }
         }
     });
 }
 
 /// Greedy continuation of `prompt`, as long as `expected` goes.
-fn assert_greedy(model: &Llama, device: &Device, prompt: &[i64], expected: &[i64], what: &str) {
+fn assert_greedy(model: &Decoder, device: &Device, prompt: &[i64], expected: &[i64], what: &str) {
     let mut cache = model
         .new_cache(1, 16, FloatDType::F32, &Method::DENSE)
         .unwrap();
@@ -192,8 +194,7 @@ fn the_embedded_model_equals_transformers() {
             .new_cache(1, len, FloatDType::F32, &Method::DENSE)
             .unwrap();
         let found = values(model.prefill(all.clone(), &mut cache, last).unwrap());
-        let worst = max_difference(&found, &logits);
-        assert!(worst < TOLERANCE, "prefill on {device:?}: {worst}");
+        assert_close(&found, &logits, &format!("prefill on {device:?}"));
 
         cache.truncate(len - last);
         let steps = (len - last..len)
@@ -207,8 +208,8 @@ fn the_embedded_model_equals_transformers() {
                     .unwrap()
             })
             .collect();
-        let worst = max_difference(&values(Tensor::cat(steps, 1)), &logits);
-        assert!(worst < TOLERANCE, "decode on {device:?}: {worst}");
+        let found = values(Tensor::cat(steps, 1));
+        assert_close(&found, &logits, &format!("decode on {device:?}"));
         assert_greedy(
             &model,
             &device,

@@ -1,28 +1,28 @@
-//! Llama (Touvron et al., "LLaMA", arXiv 2302.13971, and its successors up to Llama 3.x), from `LlamaForCausalLM` checkpoints.
-//!
-//! Fields have the names of the checkpoint's keys.
+//! The model of every family: [`Decoder`].
 
 use burn::module::Module;
-use burn::nn::{Embedding, Linear, RmsNorm};
+use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::{KvCache, Method, Rotary, RotaryConfig, SparqAttention, SparqError};
+use sparq::{KvCache, Method, SparqError};
 
+use super::DecoderConfig;
+use super::layer::Layer;
+use super::norm::Norm;
 use crate::checkpoint::{Checkpoint, CheckpointError, Loader, check_device};
-use crate::config::{HiddenAct, LlamaConfig};
 use crate::weights::{RandomWeights, Weights};
 use crate::{CausalLm, ModelCache};
 
-/// A Llama: pre-norm blocks of rotary grouped-query attention and a gated MLP, with a language model head.
+/// A decoder-only transformer with a language model head.
 ///
 /// ```no_run
 /// # use std::path::Path;
 /// use burn::tensor::{Device, FloatDType, Int, Tensor};
 /// use sparq::{Method, SparqConfig};
-/// use sparq_models::{CausalLm, Llama, checkpoint::Checkpoint, config::LlamaConfig};
+/// use sparq_models::{CausalLm, Decoder, DecoderConfig, checkpoint::Checkpoint};
 ///
 /// let (device, dtype) = (Device::default(), FloatDType::F32);
-/// let checkpoint = Checkpoint::open(Path::new("checkpoints/llama"))?;
-/// let model = Llama::load(&checkpoint, &LlamaConfig::from_checkpoint(&checkpoint)?, dtype, &device)?;
+/// let checkpoint = Checkpoint::open(Path::new("checkpoints/any"))?;
+/// let model = Decoder::load(&checkpoint, &DecoderConfig::from_checkpoint(&checkpoint)?, dtype, &device)?;
 ///
 /// let method = Method::from(SparqConfig::new(32, 128));
 /// let mut cache = model.new_cache(1, 1024, dtype, &method)?;
@@ -32,35 +32,20 @@ use crate::{CausalLm, ModelCache};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Module, Debug)]
-pub struct Llama {
-    embed_tokens: Embedding,
+pub struct Decoder {
+    embed: Embedding,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: Norm,
     /// `None` where the embedding table is also the head: it is then held once and read transposed.
-    lm_head: Option<Linear>,
+    head: Option<Linear>,
+    #[module(skip)]
+    embed_scale: Option<f64>,
     #[module(skip)]
     context_len: usize,
 }
 
-#[derive(Module, Debug)]
-struct Layer {
-    input_layernorm: RmsNorm,
-    self_attn: SparqAttention,
-    post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
-}
-
-#[derive(Module, Debug)]
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-    #[module(skip)]
-    act: HiddenAct,
-}
-
-impl Llama {
-    /// Builds the model from a checkpoint, its weights converted to `dtype` on `device`.
+impl Decoder {
+    /// Builds the model from a checkpoint, its weights converted to `dtype` on `device`. `config` is a [`DecoderConfig`], or the configuration of a family.
     ///
     /// # Errors
     /// When a tensor is missing, has another shape than `config` says or holds weights that are not finite, when the device does not
@@ -70,15 +55,21 @@ impl Llama {
     /// If fields of `config` were set to values that reading a configuration refuses.
     pub fn load(
         checkpoint: &Checkpoint,
-        config: &LlamaConfig,
+        config: impl Into<DecoderConfig>,
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
+        let config = config.into();
         let loader = Loader::new(checkpoint, device, dtype)?;
-        let model = Self::build(&loader, config, device)?;
+        let model = Self::build(&loader, &config, device)?;
         if config.tie_word_embeddings {
             // Some checkpoints store the embedding table under both names.
-            checkpoint.ignore("lm_head.weight");
+            checkpoint.ignore(&format!("{}.weight", config.keys.head));
+        }
+        for layer in 0..config.num_hidden_layers {
+            for name in config.keys.constants {
+                checkpoint.ignore(&format!("{}.{layer}.{name}", config.keys.layers));
+            }
         }
         loader.finish();
         Ok(model)
@@ -86,16 +77,16 @@ impl Llama {
 
     /// A model with random weights in `dtype` on `device`: to train, or to measure the shapes of models that are too large to pass around.
     ///
-    /// Matrices are drawn from a normal distribution of standard deviation 0.02 (the family's `initializer_range`), biases are 0 and scales of norms 1.
+    /// Matrices are drawn from a normal distribution of standard deviation 0.02 (the families' `initializer_range`), biases are 0 and scales of norms 1.
     /// [`Device::seed`] makes the weights repeatable.
     ///
     /// ```
     /// use burn::tensor::{Device, FloatDType};
-    /// use sparq_models::{CausalLm, Llama, checkpoint::CheckpointError, config::LlamaConfig, embedded};
+    /// use sparq_models::{CausalLm, Decoder, DecoderConfig, checkpoint::CheckpointError, embedded};
     ///
-    /// let mut config = LlamaConfig::from_checkpoint(&embedded::checkpoint()?)?;
+    /// let mut config = DecoderConfig::from_checkpoint(&embedded::checkpoint()?)?;
     /// config.num_hidden_layers = 2;
-    /// let model = Llama::init(&config, FloatDType::F32, &Device::default())?;
+    /// let model = Decoder::init(&config, FloatDType::F32, &Device::default())?;
     /// assert_eq!(model.vocab_size(), config.vocab_size);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -104,38 +95,36 @@ impl Llama {
     /// [`CheckpointError::DeviceType`] where the device does not compute in `dtype`.
     ///
     /// # Panics
-    /// As [`Llama::load`].
+    /// As [`Decoder::load`].
     pub fn init(
-        config: &LlamaConfig,
+        config: impl Into<DecoderConfig>,
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
         check_device(device, dtype)?;
-        Self::build(&RandomWeights { device, dtype }, config, device)
+        Self::build(&RandomWeights { device, dtype }, &config.into(), device)
     }
 
     fn build(
         weights: &impl Weights,
-        config: &LlamaConfig,
+        config: &DecoderConfig,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
-        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-        let rotary = RotaryConfig::new(config.head_dim)
-            .with_theta(config.rope_theta)
-            .with_scaling(config.rope_scaling.clone());
-        let rotary = rotary
-            .init(device)
-            .expect("the configuration was checked when it was read");
+        let (hidden, vocab, keys) = (config.hidden_size, config.vocab_size, &config.keys);
+        // One table of angles for all layers.
+        let rotary = config.rotary.init(device);
+        let rotary = rotary.expect("the configuration was checked when it was read");
         let layers = (0..config.num_hidden_layers)
-            .map(|index| Layer::build(weights, config, &format!("model.layers.{index}"), &rotary));
+            .map(|index| Layer::build(weights, config, index, &rotary));
         Ok(Self {
-            embed_tokens: weights.embedding("model.embed_tokens.weight", vocab, hidden)?,
+            embed: weights.embedding(&format!("{}.weight", keys.embed), vocab, hidden)?,
             layers: layers.collect::<Result<_, _>>()?,
-            norm: weights.rms_norm("model.norm.weight", hidden, config.rms_norm_eps)?,
-            lm_head: match config.tie_word_embeddings {
+            norm: Norm::build(weights, config.norm, keys.norm, hidden)?,
+            head: match config.tie_word_embeddings {
                 true => None,
-                false => Some(weights.linear("lm_head", hidden, vocab, false)?),
+                false => Some(weights.linear(keys.head, hidden, vocab, false)?),
             },
+            embed_scale: config.embed_scale,
             context_len: config.max_position_embeddings,
         })
     }
@@ -163,17 +152,20 @@ impl Llama {
                 last,
             ));
         }
-        let mut x = self.embed_tokens.forward(tokens);
+        let mut x = self.embed.forward(tokens);
+        if let Some(scale) = self.embed_scale {
+            x = x * scale;
+        }
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
             x = layer.forward(x, cache, method)?;
         }
         let x = self.norm.forward(x.slice_dim(1, len - last..len));
-        let logits = match &self.lm_head {
+        let logits = match &self.head {
             Some(head) => head.forward(x),
             // In two dimensions: with three, burn copies the transposed table, at 49152 x 576 for 137 ms a step where the product takes 10.
             None => {
                 let [batch, len, hidden] = x.dims();
-                let table = self.embed_tokens.weight.val();
+                let table = self.embed.weight.val();
                 let logits = x.reshape([batch * len, hidden]).matmul(table.transpose());
                 logits.reshape([batch, len, self.vocab_size()])
             }
@@ -182,93 +174,11 @@ impl Llama {
     }
 }
 
-impl Layer {
-    /// The layer under `prefix`.
-    fn build(
-        weights: &impl Weights,
-        config: &LlamaConfig,
-        prefix: &str,
-        rotary: &Rotary,
-    ) -> Result<Self, CheckpointError> {
-        let (hidden, inner, d) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.head_dim,
-        );
-        let (q, kv) = (
-            config.num_attention_heads * d,
-            config.num_key_value_heads * d,
-        );
-        let norm = |name| {
-            weights.rms_norm(
-                &format!("{prefix}.{name}.weight"),
-                hidden,
-                config.rms_norm_eps,
-            )
-        };
-        let attention = |name, from, to| {
-            weights.linear(
-                &format!("{prefix}.self_attn.{name}"),
-                from,
-                to,
-                config.attention_bias,
-            )
-        };
-        let mlp = |name, from, to| {
-            weights.linear(&format!("{prefix}.mlp.{name}"), from, to, config.mlp_bias)
-        };
-        Ok(Self {
-            input_layernorm: norm("input_layernorm")?,
-            self_attn: SparqAttention {
-                q_proj: attention("q_proj", hidden, q)?,
-                k_proj: attention("k_proj", hidden, kv)?,
-                v_proj: attention("v_proj", hidden, kv)?,
-                o_proj: attention("o_proj", q, hidden)?,
-                rotary: Some(rotary.clone()),
-                n_heads: config.num_attention_heads,
-                n_kv_heads: config.num_key_value_heads,
-                head_dim: d,
-            },
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: Mlp {
-                gate_proj: mlp("gate_proj", hidden, inner)?,
-                up_proj: mlp("up_proj", hidden, inner)?,
-                down_proj: mlp("down_proj", inner, hidden)?,
-                act: config.hidden_act,
-            },
-        })
-    }
-
-    /// x [B, T, D] -> [B, T, D].
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        cache: &mut KvCache,
-        method: Option<&Method>,
-    ) -> Result<Tensor<3>, SparqError> {
-        let normed = self.input_layernorm.forward(x.clone());
-        let x = x + match method {
-            None => self.self_attn.forward(normed, Some(cache))?,
-            Some(method) => self.self_attn.decode(normed, cache, method)?,
-        };
-        let normed = self.post_attention_layernorm.forward(x.clone());
-        Ok(x + self.mlp.forward(normed))
-    }
-}
-
-impl Mlp {
-    /// `down(act(gate(x)) * up(x))`, [B, T, D] -> [B, T, D].
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = self.act.forward(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
-    }
-}
-
 /// A method that a cache was not made for is an error; so is a batch that differs from the cache's. Token ids are not looked at, because on a GPU that would
 /// wait for the device at every step: an id beyond [`CausalLm::vocab_size`] panics on CPUs and reads some other row on GPUs. Check them before the upload.
-impl CausalLm for Llama {
+impl CausalLm for Decoder {
     fn vocab_size(&self) -> usize {
-        self.embed_tokens.weight.dims()[0]
+        self.embed.weight.dims()[0]
     }
 
     fn context_len(&self) -> usize {
@@ -276,7 +186,7 @@ impl CausalLm for Llama {
     }
 
     fn device(&self) -> Device {
-        self.embed_tokens.weight.device()
+        self.embed.weight.device()
     }
 
     fn new_cache(
@@ -289,7 +199,7 @@ impl CausalLm for Llama {
         let device = self.device();
         let cache = |layer: &Layer| {
             KvCache::new(
-                &layer.self_attn.cache_config(batch, capacity, dtype, method),
+                &layer.attention.cache_config(batch, capacity, dtype, method),
                 &device,
             )
         };

@@ -1,22 +1,13 @@
-//! The families of models: [`Architecture`].
+//! Which family a checkpoint belongs to: [`Architecture`].
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::{ConfigError, fields::Fields};
+use super::Architecture;
 use crate::checkpoint::Checkpoint;
-
-/// A family of models that can be loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama 2, 3 and 3.x, and everything else that is published as a `LlamaForCausalLM`.
-    Llama,
-}
-
-/// One line per family: its name in `architectures`, and in `model_type`.
-const SUPPORTED: [(Architecture, &str, &str); 1] =
-    [(Architecture::Llama, "LlamaForCausalLM", "llama")];
+use crate::config::{ConfigError, Fields, check};
+use crate::decoder::DecoderConfig;
 
 impl Architecture {
     /// The family of an open checkpoint.
@@ -41,23 +32,34 @@ impl Architecture {
             Some(name) => ("architectures", Some(name)),
             None => ("model_type", fields.string("model_type")?),
         };
-        let found = SUPPORTED
-            .iter()
-            .find(|(_, architecture, model_type)| match key {
-                "architectures" => name == Some(architecture),
-                _ => name == Some(model_type),
-            });
-        found.map(|(family, ..)| *family).ok_or_else(|| {
-            let supported = SUPPORTED.map(|(_, architecture, _)| architecture);
-            let found = name.map_or("nothing".into(), |name| format!("{name:?}"));
-            fields.error(key, format!("one of {}", supported.join(", ")), found)
-        })
+        let own = |architecture: Self| match key {
+            "architectures" => architecture.name(),
+            _ => architecture.family().model_type,
+        };
+        let mut all = Self::ALL.iter().copied();
+        all.find(|&architecture| name == Some(own(architecture)))
+            .ok_or_else(|| {
+                let supported: Vec<_> = Self::ALL.iter().map(|&each| own(each)).collect();
+                let found = name.map_or("nothing".into(), |name| format!("{name:?}"));
+                fields.error(key, format!("one of {}", supported.join(", ")), found)
+            })
     }
 
     /// The name of the family in `architectures`.
     pub fn name(self) -> &'static str {
-        let own = SUPPORTED.iter().find(|(family, ..)| *family == self);
-        own.map_or("", |(_, name, _)| name)
+        self.family().architecture
+    }
+
+    /// Reads `config`, the content of the file `path`, as this family does, whatever family the file names.
+    ///
+    /// # Errors
+    ///
+    /// If an entry is missing or not of its kind, if entries contradict each other, or if the model needs something that is not supported.
+    pub fn read(self, config: &Value, path: &Path) -> Result<DecoderConfig, ConfigError> {
+        let fields = Fields::new(config, path)?;
+        let config = (self.family().read)(fields)?;
+        check(&config, fields)?;
+        Ok(config)
     }
 }
 
@@ -86,7 +88,12 @@ mod tests {
             detect(json!({"architectures": null, "model_type": "llama"})),
             llama
         );
-        assert_eq!(Architecture::Llama.name(), "LlamaForCausalLM");
+        for &architecture in Architecture::ALL {
+            let name = json!({"architectures": [architecture.name()]});
+            assert_eq!(detect(name), Ok(architecture));
+            let model_type = json!({"model_type": architecture.family().model_type});
+            assert_eq!(detect(model_type), Ok(architecture));
+        }
     }
 
     #[test]
@@ -96,15 +103,15 @@ mod tests {
             json!({"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"});
         assert_eq!(
             detect(other).unwrap_err(),
-            "config.json: \"architectures\": expected one of LlamaForCausalLM, found \"LlamaForSequenceClassification\""
+            "config.json: \"architectures\": expected one of LlamaForCausalLM, MistralForCausalLM, GemmaForCausalLM, GPTNeoXForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, found \"LlamaForSequenceClassification\""
         );
         assert_eq!(
             detect(json!({"model_type": "mamba"})).unwrap_err(),
-            "config.json: \"model_type\": expected one of LlamaForCausalLM, found \"mamba\""
+            "config.json: \"model_type\": expected one of llama, mistral, gemma, gpt_neox, qwen2, qwen3, found \"mamba\""
         );
         assert_eq!(
             detect(json!({})).unwrap_err(),
-            "config.json: \"model_type\": expected one of LlamaForCausalLM, found nothing"
+            "config.json: \"model_type\": expected one of llama, mistral, gemma, gpt_neox, qwen2, qwen3, found nothing"
         );
         for config in [
             json!([]),

@@ -1,0 +1,173 @@
+//! What SparQ keeps of a model's attention on a text: [`kept_mass`].
+//!
+//! Nothing is trained. The model decodes the text densely, and at each step it is counted how much of the exact attention probability lies on the positions
+//! that SparQ would have chosen. A setting that keeps nearly all of it everywhere changes the model's output little.
+
+use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
+use sparq::{KvCache, Method, SparqConfig, SparqError, reference};
+
+use crate::{CausalLm, ModelCache};
+
+/// Why a text could not be measured.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CalibrationError {
+    /// The model or a setting is refused.
+    #[error(transparent)]
+    Sparq(#[from] SparqError),
+    /// The device fails.
+    #[error("the device could not compute or hand over what was measured: {reason}")]
+    Device {
+        /// What the device says.
+        reason: String,
+    },
+}
+
+/// The attention probability that one setting keeps, averaged over the steps.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeptMass {
+    /// The setting.
+    pub config: SparqConfig,
+    /// For each layer and query head, from 0 to 1.
+    pub layers: Vec<Vec<f64>>,
+}
+
+impl KeptMass {
+    /// The mean over layers and heads.
+    pub fn mean(&self) -> f64 {
+        let heads = self.layers.iter().flatten();
+        heads.clone().sum::<f64>() / heads.count().max(1) as f64
+    }
+
+    /// The least of any head.
+    pub fn worst(&self) -> f64 {
+        self.layers.iter().flatten().copied().fold(1.0, f64::min)
+    }
+}
+
+/// Reads `tokens` one by one behind what `cache` holds, densely, and measures each of the settings at each of them.
+///
+/// The cache is one for a single sequence, made for the sketch that all of `configs` name; `on_step` hears of each token.
+///
+/// ```
+/// use burn::tensor::{Device, FloatDType, Int, Tensor};
+/// use sparq::{Method, SparqConfig};
+/// use sparq_models::{CausalLm, Decoder, DecoderConfig, calibration::kept_mass, embedded};
+///
+/// let (device, checkpoint) = (Device::default(), embedded::checkpoint()?);
+/// let model = Decoder::load(&checkpoint, &DecoderConfig::from_checkpoint(&checkpoint)?, FloatDType::F32, &device)?;
+/// let configs = [SparqConfig::new(8, 8), SparqConfig::new(8, 64)];
+/// let mut cache = model.new_cache(1, 128, FloatDType::F32, &Method::from(configs[0]))?;
+/// let text: Vec<i64> = (0..100).map(|index| 97 + index % 26).collect();
+/// model.prefill(Tensor::<1, Int>::from_ints(text.as_slice(), &device).unsqueeze(), &mut cache, 1)?;
+///
+/// let kept = kept_mass(&model, &mut cache, &[97, 98], &configs, &mut || ())?;
+/// assert!(kept[0].mean() < kept[1].mean() && kept[1].mean() <= 1.0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// When the model refuses a token, a setting does not fit model or cache, or the device fails.
+pub fn kept_mass(
+    model: &dyn CausalLm,
+    cache: &mut ModelCache,
+    tokens: &[u32],
+    configs: &[SparqConfig],
+    on_step: &mut dyn FnMut(),
+) -> Result<Vec<KeptMass>, CalibrationError> {
+    let mut kept: Vec<KeptMass> = configs
+        .iter()
+        .map(|&config| KeptMass {
+            config,
+            layers: vec![Vec::new(); cache.layers.len()],
+        })
+        .collect();
+    for layer in &mut cache.layers {
+        layer.keep_query(true);
+    }
+    for &token in tokens {
+        let token = TensorData::new(vec![i64::from(token)], [1, 1]);
+        let token = Tensor::<2, Int>::from_data(token, &model.device());
+        model.decode(token, cache, &Method::DENSE)?;
+        for (index, layer) in cache.layers.iter_mut().enumerate() {
+            // A model that attends in another way has nothing to tell of.
+            let Some(q) = layer.query().cloned() else {
+                continue;
+            };
+            let probabilities = probabilities(q.clone(), layer)?;
+            for kept in &mut kept {
+                add(
+                    &mut kept.layers[index],
+                    &masses(&probabilities, &q, layer, &kept.config)?,
+                );
+            }
+        }
+        on_step();
+    }
+    for layer in &mut cache.layers {
+        layer.keep_query(false);
+    }
+    for mass in kept
+        .iter_mut()
+        .flat_map(|kept| kept.layers.iter_mut().flatten())
+    {
+        *mass /= tokens.len() as f64;
+    }
+    Ok(kept)
+}
+
+/// The first position that the current one attends to.
+fn attended_from(cache: &KvCache) -> usize {
+    let window = cache.config().window.unwrap_or(cache.len());
+    cache.len().saturating_sub(window)
+}
+
+/// The exact attention probabilities of the query heads, one after the other: H rows of the positions from [`attended_from`] on.
+fn probabilities(q: Tensor<4>, cache: &KvCache) -> Result<Vec<f32>, CalibrationError> {
+    let [_, _, _, d] = q.dims();
+    let q = reference::group(q, cache.config().kv_heads);
+    let keys = cache
+        .tensors()
+        .k
+        .clone()
+        .slice_dim(2, attended_from(cache)..cache.len());
+    let logits = q.matmul(keys.cast(FloatDType::F32).transpose()) / (d as f32).sqrt();
+    softmax(logits, 3).try_into_vec_as::<f32>().map_err(device)
+}
+
+/// What each query head has on the positions that a setting chooses.
+fn masses(
+    probabilities: &[f32],
+    q: &Tensor<4>,
+    cache: &mut KvCache,
+    config: &SparqConfig,
+) -> Result<Vec<f64>, CalibrationError> {
+    let heads = q.dims()[1];
+    let group = heads / cache.config().kv_heads;
+    let positions = config.decode_traced(q.clone(), cache)?.positions;
+    let count = positions.dims()[2];
+    let positions = positions.try_into_vec_as::<i64>().map_err(device)?;
+    let first = attended_from(cache);
+    let rows = probabilities.chunks_exact(cache.len() - first).enumerate();
+    let mass = |(head, row): (usize, &[f32])| {
+        let chosen = &positions[head / group * count..][..count];
+        let valid = chosen
+            .iter()
+            .filter_map(|&position| usize::try_from(position).ok());
+        valid.map(|position| f64::from(row[position - first])).sum()
+    };
+    Ok(rows.map(mass).collect())
+}
+
+fn add(sums: &mut Vec<f64>, masses: &[f64]) {
+    sums.resize(masses.len(), 0.0);
+    for (sum, mass) in sums.iter_mut().zip(masses) {
+        *sum += mass;
+    }
+}
+
+fn device(error: impl std::fmt::Display) -> CalibrationError {
+    CalibrationError::Device {
+        reason: error.to_string(),
+    }
+}

@@ -1,0 +1,145 @@
+//! The header of a GGUF file: metadata, then a table of tensors.
+
+use serde_json::{Map, Value};
+
+use super::super::{CheckpointError, source::Source, stored_type::StoredType};
+use super::cursor::Cursor;
+
+/// Where tensors begin where the file says nothing else.
+const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// How one tensor lies in the file.
+#[derive(Debug)]
+pub(super) struct TensorInfo {
+    /// Its name in llama.cpp.
+    pub(super) name: String,
+    /// Rows first, as everywhere but in this format.
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: StoredType,
+    /// From the start of the file.
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+/// Reads the header, and holds it against the size of the file.
+pub(super) fn read(
+    source: &Source,
+) -> Result<(Map<String, Value>, Vec<TensorInfo>), CheckpointError> {
+    let mut cursor = Cursor::new(source);
+    let magic = cursor.u32("the beginning")?.to_le_bytes();
+    if &magic != b"GGUF" {
+        let found = format!("\"{}\"", magic.escape_ascii());
+        return Err(cursor.error("the beginning", "\"GGUF\"", found));
+    }
+    let version = cursor.u32("the version")?;
+    if !matches!(version, 2 | 3) {
+        let expected = "2 or 3, little-endian";
+        return Err(cursor.error("the version", expected, version.to_string()));
+    }
+    let tensor_count = cursor.u64("the number of tensors")?;
+    let entry_count = cursor.u64("the number of entries")?;
+
+    let mut metadata = Map::new();
+    for _ in 0..entry_count {
+        let key = cursor.string("a key of the metadata")?;
+        let value = cursor.value(&key)?;
+        metadata.insert(key, value);
+    }
+    let alignment = match metadata.get("general.alignment") {
+        None => DEFAULT_ALIGNMENT,
+        Some(value) => value
+            .as_u64()
+            .filter(|size| size.is_power_of_two())
+            .ok_or_else(|| {
+                cursor.error("general.alignment", "a power of two", value.to_string())
+            })?,
+    };
+
+    let mut tensors = Vec::new();
+    for _ in 0..tensor_count {
+        tensors.push(read_tensor(&mut cursor)?);
+    }
+    let data_start = cursor.position().checked_next_multiple_of(alignment);
+    for tensor in &mut tensors {
+        let offset = data_start.and_then(|start| start.checked_add(tensor.offset));
+        let end = offset.and_then(|offset| offset.checked_add(tensor.bytes));
+        match (offset, end) {
+            (Some(offset), Some(end)) if end <= source.len() => tensor.offset = offset,
+            _ => {
+                return Err(cursor.error(
+                    &format!("tensor \"{}\"", tensor.name),
+                    format!("{} bytes within the file of {}", tensor.bytes, source.len()),
+                    format!("that they begin at {}", tensor.offset),
+                ));
+            }
+        }
+    }
+    Ok((metadata, tensors))
+}
+
+/// Reads a line of the table; the offset counts from where the tensors begin.
+fn read_tensor(cursor: &mut Cursor<'_>) -> Result<TensorInfo, CheckpointError> {
+    const MAX_DIMS: u32 = 4;
+    let name = cursor.string("the name of a tensor")?;
+    let what = format!("tensor \"{name}\"");
+    let dims = cursor.u32(&what)?;
+    if dims > MAX_DIMS {
+        let expected = format!("at most {MAX_DIMS} dimensions");
+        return Err(cursor.error(&what, expected, dims.to_string()));
+    }
+    let shape = (0..dims).map(|_| cursor.u64(&what));
+    let mut shape = shape.collect::<Result<Vec<_>, _>>()?;
+    shape.reverse();
+    let dtype = match cursor.u32(&what)? {
+        0 => StoredType::F32,
+        1 => StoredType::F16,
+        2 => StoredType::Q4_0,
+        3 => StoredType::Q4_1,
+        6 => StoredType::Q5_0,
+        7 => StoredType::Q5_1,
+        8 => StoredType::Q8_0,
+        12 => StoredType::Q4_K,
+        13 => StoredType::Q5_K,
+        14 => StoredType::Q6_K,
+        30 => StoredType::BF16,
+        other => {
+            let expected = format!("type {}", StoredType::GGUF);
+            return Err(cursor.error(&what, expected, format!("ggml's type {other}")));
+        }
+    };
+    let offset = cursor.u64(&what)?;
+    let sizes = bytes(&shape, dtype).zip(
+        shape
+            .iter()
+            .map(|&size| usize::try_from(size).ok())
+            .collect::<Option<Vec<_>>>(),
+    );
+    let Some((bytes, shape)) = sizes else {
+        let expected = format!("rows of whole blocks of {dtype}, and fewer than 2^63 bytes");
+        return Err(cursor.error(&what, expected, format!("the shape {shape:?}")));
+    };
+    Ok(TensorInfo {
+        name,
+        shape,
+        dtype,
+        offset,
+        bytes,
+    })
+}
+
+/// Bytes of a tensor; `None` if its rows are not whole blocks, or there are too many to count.
+fn bytes(shape: &[u64], dtype: StoredType) -> Option<u64> {
+    let block = dtype.block()?;
+    let weights = block.weights as u64;
+    if !shape.last().copied().unwrap_or(1).is_multiple_of(weights) {
+        return None;
+    }
+    let count = shape
+        .iter()
+        .try_fold(1_u64, |count, &size| count.checked_mul(size))?;
+    let bytes = (count / weights).checked_mul(block.bytes as u64)?;
+    // Also in the widest type that they are converted to.
+    isize::try_from(count.checked_mul(8)?).ok()?;
+    isize::try_from(bytes).ok()?;
+    Some(bytes)
+}

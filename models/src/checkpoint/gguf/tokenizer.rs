@@ -1,0 +1,262 @@
+//! The `tokenizer.json` and `tokenizer_config.json` that a GGUF file was made from.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value, json};
+
+use super::super::CheckpointError;
+use super::Gguf;
+
+/// What SentencePiece writes for a space.
+const SPACE: &str = "\u{2581}";
+
+/// The pattern by which Llama 3 cuts a text, `{digits}` being how many digits stay together.
+const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// A token's kind, as in SentencePiece.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    /// Never made from text that doesn't spell it out, and no part of what is shown.
+    Control,
+    /// Taken whole wherever it stands.
+    UserDefined,
+}
+
+/// The vocabulary: the id of a token is its place.
+struct Vocabulary<'a> {
+    tokens: Vec<&'a str>,
+    kinds: Vec<Kind>,
+}
+
+impl Gguf {
+    /// The tokenizer in the terms of `tokenizer.json`.
+    pub(crate) fn tokenizer(&self) -> Result<Value, CheckpointError> {
+        let vocabulary = self.vocabulary()?;
+        const MODEL: &str = "tokenizer.ggml.model";
+        let mut tokenizer = match self.required_str(MODEL)? {
+            "gpt2" => self.byte_level(&vocabulary)?,
+            "llama" => self.sentence_piece(&vocabulary)?,
+            _ => return Err(self.unexpected(MODEL, "gpt2 or llama")),
+        };
+        tokenizer["version"] = "1.0".into();
+        let tokens = vocabulary.tokens.iter().zip(&vocabulary.kinds).enumerate();
+        let added = tokens.filter(|(_, (_, kind))| **kind != Kind::Text);
+        let added = added.map(|(id, (token, kind))| {
+            json!({
+                "id": id, "content": token, "special": *kind == Kind::Control,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            })
+        });
+        tokenizer["added_tokens"] = added.collect();
+        if let Some(processor) = self.beginning(&vocabulary)? {
+            tokenizer["post_processor"] = processor;
+        }
+        Ok(tokenizer)
+    }
+
+    /// The chat template and the tokens that it knows, in the terms of `tokenizer_config.json`.
+    pub(crate) fn tokenizer_config(&self) -> Result<Value, CheckpointError> {
+        let vocabulary = self.vocabulary()?;
+        let mut config = Map::new();
+        let names = [
+            ("bos_token", "bos_token_id"),
+            ("eos_token", "eos_token_id"),
+            ("unk_token", "unknown_token_id"),
+            ("pad_token", "padding_token_id"),
+        ];
+        for (name, key) in names {
+            if let Some(id) = self.token(key, &vocabulary)? {
+                config.insert(name.into(), vocabulary.tokens[id].into());
+            }
+        }
+        if let Some(template) = self.get("tokenizer.chat_template") {
+            config.insert("chat_template".into(), template.clone());
+        }
+        Ok(Value::Object(config))
+    }
+
+    fn vocabulary(&self) -> Result<Vocabulary<'_>, CheckpointError> {
+        let tokens = self.strings("tokenizer.ggml.tokens")?;
+        const KINDS: &str = "tokenizer.ggml.token_type";
+        let kinds = match self.get(KINDS) {
+            None => vec![Kind::Text; tokens.len()],
+            Some(_) => {
+                let kind = |kind: &Value| match kind.as_i64() {
+                    // Unknown counts as control: it is no text either.
+                    Some(2 | 3) => Kind::Control,
+                    Some(4) => Kind::UserDefined,
+                    _ => Kind::Text,
+                };
+                self.required_list(KINDS)?.iter().map(kind).collect()
+            }
+        };
+        self.same_length(KINDS, kinds.len(), tokens.len())?;
+        Ok(Vocabulary { tokens, kinds })
+    }
+
+    fn strings(&self, key: &str) -> Result<Vec<&str>, CheckpointError> {
+        let strings = self.required_list(key)?.iter().map(Value::as_str);
+        let strings: Option<Vec<_>> = strings.collect();
+        strings.ok_or_else(|| self.unexpected(key, "a list of strings"))
+    }
+
+    fn same_length(&self, key: &str, found: usize, tokens: usize) -> Result<(), CheckpointError> {
+        match found == tokens {
+            true => Ok(()),
+            false => Err(self.unexpected(key, format!("a list of {tokens}, one for each token"))),
+        }
+    }
+
+    /// The place of a token that `tokenizer.ggml.{key}` names.
+    fn token(
+        &self,
+        key: &str,
+        vocabulary: &Vocabulary<'_>,
+    ) -> Result<Option<usize>, CheckpointError> {
+        let key = format!("tokenizer.ggml.{key}");
+        let Some(id) = self.get(&key) else {
+            return Ok(None);
+        };
+        let count = vocabulary.tokens.len();
+        let place = id.as_u64().and_then(|id| usize::try_from(id).ok());
+        let place = place.filter(|&place| place < count);
+        place
+            .map(Some)
+            .ok_or_else(|| self.unexpected(&key, format!("one of {count} tokens")))
+    }
+
+    fn switch(&self, key: &str, default: bool) -> bool {
+        self.get(key).and_then(Value::as_bool).unwrap_or(default)
+    }
+
+    /// BPE over bytes, as GPT-2 has it.
+    fn byte_level(&self, vocabulary: &Vocabulary<'_>) -> Result<Value, CheckpointError> {
+        const PRE: &str = "tokenizer.ggml.pre";
+        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+        let split = |digits: &str| {
+            let pattern = LLAMA3_PATTERN.replace("{digits}", digits);
+            json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+                byte_level(false),
+            ]})
+        };
+        let (pre_tokenizer, normalizer) = match self.get(PRE).and_then(Value::as_str) {
+            Some("gpt-2") => (byte_level(true), Value::Null),
+            Some("smollm") => {
+                let digits = json!({"type": "Digits", "individual_digits": true});
+                let both = json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]});
+                (both, Value::Null)
+            }
+            Some("llama-bpe" | "llama3" | "llama-v3") => (split("{1,3}"), Value::Null),
+            Some("qwen2" | "deepseek-r1-qwen") => (split(""), json!({"type": "NFC"})),
+            _ => return Err(self.unexpected(PRE, "gpt-2, smollm, llama-bpe or qwen2")),
+        };
+        let merges = self.strings("tokenizer.ggml.merges")?;
+        Ok(json!({
+            "normalizer": normalizer,
+            "pre_tokenizer": pre_tokenizer,
+            "decoder": byte_level(true),
+            "model": {
+                "type": "BPE",
+                "vocab": vocabulary.ids(),
+                "merges": merges,
+                // Llama 3 has tokens that no merge leads to.
+                "ignore_merges": self.get(PRE).is_some_and(|pre| pre != "smollm" && pre != "gpt-2"),
+            },
+        }))
+    }
+
+    /// BPE over characters with bytes for the unknown ones, as SentencePiece has it: the merges are those that make a token of two, in the order of the
+    /// scores of what they make.
+    fn sentence_piece(&self, vocabulary: &Vocabulary<'_>) -> Result<Value, CheckpointError> {
+        const SCORES: &str = "tokenizer.ggml.scores";
+        let scores = self.required_list(SCORES)?.iter().map(Value::as_f64);
+        let scores: Option<Vec<_>> = scores.collect();
+        let scores = scores.ok_or_else(|| self.unexpected(SCORES, "a list of numbers"))?;
+        self.same_length(SCORES, scores.len(), vocabulary.tokens.len())?;
+
+        let ids: HashMap<&str, usize> = vocabulary
+            .tokens
+            .iter()
+            .enumerate()
+            .map(|(id, token)| (*token, id))
+            .collect();
+        let mut merges = Vec::new();
+        for (id, token) in vocabulary.tokens.iter().enumerate() {
+            if vocabulary.kinds[id] != Kind::Text {
+                continue;
+            }
+            for (cut, _) in token.char_indices().skip(1) {
+                let (left, right) = token.split_at(cut);
+                if let (Some(&first), Some(&second)) = (ids.get(left), ids.get(right)) {
+                    merges.push((scores[id], first, second));
+                }
+            }
+        }
+        merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
+        let tokens = &vocabulary.tokens;
+        let merges: Vec<_> = merges
+            .iter()
+            .map(|merge| json!([tokens[merge.1], tokens[merge.2]]))
+            .collect();
+
+        let mut normalizers =
+            vec![json!({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})];
+        let mut decoders = vec![
+            json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
+            json!({"type": "ByteFallback"}),
+            json!({"type": "Fuse"}),
+        ];
+        if self.switch("tokenizer.ggml.add_space_prefix", true) {
+            normalizers.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
+            decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+        }
+        let unknown = self.token("unknown_token_id", vocabulary)?;
+        Ok(json!({
+            "normalizer": {"type": "Sequence", "normalizers": normalizers},
+            "pre_tokenizer": null,
+            "decoder": {"type": "Sequence", "decoders": decoders},
+            "model": {
+                "type": "BPE",
+                "vocab": vocabulary.ids(),
+                "merges": merges,
+                "unk_token": unknown.map(|id| tokens[id]),
+                "fuse_unk": true,
+                "byte_fallback": true,
+            },
+        }))
+    }
+
+    /// The post-processor that puts the first token in front of a text, where the model wants it.
+    fn beginning(&self, vocabulary: &Vocabulary<'_>) -> Result<Option<Value>, CheckpointError> {
+        let by_default = self
+            .get("tokenizer.ggml.model")
+            .is_some_and(|model| model == "llama");
+        let id = self.token("bos_token_id", vocabulary)?;
+        let Some(id) = id.filter(|_| self.switch("tokenizer.ggml.add_bos_token", by_default))
+        else {
+            return Ok(None);
+        };
+        let token = vocabulary.tokens[id];
+        let special = json!({"SpecialToken": {"id": token, "type_id": 0}});
+        let text = |part: &str| json!({"Sequence": {"id": part, "type_id": 0}});
+        Ok(Some(json!({
+            "type": "TemplateProcessing",
+            "single": [special, text("A")],
+            "pair": [special, text("A"), special, text("B")],
+            "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
+        })))
+    }
+}
+
+impl Vocabulary<'_> {
+    /// The ids by token. A token that is there twice keeps its first id.
+    fn ids(&self) -> Value {
+        let mut ids = Map::new();
+        for (id, token) in self.tokens.iter().enumerate() {
+            ids.entry(*token).or_insert(id.into());
+        }
+        Value::Object(ids)
+    }
+}

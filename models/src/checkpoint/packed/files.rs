@@ -1,0 +1,88 @@
+//! The small files beside the weights of a checkpoint.
+
+use std::{fs, io, path::Path};
+
+use super::super::{Checkpoint, CheckpointError, base::Origin, gguf::Gguf, open::file_names};
+
+/// Those that say how the model works and speaks, in whatever of the usual forms.
+const NAMES: [&str; 12] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+];
+
+/// The folder of the templates for special occasions.
+const TEMPLATES: &str = "additional_chat_templates";
+
+/// More than any of these files has.
+const MAX_BYTES: u64 = 100_000_000;
+
+/// The files of the checkpoint, each with its path below the folder.
+pub(super) fn read(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, CheckpointError> {
+    if let Some(folder) = checkpoint.dir() {
+        return read_folder(folder);
+    }
+    let text = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
+    let config = ("config.json".to_owned(), text(checkpoint.config()));
+    if checkpoint.origin != Origin::Gguf {
+        return Ok(vec![config]);
+    }
+    let gguf = Gguf::open(checkpoint.config_path())?;
+    Ok(vec![
+        config,
+        (
+            "tokenizer.json".into(),
+            gguf.tokenizer()?.to_string().into_bytes(),
+        ),
+        (
+            "tokenizer_config.json".into(),
+            text(&gguf.tokenizer_config()?),
+        ),
+    ])
+}
+
+fn read_folder(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, CheckpointError> {
+    let mut names: Vec<String> = NAMES.map(str::to_owned).into();
+    let templates = folder.join(TEMPLATES);
+    if templates.is_dir() {
+        let templates = file_names(&templates)?;
+        let templates = templates
+            .into_iter()
+            .filter(|name| name.ends_with(".jinja"));
+        names.extend(templates.map(|name| format!("{TEMPLATES}/{name}")));
+    }
+    let mut files = Vec::new();
+    for name in names {
+        if let Some(bytes) = read_file(&folder.join(&name))? {
+            files.push((name, bytes));
+        }
+    }
+    Ok(files)
+}
+
+/// The content of a file; `None` if there is none of that name.
+pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
+    let read = |error| CheckpointError::Read {
+        path: path.into(),
+        error,
+    };
+    let metadata = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(read)?,
+    };
+    // Opening a pipe would wait for a writer for ever.
+    if !metadata.is_file() || metadata.len() > MAX_BYTES {
+        let expected = format!("expected a file of at most {MAX_BYTES} bytes");
+        return Err(read(io::Error::new(io::ErrorKind::InvalidData, expected)));
+    }
+    fs::read(path).map(Some).map_err(read)
+}

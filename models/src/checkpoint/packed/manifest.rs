@@ -1,0 +1,163 @@
+//! `sparq.json`: [`Manifest`].
+
+use std::{collections::BTreeMap, path::Path};
+
+use serde::{Deserialize, Serialize};
+use sparq::SparqConfig;
+
+use super::super::{CheckpointError, describe, json::read_json};
+use super::write::{write_error, write_file};
+
+/// The file that makes a folder a converted model.
+pub(crate) const MANIFEST: &str = "sparq.json";
+
+/// The version that is written and read.
+const FORMAT: u64 = 1;
+
+/// What a converted model says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    format: u64,
+    /// The settings of SparQ that the model is meant to be run with.
+    pub attention: Option<SparqConfig>,
+    /// On what the settings were chosen, if they were measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
+    pub(super) files: BTreeMap<String, FileSum>,
+    pub(super) tensors: BTreeMap<String, TensorSum>,
+}
+
+/// The measurement that settings were chosen by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// Tokens of the text.
+    pub tokens: usize,
+    /// Tokens at which was measured, the last ones.
+    pub steps: usize,
+    /// The share of the attention probability to keep that was asked for.
+    pub asked: f64,
+    /// The share that the settings kept, in the mean over layers and heads.
+    pub kept: f64,
+}
+
+/// What a file has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileSum {
+    pub(super) bytes: u64,
+    pub(super) crc32: u32,
+}
+
+/// What a tensor has to be, and how it lies in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TensorSum {
+    pub(super) transposed: bool,
+    pub(super) crc32: u32,
+}
+
+impl FileSum {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.len() as u64,
+            crc32: crc32fast::hash(bytes),
+        }
+    }
+}
+
+impl Manifest {
+    pub(super) fn new(
+        attention: Option<SparqConfig>,
+        files: BTreeMap<String, FileSum>,
+        tensors: BTreeMap<String, TensorSum>,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            attention,
+            calibration: None,
+            files,
+            tensors,
+        }
+    }
+
+    /// Reads the manifest of a folder.
+    pub(super) fn read(folder: &Path) -> Result<Self, CheckpointError> {
+        let path = folder.join(MANIFEST);
+        let value = read_json(&path)?;
+        let error = |what: &str, expected: String, found: String| CheckpointError::Packed {
+            path: path.clone(),
+            what: what.into(),
+            expected,
+            found,
+        };
+        // Before the rest, which may look different in another version.
+        match value.get("format") {
+            Some(format) if format.as_u64() == Some(FORMAT) => {}
+            other => {
+                let found = other.map_or("nothing".into(), describe);
+                return Err(error("\"format\"", FORMAT.to_string(), found));
+            }
+        }
+        serde_json::from_value(value).map_err(|reason| {
+            error(
+                "the manifest",
+                "one of this format".into(),
+                reason.to_string(),
+            )
+        })
+    }
+
+    /// Writes measured settings into the manifest of a folder, which is replaced as a whole.
+    ///
+    /// # Errors
+    /// When there is no manifest, or it can't be written.
+    pub fn set_attention(
+        folder: &Path,
+        attention: SparqConfig,
+        calibration: Calibration,
+    ) -> Result<(), CheckpointError> {
+        let mut manifest = Self::read(folder)?;
+        manifest.attention = Some(attention);
+        manifest.calibration = Some(calibration);
+        let (part, path) = (folder.join(".sparq.json.part"), folder.join(MANIFEST));
+        manifest.write(&part)?;
+        std::fs::rename(&part, &path).map_err(|error| write_error(&path, error))
+    }
+
+    /// Writes the manifest to a file that is not there yet.
+    pub(super) fn write(&self, path: &Path) -> Result<(), CheckpointError> {
+        let bytes = self
+            .to_bytes()
+            .map_err(|error| write_error(path, error.into()))?;
+        write_file(path, &bytes)
+    }
+
+    /// The manifest as the content of its file.
+    fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        Ok(text.into_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_is_refused_before_the_rest_is_looked_at() {
+        let folder = std::env::temp_dir().join(format!("sparq-manifest-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let read = |text: &str| {
+            std::fs::write(folder.join(MANIFEST), text).unwrap();
+            Manifest::read(&folder).unwrap_err().to_string()
+        };
+        let newer = read(r#"{"format": 2, "tensors": []}"#);
+        assert!(newer.contains("\"format\": expected 1, found 2"), "{newer}");
+        let other = read(r#"{"format": 1, "files": {}, "tensors": {}, "more": 1}"#);
+        assert!(other.contains("unknown field `more`"), "{other}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}

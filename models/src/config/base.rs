@@ -1,0 +1,179 @@
+//! What families read alike: [`read_base`], and the [`check`] that all of them pass.
+
+use burn::tensor::FloatDType;
+
+use super::rope::{PartialRope, read_rope};
+use super::{ConfigError, HiddenAct, fields::Fields};
+use crate::decoder::{DecoderConfig, Keys, NormKind, Residual};
+
+/// More than any model has; a file that asks for more is damaged.
+const MAX_LAYERS: usize = 4096;
+
+/// Where a file leaves something out, it means the default that its family has in transformers.
+pub(crate) struct Defaults {
+    /// hidden_size / num_attention_heads if `None`.
+    pub head_dim: Option<usize>,
+    pub max_position_embeddings: usize,
+    pub hidden_act: HiddenAct,
+    pub tie_word_embeddings: bool,
+    /// All of a head turns if `None`.
+    pub rope: Option<PartialRope>,
+}
+
+impl Defaults {
+    pub const LLAMA: Self = Self {
+        head_dim: None,
+        max_position_embeddings: 2048,
+        hidden_act: HiddenAct::Silu,
+        tie_word_embeddings: false,
+        rope: None,
+    };
+}
+
+/// Reads the entries that most families share, for a decoder like the first Llama: RMS norms, gated MLPs, no bias and no window.
+pub(crate) fn read_base(
+    fields: Fields<'_>,
+    defaults: &Defaults,
+) -> Result<DecoderConfig, ConfigError> {
+    if fields.get("quantization_config").is_some() {
+        return Err(fields.unexpected(
+            "quantization_config",
+            "nothing (quantized checkpoints are not read)",
+        ));
+    }
+    let hidden_size = fields.required_size("hidden_size")?;
+    let num_attention_heads = fields.required_size("num_attention_heads")?;
+    let head_dim = head_dim(fields, hidden_size, num_attention_heads, defaults)?;
+    let vocab_size = fields.required_size("vocab_size")?;
+    let single_token = |key| -> Result<_, ConfigError> {
+        let mut first = fields.token_ids(key)?.into_iter().take(1);
+        Ok(first.find(|&id| (id as usize) < vocab_size))
+    };
+    let tied = fields.switch("tie_word_embeddings")?;
+    Ok(DecoderConfig {
+        hidden_size,
+        intermediate_size: fields.required_size("intermediate_size")?,
+        num_hidden_layers: layers(fields)?,
+        num_attention_heads,
+        num_key_value_heads: fields
+            .size("num_key_value_heads")?
+            .unwrap_or(num_attention_heads),
+        head_dim,
+        vocab_size,
+        max_position_embeddings: fields
+            .size("max_position_embeddings")?
+            .unwrap_or(defaults.max_position_embeddings),
+        rotary: read_rope(fields, head_dim, defaults.rope.as_ref())?,
+        norm: NormKind::Rms {
+            epsilon: fields.positive("rms_norm_eps")?.unwrap_or(1e-6),
+        },
+        residual: Residual::Serial,
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+        hidden_act: hidden_act(fields, "hidden_act", defaults.hidden_act)?,
+        embed_scale: None,
+        windows: Vec::new(),
+        tie_word_embeddings: tied.unwrap_or(defaults.tie_word_embeddings),
+        keys: Keys::LLAMA,
+        bos_token_id: single_token("bos_token_id")?,
+        eos_token_id: fields.token_ids("eos_token_id")?,
+        pad_token_id: single_token("pad_token_id")?,
+        dtype: dtype(fields)?,
+    })
+}
+
+/// The activation function that the entry `key` names.
+pub(crate) fn hidden_act(
+    fields: Fields<'_>,
+    key: &str,
+    default: HiddenAct,
+) -> Result<HiddenAct, ConfigError> {
+    match fields.string(key)? {
+        None => Ok(default),
+        Some(name) => HiddenAct::from_name(name)
+            .ok_or_else(|| fields.unexpected(key, format!("one of {}", HiddenAct::names()))),
+    }
+}
+
+/// Checks what the entries of a file give together.
+pub(crate) fn check(config: &DecoderConfig, fields: Fields<'_>) -> Result<(), ConfigError> {
+    let (heads, head_dim) = (config.num_attention_heads, config.head_dim);
+    if !heads.is_multiple_of(config.num_key_value_heads) {
+        let expected = format!("a divisor of num_attention_heads, {heads}");
+        let found = config.num_key_value_heads.to_string();
+        return Err(fields.error("num_key_value_heads", expected, found));
+    }
+    // The rotation pairs the first half of what turns with the second.
+    let turns = config.rotary.rotary_dim.unwrap_or(head_dim);
+    if turns == 0 || !turns.is_multiple_of(2) {
+        let (expected, found) = match config.rotary.rotary_dim {
+            None => ("an even number".into(), head_dim.to_string()),
+            Some(_) => {
+                let expected = "a part of it that turns of an even number of components";
+                (expected.to_owned(), format!("{turns} of {head_dim}"))
+            }
+        };
+        return Err(fields.error("head_dim", expected, found));
+    }
+    let products = [
+        ("num_attention_heads", [heads, head_dim, config.hidden_size]),
+        (
+            "intermediate_size",
+            [config.intermediate_size, config.hidden_size, 1],
+        ),
+        ("vocab_size", [config.vocab_size, config.hidden_size, 1]),
+        (
+            "max_position_embeddings",
+            [config.max_position_embeddings, head_dim, 1],
+        ),
+    ];
+    // Of three projections in the widest type, so that no multiplication behind this can overflow.
+    let bytes = 3 * size_of::<f64>();
+    for (key, factors) in products {
+        let product = factors.iter().try_fold(bytes, |a, &b| a.checked_mul(b));
+        if product.is_none_or(|product| isize::try_from(product).is_err()) {
+            return Err(fields.unexpected(key, "a size that fits into memory"));
+        }
+    }
+    Ok(())
+}
+
+fn layers(fields: Fields<'_>) -> Result<usize, ConfigError> {
+    match fields.required_size("num_hidden_layers")? {
+        layers if layers <= MAX_LAYERS => Ok(layers),
+        _ => Err(fields.unexpected("num_hidden_layers", format!("at most {MAX_LAYERS}"))),
+    }
+}
+
+fn head_dim(
+    fields: Fields<'_>,
+    hidden_size: usize,
+    heads: usize,
+    defaults: &Defaults,
+) -> Result<usize, ConfigError> {
+    match fields.size("head_dim")?.or(defaults.head_dim) {
+        Some(head_dim) => Ok(head_dim),
+        None if hidden_size.is_multiple_of(heads) => Ok(hidden_size / heads),
+        None => {
+            let expected = format!("a divisor of hidden_size, {hidden_size}, or a head_dim");
+            Err(fields.unexpected("num_attention_heads", expected))
+        }
+    }
+}
+
+fn dtype(fields: Fields<'_>) -> Result<Option<FloatDType>, ConfigError> {
+    let key = match fields.get("dtype") {
+        Some(_) => "dtype",
+        None => "torch_dtype",
+    };
+    let Some(name) = fields.string(key)? else {
+        return Ok(None);
+    };
+    match name.strip_prefix("torch.").unwrap_or(name) {
+        "float32" => Ok(Some(FloatDType::F32)),
+        "float16" => Ok(Some(FloatDType::F16)),
+        "bfloat16" => Ok(Some(FloatDType::BF16)),
+        _ => Err(fields.unexpected(key, "float32, float16 or bfloat16")),
+    }
+}

@@ -1,0 +1,51 @@
+//! Which layers have a sliding window.
+
+use super::{ConfigError, fields::Fields};
+
+/// The entry `sliding_window`: `default` where the file does not have it, none where it is `null`.
+pub(crate) fn sliding_window(
+    fields: Fields<'_>,
+    default: usize,
+) -> Result<Option<usize>, ConfigError> {
+    let window = match fields.names("sliding_window") {
+        true => fields.size("sliding_window")?,
+        false => Some(default),
+    };
+    // GPUs count positions in 32 bits.
+    match window {
+        Some(window) if i32::try_from(window).is_err() => {
+            Err(fields.unexpected("sliding_window", format!("at most {}", i32::MAX)))
+        }
+        window => Ok(window),
+    }
+}
+
+/// The window of each layer: by `layer_types` where the file has them, else in the layers that `slides` names.
+pub(crate) fn windows(
+    fields: Fields<'_>,
+    layers: usize,
+    window: Option<usize>,
+    slides: impl Fn(usize) -> bool,
+) -> Result<Vec<Option<usize>>, ConfigError> {
+    let Some(types) = fields.strings("layer_types")? else {
+        let of = |layer| window.filter(|_| slides(layer));
+        return Ok((0..layers).map(of).collect());
+    };
+    if types.len() != layers {
+        let found = format!("a list of {}", types.len());
+        return Err(fields.error("layer_types", format!("a list of {layers}"), found));
+    }
+    let of = |(layer, name): (usize, &&str)| match (*name, window) {
+        ("full_attention", _) => Ok(None),
+        ("sliding_attention", Some(window)) => Ok(Some(window)),
+        (name, window) => {
+            let expected = match window {
+                Some(_) => "full_attention or sliding_attention",
+                None => "full_attention, since no sliding_window is in use",
+            };
+            let key = format!("layer_types.{layer}");
+            Err(fields.error(&key, expected, format!("{name:?}")))
+        }
+    };
+    types.iter().enumerate().map(of).collect()
+}

@@ -1,0 +1,147 @@
+//! One block: [`Layer`].
+
+use burn::module::{Module, Param};
+use burn::nn::Linear;
+use burn::tensor::Tensor;
+use sparq::{KvCache, Method, Rotary, SparqAttention, SparqError};
+
+use super::mlp::Mlp;
+use super::norm::Norm;
+use super::{DecoderConfig, QkvKeys, Residual};
+use crate::checkpoint::CheckpointError;
+use crate::weights::Weights;
+
+/// A pre-norm block of attention and an MLP.
+#[derive(Module, Debug)]
+pub(super) struct Layer {
+    input_norm: Norm,
+    pub(super) attention: SparqAttention,
+    post_attention_norm: Norm,
+    mlp: Mlp,
+    #[module(skip)]
+    residual: Residual,
+}
+
+impl Layer {
+    /// The layer `index`.
+    pub(super) fn build(
+        weights: &impl Weights,
+        config: &DecoderConfig,
+        index: usize,
+        rotary: &Rotary,
+    ) -> Result<Self, CheckpointError> {
+        let (keys, prefix) = (&config.keys, format!("{}.{index}", config.keys.layers));
+        let (hidden, d) = (config.hidden_size, config.head_dim);
+        let q = config.num_attention_heads * d;
+        let norm = |name| {
+            let name = format!("{prefix}.{name}");
+            Norm::build(weights, config.norm, &name, hidden)
+        };
+        let head_norm = |which: usize| {
+            let norm = |names: [&str; 2]| {
+                let name = format!("{prefix}.{}", names[which]);
+                weights.rms_norm(&name, d, config.norm.epsilon(), 0.0)
+            };
+            keys.qk_norm.map(norm).transpose()
+        };
+        let [q_proj, k_proj, v_proj] = projections(weights, config, &prefix)?;
+        Ok(Self {
+            input_norm: norm(keys.input_norm)?,
+            attention: SparqAttention {
+                q_proj,
+                k_proj,
+                v_proj,
+                o_proj: weights.linear(
+                    &format!("{prefix}.{}", keys.o),
+                    q,
+                    hidden,
+                    config.o_bias,
+                )?,
+                q_norm: head_norm(0)?,
+                k_norm: head_norm(1)?,
+                rotary: Some(rotary.clone()),
+                n_heads: config.num_attention_heads,
+                n_kv_heads: config.num_key_value_heads,
+                head_dim: d,
+                window: config.window(index),
+            },
+            post_attention_norm: norm(keys.post_attention_norm)?,
+            mlp: Mlp::build(weights, config, &prefix)?,
+            residual: config.residual,
+        })
+    }
+
+    /// x [B, T, D] -> [B, T, D]; a step where there is a `method`, else a prefill.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<3>,
+        cache: &mut KvCache,
+        method: Option<&Method>,
+    ) -> Result<Tensor<3>, SparqError> {
+        let normed = self.input_norm.forward(x.clone());
+        let attended = match method {
+            None => self.attention.forward(normed, Some(cache))?,
+            Some(method) => self.attention.decode(normed, cache, method)?,
+        };
+        let mlp = |x: Tensor<3>| self.mlp.forward(self.post_attention_norm.forward(x));
+        Ok(match self.residual {
+            Residual::Serial => {
+                let x = x + attended;
+                x.clone() + mlp(x)
+            }
+            Residual::Parallel => mlp(x.clone()) + attended + x,
+        })
+    }
+}
+
+/// The projections of queries, keys and values of the layer `prefix`.
+fn projections(
+    weights: &impl Weights,
+    config: &DecoderConfig,
+    prefix: &str,
+) -> Result<[Linear; 3], CheckpointError> {
+    let (hidden, heads, d) = (
+        config.hidden_size,
+        config.num_attention_heads,
+        config.head_dim,
+    );
+    let (q, kv) = (heads * d, config.num_key_value_heads * d);
+    let linear =
+        |name, to| weights.linear(&format!("{prefix}.{name}"), hidden, to, config.qkv_bias);
+    match config.keys.qkv {
+        QkvKeys::Separate(names) => {
+            let [q_name, k_name, v_name] = names;
+            Ok([linear(q_name, q)?, linear(k_name, kv)?, linear(v_name, kv)?])
+        }
+        QkvKeys::Interleaved(name) => Ok(split(&linear(name, 3 * q)?, heads, d)),
+    }
+}
+
+/// The three parts of a linear layer with the outputs `[H, 3, d]`, each with `[H, d]`.
+fn split(fused: &Linear, heads: usize, d: usize) -> [Linear; 3] {
+    fn part<const D: usize>(
+        values: &Tensor<D>,
+        rows: usize,
+        heads: usize,
+        d: usize,
+        index: usize,
+    ) -> Tensor<2> {
+        let device = values.device();
+        device.memory_persistent_allocations(values.clone(), |values| {
+            // Parameters of their own: what they are cut from is not to be trained.
+            let values = values.detach().set_require_grad(false);
+            let values = values.reshape([rows, heads, 3, d]);
+            let part = values.slice_dim(2, index..index + 1);
+            part.reshape([rows, heads * d])
+        })
+    }
+    let weight = fused.weight.val();
+    let from = weight.dims()[0];
+    [0, 1, 2].map(|index| Linear {
+        weight: Param::from_tensor(part(&weight, from, heads, d, index)),
+        bias: fused.bias.as_ref().map(|bias| {
+            let bias = part(&bias.val(), 1, heads, d, index);
+            Param::from_tensor(bias.reshape([heads * d]))
+        }),
+    })
+}

@@ -1,0 +1,25 @@
+//! Mistral (Jiang et al., "Mistral 7B", arXiv 2310.06825): `MistralForCausalLM`.
+
+use super::Family;
+use crate::config::{ConfigError, Defaults, Fields, read_base, sliding_window, windows};
+use crate::decoder::DecoderConfig;
+
+pub(super) const FAMILY: Family = Family {
+    architecture: "MistralForCausalLM",
+    model_type: "mistral",
+    read,
+};
+
+/// A Llama whose layers slide a window, as in the first version, or do not, as in those after it.
+fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
+    let defaults = Defaults {
+        max_position_embeddings: 131_072,
+        ..Defaults::LLAMA
+    };
+    let base = read_base(fields, &defaults)?;
+    let window = sliding_window(fields, 4096)?;
+    Ok(DecoderConfig {
+        windows: windows(fields, base.num_hidden_layers, window, |_| true)?,
+        ..base
+    })
+}

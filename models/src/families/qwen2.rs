@@ -1,0 +1,37 @@
+//! Qwen 2 and 2.5 (Yang et al., "Qwen2 Technical Report", arXiv 2407.10671): `Qwen2ForCausalLM`.
+
+use super::Family;
+use crate::config::{ConfigError, Defaults, Fields, read_base, sliding_window, windows};
+use crate::decoder::DecoderConfig;
+
+pub(super) const FAMILY: Family = Family {
+    architecture: "Qwen2ForCausalLM",
+    model_type: "qwen2",
+    read,
+};
+
+/// A Llama with biases on queries, keys and values.
+fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
+    Ok(DecoderConfig {
+        qkv_bias: true,
+        ..read_qwen(fields)?
+    })
+}
+
+/// What the versions share: a sliding window in the layers from `max_window_layers` on, if it is in use.
+pub(super) fn read_qwen(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
+    let defaults = Defaults {
+        max_position_embeddings: 32_768,
+        ..Defaults::LLAMA
+    };
+    let base = read_base(fields, &defaults)?;
+    let window = match fields.switch("use_sliding_window")?.unwrap_or(false) {
+        true => sliding_window(fields, 4096)?,
+        false => None,
+    };
+    let full = fields.count("max_window_layers")?.unwrap_or(28);
+    Ok(DecoderConfig {
+        windows: windows(fields, base.num_hidden_layers, window, |layer| layer >= full)?,
+        ..base
+    })
+}

@@ -1,0 +1,281 @@
+//! Converted models: what comes back is what went in, and what was damaged is told.
+
+mod checkpoint_support;
+
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+
+use burn::tensor::{Device, FloatDType};
+use checkpoint_support::{checkpoint, f32_bytes, folder, safetensors};
+use proptest::prelude::*;
+use safetensors::{Dtype, SafeTensors};
+use sparq::SparqConfig;
+use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, WeightType};
+use tempfile::TempDir;
+
+fn open(path: &Path) -> Arc<Checkpoint> {
+    Arc::new(Checkpoint::open(path).unwrap())
+}
+
+fn convert(source: &Path) -> TempDir {
+    let out = tempfile::tempdir().unwrap();
+    Conversion::new(open(source)).write(out.path()).unwrap();
+    out
+}
+
+/// Type, shape and bytes of every tensor.
+fn tensors(bytes: &[u8]) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let tensors = file.tensors().into_iter();
+    let parts = tensors.map(|(name, view)| {
+        (
+            name,
+            (view.dtype(), view.shape().to_vec(), view.data().to_vec()),
+        )
+    });
+    parts.collect()
+}
+
+/// Bytes of finite floats of 16 bits: whatever they are but for the exponent of all ones.
+fn finite_halves(seed: &[u16], ones: u16) -> Vec<u8> {
+    let finite = seed.iter().map(|bits| {
+        if bits & ones == ones {
+            bits ^ ones
+        } else {
+            *bits
+        }
+    });
+    finite.flat_map(u16::to_le_bytes).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn the_way_to_a_converted_model_and_back_changes_no_bit(
+        words in prop::collection::vec(any::<u32>(), 15),
+        halves in prop::collection::vec(any::<u16>(), 15),
+    ) {
+        let words = words.iter().map(|bits| if bits >> 23 & 255 == 255 { bits ^ 1 << 30 } else { *bits });
+        let words: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+        let weights = safetensors(&[
+            ("a.weight", Dtype::F32, &[3, 5], words.clone()),
+            ("embed.weight", Dtype::F32, &[5, 3], words),
+            ("b.weight", Dtype::F16, &[5, 3], finite_halves(&halves, 0x7c00)),
+            ("c.weight", Dtype::BF16, &[1, 15], finite_halves(&halves, 0x7f80)),
+            ("d.bias", Dtype::F16, &[15], finite_halves(&halves, 0x7c00)),
+            ("e", Dtype::BF16, &[], finite_halves(&halves[..1], 0x7f80)),
+            ("f", Dtype::F32, &[0, 4], vec![]),
+        ]);
+        let source = checkpoint(&weights);
+        let converted = convert(source.path());
+        let back = tempfile::tempdir().unwrap();
+        Conversion::new(open(converted.path())).write_safetensors(back.path()).unwrap();
+        let found = fs::read(back.path().join("model.safetensors")).unwrap();
+        prop_assert_eq!(tensors(&found), tensors(&weights));
+        // Also from a converted model to a converted model.
+        let again = convert(converted.path());
+        for name in ["model.bpk", "sparq.json", "config.json"] {
+            let read = |folder: &TempDir| fs::read(folder.path().join(name)).unwrap();
+            prop_assert!(read(&again) == read(&converted), "{}", name);
+        }
+    }
+}
+
+#[test]
+fn layers_are_the_same_from_both_in_every_type() {
+    let values: Vec<f32> = (0..12).map(|value| value as f32 / 4.0 - 1.0).collect();
+    let weights = safetensors(&[
+        ("proj.weight", Dtype::F32, &[3, 4], f32_bytes(&values)),
+        ("proj.bias", Dtype::F32, &[3], f32_bytes(&values[..3])),
+        ("embed.weight", Dtype::F32, &[4, 3], f32_bytes(&values)),
+    ]);
+    let source = checkpoint(&weights);
+    let converted = convert(source.path());
+    for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+        let [one, other] = [source.path(), converted.path()].map(|path| {
+            let checkpoint = Checkpoint::open(path).unwrap();
+            let loader = Loader::new(&checkpoint, &Device::flex(), dtype).unwrap();
+            let linear = loader.linear("proj", 4, 3, true).unwrap();
+            let embedding = loader.embedding("embed.weight", 4, 3).unwrap();
+            let matrix = checkpoint.tensor::<2>("proj.weight", [3, 4], dtype, &Device::flex());
+            assert_eq!(loader.bytes_read(), 4 * 27);
+            [
+                linear.weight.val().into_data(),
+                linear.bias.unwrap().val().into_data(),
+                embedding.weight.val().into_data(),
+                matrix.unwrap().into_data(),
+            ]
+        });
+        assert_eq!(one, other, "{dtype:?}");
+    }
+}
+
+#[test]
+fn a_type_may_be_asked_for_and_settings_go_along() {
+    let weights = safetensors(&[("a.weight", Dtype::F32, &[2], f32_bytes(&[1.0, 0.1]))]);
+    let source = checkpoint(&weights);
+    let config = SparqConfig::new(4, 32);
+    let out = tempfile::tempdir().unwrap();
+    let conversion = Conversion::new(open(source.path()));
+    let conversion = conversion
+        .with_dtype(Some(WeightType::BF16))
+        .with_attention(Some(config));
+    conversion.write(out.path()).unwrap();
+    let converted = Checkpoint::open(out.path()).unwrap();
+    assert_eq!(converted.entry("a.weight").unwrap().dtype, StoredType::BF16);
+    assert_eq!(converted.attention(), Some(config));
+    assert_eq!(Checkpoint::open(source.path()).unwrap().attention(), None);
+}
+
+#[test]
+fn small_files_go_along_as_they_are() {
+    let files: [(&str, &[u8]); 5] = [
+        ("config.json", b"{ \"odd\":   1 }"),
+        ("tokenizer.json", b"{}"),
+        ("chat_template.jinja", b"hello"),
+        ("unrelated.txt", b"stays"),
+        (
+            "model.safetensors",
+            &safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]),
+        ),
+    ];
+    let source = folder(&files);
+    fs::create_dir(source.path().join("additional_chat_templates")).unwrap();
+    fs::write(
+        source.path().join("additional_chat_templates/tool.jinja"),
+        "tool",
+    )
+    .unwrap();
+    let converted = convert(source.path());
+    let read = |name: &str| fs::read(converted.path().join(name)).ok();
+    for (name, bytes) in &files[..3] {
+        assert_eq!(read(name).as_deref(), Some(*bytes), "{name}");
+    }
+    assert_eq!(
+        read("additional_chat_templates/tool.jinja").as_deref(),
+        Some(&b"tool"[..])
+    );
+    assert_eq!(
+        (read("unrelated.txt"), read("model.safetensors")),
+        (None, None)
+    );
+}
+
+#[test]
+fn a_damaged_byte_is_told_or_does_no_harm() {
+    let weights = safetensors(&[
+        ("a.weight", Dtype::F32, &[3, 2], f32_bytes(&[0.5; 6])),
+        ("b", Dtype::F16, &[4], vec![0; 8]),
+    ]);
+    let converted = convert(checkpoint(&weights).path());
+    let read_all = || -> Result<_, String> {
+        let checkpoint = Checkpoint::open(converted.path()).map_err(|error| error.to_string())?;
+        let device = Device::flex();
+        let a = checkpoint.tensor::<2>("a.weight", [3, 2], FloatDType::F32, &device);
+        let b = checkpoint.tensor::<1>("b", [4], FloatDType::F16, &device);
+        let both = a.and_then(|a| Ok((a.into_data(), b?.into_data())));
+        both.map_err(|error| error.to_string())
+    };
+    let whole_model = read_all().unwrap();
+    for name in ["model.bpk", "config.json"] {
+        let path = converted.path().join(name);
+        let whole = fs::read(&path).unwrap();
+        // Another file each time: the old one may be mapped.
+        let replace = |bytes: &[u8]| {
+            fs::remove_file(&path).unwrap();
+            fs::write(&path, bytes).unwrap();
+        };
+        let mut told = 0;
+        for place in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[place] ^= 0x10;
+            replace(&damaged);
+            match read_all() {
+                // Between the tensors, or another spelling of the same header.
+                Ok(found) => assert_eq!(found, whole_model, "{name}: byte {place}"),
+                Err(message) => {
+                    assert!(message.contains(name), "{message}");
+                    told += 1;
+                }
+            }
+        }
+        assert!(told >= whole.len().min(100), "{name}: {told}");
+        for length in 0..whole.len() {
+            replace(&whole[..length]);
+            assert!(read_all().is_err(), "{name}: {length}");
+        }
+        fs::remove_file(&path).unwrap();
+        let message = read_all().unwrap_err();
+        assert!(message.contains(name), "{message}");
+        fs::write(&path, &whole).unwrap();
+    }
+    assert_eq!(read_all().unwrap(), whole_model);
+}
+
+#[test]
+fn a_manifest_cannot_lead_out_of_the_folder_nor_leave_a_tensor_out() {
+    let weights = safetensors(&[("a.weight", Dtype::F32, &[3, 2], f32_bytes(&[0.5; 6]))]);
+    let converted = convert(checkpoint(&weights).path());
+    let path = converted.path().join("sparq.json");
+    let whole = fs::read_to_string(&path).unwrap();
+    let error = |from: &str, to: &str| {
+        let changed = whole.replace(from, to);
+        assert_ne!(changed, whole);
+        fs::write(&path, changed).unwrap();
+        Checkpoint::open(converted.path()).unwrap_err().to_string()
+    };
+    let message = error("\"config.json\"", "\"../config.json\"");
+    assert!(
+        message.contains("found none; convert the model again"),
+        "{message}"
+    );
+    let message = error("a.weight", "b.weight");
+    assert!(
+        message.contains("tensor \"a.weight\": expected a checksum in sparq.json, found none"),
+        "{message}"
+    );
+    let message = error("\"transposed\": true", "\"transposed\": 1");
+    assert!(
+        message.contains("sparq.json") && message.contains("invalid type"),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_cannot_be_a_weight_is_refused() {
+    let convert = |weights: &[u8], dtype| {
+        let source = checkpoint(weights);
+        let out = tempfile::tempdir().unwrap();
+        let conversion = Conversion::new(open(source.path())).with_dtype(dtype);
+        let [one, other] = [
+            conversion.write(out.path()).unwrap_err().to_string(),
+            Conversion::new(open(source.path()))
+                .with_dtype(dtype)
+                .write_safetensors(tempfile::tempdir().unwrap().path())
+                .unwrap_err()
+                .to_string(),
+        ];
+        assert_eq!(one, other);
+        // Nobody takes what is left for a model.
+        assert!(Checkpoint::open(out.path()).is_err());
+        one
+    };
+    let nan = safetensors(&[("a", Dtype::F32, &[2], f32_bytes(&[1.0, f32::NAN]))]);
+    let message = convert(&nan, None);
+    assert!(
+        message.contains("tensor \"a\": expected finite weights, found 1 of 2"),
+        "{message}"
+    );
+    let large = safetensors(&[("a", Dtype::F32, &[2], f32_bytes(&[1.0, 1e6]))]);
+    let message = convert(&large, Some(WeightType::F16));
+    assert!(
+        message.contains("expected weights within the range of F16"),
+        "{message}"
+    );
+    let codes = safetensors(&[("a", Dtype::I8, &[2], vec![1, 2])]);
+    let message = convert(&codes, None);
+    assert!(
+        message.contains("tensor \"a\": expected type F32, F16 or BF16"),
+        "{message}"
+    );
+}

@@ -1,0 +1,199 @@
+//! A GGUF file is the checkpoint that it was made from: weights, configuration, logits and tokenizer.
+
+mod malformed;
+mod real_model;
+mod tokenizers;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, FloatDType};
+use safetensors::SafeTensors;
+use sparq::Method;
+use sparq_models::CausalLm;
+use sparq_models::checkpoint::{Checkpoint, StoredType};
+use sparq_tests::*;
+use tempfile::TempDir;
+use writer::{GgufFile, Meta, Tensor};
+
+/// A file of these bytes in a folder that goes with the test.
+fn write(bytes: &[u8]) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+fn open(file: &GgufFile) -> Checkpoint {
+    let (_folder, path) = write(&file.bytes());
+    // An open file stays readable when its name is gone.
+    Checkpoint::open(&path).unwrap()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&bytes| f32::from_le_bytes(bytes))
+        .collect()
+}
+
+#[test]
+fn blocks_are_the_floats_that_gguf_py_makes_of_them() {
+    const TYPES: [(&str, u32, StoredType); 8] = [
+        ("Q4_0", 2, StoredType::Q4_0),
+        ("Q4_1", 3, StoredType::Q4_1),
+        ("Q5_0", 6, StoredType::Q5_0),
+        ("Q5_1", 7, StoredType::Q5_1),
+        ("Q8_0", 8, StoredType::Q8_0),
+        ("Q4_K", 12, StoredType::Q4_K),
+        ("Q5_K", 13, StoredType::Q5_K),
+        ("Q6_K", 14, StoredType::Q6_K),
+    ];
+    let bytes = std::fs::read(fixture("gguf/blocks.safetensors")).unwrap();
+    let blocks = SafeTensors::deserialize(&bytes).unwrap();
+    let mut file = GgufFile::llama();
+    for (name, kind, _) in TYPES {
+        let values = blocks.tensor(&format!("{name}.values")).unwrap();
+        file.tensors.push(Tensor {
+            name: name.into(),
+            shape: values.shape().iter().map(|&size| size as u64).collect(),
+            kind,
+            bytes: blocks
+                .tensor(&format!("{name}.blocks"))
+                .unwrap()
+                .data()
+                .into(),
+        });
+    }
+    let checkpoint = open(&file);
+    for (name, _, stored) in TYPES {
+        let expected = blocks.tensor(&format!("{name}.values")).unwrap();
+        let shape: [usize; 2] = expected.shape().try_into().unwrap();
+        assert_eq!(checkpoint.entry(name).unwrap().dtype, stored);
+        let found = checkpoint
+            .tensor(name, shape, FloatDType::F32, &Device::flex())
+            .unwrap();
+        assert_eq!(values(found), floats(expected.data()), "{name}");
+    }
+}
+
+#[test]
+fn floats_of_sixteen_bits_are_read() {
+    let numbers = [1.5_f32, -0.25, 3e-5, 100.0];
+    let mut file = GgufFile::llama();
+    let halves = numbers
+        .iter()
+        .flat_map(|&number| half::f16::from_f32(number).to_le_bytes());
+    let brains = numbers
+        .iter()
+        .flat_map(|&number| half::bf16::from_f32(number).to_le_bytes());
+    for (name, kind, bytes) in [
+        ("half", 1, halves.collect()),
+        ("brain", 30, brains.collect::<Vec<_>>()),
+    ] {
+        file.tensors.push(Tensor {
+            name: name.into(),
+            shape: vec![4],
+            kind,
+            bytes,
+        });
+    }
+    let checkpoint = open(&file);
+    let read = |name| {
+        values(
+            checkpoint
+                .tensor(name, [4], FloatDType::F32, &Device::flex())
+                .unwrap(),
+        )
+    };
+    assert_eq!(
+        read("half"),
+        numbers.map(|number| half::f16::from_f32(number).to_f32())
+    );
+    assert_eq!(
+        read("brain"),
+        numbers.map(|number| half::bf16::from_f32(number).to_f32())
+    );
+}
+
+#[test]
+fn a_model_has_the_logits_of_the_checkpoint_that_it_was_made_from() {
+    for case in ["llama2", "llama3", "llama_tied_head_dim", "qwen2"] {
+        let file = GgufFile::from_folder(&fixture(&format!("hf/{case}")));
+        let checkpoint = open(&file);
+        let expected = Expected::read(&format!("hf/{case}/expected.safetensors"));
+        for device in devices() {
+            let model = load(&checkpoint, &device);
+            let (shape, ids) = expected.ints("input_ids");
+            let mut cache = model
+                .new_cache(shape[0], 16, FloatDType::F32, &Method::DENSE)
+                .unwrap();
+            let found = model.prefill(tokens(&ids, shape[0], &device), &mut cache, shape[1]);
+            let worst = max_difference(&values(found.unwrap()), &expected.floats("logits").1);
+            assert!(worst < 2e-4, "{case} on {device:?}: {worst}");
+        }
+        assert_eq!(checkpoint.unused().collect::<Vec<_>>(), [""; 0], "{case}");
+    }
+}
+
+#[test]
+fn rows_of_queries_get_their_order_back_whichever_way_they_are_read() {
+    let folder = fixture("hf/llama3");
+    let (original, gguf) = (
+        Checkpoint::open(&folder).unwrap(),
+        open(&GgufFile::from_folder(&folder)),
+    );
+    for name in ["q_proj", "k_proj", "v_proj"] {
+        let name = format!("model.layers.1.self_attn.{name}.weight");
+        let shape = original.entry(&name).unwrap().shape.try_into().unwrap();
+        let read = |checkpoint: &Checkpoint| {
+            values(
+                checkpoint
+                    .tensor::<2>(&name, shape, FloatDType::F32, &Device::flex())
+                    .unwrap(),
+            )
+        };
+        assert_eq!(read(&gguf), read(&original), "{name}");
+    }
+}
+
+#[test]
+fn a_qwen2_is_told_by_its_names_and_its_rows_stay() {
+    let mut file = GgufFile::llama();
+    for (key, _) in &mut file.metadata {
+        *key = key.replace("llama.", "qwen2.");
+    }
+    file.set("general.architecture", Meta::Text("qwen2".into()));
+    let rows: Vec<f32> = (0..32 * 32).map(|value| value as f32).collect();
+    file.floats("blk.0.attn_q.weight", &[32, 32], &rows);
+    file.floats("blk.0.attn_q.bias", &[32], &rows[..32]);
+    let checkpoint = open(&file);
+    assert_eq!(checkpoint.config()["architectures"][0], "Qwen2ForCausalLM");
+    assert_eq!(checkpoint.config()["hidden_size"], 32);
+    let weight = checkpoint.tensor::<2>(
+        "model.layers.0.self_attn.q_proj.weight",
+        [32, 32],
+        FloatDType::F32,
+        &Device::flex(),
+    );
+    assert_eq!(values(weight.unwrap()), rows);
+    assert!(checkpoint.contains("model.layers.0.self_attn.q_proj.bias"));
+}
+
+#[test]
+fn a_folder_with_one_gguf_file_is_opened_as_it() {
+    let (folder, path) = write(&GgufFile::llama().bytes());
+    let names = |path: &Path| {
+        Checkpoint::open(path)
+            .unwrap()
+            .names()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(folder.path()), names(&path));
+    std::fs::copy(&path, folder.path().join("other.gguf")).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("config.json"), "{error}");
+}

@@ -1,0 +1,151 @@
+//! What is no GGUF file, or only a part of one, is an error that names it: never a panic, never memory for what a length claims.
+
+use sparq_models::checkpoint::{Checkpoint, CheckpointError};
+
+use super::write;
+use super::writer::{GgufFile, Meta, Tensor};
+
+fn error(bytes: &[u8]) -> String {
+    let (_folder, path) = write(bytes);
+    let error = match Checkpoint::open(&path) {
+        Err(error) => error,
+        Ok(_) => panic!("was opened"),
+    };
+    let message = error.to_string();
+    assert!(message.contains("model.gguf"), "{message}");
+    assert!(matches!(error, CheckpointError::Gguf { .. }), "{message}");
+    message
+}
+
+fn changed(change: impl FnOnce(&mut GgufFile)) -> String {
+    let mut file = GgufFile::llama();
+    change(&mut file);
+    error(&file.bytes())
+}
+
+#[test]
+fn every_beginning_of_a_file_is_refused() {
+    let bytes = GgufFile::llama().bytes();
+    for length in 0..bytes.len() {
+        error(&bytes[..length]);
+    }
+}
+
+#[test]
+fn every_flipped_byte_of_a_header_opens_or_is_refused() {
+    let bytes = GgufFile::llama().bytes();
+    for place in 0..bytes.len() - 4 * 128 {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut bytes = bytes.clone();
+            bytes[place] ^= flip;
+            let (_folder, path) = write(&bytes);
+            if let Ok(checkpoint) = Checkpoint::open(&path) {
+                assert!(checkpoint.num_bytes() <= bytes.len() as u64, "byte {place}");
+            }
+        }
+    }
+}
+
+#[test]
+fn claims_are_held_against_limits_before_anything_is_allocated() {
+    let with = |place: usize, number: u64| {
+        let mut bytes = GgufFile::llama().bytes();
+        bytes[place..place + 8].copy_from_slice(&number.to_le_bytes());
+        error(&bytes)
+    };
+    // The numbers of tensors and entries, and the length of the first key.
+    for place in [8, 16, 24] {
+        for number in [1 << 60, u64::MAX] {
+            let message = with(place, number);
+            assert!(message.contains("expected"), "{message}");
+        }
+    }
+    let message = changed(|file| {
+        file.tensors.push(Tensor {
+            name: "a".into(),
+            shape: vec![1 << 40, 1 << 40],
+            kind: 0,
+            bytes: vec![],
+        });
+    });
+    assert!(message.contains("fewer than 2^63 bytes"), "{message}");
+    let message = changed(|file| {
+        file.tensors.push(Tensor {
+            name: "a".into(),
+            shape: vec![1 << 40],
+            kind: 0,
+            bytes: vec![],
+        });
+    });
+    assert!(
+        message.contains("tensor \"a\": expected 4398046511104 bytes within the file"),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_is_not_supported_is_named_beside_what_is() {
+    type Change = Box<dyn FnOnce(&mut GgufFile)>;
+    let cases: [(&str, Change); 9] = [
+        (
+            "\"general.architecture\": expected llama or qwen2, found \"mamba\"",
+            Box::new(|file| file.set("general.architecture", Meta::Text("mamba".into()))),
+        ),
+        (
+            "\"llama.block_count\": expected a number, found nothing",
+            Box::new(|file| file.metadata.retain(|(key, _)| key != "llama.block_count")),
+        ),
+        (
+            "\"llama.rope.freq_base\": expected a number, found null",
+            Box::new(|file| file.set("llama.rope.freq_base", Meta::F32(f32::NAN))),
+        ),
+        (
+            "\"split.count\": expected 1 (merge the parts with llama-gguf-split), found 3",
+            Box::new(|file| file.set("split.count", Meta::U32(3))),
+        ),
+        (
+            "\"llama.expert_count\": expected 0 (mixtures of experts are not supported), found 8",
+            Box::new(|file| file.set("llama.expert_count", Meta::U32(8))),
+        ),
+        (
+            "\"token_embd.weight\": expected a tensor [tokens, width], found none",
+            Box::new(|file| file.tensors.clear()),
+        ),
+        (
+            "tensor \"a\": expected type F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K, found ggml's type 10",
+            Box::new(|file| {
+                file.tensors.push(Tensor {
+                    name: "a".into(),
+                    shape: vec![256],
+                    kind: 10,
+                    bytes: vec![0; 84],
+                })
+            }),
+        ),
+        (
+            "tensor \"a\": expected rows of whole blocks of Q4_0",
+            Box::new(|file| {
+                file.tensors.push(Tensor {
+                    name: "a".into(),
+                    shape: vec![2, 16],
+                    kind: 2,
+                    bytes: vec![0; 18],
+                })
+            }),
+        ),
+        (
+            "\"rope_freqs.weight\": expected divisors of the frequencies as in Llama 3",
+            Box::new(|file| {
+                file.floats(
+                    "rope_freqs.weight",
+                    &[8],
+                    &[3.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+                )
+            }),
+        ),
+    ];
+    for (expected, change) in cases {
+        let message = changed(change);
+        assert!(message.contains(expected), "{message}");
+    }
+}

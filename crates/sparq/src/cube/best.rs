@@ -42,7 +42,7 @@ impl BestPlan {
     /// Bytes of shared memory.
     pub fn shared_bytes(&self) -> usize {
         let units = self.units as usize;
-        4 * (BINS + 3 * units + units / self.plane as usize + 3)
+        4 * (BINS + 2 * units + 3)
     }
 }
 
@@ -79,33 +79,38 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
     let mut partial = Shared::<[u32]>::new_slice(units as usize);
     let mut found = Shared::<[u32]>::new_slice(2usize);
 
-    let mut least = (-LARGEST).runtime();
-    if comptime!(plan.parts() > 0) {
-        let mut scratch = Shared::<[f32]>::new_slice(comptime!((units / plane) as usize));
-        least = least_of_parts(
-            scores,
-            top,
-            &histogram,
-            &mut partial,
-            &mut found,
-            &mut scratch,
-            plan,
-        );
-    }
     let mut marks = Array::<u32>::new(words);
-    let mut own = 0u32;
-    #[unroll]
-    for w in 0..words {
-        let mut word = 0u32;
+    let mut first = 0u32.runtime();
+    let mut total = comptime!(plan.room as u32 + 1).runtime();
+    if comptime!(plan.parts() > 0) {
+        let least = least_of_parts(scores, top, &histogram, &mut partial, &mut found, plan);
+        let mut own = 0u32;
         #[unroll]
-        for i in comptime!(w * 32)..comptime!((w * 32 + 32).min(count)) {
-            word |= select(scores[i] >= least, comptime!(1u32 << (i % 32)), 0u32);
+        for w in 0..words {
+            let mut word = 0u32;
+            #[unroll]
+            for i in comptime!(w * 32)..comptime!((w * 32 + 32).min(count)) {
+                word |= select(scores[i] >= least, comptime!(1u32 << (i % 32)), 0u32);
+            }
+            marks[w] = word;
+            own += word.count_ones();
         }
-        marks[w] = word;
-        own += word.count_ones();
+        let sums = sums_before(own, &mut partial, units, plane);
+        first = sums.before;
+        total = sums.total;
+    } else {
+        // Too few for that: all of them go on.
+        #[unroll]
+        for w in 0..words {
+            let mut word = 0u32;
+            #[unroll]
+            for i in comptime!(w * 32)..comptime!((w * 32 + 32).min(count)) {
+                let some = scores[i] > f32::NEG_INFINITY;
+                word |= select(some, comptime!(1u32 << (i % 32)), 0u32);
+            }
+            marks[w] = word;
+        }
     }
-    let mut first = sum_before(own, &mut partial, units, plane);
-    let mut total = cube_total(first + own, &mut found, units);
 
     if total > comptime!(plan.room as u32) {
         let bins = bins_of(
@@ -120,9 +125,8 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
         let bin = found[0];
         let before = found[1];
         let crowd = histogram[bin as usize].load();
-        total = before + crowd;
-        own = 0u32;
-        if total <= comptime!(plan.room as u32) {
+        let mut own = 0u32;
+        if before + crowd <= comptime!(plan.room as u32) {
             #[unroll]
             for w in 0..words {
                 let mut word = 0u32;
@@ -135,20 +139,8 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
             }
         } else if crowd <= units {
             // Few share the bin of the last one wanted: each unit ranks one of them.
-            total = needed.runtime();
-            let mut keys =
-                Shared::<[Vector<u32, Const<4>>]>::new_slice(comptime!(units as usize / 4));
             let mut ranks = Shared::<[u32]>::new_slice(units as usize);
-            let slots = rank_few(
-                scores,
-                &bins,
-                bin,
-                crowd,
-                &mut partial,
-                &mut keys,
-                &mut ranks,
-                plan,
-            );
+            let slots = rank_few(scores, &bins, bin, crowd, &mut partial, &mut ranks, plan);
             #[unroll]
             for w in 0..words {
                 let mut word = 0u32;
@@ -164,7 +156,6 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
                 own += word.count_ones();
             }
         } else {
-            total = needed.runtime();
             let (key, left) =
                 narrow_down(scores, &marks, &histogram, &mut partial, &mut found, plan);
             // Of those that equal the last one wanted, the first `left` are taken.
@@ -174,7 +165,7 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
                 let here = marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32;
                 equal += select(here && order_key(scores[i]) == key, 1u32, 0u32);
             }
-            let mut before = sum_before(equal, &mut partial, units, plane);
+            let mut before = sums_before(equal, &mut partial, units, plane).before;
             #[unroll]
             for w in 0..words {
                 let mut word = 0u32;
@@ -195,7 +186,9 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
         }
         // Whoever still reads an earlier sum has to be done.
         sync_cube();
-        first = sum_before(own, &mut partial, units, plane);
+        let sums = sums_before(own, &mut partial, units, plane);
+        first = sums.before;
+        total = sums.total;
     }
     Taken {
         first,
@@ -204,7 +197,8 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
     }
 }
 
-/// The least score of so many parts' largest as scores are wanted; the lowest number where there are fewer parts with a score.
+/// A score that no more than a few miss which are among the `needed` best: as many parts as are wanted have one that is no less. The lowest number where there are
+/// fewer parts with a score.
 #[cube]
 fn least_of_parts(
     scores: &Array<f32>,
@@ -212,7 +206,6 @@ fn least_of_parts(
     histogram: &Shared<[Atomic<u32>]>,
     partial: &mut Shared<[u32]>,
     found: &mut Shared<[u32]>,
-    scratch: &mut Shared<[f32]>,
     #[comptime] plan: BestPlan,
 ) -> f32 {
     let parts = comptime!(plan.parts());
@@ -222,8 +215,6 @@ fn least_of_parts(
     if UNIT_POS == 0 {
         found[0] = comptime!(BINS as u32);
     }
-    let mut largest = Array::<f32>::new(parts);
-    let mut bins = Array::<u32>::new(parts);
     sync_cube();
     #[unroll]
     for part in 0..parts {
@@ -234,11 +225,8 @@ fn least_of_parts(
         {
             best = max(best, scores[i]);
         }
-        largest[part] = best;
-        bins[part] = comptime!(BINS as u32).runtime();
         if best > f32::NEG_INFINITY {
-            bins[part] = score_bin(best, top, plan);
-            histogram[bins[part] as usize].fetch_add(1u32);
+            histogram[score_bin(best, top, plan) as usize].fetch_add(1u32);
         }
     }
     sync_cube();
@@ -251,15 +239,7 @@ fn least_of_parts(
         units,
         plan.plane,
     );
-    let bin = found[0];
-    let mut highest = f32::NEG_INFINITY.runtime();
-    #[unroll]
-    for part in 0..parts {
-        let above = select(bins[part] <= bin, -largest[part], f32::NEG_INFINITY);
-        highest = max(highest, above);
-    }
-    let least = -cube_max(highest, scratch, units, plan.plane);
-    select(bin < comptime!(BINS as u32), least, -LARGEST)
+    end_of_bin(found[0], top, plan)
 }
 
 /// The bins of the marked scores, and [`BINS`] for the others; leaves the bin of the last one wanted in `found[0]` and the count before it in `found[1]`.
@@ -276,6 +256,11 @@ fn bins_of(
     let mut bins = Array::<u32>::new(comptime!(plan.count));
     sync_cube();
     clear(histogram, BINS, plan.units as usize);
+    if UNIT_POS == 0 {
+        // Where there are fewer than are wanted, all of them are taken.
+        found[0] = comptime!(BINS as u32 - 1);
+        found[1] = 0u32;
+    }
     sync_cube();
     #[unroll]
     for i in 0..comptime!(plan.count) {
@@ -308,14 +293,11 @@ fn rank_few(
     bin: u32,
     total: u32,
     own: &mut Shared<[u32]>,
-    keys: &mut Shared<[Vector<u32, Const<4>>]>,
     ranks: &mut Shared<[u32]>,
     #[comptime] plan: BestPlan,
 ) -> Array<u32> {
     let unit = UNIT_POS;
     let next = Shared::<[Atomic<u32>]>::new_slice(1usize);
-    // What is behind the last is before none.
-    own[unit as usize] = 0u32;
     if unit == 0 {
         next[0].store(0u32);
     }
@@ -330,27 +312,14 @@ fn rank_few(
         }
     }
     sync_cube();
-    let fours = total.div_ceil(4u32);
-    if unit < fours {
-        let mut four = Vector::<u32, Const<4>>::new(0u32);
-        #[unroll]
-        for e in 0..4usize {
-            four.insert(e, own[unit as usize * 4 + e]);
-        }
-        keys[unit as usize] = four;
-    }
-    sync_cube();
     if unit < total {
         let mine = own[unit as usize];
         let mut before = 0u32;
-        for other in 0..fours {
-            let four = keys[other as usize];
-            #[unroll]
-            for e in 0..4usize {
-                // Of equal ones, those of a lower number come first.
-                let least = select(other * 4u32 + comptime!(e as u32) < unit, mine, mine + 1u32);
-                before += select(four.extract(e) >= least, 1u32, 0u32);
-            }
+        for other in 0..total {
+            let theirs = own[other as usize];
+            // Of equal ones, those of a lower number come first.
+            let first = theirs > mine || (theirs == mine && other < unit);
+            before += select(first, 1u32, 0u32);
         }
         ranks[unit as usize] = before;
     }
@@ -425,6 +394,23 @@ fn score_bin(score: f32, top: f32, #[comptime] plan: BestPlan) -> u32 {
     }
 }
 
+/// A number that no score in `bin` or a bin before it is less than.
+#[cube]
+fn end_of_bin(bin: u32, top: f32, #[comptime] plan: BestPlan) -> f32 {
+    let open = bin >= comptime!(BINS as u32 - 1);
+    if comptime!(plan.probabilities > 0) {
+        let most = comptime!((plan.probabilities as f32).to_bits());
+        let below = (bin + 1u32) << 19u32;
+        let some = !open && below < most;
+        f32::reinterpret(select(some, most - min(below, most.runtime()), 0u32))
+    } else {
+        // A little further, by more than these operations round.
+        let width = f32::cast_from(bin + 1u32) * comptime!(1.00001 / BINS_PER_UNIT);
+        let end = max(top - width - top.abs() * 1e-6f32, -LARGEST);
+        select(open, -LARGEST, end)
+    }
+}
+
 /// Sets the `bins` bins of a histogram to 0.
 #[cube]
 pub(crate) fn clear(
@@ -457,7 +443,7 @@ pub(crate) fn find_bin(
     for i in 0..each {
         own += histogram[unit * each + i].load();
     }
-    let mut count = sum_before(own, partial, units, plane);
+    let mut count = sums_before(own, partial, units, plane).before;
     if count < needed && needed <= count + own {
         for i in 0..each {
             let bin = unit * each + i;
@@ -472,14 +458,23 @@ pub(crate) fn find_bin(
     sync_cube();
 }
 
-/// The sum of the values of the units before this one; `partial` has room for a number from every unit.
+/// Sums of the units' values.
+#[derive(CubeType)]
+pub(crate) struct Sums {
+    /// Over the units before this one.
+    pub before: u32,
+    /// Over all.
+    pub total: u32,
+}
+
+/// The sums of the values of the units before this one, and of all; `partial` has room for a number from every unit.
 #[cube]
-pub(crate) fn sum_before(
+pub(crate) fn sums_before(
     own: u32,
     partial: &mut Shared<[u32]>,
     #[comptime] units: u32,
     #[comptime] plane: u32,
-) -> u32 {
+) -> Sums {
     if comptime!(plane > 1) {
         let within = plane_inclusive_sum(own);
         if UNIT_POS_PLANE == PLANE_DIM - 1 {
@@ -487,10 +482,13 @@ pub(crate) fn sum_before(
         }
         sync_cube();
         let mut before = within - own;
-        for other in 0..PLANE_POS {
-            before += partial[other as usize];
+        let mut total = 0u32;
+        for other in 0..comptime!(units).runtime() / PLANE_DIM {
+            let sum = partial[other as usize];
+            before += select(other < PLANE_POS, sum, 0u32);
+            total += sum;
         }
-        before
+        Sums { before, total }
     } else {
         let unit = UNIT_POS as usize;
         partial[unit] = own;
@@ -507,17 +505,9 @@ pub(crate) fn sum_before(
             partial[unit] = sum;
             sync_cube();
         }
-        partial[unit] - own
+        Sums {
+            before: partial[unit] - own,
+            total: partial[comptime!(units as usize - 1)],
+        }
     }
-}
-
-/// The sum of all units' values, from the last one's inclusive sum.
-#[cube]
-fn cube_total(inclusive: u32, found: &mut Shared<[u32]>, #[comptime] units: u32) -> u32 {
-    sync_cube();
-    if UNIT_POS == comptime!(units - 1) {
-        found[0] = inclusive;
-    }
-    sync_cube();
-    found[0]
 }

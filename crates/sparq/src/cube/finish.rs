@@ -292,6 +292,7 @@ fn choose_candidates(
             kept[i] = (end - window + i) as u32;
         }
     }
+    let mut sum = 0.0f32;
     if comptime!(top_k > window) {
         // Their numbers first: to wait here for their positions would be to wait once for each.
         if comptime!(vectors > 0) {
@@ -304,6 +305,9 @@ fn choose_candidates(
                     if best.is_taken(comptime!(v * 4 + e)) {
                         kept[slot] = ((v * units + unit) * 4 + e) as u32;
                         slot += 1;
+                        if comptime!(plan.alpha == Alpha::Candidates) {
+                            sum += (own[comptime!(v * 4 + e)] - lse[0]).exp();
+                        }
                     }
                 }
             }
@@ -321,12 +325,11 @@ fn choose_candidates(
             );
         }
     }
-    let mut sum = 0.0f32;
     for round in 0..top_k.div_ceil(units) {
         let i = round * units + window + unit;
         if i < top_k {
             let candidate = first + kept[i] as usize;
-            if comptime!(plan.alpha == Alpha::Candidates) {
+            if comptime!(plan.alpha == Alpha::Candidates && vectors == 0) {
                 sum += (number_of(scores, candidate) - lse[0]).exp();
             }
             kept[i] = places[candidate];

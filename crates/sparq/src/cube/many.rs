@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::best::{BINS, clear, digit_of, find_bin, known_bits, sum_before};
+use super::best::{BINS, clear, digit_of, find_bin, known_bits, sums_before};
 use super::common::*;
 
 /// Writes the numbers of the `needed` best of the `count` scores from `first` on to `kept`, from `at` on; of equal ones any. Negative infinity is no score, and no
@@ -59,10 +59,10 @@ pub(crate) fn take_from_memory(
         above += select(bits > key, 1u32, 0u32);
         equal += select(bits == key, 1u32, 0u32);
     }
-    let mut slot = at + sum_before(above, &mut partial, units, plane) as usize;
+    let mut slot = at + sums_before(above, &mut partial, units, plane).before as usize;
     sync_cube();
     // Those that equal the last come behind; the first `left` of them are taken.
-    let mut tie = sum_before(equal, &mut partial, units, plane);
+    let mut tie = sums_before(equal, &mut partial, units, plane).before;
     let ties_at = at + needed - left as usize;
     for round in 0..rounds {
         let bits = order_key(score_at(scores, first, count, round, units));

@@ -57,6 +57,7 @@ fn an_append_writes_every_buffer_in_place() {
                 capacity: 256,
                 dtype: FloatDType::F32,
                 sketch,
+                window: None,
             };
             let some = |len| Tensor::<4>::ones([2, kv_heads, len, head_dim], &device);
             let mut cache = KvCache::new(&config, &device).unwrap();

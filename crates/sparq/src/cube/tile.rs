@@ -204,7 +204,11 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
         let mut all = 0.0f32;
         #[unroll]
         for i in 0..count {
-            all += (own[i] - top).exp();
+            if comptime!(plan.sketch.matrix) {
+                all += matrix::exp(own[i] - top);
+            } else {
+                all += (own[i] - top).exp();
+            }
         }
         let all = sum_in_plane(all, plane);
         if plane_lane(plane) == 0 {

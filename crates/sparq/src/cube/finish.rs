@@ -127,14 +127,14 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
         );
         if comptime!(plan.alpha == Alpha::Kept) {
             let mut top = Shared::<[f32]>::new_slice(group);
-            let mut lse = Shared::<[f32]>::new_slice(group);
+            let mut log_sum = Shared::<[f32]>::new_slice(group);
             merge_stats(
                 heads,
                 row,
                 head_tiles as usize,
                 end.div_ceil(head_tile_len as usize),
                 &mut top,
-                &mut lse,
+                &mut log_sum,
                 group,
                 HEAD_STATS,
                 plan.attend.units,
@@ -148,7 +148,8 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
                 row,
                 capacity,
                 &kept,
-                &lse,
+                &top,
+                &log_sum,
                 &mut alphas,
                 plan,
             );
@@ -273,14 +274,14 @@ fn choose_candidates(
         }
     }
     let mut top = Shared::<[f32]>::new_slice(1usize);
-    let mut lse = Shared::<[f32]>::new_slice(1usize);
+    let mut log_sum = Shared::<[f32]>::new_slice(1usize);
     merge_stats(
         stats,
         row,
         tiles,
         used,
         &mut top,
-        &mut lse,
+        &mut log_sum,
         1usize,
         TILE_STATS,
         plan.attend.units,
@@ -306,7 +307,7 @@ fn choose_candidates(
                         kept[slot] = ((v * units + unit) * 4 + e) as u32;
                         slot += 1;
                         if comptime!(plan.alpha == Alpha::Candidates) {
-                            sum += (own[comptime!(v * 4 + e)] - lse[0]).exp();
+                            sum += ((own[comptime!(v * 4 + e)] - top[0]) - log_sum[0]).exp();
                         }
                     }
                 }
@@ -330,7 +331,7 @@ fn choose_candidates(
         if i < top_k {
             let candidate = first + kept[i] as usize;
             if comptime!(plan.alpha == Alpha::Candidates && vectors == 0) {
-                sum += (number_of(scores, candidate) - lse[0]).exp();
+                sum += ((number_of(scores, candidate) - top[0]) - log_sum[0]).exp();
             }
             kept[i] = places[candidate];
         }
@@ -341,7 +342,7 @@ fn choose_candidates(
             let tile = round * units + unit;
             if tile < used {
                 let at = (row * tiles + tile) * TILE_STATS;
-                sum += stats[at + 2] * (stats[at] - lse[0]).exp();
+                sum += stats[at + 2] * ((stats[at] - top[0]) - log_sum[0]).exp();
             }
         }
         let mut scratch =
@@ -363,7 +364,8 @@ fn alpha_of_kept<Q: Float, K: Numeric>(
     row: usize,
     capacity: usize,
     kept: &Shared<[u32]>,
-    lse: &Shared<[f32]>,
+    top: &Shared<[f32]>,
+    log_sum: &Shared<[f32]>,
     alphas: &mut Shared<[f32]>,
     #[comptime] plan: FinishPlan,
 ) {
@@ -403,7 +405,7 @@ fn alpha_of_kept<Q: Float, K: Numeric>(
                     };
                     logit += weights[c * group + h] * key;
                 }
-                sum += (finite(logit) - lse[h]).exp();
+                sum += ((finite(logit) - top[h]) - log_sum[h]).exp();
             }
         }
         let sum = cube_sum(sum, &mut scratch, plan.attend.units, plan.attend.plane);

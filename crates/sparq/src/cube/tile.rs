@@ -93,7 +93,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     let mut selected = Shared::<[u32]>::new_slice(comptime!(query.rank));
     let mut weights = Shared::<[f32]>::new_slice(comptime!(query.rank * query.heads()));
     let mut top_of_heads = Shared::<[f32]>::new_slice(comptime!(query.heads()));
-    let mut lse = Shared::<[f32]>::new_slice(comptime!(query.heads()));
+    let mut log_sum = Shared::<[f32]>::new_slice(comptime!(query.heads()));
     if comptime!(query.heads() > 1) {
         let used = end.div_ceil(tile_len);
         merge_stats(
@@ -102,7 +102,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
             tiles,
             used,
             &mut top_of_heads,
-            &mut lse,
+            &mut log_sum,
             comptime!(query.heads()),
             HEAD_STATS,
             query.units,
@@ -137,14 +137,15 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
                 let head = first + (UNIT_POS_PLANE % 4) as usize;
                 // A head past the last has no probability.
                 let known = head < comptime!(query.heads());
-                let shift = lse[min(head, comptime!(query.heads() - 1).runtime())];
+                let head = min(head, comptime!(query.heads() - 1).runtime());
+                let (largest, sum) = (top_of_heads[head], log_sum[head]);
                 #[unroll]
                 for v in 0..comptime!(plan.sketch.vectors) {
                     let mut values =
                         matrix::logits::<K, N>(sketch, &at, &selected, &parts, v, plan.sketch);
                     #[unroll]
                     for i in 0..comptime!(8 * words) {
-                        values[i] = select(known, matrix::exp(values[i] - shift), 0.0f32);
+                        values[i] = select(known, matrix::exp((values[i] - largest) - sum), 0.0f32);
                     }
                     let sums = matrix::sum_of_heads(&values, words);
                     #[unroll]
@@ -168,10 +169,10 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
             #[unroll]
             for h in 0..comptime!(plan.sketch.heads) {
                 if first + h < comptime!(query.heads()) {
-                    let shift = lse[first + h];
+                    let (largest, sum) = (top_of_heads[first + h], log_sum[first + h]);
                     #[unroll]
                     for i in 0..count {
-                        own[i] += (values[comptime!(h * count + i)] - shift).exp();
+                        own[i] += ((values[comptime!(h * count + i)] - largest) - sum).exp();
                     }
                 }
             }
@@ -420,8 +421,10 @@ pub(crate) fn heads_kernel<Q: Float, K: Numeric, N: Size>(
     }
 }
 
-/// The softmax over all positions from the statistics of the tiles: fills `top` with the largest logit and `lse` with the logarithm of the sum of
-/// exponentials of each of `heads` heads. A tile has `stride` numbers for each head, of which the first two are its largest logit and its sum.
+/// The softmax over all positions from the statistics of the tiles: fills `top` with the largest logit and `log_sum` with the logarithm of the sum of
+/// exponentials relative to it of each of `heads` heads. Their sum would lose the lower bits of the logarithm where logits are large.
+///
+/// A tile has `stride` numbers for each head, of which the first two are its largest logit and its sum.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn merge_stats(
@@ -430,7 +433,7 @@ pub(crate) fn merge_stats(
     tiles: usize,
     used: usize,
     top: &mut Shared<[f32]>,
-    lse: &mut Shared<[f32]>,
+    log_sum: &mut Shared<[f32]>,
     #[comptime] heads: usize,
     #[comptime] stride: usize,
     #[comptime] units: u32,
@@ -462,7 +465,7 @@ pub(crate) fn merge_stats(
             }
             let sum = sum_in_plane(sum, plane);
             top[h] = largest;
-            lse[h] = largest + max(sum, f32::MIN_POSITIVE).ln();
+            log_sum[h] = max(sum, f32::MIN_POSITIVE).ln();
         }
     }
     sync_cube();

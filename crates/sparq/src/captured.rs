@@ -121,7 +121,7 @@ tuple!(A 0, B 1, C 2, D 3);
 /// with [`KvCache::prepare`] and [`Method::decode`], and returns its outputs. It may run several times for one token (what it appended is
 /// taken back), and a replay does not run it at all: it has to be a function of its inputs and the caches. Inside a recording nothing may be uploaded to the device or read
 /// back. A device that refuses a step which does loses the contents of the buffers that it would have written ([`SparqError::Capture`]); one that records an upload
-/// (CUDA seems to) repeats what was uploaded then.
+/// (CUDA does) repeats what was uploaded then.
 ///
 /// While one thread records, steps of other threads wait with their own recordings. Other work must not use the device then: on CUDA an allocation for it would
 /// break the recording off.

@@ -119,10 +119,10 @@ impl StepCosts {
     /// and a SparQ step would have gone to the slower one.
     pub fn gpu(gb_per_s: f64) -> Self {
         Self {
-            dense_us: 10.8,
-            sparq_us: 20.1,
+            dense_us: 9.5,
+            sparq_us: 20.7,
             gb_per_s,
-            scores_per_us: 52.0 * gb_per_s,
+            scores_per_us: 84.0 * gb_per_s,
         }
     }
 

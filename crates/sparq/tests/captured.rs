@@ -46,6 +46,13 @@ impl Layers {
         })
     }
 
+    /// [`Self::decode`] as a step to capture.
+    fn step(
+        &self,
+    ) -> impl Fn(&Tensor<3>, &mut [KvCache; 2], &Method) -> Result<Tensor<3>, SparqError> {
+        |x, caches, method| self.decode(x, caches, method)
+    }
+
     fn decode(
         &self,
         x: &Tensor<3>,
@@ -78,13 +85,7 @@ fn compare(method: Method, batch: usize, steps: usize, device: &Device) -> usize
     let prompt = random(&mut noise, batch, 20, device);
     let mut caches = layers.caches(&prompt, 32, &method);
     let state = layers.caches(&prompt, 32, &method);
-    let mut captured = CapturedStep::new(
-        state,
-        method,
-        |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
-            layers.decode(x, caches, method)
-        },
-    );
+    let mut captured = CapturedStep::new(state, method, layers.step());
     let (mut replays, mut ties) = (0, 0);
     for step in 0..steps {
         let x = random(&mut noise, batch, 1, device);
@@ -155,13 +156,8 @@ fn outputs_and_clones_keep_their_values() {
         let (layers, mut noise) = (Layers::new(&device), Noise(59));
         let prompt = random(&mut noise, 1, 20, &device);
         let method = Method::DENSE;
-        let mut captured = CapturedStep::new(
-            layers.caches(&prompt, 128, &method),
-            method,
-            |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
-                layers.decode(x, caches, method)
-            },
-        );
+        let mut captured =
+            CapturedStep::new(layers.caches(&prompt, 128, &method), method, layers.step());
         let x = |noise: &mut Noise| random(noise, 1, 1, &device);
         captured.step(x(&mut noise)).unwrap();
         let first = captured.step(x(&mut noise)).unwrap();
@@ -262,13 +258,8 @@ fn a_thread_of_its_own_records() {
         std::thread::scope(|scope| {
             let run = scope.spawn(|| {
                 let mut caches = layers.caches(&prompt, 128, &method);
-                let mut captured = CapturedStep::new(
-                    layers.caches(&prompt, 128, &method),
-                    method,
-                    |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
-                        layers.decode(x, caches, method)
-                    },
-                );
+                let mut captured =
+                    CapturedStep::new(layers.caches(&prompt, 128, &method), method, layers.step());
                 for step in 0..20 {
                     let x = random(noise, 1, 1, &device);
                     let want = layers.decode(&x, &mut caches, &method).unwrap();
@@ -326,13 +317,8 @@ fn an_error_of_the_step_leaves_the_caches_as_they_were() {
         let (layers, mut noise) = (Layers::new(&device), Noise(73));
         let prompt = random(&mut noise, 1, 20, &device);
         let method = Method::DENSE;
-        let mut captured = CapturedStep::new(
-            layers.caches(&prompt, 64, &method),
-            method,
-            |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
-                layers.decode(x, caches, method)
-            },
-        );
+        let mut captured =
+            CapturedStep::new(layers.caches(&prompt, 64, &method), method, layers.step());
         captured.step(random(&mut noise, 1, 1, &device)).unwrap();
         let wrong = noise.tensor([1, 1, 1, D_MODEL + 1], &device);
         let error = captured.step(wrong.squeeze_dim(0)).unwrap_err();

@@ -61,8 +61,14 @@ pub(crate) struct Taken {
 impl Taken {
     /// Whether number `i` of this unit's scores is taken.
     pub fn is_taken(&self, #[comptime] i: usize) -> bool {
-        self.marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32
+        is_marked(&self.marks, i)
     }
+}
+
+/// Whether number `i` of a unit's scores has its bit in `marks`.
+#[cube]
+fn is_marked(marks: &Array<u32>, #[comptime] i: usize) -> bool {
+    marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32
 }
 
 /// Takes the `needed` best of all units' scores, of equal ones any, and a few more if there is room for those.
@@ -162,7 +168,7 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
             let mut equal = 0u32;
             #[unroll]
             for i in 0..count {
-                let here = marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32;
+                let here = is_marked(&marks, i);
                 equal += select(here && order_key(scores[i]) == key, 1u32, 0u32);
             }
             let mut before = sums_before(equal, &mut partial, units, plane).before;
@@ -171,7 +177,7 @@ pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPla
                 let mut word = 0u32;
                 #[unroll]
                 for i in comptime!(w * 32)..comptime!((w * 32 + 32).min(count)) {
-                    let here = marks[w] & comptime!(1u32 << (i % 32)) != 0u32;
+                    let here = is_marked(&marks, i);
                     let bits = order_key(scores[i]);
                     let mut kept = here && bits > key;
                     if here && bits == key {
@@ -265,7 +271,7 @@ fn bins_of(
     #[unroll]
     for i in 0..comptime!(plan.count) {
         bins[i] = comptime!(BINS as u32).runtime();
-        if marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32 {
+        if is_marked(marks, i) {
             bins[i] = score_bin(scores[i], top, plan);
             histogram[bins[i] as usize].fetch_add(1u32);
         }
@@ -346,7 +352,7 @@ fn narrow_down(
         sync_cube();
         #[unroll]
         for i in 0..comptime!(plan.count) {
-            let here = marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32;
+            let here = is_marked(marks, i);
             let bits = order_key(scores[i]);
             if here && known_bits(bits, shift) == key {
                 histogram[digit_of(bits, shift) as usize].fetch_add(1u32);

@@ -132,10 +132,15 @@ impl SparqPlan<'_> {
         }
     }
 
+    /// Positions to choose beside the local window: k - l, and at least 1.
+    fn needed(&self) -> usize {
+        (self.config.top_k - self.config.local_window).max(1)
+    }
+
     fn best_plan(&self, count: usize, room: usize, units: u32) -> BestPlan {
         BestPlan {
             count,
-            needed: (self.config.top_k - self.config.local_window).max(1),
+            needed: self.needed(),
             room,
             probabilities: if self.summed() { 0 } else { self.sizes.group },
             units,
@@ -147,8 +152,8 @@ impl SparqPlan<'_> {
     fn tile_plan(&self) -> TilePlan {
         let config = self.config;
         let sketch = self.sketch_plan(self.summed(), true);
-        let needed = (config.top_k - config.local_window).max(1);
-        let room = (needed + SPARE).next_multiple_of(4).min(sketch.tile_len());
+        let room = (self.needed() + SPARE).next_multiple_of(4);
+        let room = room.min(sketch.tile_len());
         TilePlan {
             sketch,
             best: self.best_plan(sketch.count(), room, sketch.query.units),
@@ -180,10 +185,9 @@ impl SparqPlan<'_> {
         let loads = (tiles * room / 4).div_ceil(attend.units as usize);
         let vectors = VECTORS.into_iter().find(|&vectors| vectors >= loads);
         let vectors = vectors.unwrap_or(0);
-        let needed = (self.config.top_k - self.config.local_window).max(1);
         let plan = FinishPlan {
             attend,
-            best: self.best_plan(4 * vectors, needed, attend.units),
+            best: self.best_plan(4 * vectors, self.needed(), attend.units),
             vectors,
             room,
             top_k: self.config.top_k,

@@ -63,10 +63,17 @@ pub fn sparq_decode(
     let q1 = q.clone().gather(3, expand_heads(i1.clone(), &q));
     let tau = temperature(&q, &q1);
     // Step 3: s_hat = softmax(q[i1] . K[:, i1] / tau).
-    let logits = finite(approximate_logits(q1 / tau, &i1, &cache.sketch, seq_len));
+    let q1 = q1 / tau;
+    let approximate = |q1| finite(approximate_logits(q1, &i1, &cache.sketch, seq_len));
+    let logits = approximate(q1.clone());
     let s_hat = softmax(logits.clone(), valid.clone());
     // Step 4: i2 = argtop_k(group score + local mask).
-    let (i2, taken) = choose_positions(&logits, &s_hat, rows, config, k);
+    let score = match config.group_score {
+        GroupScore::Probabilities => s_hat.clone().sum_dim(2),
+        // The sum of the heads' logits is the logit of the sum of their queries.
+        GroupScore::Logits => approximate(q1.sum_dim(2)),
+    };
+    let (i2, taken) = choose_positions(score, rows, config, k);
     // Step 5: alpha = the sum of s_hat over i2.
     let alpha = kept_probability(s_hat, &i2, rows, k);
     // Step 6: y = softmax(q . K[i2] / sqrt(d)) . V[i2], exact.
@@ -173,23 +180,18 @@ pub fn approximate_logits(
     }
 }
 
-/// Step 4: the k positions with the largest group score, the local window always among them.
+/// Step 4: the k positions with the largest group score [B, H_kv, 1, S], the local window always among them.
 ///
 /// Returns the positions [B, H_kv, k], and, if some sequence has fewer than k valid positions, which of them are valid.
 pub fn choose_positions(
-    logits: &Tensor<4>,
-    s_hat: &Tensor<4>,
+    score: Tensor<4>,
     rows: &RowSpans,
     config: &SparqConfig,
     k: usize,
 ) -> (Tensor<3, Int>, Option<Tensor<3, Bool>>) {
-    let [batch, kv_heads, _, seq_len] = logits.dims();
-    let device = logits.device();
+    let [batch, kv_heads, _, seq_len] = score.dims();
+    let device = score.device();
     let shape = [batch, kv_heads, seq_len];
-    let score = match config.group_score {
-        GroupScore::Probabilities => s_hat.clone().sum_dim(2),
-        GroupScore::Logits => finite(logits.clone().sum_dim(2)),
-    };
     let mut score = score.squeeze_dim::<3>(2);
     if config.local_window > 0 {
         score = score.mask_fill(

@@ -8,7 +8,7 @@ pub(crate) mod row;
 
 use crate::case::{Expected, ExpectedSketch};
 use crate::{Array, Case};
-use row::{Approximation, Codes, Row};
+use row::{Codes, Row};
 
 /// The discrete results of a step, from which the others follow.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,7 +49,7 @@ pub(crate) fn regret(case: &Case, choices: &Choices) -> Regret {
         }
 
         let valid = row.valid.clone();
-        let mut scores = row.scores(&approximate(&row, &components, coded.as_ref()));
+        let mut scores = row.scores(&components, coded.as_ref().map(Coded::codes));
         scores[..valid.start].fill(f64::NEG_INFINITY);
         let selected = part(&choices.selected, case, at);
         let lead = self::lead(&scores, selected, row.kept(), row.window());
@@ -72,7 +72,7 @@ pub(crate) fn expected(case: &Case, choices: &Choices) -> Expected {
         }
         let selected = part(&choices.selected, case, at);
         let components = components(case, choices, at);
-        let heads = approximate(&row, &components, coded.as_ref());
+        let heads = row.approximate(&components, coded.as_ref().map(Coded::codes));
         let mean = row.mean_value();
         for (q, head) in row.queries().zip(&heads) {
             let probabilities = row.probabilities(&head.logits);
@@ -162,18 +162,13 @@ impl<'c> Coded<'c> {
             levels,
         })
     }
-}
 
-fn approximate(
-    row: &Row<'_>,
-    components: &[usize],
-    coded: Option<&Coded<'_>>,
-) -> Vec<Approximation> {
-    let codes = coded.map(|coded| Codes {
-        codes: coded.codes,
-        step: &coded.step,
-    });
-    row.approximate(components, codes)
+    fn codes(&self) -> Codes<'_> {
+        Codes {
+            codes: self.codes,
+            step: &self.step,
+        }
+    }
 }
 
 /// The largest lead of an element left out over one that was taken; infinite unless `count` are taken, those of `window` among them.

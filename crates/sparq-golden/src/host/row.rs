@@ -123,46 +123,63 @@ impl<'a> Row<'a> {
     }
 
     /// Step 3 before the softmax for every query head of the group, by the codes if there are any and else by the keys.
-    ///
-    /// As the algorithm has it, what is no number counts as the lowest finite one, and infinities as the largest.
     pub(crate) fn approximate(
         &self,
         components: &[usize],
         codes: Option<Codes<'_>>,
     ) -> Vec<Approximation> {
-        let seq = self.seq();
-        let mut heads: Vec<Approximation> = self
+        let head = |q: &[f32]| {
+            let tau = temperature(q, components);
+            self.logits(components, codes, |c| vec![f64::from(q[c]) / tau])
+        };
+        self.queries().map(head).collect()
+    }
+
+    /// The sum of the group's logits: those of one query, the sum of the heads'.
+    pub(crate) fn summed(&self, components: &[usize], codes: Option<Codes<'_>>) -> Approximation {
+        let heads: Vec<(&[f32], f64)> = self
             .queries()
-            .map(|_| Approximation {
-                logits: vec![0.0; seq],
-                magnitudes: vec![0.0; seq],
-            })
+            .map(|q| (q, temperature(q, components)))
             .collect();
-        let taus: Vec<f64> = self.queries().map(|q| temperature(q, components)).collect();
-        let mut column = vec![0f64; seq];
+        self.logits(components, codes, |c| {
+            let weights = heads.iter().map(|(q, tau)| f64::from(q[c]) / tau);
+            weights.collect()
+        })
+    }
+
+    /// The products of the keys with a query whose weight on a component is the sum of `terms`.
+    ///
+    /// As the algorithm has it, what is no number counts as the lowest finite one, and infinities as the largest.
+    fn logits(
+        &self,
+        components: &[usize],
+        codes: Option<Codes<'_>>,
+        terms: impl Fn(usize) -> Vec<f64>,
+    ) -> Approximation {
+        let seq = self.seq();
+        let mut found = Approximation {
+            logits: vec![0.0; seq],
+            magnitudes: vec![0.0; seq],
+        };
         for &c in components {
-            for (s, key) in column.iter_mut().enumerate() {
-                *key = match codes {
+            let terms = terms(c);
+            let weight: f64 = terms.iter().sum();
+            let size: f64 = terms.iter().map(|term| term.abs()).sum();
+            let sums = found.logits.iter_mut().zip(&mut found.magnitudes);
+            for (s, (logit, magnitude)) in sums.enumerate() {
+                let key = match codes {
                     None => f64::from(self.key_at(s)[c]),
                     // The lower end is the same at every position and drops out of the softmax and of the ranking.
                     Some(Codes { codes, step }) => {
                         f64::from(step[c]) * f64::from(codes[c * seq + s])
                     }
                 };
-            }
-            for ((head, q), tau) in heads.iter_mut().zip(self.queries()).zip(&taus) {
-                let q = f64::from(q[c]) / tau;
-                let sums = head.logits.iter_mut().zip(&mut head.magnitudes);
-                for ((logit, magnitude), &key) in sums.zip(&column) {
-                    *logit += q * key;
-                    *magnitude += (q * key).abs();
-                }
+                *logit += weight * key;
+                *magnitude += (size * key).abs();
             }
         }
-        for head in &mut heads {
-            head.logits.iter_mut().for_each(|x| *x = finite(*x));
-        }
-        heads
+        found.logits.iter_mut().for_each(|x| *x = finite(*x));
+        found
     }
 
     /// Step 3: the approximate probabilities of one head, S of them, 0 at what is not valid.
@@ -170,22 +187,18 @@ impl<'a> Row<'a> {
         softmax(logits, |s| self.valid.contains(&s))
     }
 
-    /// What step 4 ranks the positions by, S of them: summed logits, or the logarithm of summed probabilities.
+    /// What step 4 ranks the positions by, S of them: the group's logits, or the logarithm of summed probabilities.
     ///
     /// The logarithm ranks like its argument, and puts leads of both group scores on one scale, on which they compare with errors of logits.
-    pub(crate) fn scores(&self, heads: &[Approximation]) -> Vec<f64> {
-        let sum = |rows: &[&[f64]], s: usize| rows.iter().map(|row| row[s]).sum::<f64>();
-        let positions = 0..self.seq();
+    pub(crate) fn scores(&self, components: &[usize], codes: Option<Codes<'_>>) -> Vec<f64> {
         match self.config.group_score {
-            GroupScore::Logits => {
-                let rows: Vec<&[f64]> = heads.iter().map(|head| &head.logits[..]).collect();
-                positions.map(|s| sum(&rows, s)).collect()
-            }
+            GroupScore::Logits => self.summed(components, codes).logits,
             GroupScore::Probabilities => {
+                let heads = self.approximate(components, codes);
                 let all = heads.iter().map(|head| self.probabilities(&head.logits));
                 let all: Vec<Vec<f64>> = all.collect();
-                let rows: Vec<&[f64]> = all.iter().map(|row| &row[..]).collect();
-                positions.map(|s| sum(&rows, s).ln()).collect()
+                let sum = |s: usize| all.iter().map(|row| row[s]).sum::<f64>();
+                (0..self.seq()).map(|s| sum(s).ln()).collect()
             }
         }
     }

@@ -7,7 +7,7 @@
 use burn::tensor::FloatDType;
 use sparq::GroupScore;
 
-use crate::host::row::{Approximation, Codes, Row, finite, softmax};
+use crate::host::row::{Approximation, Codes, Row, softmax};
 
 /// The unit roundoff of fp32.
 const UNIT: f64 = 1.0 / (1u64 << 24) as f64;
@@ -252,7 +252,12 @@ fn choice(
 
     // Every score lies between these.
     let bounds: Vec<(f64, f64)> = match row.config.group_score {
-        GroupScore::Logits => (0..row.seq()).map(|s| summed(&heads, &errors, s)).collect(),
+        GroupScore::Logits => {
+            let group = row.summed(components, codes);
+            let errors = logit_errors(row, &group);
+            let around = group.logits.iter().zip(&errors);
+            around.map(|(x, error)| (x - error, x + error)).collect()
+        }
         GroupScore::Probabilities => (0..row.seq())
             .map(|s| {
                 let all = probabilities.iter().map(|head| head.bounds(s));
@@ -311,18 +316,6 @@ fn logit_errors(row: &Row<'_>, head: &Approximation) -> Vec<f64> {
             false => 0.0,
         })
         .collect()
-}
-
-/// The bounds of the sum of a group's logits.
-fn summed(heads: &[Approximation], errors: &[Vec<f64>], s: usize) -> (f64, f64) {
-    let group = heads.len() as f64;
-    let (mut sum, mut error) = (0.0, 0.0);
-    for (head, errors) in heads.iter().zip(errors) {
-        sum += head.logits[s];
-        error += errors[s] + group * UNIT * head.logits[s].abs();
-    }
-    let sum = finite(sum);
-    (sum - error, sum + error)
 }
 
 /// The approximate probabilities of one head.

@@ -6,8 +6,9 @@ use super::attend::{AttendPlan, Attended, attend};
 use super::best::{BestPlan, take_best};
 use super::common::*;
 use super::many::take_from_memory;
+use super::heads::{HEAD_STATS, Softmax, softmax_of};
 use super::query::{QueryPlan, choose_components};
-use super::tile::{HEAD_STATS, TILE_STATS, merge_stats};
+use super::tile::TILE_STATS;
 
 /// Where alpha comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,15 +127,11 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
             plan,
         );
         if comptime!(plan.alpha == Alpha::Kept) {
-            let mut top = Shared::<[f32]>::new_slice(group);
-            let mut log_sum = Shared::<[f32]>::new_slice(group);
-            merge_stats(
+            let softmax = softmax_of(
                 heads,
                 row,
                 head_tiles as usize,
                 end.div_ceil(head_tile_len as usize),
-                &mut top,
-                &mut log_sum,
                 group,
                 HEAD_STATS,
                 plan.attend.units,
@@ -148,8 +145,7 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
                 row,
                 capacity,
                 &kept,
-                &top,
-                &log_sum,
+                &softmax,
                 &mut alphas,
                 plan,
             );
@@ -273,20 +269,17 @@ fn choose_candidates(
             own[v * 4 + e] = four.extract(e);
         }
     }
-    let mut top = Shared::<[f32]>::new_slice(1usize);
-    let mut log_sum = Shared::<[f32]>::new_slice(1usize);
-    merge_stats(
+    let softmax = softmax_of(
         stats,
         row,
         tiles,
         used,
-        &mut top,
-        &mut log_sum,
         1usize,
         TILE_STATS,
         plan.attend.units,
         plane,
     );
+    let (top, log_sum) = (softmax.top[0], softmax.log_sum[0]);
     for round in 0..window.div_ceil(units) {
         let i = round * units + unit;
         if i < window {
@@ -297,7 +290,7 @@ fn choose_candidates(
     if comptime!(top_k > window) {
         // Their numbers first: to wait here for their positions would be to wait once for each.
         if comptime!(vectors > 0) {
-            let best = take_best(&own, top[0], plan.best);
+            let best = take_best(&own, top, plan.best);
             let mut slot = window + best.first as usize;
             #[unroll]
             for v in 0..vectors {
@@ -307,7 +300,7 @@ fn choose_candidates(
                         kept[slot] = ((v * units + unit) * 4 + e) as u32;
                         slot += 1;
                         if comptime!(plan.alpha == Alpha::Candidates) {
-                            sum += ((own[comptime!(v * 4 + e)] - top[0]) - log_sum[0]).exp();
+                            sum += ((own[comptime!(v * 4 + e)] - top) - log_sum).exp();
                         }
                     }
                 }
@@ -331,7 +324,7 @@ fn choose_candidates(
         if i < top_k {
             let candidate = first + kept[i] as usize;
             if comptime!(plan.alpha == Alpha::Candidates && vectors == 0) {
-                sum += ((number_of(scores, candidate) - top[0]) - log_sum[0]).exp();
+                sum += ((number_of(scores, candidate) - top) - log_sum).exp();
             }
             kept[i] = places[candidate];
         }
@@ -342,7 +335,7 @@ fn choose_candidates(
             let tile = round * units + unit;
             if tile < used {
                 let at = (row * tiles + tile) * TILE_STATS;
-                sum += stats[at + 2] * ((stats[at] - top[0]) - log_sum[0]).exp();
+                sum += stats[at + 2] * ((stats[at] - top) - log_sum).exp();
             }
         }
         let mut scratch =
@@ -364,26 +357,14 @@ fn alpha_of_kept<Q: Float, K: Numeric>(
     row: usize,
     capacity: usize,
     kept: &Shared<[u32]>,
-    top: &Shared<[f32]>,
-    log_sum: &Shared<[f32]>,
+    softmax: &Softmax,
     alphas: &mut Shared<[f32]>,
     #[comptime] plan: FinishPlan,
 ) {
     let group = comptime!(plan.attend.group);
     let units = comptime!(plan.attend.units as usize);
     let each = comptime!(32usize.checked_div(plan.bits).unwrap_or(1));
-    let mut selected = Shared::<[u32]>::new_slice(comptime!(plan.query.rank));
-    let mut weights = Shared::<[f32]>::new_slice(comptime!(plan.query.rank * group));
-    choose_components::<Q>(
-        q,
-        step,
-        place.sequence,
-        place.kv_head,
-        row,
-        &mut selected,
-        &mut weights,
-        plan.query,
-    );
+    let query = choose_components::<Q>(q, step, place.sequence, place.kv_head, row, plan.query);
     let mut scratch =
         Shared::<[f32]>::new_slice(comptime!((plan.attend.units / plan.attend.plane) as usize));
     for h in 0..group {
@@ -394,7 +375,7 @@ fn alpha_of_kept<Q: Float, K: Numeric>(
                 let position = kept[i] as usize;
                 let mut logit = 0.0f32;
                 for c in 0..comptime!(plan.query.rank) {
-                    let channel = row * comptime!(plan.query.head_dim) + selected[c] as usize;
+                    let channel = row * comptime!(plan.query.head_dim) + query.selected[c] as usize;
                     let element = sketch[channel * (capacity / each) + position / each];
                     let key = if comptime!(plan.bits == 0) {
                         f32::cast_from(element)
@@ -403,9 +384,9 @@ fn alpha_of_kept<Q: Float, K: Numeric>(
                         let code = u32::cast_from(element) >> shift;
                         f32::cast_from(code & comptime!((1u32 << plan.bits) - 1))
                     };
-                    logit += weights[c * group + h] * key;
+                    logit += query.weights[c * group + h] * key;
                 }
-                sum += ((finite(logit) - top[h]) - log_sum[h]).exp();
+                sum += ((finite(logit) - softmax.top[h]) - softmax.log_sum[h]).exp();
             }
         }
         let sum = cube_sum(sum, &mut scratch, plan.attend.units, plan.attend.plane);

@@ -31,6 +31,9 @@ pub(super) struct Launcher {
     pub(super) processors: usize,
     /// Whether [`matrix`] runs on it.
     pub(super) matrix: bool,
+    /// Whether a cube goes on while another waits for it, as many of them as there are processors: so where their number is known, CUDA and HIP. A software
+    /// Vulkan runs one after the other.
+    pub(super) side_by_side: bool,
     most_units: u32,
 }
 
@@ -72,6 +75,7 @@ impl Launcher {
             device: tensor.device.clone(),
             plane,
             processors: hardware.num_streaming_multiprocessors.unwrap_or(32) as usize,
+            side_by_side: hardware.num_streaming_multiprocessors.is_some(),
             matrix: whole && client.features().matmul.mma.contains(&matrix::PRODUCT),
             most_units: hardware.max_units_per_cube,
             client,

@@ -21,6 +21,7 @@ mod best;
 mod common;
 mod dense;
 mod finish;
+mod heads;
 mod launch;
 mod logits;
 mod many;

@@ -1,6 +1,7 @@
 //! Steps 1 and 2: the components of the query that scores are made of, and their weights.
 //!
-//! Every cube of tiles chooses them for itself, which is less work than a launch.
+//! Where a few cubes at a time score, each chooses them for itself, which is quicker than one launch more. Where there are many, or cubes wait for each other,
+//! [`query_kernel`] chooses once for each key/value head.
 
 use cubecl::prelude::*;
 
@@ -21,6 +22,8 @@ pub(crate) struct QueryPlan {
     pub summed: bool,
     /// Whether weights are to be those of codes: times the channel's step.
     pub coded: bool,
+    /// Whether [`query_kernel`] has chosen already.
+    pub ready: bool,
     /// Units of a cube.
     pub units: u32,
     /// See [`common`](super::common).
@@ -37,6 +40,15 @@ impl QueryPlan {
     pub fn shared_bytes(&self) -> usize {
         4 * ((self.group + 2) * self.head_dim + (self.group + 1 + self.heads()) * self.rank)
     }
+
+    /// The same choice by [`query_kernel`], with so many units.
+    pub fn in_advance(self, units: u32) -> Self {
+        Self {
+            ready: false,
+            units,
+            ..self
+        }
+    }
 }
 
 /// Units that share the ranking of a component: a power of two, no more than a plane, and so that all units of a plane have a component or none has.
@@ -50,20 +62,117 @@ fn sharing(plan: QueryPlan) -> usize {
     [4, 2].into_iter().find(fits).unwrap_or(1)
 }
 
-/// Steps 1 and 2 for one key/value head: leaves the chosen components in `selected` [r] and their weights q / tau (times the channel's step, for codes)
-/// in `weights` [r, [`heads`](QueryPlan::heads)].
+/// What the scores of one key/value head are made of.
+#[derive(CubeType)]
+pub(crate) struct Query {
+    /// The chosen components, [r].
+    pub selected: Shared<[u32]>,
+    /// Their weights q / tau, times the channel's step for codes: [r, [`heads`](QueryPlan::heads)].
+    pub weights: Shared<[f32]>,
+}
+
+/// Steps 1 and 2 for all key/value heads, one cube for each: `components` [B, H_kv, r] and `weights` [B, H_kv, r, [`heads`](QueryPlan::heads)].
+///
+/// Also sets `arrivals` [1 + B H_kv] to 0, which cubes that wait for each other count in.
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn query_kernel<Q: Float>(
+    q: &Tensor<Q>,
+    step: &[f32],
+    components: &mut [u32],
+    weights: &mut [f32],
+    arrivals: &mut [u32],
+    batch: u32,
+    kv_heads: u32,
+    #[comptime] plan: QueryPlan,
+    #[define(Q)] _type: ElemType,
+) {
+    let rank = comptime!(plan.rank);
+    let units = comptime!(plan.units as usize);
+    let row = CUBE_POS;
+    if row >= (batch * kv_heads) as usize {
+        terminate!();
+    }
+    let sequence = row / kv_heads as usize;
+    let kv_head = row % kv_heads as usize;
+    let query = choose_components::<Q>(q, step, sequence, kv_head, row, plan);
+    for round in 0..rank.div_ceil(units) {
+        let i = round * units + UNIT_POS as usize;
+        if i < rank {
+            components[row * rank + i] = query.selected[i];
+        }
+    }
+    let all = comptime!(rank * plan.heads());
+    for round in 0..all.div_ceil(units) {
+        let i = round * units + UNIT_POS as usize;
+        if i < all {
+            weights[row * all + i] = query.weights[i];
+        }
+    }
+    if UNIT_POS == 0 {
+        arrivals[row + 1] = 0u32;
+        if row == 0 {
+            arrivals[0] = 0u32;
+        }
+    }
+}
+
+/// Steps 1 and 2 for one key/value head: from `components` and `weights` where [`query_kernel`] has left them.
 #[cube]
 #[allow(clippy::too_many_arguments)]
+pub(crate) fn query_of<Q: Float>(
+    q: &Tensor<Q>,
+    step: &[f32],
+    components: &[u32],
+    weights: &[f32],
+    place: &Place,
+    row: usize,
+    #[comptime] plan: QueryPlan,
+) -> Query {
+    if comptime!(plan.ready) {
+        read_query(components, weights, row, plan)
+    } else {
+        choose_components::<Q>(q, step, place.sequence, place.kv_head, row, plan)
+    }
+}
+
+#[cube]
+fn read_query(
+    components: &[u32],
+    weights: &[f32],
+    row: usize,
+    #[comptime] plan: QueryPlan,
+) -> Query {
+    let rank = comptime!(plan.rank);
+    let all = comptime!(rank * plan.heads());
+    let units = comptime!(plan.units as usize);
+    let mut query = Query {
+        selected: Shared::<[u32]>::new_slice(rank),
+        weights: Shared::<[f32]>::new_slice(all),
+    };
+    for round in 0..all.div_ceil(units) {
+        let i = round * units + UNIT_POS as usize;
+        if i < all {
+            query.weights[i] = weights[row * all + i];
+        }
+        if i < rank {
+            query.selected[i] = components[row * rank + i];
+        }
+    }
+    sync_cube();
+    query
+}
+
+/// Steps 1 and 2 for one key/value head.
+#[cube]
 pub(crate) fn choose_components<Q: Float>(
     q: &Tensor<Q>,
     step: &[f32],
     sequence: usize,
     kv_head: usize,
     row: usize,
-    selected: &mut Shared<[u32]>,
-    weights: &mut Shared<[f32]>,
     #[comptime] plan: QueryPlan,
-) {
+) -> Query {
     let group = comptime!(plan.group);
     let d = comptime!(plan.head_dim);
     let rank = comptime!(plan.rank);
@@ -71,6 +180,8 @@ pub(crate) fn choose_components<Q: Float>(
     let plane = comptime!(plan.plane);
     let unit = UNIT_POS as usize;
 
+    let mut selected = Shared::<[u32]>::new_slice(rank);
+    let mut weights = Shared::<[f32]>::new_slice(comptime!(rank * plan.heads()));
     let mut query = Shared::<[f32]>::new_slice(comptime!(group * d));
     let mut magnitude = Shared::<[u32]>::new_slice(d);
     let mut fours = Shared::<[Vector<u32, Const<4>>]>::new_slice(comptime!(d / 4));
@@ -211,4 +322,5 @@ pub(crate) fn choose_components<Q: Float>(
         }
         sync_cube();
     }
+    Query { selected, weights }
 }

@@ -10,13 +10,18 @@ use cubecl::prelude::*;
 use super::attend::AttendPlan;
 use super::best::BestPlan;
 use super::finish::{Alpha, FinishPlan, finish_kernel};
+use super::heads::{HEAD_STATS, heads_kernel};
 use super::launch::{ACCUMULATORS, Launcher, Sizes, VECTOR, cubes, passes};
 use super::logits::SketchPlan;
-use super::query::QueryPlan;
-use super::tile::{HEAD_STATS, TILE_STATS, TilePlan, heads_kernel, tile_kernel};
+use super::query::{QueryPlan, query_kernel};
+use super::tile::{TILE_STATS, TilePlan, tile_kernel};
 use crate::op::{CacheBuffers, Extent, SketchBuffers, SparqOutputBuffers};
 use crate::{Components, GroupScore, SparqConfig};
 
+/// Units of the cubes that choose components in advance.
+const QUERY_UNITS: u32 = 128;
+/// Cubes for each processor from which on that pays: a launch is then little beside them.
+const MANY: usize = 6;
 /// Units of the cubes that choose and attend, in the middle.
 const FINISH_UNITS: u32 = 256;
 /// Candidates that a tile has room for beyond those it must name: of scores in no order, so many are no less than the bound that it finds.
@@ -81,6 +86,7 @@ impl SparqPlan<'_> {
             abs_sum: self.config.components == Components::AbsSum,
             summed,
             coded: self.bits() > 0,
+            ready: false,
             units,
             plane: self.launcher.plane,
         }
@@ -148,10 +154,29 @@ impl SparqPlan<'_> {
         }
     }
 
+    /// Whether the cubes of a row wait for each other's sums: where the sums are needed, a unit can hold its logits of all heads, and the cubes of a row are no more
+    /// than processors, so that all of them run at a time.
+    fn together(&self) -> bool {
+        let plan = self.sketch_plan(false, true);
+        let tiles = self.bound.div_ceil(plan.tile_len());
+        !self.summed()
+            && self.launcher.side_by_side
+            && plan.passes() * plan.held() <= ACCUMULATORS
+            && tiles <= self.launcher.processors
+    }
+
+    /// Whether [`query_kernel`] chooses the components.
+    fn in_advance(&self) -> bool {
+        let plan = self.sketch_plan(self.summed(), true);
+        let cubes = self.sizes.rows() * self.bound.div_ceil(plan.tile_len());
+        self.together() || cubes >= MANY * self.launcher.processors
+    }
+
     /// How tiles are scored.
     fn tile_plan(&self) -> TilePlan {
         let config = self.config;
-        let sketch = self.sketch_plan(self.summed(), true);
+        let mut sketch = self.sketch_plan(self.summed(), true);
+        sketch.query.ready = self.in_advance();
         let room = (self.needed() + SPARE).next_multiple_of(4);
         let room = room.min(sketch.tile_len());
         TilePlan {
@@ -160,6 +185,7 @@ impl SparqPlan<'_> {
             top_k: config.top_k,
             window: config.local_window,
             alpha: self.alpha() == Alpha::Candidates,
+            together: self.together(),
         }
     }
 
@@ -209,6 +235,13 @@ pub(super) struct SparqStep<'a> {
     pub cache: &'a CacheBuffers<CubeBackend>,
 }
 
+/// What [`query_kernel`] left.
+struct Asked {
+    components: CubeTensor,
+    weights: CubeTensor,
+    arrivals: CubeTensor,
+}
+
 /// What [`heads_kernel`] left, a row in so many tiles of so many positions.
 struct HeadSums {
     stats: CubeTensor,
@@ -229,10 +262,13 @@ impl SparqStep<'_> {
     /// Launches everything.
     pub fn run(&self) -> SparqOutputBuffers<CubeBackend> {
         let (launcher, sizes, config) = (self.plan.launcher, &self.plan.sizes, self.plan.config);
-        let candidates = match self.plan.summed() {
-            true => self.score_tiles(&self.no_sums()),
-            false => self.score_tiles(&self.sum_heads(true)),
+        let asked = self.ask();
+        let heads = match self.plan.summed() {
+            true => self.no_sums(),
+            false if self.plan.together() => self.sums_of_tiles(&self.plan.tile_plan().sketch),
+            false => self.sum_heads(&asked, true),
         };
+        let candidates = self.score_tiles(&asked, &heads);
         let width = config.top_k.min(self.plan.bound);
         let output = launcher.empty(self.q.shape(), self.q.dtype);
         let positions =
@@ -249,7 +285,7 @@ impl SparqStep<'_> {
         if self.plan.extent != Extent::Scores {
             let heads = match self.plan.alpha() {
                 // As alpha's own logits are added up: a large one that differs in its last bits would make a probability that is not the part of a whole.
-                Alpha::Kept => self.sum_heads(false),
+                Alpha::Kept => self.sum_heads(&asked, false),
                 _ => self.no_sums(),
             };
             self.finish(heads, candidates, width, &found);
@@ -274,6 +310,40 @@ impl SparqStep<'_> {
         [self.q.dtype, self.sketch().0.dtype].map(dtype_to_storage_type)
     }
 
+    /// See [`query_kernel`]; numbers that are not read where it does not run.
+    fn ask(&self) -> Asked {
+        let (launcher, sizes) = (self.plan.launcher, &self.plan.sizes);
+        let (_, step) = self.sketch();
+        let plan = self.plan.tile_plan().sketch.query;
+        let rows = if plan.ready { sizes.rows() } else { 1 };
+        let asked = Asked {
+            components: launcher.empty(Shape::new([rows, plan.rank]), DType::U32),
+            weights: launcher.empty(Shape::new([rows, plan.rank, plan.heads()]), DType::F32),
+            arrivals: launcher.empty(Shape::new([1 + rows]), DType::U32),
+        };
+        if plan.ready {
+            let units = launcher.units(QUERY_UNITS);
+            unsafe {
+                query_kernel::launch_unchecked(
+                    &launcher.client,
+                    cubes(rows),
+                    CubeDim::new_1d(units),
+                    asked.weights.required_address_type(),
+                    self.q.clone().into_tensor_arg(),
+                    step.clone().into_buffer_arg(),
+                    asked.components.clone().into_buffer_arg(),
+                    asked.weights.clone().into_buffer_arg(),
+                    asked.arrivals.clone().into_buffer_arg(),
+                    sizes.batch as u32,
+                    sizes.kv_heads as u32,
+                    plan.in_advance(units),
+                    dtype_to_storage_type(self.q.dtype),
+                );
+            }
+        }
+        asked
+    }
+
     /// Sums that are not read.
     fn no_sums(&self) -> HeadSums {
         HeadSums {
@@ -283,19 +353,31 @@ impl SparqStep<'_> {
         }
     }
 
-    /// See [`heads_kernel`].
-    fn sum_heads(&self, matrix: bool) -> HeadSums {
-        let (launcher, sizes) = (self.plan.launcher, &self.plan.sizes);
-        let (sketch, step) = self.sketch();
-        let plan = self.plan.sketch_plan(false, matrix);
+    /// Room for the sums of every tile.
+    fn sums_of_tiles(&self, plan: &SketchPlan) -> HeadSums {
+        let sizes = &self.plan.sizes;
         let tile_len = plan.tile_len();
         let tiles = self.plan.bound.div_ceil(tile_len);
         let shape = Shape::new([sizes.rows(), tiles, sizes.group, HEAD_STATS]);
-        let stats = launcher.empty(shape, DType::F32);
+        HeadSums {
+            stats: self.plan.launcher.empty(shape, DType::F32),
+            tiles,
+            tile_len,
+        }
+    }
+
+    /// See [`heads_kernel`].
+    fn sum_heads(&self, asked: &Asked, matrix: bool) -> HeadSums {
+        let (launcher, sizes) = (self.plan.launcher, &self.plan.sizes);
+        let (sketch, step) = self.sketch();
+        let mut plan = self.plan.sketch_plan(false, matrix);
+        // What was chosen in advance has a weight for each query that is scored.
+        plan.query.ready = self.plan.in_advance() && !self.plan.summed();
+        let sums = self.sums_of_tiles(&plan);
         unsafe {
             heads_kernel::launch_unchecked(
                 &launcher.client,
-                cubes(sizes.rows() * tiles),
+                cubes(sizes.rows() * sums.tiles),
                 CubeDim::new_1d(plan.query.units),
                 sketch.required_address_type(),
                 plan.vector,
@@ -303,24 +385,22 @@ impl SparqStep<'_> {
                 sketch.clone().into_buffer_arg(),
                 step.clone().into_buffer_arg(),
                 self.cache.spans.clone().into_buffer_arg(),
-                stats.clone().into_buffer_arg(),
+                asked.components.clone().into_buffer_arg(),
+                asked.weights.clone().into_buffer_arg(),
+                sums.stats.clone().into_buffer_arg(),
                 sizes.batch as u32,
                 sizes.kv_heads as u32,
                 sizes.capacity as u32,
-                tiles as u32,
+                sums.tiles as u32,
                 plan,
                 self.score_types(),
             );
         }
-        HeadSums {
-            stats,
-            tiles,
-            tile_len,
-        }
+        sums
     }
 
     /// See [`tile_kernel`].
-    fn score_tiles(&self, heads: &HeadSums) -> Candidates {
+    fn score_tiles(&self, asked: &Asked, heads: &HeadSums) -> Candidates {
         let (launcher, sizes) = (self.plan.launcher, &self.plan.sizes);
         let (sketch, step) = self.sketch();
         let plan = self.plan.tile_plan();
@@ -344,6 +424,9 @@ impl SparqStep<'_> {
                 sketch.clone().into_buffer_arg(),
                 step.clone().into_buffer_arg(),
                 self.cache.spans.clone().into_buffer_arg(),
+                asked.components.clone().into_buffer_arg(),
+                asked.weights.clone().into_buffer_arg(),
+                asked.arrivals.clone().into_buffer_arg(),
                 heads.stats.clone().into_buffer_arg(),
                 scores.clone().into_buffer_arg(),
                 places.clone().into_buffer_arg(),

@@ -3,17 +3,19 @@
 //! The scores of a tile never leave the cube. What leaves it are its *candidates*: at least the k best of the tile, so that the k best of the sequence are among
 //! those of all tiles. What is written is a small part of what is read.
 //!
-//! Where a group's heads are summed as probabilities, the softmax of every head has to be known first: [`heads_kernel`] goes over the sketch for their sums of
-//! exponentials, [`tile_kernel`] for the scores. To write the logits of all heads and to read them again would move more bytes than the sketch has, where
-//! it has codes, and the second time a part of it still is in the cache.
+//! Where a group's heads are summed as probabilities, the softmax of every head has to be known first; see [`heads`](super::heads).
 
 use cubecl::prelude::*;
 
 use super::best::{BestPlan, take_best};
 use super::common::*;
-use super::logits::{SketchPlan, runs_of, tile_place, unit_logits};
+use super::heads::{
+    HEAD_STATS, Softmax, add_probabilities, hide_outside, inside, leave_sums, pass_logits,
+    softmax_of,
+};
+use super::logits::{SketchPlan, TilePlace, runs_of, tile_place, unit_logits};
 use super::matrix;
-use super::query::choose_components;
+use super::query::{Query, query_of};
 
 /// What a tile kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,6 +30,8 @@ pub(crate) struct TilePlan {
     pub window: usize,
     /// Whether alpha is asked for, which takes a sum of exponentials of the scores.
     pub alpha: bool,
+    /// Whether the cubes of a row wait for each other's sums of exponentials.
+    pub together: bool,
 }
 
 impl TilePlan {
@@ -35,21 +39,21 @@ impl TilePlan {
     pub fn shared_bytes(&self) -> usize {
         let query = &self.sketch.query;
         let planes = (query.units / query.plane) as usize;
-        query.shared_bytes() + self.best.shared_bytes() + 4 * (query.heads() * 2 + 3 * planes)
+        query.shared_bytes() + self.best.shared_bytes() + self.sketch.head_bytes() + 4 * (3 * planes + 1)
     }
 }
 
 /// Numbers that a tile leaves beside its candidates: the largest score, the sum of exponentials relative to it, and the part of that sum that the local
 /// window holds.
 pub(crate) const TILE_STATS: usize = 3;
-/// Numbers that a tile leaves for each head: the largest logit, and the sum of exponentials relative to it.
-pub(crate) const HEAD_STATS: usize = 2;
 
 /// Scores of a tile and its candidates.
 ///
 /// q [B, H, 1, d]; `sketch` in vectors of N elements: a full copy of K, [B, H_kv, d, S_max], or its codes in words, [B, H_kv, d, S_max / (32/b)], with
-/// their `step` [B, H_kv, d]; `heads` as [`heads_kernel`] leaves it, for probabilities. `scores` and `places` [B, H_kv, tiles, room]: the candidates'
-/// scores, filled up with negative infinity, and their positions; `stats` [B, H_kv, tiles, [`TILE_STATS`]].
+/// their `step` [B, H_kv, d]; `components`, `weights` and `arrivals` as [`query_kernel`](super::query::query_kernel) leaves them, where it runs before. `heads`
+/// [B, H_kv, tiles, g, [`HEAD_STATS`]], for probabilities: as [`heads_kernel`](super::heads::heads_kernel) leaves it, or for cubes to tell each other.
+/// `scores` and `places` [B, H_kv, tiles, room]: the candidates' scores, filled up with negative infinity, and their positions; `stats`
+/// [B, H_kv, tiles, [`TILE_STATS`]].
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
@@ -57,7 +61,10 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     sketch: &[Vector<K, N>],
     step: &[f32],
     spans: &[u32],
-    heads: &[f32],
+    components: &[u32],
+    weights: &[f32],
+    arrivals: &mut [Atomic<u32>],
+    heads: &mut [f32],
     scores: &mut [f32],
     places: &mut [u32],
     stats: &mut [f32],
@@ -68,16 +75,20 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     #[comptime] plan: TilePlan,
     #[define(Q, K)] _types: [ElemType; 2],
 ) {
-    let query = comptime!(plan.sketch.query);
+    let query_plan = comptime!(plan.sketch.query);
     let run = comptime!(plan.sketch.run());
     let count = comptime!(plan.sketch.count());
-    let units = comptime!(query.units as usize);
-    let plane = comptime!(query.plane);
-    let planes = comptime!((query.units / query.plane) as usize);
+    let units = comptime!(query_plan.units as usize);
+    let plane = comptime!(query_plan.plane);
+    let planes = comptime!((query_plan.units / query_plan.plane) as usize);
     let unit = UNIT_POS as usize;
     let tiles = tiles as usize;
-    let row = CUBE_POS / tiles;
-    let tile = CUBE_POS % tiles;
+    let mut cube = CUBE_POS;
+    if comptime!(plan.together) {
+        cube = in_order_of_start(arrivals);
+    }
+    let row = cube / tiles;
+    let tile = cube % tiles;
     if row >= (batch * kv_heads) as usize {
         terminate!();
     }
@@ -90,93 +101,53 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
         terminate!();
     }
 
-    let mut selected = Shared::<[u32]>::new_slice(comptime!(query.rank));
-    let mut weights = Shared::<[f32]>::new_slice(comptime!(query.rank * query.heads()));
-    let mut top_of_heads = Shared::<[f32]>::new_slice(comptime!(query.heads()));
-    let mut log_sum = Shared::<[f32]>::new_slice(comptime!(query.heads()));
-    if comptime!(query.heads() > 1) {
-        let used = end.div_ceil(tile_len);
-        merge_stats(
-            heads,
-            row,
-            tiles,
-            used,
-            &mut top_of_heads,
-            &mut log_sum,
-            comptime!(query.heads()),
-            HEAD_STATS,
-            query.units,
-            plane,
-        );
-    }
-    choose_components::<Q>(
-        q,
-        step,
-        place.sequence,
-        place.kv_head,
-        row,
-        &mut selected,
-        &mut weights,
-        query,
-    );
+    let query = query_of::<Q>(q, step, components, weights, &place, row, query_plan);
     let at = tile_place(row, capacity as usize, tile_start, end, plan.sketch);
     let mut own = Array::<f32>::new(count);
-    if comptime!(plan.sketch.matrix) {
-        if comptime!(query.heads() == 1) {
-            let parts = matrix::fragments(&weights, 0usize, plan.sketch);
-            own = matrix::scores::<K, N>(sketch, &at, &selected, &parts, plan.sketch);
-        } else {
-            let words = comptime!(plan.sketch.vector);
-            #[unroll]
-            for i in 0..count {
-                own[i] = 0.0f32;
-            }
-            let mut first = 0usize;
-            while first < comptime!(query.heads()) {
-                let parts = matrix::fragments(&weights, first, plan.sketch);
-                let head = first + (UNIT_POS_PLANE % 4) as usize;
-                // A head past the last has no probability.
-                let known = head < comptime!(query.heads());
-                let head = min(head, comptime!(query.heads() - 1).runtime());
-                let (largest, sum) = (top_of_heads[head], log_sum[head]);
-                #[unroll]
-                for v in 0..comptime!(plan.sketch.vectors) {
-                    let mut values =
-                        matrix::logits::<K, N>(sketch, &at, &selected, &parts, v, plan.sketch);
-                    #[unroll]
-                    for i in 0..comptime!(8 * words) {
-                        values[i] = select(known, matrix::exp((values[i] - largest) - sum), 0.0f32);
-                    }
-                    let sums = matrix::sum_of_heads(&values, words);
-                    #[unroll]
-                    for i in 0..comptime!(2 * words) {
-                        own[comptime!(v * 2 * words + i)] += sums[i];
-                    }
-                }
-                first += matrix::HEADS;
-            }
-        }
-    } else if comptime!(query.heads() == 1) {
-        own = unit_logits::<K, N>(sketch, &at, &selected, &weights, 0usize, plan.sketch);
+    if comptime!(query_plan.heads() == 1) {
+        own = single_scores::<K, N>(sketch, &at, &query, plan.sketch);
     } else {
         #[unroll]
         for i in 0..count {
             own[i] = 0.0f32;
         }
-        let mut first = 0usize;
-        while first < comptime!(query.heads()) {
-            let values = unit_logits::<K, N>(sketch, &at, &selected, &weights, first, plan.sketch);
+        let used = end.div_ceil(tile_len);
+        if comptime!(plan.together) {
+            let held = comptime!(plan.sketch.held());
+            let passes = comptime!(plan.sketch.passes());
+            let mut values = Array::<f32>::new(comptime!(passes * held));
+            let mut states =
+                Shared::<[f32]>::new_slice(comptime!(HEAD_STATS * plan.sketch.pass() * planes));
+            let whole = tile_start >= start && tile_start + tile_len <= end;
+            let out = (row * tiles + tile) * comptime!(query_plan.heads() * HEAD_STATS);
             #[unroll]
-            for h in 0..comptime!(plan.sketch.heads) {
-                if first + h < comptime!(query.heads()) {
-                    let (largest, sum) = (top_of_heads[first + h], log_sum[first + h]);
-                    #[unroll]
-                    for i in 0..count {
-                        own[i] += ((values[comptime!(h * count + i)] - largest) - sum).exp();
-                    }
+            for p in 0..passes {
+                let first = comptime!(p * plan.sketch.pass()).runtime();
+                let to = comptime!(p * held);
+                pass_logits::<K, N>(&mut values, to, sketch, &at, &query, first, plan.sketch);
+                if !whole {
+                    let (start, end) = inside(tile_start, start, end);
+                    hide_outside(&mut values, to, start, end, plan.sketch);
                 }
+                leave_sums(&values, to, first, out, &mut states, heads, plan.sketch);
             }
-            first += comptime!(plan.sketch.heads);
+            wait_for_row(arrivals, row, used as u32);
+            let softmax = softmax(&*heads, row, tiles, used, plan.sketch);
+            #[unroll]
+            for p in 0..passes {
+                let first = comptime!(p * plan.sketch.pass()).runtime();
+                let at = comptime!(p * held);
+                add_probabilities(&mut own, &values, at, first, &softmax, plan.sketch);
+            }
+        } else {
+            let softmax = softmax(&*heads, row, tiles, used, plan.sketch);
+            let mut first = 0usize;
+            while first < comptime!(query_plan.heads()) {
+                let mut values = Array::<f32>::new(comptime!(plan.sketch.held()));
+                pass_logits::<K, N>(&mut values, 0usize, sketch, &at, &query, first, plan.sketch);
+                add_probabilities(&mut own, &values, 0usize, first, &softmax, plan.sketch);
+                first += comptime!(plan.sketch.pass());
+            }
         }
     }
 
@@ -199,7 +170,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     }
     let mut scratch = Shared::<[f32]>::new_slice(planes);
     // At least one position of the tile is valid, or its candidates are all padding.
-    let top = max(cube_max(top, &mut scratch, query.units, plane), -LARGEST);
+    let top = max(cube_max(top, &mut scratch, query_plan.units, plane), -LARGEST);
     let mut parts = Shared::<[f32]>::new_slice(comptime!(2 * planes));
     if comptime!(plan.alpha) {
         let mut all = 0.0f32;
@@ -262,7 +233,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
         if comptime!(plan.alpha) {
             let mut all = 0.0f32;
             let mut latest = 0.0f32;
-            for i in 0..comptime!(query.units).runtime() / plane_dim(plane) {
+            for i in 0..comptime!(query_plan.units).runtime() / plane_dim(plane) {
                 all += parts[i as usize];
                 if !inner {
                     latest += parts[planes + i as usize];
@@ -274,199 +245,66 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     }
 }
 
-/// The largest logit and the sum of exponentials of each head in a tile: `stats` [B, H_kv, tiles, g, [`HEAD_STATS`]]. Otherwise like [`tile_kernel`].
-#[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn heads_kernel<Q: Float, K: Numeric, N: Size>(
-    q: &Tensor<Q>,
+/// The scores of one query at all positions of this unit, [count].
+#[cube]
+fn single_scores<K: Numeric, N: Size>(
     sketch: &[Vector<K, N>],
-    step: &[f32],
-    spans: &[u32],
-    stats: &mut [f32],
-    batch: u32,
-    kv_heads: u32,
-    capacity: u32,
-    tiles: u32,
+    place: &TilePlace,
+    query: &Query,
     #[comptime] plan: SketchPlan,
-    #[define(Q, K)] _types: [ElemType; 2],
-) {
-    let query = comptime!(plan.query);
-    let group = comptime!(query.heads());
-    let plane = comptime!(query.plane);
-    let tiles = tiles as usize;
-    let row = CUBE_POS / tiles;
-    let tile = CUBE_POS % tiles;
-    if row >= (batch * kv_heads) as usize {
-        terminate!();
-    }
-    let place = locate(spans, row, batch, kv_heads);
-    let (start, end) = (place.start, place.end);
-    let tile_start = tile * comptime!(plan.tile_len());
-    if tile_start >= end {
-        terminate!();
-    }
-    let mut selected = Shared::<[u32]>::new_slice(comptime!(query.rank));
-    let mut weights = Shared::<[f32]>::new_slice(comptime!(query.rank * group));
-    choose_components::<Q>(
-        q,
-        step,
-        place.sequence,
-        place.kv_head,
-        row,
-        &mut selected,
-        &mut weights,
-        query,
-    );
-    let at = tile_place(row, capacity as usize, tile_start, end, plan);
-    let inner = tile_start >= start && tile_start + comptime!(plan.tile_len()) <= end;
-    let out = (row * tiles + tile) * comptime!(group * HEAD_STATS);
-    let mut first = 0usize;
+) -> Array<f32> {
     if comptime!(plan.matrix) {
-        let words = comptime!(plan.vector);
-        let from = runs_of(plan);
-        // Of every plane and head: the largest, then the sums.
-        let planes = comptime!((query.units / matrix::PLANE) as usize);
-        let mut states = Shared::<[f32]>::new_slice(comptime!(
-            2 * planes * group.next_multiple_of(matrix::HEADS)
-        ));
-        let sums_from = comptime!(planes * group.next_multiple_of(matrix::HEADS));
-        let member = UNIT_POS_PLANE % 4;
-        while first < group {
-            let parts = matrix::fragments(&weights, first, plan);
-            let mut largest = (-LARGEST).runtime();
-            let mut sum = 0.0f32;
-            #[unroll]
-            for v in 0..comptime!(plan.vectors) {
-                let mut values = matrix::logits::<K, N>(sketch, &at, &selected, &parts, v, plan);
-                if !inner {
-                    #[unroll]
-                    for i in 0..comptime!(8 * words) {
-                        let run = from[comptime!(v * words + i / 8)] - 2u32 * member;
-                        let position = tile_start + run as usize + comptime!(i % 8);
-                        let valid = position >= start && position < end;
-                        values[i] = select(valid, values[i], f32::NEG_INFINITY);
-                    }
-                }
-                let before = largest;
-                #[unroll]
-                for i in 0..comptime!(8 * words) {
-                    largest = max(largest, values[i]);
-                }
-                sum *= matrix::exp(before - largest);
-                #[unroll]
-                for i in 0..comptime!(8 * words) {
-                    sum += matrix::exp(values[i] - largest);
-                }
-            }
-            let most = matrix::largest_of_quads(largest);
-            let sum = matrix::sum_of_quads(sum * (largest - most).exp());
-            if UNIT_POS_PLANE < 4 {
-                let at = (first + member as usize) * planes + PLANE_POS as usize;
-                states[at] = most;
-                states[sums_from + at] = sum;
-            }
-            first += matrix::HEADS;
-        }
-        sync_cube();
-        for round in 0..group.div_ceil(comptime!(query.units as usize)) {
-            let head = round * comptime!(query.units as usize) + UNIT_POS as usize;
-            if head < group {
-                let mut most = (-LARGEST).runtime();
-                for p in 0..planes {
-                    most = max(most, states[head * planes + p]);
-                }
-                let mut sum = 0.0f32;
-                for p in 0..planes {
-                    let at = head * planes + p;
-                    sum += states[sums_from + at] * (states[at] - most).exp();
-                }
-                stats[out + head * HEAD_STATS] = most;
-                stats[out + head * HEAD_STATS + 1] = sum;
-            }
-        }
+        let parts = matrix::fragments(&query.weights, 0usize, plan);
+        matrix::scores::<K, N>(sketch, place, &query.selected, &parts, plan)
     } else {
-        let count = comptime!(plan.count());
-        let run = comptime!(plan.run());
-        let from = runs_of(plan);
-        let mut scratch =
-            Shared::<[f32]>::new_slice(comptime!((query.units / query.plane) as usize));
-        while first < group {
-            let mut values = unit_logits::<K, N>(sketch, &at, &selected, &weights, first, plan);
-            #[unroll]
-            for h in 0..comptime!(plan.heads) {
-                let mut largest = (-LARGEST).runtime();
-                #[unroll]
-                for i in 0..count {
-                    let position =
-                        tile_start + from[comptime!(i / run)] as usize + comptime!(i % run);
-                    let valid = position >= start && position < end;
-                    let n = comptime!(h * count + i);
-                    values[n] = select(valid, values[n], f32::NEG_INFINITY);
-                    largest = max(largest, values[n]);
-                }
-                let largest = cube_max(largest, &mut scratch, query.units, plane);
-                let mut sum = 0.0f32;
-                #[unroll]
-                for i in 0..count {
-                    sum += (values[comptime!(h * count + i)] - largest).exp();
-                }
-                let sum = cube_sum(sum, &mut scratch, query.units, plane);
-                if UNIT_POS == 0 && first + h < group {
-                    stats[out + (first + h) * HEAD_STATS] = largest;
-                    stats[out + (first + h) * HEAD_STATS + 1] = sum;
-                }
-            }
-            first += comptime!(plan.heads);
-        }
+        unit_logits::<K, N>(sketch, place, &query.selected, &query.weights, 0usize, plan)
     }
 }
 
-/// The softmax over all positions from the statistics of the tiles: fills `top` with the largest logit and `log_sum` with the logarithm of the sum of
-/// exponentials relative to it of each of `heads` heads. Their sum would lose the lower bits of the logarithm where logits are large.
-///
-/// A tile has `stride` numbers for each head, of which the first two are its largest logit and its sum.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn merge_stats(
-    stats: &[f32],
+fn softmax(
+    heads: &[f32],
     row: usize,
     tiles: usize,
     used: usize,
-    top: &mut Shared<[f32]>,
-    log_sum: &mut Shared<[f32]>,
-    #[comptime] heads: usize,
-    #[comptime] stride: usize,
-    #[comptime] units: u32,
-    #[comptime] plane: u32,
-) {
-    let lane = plane_lane(plane) as usize;
-    let lanes = plane_dim(plane) as usize;
-    let planes = comptime!(units as usize).runtime() / lanes;
-    for round in 0..heads.runtime().div_ceil(planes) {
-        let h = round * planes + plane_index(plane) as usize;
-        if h < heads {
-            let mut largest = (-LARGEST).runtime();
-            let mut tile = lane;
-            while tile < used {
-                largest = max(largest, stats[((row * tiles + tile) * heads + h) * stride]);
-                tile += lanes;
-            }
-            let largest = if comptime!(plane > 1) {
-                plane_max(largest)
-            } else {
-                largest
-            };
-            let mut sum = 0.0f32;
-            let mut tile = lane;
-            while tile < used {
-                let at = ((row * tiles + tile) * heads + h) * stride;
-                sum += stats[at + 1] * (stats[at] - largest).exp();
-                tile += lanes;
-            }
-            let sum = sum_in_plane(sum, plane);
-            top[h] = largest;
-            log_sum[h] = max(sum, f32::MIN_POSITIVE).ln();
-        }
+    #[comptime] plan: SketchPlan,
+) -> Softmax {
+    let query = comptime!(plan.query);
+    softmax_of(
+        heads,
+        row,
+        tiles,
+        used,
+        comptime!(query.heads()),
+        HEAD_STATS,
+        query.units,
+        query.plane,
+    )
+}
+
+/// A number for every cube of a grid, in the order in which they start.
+///
+/// A cube that waits for others of its row waits only for cubes that run or that will: whatever started before it belongs to its row or to an earlier one.
+#[cube]
+fn in_order_of_start(arrivals: &mut [Atomic<u32>]) -> usize {
+    let mut number = Shared::<[u32]>::new_slice(1usize);
+    if UNIT_POS == 0 {
+        number[0] = arrivals[0].fetch_add(1u32);
     }
     sync_cube();
+    number[0] as usize
+}
+
+/// Returns when `used` cubes of the row have come here; what each of them wrote before can then be read.
+#[cube]
+fn wait_for_row(arrivals: &mut [Atomic<u32>], row: usize, used: u32) {
+    sync_storage();
+    if UNIT_POS == 0 {
+        arrivals[row + 1].fetch_add(1u32);
+        let mut here = arrivals[row + 1].load();
+        while here < used {
+            here = arrivals[row + 1].load();
+        }
+    }
+    sync_storage();
 }

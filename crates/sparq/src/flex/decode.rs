@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::attend::{Attend, Positions, Span};
 use super::element::Element;
-use super::score::{BLOCK, Channel, GroupKeys, Query, ScoreBlock, Scores, Slots, ranks_by_logits};
+use super::score::{BLOCK, Channel, Columns, GroupKeys, Query, ScoreBlock, Scores, Slots};
 use super::select::Selection;
 use super::simd::{Level, MOST_LANES};
 use super::softmax::State;
@@ -76,12 +76,13 @@ impl<T: Element> Task<'_, T> {
         output
     }
 
-    /// A SparQ step that keeps k positions.
+    /// A SparQ step that keeps k positions. Its alpha is 0 where it is neither asked for nor used.
     pub(super) fn sparq<C: Channel>(
         &self,
         sketch: &Sketch<'_, C>,
         config: &SparqConfig,
         k: usize,
+        traced: bool,
     ) -> Output {
         let (heads, row) = (self.heads(), self.group * self.dim);
         let mut found = Output {
@@ -92,6 +93,8 @@ impl<T: Element> Task<'_, T> {
         let scored = config.rank * size_of::<C::Cell>() / C::POSITIONS;
         let attended = heads * k * 2 * self.dim * size_of::<T>();
         let threads = Threads::new(heads, self.valid() * self.kv_heads * scored + attended);
+        let wants_alpha = traced || config.mean_value.applies(self.group);
+        let columns = Columns::new(config, self.group, wants_alpha);
         (
             found.output.par_chunks_mut(row),
             found.positions.par_chunks_mut(k.max(1)),
@@ -106,6 +109,7 @@ impl<T: Element> Task<'_, T> {
                     head,
                     sketch,
                     config,
+                    columns,
                     threads,
                     &mut scratch,
                     (output, positions, alpha),
@@ -116,11 +120,13 @@ impl<T: Element> Task<'_, T> {
     }
 
     /// Steps 1 to 7 for one key/value head.
+    #[allow(clippy::too_many_arguments)]
     fn sparq_head<C: Channel>(
         &self,
         head: usize,
         sketch: &Sketch<'_, C>,
         config: &SparqConfig,
+        columns: Columns,
         threads: Threads,
         scratch: &mut Scratch,
         (output, positions, alpha): (&mut [f32], &mut [i64], &mut [f32]),
@@ -137,6 +143,7 @@ impl<T: Element> Task<'_, T> {
                 head,
                 sketch,
                 config,
+                columns,
                 threads,
                 k,
                 scratch,
@@ -162,24 +169,25 @@ impl<T: Element> Task<'_, T> {
         }
     }
 
-    /// Steps 1 to 5 where not everything is kept: appends the k positions to `chosen` and sets alpha, [g].
+    /// Steps 1 to 5 where not everything is kept: appends the k positions to `chosen` and sets the alpha of the heads whose softmax is taken.
     #[allow(clippy::too_many_arguments)]
     fn choose<C: Channel>(
         &self,
         head: usize,
         sketch: &Sketch<'_, C>,
         config: &SparqConfig,
+        columns: Columns,
         threads: Threads,
         k: usize,
         scratch: &mut Scratch,
         chosen: &mut Vec<u32>,
         alpha: &mut [f32],
     ) {
-        let (level, group) = (self.level, self.group);
+        let (level, heads, all) = (self.level, columns.heads, columns.count());
         let (start, end) = self.span(head);
         let channels = head * self.dim..(head + 1) * self.dim;
         let steps = sketch.steps.map(|steps| &steps[channels.clone()]);
-        let query = Query::new(self.query(head), self.dim, steps, config);
+        let query = Query::new(self.query(head), self.dim, steps, config, columns);
         let row = self.capacity.div_ceil(C::POSITIONS);
         let rows: Vec<&[C::Cell]> = query
             .components
@@ -191,12 +199,11 @@ impl<T: Element> Task<'_, T> {
         let window = end - local;
         let slots = Slots::of::<C>(level);
         let blocks = start / BLOCK..end.div_ceil(BLOCK);
-        let by_logits = ranks_by_logits(config, group);
-        let room = scratch.room(blocks.len(), group);
+        let room = scratch.room(blocks.len(), columns);
         let least = threads.least(blocks.len());
         (
-            room.weights.par_chunks_mut(group * BLOCK),
-            room.sums.par_chunks_mut(2 * group),
+            room.weights.par_chunks_mut(all * BLOCK),
+            room.sums.par_chunks_mut(sums_of(columns)),
             room.keys.par_chunks_mut(BLOCK),
         )
             .into_par_iter()
@@ -210,7 +217,6 @@ impl<T: Element> Task<'_, T> {
                     first: (blocks.start + block) * BLOCK,
                     valid: (start, end),
                     window,
-                    by_logits,
                     scores: Scores {
                         weights,
                         sums,
@@ -220,31 +226,31 @@ impl<T: Element> Task<'_, T> {
             });
 
         // The blocks' sums become what a weight of each block is worth as a probability.
-        for head in 0..group {
+        for head in 0..heads {
             let largest = room
                 .sums
-                .chunks_exact(2 * group)
+                .chunks_exact(sums_of(columns))
                 .fold(f32::MIN, |m, sums| m.max(sums[head]));
             let mut total = 0.0;
-            for sums in room.sums.chunks_exact_mut(2 * group) {
+            for sums in room.sums.chunks_exact_mut(sums_of(columns)) {
                 sums[head] = (sums[head] - largest).exp();
-                total += sums[head] * sums[group + head];
+                total += sums[head] * sums[heads + head];
             }
             let total = f32::max(total, f32::MIN_POSITIVE);
-            for sums in room.sums.chunks_exact_mut(2 * group) {
+            for sums in room.sums.chunks_exact_mut(sums_of(columns)) {
                 sums[head] /= total;
             }
         }
         let (weights, sums) = (&*room.weights, &*room.sums);
-        if !by_logits {
+        if columns.ranking.is_none() {
             room.keys
                 .par_chunks_mut(BLOCK)
                 .with_min_len(least.max(4))
                 .enumerate()
                 .for_each(|(block, keys)| {
                     level.run(GroupKeys {
-                        weights: &weights[block * group * BLOCK..][..group * BLOCK],
-                        scales: &sums[block * 2 * group..][..group],
+                        weights: &weights[block * all * BLOCK..][..heads * BLOCK],
+                        scales: &sums[block * sums_of(columns)..][..heads],
                         slots,
                         first: (blocks.start + block) * BLOCK,
                         eligible: (start, window),
@@ -257,22 +263,19 @@ impl<T: Element> Task<'_, T> {
         room.selection
             .choose(level, room.keys, window - start, k - local, chosen);
         alpha.fill(0.0);
-        for slot in chosen.iter_mut() {
-            let block = *slot as usize / BLOCK;
-            let within = *slot as usize % BLOCK;
-            for (h, alpha) in alpha.iter_mut().enumerate() {
-                *alpha +=
-                    weights[(block * group + h) * BLOCK + within] * sums[block * 2 * group + h];
+        let mut add = |slot: usize| {
+            let (block, within) = (slot / BLOCK, slot % BLOCK);
+            for (h, alpha) in alpha[..heads].iter_mut().enumerate() {
+                let weight = weights[(block * all + h) * BLOCK + within];
+                *alpha += weight * sums[block * sums_of(columns) + h];
             }
+        };
+        for slot in chosen.iter_mut() {
+            add(*slot as usize);
             *slot = (first + slots.position(*slot as usize)) as u32;
         }
         for position in window..end {
-            let slot = slots.slot(position - first);
-            let (block, within) = (slot / BLOCK, slot % BLOCK);
-            for (h, alpha) in alpha.iter_mut().enumerate() {
-                *alpha +=
-                    weights[(block * group + h) * BLOCK + within] * sums[block * 2 * group + h];
-            }
+            add(slots.slot(position - first));
             chosen.push(position as u32);
         }
         for alpha in alpha {
@@ -400,13 +403,18 @@ struct Scratch {
 
 /// A [`Scratch`] cut to size.
 struct Room<'a> {
-    /// [blocks, g, BLOCK].
+    /// [blocks, columns, BLOCK].
     weights: &'a mut [f32],
-    /// [blocks, 2, g].
+    /// [blocks, 2, heads].
     sums: &'a mut [f32],
     /// [blocks, BLOCK].
     keys: &'a mut [u32],
     selection: &'a mut Selection,
+}
+
+/// Numbers that a block leaves of its softmax; one, unused, where none is taken.
+fn sums_of(columns: Columns) -> usize {
+    (2 * columns.heads).max(1)
 }
 
 thread_local! {
@@ -423,7 +431,7 @@ impl Scratch {
         SCRATCH.set(Some(self));
     }
 
-    fn room(&mut self, blocks: usize, group: usize) -> Room<'_> {
+    fn room(&mut self, blocks: usize, columns: Columns) -> Room<'_> {
         fn cut<T: Default + Clone>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
             if memory.len() < len {
                 memory.resize(len, T::default());
@@ -431,8 +439,8 @@ impl Scratch {
             &mut memory[..len]
         }
         Room {
-            weights: cut(&mut self.weights, blocks * group * BLOCK),
-            sums: cut(&mut self.sums, blocks * 2 * group),
+            weights: cut(&mut self.weights, blocks * columns.count() * BLOCK),
+            sums: cut(&mut self.sums, blocks * sums_of(columns)),
             keys: cut(&mut self.keys, blocks * BLOCK),
             selection: &mut self.selection,
         }

@@ -129,10 +129,10 @@ impl SparqBackend for Flex {
         cache: CacheBuffers<Self>,
         rows: RowSpans,
         config: SparqConfig,
-        _extent: Extent,
+        extent: Extent,
     ) -> SparqOutputBuffers<Self> {
         let cache = contiguous(cache);
-        let found = with_element!(cache.k.dtype(), T => sparq::<T>(Level::detect(), &q, &cache, &rows, &config));
+        let found = with_element!(cache.k.dtype(), T => sparq::<T>(Level::detect(), &q, &cache, &rows, &config, extent == Extent::Trace));
         let (batch, heads) = (q.layout().shape()[0], q.layout().shape()[1]);
         match found {
             Some(found) => {
@@ -180,6 +180,7 @@ fn sparq<T: Element>(
     cache: &CacheBuffers<Flex>,
     rows: &RowSpans,
     config: &SparqConfig,
+    traced: bool,
 ) -> Option<Output> {
     let q = cast(q.clone(), DType::F32);
     let task = task::<T>(level, &q, cache, rows)?;
@@ -193,7 +194,7 @@ fn sparq<T: Element>(
                 steps: None,
                 v_sum,
             };
-            Some(task.sparq(&sketch, config, k))
+            Some(task.sparq(&sketch, config, k, traced))
         }
         SketchBuffers::Codes {
             bits, codes, step, ..
@@ -208,6 +209,7 @@ fn sparq<T: Element>(
                     },
                     config,
                     k,
+                    traced,
                 )),
                 4 => Some(task.sparq(
                     &Sketch::<Nibbles> {
@@ -217,6 +219,7 @@ fn sparq<T: Element>(
                     },
                     config,
                     k,
+                    traced,
                 )),
                 _ => None,
             }

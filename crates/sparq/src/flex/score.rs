@@ -107,14 +107,46 @@ impl Slots {
 pub(super) struct Query {
     /// Step 1: i1, ascending, [r].
     pub(super) components: Vec<u32>,
-    /// q[i1] over the head's temperature (step 2), and times the channel's step for a sketch in bits: [r, g].
-    pub(super) weights: Vec<f32>,
-    heads: usize,
+    /// What is scored, and times the channel's step for a sketch in bits: [r, columns].
+    weights: Vec<f32>,
+    columns: Columns,
+}
+
+/// What is scored of a group: the heads' queries q[i1] over their temperatures (step 2), or the sum of those, or both.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Columns {
+    /// Heads whose softmax is needed, the first columns: all g, or none.
+    pub(super) heads: usize,
+    /// The column that ranks positions. Where there is none, the heads' probabilities rank them, which [`GroupKeys`] adds up.
+    pub(super) ranking: Option<usize>,
+}
+
+impl Columns {
+    /// For g heads, whose alpha is asked for or not.
+    pub(super) fn new(config: &SparqConfig, group: usize, alpha: bool) -> Self {
+        // For one head, logits and probabilities rank alike.
+        let by_logits = config.group_score == GroupScore::Logits || group == 1;
+        let heads = if alpha || !by_logits { group } else { 0 };
+        let ranking = by_logits.then_some(if group == 1 { 0 } else { heads });
+        Self { heads, ranking }
+    }
+
+    /// How many there are.
+    pub(super) fn count(self) -> usize {
+        self.heads
+            .max(self.ranking.map_or(0, |ranking| ranking + 1))
+    }
 }
 
 impl Query {
     /// From the group's queries q [g, d] and the steps of the sketch's channels [d].
-    pub(super) fn new(q: &[f32], dim: usize, steps: Option<&[f32]>, config: &SparqConfig) -> Self {
+    pub(super) fn new(
+        q: &[f32],
+        dim: usize,
+        steps: Option<&[f32]>,
+        config: &SparqConfig,
+        columns: Columns,
+    ) -> Self {
         let heads = q.len() / dim;
         let column = |component: usize| (0..heads).map(move |head| q[head * dim + component]);
         let magnitude = |component: usize| match config.components {
@@ -145,28 +177,35 @@ impl Query {
                 (ratio * dim as f32).sqrt()
             })
             .collect();
-        let weights = components
-            .iter()
-            .flat_map(|&component| {
-                let step = steps.map_or(1.0, |steps| steps[component as usize]);
+        let mut weights = vec![0.0; rank * columns.count()];
+        let rows = weights.chunks_exact_mut(columns.count());
+        for (weights, &component) in rows.zip(&components) {
+            let step = steps.map_or(1.0, |steps| steps[component as usize]);
+            let of_heads = || {
                 column(component as usize)
                     .zip(&temperature)
-                    .map(move |(q, temperature)| q / temperature * step)
-            })
-            .collect();
+                    .map(|(q, temperature)| q / temperature * step)
+            };
+            if let Some(ranking) = columns.ranking {
+                weights[ranking] = of_heads().sum();
+            }
+            for (weight, of_head) in weights[..columns.heads].iter_mut().zip(of_heads()) {
+                *weight = of_head;
+            }
+        }
         Self {
             components,
             weights,
-            heads,
+            columns,
         }
     }
 }
 
 /// The scores of [`BLOCK`] positions.
 pub(super) struct Scores<'a> {
-    /// e^(x - m) for the approximate logits x, [g, BLOCK].
+    /// Of heads, e^(x - m) for the approximate logits x; else the logits: [columns, BLOCK].
     pub(super) weights: &'a mut [f32],
-    /// m, the largest logit, [g], then l, the sum of the weights, [g].
+    /// m, the largest logit, [heads], then l, the sum of the weights, [heads].
     pub(super) sums: &'a mut [f32],
     /// Keys that order as the group's score, [BLOCK]; 0 where a position is not to be chosen.
     pub(super) keys: &'a mut [u32],
@@ -184,14 +223,7 @@ pub(super) struct ScoreBlock<'a, C: Channel> {
     pub(super) valid: (usize, usize),
     /// The first position of the local window, which needs no key.
     pub(super) window: usize,
-    /// Whether the keys are those of the summed logits. Otherwise they are set by [`GroupKeys`], once the softmax is known.
-    pub(super) by_logits: bool,
     pub(super) scores: Scores<'a>,
-}
-
-/// Whether a group's positions rank by the sum of their logits. For one head the probabilities rank alike.
-pub(super) fn ranks_by_logits(config: &SparqConfig, heads: usize) -> bool {
-    config.group_score == GroupScore::Logits || heads == 1
 }
 
 impl<C: Channel> Kernel for ScoreBlock<'_, C> {
@@ -240,19 +272,14 @@ impl<C: Channel> ScoreBlock<'_, C> {
     /// From the logits of the block's first `filled` positions to weights, sums and keys.
     #[inline(always)]
     fn finish<S: Simd>(&mut self, simd: S, filled: usize) {
-        let heads = self.query.heads;
+        let Columns { heads, ranking } = self.query.columns;
         let (zero, lowest) = (simd.splat(0.0), simd.splat(LOWEST));
         self.exclude(f32::NEG_INFINITY, filled);
-        if self.by_logits {
+        if let Some(ranking) = ranking {
+            let logits = &self.scores.weights[ranking * BLOCK..];
             let mut at = 0;
             while at < filled {
-                let mut sum = zero;
-                let mut head = 0;
-                while head < heads {
-                    sum = simd.add(sum, simd.load(&self.scores.weights[head * BLOCK + at..]));
-                    head += 1;
-                }
-                simd.store_order(finite(simd, sum), &mut self.scores.keys[at..]);
+                simd.store_order(simd.load(&logits[at..]), &mut self.scores.keys[at..]);
                 at += S::LANES;
             }
             self.scores.keys[filled..].fill(0);
@@ -286,8 +313,8 @@ impl<C: Channel> ScoreBlock<'_, C> {
         );
         for within in (0..start.min(filled)).chain(end.min(filled)..filled) {
             let slot = self.slots.slot(within);
-            for head in 0..self.query.heads {
-                self.scores.weights[head * BLOCK + slot] = value;
+            for column in 0..self.query.columns.count() {
+                self.scores.weights[column * BLOCK + slot] = value;
             }
         }
     }
@@ -318,7 +345,7 @@ fn finite<S: Simd>(simd: S, score: S::F) -> S::F {
     simd.min(simd.max(score, simd.splat(LOWEST)), simd.splat(f32::MAX))
 }
 
-/// The logits of a strip: the products of the rows' cells from `from` on with the query, [g, BLOCK].
+/// The logits of a strip: the products of the rows' cells from `from` on with the query, [columns, BLOCK].
 #[inline(always)]
 fn multiply<S: Simd, C: Channel>(
     simd: S,
@@ -327,7 +354,7 @@ fn multiply<S: Simd, C: Channel>(
     from: usize,
     to: &mut [f32],
 ) {
-    for_heads!(S, query.heads, |head, HEADS| {
+    for_heads!(S, query.columns.count(), |head, HEADS| {
         // Sixteen or, where there are fewer registers, eight sums at once.
         if HEADS * VECTORS <= 4 * S::HEADS || HEADS == 1 {
             multiply_vectors::<S, C, HEADS, VECTORS>(simd, query, rows, from, head, 0, to);
@@ -346,7 +373,7 @@ fn multiply<S: Simd, C: Channel>(
     });
 }
 
-/// [`multiply`] for `HEADS` heads from `head` on and `COUNT` vectors from `vector` on.
+/// [`multiply`] for `HEADS` columns from `head` on and `COUNT` vectors from `vector` on.
 #[inline(always)]
 fn multiply_vectors<S: Simd, C: Channel, const HEADS: usize, const COUNT: usize>(
     simd: S,
@@ -363,7 +390,9 @@ fn multiply_vectors<S: Simd, C: Channel, const HEADS: usize, const COUNT: usize>
     let (first, end) = (cells * vector / VECTORS, cells * (vector + COUNT) / VECTORS);
     let ahead = from + C::AHEAD * cells;
     let line = LINE / size_of::<C::Cell>();
-    for (row, weights) in rows.iter().zip(query.weights.chunks_exact(query.heads)) {
+    for (row, weights) in rows
+        .iter()
+        .zip(query.weights.chunks_exact(query.columns.count())) {
         let mut at = first;
         while head == 0 && at < end && at.is_multiple_of(line) {
             simd.prefetch(row, ahead + at);

@@ -305,7 +305,7 @@ fn decode_on_every_level(
             with_element!(buffers.k.dtype(), T => dense::<T>(level, &q, &buffers, rows)).unwrap();
         assert!(close(&dense, &exact), "{case}");
         let mut found =
-            with_element!(buffers.k.dtype(), T => sparq::<T>(level, &q, &buffers, rows, config))
+            with_element!(buffers.k.dtype(), T => sparq::<T>(level, &q, &buffers, rows, config, true))
                 .unwrap();
         assert!(close(&found.alpha, &alpha), "{case}");
         sort(&mut found.positions);

@@ -56,16 +56,8 @@ pub(crate) fn pass_logits<K: Numeric, N: Size>(
     #[comptime] plan: SketchPlan,
 ) {
     if comptime!(plan.matrix) {
-        let each = comptime!(8 * plan.vector);
         let parts = matrix::fragments(&query.weights, first, plan);
-        #[unroll]
-        for v in 0..comptime!(plan.vectors) {
-            let logits = matrix::logits::<K, N>(sketch, place, &query.selected, &parts, v, plan);
-            #[unroll]
-            for i in 0..each {
-                values[comptime!(at + v * each + i)] = logits[i];
-            }
-        }
+        matrix::logits::<K, N>(values, at, sketch, place, &query.selected, &parts, plan);
     } else {
         let logits =
             unit_logits::<K, N>(sketch, place, &query.selected, &query.weights, first, plan);

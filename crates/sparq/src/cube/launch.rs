@@ -29,6 +29,8 @@ pub(super) struct Launcher {
     pub(super) plane: u32,
     /// Multiprocessors, or a guess.
     pub(super) processors: usize,
+    /// Whether it copies to shared memory by itself; see [`stage`](super::stage).
+    pub(super) stages: bool,
     /// Whether [`matrix`] runs on it.
     pub(super) matrix: bool,
     /// Whether a cube goes on while another waits for it, as many of them as there are processors: so where their number is known, CUDA and HIP. A software
@@ -76,7 +78,8 @@ impl Launcher {
             plane,
             processors: hardware.num_streaming_multiprocessors.unwrap_or(32) as usize,
             side_by_side: hardware.num_streaming_multiprocessors.is_some(),
-            matrix: whole && client.features().matmul.mma.contains(&matrix::PRODUCT),
+            stages: client.features().copy_async,
+            matrix: whole && client.features().copy_async && client.features().matmul.mma.contains(&matrix::PRODUCT),
             most_units: hardware.max_units_per_cube,
             client,
         }

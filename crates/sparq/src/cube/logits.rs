@@ -7,6 +7,7 @@ use cubecl::prelude::*;
 use super::common::*;
 use super::matrix;
 use super::query::QueryPlan;
+use super::stage::{GROUP, Stage, end_group, wait};
 
 /// How a tile reads the sketch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +26,8 @@ pub(crate) struct SketchPlan {
     pub unroll: usize,
     /// Whether matrix units multiply; see [`matrix`].
     pub matrix: bool,
+    /// Groups of vectors that a unit asks for ahead of their use; 0 where it loads them itself. See [`stage`](super::stage).
+    pub ahead: usize,
 }
 
 impl SketchPlan {
@@ -59,6 +62,16 @@ impl SketchPlan {
     /// Positions of a unit.
     pub fn count(&self) -> usize {
         self.runs() * self.run()
+    }
+
+    /// Bytes of shared memory for vectors that are on their way.
+    pub fn stage_bytes(&self) -> usize {
+        let bytes = match self.bits {
+            // Vectors of a copy of K have 16 bytes in every type.
+            0 => 16,
+            _ => 4 * self.vector,
+        };
+        self.ahead * GROUP * self.query.units as usize * bytes
     }
 
     /// Positions of a cube.
@@ -144,29 +157,35 @@ pub(crate) fn unit_logits<K: Numeric, N: Size>(
     for v in 0..vectors {
         at[v] = place.base + min(place.first + v * units + UNIT_POS as usize, place.last);
     }
-    for block in 0..comptime!(rank / unroll) {
-        let mut loaded = Array::<Vector<K, N>>::new(comptime!(unroll * vectors));
-        #[unroll]
-        for u in 0..unroll {
-            let component = selected[block * unroll + u] as usize * place.stride;
+    if comptime!(plan.ahead > 0) {
+        add_staged::<K, N>(
+            &mut sums, sketch, &at, place, selected, weights, head, plan,
+        );
+    } else {
+        for block in 0..comptime!(rank / unroll) {
+            let mut loaded = Array::<Vector<K, N>>::new(comptime!(unroll * vectors));
             #[unroll]
-            for v in 0..vectors {
-                loaded[u * vectors + v] = sketch[at[v] + component];
+            for u in 0..unroll {
+                let component = selected[block * unroll + u] as usize * place.stride;
+                #[unroll]
+                for v in 0..vectors {
+                    loaded[u * vectors + v] = sketch[at[v] + component];
+                }
             }
-        }
-        #[unroll]
-        for u in 0..unroll {
             #[unroll]
-            for v in 0..vectors {
-                add_keys::<K, N>(
-                    &mut sums,
-                    loaded[u * vectors + v],
-                    weights,
-                    block * unroll + u,
-                    head,
-                    v,
-                    plan,
-                );
+            for u in 0..unroll {
+                #[unroll]
+                for v in 0..vectors {
+                    add_keys::<K, N>(
+                        &mut sums,
+                        loaded[u * vectors + v],
+                        weights,
+                        block * unroll + u,
+                        head,
+                        v,
+                        plan,
+                    );
+                }
             }
         }
     }
@@ -185,6 +204,69 @@ pub(crate) fn unit_logits<K: Numeric, N: Size>(
         sums[i] = finite(sums[i]);
     }
     sums
+}
+
+/// Adds as many components to the sums as make whole groups, by way of a [`Stage`].
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn add_staged<K: Numeric, N: Size>(
+    sums: &mut Array<f32>,
+    sketch: &[Vector<K, N>],
+    at: &Array<usize>,
+    place: &TilePlace,
+    selected: &Shared<[u32]>,
+    weights: &Shared<[f32]>,
+    head: usize,
+    #[comptime] plan: SketchPlan,
+) {
+    let vectors = comptime!(plan.vectors);
+    let unroll = comptime!(plan.unroll);
+    let groups = comptime!(plan.query.rank / plan.unroll);
+    let mut stage = Stage::<K, N>::new(plan);
+    #[unroll]
+    for group in 0..comptime!(plan.ahead) {
+        ask_group::<K, N>(&mut stage, sketch, at, place, selected, group, plan);
+    }
+    for group in 0..groups {
+        wait(comptime!(plan.ahead - 1));
+        #[unroll]
+        for u in 0..unroll {
+            #[unroll]
+            for v in 0..vectors {
+                let keys = stage.get(group, comptime!(u * vectors + v), plan);
+                add_keys::<K, N>(sums, keys, weights, group * unroll + u, head, v, plan);
+            }
+        }
+        let next = group + comptime!(plan.ahead);
+        ask_group::<K, N>(&mut stage, sketch, at, place, selected, next, plan);
+    }
+}
+
+/// Asks for the components of a group, if there is one of this number.
+#[cube]
+fn ask_group<K: Numeric, N: Size>(
+    stage: &mut Stage<K, N>,
+    sketch: &[Vector<K, N>],
+    at: &Array<usize>,
+    place: &TilePlace,
+    selected: &Shared<[u32]>,
+    group: usize,
+    #[comptime] plan: SketchPlan,
+) {
+    let vectors = comptime!(plan.vectors);
+    let unroll = comptime!(plan.unroll);
+    if group < comptime!(plan.query.rank / plan.unroll) {
+        #[unroll]
+        for u in 0..unroll {
+            let component = selected[group * unroll + u] as usize * place.stride;
+            #[unroll]
+            for v in 0..vectors {
+                let number = comptime!(u * vectors + v);
+                stage.ask(sketch, at[v] + component, group, number, plan);
+            }
+        }
+    }
+    end_group();
 }
 
 /// Adds one component of the keys in vector `v` of a unit to their sums.

@@ -28,6 +28,7 @@ mod many;
 mod matrix;
 mod query;
 mod sparq;
+mod stage;
 mod tile;
 
 use burn::backend::TensorMetadata;

@@ -14,6 +14,7 @@ use super::heads::{HEAD_STATS, heads_kernel};
 use super::launch::{ACCUMULATORS, Launcher, Sizes, VECTOR, cubes, passes};
 use super::logits::SketchPlan;
 use super::query::{QueryPlan, query_kernel};
+use super::stage;
 use super::tile::{TILE_STATS, TilePlan, tile_kernel};
 use crate::op::{CacheBuffers, Extent, SketchBuffers, SparqOutputBuffers};
 use crate::{Components, GroupScore, SparqConfig};
@@ -124,17 +125,24 @@ impl SparqPlan<'_> {
             _ if matrix => positions / (2 * vector),
             _ => 1,
         };
+        // Alone on its processor, a cube has nothing to do while it waits.
+        let tile = launcher.units(units) as usize * positions;
+        let few = self.sizes.rows() * self.bound.div_ceil(tile) <= 2 * launcher.processors;
+        let ahead = if few { stage::MANY } else { stage::FEW };
+        let unroll = match bits {
+            _ if launcher.stages => stage::GROUP / vectors,
+            0 if summed => 16 / vectors,
+            _ => 8,
+        };
         SketchPlan {
             query,
             bits,
             vector,
             vectors,
             heads: passes(query.heads(), ACCUMULATORS / positions),
-            unroll: rank.min(match bits {
-                0 if summed => 16 / vectors,
-                _ => 8,
-            }),
+            unroll: unroll.min(rank),
             matrix,
+            ahead: if launcher.stages { ahead } else { 0 },
         }
     }
 

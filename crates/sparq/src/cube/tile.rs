@@ -39,7 +39,7 @@ impl TilePlan {
     pub fn shared_bytes(&self) -> usize {
         let query = &self.sketch.query;
         let planes = (query.units / query.plane) as usize;
-        query.shared_bytes() + self.best.shared_bytes() + self.sketch.head_bytes() + 4 * (3 * planes + 1)
+        query.shared_bytes() + self.best.shared_bytes() + self.sketch.head_bytes() + self.sketch.stage_bytes() + 4 * (3 * planes + 1)
     }
 }
 

@@ -79,7 +79,7 @@ impl Launcher {
             processors: hardware.num_streaming_multiprocessors.unwrap_or(32) as usize,
             side_by_side: hardware.num_streaming_multiprocessors.is_some(),
             stages: client.features().copy_async,
-            matrix: whole && client.features().copy_async && client.features().matmul.mma.contains(&matrix::PRODUCT),
+            matrix: whole && client.features().matmul.mma.contains(&matrix::PRODUCT),
             most_units: hardware.max_units_per_cube,
             client,
         }

@@ -16,7 +16,6 @@ use cubecl::prelude::*;
 
 use super::common::*;
 use super::logits::{SketchPlan, TilePlace};
-use super::stage::{GROUP, Stage, end_group, wait};
 
 /// Consecutive positions of a lane.
 pub(crate) const RUN: usize = 2;
@@ -118,92 +117,37 @@ pub(crate) fn fragments(
     Fragments { pairs, unscale }
 }
 
-/// Asks, of sixteen components from 16 `block` on, for those of this lane in round `v`: a group of four vectors, if there is such a round.
+/// Loads, of sixteen components from 16 `block` on, those of this lane: four vectors.
 #[cube]
-fn ask_group<K: Numeric, N: Size>(
-    stage: &mut Stage<K, N>,
+fn load<K: Numeric, N: Size>(
+    loaded: &mut Array<Vector<K, N>>,
     sketch: &[Vector<K, N>],
     place: &TilePlace,
     selected: &Shared<[u32]>,
-    #[comptime] group: usize,
+    #[comptime] v: usize,
+    #[comptime] block: usize,
     #[comptime] plan: SketchPlan,
 ) {
     let rank = comptime!(plan.query.rank);
-    let blocks = comptime!(blocks(plan));
-    let (v, block) = comptime!((group / blocks, group % blocks));
-    if comptime!(v < plan.vectors) {
-        let quad = UNIT_POS_PLANE as usize / 4;
-        let member = UNIT_POS_PLANE as usize % 4;
-        let vector = min(place.first + vector_of(v, plan) as usize + quad, place.last);
-        #[unroll]
-        for x in 0..GROUP {
-            let first = comptime!(block * DEPTH + (x / 2) * 8 + x % 2);
-            // Past the last component, whose weights are 0, it is read once more.
-            if comptime!(first < rank) {
-                let i = if comptime!(first + 6 < rank) {
-                    first + member * 2
-                } else {
-                    min(first + member * 2, comptime!(rank - 1).runtime())
-                };
-                let at = place.base + selected[i] as usize * place.stride + vector;
-                stage.ask(sketch, at, group, x, plan);
-            }
+    let quad = UNIT_POS_PLANE as usize / 4;
+    let member = UNIT_POS_PLANE as usize % 4;
+    let vector = min(place.first + vector_of(v, plan) as usize + quad, place.last);
+    #[unroll]
+    for x in 0..4usize {
+        let first = comptime!(block * DEPTH + (x / 2) * 8 + x % 2);
+        // Past the last component, whose weights are 0, it is read once more.
+        if comptime!(first < rank) {
+            let i = if comptime!(first + 6 < rank) {
+                first + member * 2
+            } else {
+                min(first + member * 2, comptime!(rank - 1).runtime())
+            };
+            let at = place.base + selected[i] as usize * place.stride + vector;
+            loaded[comptime!(block * 4 + x)] = sketch[at];
+        } else {
+            loaded[comptime!(block * 4 + x)] = Vector::new(K::from_int(0));
         }
     }
-    end_group();
-}
-
-/// The vectors of a group, and words of zeros past the last component; asks for the group that comes into their place.
-#[cube]
-fn take_group<K: Numeric, N: Size>(
-    stage: &mut Stage<K, N>,
-    sketch: &[Vector<K, N>],
-    place: &TilePlace,
-    selected: &Shared<[u32]>,
-    #[comptime] group: usize,
-    #[comptime] plan: SketchPlan,
-) -> Array<Vector<K, N>> {
-    let mut loaded = Array::<Vector<K, N>>::new(GROUP);
-    wait(comptime!(plan.ahead - 1));
-    #[unroll]
-    for x in 0..GROUP {
-        let first = comptime!(group % blocks(plan) * DEPTH + (x / 2) * 8 + x % 2);
-        loaded[x] = if comptime!(first < plan.query.rank) {
-            stage.get(group, x, plan)
-        } else {
-            Vector::new(K::from_int(0))
-        };
-    }
-    ask_group::<K, N>(
-        stage,
-        sketch,
-        place,
-        selected,
-        comptime!(group + plan.ahead),
-        plan,
-    );
-    loaded
-}
-
-/// The stage with the first groups on their way.
-#[cube]
-fn start<K: Numeric, N: Size>(
-    sketch: &[Vector<K, N>],
-    place: &TilePlace,
-    selected: &Shared<[u32]>,
-    #[comptime] plan: SketchPlan,
-) -> Stage<K, N> {
-    let mut stage = Stage::<K, N>::new(plan);
-    #[unroll]
-    for group in 0..comptime!(plan.ahead) {
-        ask_group::<K, N>(&mut stage, sketch, place, selected, group, plan);
-    }
-    stage
-}
-
-/// Products that a rank takes.
-fn blocks(plan: SketchPlan) -> usize {
-    plan.query.rank.div_ceil(DEPTH)
 }
 
 /// The codes at `part`, of four, of two components' words in halves: of the lower of two neighbours in bits 0 to 3, of the upper in bits 4 to 7.
@@ -266,12 +210,16 @@ pub(crate) fn scores<K: Numeric, N: Size>(
     #[comptime] plan: SketchPlan,
 ) -> Array<f32> {
     let words = comptime!(plan.vector);
-    let blocks = comptime!(blocks(plan));
+    let blocks = comptime!(plan.query.rank.div_ceil(DEPTH));
     let own = UNIT_POS_PLANE as usize / 8;
-    let mut stage = start::<K, N>(sketch, place, selected, plan);
     let mut scores = Array::<f32>::new(comptime!(plan.count()));
     #[unroll]
     for v in 0..comptime!(plan.vectors) {
+        let mut loaded = Array::<Vector<K, N>>::new(comptime!(4 * blocks));
+        #[unroll]
+        for block in 0..blocks {
+            load::<K, N>(&mut loaded, sketch, place, selected, v, block, plan);
+        }
         let mut sums = Array::<f32>::new(comptime!(4 * words));
         #[unroll]
         for i in 0..comptime!(4 * words) {
@@ -279,8 +227,6 @@ pub(crate) fn scores<K: Numeric, N: Size>(
         }
         #[unroll]
         for block in 0..blocks {
-            let group = comptime!(v * blocks + block);
-            let loaded = take_group::<K, N>(&mut stage, sketch, place, selected, group, plan);
             let whole = comptime!(block * DEPTH + 8 < plan.query.rank);
             #[unroll]
             for part in 0..4usize {
@@ -289,7 +235,7 @@ pub(crate) fn scores<K: Numeric, N: Size>(
                 let b1 = select(mine, weights.pairs[comptime!(2 * block + 1)], 0u32);
                 #[unroll]
                 for w in 0..words {
-                    let (first, second) = codes::<K, N>(&loaded, w, part, whole);
+                    let (first, second) = codes::<K, N>(&loaded, w, part, block, whole);
                     multiply(&mut sums, first, second, b0, b1, comptime!(4 * w));
                 }
             }
@@ -320,10 +266,14 @@ pub(crate) fn logits<K: Numeric, N: Size>(
     #[comptime] plan: SketchPlan,
 ) {
     let words = comptime!(plan.vector);
-    let blocks = comptime!(blocks(plan));
-    let mut stage = start::<K, N>(sketch, place, selected, plan);
+    let blocks = comptime!(plan.query.rank.div_ceil(DEPTH));
     #[unroll]
     for v in 0..comptime!(plan.vectors) {
+        let mut loaded = Array::<Vector<K, N>>::new(comptime!(4 * blocks));
+        #[unroll]
+        for block in 0..blocks {
+            load::<K, N>(&mut loaded, sketch, place, selected, v, block, plan);
+        }
         let mut sums = Array::<f32>::new(comptime!(16 * words));
         #[unroll]
         for i in 0..comptime!(16 * words) {
@@ -331,8 +281,6 @@ pub(crate) fn logits<K: Numeric, N: Size>(
         }
         #[unroll]
         for block in 0..blocks {
-            let group = comptime!(v * blocks + block);
-            let loaded = take_group::<K, N>(&mut stage, sketch, place, selected, group, plan);
             let whole = comptime!(block * DEPTH + 8 < plan.query.rank);
             let b0 = weights.pairs[comptime!(2 * block)];
             let b1 = weights.pairs[comptime!(2 * block + 1)];
@@ -340,7 +288,7 @@ pub(crate) fn logits<K: Numeric, N: Size>(
             for part in 0..4usize {
                 #[unroll]
                 for w in 0..words {
-                    let (first, second) = codes::<K, N>(&loaded, w, part, whole);
+                    let (first, second) = codes::<K, N>(&loaded, w, part, block, whole);
                     let at = comptime!(4 * (4 * w + part));
                     multiply(&mut sums, first, second, b0, b1, at);
                 }
@@ -363,18 +311,19 @@ fn codes<K: Numeric, N: Size>(
     loaded: &Array<Vector<K, N>>,
     #[comptime] w: usize,
     #[comptime] part: usize,
+    #[comptime] block: usize,
     #[comptime] whole: bool,
 ) -> (u32, u32) {
     let first = halves_of(
-        u32::cast_from(loaded[0usize].extract(w)),
-        u32::cast_from(loaded[1usize].extract(w)),
+        u32::cast_from(loaded[comptime!(4 * block)].extract(w)),
+        u32::cast_from(loaded[comptime!(4 * block + 1)].extract(w)),
         part,
     );
     let mut second = 0u32.runtime();
     if comptime!(whole) {
         second = halves_of(
-            u32::cast_from(loaded[2usize].extract(w)),
-            u32::cast_from(loaded[3usize].extract(w)),
+            u32::cast_from(loaded[comptime!(4 * block + 2)].extract(w)),
+            u32::cast_from(loaded[comptime!(4 * block + 3)].extract(w)),
             part,
         );
     }

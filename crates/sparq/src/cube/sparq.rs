@@ -128,9 +128,15 @@ impl SparqPlan<'_> {
         // Alone on its processor, a cube has nothing to do while it waits.
         let tile = launcher.units(units) as usize * positions;
         let few = self.sizes.rows() * self.bound.div_ceil(tile) <= 2 * launcher.processors;
-        let ahead = if few { stage::MANY } else { stage::FEW };
+        // Codes are few bytes: measured, they do better in registers.
+        let staged = launcher.stages && bits != 4;
+        let ahead = match staged {
+            false => 0,
+            true if few => stage::MANY,
+            true => stage::FEW,
+        };
         let unroll = match bits {
-            _ if launcher.stages => stage::GROUP / vectors,
+            _ if staged => stage::GROUP / vectors,
             0 if summed => 16 / vectors,
             _ => 8,
         };
@@ -142,7 +148,7 @@ impl SparqPlan<'_> {
             heads: passes(query.heads(), ACCUMULATORS / positions),
             unroll: unroll.min(rank),
             matrix,
-            ahead: if launcher.stages { ahead } else { 0 },
+            ahead,
         }
     }
 

@@ -110,7 +110,7 @@ fn an_entry_on_which_the_parser_panics_is_an_error() {
     let error = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "test: expected a tokenizer.json, found something else: an entry is not what its type needs"
+        "test: expected a tokenizer.json, found something else: an entry of the tokenizer is not what its type needs"
     );
 }
 

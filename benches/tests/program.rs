@@ -244,7 +244,8 @@ fn a_small_model_is_measured_rendered_and_compared() {
     for row in rows {
         assert_eq!(row.skipped, None);
         let parts = row.parts.expect("parts are measured on every device");
-        assert!(row.step_us().unwrap() > parts.attention.median_us.max(parts.linears.median_us));
+        // The quickest of the parts, which no other load of the machine makes slower.
+        assert!(row.step_us().unwrap() > parts.attention.min_us.max(parts.linears.min_us));
         assert_eq!(row.settings.is_some(), row.method == MethodName::Sparq);
     }
     assert!(rows[1].cache_bytes < rows[0].cache_bytes / 2.0);

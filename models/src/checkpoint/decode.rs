@@ -83,10 +83,8 @@ impl Stored {
 
     /// Whether every product of dimensions can be counted, also where one of them is zero and takes the others with it.
     pub(super) fn fits_into_memory(&self) -> bool {
-        let dims = self.shape.iter().map(|&size| size.max(1));
-        let bytes = dims.fold(Some(size_of::<f64>()), |bytes, size| {
-            bytes?.checked_mul(size)
-        });
+        let mut sizes = self.shape.iter().map(|&size| size.max(1));
+        let bytes = sizes.try_fold(size_of::<f64>(), usize::checked_mul);
         bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok())
     }
 

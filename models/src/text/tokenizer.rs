@@ -2,15 +2,14 @@
 
 use std::{
     fmt, io,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use serde::Deserialize;
 use tokenizers::Tokenizer;
 
 use super::config_file::{ConfigFileError, ConfigFiles};
+use super::tokenizer_json::{guarded, parse};
 use crate::checkpoint::read_small;
 
 /// Why text could not be turned into tokens or back.
@@ -227,33 +226,6 @@ impl TextTokenizer {
     /// The ids that end a sequence, ascending.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
-    }
-}
-
-/// Reads a tokenizer.json, or says why not.
-fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
-    /// The entry whose reader panics when the JSON in it is broken, as in a file that was cut short.
-    #[derive(Deserialize)]
-    struct Readable {
-        #[serde(rename = "decoder")]
-        _decoder: Option<serde_json::Value>,
-    }
-    serde_json::from_slice::<Readable>(bytes).map_err(|error| error.to_string())?;
-    let mut tokenizer = guarded(|| Tokenizer::from_bytes(bytes))?;
-    tokenizer
-        .with_truncation(None)
-        .map_err(|error| error.to_string())?;
-    tokenizer.with_padding(None);
-    Ok(tokenizer)
-}
-
-/// Does what may panic in the crate `tokenizers`, where entries of a tokenizer.json are believed: the `precompiled_charsmap` of a normalizer is indexed with
-/// what it says itself. A checkpoint comes from strangers.
-fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    // What a panic leaves behind in a tokenizer is a lock of its cache, which it then does without.
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("an entry of the tokenizer is not what its type needs".to_owned()),
     }
 }
 

@@ -8,7 +8,7 @@ use sparq_models::checkpoint::{Checkpoint, CheckpointError};
 use super::{accepted, tensors};
 
 /// The `config.json` whose checksum is in the seeds.
-pub(super) const CONFIG: &[u8] = b"{}\n";
+const CONFIG: &[u8] = b"{}\n";
 
 /// Tensors whose checksums are put right at most.
 const TENSORS: usize = 8;

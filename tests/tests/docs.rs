@@ -33,7 +33,7 @@ fn the_way_into_burn_shows_the_examples_as_they_are() {
     let blocks = code(include_str!("../../docs/burn.md"));
     assert_eq!(blocks.len(), 4);
     for block in blocks {
-        let shown = |example: &&str| lines(example).contains(&lines(block));
-        assert!(examples.iter().any(|example| shown(&example)), "{block}");
+        let shown = |example: &str| lines(example).contains(&lines(block));
+        assert!(examples.iter().any(|example| shown(example)), "{block}");
     }
 }

@@ -190,6 +190,22 @@ fn headers_that_contradict_themselves_are_errors() {
 }
 
 /// A folder with two shards that hold `a` and `b`, and an index.
+#[test]
+fn dimensions_that_cannot_be_multiplied_are_refused_where_there_is_no_weight() {
+    for shape in [
+        "[0, 1152921504606846976]",
+        "[0, 1099511627776, 1099511627776]",
+    ] {
+        let header =
+            format!(r#"{{"a": {{"dtype": "F32", "shape": {shape}, "data_offsets": [0, 0]}}}}"#);
+        let dir = checkpoint(&with_header(&header, &[]));
+        let expected = format!(
+            "tensor \"a\": expected dimensions whose product fits into memory, found {shape}"
+        );
+        error(dir.path(), &["model.safetensors", &expected]);
+    }
+}
+
 fn sharded(index: &str) -> tempfile::TempDir {
     let shard = |name| safetensors(&[(name, Dtype::F32, &[1], f32_bytes(&[1.0]))]);
     folder(&[

@@ -212,6 +212,23 @@ fn a_template_that_fails_is_an_error_with_its_line() {
 }
 
 #[test]
+fn a_template_that_would_never_end_is_an_error_and_a_long_conversation_is_none() {
+    let loops = "{% for a in range(100000) %}".repeat(3) + &"{% endfor %}".repeat(3);
+    let doubled = "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
+    for source in [&*loops, doubled] {
+        let message = render(source).unwrap_err().to_string();
+        assert!(message.contains("ran out of fuel"), "{message}");
+    }
+    let turn = [
+        ChatMessage::user("x".repeat(1000)),
+        ChatMessage::assistant("y".repeat(1000)),
+    ];
+    let messages: Vec<_> = turn.iter().cycle().take(20_000).cloned().collect();
+    let text = template(LLAMA_2).render(&messages, true).unwrap();
+    assert!(text.len() > 20_000_000);
+}
+
+#[test]
 fn blocks_on_their_own_lines_leave_no_blank_lines() {
     let source = "{% if true %}\n    {# a comment #}\n  {% set x = 1 %}\nx\n  {% endif %}\ny\n";
     assert_eq!(render(source).unwrap(), "x\ny");

@@ -103,14 +103,58 @@ fn a_tokenizer_that_was_cut_short_anywhere_is_an_error() {
 }
 
 #[test]
-fn an_entry_on_which_the_parser_panics_is_an_error() {
+fn a_charsmap_that_is_no_base64_is_an_error() {
     let mut json = byte_level_json(&[]);
     json["normalizer"] =
         serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "not base64"});
     let error = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "test: expected a tokenizer.json, found something else: an entry is not what its type needs"
+        "test: expected a tokenizer.json, found something else: precompiled_charsmap: Invalid symbol 32, offset 3."
+    );
+}
+
+#[test]
+fn a_trie_that_claims_to_be_longer_than_it_is_is_refused_before_it_is_read() {
+    let mut json = byte_level_json(&[]);
+    // A length of 2^30 + 4, and four bytes.
+    let precompiled =
+        serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "BAAAQAAAAAA="});
+    json["normalizer"] = serde_json::json!({"type": "Sequence", "normalizers": [precompiled]});
+    let error = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "test: expected a tokenizer.json, found something else: precompiled_charsmap: expected a trie of at most 4 bytes, found one of 1073741828"
+    );
+}
+
+#[test]
+fn a_panic_while_a_text_is_encoded_is_an_error() {
+    let mut json = byte_level_json(&[]);
+    // A trie of one node, which leads to others.
+    json["normalizer"] =
+        serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="});
+    let tokenizer = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap();
+    let error = tokenizer.encode("Hello", false).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "test: cannot encode a text of 5 bytes: an entry of the tokenizer is not what its type needs"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_tokenizer_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.unwrap().success());
+    let error = TextTokenizer::from_file(&path).unwrap_err().to_string();
+    assert!(
+        error.ends_with(
+            "expected a file of at most 100000000 bytes, found neither a file nor a folder"
+        ),
+        "{error}"
     );
 }
 

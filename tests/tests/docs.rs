@@ -12,3 +12,28 @@ fn the_guide_to_adding_a_model_shows_a_family_and_its_line_as_they_are() {
         .find(|line| line.trim_start().starts_with("Mistral:"));
     assert!(GUIDE.contains(line.expect("the table has the family")));
 }
+
+/// The code blocks of a page, without their fences.
+fn code(page: &str) -> Vec<&str> {
+    let blocks = page.split("```rust\n").skip(1);
+    blocks
+        .map(|block| block.split("```").next().unwrap().trim_end())
+        .collect()
+}
+
+#[test]
+fn the_way_into_burn_shows_the_examples_as_they_are() {
+    let examples = [
+        include_str!("../../models/examples/load_converted.rs"),
+        include_str!("../../crates/sparq/examples/swap_attention.rs"),
+        include_str!("../../crates/sparq/examples/convert_record.rs"),
+    ];
+    // A method stands further to the right in its file than on the page.
+    let lines = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
+    let blocks = code(include_str!("../../docs/burn.md"));
+    assert_eq!(blocks.len(), 4);
+    for block in blocks {
+        let shown = |example: &str| lines(example).contains(&lines(block));
+        assert!(examples.iter().any(|example| shown(example)), "{block}");
+    }
+}

@@ -173,3 +173,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     Ok(())
 }
+
+#[test]
+fn both_methods_generate_and_begin_with_the_token_of_the_dense_prefill() {
+    let device = Device::default();
+    device.seed(42);
+    let model = Model::new(&device).unwrap();
+    let prompt: Vec<i64> = (0..PROMPT as i64).map(|at| at * at % 251).collect();
+    let generate = |method| model.generate(&prompt, &method, &device).unwrap();
+    let dense = generate(Method::DENSE);
+    let sparq = generate(Method::from(SparqConfig::new(8, 128)));
+    assert_eq!((dense.len(), sparq.len()), (NEW_TOKENS, NEW_TOKENS));
+    assert_eq!(dense[0], sparq[0]);
+    // With every position and every component SparQ is dense attention.
+    let all = SparqConfig::new(HEAD_DIM, PROMPT + NEW_TOKENS);
+    assert_eq!(generate(Method::from(all)), dense);
+}

@@ -1,6 +1,7 @@
 //! The attention module that a burn user puts in their own model: [`SparqAttention`].
 
 mod causal;
+mod projections;
 
 use burn::config::Config;
 use burn::module::Module;
@@ -49,27 +50,12 @@ impl SparqAttentionConfig {
         let linear = |from, to, bias| LinearConfig::new(from, to).with_bias(bias).init(device);
         let kv = self.n_kv_heads * self.head_dim;
         let q = self.n_heads * self.head_dim;
-        let norm = || {
-            let norm = |epsilon| RmsNormConfig::new(self.head_dim).with_epsilon(epsilon);
-            self.qk_norm_eps.map(|epsilon| norm(epsilon).init(device))
-        };
-        Ok(SparqAttention {
-            q_proj: linear(self.d_model, q, self.qkv_bias),
-            k_proj: linear(self.d_model, kv, self.qkv_bias),
-            v_proj: linear(self.d_model, kv, self.qkv_bias),
-            o_proj: linear(q, self.d_model, self.o_bias),
-            q_norm: norm(),
-            k_norm: norm(),
-            rotary: self
-                .rotary
-                .as_ref()
-                .map(|rotary| rotary.init(device))
-                .transpose()?,
-            n_heads: self.n_heads,
-            n_kv_heads: self.n_kv_heads,
-            head_dim: self.head_dim,
-            window: self.window,
-        })
+        self.init_with([
+            linear(self.d_model, q, self.qkv_bias),
+            linear(self.d_model, kv, self.qkv_bias),
+            linear(self.d_model, kv, self.qkv_bias),
+            linear(q, self.d_model, self.o_bias),
+        ])
     }
 
     /// Checks the sizes against each other.

@@ -23,6 +23,20 @@
 //! assert_eq!(output.dims(), [1, 8, 1, 64]);
 //! # Ok::<(), sparq::SparqError>(())
 //! ```
+//!
+//! # Features
+//!
+//! | feature | |
+//! |---|---|
+//! | `flex` (default) | burn's CPU backend, with a native implementation of the operations |
+//! | `ndarray` | burn's older CPU backend, on which the operations are those of [`reference`](mod@reference) |
+//! | `cuda`, `vulkan`, `wgpu`, `metal`, `rocm` | GPUs, with the kernels of this crate |
+//! | `cube` | those kernels; comes with any of the five |
+//! | `autodiff` | training: [`SparqAttention::forward`] without a cache is differentiable |
+//!
+//! Several may be on: `Device::default()` takes the first that there is, and `BURN_DEVICE` names another. Without any of them there is no device. `cuda` links
+//! `cubecl-llvm`, whose build downloads a toolchain that these kernels, compiled by NVRTC, do not use; the workspace of this crate has a stand-in for it under
+//! `[patch.crates-io]`, which a program that depends on the crate can copy.
 #![deny(missing_docs)]
 
 mod attention;

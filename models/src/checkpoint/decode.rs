@@ -81,6 +81,13 @@ impl Stored {
         self.shape.iter().product()
     }
 
+    /// Whether every product of dimensions can be counted, also where one of them is zero and takes the others with it.
+    pub(super) fn fits_into_memory(&self) -> bool {
+        let mut sizes = self.shape.iter().map(|&size| size.max(1));
+        let bytes = sizes.try_fold(size_of::<f64>(), usize::checked_mul);
+        bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok())
+    }
+
     /// The matrix that the file of a matrix in columns holds in rows.
     fn transpose(&self) -> Self {
         Self {
@@ -204,7 +211,7 @@ impl Reader<'_> {
         let limit = match (self.order, &*self.stored.shape) {
             (Order::Transposed, &[_, columns]) => {
                 weights.resize(total, W::ZERO);
-                columns * (CHUNK / columns.max(1)).max(TRANSPOSED_ROWS)
+                columns.saturating_mul((CHUNK / columns.max(1)).max(TRANSPOSED_ROWS))
             }
             _ if self.stored.layout != Layout::Rows => {
                 let columns = self.stored.columns();

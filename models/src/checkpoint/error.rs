@@ -152,6 +152,16 @@ pub enum CheckpointError {
         /// The shape in the file.
         found: Vec<usize>,
     },
+    /// The dimensions of a tensor are those of no weights.
+    #[error("{}: tensor \"{tensor}\": expected dimensions whose product fits into memory, found {found:?}", path.display())]
+    Dimensions {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
     /// A tensor is stored in a type that is not read.
     #[error("{}: tensor \"{tensor}\": expected type F32, F16 or BF16, found {found}", path.display())]
     StoredType {

@@ -21,6 +21,7 @@ mod json;
 mod loader;
 mod open;
 mod packed;
+mod small_file;
 mod source;
 mod stored_type;
 mod weight;
@@ -35,5 +36,6 @@ pub use stored_type::StoredType;
 
 pub(crate) use base::check_device;
 pub(crate) use json::{describe, read_json_if_present};
+pub(crate) use small_file::read_small;
 #[cfg(feature = "hub")]
 pub(crate) use weight_files::{WeightFiles, read_index};

@@ -157,6 +157,13 @@ impl Checkpoint {
         self.sources.push(source);
         let index = self.sources.len() - 1;
         for (name, stored) in tensors {
+            if !stored.fits_into_memory() {
+                return Err(CheckpointError::Dimensions {
+                    path: self.sources[index].path().into(),
+                    tensor: name,
+                    found: stored.shape,
+                });
+            }
             let tracked = Tracked {
                 stored,
                 source: index,

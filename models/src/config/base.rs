@@ -9,6 +9,9 @@ use crate::decoder::{DecoderConfig, Keys, NormKind, Residual};
 /// More than any model has; a file that asks for more is damaged.
 const MAX_LAYERS: usize = 4096;
 
+/// More components than the heads of any model have. The frequencies of the rotary embedding are made before a weight is looked at.
+const MAX_HEAD_DIM: usize = 1 << 16;
+
 /// Where a file leaves something out, it means the default that its family has in transformers.
 pub(crate) struct Defaults {
     /// hidden_size / num_attention_heads if `None`.
@@ -152,12 +155,19 @@ fn head_dim(
     heads: usize,
     defaults: &Defaults,
 ) -> Result<usize, ConfigError> {
-    match fields.size("head_dim")?.or(defaults.head_dim) {
-        Some(head_dim) => Ok(head_dim),
-        None if hidden_size.is_multiple_of(heads) => Ok(hidden_size / heads),
+    let head_dim = match fields.size("head_dim")?.or(defaults.head_dim) {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
             let expected = format!("a divisor of hidden_size, {hidden_size}, or a head_dim");
-            Err(fields.unexpected("num_attention_heads", expected))
+            return Err(fields.unexpected("num_attention_heads", expected));
+        }
+    };
+    match head_dim <= MAX_HEAD_DIM {
+        true => Ok(head_dim),
+        false => {
+            let expected = format!("at most {MAX_HEAD_DIM}");
+            Err(fields.error("head_dim", expected, head_dim.to_string()))
         }
     }
 }

@@ -16,6 +16,7 @@ mod session;
 mod stop_strings;
 mod token_stream;
 mod tokenizer;
+mod tokenizer_json;
 
 pub use cancel::CancelToken;
 pub use chat::{ChatMessage, ChatTemplate, ChatTemplateError};

@@ -6,10 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use serde::Deserialize;
 use tokenizers::Tokenizer;
 
 use super::config_file::{ConfigFileError, ConfigFiles};
+use super::tokenizer_json::{guarded, parse};
+use crate::checkpoint::read_small;
 
 /// Why text could not be turned into tokens or back.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +92,7 @@ impl TextTokenizer {
     /// # Errors
     /// When the file cannot be read or is no tokenizer.json.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let bytes = std::fs::read(path).map_err(|error| TokenizerError::Read {
+        let bytes = read_small(path).map_err(|error| TokenizerError::Read {
             path: path.to_owned(),
             error,
         })?;
@@ -173,12 +174,13 @@ impl TextTokenizer {
     /// # Errors
     /// When the tokenizer's model cannot express the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
-        match self.inner.encode_fast(text, add_special_tokens) {
+        let encode = || self.inner.encode_fast(text, add_special_tokens);
+        match guarded(encode) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => Err(TokenizerError::Encode {
+            Err(reason) => Err(TokenizerError::Encode {
                 origin: self.origin.to_string(),
                 bytes: text.len(),
-                reason: error.to_string(),
+                reason,
             }),
         }
     }
@@ -190,13 +192,12 @@ impl TextTokenizer {
     /// # Errors
     /// When the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
-        self.inner
-            .decode(ids, skip_special_tokens)
-            .map_err(|error| TokenizerError::Decode {
-                origin: self.origin.to_string(),
-                tokens: ids.len(),
-                reason: error.to_string(),
-            })
+        let decode = || self.inner.decode(ids, skip_special_tokens);
+        guarded(decode).map_err(|reason| TokenizerError::Decode {
+            origin: self.origin.to_string(),
+            tokens: ids.len(),
+            reason,
+        })
     }
 
     /// Number of tokens, the added ones included; a model's vocabulary may be padded to more.
@@ -226,28 +227,6 @@ impl TextTokenizer {
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
     }
-}
-
-/// Reads a tokenizer.json, or says why not.
-fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
-    /// The entry whose reader panics when the JSON in it is broken, as in a file that was cut short.
-    #[derive(Deserialize)]
-    struct Readable {
-        #[serde(rename = "decoder")]
-        _decoder: Option<serde_json::Value>,
-    }
-    serde_json::from_slice::<Readable>(bytes).map_err(|error| error.to_string())?;
-    // Other entries have such readers too (the `precompiled_charsmap` of a normalizer), and a checkpoint comes from strangers.
-    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
-    let mut tokenizer = match parsed {
-        Ok(parsed) => parsed.map_err(|error| error.to_string())?,
-        Err(_) => return Err("an entry is not what its type needs".to_owned()),
-    };
-    tokenizer
-        .with_truncation(None)
-        .map_err(|error| error.to_string())?;
-    tokenizer.with_padding(None);
-    Ok(tokenizer)
 }
 
 impl fmt::Debug for TextTokenizer {

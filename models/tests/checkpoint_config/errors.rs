@@ -65,6 +65,10 @@ fn rotary_parameters_that_are_not_supported_are_named() {
 fn sizes_that_cannot_be_are_named() {
     let cases = [
         (
+            json!({"head_dim": 1_u64 << 40}),
+            "\"head_dim\": expected at most 65536, found 1099511627776",
+        ),
+        (
             json!({"hidden_size": 0}),
             "\"hidden_size\": expected a positive integer, found 0",
         ),
@@ -117,8 +121,8 @@ fn sizes_that_cannot_be_are_named() {
             "\"max_position_embeddings\": expected a size that fits into memory, found 1152921504606846976",
         ),
         (
-            json!({"head_dim": 1u64 << 60}),
-            "\"num_attention_heads\": expected a size that fits into memory, found 6",
+            json!({"num_attention_heads": 1u64 << 60, "num_key_value_heads": 1, "head_dim": 16}),
+            "\"num_attention_heads\": expected a size that fits into memory, found 1152921504606846976",
         ),
     ];
     for (entries, expected) in cases {

@@ -3,6 +3,7 @@
 mod malformed;
 mod real_model;
 mod tokenizers;
+mod vocabularies;
 mod writer;
 
 use std::path::{Path, PathBuf};

@@ -2,69 +2,9 @@
 
 use sparq_models::text::{ChatMessage, ChatTemplate, TextTokenizer};
 
+use super::vocabularies::{byte_level, sentence_piece};
 use super::write;
 use super::writer::{GgufFile, Meta};
-
-const CONTROL: i32 = 3;
-const BYTE: i32 = 6;
-const NORMAL: i32 = 1;
-
-/// As SentencePiece: words begin with U+2581, characters that are no token are bytes.
-fn sentence_piece() -> GgufFile {
-    let mut file = GgufFile::llama();
-    let tokens = [
-        ("<unk>", 2, 0.0),
-        ("<s>", CONTROL, 0.0),
-        ("</s>", CONTROL, 0.0),
-        ("<0xC3>", BYTE, 0.0),
-        ("<0xA9>", BYTE, 0.0),
-        ("\u{2581}", NORMAL, -10.0),
-        ("a", NORMAL, -11.0),
-        ("b", NORMAL, -12.0),
-        ("c", NORMAL, -13.0),
-        // "bc" goes before "ab": it has the higher score.
-        ("bc", NORMAL, -1.0),
-        ("ab", NORMAL, -2.0),
-        ("\u{2581}a", NORMAL, -3.0),
-    ];
-    file.set("tokenizer.ggml.model", Meta::Text("llama".into()));
-    file.set(
-        "tokenizer.ggml.tokens",
-        Meta::texts(&tokens.map(|token| token.0)),
-    );
-    file.set(
-        "tokenizer.ggml.token_type",
-        Meta::Ints(tokens.map(|token| token.1).into()),
-    );
-    file.set(
-        "tokenizer.ggml.scores",
-        Meta::Floats(tokens.map(|token| token.2).into()),
-    );
-    for (key, id) in [("unknown", 0), ("bos", 1), ("eos", 2)] {
-        file.set(&format!("tokenizer.ggml.{key}_token_id"), Meta::U32(id));
-    }
-    file
-}
-
-/// As GPT-2: bytes in an alphabet of their own, and a list of merges.
-fn byte_level(pre: &str) -> GgufFile {
-    let mut file = GgufFile::llama();
-    let tokens = ["<|end|>", "<|turn|>", "a", "b", "1", "Ġ", "ab", "Ġab", "11"];
-    file.set("tokenizer.ggml.model", Meta::Text("gpt2".into()));
-    file.set("tokenizer.ggml.pre", Meta::Text(pre.into()));
-    file.set("tokenizer.ggml.tokens", Meta::texts(&tokens));
-    file.set(
-        "tokenizer.ggml.token_type",
-        Meta::Ints(vec![3, 3, 1, 1, 1, 1, 1, 1, 1]),
-    );
-    file.set(
-        "tokenizer.ggml.merges",
-        Meta::texts(&["a b", "Ġ ab", "1 1"]),
-    );
-    file.set("tokenizer.ggml.eos_token_id", Meta::U32(0));
-    file.set("tokenizer.ggml.eot_token_id", Meta::U32(1));
-    file
-}
 
 fn tokenizer(file: &GgufFile) -> TextTokenizer {
     let (_folder, path) = write(&file.bytes());
@@ -139,6 +79,20 @@ fn what_is_wrong_with_a_tokenizer_is_named() {
     let message = error(&file);
     assert!(
         message.contains("\"tokenizer.ggml.bos_token_id\": expected one of 12 tokens, found 99"),
+        "{message}"
+    );
+    let mut file = sentence_piece();
+    let long = "a".repeat(2000);
+    let tokens = [
+        "<unk>", "<s>", "</s>", &long, "a", "b", "c", "d", "e", "f", "g", "h",
+    ];
+    file.set("tokenizer.ggml.tokens", Meta::texts(&tokens));
+    file.set("tokenizer.ggml.token_type", Meta::Ints(vec![1; 12]));
+    let message = error(&file);
+    assert!(
+        message.contains(
+            "\"tokenizer.ggml.tokens\": expected pieces of at most 1024 bytes, found one of 2000"
+        ),
         "{message}"
     );
     let message = error(&GgufFile::llama());

@@ -11,7 +11,7 @@ const BUFFER: u64 = 1 << 16;
 const MAX_STRING: u64 = 1 << 24;
 
 /// More than all lists of a header have together: the largest vocabularies have three lists of a quarter of a million.
-const MAX_ITEMS: u64 = 1 << 24;
+const MAX_ITEMS: u64 = 1 << 22;
 
 /// A place in the header. Nothing that a file claims is allocated before it is held against the limits and the length of the file.
 pub(super) struct Cursor<'a> {

@@ -23,6 +23,9 @@ enum Kind {
     UserDefined,
 }
 
+/// More bytes than a token of SentencePiece has, by far: they are cut at every place in search of what they are merged from.
+const MAX_PIECE: usize = 1024;
+
 /// The vocabulary: the id of a token is its place.
 struct Vocabulary<'a> {
     tokens: Vec<&'a str>,
@@ -186,6 +189,11 @@ impl Gguf {
         for (id, token) in vocabulary.tokens.iter().enumerate() {
             if vocabulary.kinds[id] != Kind::Text {
                 continue;
+            }
+            if token.len() > MAX_PIECE {
+                let expected = format!("pieces of at most {MAX_PIECE} bytes");
+                let found = format!("one of {}", token.len());
+                return Err(self.error("tokenizer.ggml.tokens", expected, found));
             }
             for (cut, _) in token.char_indices().skip(1) {
                 let (left, right) = token.split_at(cut);

@@ -1,8 +1,10 @@
 //! The small files beside the weights of a checkpoint.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
-use super::super::{Checkpoint, CheckpointError, base::Origin, gguf::Gguf, open::file_names};
+use super::super::{
+    Checkpoint, CheckpointError, base::Origin, gguf::Gguf, open::file_names, small_file::read_small,
+};
 
 /// Those that say how the model works and speaks, in whatever of the usual forms.
 const NAMES: [&str; 12] = [
@@ -22,9 +24,6 @@ const NAMES: [&str; 12] = [
 
 /// The folder of the templates for special occasions.
 const TEMPLATES: &str = "additional_chat_templates";
-
-/// More than any of these files has.
-const MAX_BYTES: u64 = 100_000_000;
 
 /// The files of the checkpoint, each with its path below the folder.
 pub(super) fn read(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, CheckpointError> {
@@ -71,18 +70,12 @@ fn read_folder(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, CheckpointError>
 
 /// The content of a file; `None` if there is none of that name.
 pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
-    let read = |error| CheckpointError::Read {
-        path: path.into(),
-        error,
-    };
-    let metadata = match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(read)?,
-    };
-    // Opening a pipe would wait for a writer for ever.
-    if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        let expected = format!("expected a file of at most {MAX_BYTES} bytes");
-        return Err(read(io::Error::new(io::ErrorKind::InvalidData, expected)));
+    match read_small(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(CheckpointError::Read {
+            path: path.into(),
+            error,
+        }),
     }
-    fs::read(path).map(Some).map_err(read)
 }

@@ -46,10 +46,13 @@ fn burn_type(dtype: StoredType) -> Option<DType> {
     }
 }
 
-/// Bytes of a tensor.
+/// Bytes of a tensor; `None` where they cannot be counted.
 fn bytes(dtype: StoredType, shape: &[usize]) -> Option<usize> {
-    let (block, count) = (dtype.block()?, shape.iter().product::<usize>());
-    Some(count / block.weights * block.bytes)
+    let count = shape
+        .iter()
+        .try_fold(1_usize, |count, &size| count.checked_mul(size))?;
+    let block = dtype.block()?;
+    (count / block.weights).checked_mul(block.bytes)
 }
 
 /// The type that burnpack calls so.

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io, path::Path};
 use serde_json::Value;
 
 use super::{error::ChatTemplateError, template::ChatTemplate};
+use crate::checkpoint::read_small;
 use crate::text::config_file::{ConfigFile, ConfigFileError, ConfigFiles};
 
 /// The tokens that templates know by the names of these entries.
@@ -107,7 +108,10 @@ fn read_json(file: &ConfigFile, templates: &mut Templates) -> Result<(), ConfigF
 
 /// Takes a file that is a template, if it is there.
 fn read_jinja(path: &Path, name: &str, templates: &mut Templates) -> Result<(), ConfigFileError> {
-    let source = match std::fs::read_to_string(path) {
+    let read = read_small(path).and_then(|bytes| {
+        String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    });
+    let source = match read {
         Ok(source) => source,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {

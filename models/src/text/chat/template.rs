@@ -12,6 +12,10 @@ use super::{
     strftime::strftime,
 };
 
+/// What a template may do with one conversation: instructions, and pieces of 64 bytes that it makes. A template is a program, and loops in loops would take for
+/// ever or all memory. Those of real models use some hundreds for a message.
+const FUEL: u64 = 4_000_000;
+
 /// Writes a conversation as the text that a checkpoint was trained on.
 ///
 /// The text holds the special tokens written out, BOS included: [`encode`](crate::text::TextTokenizer::encode) it without
@@ -57,6 +61,7 @@ impl ChatTemplate {
         syntax.trim_blocks(true).lstrip_blocks(true);
         environment.set_syntax(syntax.build().map_err(compile)?);
         environment.set_unknown_method_callback(unknown_method_callback);
+        environment.set_fuel(Some(FUEL));
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", tojson);
         environment

@@ -1,0 +1,73 @@
+//! Attention from linear layers that there are already.
+
+use burn::nn::Linear;
+
+use super::{RmsNormConfig, SparqAttention, SparqAttentionConfig};
+use crate::SparqError;
+
+impl SparqAttentionConfig {
+    /// The module around linear layers of another attention: q, D -> H d; k and v, D -> H_kv d; o, H d -> D. What they have of biases they keep: `qkv_bias` and
+    /// `o_bias` are not looked at. Norms of the heads begin at 1.
+    ///
+    /// ```
+    /// use burn::nn::LinearConfig;
+    /// use burn::tensor::Device;
+    /// use sparq::SparqAttentionConfig;
+    ///
+    /// let device = Device::default();
+    /// let linear = |from, to| LinearConfig::new(from, to).init(&device);
+    /// let own = [linear(64, 64), linear(64, 32), linear(64, 32), linear(64, 64)];
+    /// let attention = SparqAttentionConfig::new(64, 4, 2, 16).init_with(own)?;
+    /// assert!(attention.q_proj.bias.is_some());
+    ///
+    /// let short = [linear(64, 64), linear(64, 16), linear(64, 32), linear(64, 64)];
+    /// let error = SparqAttentionConfig::new(64, 4, 2, 16).init_with(short).unwrap_err();
+    /// assert_eq!(error.to_string(), "weight of k [d_in, d_out]: expected shape [64, 32], found [64, 16]");
+    /// # Ok::<(), sparq::SparqError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`SparqAttentionConfig::init`], and [`SparqError::Shape`] for a layer of another size.
+    pub fn init_with(
+        &self,
+        [q_proj, k_proj, v_proj, o_proj]: [Linear; 4],
+    ) -> Result<SparqAttention, SparqError> {
+        self.validate()?;
+        let q = self.n_heads * self.head_dim;
+        let kv = self.n_kv_heads * self.head_dim;
+        for (what, linear, expected) in [
+            ("weight of q [d_in, d_out]", &q_proj, [self.d_model, q]),
+            ("weight of k [d_in, d_out]", &k_proj, [self.d_model, kv]),
+            ("weight of v [d_in, d_out]", &v_proj, [self.d_model, kv]),
+            ("weight of o [d_in, d_out]", &o_proj, [q, self.d_model]),
+        ] {
+            let found = linear.weight.dims();
+            if found != expected {
+                return Err(SparqError::Shape {
+                    what,
+                    expected: expected.into(),
+                    found: found.into(),
+                });
+            }
+        }
+        let device = q_proj.weight.device();
+        let norm = || {
+            let norm = |epsilon| RmsNormConfig::new(self.head_dim).with_epsilon(epsilon);
+            self.qk_norm_eps.map(|epsilon| norm(epsilon).init(&device))
+        };
+        let rotary = self.rotary.as_ref().map(|rotary| rotary.init(&device));
+        Ok(SparqAttention {
+            q_norm: norm(),
+            k_norm: norm(),
+            rotary: rotary.transpose()?,
+            q_proj,
+            k_proj,
+            v_proj,
+            o_proj,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            window: self.window,
+        })
+    }
+}

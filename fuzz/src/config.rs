@@ -1,0 +1,128 @@
+//! `config.json`, beside weights that fit some: whatever loads has to run.
+
+use std::sync::LazyLock;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use serde_json::{Map, json};
+use sparq::{Method, SparqConfig};
+use sparq_models::{
+    CausalLm, Decoder, DecoderConfig, checkpoint::Checkpoint, config::Architecture,
+};
+
+use super::accepted;
+
+/// Sizes of the model whose weights there are.
+const VOCAB: usize = 16;
+const HIDDEN: usize = 8;
+const HEAD_DIM: usize = 4;
+
+pub(super) fn run(data: &[u8]) -> bool {
+    let weights: &'static [u8] = &WEIGHTS;
+    let Some(checkpoint) = accepted(
+        Checkpoint::from_bytes("model", data, weights),
+        "config.json",
+    ) else {
+        return false;
+    };
+    for family in Architecture::ALL {
+        let config = family.read(checkpoint.config(), checkpoint.config_path());
+        if let Some(config) = accepted(config, "config.json") {
+            assert!(
+                config
+                    .num_attention_heads
+                    .is_multiple_of(config.num_key_value_heads)
+            );
+            assert!(config.rotary.frequencies().is_ok());
+        }
+    }
+    let config = DecoderConfig::from_checkpoint(&checkpoint);
+    let Some(config) = accepted(config, "config.json") else {
+        return false;
+    };
+    let (device, dtype) = (Device::default(), FloatDType::F32);
+    let model = Decoder::load(&checkpoint, &config, dtype, &device);
+    // The error is about a tensor, whose file is in the message.
+    let Some(model) = accepted(model, "model") else {
+        return false;
+    };
+    let method = Method::from(SparqConfig::new(HEAD_DIM / 2, 2));
+    let mut cache = model.new_cache(1, 2, dtype, &method).unwrap();
+    let prompt = Tensor::from_ints([[1, 5, 2, 9]], &device);
+    let logits = model.prefill(prompt, &mut cache, 1).unwrap();
+    assert_eq!(logits.dims(), [1, 1, VOCAB]);
+    let logits = model.decode(Tensor::from_ints([[3]], &device), &mut cache, &method);
+    assert_eq!(logits.unwrap().dims(), [1, 1, VOCAB]);
+    true
+}
+
+/// The weights of two layers of every family, two heads with one of keys and values, or two where a family has as many of both.
+static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut shapes = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN]),
+        ("gpt_neox.embed_in.weight".into(), vec![VOCAB, HIDDEN]),
+        ("lm_head.weight".into(), vec![VOCAB, HIDDEN]),
+        ("embed_out.weight".into(), vec![VOCAB, HIDDEN]),
+        ("model.norm.weight".into(), vec![HIDDEN]),
+        ("gpt_neox.final_layer_norm.weight".into(), vec![HIDDEN]),
+        ("gpt_neox.final_layer_norm.bias".into(), vec![HIDDEN]),
+    ];
+    let norms = ["input_layernorm", "post_attention_layernorm"];
+    let llama = [
+        ("self_attn.q_proj", 2 * HEAD_DIM),
+        ("self_attn.k_proj", HEAD_DIM),
+        ("self_attn.v_proj", HEAD_DIM),
+        ("self_attn.o_proj", HIDDEN),
+        ("mlp.gate_proj", HIDDEN),
+        ("mlp.up_proj", HIDDEN),
+        ("mlp.down_proj", HIDDEN),
+    ];
+    let gpt_neox = [
+        ("attention.query_key_value", 6 * HEAD_DIM),
+        ("attention.dense", HIDDEN),
+        ("mlp.dense_h_to_4h", HIDDEN),
+        ("mlp.dense_4h_to_h", HIDDEN),
+    ];
+    for layer in 0..2 {
+        for (layers, linears) in [("model.layers", &llama[..]), ("gpt_neox.layers", &gpt_neox)] {
+            for norm in norms {
+                shapes.push((format!("{layers}.{layer}.{norm}.weight"), vec![HIDDEN]));
+                shapes.push((format!("{layers}.{layer}.{norm}.bias"), vec![HIDDEN]));
+            }
+            for &(linear, out) in linears {
+                shapes.push((
+                    format!("{layers}.{layer}.{linear}.weight"),
+                    vec![out, HIDDEN],
+                ));
+                shapes.push((format!("{layers}.{layer}.{linear}.bias"), vec![out]));
+            }
+        }
+        for norm in ["q_norm", "k_norm"] {
+            shapes.push((
+                format!("model.layers.{layer}.self_attn.{norm}.weight"),
+                vec![HEAD_DIM],
+            ));
+        }
+    }
+    file(&shapes)
+});
+
+/// A safetensors file of such tensors with some numbers in them.
+fn file(shapes: &[(String, Vec<usize>)]) -> Vec<u8> {
+    let (mut header, mut data) = (Map::new(), Vec::new());
+    for (name, shape) in shapes {
+        let start = data.len();
+        for at in 0..shape.iter().product::<usize>() {
+            data.extend((((at * 37 + start) % 64) as f32 / 64.0 - 0.4).to_le_bytes());
+        }
+        let offsets = [start, data.len()];
+        header.insert(
+            name.clone(),
+            json!({"dtype": "F32", "shape": shape, "data_offsets": offsets}),
+        );
+    }
+    let header = serde_json::Value::Object(header).to_string().into_bytes();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    bytes.extend(data);
+    bytes
+}

@@ -1,0 +1,41 @@
+//! `tokenizer.json`, and texts that go through it.
+
+use sparq_models::text::{TextTokenizer, TokenStream};
+
+use super::accepted;
+
+const TEXTS: [&str; 4] = [
+    "",
+    "Hello, world! 12345",
+    " \u{0}a\u{301}\n\t漢字 🤖\u{fffd}  \u{2581}x",
+    "<s> a b abc<|end|></s>",
+];
+
+const ORIGIN: &str = "tokenizer.json";
+
+pub(super) fn run(data: &[u8]) -> bool {
+    let tokenizer = accepted(TextTokenizer::from_bytes(data, ORIGIN), ORIGIN);
+    tokenizer
+        .map(|tokenizer| use_it(tokenizer, ORIGIN))
+        .is_some()
+}
+
+/// Turns texts into tokens and back, whole and as they come.
+pub(super) fn use_it(tokenizer: TextTokenizer, origin: &str) {
+    for (text, special) in TEXTS
+        .into_iter()
+        .flat_map(|text| [(text, false), (text, true)])
+    {
+        let Some(ids) = accepted(tokenizer.encode(text, special), origin) else {
+            continue;
+        };
+        accepted(tokenizer.decode(&ids, special), origin);
+        let mut stream = TokenStream::new(tokenizer.clone(), special);
+        for id in ids {
+            tokenizer.token(id);
+            tokenizer.is_special(id);
+            accepted(stream.push(id), origin);
+        }
+        accepted(stream.finish(), origin);
+    }
+}

@@ -1,0 +1,64 @@
+//! Small vocabularies in the metadata of GGUF files.
+
+use super::writer::{GgufFile, Meta};
+
+const CONTROL: i32 = 3;
+const BYTE: i32 = 6;
+const NORMAL: i32 = 1;
+
+/// A file with a vocabulary as SentencePiece has it: words begin with U+2581, characters that are no token are bytes.
+pub fn sentence_piece() -> GgufFile {
+    let mut file = GgufFile::llama();
+    let tokens = [
+        ("<unk>", 2, 0.0),
+        ("<s>", CONTROL, 0.0),
+        ("</s>", CONTROL, 0.0),
+        ("<0xC3>", BYTE, 0.0),
+        ("<0xA9>", BYTE, 0.0),
+        ("\u{2581}", NORMAL, -10.0),
+        ("a", NORMAL, -11.0),
+        ("b", NORMAL, -12.0),
+        ("c", NORMAL, -13.0),
+        // "bc" goes before "ab": it has the higher score.
+        ("bc", NORMAL, -1.0),
+        ("ab", NORMAL, -2.0),
+        ("\u{2581}a", NORMAL, -3.0),
+    ];
+    file.set("tokenizer.ggml.model", Meta::Text("llama".into()));
+    file.set(
+        "tokenizer.ggml.tokens",
+        Meta::texts(&tokens.map(|token| token.0)),
+    );
+    file.set(
+        "tokenizer.ggml.token_type",
+        Meta::Ints(tokens.map(|token| token.1).into()),
+    );
+    file.set(
+        "tokenizer.ggml.scores",
+        Meta::Floats(tokens.map(|token| token.2).into()),
+    );
+    for (key, id) in [("unknown", 0), ("bos", 1), ("eos", 2)] {
+        file.set(&format!("tokenizer.ggml.{key}_token_id"), Meta::U32(id));
+    }
+    file
+}
+
+/// A file with one as GPT-2 has it: bytes in an alphabet of their own, and a list of merges.
+pub fn byte_level(pre: &str) -> GgufFile {
+    let mut file = GgufFile::llama();
+    let tokens = ["<|end|>", "<|turn|>", "a", "b", "1", "Ġ", "ab", "Ġab", "11"];
+    file.set("tokenizer.ggml.model", Meta::Text("gpt2".into()));
+    file.set("tokenizer.ggml.pre", Meta::Text(pre.into()));
+    file.set("tokenizer.ggml.tokens", Meta::texts(&tokens));
+    file.set(
+        "tokenizer.ggml.token_type",
+        Meta::Ints(vec![3, 3, 1, 1, 1, 1, 1, 1, 1]),
+    );
+    file.set(
+        "tokenizer.ggml.merges",
+        Meta::texts(&["a b", "Ġ ab", "1 1"]),
+    );
+    file.set("tokenizer.ggml.eos_token_id", Meta::U32(0));
+    file.set("tokenizer.ggml.eot_token_id", Meta::U32(1));
+    file
+}

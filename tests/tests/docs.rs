@@ -37,3 +37,11 @@ fn the_way_into_burn_shows_the_examples_as_they_are() {
         assert!(examples.iter().any(|example| shown(example)), "{block}");
     }
 }
+
+#[test]
+fn the_table_of_methods_has_all_of_them() {
+    let table = include_str!("../../docs/methods.md");
+    for name in sparq::Method::names() {
+        assert!(table.contains(&format!("`{name}`")), "{name}");
+    }
+}

@@ -59,6 +59,14 @@ pub enum SparqError {
         /// What the cache has.
         found: String,
     },
+    /// A method needs the attention that positions have received, which this cache does not record.
+    #[error(
+        "the method {method} reads the attention that each position has received; call KvCache::record_attention before the prefill"
+    )]
+    MissingAttention {
+        /// The method's name.
+        method: &'static str,
+    },
     /// The device can't hold a cache or module of this type.
     #[error("dtype: {device} can't compute in {dtype}; choose one of {supported}")]
     Dtype {
@@ -68,6 +76,12 @@ pub enum SparqError {
         dtype: String,
         /// What the device can do.
         supported: String,
+    },
+    /// The device could not hand over a result that the host needs.
+    #[error("the device could not hand over a result: {reason}")]
+    Device {
+        /// What the device says.
+        reason: String,
     },
     /// A decode step does something that can't be replayed as a part of a recorded graph.
     #[error("captured step: {what} can't be recorded; run the step without capture")]

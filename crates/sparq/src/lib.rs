@@ -65,7 +65,10 @@ pub use cache::{CacheMemory, KvCache, KvCacheConfig};
 pub use captured::{CapturedStep, StepTensors};
 pub use config::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
 pub use error::SparqError;
-pub use methods::{Auto, Dense, Method, Strategy};
+pub use methods::{
+    Auto, Budget, Dense, Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Method,
+    Oracle, Projection, Quest, Setting, Settings, SparqVariant, Strategy, Temperature,
+};
 pub use rotary::{Rotary, RotaryConfig, RotaryScaling};
 pub use rows::RowSpans;
 pub use tensors::{CacheTensors, SketchTensors};

@@ -100,11 +100,11 @@ impl SparqPlan<'_> {
         // A unit has 16 positions, or 8 where that is too much for all processors to have work.
         let enough = launcher.processors / 2;
         let sizes = [(256, 16), (256, 8), (128, 8)];
-        // The numbers of several heads take as many registers more.
-        let sizes = if summed || matrix {
-            &sizes[..]
-        } else {
+        // The numbers of several heads take as many registers more, and those of one query take more cubes at a time where matrix units multiply.
+        let sizes = if summed == matrix {
             &sizes[1..]
+        } else {
+            &sizes[..]
         };
         let busy = |&(units, positions): &(u32, usize)| {
             let tile = launcher.units(units) as usize * positions;

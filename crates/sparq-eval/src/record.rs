@@ -190,7 +190,7 @@ pub struct Record {
 mod tests {
     use super::*;
 
-    const LINE: &str = r#"{"kind":"example","format":1,"model":"embedded","device":"flex","dtype":"f32","seed":0,"task":"needle","example":"context=4096 text=0 depth=0.25","context":4096,"prompt_tokens":4088,"prompt_crc32":7,"method":"sparq","settings":{"method":"sparq","rank":16,"top_k":128,"local_window":32,"sketch":"4bits","mean_value":"paper","group_score":"probabilities","components":"sum_abs"},"budget":0.125,"transfer":0.1243,"metric":"prefix_match","better":"higher","score":1.0,"detail":{"depth":0.25,"answer":" 123456."},"steps":8,"seconds":1.2,"version":"0.1.0"}"#;
+    const LINE: &str = r#"{"kind":"example","format":1,"model":"embedded","device":"flex","dtype":"f32","seed":0,"task":"needle","example":"context=4096 text=0 depth=0.25","context":4096,"prompt_tokens":4088,"prompt_crc32":7,"method":"sparq","settings":{"method":"sparq","rank":16,"top_k":128,"local_window":32,"sketch":"4bits","mean_value":"paper","group_score":"probabilities","components":"sum_abs"},"budget":0.125,"transfer":0.1243,"metric":"prefix_match","better":"higher","score":1.0,"detail":{"answer":" 123456.","depth":0.25},"steps":8,"seconds":1.2,"version":"0.1.0"}"#;
 
     #[test]
     fn a_record_is_the_line_that_it_was_read_from() {

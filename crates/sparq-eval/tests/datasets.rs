@@ -430,7 +430,7 @@ fn a_file_that_is_not_what_it_should_be_is_refused_by_name_and_place() {
         (
             TaskName::Squad,
             folder.write("text.json", "{\"data\": [{\"title\": 3}]}"),
-            ["document", "title"],
+            ["data[0].title", "expected a string"],
         ),
         (
             TaskName::Squad,

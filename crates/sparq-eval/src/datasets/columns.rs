@@ -1,10 +1,10 @@
 //! Columns of text from parquet files.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use parquet::basic::ConvertedType;
-use parquet::basic::{LogicalType, Repetition, Type as Physical};
+use parquet::basic::{ConvertedType, LogicalType, Type as Physical};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row};
 use parquet::schema::types::{Type, TypePtr};
@@ -18,6 +18,22 @@ use crate::EvalError;
 /// # Errors
 /// When the file is no parquet file, lacks a column, or has something else than text in it; and what `on_row` returns.
 pub(super) fn read(
+    path: &Path,
+    columns: &[&str],
+    on_row: &mut dyn FnMut(usize, Value) -> Result<(), EvalError>,
+) -> Result<(), EvalError> {
+    // The reader panics on some damaged files, and data come from strangers.
+    let read = catch_unwind(AssertUnwindSafe(|| read_rows(path, columns, on_row)));
+    read.unwrap_or_else(|_| {
+        Err(wrong(
+            path,
+            "parquet",
+            "expected a whole file, found a damaged one",
+        ))
+    })
+}
+
+fn read_rows(
     path: &Path,
     columns: &[&str],
     on_row: &mut dyn FnMut(usize, Value) -> Result<(), EvalError>,
@@ -73,7 +89,7 @@ fn is_text(field: &Type) -> Result<(), String> {
     }
 }
 
-/// The part of a schema that the columns are in; `None` where it has none of them.
+/// The part of a schema that the columns are in; `None` where it has none of them. Lists are read whole.
 fn project(field: &Type, path: &str, columns: &[&str]) -> parquet::errors::Result<Option<TypePtr>> {
     if columns.contains(&path) {
         return Ok(Some(Arc::new(field.clone())));
@@ -96,8 +112,6 @@ fn project(field: &Type, path: &str, columns: &[&str]) -> parquet::errors::Resul
     if basic_info.has_repetition() {
         group = group.with_repetition(basic_info.repetition());
     }
-    let is_list = basic_info.has_repetition() && basic_info.repetition() == Repetition::REPEATED;
-    debug_assert!(!is_list, "columns inside lists are read whole");
     Ok(Some(Arc::new(group.build()?)))
 }
 

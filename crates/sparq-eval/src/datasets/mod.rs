@@ -52,7 +52,7 @@ pub(crate) fn rows<R: Row>(path: &Path) -> Result<Vec<R>, EvalError> {
                 }
                 let place = format!("line {}", index + 1);
                 match serde_json::from_str(&line) {
-                    Ok(row) => add(row),
+                    Ok(value) => add(row(path, place, value)?),
                     Err(error) => return Err(wrong(path, place, error)),
                 }
             }
@@ -81,7 +81,15 @@ pub(crate) fn rows<R: Row>(path: &Path) -> Result<Vec<R>, EvalError> {
 }
 
 fn row<R: Row>(path: &Path, place: String, value: Value) -> Result<R, EvalError> {
-    serde_json::from_value(value).map_err(|error| wrong(path, place, error))
+    parse(value).map_err(|reason| wrong(path, place, reason))
+}
+
+/// The value as what it should be.
+///
+/// # Errors
+/// The key at fault, what was expected there and what was found.
+pub(crate) fn parse<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| error.to_string())
 }
 
 fn open(path: &Path) -> Result<File, EvalError> {

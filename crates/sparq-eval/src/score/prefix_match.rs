@@ -66,7 +66,7 @@ mod tests {
             ("bicycle", ["car", "bicycle"]),
             (" bicycle", ["car", "bicycle"]),
             ("\n\n 'the BICYCLE is a fine...", ["car", "a Bicycle."]),
-            ("an _apple_", ["\"Apple\"", "pear"]),
+            ("_An apple_", ["\"Apple\"", "pear"]),
             ("U.S. troops", ["U.S.", "America"]),
         ] {
             assert!(prefix_match(output, &answers), "{output:?} {answers:?}");
@@ -81,6 +81,7 @@ mod tests {
             ("bicycle", ["car", "'.'"]),
             ("", ["car", ""]),
             ("the a car", ["car", "van"]),
+            ("a _car", ["car", "van"]),
         ] {
             assert!(!prefix_match(output, &answers), "{output:?} {answers:?}");
         }

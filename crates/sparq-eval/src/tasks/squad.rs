@@ -72,8 +72,7 @@ impl Row for Asked {
         &["id", "title", "context", "question", "answers.text"];
 
     fn from_document(document: Value, _path: &Path) -> Result<Vec<Self>, String> {
-        let document: Document =
-            serde_json::from_value(document).map_err(|error| error.to_string())?;
+        let document: Document = datasets::parse(document)?;
         let mut rows = Vec::new();
         for article in document.data {
             for paragraph in article.paragraphs {

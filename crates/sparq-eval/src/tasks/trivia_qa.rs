@@ -83,8 +83,7 @@ impl Row for Asked {
     ];
 
     fn from_document(document: Value, path: &Path) -> Result<Vec<Self>, String> {
-        let document: Document =
-            serde_json::from_value(document).map_err(|error| error.to_string())?;
+        let document: Document = datasets::parse(document)?;
         let folder = path.parent().unwrap_or(Path::new(".")).join(EVIDENCE);
         let row = |entry: Entry| Asked {
             question_id: entry.question_id,

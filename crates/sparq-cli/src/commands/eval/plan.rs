@@ -50,8 +50,12 @@ impl Plan {
                 }
             }
             if let (Some(least), Some(most)) = (left_out.first(), left_out.last()) {
+                let at = match least == most {
+                    true => least.to_string(),
+                    false => format!("{least} to {most}"),
+                };
                 tracing::warn!(
-                    "{contender} is left out at {least} to {most} positions: it can't do with so few bytes"
+                    "{contender} is left out at {at} positions: it can't do with so few bytes"
                 );
             }
         }

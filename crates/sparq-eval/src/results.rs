@@ -1,6 +1,6 @@
 //! [`ResultsFile`]: records on disk, one line each, of which none that is finished gets lost.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -146,7 +146,7 @@ impl ResultsFile {
                 .iter()
                 .map(move |question| (passage, question))
         });
-        let by_name: std::collections::HashMap<&str, (&Passage, &Question)> = questions
+        let by_name: HashMap<&str, (&Passage, &Question)> = questions
             .map(|(passage, question)| (question.example.as_str(), (passage, question)))
             .collect();
         for (index, record) in self.records.iter().enumerate() {

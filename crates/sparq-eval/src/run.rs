@@ -106,9 +106,19 @@ impl<'a> Evaluation<'a> {
             }
             drop(sender);
             let mut outcome = Ok(());
+            let mut handed_over = true;
             for result in receiver {
-                // After a failure what other threads have finished meanwhile is still worth keeping.
-                if let Err(error) = result.and_then(&mut *on_record) {
+                // After a failure what other threads have finished meanwhile is worth keeping, unless keeping it is what failed: half a line may be
+                // written, and nothing must come behind it.
+                let result = match result {
+                    Ok(record) if handed_over => {
+                        let kept = on_record(record);
+                        handed_over = kept.is_ok();
+                        kept
+                    }
+                    other => other.map(drop),
+                };
+                if let Err(error) = result {
                     failed.store(true, Ordering::Relaxed);
                     outcome = outcome.and(Err(error));
                 }
@@ -201,6 +211,9 @@ impl<'a> Evaluation<'a> {
                     }
                     let mut logits = step(self.model, cache, token, method)?;
                     answer.steps += 1;
+                    if tokens.is_empty() {
+                        self.forbid_end(&mut logits);
+                    }
                     token = sampler.sample(&mut logits, &[])?;
                     if self.tokenizer.eos_ids().contains(&token) {
                         break;
@@ -229,6 +242,15 @@ impl<'a> Evaluation<'a> {
         }
         answer.seconds = begin.elapsed().as_secs_f64();
         Ok(Some(answer))
+    }
+
+    /// An answer has a token: models that were trained on conversations would often end a text that is none before it begins.
+    fn forbid_end(&self, logits: &mut [f32]) {
+        for &id in self.tokenizer.eos_ids() {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = f32::MIN;
+            }
+        }
     }
 
     fn record(

@@ -106,8 +106,8 @@ impl Row for Asked {
     fn trim(&mut self) -> bool {
         self.entity_pages.wiki_context.retain(|page| is_page(page));
         let pages = &self.entity_pages;
-        !self.answer.aliases.is_empty()
-            && !(pages.wiki_context.is_empty() && pages.files.is_empty())
+        let has_page = !pages.wiki_context.is_empty() || !pages.files.is_empty();
+        has_page && !self.answer.aliases.is_empty()
     }
 }
 

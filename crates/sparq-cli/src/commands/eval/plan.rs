@@ -44,7 +44,9 @@ impl Plan {
                 for positions in passages.iter().flat_map(positions) {
                     match contender.at(head_dim, positions) {
                         Ok(_) => able = true,
-                        Err(SparqError::Budget { .. }) => drop(left_out.insert(positions)),
+                        Err(SparqError::Budget { .. }) => {
+                            left_out.insert(positions);
+                        }
                         Err(error) => return Err(error.into()),
                     }
                 }

@@ -12,3 +12,11 @@ fn the_guide_to_adding_a_model_shows_a_family_and_its_line_as_they_are() {
         .find(|line| line.trim_start().starts_with("Mistral:"));
     assert!(GUIDE.contains(line.expect("the table has the family")));
 }
+
+#[test]
+fn the_table_of_methods_has_all_of_them() {
+    let table = include_str!("../../docs/methods.md");
+    for name in sparq::Method::names() {
+        assert!(table.contains(&format!("`{name}`")), "{name}");
+    }
+}

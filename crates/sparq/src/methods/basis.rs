@@ -49,8 +49,8 @@ pub(super) fn principal(matrix: &[f32], d: usize, rank: usize) -> Vec<f32> {
             .flat_map(|row| (0..row).map(move |column| (row, column)))
             .map(|(row, column)| a[row * d + column] * a[row * d + column])
             .sum();
-        // Also where a NaN in a key leaves nothing to compare.
-        if !(off > 1e-18 * scale) {
+        // A NaN in a key leaves nothing to turn.
+        if off.is_nan() || off <= 1e-18 * scale {
             break;
         }
         for p in 0..d {

@@ -1,0 +1,99 @@
+//! One prefill for several methods, and first layers that stay dense.
+
+use burn::tensor::{Device, FloatDType, Int, Tensor};
+use sparq::{Method, SparqError};
+use sparq_models::{CausalLm, Decoder, DecoderConfig, ModelCache, embedded};
+
+fn model() -> Decoder {
+    let checkpoint = embedded::checkpoint().unwrap();
+    let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
+    Decoder::load(&checkpoint, &config, FloatDType::F32, &Device::default()).unwrap()
+}
+
+fn tokens(range: std::ops::Range<i64>, model: &Decoder) -> Tensor<2, Int> {
+    let text: Vec<i64> = range.map(|at| 97 + at * at % 26).collect();
+    Tensor::<1, Int>::from_ints(text.as_slice(), &model.device()).unsqueeze()
+}
+
+/// The logits behind 200 bytes and ten steps.
+fn decode(model: &Decoder, mut cache: ModelCache, method: &Method) -> Vec<f32> {
+    let mut logits = None;
+    for at in 200..210 {
+        let token = tokens(at..at + 1, model);
+        logits = Some(model.decode(token, &mut cache, method).unwrap());
+    }
+    logits.unwrap().into_data().try_to_vec::<f32>().unwrap()
+}
+
+fn prefill(model: &Decoder, mut cache: ModelCache) -> ModelCache {
+    model.prefill(tokens(0..200, model), &mut cache, 1).unwrap();
+    cache
+}
+
+fn new_cache(model: &Decoder, method: &Method) -> ModelCache {
+    model.new_cache(1, 256, FloatDType::F32, method).unwrap()
+}
+
+#[test]
+fn every_method_decodes_from_one_prefill_as_from_its_own() {
+    let model = model();
+    let names = Method::names().into_iter();
+    let methods: Vec<Method> = names
+        .filter_map(|name| Method::for_budget(name, 64, 200, 0.5).ok())
+        .collect();
+    assert!(methods.len() >= 15);
+    let shared = model.new_shared_cache(1, 256, FloatDType::F32, &methods);
+    let shared = prefill(&model, shared.unwrap());
+    let dense = decode(
+        &model,
+        shared.for_method(&Method::DENSE).unwrap(),
+        &Method::DENSE,
+    );
+    for method in &methods {
+        method.validate(64).unwrap();
+        let own = decode(&model, prefill(&model, new_cache(&model, method)), method);
+        let copy = decode(&model, shared.for_method(method).unwrap(), method);
+        let worst = own
+            .iter()
+            .zip(&copy)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(worst < 1e-3, "{method}: {worst}");
+        assert_ne!(copy, dense, "{method} chooses nothing");
+    }
+    assert_eq!(shared.len(), 200);
+    // Only what somebody asked for is recorded.
+    let dense = prefill(&model, new_cache(&model, &Method::DENSE));
+    let error = dense
+        .for_method(&Method::named("h2o").unwrap())
+        .unwrap_err();
+    assert!(
+        matches!(error, SparqError::MissingAttention { .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_first_layers_can_stay_dense() {
+    let model = model();
+    let method: Method = "sparq:r=8,k=16".parse().unwrap();
+    let logits = |dense_layers: usize, method: &Method| {
+        let model = model.clone().with_dense_layers(dense_layers);
+        let cache = new_cache(&model, method);
+        let sketched = cache
+            .layers
+            .iter()
+            .filter(|layer| layer.config().sketch.is_some());
+        let sketched = sketched.count();
+        (decode(&model, prefill(&model, cache), method), sketched)
+    };
+    let (dense, _) = logits(0, &Method::DENSE);
+    let layers = new_cache(&model, &method).layers.len();
+    let (all, sketched) = logits(layers, &method);
+    assert_eq!((all, sketched), (dense.clone(), 0));
+    let (none, sketched) = logits(0, &method);
+    assert_eq!(sketched, layers);
+    let (first, sketched) = logits(1, &method);
+    assert_eq!(sketched, layers - 1);
+    assert!(first != none && first != dense && none != dense);
+}

@@ -55,6 +55,29 @@ impl Needle {
     pub fn answer(&self) -> String {
         format!(" {}.", self.code)
     }
+
+    /// The same in a whole sentence, as models do that were trained on conversations.
+    pub fn sentence(&self) -> String {
+        self.fact().trim_end().to_owned()
+    }
+}
+
+/// Tokens that a sentence takes more than the code alone, for the longest name.
+///
+/// # Errors
+/// When the tokenizer refuses it.
+pub fn sentence_excess(prose: &Prose) -> Result<usize, EvalError> {
+    let mut most = 0;
+    for name in NAMES {
+        let needle = Needle {
+            name: name.into(),
+            code: "123456".into(),
+            position: 0,
+        };
+        let sentence = prose.encode(&needle.sentence())?.len();
+        most = most.max(sentence.saturating_sub(prose.encode(&needle.answer())?.len()));
+    }
+    Ok(most)
 }
 
 /// Where needles are put.

@@ -95,9 +95,9 @@ impl<'a> Table<'a> {
     fn add(&mut self, needle: Needle, context: usize) -> Result<bool, EvalError> {
         let fact = self.prose.encode(&needle.fact())?;
         let asked = self.prose.encode(&needle.question())?.len();
-        let tail = self
-            .tail
-            .max(asked + self.prose.encode(&needle.answer())?.len());
+        let answer = self.prose.encode(&needle.answer())?.len();
+        let sentence = self.prose.encode(&needle.sentence())?.len();
+        let tail = self.tail.max(asked + answer.max(sentence));
         if self.tokens.len() + fact.len() + tail > context {
             return Ok(false);
         }

@@ -3,7 +3,7 @@
 use sparq_models::text::TextTokenizer;
 
 use super::TaskOptions;
-use crate::haystack::{Depths, Haystack, MAX_NEEDLES, Needle};
+use crate::haystack::{Depths, Haystack, MAX_NEEDLES, Needle, sentence_excess};
 use crate::prose::{BIBLE, Prose, text_or};
 use crate::score::Judge;
 use crate::{EvalError, Passage, Question, TaskName, Work};
@@ -17,12 +17,14 @@ pub(super) fn passages(
     let contexts = options.checked_contexts(task)?;
     options.check_needles(options.depths.min(MAX_NEEDLES))?;
     let prose = Prose::new(&text_or(options.text.as_deref(), BIBLE)?, tokenizer)?;
+    let sentence = sentence_excess(&prose)?;
     let mut passages = Vec::new();
     for &context in contexts {
+        let room = context.saturating_sub(sentence);
         for text in 0..options.examples.div_ceil(options.needles) {
             let depths = depths(text, options.needles, options.depths);
             let mut rng = options.rng(task, context, text);
-            let haystack = Haystack::new(&prose, &mut rng, context, Depths::At(&depths))?;
+            let haystack = Haystack::new(&prose, &mut rng, room, Depths::At(&depths))?;
             let asked = options
                 .needles
                 .min(options.examples - text * options.needles);
@@ -51,7 +53,7 @@ fn depths(text: usize, needles: usize, grid: usize) -> Vec<f64> {
         .collect()
 }
 
-/// The question for a needle.
+/// The question for a needle. Right is the code alone or in a sentence.
 pub(super) fn question(
     prose: &Prose,
     needle: &Needle,
@@ -60,12 +62,14 @@ pub(super) fn question(
     let mut detail = serde_json::Map::new();
     detail.insert("name".into(), needle.name.clone().into());
     detail.insert("code".into(), needle.code.clone().into());
+    let answer = prose.encode(&needle.answer())?.len();
+    let sentence = prose.encode(&needle.sentence())?.len();
     Ok(Question {
         example,
         prompt: prose.encode(&needle.question())?,
         work: Work::Answer {
-            max_tokens: prose.encode(&needle.answer())?.len(),
-            judge: Judge::Answers(vec![needle.code.clone()]),
+            max_tokens: answer.max(sentence),
+            judge: Judge::Answers(vec![needle.answer(), needle.sentence()]),
         },
         detail,
     })
@@ -92,6 +96,29 @@ mod tests {
         assert_eq!(counts.len(), 17);
         assert!(counts.values().all(|&count| count == 4), "{counts:?}");
         assert_eq!(depths(0, 1, 1), [0.0]);
+    }
+
+    #[test]
+    fn a_code_is_right_alone_and_in_its_sentence_only() {
+        let tokenizer = embedded::tokenizer().unwrap();
+        let passage = passages(&options(&[2048], 1), &tokenizer)
+            .unwrap()
+            .remove(0);
+        let question = &passage.questions[0];
+        let of = |key| question.detail[key].as_str().unwrap();
+        let Work::Answer { judge, .. } = &question.work else {
+            panic!("{:?}", question.work);
+        };
+        let (name, code) = (of("name"), of("code"));
+        for (answer, score) in [
+            (format!(" {code}."), 1.0),
+            (format!(" The secret code of {name} is {code}."), 1.0),
+            (format!(" The secret code of {name} is 12"), 0.0),
+            (format!(" The secret code of God is {code}."), 0.0),
+            (String::new(), 0.0),
+        ] {
+            assert_eq!(judge.score(&answer), score, "{answer}");
+        }
     }
 
     #[test]

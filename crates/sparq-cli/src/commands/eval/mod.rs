@@ -39,8 +39,8 @@ Data sets are read from the files that they are published as: SQuAD v1.1 (dev-v1
 parquet or JSON lines of SQuAD, TriviaQA rc and CNN/DailyMail 3.0.0 on the Hugging Face hub.
 
 Examples:
-  sparq eval --task needle --methods dense,sparq --budgets 1/8,1/16 --out runs/needle.jsonl
-  sparq eval --model DIR --task repetition,bpc --context 1024,2048 --examples 50 --out runs/model.jsonl
+  sparq eval --task needle --methods dense,sparq,h2o --budgets 1/8,1/16 --out runs/needle.jsonl
+  sparq eval --model DIR --task bpc --context 1024,2048 --examples 50 --out runs/bpc.jsonl
   sparq eval --model DIR --task squad --data dev-v1.1.json --out runs/squad.jsonl")]
 pub struct EvalArgs {
     #[command(flatten)]

@@ -2,7 +2,6 @@
 //!
 //! Everything that is rendered follows from those files alone, so that a check can tell whether what is committed is up to date.
 
-mod chart;
 mod markdown;
 mod markers;
 mod plots;

@@ -13,6 +13,8 @@ use crate::commands::demo::DemoArgs;
 use crate::commands::generate::GenerateArgs;
 use crate::commands::inspect::InspectArgs;
 use crate::commands::logits::LogitsArgs;
+use crate::commands::plan::PlanArgs;
+use crate::commands::report::ReportArgs;
 use crate::exit;
 use sparq_host::device::DeviceChoice;
 
@@ -25,6 +27,8 @@ Examples:
   sparq inspect DIR --sketch 4bits             what a model's cache costs and what SparQ saves
   sparq logits --model DIR --tokens 1,2,3 --out logits.safetensors
   sparq convert org/name DIR --dtype f16       a folder that loads at once
+  sparq plan DIR --machine H100 --batch 8      what a step of it costs there
+  sparq report runs.jsonl --out report.html    tables and figures of an evaluation
   sparq check --device flex                    hold this machine to the reference cases";
 
 /// Decode language models with SparQ attention, which reads a fraction of the KV cache.
@@ -74,6 +78,10 @@ pub enum Command {
     Logits(LogitsArgs),
     /// Write a model in a form that loads at once, with its settings of attention, or back as safetensors
     Convert(ConvertArgs),
+    /// What a model's decode steps cost on a machine, without running them: time, memory, and the batch that fits
+    Plan(PlanArgs),
+    /// Make a page with tables and figures of results of evaluation, or look where the attention of a text goes
+    Report(ReportArgs),
     /// Hold a device to the reference cases of SparQ attention
     Check(CheckArgs),
     /// Print a script that completes this program's arguments in a shell

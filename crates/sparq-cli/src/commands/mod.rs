@@ -7,3 +7,5 @@ pub mod demo;
 pub mod generate;
 pub mod inspect;
 pub mod logits;
+pub mod plan;
+pub mod report;

@@ -35,6 +35,17 @@ impl ModelCache {
         }
     }
 
+    /// Caches with the same positions that hold what `method` reads; see [`KvCache::for_method`].
+    ///
+    /// # Errors
+    /// As [`KvCache::for_method`].
+    pub fn for_method(&self, method: &Method) -> Result<Self, SparqError> {
+        let layers = self.layers.iter().map(|layer| layer.for_method(method));
+        Ok(Self {
+            layers: layers.collect::<Result<_, _>>()?,
+        })
+    }
+
     /// Bytes allocated by all layers together.
     pub fn memory(&self) -> CacheMemory {
         self.layers.iter().map(KvCache::memory).sum()
@@ -136,6 +147,28 @@ pub trait CausalLm: Send + Sync {
         dtype: FloatDType,
         method: &Method,
     ) -> Result<ModelCache, SparqError>;
+
+    /// An empty cache to prefill once for several methods, each of which then decodes on its own [`ModelCache::for_method`]. The arguments are
+    /// [`CausalLm::new_cache`]'s.
+    ///
+    /// # Errors
+    /// As [`CausalLm::new_cache`].
+    fn new_shared_cache(
+        &self,
+        batch: usize,
+        capacity: usize,
+        dtype: FloatDType,
+        methods: &[Method],
+    ) -> Result<ModelCache, SparqError> {
+        // Sketches are made from the keys when a method gets its own.
+        let mut cache = self.new_cache(batch, capacity, dtype, &Method::DENSE)?;
+        if methods.iter().any(Method::reads_attention) {
+            for layer in &mut cache.layers {
+                layer.record_attention()?;
+            }
+        }
+        Ok(cache)
+    }
 
     /// Reads `tokens` [B, T] densely (causal) behind what the cache holds and returns the logits of the last `last` positions, [B, last, vocab] in f32.
     ///

@@ -1,6 +1,7 @@
 //! The attention module that a burn user puts in their own model: [`SparqAttention`].
 
 mod causal;
+mod received;
 
 use burn::config::Config;
 use burn::module::Module;
@@ -8,6 +9,7 @@ use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 
 use self::causal::{CHUNK, causal_attention};
+use self::received::received_attention;
 use crate::{KvCache, KvCacheConfig, Method, Rotary, RotaryConfig, RowSpans, SparqError};
 
 /// Configuration of a [`SparqAttention`].
@@ -226,6 +228,7 @@ impl SparqAttention {
         };
         self.check(&x, [cache.batch(), 0])?;
         self.check_window(cache)?;
+        cache.check_whole("a prefill")?;
         let (dtype, before) = (FloatDType::from(x.dtype()), cache.rows().clone());
         let (q, k, v) = self.project(x, &before);
         cache.append(k, v)?;
@@ -236,6 +239,10 @@ impl SparqAttention {
         } else {
             v
         };
+        if cache.records_attention() {
+            let received = received_attention(&q, &k, &before, self.window, CHUNK);
+            cache.add_received(received);
+        }
         Ok(self.output(causal_attention(q, k, v, &before, self.window, CHUNK)))
     }
 
@@ -252,9 +259,7 @@ impl SparqAttention {
         self.check(&x, [cache.batch(), 1])?;
         self.check_window(cache)?;
         method.validate(self.head_dim)?;
-        if let Some(sketch) = method.sketch() {
-            cache.check_sketch(method.name(), sketch)?;
-        }
+        method.check_cache(cache)?;
         // With one position, heads lie as the projections write them: nothing is swapped, and nothing copied for it.
         let batch = x.dims()[0];
         let [q, k, v] = self.heads(x).map(|y| {

@@ -1,8 +1,11 @@
 //! The KV cache: keys, values, the key sketch and the running sum of V, written in place.
 
+mod received;
+
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
+use self::received::Received;
 use crate::tensors::{duplicate, overwrite};
 use crate::{
     CacheTensors, Rotary, RowSpans, Sketch, SketchTensors, SparqConfig, SparqError, op, write,
@@ -113,6 +116,8 @@ pub struct KvCache {
     /// Whether `query` is wanted.
     keeps_query: bool,
     query: Option<Tensor<4>>,
+    /// The attention that positions have received, where it is recorded.
+    received: Option<Received>,
 }
 
 /// What an append of one token changes and an earlier state can't be told from, to take it back exactly.
@@ -160,6 +165,7 @@ impl KvCache {
             recorded: false,
             keeps_query: false,
             query: None,
+            received: None,
         })
     }
 
@@ -360,6 +366,9 @@ impl KvCache {
         };
         self.tensors = Some(tensors);
         self.renew_spans();
+        if let Some(received) = &mut self.received {
+            received.truncate(len);
+        }
     }
 
     /// Forgets every position and the padding; the buffers stay allocated.

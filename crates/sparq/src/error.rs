@@ -59,6 +59,14 @@ pub enum SparqError {
         /// What the cache has.
         found: String,
     },
+    /// A method needs the attention that positions have received, which this cache does not record.
+    #[error(
+        "the method {method} reads the attention that each position has received; call KvCache::record_attention before the prefill"
+    )]
+    MissingAttention {
+        /// The method's name.
+        method: &'static str,
+    },
     /// The device can't hold a cache or module of this type.
     #[error("dtype: {device} can't compute in {dtype}; choose one of {supported}")]
     Dtype {

@@ -51,7 +51,9 @@ pub use cache::{CacheMemory, KvCache, KvCacheConfig};
 pub use captured::{CapturedStep, StepTensors};
 pub use config::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
 pub use error::SparqError;
-pub use methods::{Auto, Dense, Method, Strategy};
+pub use methods::{
+    Auto, Budget, Dense, FlexGen, H2o, LmInfinite, Method, Oracle, Setting, Settings, Strategy,
+};
 pub use rotary::{Rotary, RotaryConfig, RotaryScaling};
 pub use rows::RowSpans;
 pub use tensors::{CacheTensors, SketchTensors};

@@ -21,7 +21,7 @@ use crate::sketch;
 use crate::{CacheTensors, Components, GroupScore, RowSpans, SketchTensors, SparqConfig};
 
 /// The largest finite score. Infinite scores are clamped to it, so that infinities are free to mark positions that must or must not be taken.
-const LARGEST: f32 = f32::MAX;
+pub(crate) const LARGEST: f32 = f32::MAX;
 
 /// Every intermediate result of a SparQ decode step.
 #[derive(Clone, Debug)]
@@ -50,53 +50,89 @@ pub fn sparq_decode(
     rows: &RowSpans,
     config: &SparqConfig,
 ) -> SparqTrace {
-    let ([batch, heads, _, d], dtype, device) = (q.dims(), q.dtype(), q.device());
-    let kv_heads = cache.k.dims()[1];
-    let seq_len = rows.longest();
-    let k = config.top_k.min(seq_len);
-    let valid = rows.valid(&device);
-    let q = group(q, kv_heads);
+    let dtype = q.dtype();
+    let q = group(q, cache.k.dims()[1]);
 
     // Step 1: i1 = argtop_r of the group's |q|.
     let i1 = choose_components(&q, config);
     // Step 2: tau = sqrt(d |q[i1]|_1 / |q|_1), a temperature per head.
     let q1 = q.clone().gather(3, expand_heads(i1.clone(), &q));
     let tau = temperature(&q, &q1);
-    // Step 3: s_hat = softmax(q[i1] . K[:, i1] / tau).
-    let logits = finite(approximate_logits(q1 / tau, &i1, &cache.sketch, seq_len));
-    let s_hat = softmax(logits.clone(), valid.clone());
+    // Step 3 before its softmax: q[i1] . K[:, i1] / tau.
+    let logits = approximate_logits(q1 / tau, &i1, &cache.sketch, rows.longest());
+    let step = attend_to_best(&q, logits, cache, rows, config);
+    let [batch, kv_heads, g, d] = q.dims();
+    SparqTrace {
+        components: i1,
+        logits: step.logits,
+        positions: match step.taken {
+            Some(taken) => step.positions.mask_fill(taken.bool_not(), -1),
+            None => step.positions,
+        },
+        alpha: step.alpha.reshape([batch, kv_heads * g]),
+        mean_value: step.mean_value,
+        output: step
+            .output
+            .reshape([batch, kv_heads * g, 1, d])
+            .cast(FloatDType::from(dtype)),
+    }
+}
+
+/// What comes of a step behind its approximate logits; see [`attend_to_best`].
+pub(crate) struct AttendedBest {
+    /// The logits, finite.
+    logits: Tensor<4>,
+    /// i2, [B, H_kv, k].
+    positions: Tensor<3, Int>,
+    /// Which of them hold a token, where some sequence has fewer than k.
+    taken: Option<Tensor<3, Bool>>,
+    /// [B, H_kv, g, 1].
+    alpha: Tensor<4>,
+    /// [B, H_kv, d].
+    mean_value: Tensor<3>,
+    /// y, [B, H_kv, g, d] in fp32.
+    pub output: Tensor<4>,
+}
+
+/// Steps 3 to 7, from the softmax on: approximate logits [B, H_kv, g, S] for q [B, H_kv, g, d], wherever they come from.
+pub(crate) fn attend_to_best(
+    q: &Tensor<4>,
+    logits: Tensor<4>,
+    cache: &CacheTensors,
+    rows: &RowSpans,
+    config: &SparqConfig,
+) -> AttendedBest {
+    let (g, device) = (q.dims()[2], q.device());
+    let k = config.top_k.min(rows.longest());
+    let logits = finite(logits);
+    // Step 3: s_hat = softmax of the approximate logits.
+    let s_hat = softmax(logits.clone(), rows.valid(&device));
     // Step 4: i2 = argtop_k(group score + local mask).
     let (i2, taken) = choose_positions(&logits, &s_hat, rows, config, k);
     // Step 5: alpha = the sum of s_hat over i2.
     let alpha = kept_probability(s_hat, &i2, rows, k);
     // Step 6: y = softmax(q . K[i2] / sqrt(d)) . V[i2], exact.
     let y = attend(
-        &q,
+        q,
         take_rows(cache.k.clone(), &i2),
         take_rows(cache.v.clone(), &i2),
         taken.clone(),
     );
     // Step 7: y = alpha y + (1 - alpha) mean(V).
     let mean_value = cache.v_sum.clone() / rows.counts(&device).clamp_min(1.0);
-    let y = if config.mean_value.applies(heads / kv_heads) {
+    let y = if config.mean_value.applies(g) {
         let mean = mean_value.clone().unsqueeze_dim::<4>(2);
         y * alpha.clone() + mean * (-alpha.clone() + 1.0)
     } else {
         y
     };
-
-    SparqTrace {
-        components: i1,
+    AttendedBest {
         logits,
-        positions: match taken {
-            Some(taken) => i2.mask_fill(taken.bool_not(), -1),
-            None => i2,
-        },
-        alpha: alpha.reshape([batch, heads]),
+        positions: i2,
+        taken,
+        alpha,
         mean_value,
-        output: y
-            .reshape([batch, heads, 1, d])
-            .cast(FloatDType::from(dtype)),
+        output: y,
     }
 }
 
@@ -183,17 +219,25 @@ pub fn choose_positions(
     config: &SparqConfig,
     k: usize,
 ) -> (Tensor<3, Int>, Option<Tensor<3, Bool>>) {
-    let [batch, kv_heads, _, seq_len] = logits.dims();
-    let device = logits.device();
-    let shape = [batch, kv_heads, seq_len];
     let score = match config.group_score {
         GroupScore::Probabilities => s_hat.clone().sum_dim(2),
         GroupScore::Logits => finite(logits.clone().sum_dim(2)),
     };
-    let mut score = score.squeeze_dim::<3>(2);
-    if config.local_window > 0 {
+    best_positions(score.squeeze_dim::<3>(2), rows, config.local_window, k)
+}
+
+/// The k positions with the largest score [B, H_kv, S], the last `local_window` always among them: [B, H_kv, k], and, if some sequence has fewer than k valid
+/// positions, which of them are valid.
+pub(crate) fn best_positions(
+    mut score: Tensor<3>,
+    rows: &RowSpans,
+    local_window: usize,
+    k: usize,
+) -> (Tensor<3, Int>, Option<Tensor<3, Bool>>) {
+    let (shape, device) = (score.dims(), score.device());
+    if local_window > 0 {
         score = score.mask_fill(
-            rows.latest(config.local_window, &device).expand(shape),
+            rows.latest(local_window, &device).expand(shape),
             f32::INFINITY,
         );
     }
@@ -201,7 +245,7 @@ pub fn choose_positions(
         score = score.mask_fill(valid.expand(shape).bool_not(), f32::NEG_INFINITY);
     }
     let (score, positions) = score.topk_with_indices(k, 2);
-    let short = (0..batch).any(|row| rows.count(row) < k);
+    let short = (0..rows.batch()).any(|row| rows.count(row) < k);
     (
         positions,
         short.then(|| score.greater_elem(f32::NEG_INFINITY)),
@@ -258,7 +302,7 @@ pub fn group(q: Tensor<4>, kv_heads: usize) -> Tensor<4> {
 }
 
 /// Softmax over the last dimension of [B, H_kv, g, S] within the mask [B, 1 or H_kv, S]; zeros where the mask hides everything.
-fn softmax(logits: Tensor<4>, valid: Option<Tensor<3, Bool>>) -> Tensor<4> {
+pub(crate) fn softmax(logits: Tensor<4>, valid: Option<Tensor<3, Bool>>) -> Tensor<4> {
     let logits = match valid {
         Some(valid) => {
             let shape = logits.dims();
@@ -276,13 +320,13 @@ fn softmax(logits: Tensor<4>, valid: Option<Tensor<3, Bool>>) -> Tensor<4> {
 }
 
 /// Scores with NaN replaced by the lowest and infinities by the largest finite numbers.
-fn finite<const D: usize>(scores: Tensor<D>) -> Tensor<D> {
+pub(crate) fn finite<const D: usize>(scores: Tensor<D>) -> Tensor<D> {
     let nan = scores.clone().is_nan();
     scores.mask_fill(nan, -LARGEST).clamp(-LARGEST, LARGEST)
 }
 
 /// One index list per key/value head, [B, H_kv, n], repeated for the g query heads of `like` [B, H_kv, g, _]: [B, H_kv, g, n].
-fn expand_heads(index: Tensor<3, Int>, like: &Tensor<4>) -> Tensor<4, Int> {
+pub(crate) fn expand_heads(index: Tensor<3, Int>, like: &Tensor<4>) -> Tensor<4, Int> {
     let ([batch, kv_heads, n], g) = (index.dims(), like.dims()[2]);
     index.unsqueeze_dim::<4>(2).expand([batch, kv_heads, g, n])
 }
@@ -290,7 +334,7 @@ fn expand_heads(index: Tensor<3, Int>, like: &Tensor<4>) -> Tensor<4, Int> {
 /// Rows of each head's matrix: `matrix` [B, H_kv, n, m] at `index` [B, H_kv, i] -> [B, H_kv, i, m].
 ///
 /// A selection of rows of one long matrix, so that each is copied whole; `gather` would want an index for every element.
-fn take_rows<K>(matrix: Tensor<4, K>, index: &Tensor<3, Int>) -> Tensor<4, K>
+pub(crate) fn take_rows<K>(matrix: Tensor<4, K>, index: &Tensor<3, Int>) -> Tensor<4, K>
 where
     K: burn::tensor::kind::Basic,
 {

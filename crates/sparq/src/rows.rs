@@ -120,6 +120,13 @@ impl RowSpans {
         self.within(&self.last(window).start, device)
     }
 
+    /// The first `count` valid positions of each sequence, [B, 1, S].
+    pub(crate) fn earliest(&self, count: usize, device: &Device) -> Tensor<3, Bool> {
+        let behind: Vec<usize> = self.start.iter().map(|start| start + count).collect();
+        self.within(&self.start, device)
+            .bool_and(self.within(&behind, device).bool_not())
+    }
+
     /// Which of the positions `span` are left padding, [B', 1, T] for the sequences `batch`.
     pub(crate) fn padding(
         &self,

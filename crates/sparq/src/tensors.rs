@@ -43,6 +43,43 @@ pub enum SketchTensors {
     },
 }
 
+impl SketchTensors {
+    /// Buffers of zeros for `[batch, kv_heads, capacity, head_dim]`.
+    pub(crate) fn zeros(
+        [batch, kv_heads, capacity, d]: [usize; 4],
+        dtype: FloatDType,
+        sketch: Option<Sketch>,
+        device: &Device,
+    ) -> Self {
+        let Some(sketch) = sketch else {
+            return SketchTensors::None;
+        };
+        let Some(bits) = sketch.bits() else {
+            let shape = [batch, kv_heads, d, capacity];
+            return SketchTensors::Full(zeros(shape, device, DType::from(dtype)));
+        };
+        let words = capacity.div_ceil(codes_per_word(bits));
+        let per_channel = || zeros([batch, kv_heads, d], device, DType::F32);
+        SketchTensors::Codes {
+            bits,
+            codes: zeros([batch, kv_heads, d, words], device, DType::U32),
+            lo: per_channel(),
+            step: per_channel(),
+        }
+    }
+
+    /// The sketch of keys [B, H_kv, S_max, d]. Codes have no ranges yet.
+    pub(crate) fn of_keys(k: &Tensor<4>, sketch: Option<Sketch>) -> Self {
+        let dtype = FloatDType::from(k.dtype());
+        match Self::zeros(k.dims(), dtype, sketch, &k.device()) {
+            SketchTensors::Full(kt) => {
+                SketchTensors::Full(overwrite(kt, k.clone().swap_dims(2, 3)))
+            }
+            other => other,
+        }
+    }
+}
+
 impl CacheTensors {
     /// Buffers of zeros for `[batch, kv_heads, capacity, head_dim]`.
     pub fn zeros(
@@ -51,31 +88,14 @@ impl CacheTensors {
         sketch: Option<Sketch>,
         device: &Device,
     ) -> Self {
-        let [batch, kv_heads, capacity, d] = shape;
-        let floats = |shape: [usize; 4]| zeros::<4, Float>(shape, device, DType::from(dtype));
-        let per_channel = || zeros::<3, Float>([batch, kv_heads, d], device, DType::F32);
-        let sketch = match sketch {
-            None => SketchTensors::None,
-            Some(Sketch::Full) => SketchTensors::Full(floats([batch, kv_heads, d, capacity])),
-            Some(coded) => {
-                let bits = coded
-                    .bits()
-                    .expect("only the full sketch has no width of its own");
-                let words = capacity.div_ceil(codes_per_word(bits));
-                SketchTensors::Codes {
-                    bits,
-                    codes: zeros([batch, kv_heads, d, words], device, DType::U32),
-                    lo: per_channel(),
-                    step: per_channel(),
-                }
-            }
-        };
+        let [batch, kv_heads, _, d] = shape;
+        let floats = || zeros::<4, Float>(shape, device, DType::from(dtype));
         Self {
-            k: floats(shape),
-            v: floats(shape),
-            v_sum: per_channel(),
+            k: floats(),
+            v: floats(),
+            v_sum: zeros([batch, kv_heads, d], device, DType::F32),
             spans: RowSpans::empty(batch).to_tensor(device),
-            sketch,
+            sketch: SketchTensors::zeros(shape, dtype, sketch, device),
         }
     }
 

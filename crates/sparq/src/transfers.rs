@@ -90,6 +90,12 @@ impl Transfers {
         Self::new(shape, 2 * kept * shape.head_dim + 2 * shape.head_dim)
     }
 
+    /// The oracle with k kept positions: 2 k d + 2 d elements per head, as if the choice cost nothing.
+    pub fn oracle(shape: &CacheShape, seq_len: usize, top_k: usize) -> Self {
+        let kept = top_k.min(seq_len);
+        Self::new(shape, 2 * kept * shape.head_dim + 2 * shape.head_dim)
+    }
+
     /// FlexGen, exact top-k on V only: S d + k d + 2 d elements per head.
     pub fn flexgen(shape: &CacheShape, seq_len: usize, top_k: usize) -> Self {
         let kept = top_k.min(seq_len);

@@ -42,6 +42,9 @@ pub struct Decoder {
     embed_scale: Option<f64>,
     #[module(skip)]
     context_len: usize,
+    /// How many of the first layers attend densely in a step, whatever the method.
+    #[module(skip)]
+    dense_layers: usize,
 }
 
 impl Decoder {
@@ -126,7 +129,26 @@ impl Decoder {
             },
             embed_scale: config.embed_scale,
             context_len: config.max_position_embeddings,
+            dense_layers: 0,
         })
+    }
+
+    /// Lets the first `layers` attend densely in every step, whatever its method; 0 at first.
+    ///
+    /// Their caches hold what dense attention reads, so set it before they are made.
+    pub fn with_dense_layers(self, layers: usize) -> Self {
+        Self {
+            dense_layers: layers,
+            ..self
+        }
+    }
+
+    /// The method of layer `index` in a step of `method`.
+    fn method_of<'a>(&self, index: usize, method: &'a Method) -> &'a Method {
+        match index < self.dense_layers {
+            true => &Method::DENSE,
+            false => method,
+        }
     }
 
     /// tokens [B, T] -> logits [B, last, vocab] of the last positions, in f32; a step where there is a `method`, else a prefill.
@@ -156,7 +178,8 @@ impl Decoder {
         if let Some(scale) = self.embed_scale {
             x = x * scale;
         }
-        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
+        for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
+            let method = method.map(|method| self.method_of(index, method));
             x = layer.forward(x, cache, method)?;
         }
         let x = self.norm.forward(x.slice_dim(1, len - last..len));
@@ -197,14 +220,18 @@ impl CausalLm for Decoder {
         method: &Method,
     ) -> Result<ModelCache, SparqError> {
         let device = self.device();
-        let cache = |layer: &Layer| {
-            KvCache::new(
-                &layer.attention.cache_config(batch, capacity, dtype, method),
-                &device,
-            )
+        let cache = |(index, layer): (usize, &Layer)| {
+            let method = self.method_of(index, method);
+            let config = layer.attention.cache_config(batch, capacity, dtype, method);
+            let mut cache = KvCache::new(&config, &device)?;
+            if method.reads_attention() {
+                cache.record_attention()?;
+            }
+            Ok(cache)
         };
+        let layers = self.layers.iter().enumerate().map(cache);
         Ok(ModelCache {
-            layers: self.layers.iter().map(cache).collect::<Result<_, _>>()?,
+            layers: layers.collect::<Result<_, SparqError>>()?,
         })
     }
 

@@ -103,7 +103,7 @@ fn shares_heads(device: &Device) -> bool {
 }
 
 /// True where one of the `queries` must not see one of the `keys`: [B, 1, len, S], or [1, 1, len, S] where it is the same for all sequences.
-fn hidden(
+pub(super) fn hidden(
     rows: &RowSpans,
     window: Option<usize>,
     queries: Range<usize>,

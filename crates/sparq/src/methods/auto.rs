@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Dense, Method, Strategy};
+use super::{Budget, Dense, Method, Settings, Strategy};
 use crate::cost::{StepCosts, StepShape};
 use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers};
 
@@ -74,6 +74,10 @@ impl Strategy for Auto {
         "auto"
     }
 
+    fn settings(&mut self) -> Settings<'_> {
+        self.sparq.settings()
+    }
+
     fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
         self.costs.validate()?;
         self.sparq.validate(head_dim)
@@ -90,6 +94,13 @@ impl Strategy for Auto {
 
     fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
         self.at(cache, seq_len).is_sparse(cache, seq_len)
+    }
+
+    fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
+        let sparq = self
+            .sparq
+            .for_compression(budget.head_dim, budget.seq_len, budget.ratio)?;
+        Ok(Self { sparq, ..*self }.into())
     }
 
     /// Also refuses a query whose heads are not g for each key/value head: the costs would be those of another step.

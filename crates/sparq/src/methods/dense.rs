@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::Strategy;
+use super::{Budget, Method, Settings, Strategy};
 use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqError, Transfers, op};
 
 /// Dense attention. It has no settings.
@@ -13,6 +13,10 @@ pub struct Dense;
 impl Strategy for Dense {
     fn name(&self) -> &'static str {
         "dense"
+    }
+
+    fn settings(&mut self) -> Settings<'_> {
+        Vec::new()
     }
 
     fn validate(&self, _head_dim: usize) -> Result<(), SparqError> {
@@ -29,6 +33,13 @@ impl Strategy for Dense {
 
     fn is_sparse(&self, _cache: &KvCacheConfig, _seq_len: usize) -> bool {
         false
+    }
+
+    fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
+        match budget.fits(self) {
+            true => Ok(Method::DENSE),
+            false => Err(budget.missed()),
+        }
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {

@@ -3,15 +3,28 @@
 //! Each method is a type in a file of its own that implements [`Strategy`], and a variant of [`Method`] with a line in its table.
 
 mod auto;
+mod budget;
 mod dense;
+mod exact_top_k;
+mod h2o;
+mod lm_infinite;
+mod names;
+mod settings;
 mod sparq;
+mod step;
 
 pub use auto::Auto;
+pub use budget::Budget;
 pub use dense::Dense;
+pub use exact_top_k::{FlexGen, Oracle};
+pub use h2o::H2o;
+pub use lm_infinite::LmInfinite;
+pub use settings::{Setting, Settings};
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use self::step::Step;
 use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers};
 
 /// How a decode step attends to the cache.
@@ -24,12 +37,24 @@ pub enum Method {
     Sparq(SparqConfig),
     /// SparQ where it is expected to be quicker than dense attention, and dense attention elsewhere.
     Auto(Auto),
+    /// The positions that have received the most attention, and the latest; the rest is evicted.
+    H2o(H2o),
+    /// The first positions and the latest.
+    LmInfinite(LmInfinite),
+    /// The values of the positions with the largest exact probabilities, not renormalised.
+    #[serde(rename = "flexgen")]
+    FlexGen(FlexGen),
+    /// The positions with the largest exact probabilities.
+    Oracle(Oracle),
 }
 
 /// What a method has to offer.
 pub trait Strategy {
     /// The method's name: lower case, as on a command line.
     fn name(&self) -> &'static str;
+
+    /// The settings, to be written and read as words.
+    fn settings(&mut self) -> Settings<'_>;
 
     /// Checks the settings against a model's head_dim.
     ///
@@ -40,11 +65,22 @@ pub trait Strategy {
     /// The key sketch that a cache must hold for this method.
     fn sketch(&self) -> Option<Sketch>;
 
+    /// Whether a cache must record the attention that its positions receive; see [`KvCache::record_attention`].
+    fn reads_attention(&self) -> bool {
+        false
+    }
+
     /// What one decode step moves at `seq_len` positions that it attends to; see [`KvCacheConfig::attended`].
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers;
 
     /// Whether a step on a cache like this with `seq_len` positions reads only a part of them. A recording of a step serves only steps for which this is the same.
     fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool;
+
+    /// This method with the sizes that make the most of a budget.
+    ///
+    /// # Errors
+    /// [`SparqError::Budget`] where no sizes fit.
+    fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError>;
 
     /// Attends with one query per sequence, q [B, H, 1, d], to a cache that already holds the current token: [B, H, 1, d].
     ///
@@ -63,6 +99,23 @@ impl Method {
             Method::Dense(method) => method,
             Method::Sparq(method) => method,
             Method::Auto(method) => method,
+            Method::H2o(method) => method,
+            Method::LmInfinite(method) => method,
+            Method::FlexGen(method) => method,
+            Method::Oracle(method) => method,
+        }
+    }
+
+    /// The same for a value to be changed.
+    fn strategy_mut(&mut self) -> &mut dyn Strategy {
+        match self {
+            Method::Dense(method) => method,
+            Method::Sparq(method) => method,
+            Method::Auto(method) => method,
+            Method::H2o(method) => method,
+            Method::LmInfinite(method) => method,
+            Method::FlexGen(method) => method,
+            Method::Oracle(method) => method,
         }
     }
 
@@ -70,7 +123,7 @@ impl Method {
     pub fn at(&self, cache: &KvCacheConfig, seq_len: usize) -> Method {
         match self {
             Method::Auto(auto) => auto.at(cache, seq_len),
-            Method::Dense(_) | Method::Sparq(_) => *self,
+            _ => *self,
         }
     }
 
@@ -92,6 +145,11 @@ impl Method {
         self.strategy().sketch()
     }
 
+    /// See [`Strategy::reads_attention`].
+    pub fn reads_attention(&self) -> bool {
+        self.strategy().reads_attention()
+    }
+
     /// See [`Strategy::transfers`].
     pub fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         self.strategy().transfers(shape, seq_len)
@@ -105,15 +163,31 @@ impl Method {
     /// See [`Strategy::decode`].
     ///
     /// # Errors
-    /// When q does not fit the cache, the settings don't fit its head_dim, or the cache lacks the sketch.
+    /// When q does not fit the cache, the settings don't fit its head_dim, or the cache lacks what the method reads.
     pub fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
         self.validate(cache.config().head_dim)?;
+        self.check_cache(cache)?;
         cache.check_query(&q)?;
         cache.check_not_empty()?;
         // The cache is outside autodiff, and a step has all its operands on one side.
         let q = q.inner();
         cache.note_query(&q);
+        if cache.records_attention() && !self.reads_attention() {
+            let weights = Step::new(q.clone(), cache)?.weights();
+            cache.add_received(weights.mean_dim(2).squeeze_dim::<3>(2));
+        }
         self.strategy().decode(q, cache)
+    }
+
+    /// Checks that a cache has what the method reads.
+    pub(crate) fn check_cache(&self, cache: &KvCache) -> Result<(), SparqError> {
+        if let Some(sketch) = self.sketch() {
+            cache.check_sketch(self.name(), sketch)?;
+        }
+        match self.reads_attention() {
+            true => cache.check_records_attention(self.name()),
+            false => cache.check_whole(self.name()),
+        }
     }
 }
 

@@ -2,13 +2,25 @@
 
 use burn::tensor::Tensor;
 
-use super::Strategy;
+use super::{Budget, Method, Settings, Strategy};
 use crate::op::{self, SparqOutput};
 use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers};
 
 impl Strategy for SparqConfig {
     fn name(&self) -> &'static str {
         "sparq"
+    }
+
+    fn settings(&mut self) -> Settings<'_> {
+        vec![
+            ("r", &mut self.rank),
+            ("k", &mut self.top_k),
+            ("l", &mut self.local_window),
+            ("sketch", &mut self.sketch),
+            ("mean", &mut self.mean_value),
+            ("score", &mut self.group_score),
+            ("components", &mut self.components),
+        ]
     }
 
     fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
@@ -26,6 +38,15 @@ impl Strategy for SparqConfig {
     /// At most k positions are all kept: the step is dense attention, to the last bit.
     fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
         cache.attended(seq_len) > self.top_k
+    }
+
+    fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
+        let &Budget {
+            head_dim,
+            seq_len,
+            ratio,
+        } = budget;
+        SparqConfig::for_compression(*self, head_dim, seq_len, ratio).map(Method::from)
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {

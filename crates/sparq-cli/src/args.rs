@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::commands::attention::AttentionArgs;
 use crate::commands::check::CheckArgs;
 use crate::commands::completions::CompletionsArgs;
 use crate::commands::convert::ConvertArgs;
@@ -80,7 +81,9 @@ pub enum Command {
     Convert(ConvertArgs),
     /// What a model's decode steps cost on a machine, without running them: time, memory, and the batch that fits
     Plan(PlanArgs),
-    /// Make a page with tables and figures of results of evaluation, or look where the attention of a text goes
+    /// Where the attention of a text's last token lies, and which positions methods read
+    Attention(AttentionArgs),
+    /// Make a page with tables and figures of results of evaluation
     Report(ReportArgs),
     /// Hold a device to the reference cases of SparQ attention
     Check(CheckArgs),

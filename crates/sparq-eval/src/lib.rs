@@ -4,5 +4,6 @@
 #![deny(missing_docs)]
 
 mod record;
+pub mod report;
 
 pub use record::{Better, FORMAT, Kind, Metric, Record, TaskName};

@@ -111,7 +111,7 @@ impl ModelShape {
     }
 
     /// Bytes that the cache of one sequence takes in all layers: K and V of every position (a sliding window frees none), the key sketch with its ranges,
-    /// and the sum of V.
+    /// the sum of V, and where a method reads it the attention that every position has received.
     pub fn cache_bytes(&self, method: &Method, seq_len: usize, element_bytes: usize) -> f64 {
         let channels = self.layers * self.kv_heads * self.head_dim;
         let kv = 2 * channels * seq_len * element_bytes;
@@ -123,7 +123,11 @@ impl ModelShape {
                 channels * seq_len * bits / 8 + 2 * channels * FP32
             }
         };
-        (kv + sketch + channels * FP32) as f64
+        let received = match method.reads_attention() {
+            true => self.layers * self.kv_heads * seq_len * FP32,
+            false => 0,
+        };
+        (kv + sketch + channels * FP32 + received) as f64
     }
 }
 

@@ -1,7 +1,7 @@
 //! Arithmetic against bytes: [`Work`].
 
 use serde::Serialize;
-use sparq::{Method, SparqConfig};
+use sparq::{CacheShape, Method};
 
 use crate::{Machine, Setup};
 
@@ -64,26 +64,21 @@ impl Setup {
         }
     }
 
-    /// Operations of one layer's attention: two for each element of K and V and query head, and for SparQ two for each element of the sketch.
+    /// Operations of one layer's attention: a multiplication and an addition for each element of the cache and query head that reads it.
     fn attention_flops(&self, method: &Method, batch: usize, seq_len: usize) -> f64 {
-        let per_position = (4 * batch * self.model.heads * self.model.head_dim) as f64;
-        let sparq = |config: &SparqConfig| match seq_len <= config.top_k {
-            true => per_position * seq_len as f64,
-            false => {
-                let scores = self.attention(batch).scores_per_position(config) * self.gpus;
-                (2 * scores * config.rank * seq_len) as f64 + per_position * config.top_k as f64
-            }
+        let shape = CacheShape {
+            head_dim: self.model.head_dim,
+            kv_heads: batch * self.model.heads,
+            element_bytes: self.element_bytes,
         };
-        match method {
-            Method::Dense(_) => per_position * seq_len as f64,
-            Method::Sparq(config) => sparq(config),
-            Method::Auto(auto) => sparq(&auto.sparq),
-        }
+        2.0 * method.transfers(&shape, seq_len).elements as f64
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use sparq::SparqConfig;
+
     use super::*;
     use crate::ModelShape;
 
@@ -105,7 +100,10 @@ mod tests {
     #[test]
     fn work_is_what_is_reckoned_by_hand() {
         let work = setup().work(&Method::DENSE, 3, 100);
-        assert_eq!(work.flops, (3 * (2 * 10_000 + 2 * 4 * 4 * 16 * 100)) as f64);
+        assert_eq!(
+            work.flops,
+            (3 * (2 * 10_000 + 2 * 2 * 4 * (2 * 16 * 100 + 2 * 16))) as f64
+        );
         assert_eq!(
             work.bytes,
             (2 * (10_000 + 3 * 2 * 2 * 16 * (200 + 2))) as f64
@@ -113,7 +111,7 @@ mod tests {
         let sparq = setup().work(&SparqConfig::new(8, 10).into(), 3, 100);
         assert_eq!(
             sparq.flops,
-            (3 * (20_000 + 2 * (2 * 4 * 8 * 100 + 4 * 4 * 16 * 10))) as f64
+            (3 * (20_000 + 2 * 2 * 4 * (8 * 100 + 2 * 16 * 10 + 4 * 16))) as f64
         );
     }
 

@@ -227,6 +227,8 @@ impl StepCosts {
     }
 
     /// Microseconds of a step of any method at `seq_len` positions; [`Method::Auto`] takes the quicker of its two.
+    ///
+    /// Methods without kernels of their own take what every dense step takes and the time of their bytes: no less than that.
     pub fn step_us(&self, step: &StepShape, seq_len: usize, method: &Method) -> f64 {
         match method {
             Method::Dense(_) => self.dense_us(step, seq_len),
@@ -235,6 +237,7 @@ impl StepCosts {
                 let sparq = self.sparq_us(step, seq_len, &auto.sparq);
                 self.dense_us(step, seq_len).min(sparq)
             }
+            other => self.dense_us + self.moving(other.transfers(&step.cache(), seq_len)),
         }
     }
 

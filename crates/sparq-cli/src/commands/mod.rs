@@ -1,5 +1,6 @@
 //! One file (or folder) per command: its arguments, its `run`, its document.
 
+pub mod attention;
 pub mod check;
 pub mod completions;
 pub mod convert;

@@ -37,7 +37,12 @@ pub struct PlanArgs {
     #[arg(value_name = "DIR|config.json|HUB-ID")]
     model: Option<String>,
     /// The machine: a part of a GPU's name, or a file that --save wrote
-    #[arg(long, value_name = "NAME|FILE", default_value = "H100", conflicts_with = "measure")]
+    #[arg(
+        long,
+        value_name = "NAME|FILE",
+        default_value = "H100",
+        conflicts_with = "measure"
+    )]
     machine: String,
     /// Measure this machine's --device first: attention on the model's heads, products of its width, and a small model
     #[arg(long)]
@@ -196,5 +201,8 @@ impl PlanArgs {
 
 /// Whether a path is that of a configuration alone.
 fn is_config(path: &Path) -> bool {
-    path.is_file() && path.extension().is_some_and(|extension| extension == "json")
+    path.is_file()
+        && path
+            .extension()
+            .is_some_and(|extension| extension == "json")
 }

@@ -80,7 +80,9 @@ pub fn cheapest(
     let enough = candidates.iter().enumerate();
     let enough = enough.filter(|(_, candidate)| candidate.kept >= keep);
     let timed = enough.filter_map(|(index, candidate)| Some((index, candidate.step_us?)));
-    let cheapest = timed.min_by(|a, b| a.1.total_cmp(&b.1)).map(|(index, _)| index);
+    let cheapest = timed
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .map(|(index, _)| index);
     Ok(Quality {
         keep,
         row: cheapest.map(|index| row(&candidates[index].settings)),
@@ -106,7 +108,8 @@ fn candidate(
         context.abs_diff(args.context)
     };
     let own = |record: &&Record| {
-        (&record.method, record.budget, &record.model) == (&first.method, first.budget, &first.model)
+        (&record.method, record.budget, &record.model)
+            == (&first.method, first.budget, &first.model)
     };
     let settings = records.iter().filter(own).min_by_key(far)?.settings;
     let fits = settings.validate(setup.model.head_dim).is_ok();
@@ -137,7 +140,11 @@ fn kept(row: &SummaryRow) -> Option<f64> {
 impl fmt::Display for Quality {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-        let budget = |candidate: &Candidate| candidate.budget.map_or(String::new(), |budget| format!(" at {}", percent(budget)));
+        let budget = |candidate: &Candidate| {
+            candidate
+                .budget
+                .map_or(String::new(), |budget| format!(" at {}", percent(budget)))
+        };
         match self.cheapest.and_then(|index| self.candidates.get(index)) {
             Some(found) => write!(
                 f,
@@ -150,10 +157,25 @@ impl fmt::Display for Quality {
                 found.in_task
             ),
             None => {
-                let most = self.candidates.iter().max_by(|a, b| a.kept.total_cmp(&b.kept));
-                write!(f, "None of {} methods and budgets evaluated keeps {} of dense attention's score everywhere", self.candidates.len(), percent(self.keep))?;
+                let most = self
+                    .candidates
+                    .iter()
+                    .max_by(|a, b| a.kept.total_cmp(&b.kept));
+                write!(
+                    f,
+                    "None of {} methods and budgets evaluated keeps {} of dense attention's score everywhere",
+                    self.candidates.len(),
+                    percent(self.keep)
+                )?;
                 match most {
-                    Some(most) => write!(f, "; the most is {} by {}{}, in {}", percent(most.kept), most.label, budget(most), most.in_task),
+                    Some(most) => write!(
+                        f,
+                        "; the most is {} by {}{}, in {}",
+                        percent(most.kept),
+                        most.label,
+                        budget(most),
+                        most.in_task
+                    ),
                     None => Ok(()),
                 }
             }

@@ -20,7 +20,11 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
     ))?;
     let mut table = Table::new([
         "method",
-        if split { "cache each/GPU" } else { "cache each" },
+        if split {
+            "cache each/GPU"
+        } else {
+            "cache each"
+        },
         "moved",
         "share",
         "attention ms",
@@ -44,7 +48,14 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
         units::share(document.setup.memory_share)
     ))?;
     let priced = document.price_per_hour.is_some();
-    let mut headings = vec!["method", "B", "attention ms", "step ms", "tokens/s", "x dense"];
+    let mut headings = vec![
+        "method",
+        "B",
+        "attention ms",
+        "step ms",
+        "tokens/s",
+        "x dense",
+    ];
     if priced {
         headings.push("per 10^6 tokens");
     }
@@ -177,9 +188,13 @@ pub fn label(method: &Method, grouped: bool) -> String {
                 Sketch::Bits8 => "8bits",
                 Sketch::Bits4 => "4bits",
             };
-            let as_one = config.group_score == GroupScore::Logits
-                && config.components == Components::AbsSum;
-            let group = if grouped && as_one { " as one query" } else { "" };
+            let as_one =
+                config.group_score == GroupScore::Logits && config.components == Components::AbsSum;
+            let group = if grouped && as_one {
+                " as one query"
+            } else {
+                ""
+            };
             format!("SparQ {sketch} r={} k={}{group}", config.rank, config.top_k)
         }
         other => other.name().into(),

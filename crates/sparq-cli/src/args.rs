@@ -11,6 +11,7 @@ use crate::commands::check::CheckArgs;
 use crate::commands::completions::CompletionsArgs;
 use crate::commands::convert::ConvertArgs;
 use crate::commands::demo::DemoArgs;
+use crate::commands::eval::EvalArgs;
 use crate::commands::generate::GenerateArgs;
 use crate::commands::inspect::InspectArgs;
 use crate::commands::logits::LogitsArgs;
@@ -25,6 +26,7 @@ Examples:
   sparq demo --seed 7 --needles 4              the same with another text
   sparq generate --prompt 'In the beginning' --stats
   sparq generate --model DIR --prompt-file question.txt --method sparq --rank 32 --top-k 128
+  sparq eval --task needle --methods dense,sparq --budgets 1/8 --out runs/needle.jsonl
   sparq inspect DIR --sketch 4bits             what a model's cache costs and what SparQ saves
   sparq logits --model DIR --tokens 1,2,3 --out logits.safetensors
   sparq convert org/name DIR --dtype f16       a folder that loads at once
@@ -71,6 +73,8 @@ pub struct GlobalArgs {
 pub enum Command {
     /// Dense and SparQ answer the same questions about a long text, side by side
     Demo(DemoArgs),
+    /// What a model can still do with each method: tasks with scores, standard errors and differences to dense attention
+    Eval(EvalArgs),
     /// Continue a text, or answer in a conversation
     Generate(GenerateArgs),
     /// What a model is, what its cache costs, and the settings of SparQ for a budget

@@ -72,6 +72,7 @@ fn run(cli: &Cli, out: Output) -> Result<Outcome> {
     match &cli.command {
         None => Ok(Outcome::Done),
         Some(Command::Demo(args)) => commands::demo::run(args, device, out),
+        Some(Command::Eval(args)) => commands::eval::run(args, device, out),
         Some(Command::Generate(args)) => commands::generate::run(args, device, out),
         Some(Command::Inspect(args)) => commands::inspect::run(args, out),
         Some(Command::Logits(args)) => commands::logits::run(args, device, out),
@@ -88,8 +89,8 @@ fn run(cli: &Cli, out: Output) -> Result<Outcome> {
 fn start_log(global: &GlobalArgs) {
     let level = match global.verbose {
         0 => "warn",
-        1 => "sparq=info,sparq_models=info,sparq_golden=info,warn",
-        _ => "sparq=debug,sparq_models=debug,sparq_golden=debug,info",
+        1 => "sparq=info,sparq_eval=info,sparq_models=info,sparq_golden=info,warn",
+        _ => "sparq=debug,sparq_eval=debug,sparq_models=debug,sparq_golden=debug,info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()

@@ -4,16 +4,14 @@ use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType};
 use serde::Serialize;
-use sparq::{CacheShape, Method, SparqConfig, Transfers};
+use sparq::{CacheShape, SparqConfig, Transfers};
+pub use sparq_eval::steps::{PIECE, greedy_step, host, read, tensor};
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::Architecture;
-use sparq_models::text::{ChatTemplate, Sampler, SamplingConfig, TextTokenizer};
-use sparq_models::{CausalLm, Decoder, DecoderConfig, ModelCache, embedded, hub};
-
-/// Tokens that a prefill reads at once. Between two pieces a progress bar moves, and the logits of one piece are what has to be in memory.
-pub const PIECE: usize = 512;
+use sparq_models::text::{ChatTemplate, TextTokenizer};
+use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded, hub};
 
 /// Where a model comes from.
 #[derive(Clone, Debug)]
@@ -239,60 +237,4 @@ impl Description {
 /// Bytes of an element of a type.
 pub fn element_bytes(dtype: FloatDType) -> usize {
     DType::from(dtype).size()
-}
-
-/// Tokens of a batch, row after row, as the tensor [batch, T] that models read.
-pub fn tensor(model: &dyn CausalLm, tokens: &[u32], batch: usize) -> Tensor<2, Int> {
-    let tokens: Vec<i64> = tokens.iter().copied().map(i64::from).collect();
-    let shape = [batch, tokens.len() / batch.max(1)];
-    Tensor::from_data(TensorData::new(tokens, shape), &model.device())
-}
-
-/// Reads the tokens of one sequence into the cache, in pieces; after each, `on_progress` is told how many have been read.
-///
-/// # Errors
-/// When the model refuses them or the device fails.
-pub fn read(
-    model: &dyn CausalLm,
-    cache: &mut ModelCache,
-    tokens: &[u32],
-    on_progress: &dyn Fn(usize),
-) -> Result<()> {
-    let mut done = 0;
-    for piece in tokens.chunks(PIECE) {
-        let logits = model.prefill(tensor(model, piece, 1), cache, 1)?;
-        // Reading the logits waits for the device, so that progress and time are true.
-        host(logits)?;
-        done += piece.len();
-        on_progress(done);
-    }
-    Ok(())
-}
-
-/// Reads one token with the method and returns the most probable next one.
-///
-/// # Errors
-/// When the model refuses it, the device fails, or the logits are no numbers.
-pub fn greedy_step(
-    model: &dyn CausalLm,
-    cache: &mut ModelCache,
-    token: u32,
-    method: &Method,
-) -> Result<u32> {
-    let mut logits = host(model.decode(tensor(model, &[token], 1), cache, method)?)?;
-    Ok(Sampler::new(SamplingConfig::default())?.sample(&mut logits, &[])?)
-}
-
-/// Logits on the host.
-///
-/// # Errors
-/// When the device could not compute them or hand them over.
-pub fn host(logits: Tensor<3>) -> Result<Vec<f32>> {
-    let failed = |error: &dyn fmt::Debug| {
-        anyhow::anyhow!("logits: cannot be read from the device: {error:?}")
-    };
-    let data = logits.try_into_data().map_err(|error| failed(&error))?;
-    data.convert::<f32>()
-        .try_into_vec()
-        .map_err(|error| failed(&error))
 }

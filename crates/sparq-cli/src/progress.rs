@@ -24,3 +24,20 @@ pub fn reading(tokens: usize, out: Output) -> ProgressBar {
     }
     bar
 }
+
+/// A bar for `count` answers of an evaluation, on standard error if that is a terminal.
+pub fn answers(count: usize, out: Output) -> ProgressBar {
+    let target = if out.is_json() {
+        ProgressDrawTarget::hidden()
+    } else {
+        ProgressDrawTarget::stderr()
+    };
+    let bar = ProgressBar::with_draw_target(Some(count as u64), target);
+    if let Ok(style) =
+        ProgressStyle::with_template("[{bar:30}] {pos}/{len} answers ({elapsed} gone, {eta} left)")
+    {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.enable_steady_tick(std::time::Duration::from_millis(500));
+    bar
+}

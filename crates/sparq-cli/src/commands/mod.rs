@@ -5,6 +5,7 @@ pub mod check;
 pub mod completions;
 pub mod convert;
 pub mod demo;
+pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod logits;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
 use sparq::{CacheShape, Method, Transfers};
+use sparq_eval::haystack::Needle;
 use sparq_models::{CausalLm, ModelCache};
 
-use super::haystack::Needle;
 use crate::model::{self, read};
 
 /// How a method did over all questions.

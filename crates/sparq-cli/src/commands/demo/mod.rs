@@ -1,13 +1,16 @@
 //! `sparq demo`: dense attention and SparQ answer the same questions about a long text, side by side.
 
 mod contest;
-mod haystack;
 mod view;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 use serde::Serialize;
 use sparq::{CacheMemory, Method, Sketch, SparqConfig};
+use sparq_eval::haystack::{Depths, Haystack, MAX_NEEDLES, Needle};
+use sparq_eval::prose::{BIBLE, Prose};
 
 use crate::args::{DtypeArgs, at_least_one, dtype_name};
 use crate::exit::Outcome;
@@ -18,7 +21,6 @@ use crate::progress;
 use crate::table::Table;
 use crate::units;
 use contest::{Contest, Record};
-use haystack::{Haystack, MAX_NEEDLES, Needle};
 use sparq_host::device::DeviceChoice;
 use view::AnswerLine;
 
@@ -107,7 +109,7 @@ pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         );
     }
     let dtype = args.dtype.dtype;
-    let haystack = Haystack::new(args.seed, args.context, args.needles)?;
+    let haystack = args.haystack()?;
     let loaded = ModelSource::Embedded.load(&device.open(), dtype)?;
     let model = loaded.model.as_ref();
     if args.context > model.context_len() {
@@ -152,7 +154,7 @@ pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     for needle in &haystack.needles {
         let question = tokens(&needle.question());
         contest.ask(&question)?;
-        let mut line = AnswerLine::new(out, needle.name, &needle.code);
+        let mut line = AnswerLine::new(out, &needle.name, &needle.code);
         for record in &mut records {
             contest.answer(&question, needle, record, &mut |text| line.push(text))?;
             line.end_column(if record.answers.last() == Some(&needle.answer()) {
@@ -183,6 +185,13 @@ pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
 }
 
 impl DemoArgs {
+    fn haystack(&self) -> Result<Haystack> {
+        let prose = Prose::new(BIBLE, &ModelSource::Embedded.tokenizer()?)?;
+        let mut rng = SmallRng::seed_from_u64(self.seed);
+        let depths = Depths::Random(self.needles);
+        Haystack::new(&prose, &mut rng, self.context, depths).context("--context")
+    }
+
     fn config(&self, model: &Description) -> Result<SparqConfig> {
         SparqArgs {
             rank: self.rank,

@@ -11,15 +11,15 @@ const NAME_WIDTH: usize = 10;
 const ANSWER_WIDTH: usize = 16;
 
 /// A line of the contest: a name and an answer per method.
-pub struct AnswerLine {
+pub struct AnswerLine<'a> {
     out: Output,
-    name: &'static str,
+    name: &'a str,
     /// Finished columns as text, with their width on the screen.
     done: String,
     current: String,
 }
 
-impl AnswerLine {
+impl<'a> AnswerLine<'a> {
     /// The line over the answers.
     ///
     /// # Errors
@@ -33,7 +33,7 @@ impl AnswerLine {
     }
 
     /// Begins a line.
-    pub fn new(out: Output, name: &'static str, code: &str) -> Self {
+    pub fn new(out: Output, name: &'a str, code: &str) -> Self {
         Self {
             out,
             name,

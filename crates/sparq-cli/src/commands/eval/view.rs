@@ -1,0 +1,53 @@
+//! The table at the end.
+
+use sparq_eval::{Estimate, Metric, SummaryRow};
+
+use crate::table::Table;
+use crate::units;
+
+/// The rows in columns, with standard errors.
+pub fn table(rows: &[SummaryRow]) -> Table {
+    let mut table = Table::new([
+        "task",
+        "context",
+        "method",
+        "budget",
+        "bytes moved",
+        "score",
+        "n",
+        "less dense",
+    ]);
+    for row in rows {
+        let dash = || "-".to_owned();
+        table.row([
+            format!("{} ({})", row.task, row.metric),
+            row.context.map_or_else(dash, units::positions),
+            row.method.clone(),
+            row.budget.map_or_else(dash, units::share),
+            format!("{:.2}%", 100.0 * row.transfer),
+            estimate(&row.score, row.metric, false),
+            row.score.n.to_string(),
+            row.difference
+                .as_ref()
+                .map_or_else(dash, |difference| estimate(difference, row.metric, true)),
+        ]);
+    }
+    table
+}
+
+/// A mean ± its standard error, with digits that suit the metric.
+fn estimate(estimate: &Estimate, metric: Metric, signed: bool) -> String {
+    let digits = match metric {
+        Metric::BitsPerCharacter | Metric::RougeL => 4,
+        Metric::PrefixMatch => 3,
+        Metric::Characters => 1,
+    };
+    let mean = match signed {
+        true => format!("{:+.digits$}", estimate.mean),
+        false => format!("{:.digits$}", estimate.mean),
+    };
+    match estimate.standard_error {
+        Some(error) => format!("{mean} ± {error:.digits$}"),
+        None => mean,
+    }
+}

@@ -1,0 +1,96 @@
+//! [`Contender`]: a method and the share of dense attention's bytes that it may move.
+
+use std::fmt;
+
+use sparq::{CacheShape, Method, SparqError, Transfers};
+
+use crate::summary::REFERENCE;
+
+/// A method by name and its budget. Its settings depend on the length of the example.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contender {
+    /// The method, as on the command line.
+    pub method: String,
+    /// The share of dense attention's bytes; `None` for dense.
+    pub budget: Option<f64>,
+}
+
+impl Contender {
+    /// Every method at every budget, and dense once.
+    pub fn all(methods: &[String], budgets: &[f64]) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for method in methods {
+            let budgets: Vec<Option<f64>> = match method == REFERENCE {
+                true => vec![None],
+                false => budgets.iter().copied().map(Some).collect(),
+            };
+            for budget in budgets {
+                let contender = Self {
+                    method: method.clone(),
+                    budget,
+                };
+                if !all.contains(&contender) {
+                    all.push(contender);
+                }
+            }
+        }
+        all
+    }
+
+    /// The method with the settings for a model and a number of positions.
+    ///
+    /// # Errors
+    /// When there is no such method, or it can't do with its budget.
+    pub fn at(&self, head_dim: usize, positions: usize) -> Result<Method, SparqError> {
+        let method = named(&self.method)?;
+        match self.budget {
+            Some(budget) => at_budget(&method, head_dim, positions, budget),
+            None => Ok(method),
+        }
+    }
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.budget {
+            Some(budget) => write!(f, "{} at 1/{}", self.method, 1.0 / budget),
+            None => f.write_str(&self.method),
+        }
+    }
+}
+
+/// The share of dense attention's bytes that a step at so many positions of a 16-bit cache moves.
+pub(crate) fn share(method: &Method, head_dim: usize, positions: usize) -> f64 {
+    let shape = CacheShape {
+        head_dim,
+        kv_heads: 1,
+        element_bytes: 2,
+    };
+    method.transfers(&shape, positions).bytes() / Transfers::dense(&shape, positions).bytes()
+}
+
+fn named(name: &str) -> Result<Method, SparqError> {
+    use sparq::{Sketch, SparqConfig};
+    match name {
+        "dense" => Ok(Method::DENSE),
+        "sparq" => Ok(SparqConfig::new(32, 128).into()),
+        "sparq-4bit" => Ok(SparqConfig::new(32, 128).with_sketch(Sketch::Bits4).into()),
+        _ => Err(SparqError::Value {
+            what: "method",
+            expected: "one of dense, sparq, sparq-4bit".into(),
+            found: name.into(),
+        }),
+    }
+}
+
+fn at_budget(
+    method: &Method,
+    head_dim: usize,
+    positions: usize,
+    budget: f64,
+) -> Result<Method, SparqError> {
+    match method {
+        Method::Sparq(config) => Ok(config.for_compression(head_dim, positions, budget)?.into()),
+        other => Ok(*other),
+    }
+}

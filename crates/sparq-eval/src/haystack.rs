@@ -1,0 +1,256 @@
+//! Prose with facts in it, in the words that the model inside the program was trained on: [`Haystack`].
+
+use rand::Rng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
+use serde::Serialize;
+
+use crate::{EvalError, Prose};
+
+/// Who has a secret code.
+const NAMES: [&str; 24] = [
+    "Abraham", "Babylon", "Caleb", "Daniel", "Egypt", "Esther", "Gideon", "Hebron", "Isaac",
+    "Jacob", "Jericho", "Jonathan", "Joshua", "Lebanon", "Moses", "Nathan", "Pharaoh", "Rachel",
+    "Samson", "Samuel", "Sarah", "Solomon", "Tarshish", "Zion",
+];
+
+/// The most needles that there are names for.
+pub const MAX_NEEDLES: usize = NAMES.len();
+
+/// A fact: someone's secret code.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Needle {
+    /// Whose code it is.
+    pub name: String,
+    /// Six digits.
+    pub code: String,
+    /// Where in the text the fact begins, in bytes.
+    pub position: usize,
+}
+
+impl Needle {
+    /// A code for a name, that stands nowhere yet.
+    pub fn new(name: impl Into<String>, rng: &mut SmallRng) -> Self {
+        Self {
+            name: name.into(),
+            code: format!("{:06}", rng.random_range(0..1_000_000)),
+            position: 0,
+        }
+    }
+
+    /// What stands in the text.
+    pub fn fact(&self) -> String {
+        format!(" The secret code of {} is {}. ", self.name, self.code)
+    }
+
+    /// What the model is asked, behind the text.
+    pub fn question(&self) -> String {
+        format!(
+            "\nQuestion: What is the secret code of {}?\nAnswer:",
+            self.name
+        )
+    }
+
+    /// What it should say.
+    pub fn answer(&self) -> String {
+        format!(" {}.", self.code)
+    }
+}
+
+/// Where needles are put.
+#[derive(Clone, Copy, Debug)]
+pub enum Depths<'a> {
+    /// Anywhere, so many.
+    Random(usize),
+    /// One at each of these shares of the text, from 0 (its beginning) to 1 (its end).
+    At(&'a [f64]),
+}
+
+/// A text with its needles.
+#[derive(Clone, Debug)]
+pub struct Haystack {
+    /// All of it.
+    pub text: String,
+    /// The facts: in the order of the depths that were given, or else in any.
+    pub needles: Vec<Needle>,
+}
+
+impl Haystack {
+    /// A text that leaves room in a `context` of so many tokens for each question and its answer, the same for the same draws of `rng`. At most
+    /// [`MAX_NEEDLES`].
+    ///
+    /// # Errors
+    /// When the context is too short for the needles, or longer than the prose.
+    pub fn new(
+        prose: &Prose,
+        rng: &mut SmallRng,
+        context: usize,
+        depths: Depths<'_>,
+    ) -> Result<Self, EvalError> {
+        let mut names = NAMES;
+        names.shuffle(rng);
+        let count = match depths {
+            Depths::Random(count) => count,
+            Depths::At(depths) => depths.len(),
+        };
+        let mut needles: Vec<Needle> = names[..count.min(MAX_NEEDLES)]
+            .iter()
+            .map(|&name| Needle::new(name, rng))
+            .collect();
+        let (mut facts, mut tail) = (0, 0);
+        for needle in &needles {
+            facts += prose.encode(&needle.fact())?.len();
+            let asked = prose.encode(&needle.question())?.len();
+            tail = tail.max(asked + prose.encode(&needle.answer())?.len());
+        }
+        tail += prose.opening().len();
+        // Half of the text has to be prose, or there is nothing to search.
+        let least = 2 * facts + tail;
+        let most = prose.tokens().len();
+        if context < least || context > most {
+            return Err(room(&needles, least, most, context));
+        }
+        let length = context - facts - tail;
+        let start = rng.random_range(0..=most - length);
+        let window = &prose.tokens()[start..start + length];
+        // Words beside a fact may take other tokens than before: what is too much is left out at the end.
+        let mut kept = length;
+        while kept > 0 {
+            let text = prose.decode(&window[..kept])?;
+            let mut haystack = Self::of(&text, &mut needles, rng, depths);
+            let found = prose.encode(&haystack.text)?.len() + tail;
+            if found <= context {
+                if let Depths::Random(_) = depths {
+                    haystack.needles.shuffle(rng);
+                }
+                return Ok(haystack);
+            }
+            kept = kept.saturating_sub(found - context);
+        }
+        Err(room(&needles, least, most, context))
+    }
+
+    /// The text with its needles put in.
+    fn of(prose: &str, needles: &mut [Needle], rng: &mut SmallRng, depths: Depths<'_>) -> Self {
+        let mut places: Vec<usize> = match depths {
+            Depths::Random(_) => needles
+                .iter()
+                .map(|_| rng.random_range(0..prose.len()))
+                .collect(),
+            Depths::At(depths) => depths
+                .iter()
+                .map(|depth| (depth * prose.len() as f64) as usize)
+                .collect(),
+        };
+        for place in &mut places {
+            *place = word_end(prose, *place);
+        }
+        if let Depths::Random(_) = depths {
+            places.sort_unstable();
+        }
+        let mut order: Vec<usize> = (0..needles.len()).collect();
+        order.sort_by_key(|&index| places[index]);
+        let (mut text, mut from) = (String::with_capacity(2 * prose.len()), 0);
+        for index in order {
+            text.push_str(&prose[from..places[index]]);
+            needles[index].position = text.len();
+            text.push_str(&needles[index].fact());
+            from = places[index];
+        }
+        text.push_str(&prose[from..]);
+        Self {
+            text,
+            needles: needles.to_vec(),
+        }
+    }
+}
+
+fn room(needles: &[Needle], least: usize, most: usize, found: usize) -> EvalError {
+    EvalError::Context {
+        task: "needle",
+        expected: format!("{least} (for {} needles) to {most} tokens", needles.len()),
+        found,
+    }
+}
+
+/// The end of the word at a place, so that facts stand between words.
+fn word_end(prose: &str, mut place: usize) -> usize {
+    while !prose.is_char_boundary(place) {
+        place += 1;
+    }
+    prose[place..]
+        .find(char::is_whitespace)
+        .map_or(prose.len(), |offset| place + offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use sparq_models::embedded;
+
+    use super::*;
+    use crate::prose::BIBLE;
+
+    fn bible() -> Prose {
+        Prose::new(BIBLE, &embedded::tokenizer().unwrap()).unwrap()
+    }
+
+    fn haystack(seed: u64, context: usize, depths: Depths<'_>) -> Result<Haystack, EvalError> {
+        Haystack::new(
+            &bible(),
+            &mut SmallRng::seed_from_u64(seed),
+            context,
+            depths,
+        )
+    }
+
+    #[test]
+    fn every_question_fits_the_context_and_every_fact_is_where_it_is_said_to_be() {
+        for seed in 0..20 {
+            let haystack = haystack(seed, 2048, Depths::Random(8)).unwrap();
+            assert_eq!(haystack.needles.len(), 8);
+            let longest = haystack
+                .needles
+                .iter()
+                .map(|needle| haystack.text.len() + needle.question().len() + needle.answer().len())
+                .max();
+            assert_eq!(longest, Some(2048));
+            for needle in &haystack.needles {
+                assert!(
+                    haystack.text[needle.position..].starts_with(&needle.fact()),
+                    "seed {seed}, {}",
+                    needle.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn needles_are_at_the_depths_asked_for() {
+        let depths = [1.0, 0.0, 0.5];
+        let haystack = haystack(1, 2048, Depths::At(&depths)).unwrap();
+        for (needle, depth) in haystack.needles.iter().zip(depths) {
+            let found = needle.position as f64 / haystack.text.len() as f64;
+            // A word and two facts may stand between the place and its depth.
+            assert!((found - depth).abs() < 0.05, "{found} for {depth}");
+            assert!(haystack.text[needle.position..].starts_with(&needle.fact()));
+        }
+    }
+
+    #[test]
+    fn a_seed_is_a_text() {
+        let text = |seed| haystack(seed, 1024, Depths::Random(2)).unwrap().text;
+        assert_eq!(text(3), text(3));
+        assert_ne!(text(3), text(4));
+    }
+
+    #[test]
+    fn a_context_without_room_is_refused() {
+        let error = haystack(0, 200, Depths::Random(4)).unwrap_err().to_string();
+        assert!(
+            error.contains("context") && error.contains("found 200"),
+            "{error}"
+        );
+        assert!(haystack(0, BIBLE.len() + 1, Depths::Random(1)).is_err());
+    }
+}

@@ -1,0 +1,229 @@
+//! [`ResultsFile`]: records on disk, one line each, of which none that is finished gets lost.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Contender, EvalError, FORMAT, Passage, Question, Record, TaskName};
+
+/// What all records of a file agree in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setup {
+    /// The model.
+    pub model: String,
+    /// The device.
+    pub device: String,
+    /// The type of weights and cache.
+    pub dtype: String,
+    /// What the examples are drawn from.
+    pub seed: u64,
+}
+
+impl Setup {
+    /// What is another in a record than here, as `key: expected x, found y`.
+    fn difference(&self, record: &Record) -> Option<String> {
+        let pairs = [
+            ("format", FORMAT.to_string(), record.format.to_string()),
+            ("model", self.model.clone(), record.model.clone()),
+            ("device", self.device.clone(), record.device.clone()),
+            ("dtype", self.dtype.clone(), record.dtype.clone()),
+            ("seed", self.seed.to_string(), record.seed.to_string()),
+        ];
+        let different = pairs
+            .into_iter()
+            .find(|(_, expected, found)| expected != found);
+        different.map(|(key, expected, found)| {
+            format!("{key}: expected {expected}, found {found}; take another file")
+        })
+    }
+}
+
+/// What is finished: task, example, method and budget.
+type Key = (TaskName, String, String, Option<u64>);
+
+/// A file of results that is open for more.
+///
+/// A record is appended by one write and is then out of the program's hands, so that an interruption costs what was unfinished and nothing else. A last line
+/// that a crash left incomplete is dropped when the file is opened again. The file is locked while it is open.
+#[derive(Debug)]
+pub struct ResultsFile {
+    path: PathBuf,
+    file: File,
+    records: Vec<Record>,
+    finished: HashSet<Key>,
+}
+
+impl ResultsFile {
+    /// Opens a file, or begins it with the folders above.
+    ///
+    /// # Errors
+    /// When the file can't be written or another program writes to it; when a line is no record, or one of another setup.
+    pub fn open(path: &Path, setup: &Setup) -> Result<Self, EvalError> {
+        let write = |source| EvalError::Write {
+            path: path.to_owned(),
+            source,
+        };
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(write)?;
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true);
+        let mut file = options.open(path).map_err(write)?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => write(io::Error::other("another program writes to it")),
+            TryLockError::Error(error) => write(error),
+        })?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(write)?;
+        let whole = text
+            .iter()
+            .rposition(|&byte| byte == b'\n')
+            .map_or(0, |end| end + 1);
+        if whole < text.len() {
+            file.set_len(whole as u64).map_err(write)?;
+            file.seek(SeekFrom::End(0)).map_err(write)?;
+        }
+        let mut results = Self {
+            path: path.to_owned(),
+            file,
+            records: Vec::new(),
+            finished: HashSet::new(),
+        };
+        for record in parse(path, &text[..whole])? {
+            if let Some(reason) = setup.difference(&record) {
+                return Err(results.wrong(results.records.len() + 1, reason));
+            }
+            results.note(record);
+        }
+        Ok(results)
+    }
+
+    /// The records, in the order of the file.
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Appends a record.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn append(&mut self, record: Record) -> Result<(), EvalError> {
+        let write = |source| EvalError::Write {
+            path: self.path.clone(),
+            source,
+        };
+        let mut line = serde_json::to_vec(&record).map_err(|error| write(error.into()))?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(write)?;
+        self.note(record);
+        Ok(())
+    }
+
+    /// Whether an example is there already.
+    pub fn has(&self, task: TaskName, question: &Question, contender: &Contender) -> bool {
+        let (method, budget) = (&contender.method, contender.budget.map(f64::to_bits));
+        self.finished
+            .contains(&(task, question.example.clone(), method.clone(), budget))
+    }
+
+    /// Refuses a file whose records of these examples are of other tokens or other settings than a run would write now.
+    ///
+    /// # Errors
+    /// [`EvalError::Results`], naming the first such line.
+    pub fn check(
+        &self,
+        task: TaskName,
+        passages: &[Passage],
+        settings: &dyn Fn(&Passage, &Question, &Contender) -> Option<sparq::Method>,
+    ) -> Result<(), EvalError> {
+        let questions = passages.iter().flat_map(|passage| {
+            passage
+                .questions
+                .iter()
+                .map(move |question| (passage, question))
+        });
+        let by_name: std::collections::HashMap<&str, (&Passage, &Question)> = questions
+            .map(|(passage, question)| (question.example.as_str(), (passage, question)))
+            .collect();
+        for (index, record) in self.records.iter().enumerate() {
+            let Some((passage, question)) = by_name
+                .get(record.example.as_str())
+                .filter(|_| record.task == task)
+            else {
+                continue;
+            };
+            let contender = Contender {
+                method: record.method.clone(),
+                budget: record.budget,
+            };
+            let reason = if record.prompt_crc32 != passage.crc32(question) {
+                "expected the tokens that the task has now, found others: another text, data set or option made them"
+            } else if settings(passage, question, &contender)
+                .is_some_and(|settings| settings != record.settings)
+            {
+                "expected the settings that the method has now, found others"
+            } else {
+                continue;
+            };
+            return Err(self.wrong(
+                index + 1,
+                format!(
+                    "{reason} ({task}, {}, {contender}); take another file",
+                    record.example
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, record: Record) {
+        self.finished.insert((
+            record.task,
+            record.example.clone(),
+            record.method.clone(),
+            record.budget.map(f64::to_bits),
+        ));
+        self.records.push(record);
+    }
+
+    fn wrong(&self, line: usize, reason: String) -> EvalError {
+        EvalError::Results {
+            path: self.path.clone(),
+            line,
+            reason,
+        }
+    }
+}
+
+/// The records of a file. A last line without its end is left out.
+///
+/// # Errors
+/// When the file can't be read or a line is no record.
+pub fn read_records(path: &Path) -> Result<Vec<Record>, EvalError> {
+    let text = std::fs::read(path).map_err(|source| EvalError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let whole = text
+        .iter()
+        .rposition(|&byte| byte == b'\n')
+        .map_or(0, |end| end + 1);
+    parse(path, &text[..whole])
+}
+
+fn parse(path: &Path, lines: &[u8]) -> Result<Vec<Record>, EvalError> {
+    let lines = lines.split(|&byte| byte == b'\n').enumerate();
+    let lines = lines.filter(|(_, line)| !line.is_empty());
+    let record = |(index, line)| {
+        serde_json::from_slice(line).map_err(|error| EvalError::Results {
+            path: path.to_owned(),
+            line: index + 1,
+            reason: format!("expected a record, found something else: {error}"),
+        })
+    };
+    lines.map(record).collect()
+}

@@ -1,0 +1,171 @@
+//! The records of a file by task, context, method and budget: what a table shows.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Better, Estimate, Metric, Record, TaskName};
+
+/// What the records of one method at one budget say about one task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SummaryRow {
+    /// The model.
+    pub model: String,
+    /// The task.
+    pub task: TaskName,
+    /// Positions that the examples fill; `None` where the data give the length.
+    pub context: Option<usize>,
+    /// The method.
+    pub method: String,
+    /// The share of dense attention's bytes that its settings were chosen for; `None` for dense.
+    pub budget: Option<f64>,
+    /// The share that they move, on average over the examples.
+    pub transfer: f64,
+    /// What the score counts.
+    pub metric: Metric,
+    /// Which way it is better.
+    pub better: Better,
+    /// The score.
+    pub score: Estimate,
+    /// The score less that of dense attention, over the examples that both have finished; `None` without one.
+    pub difference: Option<Estimate>,
+}
+
+/// The method that others are compared with.
+pub const REFERENCE: &str = "dense";
+
+/// What the records agree in that are averaged.
+type Group<'a> = (&'a str, TaskName, Option<usize>, &'a str, Option<u64>);
+
+/// The rows of a table: by model, task and context, then from large budgets to small ones, methods in the order in which they first appear.
+pub fn summarize(records: &[Record]) -> Vec<SummaryRow> {
+    let mut reference: HashMap<(&str, TaskName, &str), f64> = HashMap::new();
+    let mut groups: Vec<(Group<'_>, Vec<&Record>)> = Vec::new();
+    let mut place: HashMap<Group<'_>, usize> = HashMap::new();
+    for record in records {
+        if record.method == REFERENCE {
+            reference.insert((&record.model, record.task, &record.example), record.score);
+        }
+        let group = (
+            record.model.as_str(),
+            record.task,
+            record.context,
+            record.method.as_str(),
+            record.budget.map(f64::to_bits),
+        );
+        let index = *place.entry(group).or_insert_with(|| {
+            groups.push((group, Vec::new()));
+            groups.len() - 1
+        });
+        groups[index].1.push(record);
+    }
+    let mut rows: Vec<SummaryRow> = groups
+        .iter()
+        .filter_map(|(_, records)| row(records, &reference))
+        .collect();
+    // Stable: equal keys stay in the order of their first record.
+    rows.sort_by(|a, b| {
+        let key = |row: &SummaryRow| (row.model.clone(), row.task, row.context);
+        let budget = |row: &SummaryRow| row.budget.unwrap_or(f64::INFINITY);
+        key(a).cmp(&key(b)).then(budget(b).total_cmp(&budget(a)))
+    });
+    rows
+}
+
+fn row(
+    records: &[&Record],
+    reference: &HashMap<(&str, TaskName, &str), f64>,
+) -> Option<SummaryRow> {
+    let first = records.first()?;
+    let pairs = records.iter().filter_map(|record| {
+        let key = (record.model.as_str(), record.task, record.example.as_str());
+        Some((record.score, *reference.get(&key)?))
+    });
+    Some(SummaryRow {
+        model: first.model.clone(),
+        task: first.task,
+        context: first.context,
+        method: first.method.clone(),
+        budget: first.budget,
+        transfer: Estimate::of(records.iter().map(|record| record.transfer))?.mean,
+        metric: first.metric,
+        better: first.better,
+        score: Estimate::of(records.iter().map(|record| record.score))?,
+        difference: Estimate::of_differences(pairs),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use sparq::{Method, SparqConfig};
+
+    use super::*;
+    use crate::{FORMAT, Kind};
+
+    fn record(example: usize, method: &str, budget: Option<f64>, score: f64) -> Record {
+        let task = TaskName::Bpc;
+        Record {
+            kind: Kind::Example,
+            format: FORMAT,
+            model: "embedded".into(),
+            device: "flex".into(),
+            dtype: "f32".into(),
+            seed: 0,
+            task,
+            example: format!("context=1024 text={example}"),
+            context: Some(1024),
+            prompt_tokens: 1000,
+            prompt_crc32: 0,
+            method: method.into(),
+            settings: if budget.is_some() {
+                SparqConfig::new(8, 64).into()
+            } else {
+                Method::DENSE
+            },
+            budget,
+            transfer: budget.unwrap_or(1.0),
+            metric: task.metric(),
+            better: task.metric().better(),
+            score,
+            detail: serde_json::Map::new(),
+            steps: 1,
+            seconds: 0.0,
+            version: "0".into(),
+        }
+    }
+
+    #[test]
+    fn differences_are_of_the_same_examples_and_rows_go_from_much_to_little() {
+        let records = [
+            record(0, "sparq", Some(0.125), 3.5),
+            record(0, "sparq", Some(0.25), 3.25),
+            record(0, "dense", None, 3.0),
+            record(1, "dense", None, 5.0),
+            record(1, "sparq", Some(0.125), 6.0),
+            // Dense has not come to this one.
+            record(2, "sparq", Some(0.125), 100.0),
+        ];
+        let rows = summarize(&records);
+        let names: Vec<_> = rows
+            .iter()
+            .map(|row| (row.method.as_str(), row.budget, row.score.n))
+            .collect();
+        let expected = [
+            ("dense", None, 2),
+            ("sparq", Some(0.25), 1),
+            ("sparq", Some(0.125), 3),
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(rows[0].difference.unwrap().mean, 0.0);
+        let difference = rows[2].difference.unwrap();
+        assert_eq!((difference.n, difference.mean), (2, 0.75));
+        assert_eq!(difference.standard_error, Some(0.25));
+    }
+
+    #[test]
+    fn without_dense_there_is_no_difference() {
+        let rows = summarize(&[record(0, "sparq", Some(0.125), 3.5)]);
+        assert_eq!((rows.len(), rows[0].difference), (1, None));
+    }
+}

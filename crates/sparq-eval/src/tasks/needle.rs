@@ -1,0 +1,108 @@
+//! A needle in a haystack: prose with facts in it, each of which is asked for.
+
+use sparq_models::text::TextTokenizer;
+
+use super::TaskOptions;
+use crate::haystack::{Depths, Haystack, MAX_NEEDLES, Needle};
+use crate::prose::{BIBLE, Prose, text_or};
+use crate::score::Judge;
+use crate::{EvalError, Passage, Question, TaskName, Work};
+
+/// Texts with needles at depths of a grid, so that after as many texts as depths each depth has been asked for as often.
+pub(super) fn passages(
+    options: &TaskOptions,
+    tokenizer: &TextTokenizer,
+) -> Result<Vec<Passage>, EvalError> {
+    let task = TaskName::Needle;
+    let contexts = options.checked_contexts(task)?;
+    options.check_needles(options.depths.min(MAX_NEEDLES))?;
+    let prose = Prose::new(&text_or(options.text.as_deref(), BIBLE)?, tokenizer)?;
+    let mut passages = Vec::new();
+    for &context in contexts {
+        for text in 0..options.examples.div_ceil(options.needles) {
+            let depths = depths(text, options.needles, options.depths);
+            let mut rng = options.rng(task, context, text);
+            let haystack = Haystack::new(&prose, &mut rng, context, Depths::At(&depths))?;
+            let asked = options
+                .needles
+                .min(options.examples - text * options.needles);
+            let questions = haystack.needles.iter().zip(&depths).take(asked);
+            let question = |(needle, &depth): (&Needle, &f64)| {
+                let example = format!("context={context} text={text} depth={depth}");
+                let mut question = question(&prose, needle, example)?;
+                question.detail.insert("depth".into(), depth.into());
+                Ok(question)
+            };
+            passages.push(Passage {
+                context: Some(context),
+                text: [prose.opening(), &prose.encode(&haystack.text)?].concat(),
+                questions: questions.map(question).collect::<Result<_, EvalError>>()?,
+            });
+        }
+    }
+    Ok(passages)
+}
+
+/// The depths of a text's needles: as far from each other as the grid allows, and one further in every text.
+fn depths(text: usize, needles: usize, grid: usize) -> Vec<f64> {
+    let stride = grid / needles;
+    (0..needles)
+        .map(|needle| ((text + needle * stride) % grid) as f64 / (grid - 1).max(1) as f64)
+        .collect()
+}
+
+/// The question for a needle.
+pub(super) fn question(
+    prose: &Prose,
+    needle: &Needle,
+    example: String,
+) -> Result<Question, EvalError> {
+    let mut detail = serde_json::Map::new();
+    detail.insert("name".into(), needle.name.clone().into());
+    detail.insert("code".into(), needle.code.clone().into());
+    Ok(Question {
+        example,
+        prompt: prose.encode(&needle.question())?,
+        work: Work::Answer {
+            max_tokens: prose.encode(&needle.answer())?.len(),
+            judge: Judge::Answers(vec![needle.code.clone()]),
+        },
+        detail,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use sparq_models::embedded;
+
+    use super::*;
+    use crate::tasks::tests::options;
+
+    #[test]
+    fn every_depth_is_asked_for_as_often() {
+        let mut counts = BTreeMap::new();
+        for text in 0..17 {
+            let depths = depths(text, 4, 17);
+            for depth in &depths {
+                *counts.entry(depth.to_bits()).or_insert(0) += 1;
+            }
+        }
+        assert_eq!(counts.len(), 17);
+        assert!(counts.values().all(|&count| count == 4), "{counts:?}");
+        assert_eq!(depths(0, 1, 1), [0.0]);
+    }
+
+    #[test]
+    fn the_answer_stands_once_in_the_text() {
+        let tokenizer = embedded::tokenizer().unwrap();
+        for passage in passages(&options(&[2048], 8), &tokenizer).unwrap() {
+            let text = tokenizer.decode(&passage.text, false).unwrap();
+            for question in &passage.questions {
+                let code = question.detail["code"].as_str().unwrap();
+                assert_eq!(text.matches(code).count(), 1, "{code}");
+            }
+        }
+    }
+}

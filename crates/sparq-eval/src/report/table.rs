@@ -1,12 +1,10 @@
 //! Tables, in HTML and in Markdown.
 
-use serde::Serialize;
-
 use super::{distinct, format};
 use crate::SummaryRow;
 
 /// Rows of cells under headings.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Table {
     /// The headings; the first column has names, the others numbers.
     pub headings: Vec<String>,
@@ -15,7 +13,7 @@ pub struct Table {
 }
 
 /// A cell.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cell {
     /// What is written in it.
     pub text: String,

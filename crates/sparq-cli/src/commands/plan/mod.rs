@@ -37,7 +37,7 @@ struct Document {
 
 /// What `--measure` found besides the machine.
 #[derive(Serialize)]
-struct Measured {
+pub struct Measured {
     attention_steps: usize,
     mean_error: f64,
     worst_error: f64,
@@ -121,13 +121,49 @@ pub fn run(args: &PlanArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     Ok(Outcome::Done)
 }
 
-/// The methods to compare: dense attention, and the settings that were given or those that the program knows, each checked.
+/// The methods to compare, dense attention first, each checked: those that were named, all at a budget, or SparQ with the settings that were given.
 fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<Method>> {
+    let others = match (&args.methods[..], args.budget) {
+        ([], None) => sparq_methods(args, model)?,
+        ([], Some(budget)) => Method::names()
+            .into_iter()
+            .filter_map(|name| {
+                // Some read too much for any budget.
+                Method::for_budget(name, model.shape.head_dim, args.context, budget).ok()
+            })
+            .collect(),
+        (names, budget) => names
+            .iter()
+            .map(|name| named(name, budget, args.context, model.shape.head_dim))
+            .collect::<Result<_>>()?,
+    };
+    let mut methods = vec![Method::DENSE];
+    methods.extend(others);
+    methods.dedup();
+    Ok(methods)
+}
+
+/// A method by name, with its own settings or those for a budget.
+fn named(name: &str, budget: Option<f64>, context: usize, head_dim: usize) -> Result<Method> {
+    let method: Method = name.parse().with_context(|| format!("--method {name}"))?;
+    let method = match budget {
+        Some(budget) if method != Method::DENSE => method.at_budget(head_dim, context, budget),
+        _ => Ok(method),
+    };
+    let method = method.with_context(|| format!("--method {name}"))?;
+    method
+        .validate(head_dim)
+        .with_context(|| format!("--method {name}"))?;
+    Ok(method)
+}
+
+/// SparQ with the settings that were given, and where they leave it open with a full sketch and a group that scores as one query.
+fn sparq_methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<Method>> {
     let base = args.sparq.over(model.attention.unwrap_or_else(|| {
         SparqConfig::new((model.shape.head_dim / 4).max(1), 128).with_sketch(Sketch::Bits4)
     }));
     base.validate(model.shape.head_dim)?;
-    let mut methods = vec![Method::DENSE];
+    let mut methods = Vec::new();
     if args.sparq.sketch.is_none() {
         methods.push(base.with_sketch(Sketch::Full).into());
     }
@@ -139,7 +175,6 @@ fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<Method>> {
             .with_components(Components::AbsSum);
         methods.push(as_one.into());
     }
-    methods.dedup();
     Ok(methods)
 }
 

@@ -77,6 +77,12 @@ pub struct PlanArgs {
     /// Bandwidth at which products read weights in 10^9 bytes a second, instead of what this program reaches
     #[arg(long, value_parser = positive, value_name = "GB/S")]
     weights_gb_per_s: Option<f64>,
+    /// A method to compare with dense attention, with settings behind a colon (h2o:k=64), instead of SparQ
+    #[arg(long = "method", value_name = "METHOD")]
+    pub methods: Vec<String>,
+    /// Compare the methods that are named, or all there are, each with the settings that move this share of dense attention's bytes
+    #[arg(long, value_parser = crate::commands::convert::share, value_name = "SHARE")]
+    pub budget: Option<f64>,
     /// Settings of SparQ [default: with the full sketch and with 4 bits, r = head_dim / 4, k = 128].
     #[command(flatten)]
     pub sparq: SparqArgs,

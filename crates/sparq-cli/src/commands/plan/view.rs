@@ -197,7 +197,7 @@ pub fn label(method: &Method, grouped: bool) -> String {
             };
             format!("SparQ {sketch} r={} k={}{group}", config.rank, config.top_k)
         }
-        other => other.name().into(),
+        other => other.to_string(),
     }
 }
 

@@ -49,7 +49,7 @@ pub enum MachineError {
         known: String,
     },
     /// The file can't be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: cannot be read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub enum MachineError {
         source: std::io::Error,
     },
     /// The file is not one of a machine.
-    #[error("{}: expected a machine as JSON: {source}", path.display())]
+    #[error("{}: expected a machine as JSON", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
@@ -77,7 +77,7 @@ pub enum MachineError {
         found: f64,
     },
     /// A cost that no machine has.
-    #[error("machine {name}: costs: {source}")]
+    #[error("machine {name}: costs")]
     Costs {
         /// The machine.
         name: String,
@@ -201,10 +201,11 @@ mod tests {
         fs::write(&path, serde_json::to_string(&machine).unwrap()).unwrap();
         assert_eq!(Machine::find(path.to_str().unwrap()).unwrap(), machine);
         fs::write(&path, r#"{"name": "mine"}"#).unwrap();
-        let error = Machine::read(&path).unwrap_err().to_string();
+        let error = Machine::read(&path).unwrap_err();
+        let why = std::error::Error::source(&error).unwrap().to_string();
         assert!(
-            error.contains("machine.json") && error.contains("memory_gb"),
-            "{error}"
+            error.to_string().contains("machine.json") && why.contains("memory_gb"),
+            "{error}: {why}"
         );
         fs::remove_dir_all(folder).unwrap();
     }

@@ -22,7 +22,7 @@ pub struct Results {
 #[non_exhaustive]
 pub enum ReportError {
     /// A file can't be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: cannot be read", path.display())]
     Read {
         /// The file.
         path: PathBuf,

@@ -43,9 +43,9 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
     }
 
     out.line(&format!(
-        "\nThe batch that fits into {} ({} of the memory) beside the weights",
+        "\nThe batch that fits into {} ({:.0}% of the memory) beside the weights",
         units::bytes(document.setup.memory_bytes()),
-        units::share(document.setup.memory_share)
+        100.0 * document.setup.memory_share
     ))?;
     let priced = document.price_per_hour.is_some();
     let mut headings = vec![
@@ -172,7 +172,7 @@ fn batch_cells(row: &Row, dense: Option<Prediction>, priced: bool) -> Vec<String
                 gain(largest.tokens_per_s, dense),
             ]);
             if let Some(price) = largest.price_per_million.filter(|_| priced) {
-                cells.push(format!("{price:.3}"));
+                cells.push(money(price));
             }
         }
     }
@@ -218,6 +218,12 @@ fn gain(tokens_per_s: f64, dense: Option<Prediction>) -> String {
     dense.map_or("-".into(), |dense| {
         format!("{:.2}", tokens_per_s / dense.tokens_per_s)
     })
+}
+
+/// A price, small ones too with three digits.
+fn money(price: f64) -> String {
+    let zeros = (-price.log10().floor()).clamp(0.0, 12.0) as usize;
+    format!("{price:.*}", zeros + 2)
 }
 
 /// Three digits or so.

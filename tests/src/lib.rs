@@ -1,6 +1,10 @@
 //! What the tests that cross crates share: the devices, fixtures, and comparisons.
 #![deny(missing_docs)]
 
+mod real_model;
+
+pub use real_model::{Thoroughness, real_model};
+
 use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
@@ -49,16 +53,16 @@ impl Expected {
         metadata.metadata().as_ref().unwrap()[key].clone()
     }
 
-    /// A tensor of 64-bit integers and its shape.
+    /// A tensor of integers, of 32 or 64 bits, and its shape.
     pub fn ints(&self, name: &str) -> (Vec<usize>, Vec<i64>) {
         let (shape, bytes) = self.tensor(name);
-        (
-            shape,
-            bytes
-                .chunks_exact(8)
-                .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
-                .collect(),
-        )
+        let long = |b: &[u8]| i64::from_le_bytes(b.try_into().unwrap());
+        let short = |b: &[u8]| i64::from(i32::from_le_bytes(b.try_into().unwrap()));
+        let ints = match bytes.len() / shape.iter().product::<usize>().max(1) {
+            4 => bytes.chunks_exact(4).map(short).collect(),
+            _ => bytes.chunks_exact(8).map(long).collect(),
+        };
+        (shape, ints)
     }
 
     /// A tensor of 32-bit floats and its shape.

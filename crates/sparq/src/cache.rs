@@ -1,10 +1,12 @@
 //! The KV cache: keys, values, the key sketch and the running sum of V, written in place.
 
+mod basis;
 mod received;
 
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
+use self::basis::Basis;
 use self::received::Received;
 use crate::tensors::{duplicate, overwrite};
 use crate::{
@@ -46,7 +48,7 @@ pub struct CacheMemory {
     pub values: usize,
     /// The key sketch with its ranges.
     pub sketch: usize,
-    /// The running sum of V.
+    /// The running sum of V, and of the attention received where that is recorded.
     pub sums: usize,
 }
 
@@ -118,6 +120,8 @@ pub struct KvCache {
     query: Option<Tensor<4>>,
     /// The attention that positions have received, where it is recorded.
     received: Option<Received>,
+    /// The directions of the last projection.
+    basis: Option<Basis>,
 }
 
 /// What an append of one token changes and an earlier state can't be told from, to take it back exactly.
@@ -166,6 +170,7 @@ impl KvCache {
             keeps_query: false,
             query: None,
             received: None,
+            basis: None,
         })
     }
 
@@ -377,6 +382,7 @@ impl KvCache {
         self.rows = RowSpans::empty(self.batch());
         self.renew_spans();
         self.ranged_at.fill(0);
+        self.basis = None;
     }
 
     /// Bytes allocated.
@@ -395,7 +401,7 @@ impl KvCache {
                     codes, lo, step, ..
                 } => bytes(codes) + bytes(lo) + bytes(step),
             },
-            sums: bytes(&tensors.v_sum),
+            sums: bytes(&tensors.v_sum) + self.received.as_ref().map_or(0, Received::bytes),
         }
     }
 

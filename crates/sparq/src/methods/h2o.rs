@@ -44,6 +44,10 @@ impl Strategy for H2o {
         vec![("k", &mut self.top_k), ("l", &mut self.local_window)]
     }
 
+    fn follow_top_k(&mut self) {
+        *self = Self::new(self.top_k);
+    }
+
     /// The current token has received nothing yet, and would be the first to go without a local window.
     fn validate(&self, _head_dim: usize) -> Result<(), SparqError> {
         at_least("local_window", 1, "the current token", self.local_window)?;

@@ -38,6 +38,10 @@ impl Strategy for LmInfinite {
         vec![("k", &mut self.top_k), ("first", &mut self.first)]
     }
 
+    fn follow_top_k(&mut self) {
+        *self = Self::new(self.top_k);
+    }
+
     fn validate(&self, _head_dim: usize) -> Result<(), SparqError> {
         at_least(
             "top_k",

@@ -3,23 +3,33 @@
 //! Each method is a type in a file of its own that implements [`Strategy`], and a variant of [`Method`] with a line in its table.
 
 mod auto;
+mod basis;
 mod budget;
 mod dense;
 mod exact_top_k;
 mod h2o;
+mod hybrid;
 mod lm_infinite;
 mod names;
+mod pages;
+mod projection;
+mod quest;
 mod settings;
 mod sparq;
 mod step;
+mod variant;
 
 pub use auto::Auto;
 pub use budget::Budget;
 pub use dense::Dense;
 pub use exact_top_k::{FlexGen, Oracle};
 pub use h2o::H2o;
+pub use hybrid::Hybrid;
 pub use lm_infinite::LmInfinite;
+pub use projection::{Directions, Projection};
+pub use quest::Quest;
 pub use settings::{Setting, Settings};
+pub use variant::{KeyPrecision, SparqVariant, Temperature};
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -46,6 +56,14 @@ pub enum Method {
     FlexGen(FlexGen),
     /// The positions with the largest exact probabilities.
     Oracle(Oracle),
+    /// The pages whose bounds promise most.
+    Quest(Quest),
+    /// Pages by the bounds of a few components, then positions by the same.
+    Hybrid(Hybrid),
+    /// SparQ with projections in the place of components.
+    Projection(Projection),
+    /// SparQ with switches that no kernel has.
+    SparqVariant(SparqVariant),
 }
 
 /// What a method has to offer.
@@ -55,6 +73,9 @@ pub trait Strategy {
 
     /// The settings, to be written and read as words.
     fn settings(&mut self) -> Settings<'_>;
+
+    /// Sets the sizes that follow from k to what they are by default, after k has been set.
+    fn follow_top_k(&mut self) {}
 
     /// Checks the settings against a model's head_dim.
     ///
@@ -103,6 +124,10 @@ impl Method {
             Method::LmInfinite(method) => method,
             Method::FlexGen(method) => method,
             Method::Oracle(method) => method,
+            Method::Quest(method) => method,
+            Method::Hybrid(method) => method,
+            Method::Projection(method) => method,
+            Method::SparqVariant(method) => method,
         }
     }
 
@@ -116,6 +141,10 @@ impl Method {
             Method::LmInfinite(method) => method,
             Method::FlexGen(method) => method,
             Method::Oracle(method) => method,
+            Method::Quest(method) => method,
+            Method::Hybrid(method) => method,
+            Method::Projection(method) => method,
+            Method::SparqVariant(method) => method,
         }
     }
 

@@ -4,7 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::budget::Budget;
-use super::{FlexGen, H2o, LmInfinite, Method, Oracle};
+use super::{
+    Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Method, Oracle, Projection, Quest,
+    SparqVariant, Temperature,
+};
 use crate::{Sketch, SparqConfig, SparqError};
 
 /// The paper's k.
@@ -15,6 +18,11 @@ const RANK: usize = 32;
 /// Every name with the settings that it stands for where none are given.
 fn table() -> Vec<(&'static str, Method)> {
     let sparq = |sketch| SparqConfig::new(RANK, TOP_K).with_sketch(sketch);
+    let projection = |directions| Projection::new(directions, RANK, TOP_K).into();
+    let variant = SparqVariant::new(RANK, TOP_K);
+    let at = |temperature| variant.with_temperature(temperature);
+    let two_stage = SparqVariant::new(RANK / 2, TOP_K).with_second_rank(Some(2 * RANK));
+    let two_stage = two_stage.with_keys(KeyPrecision::Bits4);
     vec![
         ("dense", Method::DENSE),
         ("sparq", sparq(Sketch::Full).into()),
@@ -24,6 +32,16 @@ fn table() -> Vec<(&'static str, Method)> {
         ("lm-infinite", LmInfinite::new(TOP_K).into()),
         ("flexgen", FlexGen { top_k: TOP_K }.into()),
         ("oracle", Oracle { top_k: TOP_K }.into()),
+        ("quest", Quest::new(TOP_K).into()),
+        ("hybrid", Hybrid::new(RANK, TOP_K).into()),
+        ("random-projection", projection(Directions::Random)),
+        ("low-rank", projection(Directions::Principal)),
+        ("sparq-variant", variant.into()),
+        ("sparq-3bit", variant.with_keys(KeyPrecision::Bits3).into()),
+        ("sparq-2bit", variant.with_keys(KeyPrecision::Bits2).into()),
+        ("sparq-two-stage", two_stage.into()),
+        ("sparq-sqrt-d", at(Temperature::SqrtHeadDim).into()),
+        ("sparq-sqrt-r", at(Temperature::SqrtRank).into()),
     ]
 }
 
@@ -103,7 +121,7 @@ impl fmt::Display for Method {
 
 /// Reads a name and, behind a colon, settings: `h2o`, `h2o:k=64`, `sparq-4bit:r=16,k=128,mean=never`.
 ///
-/// What is left out is as in [`Method::named`], and a local window of k/4 where only k is given.
+/// What is left out is as in [`Method::named`], and follows from k where that is given: a local window of k/4, for one.
 ///
 /// ```
 /// use sparq::Method;
@@ -127,36 +145,33 @@ impl FromStr for Method {
                 pair.ok_or_else(|| value("setting of a method", "key=value".into(), setting))
             })
             .collect::<Result<_, _>>()?;
-        let mut settings = method.strategy_mut().settings();
-        let given_key = |key| given.iter().find(|(given, _)| *given == key);
-        if let (Some((_, top_k)), None) = (given_key("k"), given_key("l"))
-            && let (Ok(top_k), Some((_, window))) = (
-                top_k.parse::<usize>(),
-                settings.iter_mut().find(|(key, _)| *key == "l"),
-            )
-        {
-            // A quarter of any number is one that the setting takes.
-            let _ = window.set(&(top_k / 4).to_string());
+        // k first: other sizes follow from it where they are not given.
+        let (sizes, others): (Vec<_>, Vec<_>) = given.into_iter().partition(|(key, _)| *key == "k");
+        for (key, text) in sizes {
+            method.set(key, text)?;
+            method.strategy_mut().follow_top_k();
         }
-        for (key, text) in &given {
-            let known: Vec<_> = settings.iter().map(|(key, _)| *key).collect();
-            let Some((_, setting)) = settings.iter_mut().find(|(known, _)| known == key) else {
-                let expected = match known.is_empty() {
-                    true => "none".into(),
-                    false => format!("one of {}", known.join(", ")),
-                };
-                return Err(SparqError::Value {
-                    what: "setting of the method",
-                    expected,
-                    found: (*key).into(),
-                });
-            };
-            let set = setting.set(text);
-            set.map_err(|expected| {
-                value("setting of the method", format!("{key}={expected}"), text)
-            })?;
+        for (key, text) in others {
+            method.set(key, text)?;
         }
         Ok(method)
+    }
+}
+
+impl Method {
+    fn set(&mut self, key: &str, text: &str) -> Result<(), SparqError> {
+        const WHAT: &str = "setting of the method";
+        let mut settings = self.strategy_mut().settings();
+        let known: Vec<_> = settings.iter().map(|(key, _)| *key).collect();
+        let Some((_, setting)) = settings.iter_mut().find(|(known, _)| *known == key) else {
+            let expected = match known.is_empty() {
+                true => "none".into(),
+                false => format!("one of {}", known.join(", ")),
+            };
+            return Err(value(WHAT, expected, key));
+        };
+        let set = setting.set(text);
+        set.map_err(|expected| value(WHAT, format!("{key}={expected}"), text))
     }
 }
 

@@ -28,6 +28,24 @@ impl Setting for usize {
     }
 }
 
+/// A number that may be left out.
+impl Setting for Option<usize> {
+    fn text(&self) -> String {
+        self.map_or_else(|| "none".into(), |number| number.to_string())
+    }
+
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        *self = match text {
+            "none" => None,
+            _ => Some(
+                text.parse()
+                    .map_err(|_| "a whole number, or none".to_owned())?,
+            ),
+        };
+        Ok(())
+    }
+}
+
 /// Values that have a word each.
 macro_rules! words {
     ($type:ty { $($value:ident = $word:literal),* $(,)? }) => {
@@ -46,6 +64,8 @@ macro_rules! words {
         }
     };
 }
+
+pub(super) use words;
 
 words!(Sketch { Full = "full", Bits8 = "8bits", Bits4 = "4bits" });
 words!(MeanValue { Always = "always", Never = "never", Paper = "paper" });

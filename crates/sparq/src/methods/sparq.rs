@@ -23,6 +23,10 @@ impl Strategy for SparqConfig {
         ]
     }
 
+    fn follow_top_k(&mut self) {
+        self.local_window = self.top_k / 4;
+    }
+
     fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
         SparqConfig::validate(self, head_dim)
     }

@@ -7,8 +7,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 use support::{CONTEXT, Checkpoint, HEAD_DIM, VOCAB, document, sparq};
 
-const COMMANDS: [&str; 7] = [
+const COMMANDS: [&str; 8] = [
     "demo",
+    "eval",
     "generate",
     "inspect",
     "logits",
@@ -49,6 +50,7 @@ fn the_examples_of_the_help_parse() {
     for command in [
         "",
         "demo",
+        "eval",
         "generate",
         "inspect",
         "logits",

@@ -42,9 +42,9 @@ impl Contender {
     /// # Errors
     /// When there is no such method, or it can't do with its budget.
     pub fn at(&self, head_dim: usize, positions: usize) -> Result<Method, SparqError> {
-        let method = named(&self.method)?;
+        let method: Method = self.method.parse()?;
         match self.budget {
-            Some(budget) => at_budget(&method, head_dim, positions, budget),
+            Some(budget) => method.at_budget(head_dim, positions, budget),
             None => Ok(method),
         }
     }
@@ -67,30 +67,4 @@ pub(crate) fn share(method: &Method, head_dim: usize, positions: usize) -> f64 {
         element_bytes: 2,
     };
     method.transfers(&shape, positions).bytes() / Transfers::dense(&shape, positions).bytes()
-}
-
-fn named(name: &str) -> Result<Method, SparqError> {
-    use sparq::{Sketch, SparqConfig};
-    match name {
-        "dense" => Ok(Method::DENSE),
-        "sparq" => Ok(SparqConfig::new(32, 128).into()),
-        "sparq-4bit" => Ok(SparqConfig::new(32, 128).with_sketch(Sketch::Bits4).into()),
-        _ => Err(SparqError::Value {
-            what: "method",
-            expected: "one of dense, sparq, sparq-4bit".into(),
-            found: name.into(),
-        }),
-    }
-}
-
-fn at_budget(
-    method: &Method,
-    head_dim: usize,
-    positions: usize,
-    budget: f64,
-) -> Result<Method, SparqError> {
-    match method {
-        Method::Sparq(config) => Ok(config.for_compression(head_dim, positions, budget)?.into()),
-        other => Ok(*other),
-    }
 }

@@ -227,3 +227,157 @@ fn parse(path: &Path, lines: &[u8]) -> Result<Vec<Record>, EvalError> {
     };
     lines.map(record).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Map;
+    use sparq::Method;
+
+    use super::*;
+    use crate::{Kind, Work};
+
+    fn setup() -> Setup {
+        Setup {
+            model: "embedded".into(),
+            device: "flex".into(),
+            dtype: "f32".into(),
+            seed: 7,
+        }
+    }
+
+    fn record(example: usize) -> Record {
+        let task = TaskName::Bpc;
+        Record {
+            kind: Kind::Example,
+            format: FORMAT,
+            model: "embedded".into(),
+            device: "flex".into(),
+            dtype: "f32".into(),
+            seed: 7,
+            task,
+            example: example.to_string(),
+            context: None,
+            prompt_tokens: 1,
+            prompt_crc32: 0,
+            method: "dense".into(),
+            settings: Method::DENSE,
+            budget: None,
+            transfer: 1.0,
+            metric: task.metric(),
+            better: task.metric().better(),
+            score: 0.1 + example as f64,
+            detail: Map::new(),
+            steps: 1,
+            seconds: 0.0,
+            version: "0".into(),
+        }
+    }
+
+    fn question(example: &str) -> Question {
+        Question {
+            example: example.into(),
+            prompt: vec![1],
+            work: Work::Predict {
+                tokens: vec![2],
+                characters: 1,
+            },
+            detail: Map::new(),
+        }
+    }
+
+    fn has(results: &ResultsFile, example: &str) -> bool {
+        let dense = Contender {
+            method: "dense".into(),
+            budget: None,
+        };
+        results.has(TaskName::Bpc, &question(example), &dense)
+    }
+
+    #[test]
+    fn wherever_a_file_is_cut_its_whole_lines_are_kept_and_more_can_be_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep").join("results.jsonl");
+        let mut results = ResultsFile::open(&path, &setup()).unwrap();
+        for example in 0..3 {
+            results.append(record(example)).unwrap();
+        }
+        drop(results);
+        let whole = std::fs::read(&path).unwrap();
+        for length in (0..whole.len()).step_by(11) {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let mut results = ResultsFile::open(&path, &setup()).unwrap();
+            let lines = whole[..length]
+                .iter()
+                .filter(|&&byte| byte == b'\n')
+                .count();
+            assert_eq!(results.records().len(), lines, "{length}");
+            assert_eq!(
+                [has(&results, "0"), has(&results, "1")],
+                [lines > 0, lines > 1]
+            );
+            for example in lines..3 {
+                results.append(record(example)).unwrap();
+            }
+            drop(results);
+            assert_eq!(std::fs::read(&path).unwrap(), whole, "{length}");
+        }
+    }
+
+    #[test]
+    fn one_program_writes_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.jsonl");
+        let first = ResultsFile::open(&path, &setup()).unwrap();
+        let error = ResultsFile::open(&path, &setup()).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("another program"), "{source}");
+        drop(first);
+        assert!(ResultsFile::open(&path, &setup()).is_ok());
+    }
+
+    #[test]
+    fn every_part_of_the_setup_has_to_agree() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.jsonl");
+        let mut results = ResultsFile::open(&path, &setup()).unwrap();
+        results.append(record(0)).unwrap();
+        drop(results);
+        let others = [
+            (
+                "model",
+                Setup {
+                    model: "x".into(),
+                    ..setup()
+                },
+            ),
+            (
+                "device",
+                Setup {
+                    device: "x".into(),
+                    ..setup()
+                },
+            ),
+            (
+                "dtype",
+                Setup {
+                    dtype: "x".into(),
+                    ..setup()
+                },
+            ),
+            ("seed", Setup { seed: 8, ..setup() }),
+        ];
+        for (key, other) in others {
+            let error = ResultsFile::open(&path, &other).unwrap_err().to_string();
+            assert!(error.contains("line 1") && error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_without_a_setup() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.jsonl");
+        let line = serde_json::to_string(&record(4)).unwrap();
+        std::fs::write(&path, format!("{line}\n{}", &line[..20])).unwrap();
+        assert_eq!(read_records(&path).unwrap(), [record(4)]);
+    }
+}

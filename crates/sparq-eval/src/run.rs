@@ -137,7 +137,9 @@ impl<'a> Evaluation<'a> {
         let Some(capacity) = positions.max() else {
             return Ok(Ending::Finished);
         };
-        let mut text = self.cache(capacity, &methods)?;
+        let mut text = self
+            .model
+            .new_shared_cache(1, capacity, self.dtype, &methods)?;
         read_while(self.model, &mut text, &job.passage.text, &go_on)?;
         for (number, (question, contenders)) in job.open.iter().enumerate() {
             // A clone shares the buffers until one of the two is written to: the last reader needs none.
@@ -155,12 +157,9 @@ impl<'a> Evaluation<'a> {
             if stop() {
                 return Ok(Ending::Cancelled);
             }
-            for layer in &mut asked.layers {
-                layer.refresh_sketch();
-            }
             for contender in contenders {
                 let method = self.settings(job.passage, question, contender)?;
-                let mut cache = asked.clone();
+                let mut cache = asked.for_method(&method)?;
                 let Some(answer) = self.answer(question, first, &mut cache, &method, stop)? else {
                     return Ok(Ending::Cancelled);
                 };
@@ -178,13 +177,6 @@ impl<'a> Evaluation<'a> {
             }
         }
         Ok(methods)
-    }
-
-    /// A cache that serves all of the methods.
-    fn cache(&self, capacity: usize, methods: &[Method]) -> Result<ModelCache, EvalError> {
-        let sketched = methods.iter().find(|method| method.sketch().is_some());
-        let method = sketched.unwrap_or(&Method::DENSE);
-        Ok(self.model.new_cache(1, capacity, self.dtype, method)?)
     }
 
     /// Answers with a method, from the question's last token on; `None` when it was to stop.

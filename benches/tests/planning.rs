@@ -23,9 +23,11 @@ fn attention_is_predicted() {
         seen += errors.count();
         assert!(errors.mean() < 0.15, "{}: {}", run.device, errors.mean());
         assert!(errors.worst() < 0.60, "{}: {}", run.device, errors.worst());
+        // The CPU's results have two kinds of heads, and one of them alone cannot tell the time of scores from that of bytes.
+        let bound = if run.gpu.is_some() { 0.20 } else { 0.60 };
         let errors = unseen(run).unwrap();
         assert!(
-            errors.mean() < 0.35,
+            errors.mean() < bound,
             "{}: {} unseen",
             run.device,
             errors.mean()

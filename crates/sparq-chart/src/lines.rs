@@ -5,7 +5,7 @@ use std::ops::Range;
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
-use crate::sheet::{self, Area, LEGEND, legend_line};
+use crate::sheet::{self, Area, LEGEND, Sample, legend_entry, legend_lines};
 use crate::{ChartError, Layout, Marker, Paint};
 
 /// A line of a chart.
@@ -26,6 +26,8 @@ pub struct Series {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stroke {
     Solid,
+    /// Without marks.
+    Bare,
     Dashed,
     None,
 }
@@ -47,6 +49,14 @@ impl Series {
     pub fn dashed(label: &str, color: Paint) -> Self {
         Self {
             stroke: Stroke::Dashed,
+            ..Self::new(label, color)
+        }
+    }
+
+    /// A solid line without marks.
+    pub fn bare(label: &str, color: Paint) -> Self {
+        Self {
+            stroke: Stroke::Bare,
             ..Self::new(label, color)
         }
     }
@@ -161,7 +171,7 @@ impl Chart {
             .zip(x.last())
             .ok_or_else(|| ChartError::new(&self.title, "a chart needs at least one point"))?;
         let ticks = self.ticks.clone().unwrap_or(x);
-        let size = (layout.width(), layout.height(self.series.len()));
+        let size = (layout.width(), layout.height(self.legend_lines(layout)));
         sheet::draw(&self.title, size, |area| {
             self.draw_on(area, layout, (first / 1.1)..(last * 1.1), ticks, y)
         })
@@ -179,7 +189,7 @@ impl Chart {
         Y: AsRangedCoord<Value = f64>,
         Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
     {
-        let (count, lines) = (ticks.len(), self.series.len());
+        let (count, lines) = (ticks.len(), self.legend_lines(layout));
         let mut builder = ChartBuilder::on(area);
         if layout.is_titled() {
             builder.caption(&self.title, ("sans-serif", 18));
@@ -222,8 +232,11 @@ impl Chart {
                 chart.draw_series(DashedLineSeries::new(points, 6, 5, color.stroke_width(1)))?;
                 continue;
             }
-            if series.stroke == Stroke::Solid {
+            if series.stroke != Stroke::None {
                 chart.draw_series(LineSeries::new(points.clone(), color.stroke_width(2)))?;
+            }
+            if series.stroke == Stroke::Bare {
+                continue;
             }
             // Marks that are not discs are a little larger, so that their corners show.
             let radius = if series.marker == Marker::Circle {
@@ -238,17 +251,34 @@ impl Chart {
         }
         // Beside the lines, which a legend among them would hide.
         let marked = self.series.iter().any(|line| line.marker != Marker::Circle);
-        for (index, series) in self.series.iter().enumerate() {
-            legend_line(
-                area,
-                layout.legend(lines),
-                index,
-                &series.label,
-                series.color,
-                (marked && series.stroke != Stroke::Dashed).then_some(series.marker),
-                series.stroke == Stroke::Dashed,
-            )?;
+        let mut line = 0;
+        for series in &self.series {
+            let sample = series.sample(marked);
+            line = legend_entry(area, layout, lines, line, &series.label, sample)?;
         }
         Ok(())
+    }
+
+    fn legend_lines(&self, layout: Layout) -> usize {
+        let names = self.series.iter().map(|series| series.label.as_str());
+        legend_lines(names, layout)
+    }
+}
+
+impl Series {
+    /// What stands for it in the legend, with its mark where lines have different ones.
+    fn sample(&self, marked: bool) -> Sample {
+        let (dashes, width, marks): (&[(i32, i32)], u32, bool) = match self.stroke {
+            Stroke::Solid => (&[(0, 24)], 2, true),
+            Stroke::Bare => (&[(0, 24)], 2, false),
+            Stroke::Dashed => (&[(0, 10), (14, 24)], 1, false),
+            Stroke::None => (&[], 2, true),
+        };
+        Sample {
+            color: self.color,
+            mark: (marked && marks).then_some(self.marker),
+            dashes,
+            width,
+        }
     }
 }

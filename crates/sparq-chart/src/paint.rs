@@ -33,13 +33,14 @@ pub enum Paint {
 
 impl Paint {
     /// Colours of lines, the most different first.
-    pub const LINES: [Paint; 6] = [
+    pub const LINES: [Paint; 7] = [
         Paint::Vermilion,
         Paint::Blue,
         Paint::Green,
         Paint::Purple,
         Paint::Orange,
         Paint::Sky,
+        Paint::Grey,
     ];
 
     pub(crate) fn rgb(self) -> RGBColor {

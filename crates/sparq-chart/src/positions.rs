@@ -53,7 +53,7 @@ impl PositionPlot {
             let why = format!("position {beyond} of {}", self.mass.len());
             return Err(ChartError::new(&self.title, why));
         }
-        let top = if layout.is_titled() { 46 } else { 14 };
+        let top = if layout.is_titled() { 60 } else { 26 };
         let size = (
             layout.width(),
             top + BARS + ROW * self.rows.len() as i32 + 54,
@@ -109,7 +109,7 @@ impl PositionPlot {
         text(
             area,
             &self.y_label,
-            (left + 4, top - 4),
+            (left, top - 12),
             12,
             Anchor::Start,
             BLACK,
@@ -140,7 +140,7 @@ impl PositionPlot {
         let bottom = base + ROW * self.rows.len() as i32;
         let marks = if layout == Layout::Narrow { 4 } else { 8 };
         for mark in 0..=marks {
-            let at = mark * (len - 1) / marks;
+            let at = (mark * len / marks).min(len - 1);
             let x = left + column(at) as i32;
             area.draw(&PathElement::new([(x, bottom), (x, bottom + 4)], BLACK))?;
             text(

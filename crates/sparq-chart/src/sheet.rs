@@ -115,29 +115,80 @@ pub(crate) fn text(
     Ok(())
 }
 
-/// A line of a legend: a stroke with its mark, and the name.
-pub(crate) fn legend_line(
+/// Letters that fit into a line of the legend beside a chart, and below it.
+const LETTERS: [usize; 2] = [28, 52];
+
+/// The lines of a name that is too long for one: broken where words, settings and their values end.
+pub(crate) fn wrap(name: &str, layout: Layout) -> Vec<String> {
+    let letters = LETTERS[usize::from(layout == Layout::Narrow)];
+    let mut lines = vec![String::new()];
+    for part in name.split_inclusive([' ', ',', ':']) {
+        let line = lines.last_mut().expect("there is always a line");
+        if line.is_empty() || line.chars().count() + part.trim_end().chars().count() <= letters {
+            line.push_str(part);
+        } else {
+            lines.push(part.to_owned());
+        }
+    }
+    lines
+}
+
+/// Lines that the legend of these names takes.
+pub(crate) fn legend_lines<'a>(names: impl Iterator<Item = &'a str>, layout: Layout) -> usize {
+    names.map(|name| wrap(name, layout).len()).sum()
+}
+
+/// How an entry of a legend is drawn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// The colour.
+    pub color: RGBColor,
+    /// The mark, if it is worth showing.
+    pub mark: Option<Marker>,
+    /// Ends of the strokes, from the left; none for marks alone.
+    pub dashes: &'static [(i32, i32)],
+    /// Width of the strokes.
+    pub width: u32,
+}
+
+/// An entry of a legend: a stroke with its mark, and the name, at a line of it; the next free line.
+pub(crate) fn legend_entry(
     area: &Area<'_>,
-    (left, top): (i32, i32),
-    index: usize,
+    layout: Layout,
+    lines: usize,
+    line: usize,
     label: &str,
-    color: RGBColor,
-    mark: Option<Marker>,
-    dashed: bool,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let y = top + LINE * index as i32;
-    let style = color.stroke_width(if dashed { 1 } else { 2 });
-    let dashes: &[(i32, i32)] = match dashed {
-        true => &[(0, 10), (14, 24)],
-        false => &[(0, 24)],
-    };
-    for (from, to) in dashes {
+    sample: Sample,
+) -> Result<usize, Box<dyn std::error::Error>> {
+    let (left, top) = layout.legend(lines);
+    let y = top + LINE * line as i32;
+    let style = sample.color.stroke_width(sample.width);
+    for (from, to) in sample.dashes {
         area.draw(&PathElement::new([(left + from, y), (left + to, y)], style))?;
     }
-    if let Some(mark) = mark {
-        mark.draw(area, (left + 12, y), 4, color)?;
+    if let Some(mark) = sample.mark {
+        mark.draw(area, (left + 12, y), 4, sample.color)?;
     }
-    let font = ("sans-serif", 13).into_font().color(&BLACK);
-    area.draw(&Text::new(label.to_owned(), (left + 30, y - 6), font))?;
-    Ok(())
+    let names = wrap(label, layout);
+    for (index, name) in names.iter().enumerate() {
+        let font = ("sans-serif", 13).into_font().color(&BLACK);
+        let place = (left + 30, y - 6 + LINE * index as i32);
+        area.draw(&Text::new(name.trim_end().to_owned(), place, font))?;
+    }
+    Ok(line + names.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_are_broken_between_settings() {
+        let name = "sparq-4bit:score=logits,components=abs-sum";
+        let lines = ["sparq-4bit:score=logits,", "components=abs-sum"];
+        assert_eq!(wrap(name, Layout::Wide), lines);
+        assert_eq!(wrap(name, Layout::Narrow), [name]);
+        assert_eq!(wrap("SparQ 4bits logits abs_sum", Layout::File).len(), 1);
+        assert_eq!(wrap("", Layout::File), [""]);
+    }
 }

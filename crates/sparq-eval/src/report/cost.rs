@@ -60,7 +60,7 @@ impl Roofline {
 
     fn figure(&self) -> Figure {
         let machine = &self.setup.machine;
-        let mut roof = Series::dashed("roof", Paint::Black);
+        let mut roof = Series::bare("roof", Paint::Black);
         let ridge = machine.tflops.map(|tflops| tflops * 1e3 / machine.gb_per_s);
         let mut at: Vec<f64> = INTENSITIES.into_iter().chain(ridge).collect();
         at.sort_by(f64::total_cmp);

@@ -54,7 +54,7 @@ impl Table {
     }
 }
 
-/// The scores of a task: a row for each method and budget, a column for each context, and the difference to dense attention over all of them.
+/// The scores of a task: a row for each method and budget, the difference to dense attention over all contexts, and a column for each context.
 pub fn scores(rows: &[SummaryRow], all: &[SummaryRow]) -> Table {
     let mut contexts: Vec<Option<usize>> = distinct(rows.iter().map(|row| row.context)).collect();
     contexts.sort();
@@ -62,9 +62,11 @@ pub fn scores(rows: &[SummaryRow], all: &[SummaryRow]) -> Table {
         Some(context) => format::positions(*context),
         None => "score".into(),
     };
-    let mut headings = vec!["method".to_owned(), "budget".into(), "moved".into()];
+    let mut headings = ["method", "budget", "moved", "less dense"]
+        .map(str::to_owned)
+        .to_vec();
     headings.extend(contexts.iter().map(heading));
-    headings.extend(["less dense".into(), "examples".into()]);
+    headings.push("examples".into());
     let rows = all.iter().map(|row| {
         let mut cells = vec![
             Cell::name(&row.method),
@@ -74,6 +76,15 @@ pub fn scores(rows: &[SummaryRow], all: &[SummaryRow]) -> Table {
             ),
             Cell::number(format::percent(row.transfer), row.transfer),
         ];
+        // Of dense attention itself it would be 0.
+        let difference = row.difference.filter(|_| row.budget.is_some());
+        cells.push(match difference {
+            Some(difference) => Cell::number(
+                format::estimate(&difference, row.metric, true),
+                difference.mean,
+            ),
+            None => Cell::name("-"),
+        });
         for context in &contexts {
             let same = |other: &&SummaryRow| {
                 (&other.method, other.budget, other.context) == (&row.method, row.budget, *context)
@@ -86,15 +97,6 @@ pub fn scores(rows: &[SummaryRow], all: &[SummaryRow]) -> Table {
                 None => Cell::name("-"),
             });
         }
-        // Of dense attention itself it would be 0.
-        let difference = row.difference.filter(|_| row.budget.is_some());
-        cells.push(match difference {
-            Some(difference) => Cell::number(
-                format::estimate(&difference, row.metric, true),
-                difference.mean,
-            ),
-            None => Cell::name("-"),
-        });
         cells.push(Cell::number(row.score.n.to_string(), row.score.n as f64));
         cells
     });

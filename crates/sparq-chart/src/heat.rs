@@ -72,7 +72,7 @@ impl HeatMap {
     /// The picture.
     ///
     /// # Errors
-    /// When there is no row or column, or a cell is outside of them.
+    /// When there is no row or column, a cell is outside of them, or its value is no number.
     pub fn svg(&self, layout: Layout) -> Result<String, ChartError> {
         let (columns, rows) = (self.columns.len(), self.rows.len());
         if columns == 0 || rows == 0 {
@@ -85,6 +85,12 @@ impl HeatMap {
                 cell.column, cell.row
             );
             return Err(ChartError::new(&self.title, why));
+        }
+        if self.cells.iter().any(|cell| !cell.value.is_finite()) {
+            return Err(ChartError::new(
+                &self.title,
+                "the value of a cell is no number",
+            ));
         }
         let (left, top) = (64, if layout.is_titled() { 46 } else { 14 });
         let room = layout.width().min(640) - left - 14;
@@ -214,12 +220,12 @@ mod tests {
             .collect();
         assert!(light.windows(2).all(|pair| pair[0] < pair[1]), "{light:?}");
         assert_eq!(ramp(-1.0), ramp(0.0));
-        assert_eq!(ramp(f64::NAN), ramp(0.0));
+        assert_eq!(ramp(2.0), ramp(1.0));
     }
 
     #[test]
     fn a_cell_outside_is_refused() {
-        let map = HeatMap {
+        let mut map = HeatMap {
             title: "map".into(),
             x_label: "x".into(),
             y_label: "y".into(),
@@ -234,5 +240,8 @@ mod tests {
         };
         let error = map.svg(Layout::File).unwrap_err().to_string();
         assert_eq!(error, "map: a cell at 1, 0 of 1 x 1");
+        map.cells[0].column = 0;
+        map.cells[0].value = f64::NAN;
+        assert!(map.svg(Layout::File).is_err());
     }
 }

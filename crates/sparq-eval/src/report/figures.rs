@@ -52,6 +52,15 @@ impl Picture {
     }
 }
 
+/// A text as part of a file's name.
+pub fn file_name(text: &str) -> String {
+    let plain = |c: char| match c.is_ascii_alphanumeric() || c == '-' || c == '_' {
+        true => c,
+        false => '-',
+    };
+    text.chars().map(plain).collect()
+}
+
 /// A heat map of depth and length for each method at each budget.
 pub fn needles(name: &str, records: &[Record]) -> Vec<Figure> {
     let depth = |record: &Record| record.detail.get("depth").and_then(|depth| depth.as_f64());
@@ -97,7 +106,7 @@ pub fn needles(name: &str, records: &[Record]) -> Vec<Figure> {
             }
         }
         Figure {
-            name: format!("{name}-{}", title.replace(['/', ' ', ':', ',', '='], "-")),
+            name: format!("{name}-{}", file_name(&title)),
             title: title.clone(),
             caption: String::new(),
             picture: Picture::Heat(HeatMap {

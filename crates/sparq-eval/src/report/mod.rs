@@ -118,7 +118,7 @@ fn section(model: &str, task: TaskName, records: &[Record], palette: &Palette) -
     let pooled = format::pooled(records);
     let rows = summarize(records);
     let all = summarize(&pooled);
-    let name = format!("{model}-{task}").replace(['/', ' '], "-");
+    let name = figures::file_name(&format!("{model}-{task}"));
     let mut figures = Vec::new();
     figures.extend(lines::score_by_budget(&name, model, task, &all, palette));
     figures.extend(lines::score_by_context(&name, model, task, &rows, palette));

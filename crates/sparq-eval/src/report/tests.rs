@@ -128,7 +128,7 @@ fn every_figure_is_drawn_everywhere() {
         "embedded-needle-dense",
         "embedded-needle-sparq-at-1-16",
         "embedded-needle-sparq-at-1-8",
-        "embedded-needle-sparq-4bit<&>-at-1-8",
+        "embedded-needle-sparq-4bit----at-1-8",
         "embedded-needle-ablation",
         "roofline",
     ];

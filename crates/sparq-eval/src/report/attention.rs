@@ -37,7 +37,7 @@ pub struct AttentionRecord {
     /// The key/value head, from 0.
     pub kv_head: usize,
     /// The exact probability of each position, averaged over the group's query heads.
-    pub mass: Vec<f64>,
+    pub mass: Vec<f32>,
     /// What each method reads.
     pub choices: Vec<Choice>,
 }
@@ -159,7 +159,7 @@ fn mass(
     cache: &KvCache,
     kv_head: usize,
     group: usize,
-) -> Result<Vec<f64>, SparqError> {
+) -> Result<Vec<f32>, SparqError> {
     let [_, _, _, d] = q.dims();
     let first = attended_from(cache);
     let k = cache.tensors().k.clone();
@@ -177,7 +177,7 @@ fn mass(
     let mean = softmax(logits / (d as f32).sqrt(), 3).mean_dim(2);
     let mean = mean.try_into_vec_as::<f32>().map_err(device)?;
     let hidden = std::iter::repeat_n(0.0, first);
-    Ok(hidden.chain(mean.into_iter().map(f64::from)).collect())
+    Ok(hidden.chain(mean).collect())
 }
 
 /// What a method reads for a query.
@@ -186,7 +186,7 @@ fn positions(
     cache: &mut KvCache,
     method: &Method,
     kv_head: usize,
-    mass: &[f64],
+    mass: &[f32],
 ) -> Result<Vec<usize>, SparqError> {
     let (first, len) = (attended_from(cache), cache.len());
     if !method.is_sparse(cache.config(), len) {
@@ -257,11 +257,8 @@ impl AttentionRecord {
 
     /// The share of the probability on a method's positions.
     pub fn kept(&self, choice: &Choice) -> f64 {
-        choice
-            .positions
-            .iter()
-            .filter_map(|&at| self.mass.get(at))
-            .sum()
+        let shares = choice.positions.iter().filter_map(|&at| self.mass.get(at));
+        shares.copied().map(f64::from).sum()
     }
 
     pub(super) fn figure(&self, palette: &Palette) -> Figure {
@@ -286,7 +283,7 @@ impl AttentionRecord {
             picture: Picture::Positions(PositionPlot {
                 title: title.clone(),
                 y_label: "probability".into(),
-                mass: self.mass.clone(),
+                mass: self.mass.iter().copied().map(f64::from).collect(),
                 rows: self.choices.iter().map(row).collect(),
             }),
             title,

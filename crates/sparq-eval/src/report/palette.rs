@@ -30,8 +30,11 @@ impl Palette {
         let index = self.methods.iter().position(|known| known == method);
         let index = index.unwrap_or(self.methods.len());
         let (colors, marks) = (Paint::LINES.len(), Marker::ALL.len());
-        let mark = (1 + index + index / colors) % marks;
-        (Paint::LINES[index % colors], Marker::ALL[mark])
+        let (color, round) = (index % colors, index / colors);
+        (
+            Paint::LINES[color],
+            Marker::ALL[(1 + color + round) % marks],
+        )
     }
 }
 

@@ -226,7 +226,7 @@ fn attention_is_looked_at() {
     let record = trace(&model, &cache, 101, (1, 0), &methods, "embedded").unwrap();
     record.check().unwrap();
     assert_eq!(record.mass.len(), 151);
-    assert!((record.mass.iter().sum::<f64>() - 1.0).abs() < 1e-5);
+    assert!((record.mass.iter().sum::<f32>() - 1.0).abs() < 1e-4);
     let kept: Vec<f64> = record
         .choices
         .iter()
@@ -238,7 +238,7 @@ fn attention_is_looked_at() {
         .map(|choice| choice.positions.len())
         .collect();
     assert_eq!(counts, [151, 24, 24, 24, 24, 24]);
-    assert!((kept[0] - 1.0).abs() < 1e-5);
+    assert!((kept[0] - 1.0).abs() < 1e-4);
     // With every component the scores are exact, but six of the 24 are the latest; the oracle has the most that 24 can have.
     assert!(
         kept[1..].iter().all(|share| *share <= kept[4] + 1e-9),
@@ -249,10 +249,14 @@ fn attention_is_looked_at() {
     assert_eq!(record.choices[3].positions, lm_infinite);
 
     let line = serde_json::to_string(&record).unwrap();
-    assert_eq!(
-        serde_json::from_str::<AttentionRecord>(&line).unwrap(),
-        record
-    );
+    let again: AttentionRecord = serde_json::from_str(&line).unwrap();
+    assert_eq!(again.mass, record.mass);
+    for (again, choice) in again.choices.iter().zip(&record.choices) {
+        assert_eq!(
+            (again.settings, &again.positions),
+            (choice.settings, &choice.positions)
+        );
+    }
     let results = Results {
         examples: vec![],
         attention: vec![record],

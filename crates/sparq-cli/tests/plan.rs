@@ -236,6 +236,6 @@ fn what_is_no_machine_or_model_is_refused() {
         message.contains("machine.json") && message.contains("expected a machine"),
         "{message}"
     );
-    let message = fails(&["plan", "--price", "-1"]);
+    let message = fails(&["plan", "--price", "0"]);
     assert!(message.contains("expected a number above 0"), "{message}");
 }

@@ -98,7 +98,14 @@ pub fn run(args: &PlanArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         setup.element_bytes,
     );
     let row = |method: &Method| row(args, &setup, method, dense);
-    let rows = methods.iter().map(row).collect();
+    let rows = methods.iter().map(|(name, method)| {
+        let row = row(method);
+        Row {
+            label: name.map_or(row.label.clone(), str::to_owned),
+            ..row
+        }
+    });
+    let rows = rows.collect();
     let quality = match &args.eval[..] {
         [] => None,
         files => Some(quality::cheapest(files, args.keep, &setup, args, row)?),
@@ -121,25 +128,30 @@ pub fn run(args: &PlanArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     Ok(Outcome::Done)
 }
 
-/// The methods to compare, dense attention first, each checked: those that were named, all at a budget, or SparQ with the settings that were given.
-fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<Method>> {
-    let others = match (&args.methods[..], args.budget) {
-        ([], None) => sparq_methods(args, model)?,
+/// The methods to compare, dense attention first, each checked: those that were named, all at a budget (each under its name), or SparQ with the settings that were given.
+fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<(Option<&'static str>, Method)>> {
+    let plain = |methods: Vec<Method>| methods.into_iter().map(|method| (None, method)).collect();
+    let others: Vec<(Option<&'static str>, Method)> = match (&args.methods[..], args.budget) {
+        ([], None) => plain(sparq_methods(args, model)?),
         ([], Some(budget)) => Method::names()
             .into_iter()
             .filter_map(|name| {
                 // Some read too much for any budget.
-                Method::for_budget(name, model.shape.head_dim, args.context, budget).ok()
+                let method =
+                    Method::for_budget(name, model.shape.head_dim, args.context, budget).ok()?;
+                Some((Some(name), method))
             })
             .collect(),
-        (names, budget) => names
-            .iter()
-            .map(|name| named(name, budget, args.context, model.shape.head_dim))
-            .collect::<Result<_>>()?,
+        (names, budget) => plain(
+            names
+                .iter()
+                .map(|name| named(name, budget, args.context, model.shape.head_dim))
+                .collect::<Result<_>>()?,
+        ),
     };
-    let mut methods = vec![Method::DENSE];
+    let mut methods = vec![(None, Method::DENSE)];
     methods.extend(others);
-    methods.dedup();
+    methods.dedup_by_key(|(_, method)| *method);
     Ok(methods)
 }
 

@@ -41,6 +41,12 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
     if rows(document).any(|row| !row.fits) {
         out.line("* does not fit into the memory")?;
     }
+    let known = |row: &Row| matches!(row.settings, Method::Dense(_) | Method::Sparq(_));
+    if rows(document).any(|row| !known(row)) {
+        out.line(
+            "Methods other than dense and SparQ have no kernels here: theirs is the least time that their bytes can take, and what they keep beside K and V is not counted",
+        )?;
+    }
 
     out.line(&format!(
         "\nThe batch that fits into {} ({:.0}% of the memory) beside the weights",

@@ -44,10 +44,9 @@ pub fn measure(
     model: &ModelShape,
     dtype: CacheType,
     (memory_gb, tflops): (f64, Option<f64>),
-    pace: &Pace,
+    (room, pace): (Room, &Pace),
     mut progress: impl FnMut(&str),
 ) -> Result<Measurement> {
-    let room = Room::likely(device, None, None, true);
     progress("attention");
     let run = op::run(
         &op::Setup {
@@ -180,7 +179,7 @@ mod tests {
             &model,
             CacheType::F32,
             (8.0, None),
-            &Pace::QUICK,
+            (Room::likely(&device, None, Some(1.0), false), &Pace::QUICK),
             |step| steps.push(step.to_owned()),
         )
         .unwrap();

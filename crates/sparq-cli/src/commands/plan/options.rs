@@ -7,6 +7,7 @@ use burn::tensor::FloatDType;
 use clap::Args;
 use sparq::SparqConfig;
 use sparq::cost::Gpu;
+use sparq_benches::buffers::Room;
 use sparq_benches::machine;
 use sparq_benches::plan as measurement;
 use sparq_benches::shape::CacheType;
@@ -180,7 +181,7 @@ impl PlanArgs {
             model,
             dtype,
             (memory_gb, known.map(|gpu| gpu.tflops)),
-            &Pace::BRIEF,
+            (Room::likely(device, None, None, true), &Pace::BRIEF),
             |step| eprintln!("measuring {step} on {device} ..."),
         )
         .context("--measure")?;

@@ -5,7 +5,9 @@ use burn::tensor::kind::Basic;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use sparq::{CacheTensors, KvCache, KvCacheConfig, RowSpans, Sketch, SketchTensors};
 
+use crate::machine::{Machine, available_memory};
 use crate::preset::Case;
+use sparq_host::device::DeviceChoice;
 
 /// How many times the last-level cache holds, at least, lie between two reads of one buffer, if memory suffices.
 const ROUNDS: f64 = 4.0;
@@ -25,6 +27,34 @@ pub struct Room {
 }
 
 impl Room {
+    /// Memory in GiB and cache in MiB of a device, as given or as they are likely to be.
+    pub fn likely(
+        device: &DeviceChoice,
+        memory_gib: Option<f64>,
+        cache_mib: Option<f64>,
+        rotate: bool,
+    ) -> Self {
+        let (gib, mib) = (f64::from(1 << 30), f64::from(1 << 20));
+        let memory = match (memory_gib, device.is_gpu()) {
+            (Some(given), _) => given * gib,
+            (None, true) => 24.0 * gib,
+            (None, false) => available_memory().map_or(4.0 * gib, |free| free as f64 / 2.0),
+        };
+        let cache = match (cache_mib, device.is_gpu()) {
+            (Some(given), _) => given * mib,
+            // An H100's; few GPUs have more.
+            (None, true) => 50.0 * mib,
+            (None, false) => Machine::this()
+                .last_level_cache_bytes
+                .map_or(32.0 * mib, |bytes| bytes as f64),
+        };
+        Self {
+            memory,
+            cache,
+            rotate,
+        }
+    }
+
     /// Buffer sets for calls that read `read` bytes each from sets of `size` bytes; `None` if not even one fits beside `taken` bytes.
     pub fn sets(&self, read: f64, size: f64, taken: f64) -> Option<usize> {
         let wanted = match self.rotate {

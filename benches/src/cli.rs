@@ -16,7 +16,6 @@ use crate::buffers::Room;
 use crate::compare;
 use crate::e2e::{self, model::RunShape, peers::StepPeers, report::E2eReport};
 use crate::fit;
-use crate::machine::{Machine, available_memory};
 use crate::op::{self, Setup};
 use crate::peers::Peers;
 use crate::preset::{Budget, Case, Grid, Group, Preset, Scope};
@@ -348,7 +347,7 @@ fn steps(args: &E2eArgs, command: String) -> Result<()> {
     let device = &args.device;
     let setup = e2e::Setup {
         device: device.clone(),
-        room: room(
+        room: Room::likely(
             device,
             args.memory_gib.or(device.is_gpu().then_some(76.0)),
             None,
@@ -392,34 +391,6 @@ fn check_positive(name: &str, value: Option<f64>) -> Result<()> {
     match value.filter(|value| !(value.is_finite() && *value > 0.0)) {
         Some(value) => bail!("{name}: expected a number above 0, found {value}"),
         None => Ok(()),
-    }
-}
-
-/// Memory in GiB and cache in MiB of a device, as given or as they are likely to be.
-fn room(
-    device: &DeviceChoice,
-    memory_gib: Option<f64>,
-    cache_mib: Option<f64>,
-    rotate: bool,
-) -> Room {
-    let (gib, mib) = (f64::from(1 << 30), f64::from(1 << 20));
-    let memory = match (memory_gib, device.is_gpu()) {
-        (Some(given), _) => given * gib,
-        (None, true) => 24.0 * gib,
-        (None, false) => available_memory().map_or(4.0 * gib, |free| free as f64 / 2.0),
-    };
-    let cache = match (cache_mib, device.is_gpu()) {
-        (Some(given), _) => given * mib,
-        // An H100's; few GPUs have more.
-        (None, true) => 50.0 * mib,
-        (None, false) => Machine::this()
-            .last_level_cache_bytes
-            .map_or(32.0 * mib, |bytes| bytes as f64),
-    };
-    Room {
-        memory,
-        cache,
-        rotate,
     }
 }
 
@@ -587,7 +558,7 @@ impl RunArgs {
 
     fn room(&self, device: &DeviceChoice) -> Room {
         let rotate = self.preset.rotates();
-        room(device, self.memory_gib, self.cache_mib, rotate)
+        Room::likely(device, self.memory_gib, self.cache_mib, rotate)
     }
 }
 

@@ -52,7 +52,37 @@ pub fn fit(reports: &[Report], device: &str) -> Result<Fit> {
         .flat_map(|report| &report.runs)
         .filter(|run| run.device == device)
         .collect();
+    fit_runs(&runs, device)
+}
+
+/// Fits runs, all of one device, whose name is for the error.
+///
+/// # Errors
+/// When too few steps were measured to tell the unknowns apart.
+pub fn fit_runs(runs: &[&Run], device: &str) -> Result<Fit> {
     let rows: Vec<&Row> = runs.iter().flat_map(|run| fitted(run)).collect();
+    let costs = costs(&rows, device)?;
+    let errors: Vec<f64> = rows
+        .iter()
+        .filter_map(|row| Some(error(row, &costs)?.abs()))
+        .collect();
+    let (pairs, wrong) = decisions(runs, &costs);
+    Ok(Fit {
+        costs,
+        steps: errors.len(),
+        mean_error: errors.iter().sum::<f64>() / errors.len() as f64,
+        worst_error: errors.iter().copied().fold(0.0, f64::max),
+        pairs,
+        wrong,
+        table: table(&rows, &costs),
+    })
+}
+
+/// The figures that describe these rows best.
+///
+/// # Errors
+/// When they are too few to tell the unknowns apart.
+pub fn costs(rows: &[&Row], device: &str) -> Result<StepCosts> {
     let points: Vec<Point> = rows.iter().filter_map(|row| point(row)).collect();
     let with = |factor: usize| {
         let has = |point: &&Point| point.factors[factor] > 0.0;
@@ -70,7 +100,7 @@ pub fn fit(reports: &[Report], device: &str) -> Result<Fit> {
     if kilobyte <= 0.0 {
         bail!("{device}: the measured times do not grow with the bytes; measure longer caches");
     }
-    let costs = StepCosts {
+    Ok(StepCosts {
         dense_us,
         sparq_us,
         gb_per_s: 1.0 / kilobyte,
@@ -79,21 +109,20 @@ pub fn fit(reports: &[Report], device: &str) -> Result<Fit> {
             true => 1.0 / score,
             false => 1e9,
         },
-    };
-    let errors: Vec<f64> = points
-        .iter()
-        .map(|point| (predicted(point, &found) / point.us - 1.0).abs())
-        .collect();
-    let (pairs, wrong) = decisions(&runs, &costs);
-    Ok(Fit {
-        costs,
-        steps: points.len(),
-        mean_error: errors.iter().sum::<f64>() / errors.len() as f64,
-        worst_error: errors.iter().copied().fold(0.0, f64::max),
-        pairs,
-        wrong,
-        table: table(&rows, &costs),
     })
+}
+
+/// How far the model is off a measured row, relative to it; `None` where there is nothing to compare.
+pub fn error(row: &Row, costs: &StepCosts) -> Option<f64> {
+    let point = point(row)?;
+    let [dense_us, sparq_us] = [costs.dense_us, costs.sparq_us];
+    let unknowns = [
+        dense_us,
+        sparq_us,
+        1.0 / costs.gb_per_s,
+        1.0 / costs.scores_per_us,
+    ];
+    Some(predicted(&point, &unknowns) / point.us - 1.0)
 }
 
 impl fmt::Display for Fit {
@@ -141,7 +170,7 @@ pub fn devices(reports: &[Report]) -> Vec<String> {
 }
 
 /// The measured rows of this project's methods, captured ones where the device has captured any.
-fn fitted(run: &Run) -> Vec<&Row> {
+pub fn fitted(run: &Run) -> Vec<&Row> {
     let own = |row: &&Row| row.method != MethodName::DenseBurn && row.measured.is_some();
     let captured = |row: &Row| {
         row.measured

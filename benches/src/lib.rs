@@ -6,7 +6,8 @@
 //!
 //! The data flows one way: a [`preset`] names [`Case`](preset::Case)s, [`contender`]s run each of them on rotating [`buffers`], [`timing`] samples them,
 //! and a [`report`] holds what came out, as a JSON file. [`render`] makes tables and plots of such files, and [`peers`] puts figures of other frameworks
-//! beside them. [`e2e`] does the same for whole models, and [`fit`] finds the figures of the library's cost model in the results.
+//! beside them. [`e2e`] does the same for whole models, and [`fit`] finds the figures of the library's cost model in the results. [`plan`] measures what
+//! planning needs to know of a machine.
 #![deny(missing_docs)]
 
 pub mod bandwidth;
@@ -20,6 +21,7 @@ mod guard;
 pub mod machine;
 pub mod op;
 pub mod peers;
+pub mod plan;
 pub mod preset;
 pub mod provenance;
 pub mod render;

@@ -112,6 +112,23 @@ impl ModelShape {
         ((s.layers * layer + s.hidden * s.vocab) * dtype.bytes()) as f64
     }
 
+    /// What of it decides the cost of a step.
+    pub fn plan(self) -> sparq_plan::ModelShape {
+        let s = self.sizes();
+        let read_parameters = (self.weight_bytes(CacheType::F16) / 2.0) as usize;
+        sparq_plan::ModelShape {
+            layers: s.layers,
+            hidden_size: s.hidden,
+            heads: s.heads,
+            kv_heads: s.kv_heads,
+            head_dim: s.head_dim,
+            parameters: read_parameters + s.vocab * s.hidden,
+            read_parameters,
+            sliding_window: None,
+            sliding_layers: 0,
+        }
+    }
+
     /// The model with random weights, on the device.
     ///
     /// # Errors

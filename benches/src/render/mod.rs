@@ -2,9 +2,9 @@
 //!
 //! Everything that is rendered follows from those files alone, so that a check can tell whether what is committed is up to date.
 
-mod chart;
 mod markdown;
 mod markers;
+pub mod planning;
 mod plots;
 mod summary;
 
@@ -23,11 +23,15 @@ pub use summary::goals;
 pub const RESULTS: &str = "benches/results";
 
 const PERFORMANCE: &str = "docs/performance.md";
+const PLANNING: &str = "docs/planning.md";
 const PLOTS: &str = "docs/plots";
 const README: &str = "README.md";
 
 /// What performance.md is made from where it isn't there yet.
 const PERFORMANCE_TEMPLATE: &str = include_str!("performance.md");
+
+/// What planning.md is made from where it isn't there yet.
+const PLANNING_TEMPLATE: &str = include_str!("planning.md");
 
 /// A file of the documentation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +97,14 @@ pub fn pages(root: &Path) -> Result<Vec<Page>> {
         ),
         path: PERFORMANCE.into(),
     });
+    let planning = read_or(root, PLANNING, PLANNING_TEMPLATE)?;
+    pages.push(Page {
+        contents: Some(
+            markers::fill(&planning, &planning::planning(&results))
+                .with_context(|| PLANNING.to_owned())?,
+        ),
+        path: PLANNING.into(),
+    });
     let readme = read_or(root, README, "")?;
     pages.push(Page {
         contents: Some(
@@ -143,7 +155,11 @@ pub fn write(root: &Path, pages: &[Page]) -> Result<()> {
     Ok(())
 }
 
-fn read_all(root: &Path) -> Result<Results> {
+/// Reads every report in the results folder.
+///
+/// # Errors
+/// When there is no such folder, or a file in it is no report.
+pub fn read_all(root: &Path) -> Result<Results> {
     let folder = root.join(RESULTS);
     if !folder.is_dir() {
         bail!(

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use sparq::Sketch;
+use sparq_chart::{Axis, Chart, Layout, Paint, Scale, Series};
 
-use super::chart::{Axis, Chart, Paint, Series};
 use super::{Named, summary};
 use crate::contender::MethodName;
 use crate::peers::Peers;
@@ -63,7 +63,8 @@ pub fn of_run(named: &Named<Report>, run: &Run) -> Result<Vec<Plot>> {
                 label: "time, us",
                 format: |us| us.to_string(),
             },
-            log_y: true,
+            y_scale: Scale::Log,
+            ticks: None,
             series: times(run, peers, &cases),
         };
         plots.push(Plot {
@@ -76,7 +77,7 @@ pub fn of_run(named: &Named<Report>, run: &Run) -> Result<Vec<Plot>> {
                 dtype.name()
             ),
             title: chart.title.clone(),
-            svg: chart.svg()?,
+            svg: chart.svg(Layout::File)?,
         });
     }
     for (fixed, cases) in groups(run, |shape| Shape { batch: 0, ..shape }) {
@@ -96,7 +97,8 @@ pub fn of_run(named: &Named<Report>, run: &Run) -> Result<Vec<Plot>> {
                 label: "times quicker than the quickest dense",
                 format: |gain| gain.to_string(),
             },
-            log_y: false,
+            y_scale: Scale::FromZero,
+            ticks: None,
             series: gains(run, peers, &cases),
         };
         plots.push(Plot {
@@ -109,7 +111,7 @@ pub fn of_run(named: &Named<Report>, run: &Run) -> Result<Vec<Plot>> {
                 dtype.name()
             ),
             title: chart.title.clone(),
-            svg: chart.svg()?,
+            svg: chart.svg(Layout::File)?,
         });
     }
     Ok(plots)

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::commands::attention::AttentionArgs;
 use crate::commands::check::CheckArgs;
 use crate::commands::completions::CompletionsArgs;
 use crate::commands::convert::ConvertArgs;
@@ -14,6 +15,8 @@ use crate::commands::eval::EvalArgs;
 use crate::commands::generate::GenerateArgs;
 use crate::commands::inspect::InspectArgs;
 use crate::commands::logits::LogitsArgs;
+use crate::commands::plan::PlanArgs;
+use crate::commands::report::ReportArgs;
 use crate::exit;
 use sparq_host::device::DeviceChoice;
 
@@ -27,6 +30,8 @@ Examples:
   sparq inspect DIR --sketch 4bits             what a model's cache costs and what SparQ saves
   sparq logits --model DIR --tokens 1,2,3 --out logits.safetensors
   sparq convert org/name DIR --dtype f16       a folder that loads at once
+  sparq plan DIR --machine H100 --batch 8      what a step of it costs there
+  sparq report runs.jsonl --out report.html    tables and figures of an evaluation
   sparq check --device flex                    hold this machine to the reference cases";
 
 /// Decode language models with SparQ attention, which reads a fraction of the KV cache.
@@ -78,6 +83,12 @@ pub enum Command {
     Logits(LogitsArgs),
     /// Write a model in a form that loads at once, with its settings of attention, or back as safetensors
     Convert(ConvertArgs),
+    /// What a model's decode steps cost on a machine, without running them: time, memory, and the batch that fits
+    Plan(PlanArgs),
+    /// Where the attention of a text's last token lies, and which positions methods read
+    Attention(AttentionArgs),
+    /// Make a page with tables and figures of results of evaluation
+    Report(ReportArgs),
     /// Hold a device to the reference cases of SparQ attention
     Check(CheckArgs),
     /// Print a script that completes this program's arguments in a shell

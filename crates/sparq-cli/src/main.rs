@@ -77,6 +77,9 @@ fn run(cli: &Cli, out: Output) -> Result<Outcome> {
         Some(Command::Inspect(args)) => commands::inspect::run(args, out),
         Some(Command::Logits(args)) => commands::logits::run(args, device, out),
         Some(Command::Convert(args)) => commands::convert::run(args, device, out),
+        Some(Command::Plan(args)) => commands::plan::run(args, device, out),
+        Some(Command::Report(args)) => commands::report::run(args, out),
+        Some(Command::Attention(args)) => commands::attention::run(args, device, out),
         Some(Command::Check(args)) => commands::check::run(args, device, out),
         Some(Command::Completions(args)) => commands::completions::run(args, out),
     }

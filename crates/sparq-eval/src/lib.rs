@@ -12,6 +12,7 @@ pub mod haystack;
 mod passage;
 pub mod prose;
 mod record;
+pub mod report;
 mod results;
 mod run;
 pub mod score;

@@ -14,7 +14,7 @@
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheShape, Components, GroupScore, SparqConfig, SparqError, Transfers};
+use crate::{CacheShape, Components, GroupScore, Method, SparqConfig, SparqError, Transfers};
 
 /// The sizes of one decode step apart from S: q [B, H, 1, d] on a cache [B, H_kv, S, d].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -80,28 +80,67 @@ pub struct StepCosts {
     pub scores_per_us: f64,
 }
 
-/// GPUs by a part of their name, with the bandwidth of their memory as their makers give it. A name is looked up from top to bottom.
-const BANDWIDTHS: [(&str, f64); 16] = [
-    ("B200", 8000.0),
-    ("H200", 4800.0),
-    ("H100 NVL", 3900.0),
-    ("H100 PCIe", 2000.0),
-    ("H100", 3350.0),
-    ("A100-SXM4-80GB", 2039.0),
-    ("A100", 1555.0),
-    ("L40", 864.0),
-    ("A10", 600.0),
-    ("L4", 300.0),
-    ("T4", 320.0),
-    ("RTX 5090", 1792.0),
-    ("RTX 4090", 1008.0),
-    ("RTX 3090", 936.0),
-    ("MI300X", 5300.0),
-    ("RX 7900 XTX", 960.0),
-];
+/// A GPU as its maker describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Gpu {
+    /// A part of the name that it gives itself.
+    pub name: &'static str,
+    /// Bandwidth of its memory, in 10^9 bytes a second.
+    pub gb_per_s: f64,
+    /// Memory, in 10^9 bytes.
+    pub memory_gb: f64,
+    /// Dense products of 16-bit matrices summed in fp32, in 10^12 operations a second.
+    pub tflops: f64,
+}
+
+impl Gpu {
+    const fn new(name: &'static str, gb_per_s: f64, memory_gb: f64, tflops: f64) -> Self {
+        Self {
+            name,
+            gb_per_s,
+            memory_gb,
+            tflops,
+        }
+    }
+
+    /// Every GPU that is known. A name is looked up from top to bottom.
+    pub const ALL: [Gpu; 16] = [
+        Gpu::new("B200", 8000.0, 180.0, 2250.0),
+        Gpu::new("H200", 4800.0, 141.0, 989.0),
+        Gpu::new("H100 NVL", 3900.0, 94.0, 835.0),
+        Gpu::new("H100 PCIe", 2000.0, 80.0, 756.0),
+        Gpu::new("H100", 3350.0, 80.0, 989.0),
+        Gpu::new("A100-SXM4-80GB", 2039.0, 80.0, 312.0),
+        Gpu::new("A100", 1555.0, 40.0, 312.0),
+        Gpu::new("L40", 864.0, 48.0, 181.0),
+        Gpu::new("A10", 600.0, 24.0, 125.0),
+        Gpu::new("L4", 300.0, 24.0, 121.0),
+        Gpu::new("T4", 320.0, 16.0, 65.0),
+        Gpu::new("RTX 5090", 1792.0, 32.0, 209.0),
+        Gpu::new("RTX 4090", 1008.0, 24.0, 165.0),
+        Gpu::new("RTX 3090", 936.0, 24.0, 71.0),
+        Gpu::new("MI300X", 5300.0, 192.0, 1307.0),
+        Gpu::new("RX 7900 XTX", 960.0, 24.0, 123.0),
+    ];
+
+    /// The GPU whose name is a part of this one, in any case.
+    ///
+    /// ```
+    /// use sparq::cost::Gpu;
+    ///
+    /// assert_eq!(Gpu::named("NVIDIA H100 80GB HBM3").unwrap().gb_per_s, 3350.0);
+    /// assert!(Gpu::named("an abacus").is_none());
+    /// ```
+    pub fn named(name: &str) -> Option<&'static Gpu> {
+        let name = name.to_lowercase();
+        const { &Self::ALL }
+            .iter()
+            .find(|gpu| name.contains(&gpu.name.to_lowercase()))
+    }
+}
 
 /// The share of a maker's bandwidth that a copy reaches: 3020 of 3350 GB/s on an H100.
-const REACHED: f64 = 0.9;
+pub const REACHED: f64 = 0.9;
 
 /// A GPU that the table doesn't know.
 const UNKNOWN_GPU: f64 = 500.0;
@@ -142,8 +181,7 @@ impl StepCosts {
 
     /// What is known of a GPU by the name that it gives itself; an unknown one is taken for slow.
     pub fn of_gpu(name: &str) -> Self {
-        let known = BANDWIDTHS.iter().find(|(part, _)| name.contains(part));
-        Self::gpu(known.map_or(UNKNOWN_GPU, |(_, peak)| REACHED * peak))
+        Self::gpu(Gpu::named(name).map_or(UNKNOWN_GPU, |gpu| REACHED * gpu.gb_per_s))
     }
 
     /// Checks that every figure is one that a device can have.
@@ -186,6 +224,21 @@ impl StepCosts {
         self.sparq_us
             + self.moving(Transfers::sparq(&step.cache(), seq_len, config))
             + scores / self.scores_per_us
+    }
+
+    /// Microseconds of a step of any method at `seq_len` positions; [`Method::Auto`] takes the quicker of its two.
+    ///
+    /// Methods without kernels of their own take what every dense step takes and the time of their bytes: no less than that.
+    pub fn step_us(&self, step: &StepShape, seq_len: usize, method: &Method) -> f64 {
+        match method {
+            Method::Dense(_) => self.dense_us(step, seq_len),
+            Method::Sparq(config) => self.sparq_us(step, seq_len, config),
+            Method::Auto(auto) => {
+                let sparq = self.sparq_us(step, seq_len, &auto.sparq);
+                self.dense_us(step, seq_len).min(sparq)
+            }
+            other => self.dense_us + self.moving(other.transfers(&step.cache(), seq_len)),
+        }
     }
 
     /// The length from which on a SparQ step takes no longer than a dense one, at this length and at every greater one; `None` where dense stays

@@ -1,5 +1,6 @@
 //! One file (or folder) per command: its arguments, its `run`, its document.
 
+pub mod attention;
 pub mod check;
 pub mod completions;
 pub mod convert;
@@ -8,3 +9,5 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod logits;
+pub mod plan;
+pub mod report;

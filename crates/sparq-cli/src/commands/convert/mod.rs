@@ -239,7 +239,7 @@ fn weight_type_parser() -> impl TypedValueParser<Value = WeightType> {
 }
 
 /// Parses a share, as 1/8 or 0.125.
-fn share(text: &str) -> Result<f64, String> {
+pub(crate) fn share(text: &str) -> Result<f64, String> {
     let number = |text: &str| text.trim().parse::<f64>().ok();
     let share = match text.split_once('/') {
         Some((part, whole)) => number(part)

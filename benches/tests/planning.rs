@@ -1,0 +1,55 @@
+//! What planning predicts, held to the committed results.
+
+use std::path::Path;
+
+use sparq_benches::render::planning::{prediction, shipped, unseen};
+use sparq_benches::render::{Results, read_all};
+
+fn results() -> Results {
+    read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap()
+}
+
+/// The figures in the library fit the results they come from, and figures that have not seen a shape still foretell it.
+#[test]
+fn attention_is_predicted() {
+    let results = results();
+    let runs = results
+        .operations
+        .iter()
+        .flat_map(|named| &named.report.runs);
+    let mut seen = 0;
+    for run in runs.filter(|run| run.gpu.is_some() || run.device == "flex") {
+        let errors = shipped(run);
+        seen += errors.count();
+        assert!(errors.mean() < 0.15, "{}: {}", run.device, errors.mean());
+        assert!(errors.worst() < 0.60, "{}: {}", run.device, errors.worst());
+        // The CPU's results have two kinds of heads, and one of them alone cannot tell the time of scores from that of bytes.
+        let bound = if run.gpu.is_some() { 0.20 } else { 0.60 };
+        let errors = unseen(run).unwrap();
+        assert!(
+            errors.mean() < bound,
+            "{}: {} unseen",
+            run.device,
+            errors.mean()
+        );
+    }
+    assert!(seen >= 60, "{seen}");
+}
+
+/// A whole step is the sum of its parts.
+#[test]
+fn whole_steps_are_predicted() {
+    let mut steps = 0;
+    for named in &results().steps {
+        for row in &named.report.run.rows {
+            let times = prediction(&named.report, row).zip(row.captured_us());
+            let Some((predicted, measured)) = times else {
+                continue;
+            };
+            steps += 1;
+            let error = predicted.total_us() / measured - 1.0;
+            assert!(error.abs() < 0.10, "{}: {error}", row.label());
+        }
+    }
+    assert!(steps >= 2, "{steps}");
+}

@@ -1,0 +1,206 @@
+//! Values with error bars beside their names: [`DotPlot`].
+
+use plotters::prelude::*;
+
+use crate::sheet::{self, Anchor, Area, text};
+use crate::{ChartError, Layout, Marker, Paint};
+
+/// A value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dot {
+    /// Its name.
+    pub label: String,
+    /// The value.
+    pub value: f64,
+    /// The ends of its error bar.
+    pub interval: Option<(f64, f64)>,
+    /// What is written behind it.
+    pub note: String,
+    /// Its colour.
+    pub paint: Paint,
+    /// Its mark.
+    pub marker: Marker,
+}
+
+/// Values one below the other on one axis, with a dashed line to compare with.
+#[derive(Clone, Debug)]
+pub struct DotPlot {
+    /// What it shows.
+    pub title: String,
+    /// What the axis shows.
+    pub x_label: String,
+    /// How its numbers are written.
+    pub format: fn(f64) -> String,
+    /// The value of the dashed line.
+    pub reference: Option<f64>,
+    /// The values from top to bottom.
+    pub dots: Vec<Dot>,
+}
+
+/// The height of a value, in pixels; on a narrow screen its name has a line of its own.
+const ROW: i32 = 26;
+const NARROW_ROW: i32 = 44;
+
+impl DotPlot {
+    /// The picture.
+    ///
+    /// # Errors
+    /// When there is no value, or one that is no number.
+    pub fn svg(&self, layout: Layout) -> Result<String, ChartError> {
+        let ends = |dot: &Dot| dot.interval.unwrap_or((dot.value, dot.value));
+        let values = self.dots.iter().flat_map(|dot| {
+            let (low, high) = ends(dot);
+            [dot.value, low, high]
+        });
+        let values: Vec<f64> = values.chain(self.reference).collect();
+        if self.dots.is_empty() || values.iter().any(|value| !value.is_finite()) {
+            let why = "expected at least one value, and numbers only";
+            return Err(ChartError::new(&self.title, why));
+        }
+        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        // All the same: an axis around it.
+        let room = if high > low {
+            0.06 * (high - low)
+        } else {
+            0.5 * high.abs().max(1e-3)
+        };
+        let top = if layout.is_titled() { 46 } else { 14 };
+        let row = if layout == Layout::Narrow {
+            NARROW_ROW
+        } else {
+            ROW
+        };
+        let size = (layout.width(), top + row * self.dots.len() as i32 + 62);
+        sheet::draw(&self.title, size, |area| {
+            self.draw(area, layout, (top, row), (low - room, high + room))
+        })
+    }
+
+    fn draw(
+        &self,
+        area: &Area<'_>,
+        layout: Layout,
+        (top, row): (i32, i32),
+        (low, high): (f64, f64),
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        let narrow = layout == Layout::Narrow;
+        let (left, right) = match narrow {
+            true => (20, layout.width() - 110),
+            false => (380, layout.width() - 150),
+        };
+        let x = |value: f64| left + ((value - low) / (high - low) * f64::from(right - left)) as i32;
+        let bottom = top + row * self.dots.len() as i32;
+        if layout.is_titled() {
+            text(area, &self.title, (14, 22), 16, Anchor::Start, BLACK)?;
+        }
+        for tick in ticks(low, high, if narrow { 3 } else { 6 }) {
+            let at = x(tick);
+            area.draw(&PathElement::new(
+                [(at, top), (at, bottom)],
+                BLACK.mix(0.12),
+            ))?;
+            text(
+                area,
+                &(self.format)(tick),
+                (at, bottom + 12),
+                12,
+                Anchor::Middle,
+                BLACK,
+            )?;
+        }
+        area.draw(&PathElement::new([(left, bottom), (right, bottom)], BLACK))?;
+        let middle = (left + right) / 2;
+        text(
+            area,
+            &self.x_label,
+            (middle, bottom + 36),
+            13,
+            Anchor::Middle,
+            BLACK,
+        )?;
+        if let Some(reference) = self.reference {
+            let at = x(reference);
+            for y in (top..bottom).step_by(9) {
+                let dash = [(at, y), (at, (y + 5).min(bottom))];
+                area.draw(&PathElement::new(dash, Paint::Grey.rgb().stroke_width(2)))?;
+            }
+        }
+        for (index, dot) in self.dots.iter().enumerate() {
+            let color = dot.paint.rgb();
+            let begin = top + row * index as i32;
+            let (name, y) = match narrow {
+                true => ((4, begin + 11), begin + 31),
+                false => ((left - 12, begin + row / 2), begin + row / 2),
+            };
+            let anchor = if narrow { Anchor::Start } else { Anchor::End };
+            text(area, &dot.label, name, 12, anchor, BLACK)?;
+            if let Some((from, to)) = dot.interval {
+                let style = color.stroke_width(2);
+                area.draw(&PathElement::new([(x(from), y), (x(to), y)], style))?;
+                for end in [x(from), x(to)] {
+                    area.draw(&PathElement::new([(end, y - 4), (end, y + 4)], style))?;
+                }
+            }
+            dot.marker.draw(area, (x(dot.value), y), 5, color)?;
+            text(area, &dot.note, (right + 10, y), 12, Anchor::Start, BLACK)?;
+        }
+        Ok(())
+    }
+}
+
+/// At most so many round numbers between two.
+fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
+    let rough = (high - low) / most as f64;
+    let magnitude = 10_f64.powf(rough.log10().floor());
+    let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * magnitude);
+    let step = steps
+        .into_iter()
+        .find(|&step| step >= rough)
+        .unwrap_or(steps[3]);
+    let first = (low / step).ceil() as i64;
+    let last = (high / step).floor() as i64;
+    (first..=last).map(|n| n as f64 * step).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round() {
+        let near = |found: Vec<f64>, expected: &[f64]| {
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            let pairs = found.iter().zip(expected);
+            assert!(
+                pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-12),
+                "{found:?}"
+            );
+        };
+        near(ticks(0.0, 1.0, 6), &[0.0, 0.2, 0.4, 0.6, 0.8, 1.0]);
+        near(ticks(0.93, 1.01, 3), &[0.95, 1.0]);
+        near(ticks(-30.0, 70.0, 3), &[0.0, 50.0]);
+    }
+
+    #[test]
+    fn one_value_has_an_axis_too() {
+        let plot = |value| DotPlot {
+            title: "dots".into(),
+            x_label: "score".into(),
+            format: |value| format!("{value:.2}"),
+            reference: None,
+            dots: vec![Dot {
+                label: "dense".into(),
+                value,
+                interval: None,
+                note: String::new(),
+                paint: Paint::Black,
+                marker: Marker::Circle,
+            }],
+        };
+        for layout in [Layout::File, Layout::Wide, Layout::Narrow] {
+            assert!(plot(0.0).svg(layout).unwrap().contains("dense"));
+        }
+        assert!(plot(f64::NAN).svg(Layout::File).is_err());
+    }
+}

@@ -1,0 +1,189 @@
+//! `sparq attention`: where the attention of a text's last token lies, and which positions methods read.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use sparq::Method;
+use sparq_eval::report::trace;
+use sparq_host::device::DeviceChoice;
+use sparq_host::files::OutputFile;
+
+use crate::args::{DtypeArgs, ModelArgs, at_least_one};
+use crate::exit::Outcome;
+use crate::model::{self, ModelSource};
+use crate::output::Output;
+use crate::progress;
+use crate::table::Table;
+
+const EXAMPLES: &str = "\
+Examples:
+  sparq attention --text README.md --layer 2 --out attention.jsonl
+  sparq attention --text book.txt --context 4096 --layer 5 --kv-head 1 --method sparq-4bit:r=8,k=64 --method h2o:k=64 --out attention.jsonl
+  sparq report attention.jsonl --out report.html        the picture of it";
+
+/// Positions of the text at most, where --context says nothing else.
+const CONTEXT: usize = 2048;
+
+/// What is looked at where no method is named.
+const METHODS: [&str; 4] = ["sparq", "sparq-4bit", "lm-infinite", "oracle"];
+
+/// Arguments of `sparq attention`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct AttentionArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    dtype: DtypeArgs,
+    /// The text, whose last token attends
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens of the text that are read at most [default: 2048, or what the model was made for]
+    #[arg(long, value_parser = at_least_one, value_name = "TOKENS")]
+    context: Option<usize>,
+    /// The layer, from 0
+    #[arg(long, value_name = "N", default_value = "0")]
+    layer: usize,
+    /// The key/value head, from 0
+    #[arg(long, value_name = "N", default_value = "0")]
+    kv_head: usize,
+    /// A method, with settings behind a colon [default: sparq, sparq-4bit, lm-infinite and oracle at --budget]
+    #[arg(long = "method", value_name = "METHOD")]
+    methods: Vec<String>,
+    /// The share of dense attention's bytes that methods named without settings may move
+    #[arg(long, value_parser = super::convert::share, value_name = "SHARE", default_value = "1/8")]
+    budget: f64,
+    /// Write the record, for `sparq report`
+    #[arg(long, value_name = "FILE.jsonl")]
+    out: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    method: String,
+    settings: Method,
+    positions: usize,
+    transfer: f64,
+    kept: f64,
+}
+
+#[derive(Serialize)]
+struct Document {
+    model: String,
+    layer: usize,
+    kv_head: usize,
+    positions: usize,
+    methods: Vec<Row>,
+}
+
+/// Reads the text and looks.
+///
+/// # Errors
+/// When the model or the text can't be read, there is no such layer, head or method, or the file can't be written.
+pub fn run(args: &AttentionArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
+    let output = args.out.as_deref().map(OutputFile::create).transpose()?;
+    let text = std::fs::read_to_string(&args.text).with_context(|| {
+        format!(
+            "--text {}: expected a file with text in UTF-8",
+            args.text.display()
+        )
+    })?;
+    let source = ModelSource::find(args.model.model.as_deref())?;
+    let description = source.describe()?;
+    let mut tokens = source.tokenizer()?.encode(&text, true)?;
+    tokens.truncate(args.context.unwrap_or(CONTEXT).min(description.context));
+    let [before @ .., last] = &tokens[..] else {
+        bail!(
+            "--text {}: expected at least two tokens, found none",
+            args.text.display()
+        );
+    };
+    if before.is_empty() {
+        bail!(
+            "--text {}: expected at least two tokens, found one",
+            args.text.display()
+        );
+    }
+    let methods = methods(args, description.head_dim, tokens.len())?;
+    let loaded = source.load(&device.open(), args.dtype.dtype)?;
+    let model = loaded.model.as_ref();
+    let all: Vec<Method> = methods.iter().map(|(_, method)| *method).collect();
+    let mut cache = model.new_shared_cache(1, tokens.len(), args.dtype.dtype, &all)?;
+    let bar = progress::reading(before.len(), out);
+    model::read(model, &mut cache, before, &|done| {
+        bar.set_position(done as u64)
+    })?;
+    bar.finish_and_clear();
+
+    let name = description.name;
+    let record = trace(
+        model,
+        &cache,
+        *last,
+        (args.layer, args.kv_head),
+        &methods,
+        &name,
+    )?;
+    if let Some(output) = output {
+        let mut line = serde_json::to_vec(&record).context("the record as JSON")?;
+        line.push(b'\n');
+        output.finish_with(&line)?;
+    }
+    let rows = record.choices.iter().map(|choice| Row {
+        method: choice.method.clone(),
+        settings: choice.settings,
+        positions: choice.positions.len(),
+        transfer: choice.transfer,
+        kept: record.kept(choice),
+    });
+    let document = Document {
+        model: name,
+        layer: args.layer,
+        kv_head: args.kv_head,
+        positions: record.mass.len(),
+        methods: rows.collect(),
+    };
+    print(&document, out)?;
+    out.document(&document)?;
+    Ok(Outcome::Done)
+}
+
+/// The methods with their settings; those named alone get what the budget allows.
+fn methods(args: &AttentionArgs, head_dim: usize, len: usize) -> Result<Vec<(String, Method)>> {
+    let names: Vec<&str> = match &args.methods[..] {
+        [] => METHODS.into(),
+        given => given.iter().map(String::as_str).collect(),
+    };
+    let method = |name: &str| -> Result<(String, Method)> {
+        let method = match name.contains(':') || name == "dense" {
+            true => name.parse::<Method>(),
+            false => Method::for_budget(name, head_dim, len, args.budget),
+        };
+        let method = method.with_context(|| format!("--method {name}"))?;
+        method
+            .validate(head_dim)
+            .with_context(|| format!("--method {name}"))?;
+        Ok((name.to_owned(), method))
+    };
+    names.into_iter().map(method).collect()
+}
+
+fn print(document: &Document, out: Output) -> Result<()> {
+    out.line(&format!(
+        "The last of {} tokens, layer {}, key/value head {} of {}",
+        document.positions, document.layer, document.kv_head, document.model
+    ))?;
+    let mut table = Table::new(["method", "positions", "moved", "probability kept"]);
+    let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+    for row in &document.methods {
+        table.row([
+            row.method.clone(),
+            row.positions.to_string(),
+            percent(row.transfer),
+            percent(row.kept),
+        ]);
+    }
+    out.text(&table.render())
+}

@@ -1,0 +1,226 @@
+//! `sparq plan`: what a model's decode steps cost on a machine, without running them.
+
+mod options;
+mod quality;
+mod view;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use sparq::{Components, GroupScore, Method, Sketch, SparqConfig};
+use sparq_host::device::DeviceChoice;
+use sparq_host::files::OutputFile;
+use sparq_plan::{Setup, StepTime};
+
+use crate::exit::Outcome;
+use crate::output::Output;
+pub use options::PlanArgs;
+
+/// The answer.
+#[derive(Serialize)]
+struct Document {
+    model: String,
+    dtype: &'static str,
+    setup: Setup,
+    /// How well the measured attention is described, after `--measure`.
+    measured: Option<Measured>,
+    context: usize,
+    batch: usize,
+    /// Bytes of the weights on each GPU.
+    weight_bytes: f64,
+    /// Bytes of weights that a step reads, on all GPUs.
+    read_bytes: f64,
+    /// Price of all GPUs for an hour.
+    price_per_hour: Option<f64>,
+    methods: Vec<Row>,
+    quality: Option<quality::Quality>,
+}
+
+/// What `--measure` found besides the machine.
+#[derive(Serialize)]
+pub struct Measured {
+    attention_steps: usize,
+    mean_error: f64,
+    worst_error: f64,
+}
+
+/// A method's predictions.
+#[derive(Clone, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    settings: Method,
+    label: String,
+    /// Bytes of one sequence's cache, on each GPU.
+    cache_bytes: f64,
+    /// Bytes that a step moves of the caches of all sequences, on all GPUs.
+    step_bytes: f64,
+    /// That over dense attention's.
+    share_of_dense: f64,
+    at_batch: Prediction,
+    /// Whether the caches of the batch fit.
+    fits: bool,
+    /// The most sequences that fit, and their step; `None` where not even one does.
+    largest: Option<Prediction>,
+    /// The length from which on SparQ's attention is the quicker one at this batch; `None` for other methods, and where it never is.
+    break_even: Option<usize>,
+}
+
+/// A step of so many sequences.
+#[derive(Clone, Copy, Serialize)]
+struct Prediction {
+    batch: usize,
+    #[serde(flatten)]
+    parts: StepTime,
+    step_us: f64,
+    tokens_per_s: f64,
+    /// Price of 10^6 tokens.
+    price_per_million: Option<f64>,
+}
+
+/// Predicts and prints.
+///
+/// # Errors
+/// When the model or the machine can't be read, the heads can't be split so, the device fails while it is measured, or the file of results has nothing to say.
+pub fn run(args: &PlanArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
+    let model = args.model()?;
+    let output = args.save.as_deref().map(OutputFile::create).transpose()?;
+    let (machine, measured) = args.machine(&model.shape, device)?;
+    if let Some(output) = output {
+        let mut text = serde_json::to_vec_pretty(&machine).context("the machine as JSON")?;
+        text.push(b'\n');
+        output.finish_with(&text)?;
+    }
+    let setup = args.setup(model.shape, machine)?;
+    let methods = methods(args, &model)?;
+    let dense = setup.model.step_bytes(
+        &Method::DENSE,
+        args.batch,
+        args.context,
+        setup.element_bytes,
+    );
+    let row = |method: &Method| row(args, &setup, method, dense);
+    let rows = methods.iter().map(|(name, method)| {
+        let row = row(method);
+        Row {
+            label: name.map_or(row.label.clone(), str::to_owned),
+            ..row
+        }
+    });
+    let rows = rows.collect();
+    let quality = match &args.eval[..] {
+        [] => None,
+        files => Some(quality::cheapest(files, args.keep, &setup, args, row)?),
+    };
+    let document = Document {
+        model: model.name,
+        dtype: crate::args::dtype_name(args.dtype),
+        measured,
+        context: args.context,
+        batch: args.batch,
+        weight_bytes: setup.weight_bytes(),
+        read_bytes: (setup.model.read_parameters * setup.element_bytes) as f64,
+        price_per_hour: args.price.map(|price| price * setup.gpus as f64),
+        methods: rows,
+        quality,
+        setup,
+    };
+    view::print(&document, out)?;
+    out.document(&document)?;
+    Ok(Outcome::Done)
+}
+
+/// The methods to compare, dense attention first, each checked: those that were named, all at a budget (each under its name), or SparQ with the settings that were given.
+fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<(Option<&'static str>, Method)>> {
+    let plain = |methods: Vec<Method>| methods.into_iter().map(|method| (None, method)).collect();
+    let others: Vec<(Option<&'static str>, Method)> = match (&args.methods[..], args.budget) {
+        ([], None) => plain(sparq_methods(args, model)?),
+        ([], Some(budget)) => Method::names()
+            .into_iter()
+            .filter_map(|name| {
+                // Some read too much for any budget.
+                let method =
+                    Method::for_budget(name, model.shape.head_dim, args.context, budget).ok()?;
+                Some((Some(name), method))
+            })
+            .collect(),
+        (names, budget) => plain(
+            names
+                .iter()
+                .map(|name| named(name, budget, args.context, model.shape.head_dim))
+                .collect::<Result<_>>()?,
+        ),
+    };
+    let mut methods = vec![(None, Method::DENSE)];
+    methods.extend(others);
+    methods.dedup_by_key(|(_, method)| *method);
+    Ok(methods)
+}
+
+/// A method by name, with its own settings or those for a budget.
+fn named(name: &str, budget: Option<f64>, context: usize, head_dim: usize) -> Result<Method> {
+    let method: Method = name.parse().with_context(|| format!("--method {name}"))?;
+    let method = match budget {
+        Some(budget) if method != Method::DENSE => method.at_budget(head_dim, context, budget),
+        _ => Ok(method),
+    };
+    let method = method.with_context(|| format!("--method {name}"))?;
+    method
+        .validate(head_dim)
+        .with_context(|| format!("--method {name}"))?;
+    Ok(method)
+}
+
+/// SparQ with the settings that were given, and where they leave it open with a full sketch and a group that scores as one query.
+fn sparq_methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<Method>> {
+    let base = args.sparq.over(model.attention.unwrap_or_else(|| {
+        SparqConfig::new((model.shape.head_dim / 4).max(1), 128).with_sketch(Sketch::Bits4)
+    }));
+    base.validate(model.shape.head_dim)?;
+    let mut methods = Vec::new();
+    if args.sparq.sketch.is_none() {
+        methods.push(base.with_sketch(Sketch::Full).into());
+    }
+    methods.push(base.into());
+    let given = args.sparq.group_score.is_some() || args.sparq.components.is_some();
+    if model.shape.heads > model.shape.kv_heads && !given {
+        let as_one = base
+            .with_group_score(GroupScore::Logits)
+            .with_components(Components::AbsSum);
+        methods.push(as_one.into());
+    }
+    Ok(methods)
+}
+
+fn row(args: &PlanArgs, setup: &Setup, method: &Method, dense: f64) -> Row {
+    let (batch, context) = (args.batch, args.context);
+    let step_bytes = setup
+        .model
+        .step_bytes(method, batch, context, setup.element_bytes);
+    let largest = setup.largest_batch(method, context);
+    Row {
+        settings: *method,
+        label: view::label(method, setup.model.heads > setup.model.kv_heads),
+        cache_bytes: setup.cache_bytes(method, context),
+        step_bytes,
+        share_of_dense: step_bytes / dense,
+        at_batch: predict(args, setup, method, batch),
+        fits: largest >= batch,
+        largest: (largest > 0).then(|| predict(args, setup, method, largest)),
+        break_even: match method {
+            Method::Sparq(config) => setup.break_even(config, batch),
+            _ => None,
+        },
+    }
+}
+
+fn predict(args: &PlanArgs, setup: &Setup, method: &Method, batch: usize) -> Prediction {
+    let parts = setup.step(method, batch, args.context);
+    let tokens_per_s = setup.tokens_per_s(method, batch, args.context);
+    let per_second = args.price.map(|price| price * setup.gpus as f64 / 3600.0);
+    Prediction {
+        batch,
+        parts,
+        step_us: parts.total_us(),
+        tokens_per_s,
+        price_per_million: per_second.map(|price| price / tokens_per_s * 1e6),
+    }
+}

@@ -1,0 +1,215 @@
+//! The arguments of `sparq plan`, and what they name.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::FloatDType;
+use clap::Args;
+use sparq::SparqConfig;
+use sparq::cost::Gpu;
+use sparq_benches::buffers::Room;
+use sparq_benches::machine;
+use sparq_benches::plan as measurement;
+use sparq_benches::shape::CacheType;
+use sparq_benches::timing::Pace;
+use sparq_host::device::DeviceChoice;
+use sparq_models::DecoderConfig;
+use sparq_plan::{Machine, ModelShape, Setup};
+
+use super::Measured;
+use crate::args::{at_least_one, dtype_parser};
+use crate::method::SparqArgs;
+use crate::model::{ModelSource, element_bytes};
+
+const EXAMPLES: &str = "\
+Examples:
+  sparq plan DIR --machine H100 --context 131072 --batch 8
+  sparq plan DIR/config.json --machine H200 --gpus 4 --price 10
+  sparq plan DIR --measure --save machine.json
+  sparq plan DIR --machine machine.json --eval runs.jsonl --keep 0.99
+
+Times are predictions: what they leave out, and how far they are off measured steps, is in docs/planning.md.";
+
+/// Arguments of `sparq plan`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct PlanArgs {
+    /// The model: a folder, a GGUF file, an id on the hub, or a config.json alone; without it, the model inside the program
+    #[arg(value_name = "DIR|config.json|HUB-ID")]
+    model: Option<String>,
+    /// The machine: a part of a GPU's name, or a file that --save wrote
+    #[arg(
+        long,
+        value_name = "NAME|FILE",
+        default_value = "H100",
+        conflicts_with = "measure"
+    )]
+    machine: String,
+    /// Measure this machine's --device first: attention on the model's heads, products of its width, and a small model
+    #[arg(long)]
+    measure: bool,
+    /// Write what was measured to a file, for --machine
+    #[arg(long, value_name = "FILE", requires = "measure")]
+    pub save: Option<PathBuf>,
+    /// S: positions in the cache of each sequence
+    #[arg(long, value_parser = at_least_one, default_value = "32768", value_name = "S")]
+    pub context: usize,
+    /// B: sequences that are decoded together
+    #[arg(long, value_parser = at_least_one, default_value = "1", value_name = "B")]
+    pub batch: usize,
+    /// Type of weights and cache
+    #[arg(long, value_parser = dtype_parser(), default_value = "f16", value_name = "TYPE")]
+    pub dtype: FloatDType,
+    /// GPUs that share the key/value heads of each layer
+    #[arg(long, value_parser = at_least_one, default_value = "1", value_name = "N")]
+    gpus: usize,
+    /// Microseconds of a sum between the GPUs, of which there are two a layer [default: not counted]
+    #[arg(long, value_name = "US")]
+    all_reduce_us: Option<f64>,
+    /// What a GPU costs for an hour, in any currency
+    #[arg(long, value_parser = positive, value_name = "PRICE")]
+    pub price: Option<f64>,
+    /// Memory of the machine (of each GPU) in 10^9 bytes, instead of what is known of it
+    #[arg(long, value_parser = positive, value_name = "GB")]
+    memory_gb: Option<f64>,
+    /// The share of the memory that weights and caches may take
+    #[arg(long, value_parser = positive, default_value = "0.9", value_name = "SHARE")]
+    memory_share: f64,
+    /// Bandwidth at which products read weights in 10^9 bytes a second, instead of what this program reaches
+    #[arg(long, value_parser = positive, value_name = "GB/S")]
+    weights_gb_per_s: Option<f64>,
+    /// A method to compare with dense attention, with settings behind a colon (h2o:k=64), instead of SparQ
+    #[arg(long = "method", value_name = "METHOD")]
+    pub methods: Vec<String>,
+    /// Compare the methods that are named, or all there are, each with the settings that move this share of dense attention's bytes
+    #[arg(long, value_parser = crate::commands::convert::share, value_name = "SHARE")]
+    pub budget: Option<f64>,
+    /// Settings of SparQ [default: with the full sketch and with 4 bits, r = head_dim / 4, k = 128].
+    #[command(flatten)]
+    pub sparq: SparqArgs,
+    /// Results of `sparq eval`: the cheapest method and budget in them that kept enough is planned with too
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub eval: Vec<PathBuf>,
+    /// The share of dense attention's score to keep in every task of --eval
+    #[arg(long, value_parser = positive, default_value = "0.99", value_name = "SHARE", requires = "eval")]
+    pub keep: f64,
+}
+
+/// A number above 0.
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok();
+    number
+        .filter(|number| number.is_finite() && *number > 0.0)
+        .ok_or_else(|| format!("expected a number above 0, found {text:?}"))
+}
+
+/// A model, as far as planning needs it.
+pub struct Model {
+    /// Where it comes from.
+    pub name: String,
+    /// Its sizes.
+    pub shape: ModelShape,
+    /// The settings of SparQ that a converted model is meant to be run with.
+    pub attention: Option<SparqConfig>,
+}
+
+impl PlanArgs {
+    /// The model; of a `config.json` nothing else has to be there.
+    pub fn model(&self) -> Result<Model> {
+        let name = self.model.as_deref();
+        if let Some(path) = name.map(Path::new).filter(|path| is_config(path)) {
+            let named = || path.display().to_string();
+            let text = std::fs::read_to_string(path).with_context(named)?;
+            let value = serde_json::from_str(&text)
+                .with_context(|| format!("{}: expected JSON", path.display()))?;
+            let config = DecoderConfig::from_json(&value, path)?;
+            return Ok(Model {
+                name: named(),
+                shape: ModelShape::of(&config),
+                attention: None,
+            });
+        }
+        let source = ModelSource::find(name)?;
+        let checkpoint = source.checkpoint()?;
+        let config = DecoderConfig::from_checkpoint(&checkpoint)?;
+        Ok(Model {
+            name: source.to_string(),
+            shape: ModelShape::of(&config),
+            attention: checkpoint.attention(),
+        })
+    }
+
+    /// The machine, named or measured, with what the user knows better.
+    pub fn machine(
+        &self,
+        model: &ModelShape,
+        device: &DeviceChoice,
+    ) -> Result<(Machine, Option<Measured>)> {
+        let (mut machine, measured) = match self.measure {
+            false => (Machine::find(&self.machine).context("--machine")?, None),
+            true => {
+                let (machine, measured) = self.measured(model, device)?;
+                (machine, Some(measured))
+            }
+        };
+        machine.memory_gb = self.memory_gb.unwrap_or(machine.memory_gb);
+        machine.weights_gb_per_s = self.weights_gb_per_s.unwrap_or(machine.weights_gb_per_s);
+        Ok((machine, measured))
+    }
+
+    fn measured(&self, model: &ModelShape, device: &DeviceChoice) -> Result<(Machine, Measured)> {
+        let known = device.gpu_name();
+        let known = known.as_deref().and_then(Gpu::named);
+        let host = match device.is_gpu() {
+            false => machine::Machine::this().memory_bytes,
+            true => None,
+        };
+        let memory_gb = self
+            .memory_gb
+            .or(known.map(|gpu| gpu.memory_gb))
+            .or(host.map(|bytes| bytes as f64 / 1e9));
+        let Some(memory_gb) = memory_gb else {
+            bail!("--measure: the memory of {device} is not known; give it by --memory-gb");
+        };
+        let dtype = match self.dtype {
+            FloatDType::F16 => CacheType::F16,
+            FloatDType::BF16 => CacheType::Bf16,
+            _ => CacheType::F32,
+        };
+        let found = measurement::measure(
+            device,
+            model,
+            dtype,
+            (memory_gb, known.map(|gpu| gpu.tflops)),
+            (Room::likely(device, None, None, true), &Pace::BRIEF),
+            |step| eprintln!("measuring {step} on {device} ..."),
+        )
+        .context("--measure")?;
+        let measured = Measured {
+            attention_steps: found.fit.steps,
+            mean_error: found.fit.mean_error,
+            worst_error: found.fit.worst_error,
+        };
+        Ok((found.machine, measured))
+    }
+
+    /// The model on the machine, checked.
+    pub fn setup(&self, model: ModelShape, machine: Machine) -> Result<Setup> {
+        let setup = Setup {
+            gpus: self.gpus,
+            all_reduce_us: self.all_reduce_us.unwrap_or(0.0),
+            memory_share: self.memory_share,
+            ..Setup::new(model, machine, element_bytes(self.dtype))
+        };
+        setup.validate()?;
+        Ok(setup)
+    }
+}
+
+/// Whether a path is that of a configuration alone.
+fn is_config(path: &Path) -> bool {
+    path.is_file()
+        && path
+            .extension()
+            .is_some_and(|extension| extension == "json")
+}

@@ -1,0 +1,184 @@
+//! `--eval`: the cheapest method of a file of results that kept enough.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use sparq::Method;
+use sparq_eval::{Better, Record, SummaryRow, summarize};
+use sparq_plan::Setup;
+
+use super::options::PlanArgs;
+use super::{Row, view};
+
+/// What the results say.
+#[derive(Serialize)]
+pub struct Quality {
+    keep: f64,
+    candidates: Vec<Candidate>,
+    /// The index of the cheapest candidate that kept enough and fits the model.
+    cheapest: Option<usize>,
+    row: Option<Row>,
+}
+
+/// A method at a budget, in every task.
+#[derive(Serialize)]
+struct Candidate {
+    #[serde(flatten)]
+    settings: Method,
+    label: String,
+    budget: Option<f64>,
+    /// The least share of dense attention's score over the tasks and contexts.
+    kept: f64,
+    /// The task and context in which it is.
+    in_task: String,
+    /// How many tasks and contexts were compared.
+    compared: usize,
+    /// The predicted step; `None` where the settings don't fit the model that is planned for.
+    step_us: Option<f64>,
+}
+
+impl Quality {
+    /// The plan of the cheapest one.
+    pub fn row(&self) -> Option<&Row> {
+        self.row.as_ref()
+    }
+}
+
+/// Compares what was evaluated and plans with the cheapest that kept `keep` of dense attention's score in every task and context.
+///
+/// # Errors
+/// When a file is none of results, or has no method beside dense attention on the same examples.
+pub fn cheapest(
+    files: &[PathBuf],
+    keep: f64,
+    setup: &Setup,
+    args: &PlanArgs,
+    row: impl Fn(&Method) -> Row,
+) -> Result<Quality> {
+    let records = sparq_eval::report::read(files)?.examples;
+    let grouped = setup.model.heads > setup.model.kv_heads;
+    let rows = summarize(&records);
+    let mut groups: BTreeMap<(String, u64), Vec<&SummaryRow>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.budget.is_some()) {
+        let budget = row.budget.unwrap_or(0.0).to_bits();
+        let key = (format!("{} {}", row.model, row.method), budget);
+        groups.entry(key).or_default().push(row);
+    }
+    let candidates: Vec<Candidate> = groups
+        .values()
+        .filter_map(|rows| candidate(rows, &records, setup, args, grouped))
+        .collect();
+    if candidates.is_empty() {
+        bail!(
+            "--eval: expected results of dense attention and of another method on the same examples, found none in {} records",
+            records.len()
+        );
+    }
+    let enough = candidates.iter().enumerate();
+    let enough = enough.filter(|(_, candidate)| candidate.kept >= keep);
+    let timed = enough.filter_map(|(index, candidate)| Some((index, candidate.step_us?)));
+    let cheapest = timed
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .map(|(index, _)| index);
+    Ok(Quality {
+        keep,
+        row: cheapest.map(|index| row(&candidates[index].settings)),
+        cheapest,
+        candidates,
+    })
+}
+
+/// A method at a budget; `None` where dense attention was not evaluated beside it.
+fn candidate(
+    rows: &[&SummaryRow],
+    records: &[Record],
+    setup: &Setup,
+    args: &PlanArgs,
+    grouped: bool,
+) -> Option<Candidate> {
+    let shares = rows.iter().filter_map(|row| Some((kept(row)?, *row)));
+    let (kept, worst) = shares.clone().min_by(|a, b| a.0.total_cmp(&b.0))?;
+    let first = rows.first()?;
+    // Settings follow the context: those of the nearest one are planned with.
+    let far = |record: &&Record| {
+        let context = record.context.unwrap_or(record.prompt_tokens);
+        context.abs_diff(args.context)
+    };
+    let own = |record: &&Record| {
+        (&record.method, record.budget, &record.model)
+            == (&first.method, first.budget, &first.model)
+    };
+    let settings = records.iter().filter(own).min_by_key(far)?.settings;
+    let fits = settings.validate(setup.model.head_dim).is_ok();
+    Some(Candidate {
+        settings,
+        label: view::label(&settings, grouped),
+        budget: first.budget,
+        kept,
+        in_task: match worst.context {
+            Some(context) => format!("{} at {context}", worst.task),
+            None => worst.task.to_string(),
+        },
+        compared: shares.count(),
+        step_us: fits.then(|| setup.step(&settings, args.batch, args.context).total_us()),
+    })
+}
+
+/// The share of dense attention's score, the inverse where less is better; `None` without dense attention, or where it scores nothing.
+fn kept(row: &SummaryRow) -> Option<f64> {
+    let dense = row.score.mean - row.difference?.mean;
+    let share = match row.better {
+        Better::Higher => row.score.mean / dense,
+        Better::Lower => dense / row.score.mean,
+    };
+    share.is_finite().then_some(share)
+}
+
+impl fmt::Display for Quality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
+        let budget = |candidate: &Candidate| {
+            candidate
+                .budget
+                .map_or(String::new(), |budget| format!(" at {}", percent(budget)))
+        };
+        match self.cheapest.and_then(|index| self.candidates.get(index)) {
+            Some(found) => write!(
+                f,
+                "Of {} methods and budgets evaluated, the cheapest that keeps {} of dense attention's score everywhere is {}{}: at least {}, in {}",
+                self.candidates.len(),
+                percent(self.keep),
+                found.label,
+                budget(found),
+                percent(found.kept),
+                found.in_task
+            ),
+            None => {
+                let most = self
+                    .candidates
+                    .iter()
+                    .max_by(|a, b| a.kept.total_cmp(&b.kept));
+                write!(
+                    f,
+                    "None of {} methods and budgets evaluated keeps {} of dense attention's score everywhere",
+                    self.candidates.len(),
+                    percent(self.keep)
+                )?;
+                match most {
+                    Some(most) => write!(
+                        f,
+                        "; the most is {} by {}{}, in {}",
+                        percent(most.kept),
+                        most.label,
+                        budget(most),
+                        most.in_task
+                    ),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+}

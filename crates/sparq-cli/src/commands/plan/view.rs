@@ -1,0 +1,242 @@
+//! What `sparq plan` prints for people.
+
+use anyhow::Result;
+use sparq::{Components, GroupScore, Method, Sketch};
+use sparq_plan::Setup;
+
+use super::{Document, Prediction, Row};
+use crate::output::Output;
+use crate::table::Table;
+use crate::units;
+
+/// Prints the plan.
+pub fn print(document: &Document, out: Output) -> Result<()> {
+    head(document, out)?;
+    let split = document.setup.gpus > 1;
+    out.line(&format!(
+        "\nA step of {} at S = {}",
+        counted(document.batch, "sequence"),
+        document.context
+    ))?;
+    let mut table = Table::new([
+        "method",
+        if split {
+            "cache each/GPU"
+        } else {
+            "cache each"
+        },
+        "moved",
+        "share",
+        "attention ms",
+        "step ms",
+        "tokens/s",
+        "x dense",
+        "from S",
+    ]);
+    let dense = document.methods.first().map(|row| row.at_batch);
+    for row in rows(document) {
+        table.row(step_cells(row, dense));
+    }
+    out.text(&table.render())?;
+    if rows(document).any(|row| !row.fits) {
+        out.line("* does not fit into the memory")?;
+    }
+    let known = |row: &Row| matches!(row.settings, Method::Dense(_) | Method::Sparq(_));
+    if rows(document).any(|row| !known(row)) {
+        out.line(
+            "Methods other than dense and SparQ have no kernels here: theirs is the least time that their bytes can take, and what they keep beside K and V is not counted",
+        )?;
+    }
+
+    out.line(&format!(
+        "\nThe batch that fits into {} ({:.0}% of the memory) beside the weights",
+        units::bytes(document.setup.memory_bytes()),
+        100.0 * document.setup.memory_share
+    ))?;
+    let priced = document.price_per_hour.is_some();
+    let mut headings = vec![
+        "method",
+        "B",
+        "attention ms",
+        "step ms",
+        "tokens/s",
+        "x dense",
+    ];
+    if priced {
+        headings.push("per 10^6 tokens");
+    }
+    let mut table = Table::new(headings);
+    let dense = document.methods.first().and_then(|row| row.largest);
+    for row in rows(document) {
+        table.row(batch_cells(row, dense, priced));
+    }
+    out.text(&table.render())?;
+    if let Some(quality) = &document.quality {
+        out.line(&format!("\n{quality}"))?;
+    }
+    Ok(())
+}
+
+fn rows(document: &Document) -> impl Iterator<Item = &Row> {
+    let cheapest = document.quality.as_ref().and_then(|found| found.row());
+    document.methods.iter().chain(cheapest)
+}
+
+fn head(document: &Document, out: Output) -> Result<()> {
+    let Document { setup, .. } = document;
+    let Setup { model, machine, .. } = setup;
+    let gpus = match setup.gpus {
+        1 => String::new(),
+        n => format!("{n} x "),
+    };
+    let mut lines = vec![
+        ("model", document.model.clone()),
+        (
+            "weights",
+            format!(
+                "{} in {}, of which a step reads {}",
+                units::bytes((model.parameters * setup.element_bytes) as f64),
+                document.dtype,
+                units::bytes(document.read_bytes)
+            ),
+        ),
+        (
+            "cache",
+            format!(
+                "{} layers with {} key/value heads of {} elements for {} query heads",
+                model.layers, model.kv_heads, model.head_dim, model.heads
+            ),
+        ),
+        (
+            "machine",
+            format!(
+                "{gpus}{}, {:.0} GB at {:.0} GB/s; weights are read at {:.0} GB/s",
+                machine.name, machine.memory_gb, machine.gb_per_s, machine.weights_gb_per_s
+            ),
+        ),
+    ];
+    if let Some(measured) = &document.measured {
+        lines.push((
+            "measured",
+            format!(
+                "{} of attention, off by {:.0}% on average and {:.0}% at most",
+                counted(measured.attention_steps, "step"),
+                100.0 * measured.mean_error,
+                100.0 * measured.worst_error
+            ),
+        ));
+    }
+    if setup.gpus > 1 {
+        lines.push((
+            "split",
+            match setup.all_reduce_us > 0.0 {
+                true => format!("two sums a layer, {} us each", setup.all_reduce_us),
+                false => "sums between the GPUs are not counted (--all-reduce-us)".into(),
+            },
+        ));
+    }
+    for (key, value) in lines {
+        out.line(&format!("{key:<10} {value}"))?;
+    }
+    Ok(())
+}
+
+fn step_cells(row: &Row, dense: Option<Prediction>) -> Vec<String> {
+    let Prediction {
+        parts,
+        step_us,
+        tokens_per_s,
+        ..
+    } = row.at_batch;
+    vec![
+        format!("{}{}", row.label, if row.fits { "" } else { " *" }),
+        units::bytes(row.cache_bytes),
+        units::bytes(row.step_bytes),
+        units::share(row.share_of_dense),
+        ms(parts.attention_us),
+        ms(step_us),
+        rate(tokens_per_s),
+        gain(tokens_per_s, dense),
+        match (&row.settings, row.break_even) {
+            (Method::Sparq(_), Some(at)) => at.to_string(),
+            (Method::Sparq(_), None) => "never".into(),
+            _ => "-".into(),
+        },
+    ]
+}
+
+fn batch_cells(row: &Row, dense: Option<Prediction>, priced: bool) -> Vec<String> {
+    let mut cells = vec![row.label.clone()];
+    match row.largest {
+        None => cells.push("0".into()),
+        Some(largest) => {
+            cells.extend([
+                largest.batch.to_string(),
+                ms(largest.parts.attention_us),
+                ms(largest.step_us),
+                rate(largest.tokens_per_s),
+                gain(largest.tokens_per_s, dense),
+            ]);
+            if let Some(price) = largest.price_per_million.filter(|_| priced) {
+                cells.push(money(price));
+            }
+        }
+    }
+    cells
+}
+
+/// A method with its settings: `SparQ 4bits r=32 k=128`.
+pub fn label(method: &Method, grouped: bool) -> String {
+    match method {
+        Method::Sparq(config) => {
+            let sketch = match config.sketch {
+                Sketch::Full => "full",
+                Sketch::Bits8 => "8bits",
+                Sketch::Bits4 => "4bits",
+            };
+            let as_one =
+                config.group_score == GroupScore::Logits && config.components == Components::AbsSum;
+            let group = if grouped && as_one {
+                " as one query"
+            } else {
+                ""
+            };
+            format!("SparQ {sketch} r={} k={}{group}", config.rank, config.top_k)
+        }
+        other => other.to_string(),
+    }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
+
+fn ms(us: f64) -> String {
+    digits(us / 1e3)
+}
+
+fn rate(per_s: f64) -> String {
+    digits(per_s)
+}
+
+fn gain(tokens_per_s: f64, dense: Option<Prediction>) -> String {
+    dense.map_or("-".into(), |dense| {
+        format!("{:.2}", tokens_per_s / dense.tokens_per_s)
+    })
+}
+
+/// A price, small ones too with three digits.
+fn money(price: f64) -> String {
+    let zeros = (-price.log10().floor()).clamp(0.0, 12.0) as usize;
+    format!("{price:.*}", zeros + 2)
+}
+
+/// Three digits or so.
+fn digits(value: f64) -> String {
+    match value.abs() {
+        size if size >= 99.95 => format!("{value:.0}"),
+        size if size >= 9.995 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}

@@ -1,0 +1,241 @@
+//! `sparq plan` from the outside.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{document, fails, sparq};
+
+/// Llama-3-8B's configuration, of which nothing else is needed.
+fn llama3(folder: &std::path::Path) -> String {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0, "tie_word_embeddings": false, "bos_token_id": 128000, "eos_token_id": 128001,
+    });
+    let path = folder.join("config.json");
+    std::fs::write(&path, config.to_string()).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// The row of a method with a sketch.
+fn row<'a>(document: &'a Value, sketch: Option<&str>) -> &'a Value {
+    let rows = document["methods"].as_array().unwrap();
+    let found = rows.iter().find(|row| row["sketch"].as_str() == sketch);
+    found.unwrap_or_else(|| panic!("{document}"))
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value}"))
+}
+
+#[test]
+fn a_configuration_alone_is_planned_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = llama3(folder.path());
+    let plan = document(&[
+        "plan",
+        &config,
+        "--machine",
+        "h100",
+        "--context",
+        "131072",
+        "--batch",
+        "2",
+    ]);
+    // The published 8.03 thousand million parameters, of which the embedding table is not read.
+    assert_eq!(
+        number(&plan["setup"]["model"]["parameters"]),
+        8_030_261_248.0
+    );
+    assert_eq!(
+        number(&plan["read_bytes"]),
+        2.0 * (8_030_261_248.0 - 128_256.0 * 4096.0)
+    );
+    let dense = row(&plan, None);
+    // K and V of 32 layers, 8 heads, 128 elements of two bytes, and the sum of V in fp32.
+    assert_eq!(
+        number(&dense["cache_bytes"]),
+        32.0 * 8.0 * 128.0 * (131_072.0 * 4.0 + 4.0)
+    );
+    assert_eq!(number(&dense["share_of_dense"]), 1.0);
+    // 80 GB x 0.9 less 16.06 for the weights are 55.9: three times 17.2.
+    assert_eq!(number(&dense["largest"]["batch"]), 3.0);
+    assert_eq!(dense["fits"], true);
+
+    let sparq = row(&plan, Some("4bits"));
+    let (fast, slow) = (&sparq["at_batch"], &dense["at_batch"]);
+    assert!(
+        number(&fast["attention_us"]) < 0.5 * number(&slow["attention_us"]),
+        "{plan}"
+    );
+    assert_eq!(number(&fast["weights_us"]), number(&slow["weights_us"]));
+    let parts = ["attention_us", "weights_us", "layers_us", "all_reduce_us"];
+    let sum: f64 = parts.iter().map(|part| number(&fast[part])).sum();
+    assert!((sum - number(&fast["step_us"])).abs() < 1e-6 * sum);
+    assert!((number(&fast["tokens_per_s"]) - 2e6 / sum).abs() < 1e-6 * 2e6 / sum);
+    assert!(number(&sparq["break_even"]) < 131_072.0);
+}
+
+#[test]
+fn several_gpus_share_the_heads_and_the_price() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = llama3(folder.path());
+    let of = |gpus: &str| {
+        document(&[
+            "plan",
+            &config,
+            "--gpus",
+            gpus,
+            "--price",
+            "2.5",
+            "--all-reduce-us",
+            "10",
+        ])
+    };
+    let (one, four) = (of("1"), of("4"));
+    assert_eq!(number(&four["price_per_hour"]), 10.0);
+    assert_eq!(
+        number(&row(&four, None)["at_batch"]["all_reduce_us"]),
+        640.0
+    );
+    assert_eq!(number(&row(&one, None)["at_batch"]["all_reduce_us"]), 0.0);
+    let bytes = |plan| number(&row(plan, None)["cache_bytes"]);
+    assert_eq!(bytes(&one), 4.0 * bytes(&four));
+    let at = &row(&four, None)["largest"];
+    let expected = 10.0 / 3600.0 / number(&at["tokens_per_s"]) * 1e6;
+    assert!((number(&at["price_per_million"]) / expected - 1.0).abs() < 1e-9);
+    let message = fails(&["plan", &config, "--gpus", "3"]);
+    assert!(
+        message.contains("a divisor of the model's 8 key/value heads")
+            && message.contains("found 3"),
+        "{message}"
+    );
+}
+
+#[test]
+fn methods_and_figures_can_be_named() {
+    let plan = document(&[
+        "plan",
+        "--context",
+        "4096",
+        "--method",
+        "h2o:k=64",
+        "--method",
+        "sparq-4bit:r=8,k=64",
+        "--weights-gb-per-s",
+        "1000",
+        "--memory-gb",
+        "1",
+    ]);
+    let names: Vec<&str> = plan["methods"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["method"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["dense", "h2o", "sparq"]);
+    assert_eq!(
+        number(&plan["setup"]["machine"]["weights_gb_per_s"]),
+        1000.0
+    );
+    let budget = document(&["plan", "--context", "4096", "--budget", "1/8"]);
+    let rows = budget["methods"].as_array().unwrap();
+    assert!(rows.len() > 4, "{budget}");
+    for row in rows.iter().filter(|row| row["method"] != "dense") {
+        assert!(number(&row["share_of_dense"]) <= 0.125, "{row}");
+    }
+}
+
+#[test]
+fn the_human_form_has_a_line_for_each_method() {
+    let output = sparq()
+        .args(["plan", "--context", "100000000", "--batch", "4"])
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in [
+        "machine    H100, 80 GB",
+        "dense *",
+        "SparQ 4bits r=16 k=128 *",
+        "does not fit",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn the_cheapest_of_what_was_evaluated_is_planned_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("runs.jsonl");
+    let line = |method: &str, settings: Value, budget: Option<f64>, example: usize, score: f64| {
+        json!({
+            "kind": "example", "format": 1, "model": "embedded", "device": "flex", "dtype": "f32", "seed": 0, "task": "needle",
+            "example": example.to_string(), "context": 4096, "prompt_tokens": 4000, "prompt_crc32": 1, "method": method, "settings": settings,
+            "budget": budget, "transfer": budget.unwrap_or(1.0), "metric": "prefix_match", "better": "higher", "score": score, "detail": {},
+            "steps": 1, "seconds": 1.0, "version": "0",
+        })
+        .to_string()
+    };
+    let sparq_of = |k| {
+        json!({"method": "sparq", "rank": 16, "top_k": k, "local_window": k / 4, "sketch": "4bits", "mean_value": "paper",
+               "group_score": "probabilities", "components": "sum_abs"})
+    };
+    let mut lines = Vec::new();
+    for example in 0..4 {
+        lines.push(line(
+            "dense",
+            json!({"method": "dense"}),
+            None,
+            example,
+            1.0,
+        ));
+        lines.push(line("sparq-4bit", sparq_of(512), Some(0.25), example, 1.0));
+        lines.push(line(
+            "sparq-4bit",
+            sparq_of(64),
+            Some(0.0625),
+            example,
+            if example == 0 { 0.0 } else { 1.0 },
+        ));
+    }
+    std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+    let path = path.to_str().unwrap();
+    let plan =
+        |keep: &str| document(&["plan", "--context", "4096", "--eval", path, "--keep", keep]);
+    let strict = plan("0.99");
+    assert_eq!(strict["quality"]["row"]["top_k"], 512);
+    let mild = plan("0.7");
+    assert_eq!(mild["quality"]["row"]["top_k"], 64);
+    assert_eq!(number(&mild["quality"]["candidates"][0]["kept"]), 0.75);
+
+    std::fs::write(path, lines[0].clone() + "\n").unwrap();
+    let message = fails(&["plan", "--eval", path]);
+    assert!(
+        message.contains("dense attention and of another method"),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_is_no_machine_or_model_is_refused() {
+    let message = fails(&["plan", "--machine", "abacus"]);
+    assert!(
+        message.contains("--machine") && message.contains("\"abacus\"") && message.contains("A100"),
+        "{message}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, "{}").unwrap();
+    let message = fails(&["plan", path.to_str().unwrap()]);
+    assert!(message.contains("config.json"), "{message}");
+    std::fs::write(folder.path().join("machine.json"), "{}").unwrap();
+    let machine = folder.path().join("machine.json");
+    let message = fails(&["plan", "--machine", machine.to_str().unwrap()]);
+    assert!(
+        message.contains("machine.json") && message.contains("expected a machine"),
+        "{message}"
+    );
+    let message = fails(&["plan", "--price", "0"]);
+    assert!(message.contains("expected a number above 0"), "{message}");
+}

@@ -1,0 +1,321 @@
+//! Where the attention of one key/value head lies, and which positions methods read: [`AttentionRecord`].
+
+use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
+use serde::{Deserialize, Serialize};
+use sparq::{CacheShape, KvCache, Method, SparqError, Transfers};
+use sparq_chart::{PositionPlot, Row};
+use sparq_models::{CausalLm, ModelCache};
+
+use super::figures::{Figure, Picture};
+use super::format;
+use super::palette::Palette;
+use super::table::{Cell, Table};
+
+/// The version of the form of an [`AttentionRecord`].
+pub const FORMAT: u32 = 1;
+
+/// What a line of a file is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Attention that was looked at.
+    Attention,
+}
+
+/// The attention of the last token of a text in one layer, over the query heads of one key/value head.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttentionRecord {
+    /// What the line is about.
+    pub kind: Kind,
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The model.
+    pub model: String,
+    /// The layer, from 0.
+    pub layer: usize,
+    /// The key/value head, from 0.
+    pub kv_head: usize,
+    /// The exact probability of each position, averaged over the group's query heads.
+    pub mass: Vec<f32>,
+    /// What each method reads.
+    pub choices: Vec<Choice>,
+}
+
+/// The positions that a method reads.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Choice {
+    /// The method, as on the command line.
+    pub method: String,
+    /// The method with its settings.
+    pub settings: Method,
+    /// The share of dense attention's bytes that it moves, of a 16-bit cache.
+    pub transfer: f64,
+    /// The positions, from the least.
+    pub positions: Vec<usize>,
+}
+
+/// Reads `token` behind what `cache` holds (one that [`CausalLm::new_shared_cache`] made for all `methods`), densely, and looks at one key/value head of a layer:
+/// the exact probabilities of its query heads, and the positions that each of the methods reads for these queries.
+///
+/// # Errors
+/// When there is no such layer or head, the model refuses the token, a method's settings don't fit, or a method does not tell what it reads.
+pub fn trace(
+    model: &dyn CausalLm,
+    cache: &ModelCache,
+    token: u32,
+    (layer, kv_head): (usize, usize),
+    methods: &[(String, Method)],
+    name: &str,
+) -> Result<AttentionRecord, SparqError> {
+    let layers = cache.layers.len();
+    let kv_heads = cache
+        .layers
+        .first()
+        .map_or(0, |layer| layer.config().kv_heads);
+    for (what, found, count) in [
+        ("layer", layer, layers),
+        ("key/value head", kv_head, kv_heads),
+    ] {
+        if found >= count {
+            return Err(SparqError::Value {
+                what,
+                expected: format!("less than {count}"),
+                found: found.to_string(),
+            });
+        }
+    }
+    let (q, exact) = look(model, cache, token, layer, &Method::DENSE)?;
+    let group = q.dims()[1] / kv_heads;
+    let first = attended_from(&exact);
+    let mass = mass(&q, &exact, kv_head, group)?;
+    let choose = |(label, method): &(String, Method)| {
+        let (q, mut cache) = look(model, cache, token, layer, method)?;
+        let mut positions = positions(&q, &mut cache, method, kv_head, &mass)?;
+        positions.retain(|&at| at >= first);
+        positions.sort_unstable();
+        let shape = CacheShape {
+            head_dim: cache.config().head_dim,
+            kv_heads: 1,
+            element_bytes: 2,
+        };
+        let attended = cache.len() - first;
+        Ok(Choice {
+            method: label.clone(),
+            settings: *method,
+            transfer: method.transfers(&shape, attended).bytes()
+                / Transfers::dense(&shape, attended).bytes(),
+            positions,
+        })
+    };
+    let choices = methods
+        .iter()
+        .map(choose)
+        .collect::<Result<_, SparqError>>()?;
+    Ok(AttentionRecord {
+        kind: Kind::Attention,
+        format: FORMAT,
+        model: name.to_owned(),
+        layer,
+        kv_head,
+        mass,
+        choices,
+    })
+}
+
+/// Reads the token densely on a copy of the cache that has what `method` reads; the layer's query and its cache then.
+fn look(
+    model: &dyn CausalLm,
+    cache: &ModelCache,
+    token: u32,
+    layer: usize,
+    method: &Method,
+) -> Result<(Tensor<4>, KvCache), SparqError> {
+    let mut cache = cache.for_method(method)?;
+    cache.layers[layer].keep_query(true);
+    let token = TensorData::new(vec![i64::from(token)], [1, 1]);
+    let token = Tensor::<2, Int>::from_data(token, &model.device());
+    model.decode(token, &mut cache, &Method::DENSE)?;
+    let cache = cache.layers.swap_remove(layer);
+    let query = cache.query().cloned();
+    let query = query.ok_or_else(|| SparqError::Value {
+        what: "model",
+        expected: "one that attends through a Method".into(),
+        found: "another".into(),
+    })?;
+    Ok((query, cache))
+}
+
+/// The first position that the current one attends to.
+fn attended_from(cache: &KvCache) -> usize {
+    let window = cache.config().window.unwrap_or(cache.len());
+    cache.len().saturating_sub(window)
+}
+
+/// The mean over the group of the exact probabilities, for every position of the cache.
+fn mass(
+    q: &Tensor<4>,
+    cache: &KvCache,
+    kv_head: usize,
+    group: usize,
+) -> Result<Vec<f32>, SparqError> {
+    let [_, _, _, d] = q.dims();
+    let first = attended_from(cache);
+    let k = cache.tensors().k.clone();
+    let keys = k
+        .slice_dim(1, kv_head..kv_head + 1)
+        .slice_dim(2, first..cache.len());
+    let q = q
+        .clone()
+        .slice_dim(1, kv_head * group..(kv_head + 1) * group);
+    // [1, g, 1, d] against [1, 1, S, d].
+    let logits = q
+        .cast(FloatDType::F32)
+        .swap_dims(1, 2)
+        .matmul(keys.cast(FloatDType::F32).transpose());
+    let mean = softmax(logits / (d as f32).sqrt(), 3).mean_dim(2);
+    let mean = mean.try_into_vec_as::<f32>().map_err(device)?;
+    let hidden = std::iter::repeat_n(0.0, first);
+    Ok(hidden.chain(mean).collect())
+}
+
+/// What a method reads for a query.
+fn positions(
+    q: &Tensor<4>,
+    cache: &mut KvCache,
+    method: &Method,
+    kv_head: usize,
+    mass: &[f32],
+) -> Result<Vec<usize>, SparqError> {
+    let (first, len) = (attended_from(cache), cache.len());
+    if !method.is_sparse(cache.config(), len) {
+        return Ok((first..len).collect());
+    }
+    match method {
+        Method::Sparq(config) => {
+            let positions = config.decode_traced(q.clone(), cache)?.positions;
+            let of_head = positions.slice_dim(1, kv_head..kv_head + 1);
+            let of_head = of_head.try_into_vec_as::<i64>().map_err(device)?;
+            Ok(of_head
+                .into_iter()
+                .filter_map(|at| usize::try_from(at).ok())
+                .collect())
+        }
+        Method::LmInfinite(method) => {
+            let latest = len - (method.top_k - method.first);
+            Ok((first..first + method.first).chain(latest..len).collect())
+        }
+        Method::Oracle(sparq::Oracle { top_k }) | Method::FlexGen(sparq::FlexGen { top_k }) => {
+            let mut order: Vec<usize> = (first..len).collect();
+            order.sort_by(|&a, &b| mass[b].total_cmp(&mass[a]));
+            order.truncate(*top_k);
+            Ok(order)
+        }
+        Method::H2o(_) => {
+            method.decode(q.clone(), cache)?;
+            let received = cache
+                .received_attention()
+                .expect("H2O has read it just now");
+            let received = received.slice_dim(1, kv_head..kv_head + 1);
+            let received = received.try_into_vec_as::<f32>().map_err(device)?;
+            let kept = received
+                .iter()
+                .enumerate()
+                .filter(|(_, sum)| sum.is_finite());
+            Ok(kept.map(|(at, _)| at).collect())
+        }
+        other => Err(SparqError::Value {
+            what: "method",
+            expected: "one that tells which positions it reads".into(),
+            found: other.name().into(),
+        }),
+    }
+}
+
+fn device(error: impl std::fmt::Display) -> SparqError {
+    SparqError::Value {
+        what: "device",
+        expected: "results".into(),
+        found: error.to_string(),
+    }
+}
+
+impl AttentionRecord {
+    /// What is wrong with it.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let len = self.mass.len();
+        if len == 0 {
+            return Err("mass: expected at least one position, found none".into());
+        }
+        let positions = self.choices.iter().flat_map(|choice| &choice.positions);
+        match positions.into_iter().find(|&&at| at >= len) {
+            Some(at) => Err(format!("positions: expected less than {len}, found {at}")),
+            None => Ok(()),
+        }
+    }
+
+    /// The share of the probability on a method's positions.
+    pub fn kept(&self, choice: &Choice) -> f64 {
+        let shares = choice.positions.iter().filter_map(|&at| self.mass.get(at));
+        shares.copied().map(f64::from).sum()
+    }
+
+    pub(super) fn figure(&self, palette: &Palette) -> Figure {
+        let row = |choice: &Choice| Row {
+            label: format!(
+                "{}: {} of {} positions, {} of the probability",
+                choice.method,
+                choice.positions.len(),
+                self.mass.len(),
+                format::percent(self.kept(choice))
+            ),
+            positions: choice.positions.clone(),
+            paint: palette.style(&choice.method).0,
+        };
+        let title = format!(
+            "Layer {}, key/value head {} of {}",
+            self.layer, self.kv_head, self.model
+        );
+        Figure {
+            name: format!("attention-layer-{}-head-{}", self.layer, self.kv_head),
+            caption: String::new(),
+            picture: Picture::Positions(PositionPlot {
+                title: title.clone(),
+                y_label: "probability".into(),
+                mass: self.mass.iter().copied().map(f64::from).collect(),
+                rows: self.choices.iter().map(row).collect(),
+            }),
+            title,
+        }
+    }
+
+    pub(super) fn table(&self) -> Table {
+        let cells = |choice: &Choice| {
+            let kept = self.kept(choice);
+            vec![
+                Cell::name(choice.settings.to_string()),
+                Cell::number(self.layer.to_string(), self.layer as f64),
+                Cell::number(self.kv_head.to_string(), self.kv_head as f64),
+                Cell::number(
+                    choice.positions.len().to_string(),
+                    choice.positions.len() as f64,
+                ),
+                Cell::number(format::percent(choice.transfer), choice.transfer),
+                Cell::number(format::percent(kept), kept),
+            ]
+        };
+        let headings = [
+            "method",
+            "layer",
+            "head",
+            "positions",
+            "moved",
+            "probability kept",
+        ];
+        Table {
+            headings: headings.map(str::to_owned).into(),
+            rows: self.choices.iter().map(cells).collect(),
+        }
+    }
+}

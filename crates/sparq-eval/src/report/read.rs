@@ -1,0 +1,102 @@
+//! The lines of files of results.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::AttentionRecord;
+use crate::Record;
+
+/// What files of results hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Results {
+    /// Finished examples.
+    pub examples: Vec<Record>,
+    /// Attention that was looked at.
+    pub attention: Vec<AttentionRecord>,
+}
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReportError {
+    /// A file can't be read.
+    #[error("{}: cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A line is no record.
+    #[error("{}, line {line}: expected a record of kind \"example\" or \"attention\": {reason}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Its line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The files hold nothing.
+    #[error("expected at least one record, found none in {files} files")]
+    Empty {
+        /// How many files there were.
+        files: usize,
+    },
+}
+
+/// Reads every line of all files. A last line that its writer has not finished is left out.
+///
+/// # Errors
+/// When a file can't be read, a line is no record of a kind that is known, or there is none.
+pub fn read(files: &[PathBuf]) -> Result<Results, ReportError> {
+    let mut results = Results::default();
+    for path in files {
+        let text = fs::read_to_string(path).map_err(|source| ReportError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        for (index, line) in text[..whole].lines().enumerate() {
+            if !line.trim().is_empty() {
+                read_line(&mut results, line).map_err(|reason| wrong(path, index + 1, reason))?;
+            }
+        }
+    }
+    match results.examples.is_empty() && results.attention.is_empty() {
+        true => Err(ReportError::Empty { files: files.len() }),
+        false => Ok(results),
+    }
+}
+
+fn read_line(results: &mut Results, line: &str) -> Result<(), String> {
+    let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let parsed = |error: serde_json::Error| error.to_string();
+    match value.get("kind").and_then(Value::as_str) {
+        Some("example") => {
+            let record: Record = serde_json::from_value(value).map_err(parsed)?;
+            if !record.score.is_finite() {
+                return Err(format!("score: expected a number, found {}", record.score));
+            }
+            results.examples.push(record);
+        }
+        Some("attention") => {
+            let record: AttentionRecord = serde_json::from_value(value).map_err(parsed)?;
+            record.check()?;
+            results.attention.push(record);
+        }
+        Some(other) => return Err(format!("found kind {other:?}")),
+        None => return Err("found no kind".into()),
+    }
+    Ok(())
+}
+
+fn wrong(path: &Path, line: usize, reason: String) -> ReportError {
+    ReportError::Line {
+        path: path.to_owned(),
+        line,
+        reason,
+    }
+}

@@ -1,0 +1,241 @@
+//! What of a model decides the cost of a step: [`ModelShape`].
+
+use serde::Serialize;
+use sparq::{CacheShape, Method, Sketch, Transfers};
+use sparq_models::{DecoderConfig, MlpKeys, NormKind};
+
+/// Bytes of a number that is kept in fp32 whatever the type of the cache: the ranges of a sketch and the sum of V.
+const FP32: usize = 4;
+
+/// The sizes of a model, from its configuration alone: no weight is read.
+///
+/// ```
+/// use sparq_models::{DecoderConfig, embedded};
+/// use sparq_plan::ModelShape;
+///
+/// let checkpoint = embedded::checkpoint()?;
+/// let model = ModelShape::of(&DecoderConfig::from_checkpoint(&checkpoint)?);
+/// assert_eq!(model.parameters as u64, checkpoint.num_params());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ModelShape {
+    /// Layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// H: query heads of a layer.
+    pub heads: usize,
+    /// H_kv: key/value heads of a layer.
+    pub kv_heads: usize,
+    /// d: elements of one key or value.
+    pub head_dim: usize,
+    /// Weights.
+    pub parameters: usize,
+    /// Weights that a step reads: all but an embedding table that is not the head too, of which it reads a row.
+    pub read_parameters: usize,
+    /// Positions that layers with a sliding window attend to.
+    pub sliding_window: Option<usize>,
+    /// Layers with a sliding window.
+    pub sliding_layers: usize,
+}
+
+impl ModelShape {
+    /// The sizes that a configuration says.
+    pub fn of(config: &DecoderConfig) -> Self {
+        let (hidden, inner, d) = (
+            config.hidden_size,
+            config.intermediate_size,
+            config.head_dim,
+        );
+        let [q, kv] = [config.num_attention_heads, config.num_key_value_heads].map(|n| n * d);
+        let bias = |has: bool, size: usize| if has { size } else { 0 };
+        let norm = match config.norm {
+            NormKind::Rms { .. } | NormKind::RmsPlusOne { .. } => hidden,
+            NormKind::Layer { .. } => 2 * hidden,
+        };
+        let attention = hidden * (2 * q + 2 * kv)
+            + bias(config.qkv_bias, q + 2 * kv)
+            + bias(config.o_bias, hidden)
+            + bias(config.keys.qk_norm.is_some(), 2 * d);
+        let up = match config.keys.mlp {
+            MlpKeys::Gated { .. } => 2,
+            MlpKeys::Plain { .. } => 1,
+        };
+        let mlp = (up + 1) * hidden * inner + bias(config.mlp_bias, up * inner + hidden);
+        let table = config.vocab_size * hidden;
+        let layers = config.num_hidden_layers * (attention + mlp + 2 * norm);
+        let read_parameters = layers + norm + table;
+        let windows = || (0..config.num_hidden_layers).filter_map(|layer| config.window(layer));
+        Self {
+            layers: config.num_hidden_layers,
+            hidden_size: hidden,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: d,
+            parameters: read_parameters + bias(!config.tie_word_embeddings, table),
+            read_parameters,
+            sliding_window: windows().next(),
+            sliding_layers: windows().count(),
+        }
+    }
+
+    /// Layers that attend to the same number of positions: those without a sliding window, and those with one.
+    pub fn layers_at(&self, seq_len: usize) -> [(usize, usize); 2] {
+        let window = self.sliding_window.unwrap_or(seq_len);
+        [
+            (self.layers - self.sliding_layers, seq_len),
+            (self.sliding_layers, seq_len.min(window)),
+        ]
+    }
+
+    /// Bytes that a step moves of the caches of `batch` sequences, in all layers.
+    pub fn step_bytes(
+        &self,
+        method: &Method,
+        batch: usize,
+        seq_len: usize,
+        element_bytes: usize,
+    ) -> f64 {
+        let bytes = |(layers, attended): (usize, usize)| {
+            let shape = CacheShape {
+                head_dim: self.head_dim,
+                kv_heads: batch * layers * self.kv_heads,
+                element_bytes,
+            };
+            let transfers: Transfers = method.transfers(&shape, attended);
+            transfers.bytes()
+        };
+        let layers = self.layers_at(seq_len);
+        layers.into_iter().filter(|(n, _)| *n > 0).map(bytes).sum()
+    }
+
+    /// Bytes that the cache of one sequence takes in all layers: K and V of every position (a sliding window frees none), the key sketch with its ranges,
+    /// the sum of V, and where a method reads it the attention that every position has received.
+    pub fn cache_bytes(&self, method: &Method, seq_len: usize, element_bytes: usize) -> f64 {
+        let channels = self.layers * self.kv_heads * self.head_dim;
+        let kv = 2 * channels * seq_len * element_bytes;
+        let sketch = match method.sketch() {
+            None => 0,
+            Some(Sketch::Full) => channels * seq_len * element_bytes,
+            Some(sketch @ (Sketch::Bits8 | Sketch::Bits4)) => {
+                let bits = sketch.bits().unwrap_or_default();
+                channels * seq_len * bits / 8 + 2 * channels * FP32
+            }
+        };
+        let received = match method.reads_attention() {
+            true => self.layers * self.kv_heads * seq_len * FP32,
+            false => 0,
+        };
+        (kv + sketch + channels * FP32 + received) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn::tensor::{Device, FloatDType};
+    use sparq::SparqConfig;
+    use sparq_models::checkpoint::Checkpoint;
+    use sparq_models::{CausalLm, Decoder};
+
+    use super::*;
+
+    fn checkpoints() -> Vec<(String, Checkpoint)> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/hf");
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.retain(|path| path.join("config.json").exists());
+        let open = |path: std::path::PathBuf| {
+            let name = path.display().to_string();
+            (name, Checkpoint::open(&path).unwrap())
+        };
+        paths.into_iter().map(open).collect()
+    }
+
+    #[test]
+    fn weights_are_counted_as_the_checkpoints_of_every_family_hold_them() {
+        let checkpoints = checkpoints();
+        assert!(checkpoints.len() >= 10);
+        for (name, checkpoint) in checkpoints {
+            let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
+            let model = ModelShape::of(&config);
+            // What the model asks for is what it has; files may store constants beside it.
+            Decoder::load(&checkpoint, &config, FloatDType::F32, &Device::default()).unwrap();
+            let unused: u64 = config
+                .keys
+                .constants
+                .iter()
+                .flat_map(|constant| {
+                    let names = checkpoint
+                        .names()
+                        .filter(move |name| name.ends_with(constant));
+                    names.map(|name| {
+                        checkpoint
+                            .entry(name)
+                            .unwrap()
+                            .shape
+                            .iter()
+                            .product::<usize>()
+                    })
+                })
+                .sum::<usize>() as u64;
+            assert_eq!(
+                model.parameters as u64,
+                checkpoint.num_params() - unused,
+                "{name}"
+            );
+            let table = config.vocab_size * config.hidden_size;
+            let not_read = model.parameters - model.read_parameters;
+            assert_eq!(
+                not_read,
+                if config.tie_word_embeddings { 0 } else { table },
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_cache_takes_what_is_counted() {
+        let (device, seq_len) = (Device::default(), 256);
+        for (name, checkpoint) in checkpoints() {
+            let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
+            let model = Decoder::load(&checkpoint, &config, FloatDType::F32, &device).unwrap();
+            let sketches = [Sketch::Full, Sketch::Bits8, Sketch::Bits4];
+            let methods = sketches.map(|sketch| SparqConfig::new(2, 8).with_sketch(sketch).into());
+            for method in methods.into_iter().chain([Method::DENSE]) {
+                let cache = model
+                    .new_cache(1, seq_len, FloatDType::F32, &method)
+                    .unwrap();
+                let held: usize = cache
+                    .layers
+                    .iter()
+                    .map(|layer| layer.memory().total())
+                    .sum();
+                let counted = ModelShape::of(&config).cache_bytes(&method, seq_len, 4);
+                assert_eq!(counted, held as f64, "{name} {method:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn layers_with_a_window_move_what_is_inside() {
+        let model = ModelShape {
+            layers: 4,
+            hidden_size: 64,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            parameters: 1,
+            read_parameters: 1,
+            sliding_window: Some(100),
+            sliding_layers: 3,
+        };
+        // One layer with 2 x 1000 x 16 elements and 2 x 16 new ones for each of 2 heads, three with 2 x 100 x 16.
+        let bytes = model.step_bytes(&Method::DENSE, 5, 1000, 2);
+        assert_eq!(bytes, (5 * 2 * 2 * 2 * 16 * (1001 + 3 * 101)) as f64);
+        let shorter = model.step_bytes(&Method::DENSE, 1, 50, 2);
+        assert_eq!(shorter, (2 * 2 * 2 * 16 * 4 * 51) as f64);
+    }
+}

@@ -1,0 +1,338 @@
+//! A model on a machine: [`Setup`], and what it predicts.
+
+use serde::Serialize;
+use sparq::cost::StepShape;
+use sparq::{Method, SparqConfig, SparqError};
+
+use crate::{Machine, ModelShape};
+
+/// A model in one element type on one machine, or split over several of them.
+///
+/// Several GPUs share each layer: every one has its part of the key/value heads with their caches and query heads, and its part of every matrix. Twice a layer
+/// they sum their residual streams.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Setup {
+    /// The model.
+    pub model: ModelShape,
+    /// The machine, or each of them.
+    pub machine: Machine,
+    /// Bytes of an element of weights, K and V.
+    pub element_bytes: usize,
+    /// How many GPUs share the heads of each layer, a divisor of the key/value heads.
+    pub gpus: usize,
+    /// Microseconds of one sum between them, of which there are two a layer.
+    pub all_reduce_us: f64,
+    /// The share of the memory that weights and caches may take; the rest is for activations, workspaces and what the driver holds.
+    pub memory_share: f64,
+}
+
+/// Why a setup can't be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The heads can't be shared out.
+    #[error(
+        "gpus: expected a divisor of the model's {kv_heads} key/value heads, each of which has one place, found {found}"
+    )]
+    Split {
+        /// Key/value heads of a layer.
+        kv_heads: usize,
+        /// Among how many they were to be shared.
+        found: usize,
+    },
+    /// A figure out of its range.
+    #[error("{what}: expected {expected}, found {found}")]
+    Value {
+        /// Which.
+        what: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        found: f64,
+    },
+    /// The method does not fit the model.
+    #[error(transparent)]
+    Method(#[from] SparqError),
+}
+
+/// The parts of a step's time, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct StepTime {
+    /// The attention of all layers.
+    pub attention_us: f64,
+    /// Products with all matrices.
+    pub weights_us: f64,
+    /// What the layers take beside both.
+    pub layers_us: f64,
+    /// Sums between GPUs.
+    pub all_reduce_us: f64,
+}
+
+impl StepTime {
+    /// All of it.
+    pub fn total_us(&self) -> f64 {
+        self.attention_us + self.weights_us + self.layers_us + self.all_reduce_us
+    }
+}
+
+impl Setup {
+    /// A model on one machine, of whose memory nine tenths are for weights and caches.
+    ///
+    /// ```
+    /// use sparq::{Method, SparqConfig};
+    /// use sparq_plan::{Machine, ModelShape, Setup};
+    ///
+    /// // Llama-3-8B.
+    /// let model = ModelShape {
+    ///     layers: 32, hidden_size: 4096, heads: 32, kv_heads: 8, head_dim: 128, parameters: 8_030_261_248, read_parameters: 7_504_924_672,
+    ///     sliding_window: None, sliding_layers: 0,
+    /// };
+    /// let setup = Setup::new(model, Machine::find("H100")?, 2);
+    /// let sparq = Method::from(SparqConfig::new(32, 128));
+    /// let us = |method| setup.step(&method, 8, 131_072).total_us();
+    /// assert!(us(sparq) < 0.7 * us(Method::DENSE));
+    /// # Ok::<(), sparq_plan::MachineError>(())
+    /// ```
+    pub fn new(model: ModelShape, machine: Machine, element_bytes: usize) -> Self {
+        Self {
+            model,
+            machine,
+            element_bytes,
+            gpus: 1,
+            all_reduce_us: 0.0,
+            memory_share: 0.9,
+        }
+    }
+
+    /// Checks that the heads can be shared out and that the figures are in range.
+    ///
+    /// # Errors
+    /// [`PlanError`], naming the first thing that is not.
+    pub fn validate(&self) -> Result<(), PlanError> {
+        let kv_heads = self.model.kv_heads;
+        if self.gpus == 0 || !kv_heads.is_multiple_of(self.gpus) {
+            return Err(PlanError::Split {
+                kv_heads,
+                found: self.gpus,
+            });
+        }
+        let share = self.memory_share;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(PlanError::Value {
+                what: "memory share",
+                expected: "above 0 and at most 1",
+                found: share,
+            });
+        }
+        if !(self.all_reduce_us.is_finite() && self.all_reduce_us >= 0.0) {
+            return Err(PlanError::Value {
+                what: "microseconds of a sum between GPUs",
+                expected: "0 or more",
+                found: self.all_reduce_us,
+            });
+        }
+        Ok(())
+    }
+
+    /// The attention of one layer on one GPU.
+    pub fn attention(&self, batch: usize) -> StepShape {
+        StepShape {
+            batch,
+            heads: self.model.heads / self.gpus,
+            kv_heads: self.model.kv_heads / self.gpus,
+            head_dim: self.model.head_dim,
+            element_bytes: self.element_bytes,
+        }
+    }
+
+    /// The time of a step of `batch` sequences with `seq_len` positions each.
+    pub fn step(&self, method: &Method, batch: usize, seq_len: usize) -> StepTime {
+        let Self { model, machine, .. } = self;
+        let shape = self.attention(batch);
+        let attention = |(layers, attended): (usize, usize)| {
+            layers as f64 * machine.costs.step_us(&shape, attended, method)
+        };
+        let read = (model.read_parameters * self.element_bytes) as f64 / machine.weights_gb_per_s;
+        let flops = (2 * batch) as f64 * model.read_parameters as f64;
+        let arithmetic = machine.tflops.map_or(0.0, |tflops| flops / tflops / 1e6);
+        let layers = model.layers as f64;
+        StepTime {
+            attention_us: model.layers_at(seq_len).into_iter().map(attention).sum(),
+            weights_us: (read / 1e3).max(arithmetic) / self.gpus as f64,
+            layers_us: layers * machine.layer_us,
+            all_reduce_us: match self.gpus {
+                1 => 0.0,
+                _ => 2.0 * layers * self.all_reduce_us,
+            },
+        }
+    }
+
+    /// Tokens that all sequences together gain in a second.
+    pub fn tokens_per_s(&self, method: &Method, batch: usize, seq_len: usize) -> f64 {
+        batch as f64 * 1e6 / self.step(method, batch, seq_len).total_us()
+    }
+
+    /// Bytes of the weights on one GPU.
+    pub fn weight_bytes(&self) -> f64 {
+        (self.model.parameters * self.element_bytes) as f64 / self.gpus as f64
+    }
+
+    /// Bytes of the cache of one sequence on one GPU.
+    pub fn cache_bytes(&self, method: &Method, seq_len: usize) -> f64 {
+        self.model.cache_bytes(method, seq_len, self.element_bytes) / self.gpus as f64
+    }
+
+    /// Bytes that one GPU has for weights and caches.
+    pub fn memory_bytes(&self) -> f64 {
+        self.machine.memory_gb * 1e9 * self.memory_share
+    }
+
+    /// The most sequences of `seq_len` positions whose caches fit beside the weights; 0 where not even one does.
+    pub fn largest_batch(&self, method: &Method, seq_len: usize) -> usize {
+        let left = self.memory_bytes() - self.weight_bytes();
+        (left.max(0.0) / self.cache_bytes(method, seq_len)) as usize
+    }
+
+    /// The length from which on SparQ's attention takes no longer than the dense one, in the layers that attend to most; `None` where it never does.
+    pub fn break_even(&self, config: &SparqConfig, batch: usize) -> Option<usize> {
+        let at = self
+            .machine
+            .costs
+            .break_even(&self.attention(batch), config)?;
+        let reached = match self.model.sliding_window {
+            Some(window) if self.model.sliding_layers == self.model.layers => at <= window,
+            _ => true,
+        };
+        reached.then_some(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sparq::Sketch;
+    use sparq::cost::StepCosts;
+
+    use super::*;
+
+    /// Figures that can be reckoned by hand.
+    fn setup() -> Setup {
+        let model = ModelShape {
+            layers: 10,
+            hidden_size: 512,
+            heads: 8,
+            kv_heads: 4,
+            head_dim: 64,
+            parameters: 1_200_000,
+            read_parameters: 1_000_000,
+            sliding_window: None,
+            sliding_layers: 0,
+        };
+        let machine = Machine {
+            name: "paper and pencil".into(),
+            memory_gb: 0.1,
+            gb_per_s: 100.0,
+            weights_gb_per_s: 50.0,
+            tflops: Some(1.0),
+            layer_us: 3.0,
+            costs: StepCosts {
+                dense_us: 5.0,
+                sparq_us: 15.0,
+                gb_per_s: 100.0,
+                scores_per_us: 1e3,
+            },
+        };
+        Setup {
+            memory_share: 0.8,
+            ..Setup::new(model, machine, 2)
+        }
+    }
+
+    fn close(found: f64, expected: f64) {
+        assert!(
+            (found - expected).abs() <= 1e-9 * expected,
+            "{found} {expected}"
+        );
+    }
+
+    #[test]
+    fn a_dense_step_is_what_is_reckoned_by_hand() {
+        let time = setup().step(&Method::DENSE, 2, 999);
+        // A layer: 2 sequences x 4 heads x (2 x 999 + 2) x 64 elements of 2 bytes = 2 048 000 bytes, at 100 GB/s 20.48 us, and 5.
+        close(time.attention_us, 10.0 * (20.48 + 5.0));
+        // 2 MB at 50 GB/s; the 4 million operations would take 4 us.
+        close(time.weights_us, 40.0);
+        close(time.layers_us, 30.0);
+        close(time.total_us(), 254.8 + 70.0);
+        close(setup().tokens_per_s(&Method::DENSE, 2, 999), 2e6 / 324.8);
+    }
+
+    #[test]
+    fn a_sparq_step_is_what_is_reckoned_by_hand() {
+        let config = SparqConfig::new(16, 128).with_sketch(Sketch::Bits4);
+        let time = setup().step(&config.into(), 2, 1000);
+        // 8 heads x (1000 x 16 codes of half a byte + (2 x 128 + 4) x 64 elements of 2 bytes), and a score of every position for 2 x 8 query heads.
+        let bytes = 8.0 * (1000.0 * 16.0 / 2.0 + 260.0 * 64.0 * 2.0);
+        close(time.attention_us, 10.0 * (15.0 + bytes / 1e5 + 16.0));
+    }
+
+    #[test]
+    fn many_sequences_are_bound_by_arithmetic() {
+        // 2 x 100 x 10^6 operations at 10^12 a second are 200 us, above the 40 of reading.
+        close(setup().step(&Method::DENSE, 100, 10).weights_us, 200.0);
+        let mut unknown = setup();
+        unknown.machine.tflops = None;
+        close(unknown.step(&Method::DENSE, 100, 10).weights_us, 40.0);
+    }
+
+    #[test]
+    fn the_batch_that_fits_is_what_is_left_over_caches() {
+        let setup = setup();
+        // 80 MB less 2.4 for the weights; a sequence takes 10 layers x 4 heads x 64 x (2 x 1000 x 2 bytes and 4 of a sum).
+        close(setup.cache_bytes(&Method::DENSE, 1000), 2560.0 * 4004.0);
+        assert_eq!(setup.largest_batch(&Method::DENSE, 1000), 7);
+        // A full copy of K takes half as much again.
+        let full = SparqConfig::new(16, 128).into();
+        close(setup.cache_bytes(&full, 1000), 2560.0 * 6004.0);
+        assert_eq!(setup.largest_batch(&full, 1000), 5);
+        assert_eq!(setup.largest_batch(&Method::DENSE, 100_000), 0);
+    }
+
+    #[test]
+    fn two_gpus_have_half_of_everything_and_sums_between_them() {
+        let two = Setup {
+            gpus: 2,
+            all_reduce_us: 7.0,
+            ..setup()
+        };
+        two.validate().unwrap();
+        let time = two.step(&Method::DENSE, 2, 999);
+        close(time.attention_us, 10.0 * (10.24 + 5.0));
+        close(time.weights_us, 20.0);
+        close(time.all_reduce_us, 140.0);
+        assert_eq!(two.largest_batch(&Method::DENSE, 1000), 15);
+        for gpus in [0, 3, 8] {
+            let error = Setup { gpus, ..setup() }.validate().unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "gpus: expected a divisor of the model's 4 key/value heads, each of which has one place, found {gpus}"
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn a_window_below_the_break_even_length_never_gets_there() {
+        let (mut setup, config) = (setup(), SparqConfig::new(16, 32));
+        setup.machine.costs.scores_per_us = 1e6;
+        let at = setup.break_even(&config, 1).unwrap();
+        assert!(at > 100);
+        setup.model.sliding_window = Some(at - 1);
+        setup.model.sliding_layers = 5;
+        assert_eq!(setup.break_even(&config, 1), Some(at));
+        setup.model.sliding_layers = 10;
+        assert_eq!(setup.break_even(&config, 1), None);
+        setup.model.sliding_window = Some(at);
+        assert_eq!(setup.break_even(&config, 1), Some(at));
+    }
+}

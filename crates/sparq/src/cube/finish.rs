@@ -5,8 +5,8 @@ use cubecl::prelude::*;
 use super::attend::{AttendPlan, Attended, attend};
 use super::best::{BestPlan, take_best};
 use super::common::*;
-use super::many::take_from_memory;
 use super::heads::{HEAD_STATS, Softmax, softmax_of};
+use super::many::take_from_memory;
 use super::query::{QueryPlan, choose_components};
 use super::tile::TILE_STATS;
 

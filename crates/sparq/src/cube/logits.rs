@@ -158,9 +158,7 @@ pub(crate) fn unit_logits<K: Numeric, N: Size>(
         at[v] = place.base + min(place.first + v * units + UNIT_POS as usize, place.last);
     }
     if comptime!(plan.ahead > 0) {
-        add_staged::<K, N>(
-            &mut sums, sketch, &at, place, selected, weights, head, plan,
-        );
+        add_staged::<K, N>(&mut sums, sketch, &at, place, selected, weights, head, plan);
     } else {
         for block in 0..comptime!(rank / unroll) {
             let mut loaded = Array::<Vector<K, N>>::new(comptime!(unroll * vectors));

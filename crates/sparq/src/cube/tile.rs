@@ -39,7 +39,11 @@ impl TilePlan {
     pub fn shared_bytes(&self) -> usize {
         let query = &self.sketch.query;
         let planes = (query.units / query.plane) as usize;
-        query.shared_bytes() + self.best.shared_bytes() + self.sketch.head_bytes() + self.sketch.stage_bytes() + 4 * (3 * planes + 1)
+        query.shared_bytes()
+            + self.best.shared_bytes()
+            + self.sketch.head_bytes()
+            + self.sketch.stage_bytes()
+            + 4 * (3 * planes + 1)
     }
 }
 
@@ -170,7 +174,10 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     }
     let mut scratch = Shared::<[f32]>::new_slice(planes);
     // At least one position of the tile is valid, or its candidates are all padding.
-    let top = max(cube_max(top, &mut scratch, query_plan.units, plane), -LARGEST);
+    let top = max(
+        cube_max(top, &mut scratch, query_plan.units, plane),
+        -LARGEST,
+    );
     let mut parts = Shared::<[f32]>::new_slice(comptime!(2 * planes));
     if comptime!(plan.alpha) {
         let mut all = 0.0f32;

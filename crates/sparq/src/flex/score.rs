@@ -392,7 +392,8 @@ fn multiply_vectors<S: Simd, C: Channel, const HEADS: usize, const COUNT: usize>
     let line = LINE / size_of::<C::Cell>();
     for (row, weights) in rows
         .iter()
-        .zip(query.weights.chunks_exact(query.columns.count())) {
+        .zip(query.weights.chunks_exact(query.columns.count()))
+    {
         let mut at = first;
         while head == 0 && at < end && at.is_multiple_of(line) {
             simd.prefetch(row, ahead + at);

@@ -136,7 +136,15 @@ impl Strategy for Hybrid {
         let shape = logits.dims();
         let others = candidates.bool_not().unsqueeze_dim::<4>(2).expand(shape);
         let logits = logits.mask_fill(others, -LARGEST);
-        let attended = attend_to_best(&step.q, logits, &step.tensors, &step.rows, &config);
+        let summed = || logits.clone().sum_dim(2);
+        let attended = attend_to_best(
+            &step.q,
+            logits.clone(),
+            summed,
+            &step.tensors,
+            &step.rows,
+            &config,
+        );
         Ok(step.output(attended.output))
     }
 }

@@ -99,7 +99,7 @@ pub struct Haystack {
 }
 
 impl Haystack {
-    /// A text that leaves room in a `context` of so many tokens for each question and its answer, the same for the same draws of `rng`. At most
+    /// A text that leaves room in a `context` of so many tokens for each question and its answer and for `reserved` more, the same for the same draws of `rng`. At most
     /// [`MAX_NEEDLES`].
     ///
     /// # Errors
@@ -108,6 +108,7 @@ impl Haystack {
         prose: &Prose,
         rng: &mut SmallRng,
         context: usize,
+        reserved: usize,
         depths: Depths<'_>,
     ) -> Result<Self, EvalError> {
         let mut names = NAMES;
@@ -126,7 +127,7 @@ impl Haystack {
             let asked = prose.encode(&needle.question())?.len();
             tail = tail.max(asked + prose.encode(&needle.answer())?.len());
         }
-        tail += prose.opening().len();
+        tail += prose.opening().len() + reserved;
         // Half of the text has to be prose, or there is nothing to search.
         let least = 2 * facts + tail;
         let most = prose.tokens().len();
@@ -223,6 +224,7 @@ mod tests {
             &bible(),
             &mut SmallRng::seed_from_u64(seed),
             context,
+            0,
             depths,
         )
     }

@@ -20,11 +20,10 @@ pub(super) fn passages(
     let sentence = sentence_excess(&prose)?;
     let mut passages = Vec::new();
     for &context in contexts {
-        let room = context.saturating_sub(sentence);
         for text in 0..options.examples.div_ceil(options.needles) {
             let depths = depths(text, options.needles, options.depths);
             let mut rng = options.rng(task, context, text);
-            let haystack = Haystack::new(&prose, &mut rng, room, Depths::At(&depths))?;
+            let haystack = Haystack::new(&prose, &mut rng, context, sentence, Depths::At(&depths))?;
             let asked = options
                 .needles
                 .min(options.examples - text * options.needles);

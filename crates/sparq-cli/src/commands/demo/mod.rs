@@ -189,7 +189,7 @@ impl DemoArgs {
         let prose = Prose::new(BIBLE, &ModelSource::Embedded.tokenizer()?)?;
         let mut rng = SmallRng::seed_from_u64(self.seed);
         let depths = Depths::Random(self.needles);
-        Haystack::new(&prose, &mut rng, self.context, depths).context("--context")
+        Haystack::new(&prose, &mut rng, self.context, 0, depths).context("--context")
     }
 
     fn config(&self, model: &Description) -> Result<SparqConfig> {

@@ -57,7 +57,7 @@ pub fn read(
     })
 }
 
-/// Reads one token with the method and returns the logits [vocab] behind it.
+/// Reads one token with the method and returns the logits behind it, one for each token of the vocabulary.
 ///
 /// # Errors
 /// When the model refuses it or the device fails.

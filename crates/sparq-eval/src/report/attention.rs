@@ -28,7 +28,7 @@ pub enum Kind {
 pub struct AttentionRecord {
     /// What the line is about.
     pub kind: Kind,
-    /// [`FORMAT`].
+    /// The version of the form of such lines.
     pub format: u32,
     /// The model.
     pub model: String,

@@ -66,8 +66,8 @@ pub use captured::{CapturedStep, StepTensors};
 pub use config::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
 pub use error::SparqError;
 pub use methods::{
-    Auto, Budget, Dense, Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Method,
-    Oracle, Projection, Quest, Setting, Settings, SparqVariant, Strategy, Temperature,
+    Auto, Budget, Dense, Directions, ExactTopK, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite,
+    Method, Oracle, Projection, Quest, Setting, Settings, SparqVariant, Strategy, Temperature,
 };
 pub use rotary::{Rotary, RotaryConfig, RotaryScaling};
 pub use rows::RowSpans;

@@ -59,12 +59,8 @@ pub fn sparq_decode(
     let q1 = q.clone().gather(3, expand_heads(i1.clone(), &q));
     let tau = temperature(&q, &q1);
     // Step 3 before its softmax: q[i1] . K[:, i1] / tau.
-    let q1 = q1 / tau;
-    let approximate = |q1| approximate_logits(q1, &i1, &cache.sketch, rows.longest());
-    let logits = approximate(q1.clone());
-    // The sum of the heads' logits is the logit of the sum of their queries.
-    let summed = || approximate(q1.sum_dim(2));
-    let step = attend_to_best(&q, logits, summed, cache, rows, config);
+    let score = |q1| approximate_logits(q1, &i1, &cache.sketch, rows.longest());
+    let step = attend_to_best(&q, q1 / tau, score, cache, rows, config);
     let [batch, kv_heads, g, d] = q.dims();
     SparqTrace {
         components: i1,
@@ -98,22 +94,22 @@ pub(crate) struct AttendedBest {
     pub output: Tensor<4>,
 }
 
-/// Steps 3 to 7, from the softmax on: approximate logits [B, H_kv, g, S] for q [B, H_kv, g, d], wherever they come from, and their sum [B, H_kv, 1, S].
+/// Steps 3 to 7 for q [B, H_kv, g, d]. The approximate logits [B, H_kv, n, S] are those that `score` finds for queries [B, H_kv, n, _], of which `q1` are the heads'.
 pub(crate) fn attend_to_best(
     q: &Tensor<4>,
-    logits: Tensor<4>,
-    summed: impl FnOnce() -> Tensor<4>,
+    q1: Tensor<4>,
+    score: impl Fn(Tensor<4>) -> Tensor<4>,
     cache: &CacheTensors,
     rows: &RowSpans,
     config: &SparqConfig,
 ) -> AttendedBest {
     let (g, device) = (q.dims()[2], q.device());
     let k = config.top_k.min(rows.longest());
-    let logits = finite(logits);
     // Step 3: s_hat = softmax of the approximate logits.
+    let logits = finite(score(q1.clone()));
     let s_hat = softmax(logits.clone(), rows.valid(&device));
     // Step 4: i2 = argtop_k(group score + local mask).
-    let score = group_score(&s_hat, summed, config);
+    let score = group_score(q1, &s_hat, score, config);
     let (i2, taken) = choose_positions(score, rows, config, k);
     // Step 5: alpha = the sum of s_hat over i2.
     let alpha = kept_probability(s_hat, &i2, rows, k);
@@ -215,15 +211,16 @@ pub fn approximate_logits(
     }
 }
 
-/// What step 4 ranks positions by, [B, H_kv, 1, S]: the sum of s_hat [B, H_kv, g, S] over the group, or of the logits, which is [B, H_kv, 1, S].
+/// What step 4 ranks positions by, [B, H_kv, 1, S]: the sum over the group of s_hat [B, H_kv, g, S], or of the logits, which is the logit of the sum of the queries `q1`.
 pub(crate) fn group_score(
+    q1: Tensor<4>,
     s_hat: &Tensor<4>,
-    summed: impl FnOnce() -> Tensor<4>,
+    score: impl Fn(Tensor<4>) -> Tensor<4>,
     config: &SparqConfig,
 ) -> Tensor<4> {
     match config.group_score {
         GroupScore::Probabilities => s_hat.clone().sum_dim(2),
-        GroupScore::Logits => finite(summed()),
+        GroupScore::Logits => finite(score(q1.sum_dim(2))),
     }
 }
 

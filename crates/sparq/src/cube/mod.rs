@@ -1,8 +1,8 @@
 //! The operations as CubeCL kernels, for every GPU that burn runs on.
 //!
-//! A SparQ step is two launches: [`tile`], where every tile of positions names its candidates and no score is written, and [`finish`]. Where a
-//! group's heads are summed as probabilities, one more goes before them, for the softmax over all positions. A [`dense`] step is one launch, and
-//! a merge where rows are split. The kernels read lengths from the device: a launch depends on the host's [`RowSpans`] only for the size of its grid, reads
+//! A SparQ step is two launches: [`tile`], where every tile of positions names its candidates and no score is written, and [`finish`]. One more goes before
+//! them where tiles are many, for the components of the [`query`], and another for the softmax of [`heads`] that are summed as probabilities and whose tiles
+//! cannot wait for each other. A [`dense`] step is one launch, and a merge where rows are split. The kernels read lengths from the device: a launch depends on the host's [`RowSpans`] only for the size of its grid, reads
 //! nothing back and allocates the same buffers each time, so a step can be captured once and replayed while the sequences grow.
 //!
 //! What the kernels don't cover (f64, a head_dim that is no multiple of 4, a k that does not fit in a cube's shared memory) runs through the

@@ -106,12 +106,13 @@ impl SparqPlan<'_> {
         } else {
             &sizes[..]
         };
-        let busy = |&(units, positions): &(u32, usize)| {
+        let cubes_of = |&(units, positions): &(u32, usize)| {
             let tile = launcher.units(units) as usize * positions;
-            self.sizes.rows() * self.bound.div_ceil(tile) >= enough
+            self.sizes.rows() * self.bound.div_ceil(tile)
         };
-        let found = sizes.iter().find(|size| busy(size));
-        let &(units, positions) = found.unwrap_or(&sizes[sizes.len() - 1]);
+        let found = sizes.iter().find(|size| cubes_of(size) >= enough);
+        let size = found.unwrap_or(&sizes[sizes.len() - 1]);
+        let &(units, positions) = size;
         let query = self.query_plan(summed, launcher.units(units));
         let vector = match bits {
             0 => VECTOR / self.dtype.size(),
@@ -126,8 +127,7 @@ impl SparqPlan<'_> {
             _ => 1,
         };
         // Alone on its processor, a cube has nothing to do while it waits.
-        let tile = launcher.units(units) as usize * positions;
-        let few = self.sizes.rows() * self.bound.div_ceil(tile) <= 2 * launcher.processors;
+        let few = cubes_of(size) <= 2 * launcher.processors;
         // Codes are few bytes: measured, they do better in registers.
         let staged = launcher.stages && bits != 4;
         let ahead = match staged {
@@ -324,36 +324,41 @@ impl SparqStep<'_> {
         [self.q.dtype, self.sketch().0.dtype].map(dtype_to_storage_type)
     }
 
-    /// See [`query_kernel`]; numbers that are not read where it does not run.
+    /// See [`query_kernel`]; where it does not run, buffers that are not read.
     fn ask(&self) -> Asked {
         let (launcher, sizes) = (self.plan.launcher, &self.plan.sizes);
         let (_, step) = self.sketch();
         let plan = self.plan.tile_plan().sketch.query;
-        let rows = if plan.ready { sizes.rows() } else { 1 };
+        if !plan.ready {
+            return Asked {
+                components: self.cache.spans.clone(),
+                weights: step.clone(),
+                arrivals: launcher.empty(Shape::new([1]), DType::U32),
+            };
+        }
+        let rows = sizes.rows();
         let asked = Asked {
             components: launcher.empty(Shape::new([rows, plan.rank]), DType::U32),
             weights: launcher.empty(Shape::new([rows, plan.rank, plan.heads()]), DType::F32),
             arrivals: launcher.empty(Shape::new([1 + rows]), DType::U32),
         };
-        if plan.ready {
-            let units = launcher.units(QUERY_UNITS);
-            unsafe {
-                query_kernel::launch_unchecked(
-                    &launcher.client,
-                    cubes(rows),
-                    CubeDim::new_1d(units),
-                    asked.weights.required_address_type(),
-                    self.q.clone().into_tensor_arg(),
-                    step.clone().into_buffer_arg(),
-                    asked.components.clone().into_buffer_arg(),
-                    asked.weights.clone().into_buffer_arg(),
-                    asked.arrivals.clone().into_buffer_arg(),
-                    sizes.batch as u32,
-                    sizes.kv_heads as u32,
-                    plan.in_advance(units),
-                    dtype_to_storage_type(self.q.dtype),
-                );
-            }
+        let units = launcher.units(QUERY_UNITS);
+        unsafe {
+            query_kernel::launch_unchecked(
+                &launcher.client,
+                cubes(rows),
+                CubeDim::new_1d(units),
+                asked.weights.required_address_type(),
+                self.q.clone().into_tensor_arg(),
+                step.clone().into_buffer_arg(),
+                asked.components.clone().into_buffer_arg(),
+                asked.weights.clone().into_buffer_arg(),
+                asked.arrivals.clone().into_buffer_arg(),
+                sizes.batch as u32,
+                sizes.kv_heads as u32,
+                plan.in_advance(units),
+                dtype_to_storage_type(self.q.dtype),
+            );
         }
         asked
     }

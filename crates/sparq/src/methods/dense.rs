@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Budget, Method, Settings, Strategy};
-use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqError, Transfers, op};
+use crate::{CacheShape, KvCache, KvCacheConfig, SparqError, Transfers, op};
 
 /// Dense attention. It has no settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,10 +21,6 @@ impl Strategy for Dense {
 
     fn validate(&self, _head_dim: usize) -> Result<(), SparqError> {
         Ok(())
-    }
-
-    fn sketch(&self) -> Option<Sketch> {
-        None
     }
 
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {

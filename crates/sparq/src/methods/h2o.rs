@@ -8,7 +8,7 @@ use super::settings::{Settings, at_least};
 use super::step::Step;
 use super::{Method, Strategy};
 use crate::reference::{best_positions, finite, softmax};
-use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
+use crate::{CacheShape, KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// Attention to k positions: the latest l, and of the others those that have received the most attention so far; the rest is evicted and never returns.
 ///
@@ -52,10 +52,6 @@ impl Strategy for H2o {
     fn validate(&self, _head_dim: usize) -> Result<(), SparqError> {
         at_least("local_window", 1, "the current token", self.local_window)?;
         at_least("top_k", self.local_window, "the local window", self.top_k)
-    }
-
-    fn sketch(&self) -> Option<Sketch> {
-        None
     }
 
     fn reads_attention(&self) -> bool {

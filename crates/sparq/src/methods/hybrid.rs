@@ -6,14 +6,11 @@ use serde::{Deserialize, Serialize};
 use super::budget::Budget;
 use super::pages::Pages;
 use super::settings::{Settings, at_least};
-use super::step::Step;
+use super::step::{Step, without};
 use super::{Dense, Method, Strategy};
-use crate::reference::{
-    LARGEST, attend_to_best, choose_components, expand_heads, finite, temperature,
-};
+use crate::reference::{attend_to_best, choose_components, expand_heads, temperature};
 use crate::{
-    CacheShape, GroupScore, KvCache, KvCacheConfig, MeanValue, Sketch, SparqConfig, SparqError,
-    Transfers,
+    CacheShape, GroupScore, KvCache, KvCacheConfig, MeanValue, SparqConfig, SparqError, Transfers,
 };
 
 /// SparQ's components on Quest's pages.
@@ -88,10 +85,6 @@ impl Strategy for Hybrid {
         at_least("candidates", least, "top_k, and a page", self.candidates)
     }
 
-    fn sketch(&self) -> Option<Sketch> {
-        None
-    }
-
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         Transfers::hybrid(shape, seq_len, self)
     }
@@ -132,19 +125,10 @@ impl Strategy for Hybrid {
         let scores = pages.scores(&q1, tau.clone(), GroupScore::Probabilities);
         let candidates = pages.best(&step, scores, self.candidates / self.page_size);
 
-        let logits = finite((q1 / tau).matmul(step.keys().transpose()));
-        let shape = logits.dims();
-        let others = candidates.bool_not().unsqueeze_dim::<4>(2).expand(shape);
-        let logits = logits.mask_fill(others, -LARGEST);
-        let summed = || logits.clone().sum_dim(2);
-        let attended = attend_to_best(
-            &step.q,
-            logits.clone(),
-            summed,
-            &step.tensors,
-            &step.rows,
-            &config,
-        );
+        let keys = step.keys().transpose();
+        let others = candidates.bool_not().unsqueeze_dim::<4>(2);
+        let score = |q1: Tensor<4>| without(q1.matmul(keys.clone()), &others);
+        let attended = attend_to_best(&step.q, q1 / tau, score, &step.tensors, &step.rows, &config);
         Ok(step.output(attended.output))
     }
 }

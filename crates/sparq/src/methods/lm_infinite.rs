@@ -7,7 +7,7 @@ use super::budget::Budget;
 use super::settings::{Settings, at_least};
 use super::step::Step;
 use super::{Dense, Method, Strategy};
-use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
+use crate::{CacheShape, KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// Attention to the first n positions and the latest k - n, renormalised. Positions are what they were in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,10 +49,6 @@ impl Strategy for LmInfinite {
             "first + 1: the current token",
             self.top_k,
         )
-    }
-
-    fn sketch(&self) -> Option<Sketch> {
-        None
     }
 
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {

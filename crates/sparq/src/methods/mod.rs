@@ -22,7 +22,7 @@ mod variant;
 pub use auto::Auto;
 pub use budget::Budget;
 pub use dense::Dense;
-pub use exact_top_k::{FlexGen, Oracle};
+pub use exact_top_k::{ExactTopK, FlexGen, Oracle};
 pub use h2o::H2o;
 pub use hybrid::Hybrid;
 pub use lm_infinite::LmInfinite;
@@ -84,7 +84,9 @@ pub trait Strategy {
     fn validate(&self, head_dim: usize) -> Result<(), SparqError>;
 
     /// The key sketch that a cache must hold for this method.
-    fn sketch(&self) -> Option<Sketch>;
+    fn sketch(&self) -> Option<Sketch> {
+        None
+    }
 
     /// Whether a cache must record the attention that its positions receive; see [`KvCache::record_attention`].
     fn reads_attention(&self) -> bool {
@@ -110,42 +112,37 @@ pub trait Strategy {
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError>;
 }
 
+/// The table of methods.
+macro_rules! table {
+    ($method:expr) => {
+        match $method {
+            Method::Dense(method) => method,
+            Method::Sparq(method) => method,
+            Method::Auto(method) => method,
+            Method::H2o(method) => method,
+            Method::LmInfinite(method) => method,
+            Method::FlexGen(method) => method,
+            Method::Oracle(method) => method,
+            Method::Quest(method) => method,
+            Method::Hybrid(method) => method,
+            Method::Projection(method) => method,
+            Method::SparqVariant(method) => method,
+        }
+    };
+}
+
 impl Method {
     /// Dense attention.
     pub const DENSE: Method = Method::Dense(Dense);
 
-    /// The table of methods: where a value finds its implementation.
+    /// Where a value finds its implementation.
     fn strategy(&self) -> &dyn Strategy {
-        match self {
-            Method::Dense(method) => method,
-            Method::Sparq(method) => method,
-            Method::Auto(method) => method,
-            Method::H2o(method) => method,
-            Method::LmInfinite(method) => method,
-            Method::FlexGen(method) => method,
-            Method::Oracle(method) => method,
-            Method::Quest(method) => method,
-            Method::Hybrid(method) => method,
-            Method::Projection(method) => method,
-            Method::SparqVariant(method) => method,
-        }
+        table!(self)
     }
 
     /// The same for a value to be changed.
     fn strategy_mut(&mut self) -> &mut dyn Strategy {
-        match self {
-            Method::Dense(method) => method,
-            Method::Sparq(method) => method,
-            Method::Auto(method) => method,
-            Method::H2o(method) => method,
-            Method::LmInfinite(method) => method,
-            Method::FlexGen(method) => method,
-            Method::Oracle(method) => method,
-            Method::Quest(method) => method,
-            Method::Hybrid(method) => method,
-            Method::Projection(method) => method,
-            Method::SparqVariant(method) => method,
-        }
+        table!(self)
     }
 
     /// The method that a step takes on a cache like this with `seq_len` positions: itself, or what [`Auto`] chooses.

@@ -8,9 +8,7 @@ use super::settings::Settings;
 use super::step::Step;
 use super::{Dense, Method, Strategy, basis};
 use crate::reference::attend_to_best;
-use crate::{
-    CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers, write,
-};
+use crate::{CacheShape, KvCache, KvCacheConfig, SparqConfig, SparqError, Transfers, write};
 
 /// Which directions queries and keys are projected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -124,10 +122,6 @@ impl Strategy for Projection {
         self.sparq().validate(head_dim)
     }
 
-    fn sketch(&self) -> Option<Sketch> {
-        None
-    }
-
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         Transfers::projection(shape, seq_len, self)
     }
@@ -174,14 +168,13 @@ impl Strategy for Projection {
             .clone()
             .matmul(basis.clone())
             .matmul(basis.transpose());
-        let logits = q.matmul(step.keys().transpose()) / d.sqrt();
+        let keys = step.keys().transpose();
         // The cache's sum follows a window only for the methods that have a sketch.
         step.tensors.v_sum = write::sum_values(&step.tensors.v, &step.rows);
-        let summed = || logits.clone().sum_dim(2);
         let attended = attend_to_best(
             &step.q,
-            logits.clone(),
-            summed,
+            q / d.sqrt(),
+            |q1| q1.matmul(keys.clone()),
             &step.tensors,
             &step.rows,
             &self.sparq(),

@@ -8,7 +8,7 @@ use super::pages::{Pages, sqrt_scale};
 use super::settings::{Settings, at_least};
 use super::step::Step;
 use super::{Dense, Method, Strategy};
-use crate::{CacheShape, GroupScore, KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
+use crate::{CacheShape, GroupScore, KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// Attention renormalised over the pages whose keys can match the query best, that of the current token always among them.
 ///
@@ -53,10 +53,6 @@ impl Strategy for Quest {
     fn validate(&self, _head_dim: usize) -> Result<(), SparqError> {
         at_least("page_size", 1, "a position", self.page_size)?;
         at_least("top_k", self.page_size, "one page", self.top_k)
-    }
-
-    fn sketch(&self) -> Option<Sketch> {
-        None
     }
 
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {

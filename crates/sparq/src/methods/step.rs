@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, DType, FloatDType, IndexingUpdateOp, Int, Tensor};
 
-use crate::reference::{group, softmax};
+use crate::reference::{LARGEST, group, softmax};
 use crate::{CacheTensors, KvCache, RowSpans, SparqError};
 
 /// The operands of a step: S positions, of which `rows` has the valid ones, and the query heads in their groups.
@@ -107,4 +107,10 @@ impl Step {
         y.reshape([batch, kv_heads * g, 1, d])
             .cast(FloatDType::from(self.dtype))
     }
+}
+
+/// Logits [B, H_kv, n, S] with the lowest number at the positions of a mask [B, H_kv, 1, S].
+pub(super) fn without(logits: Tensor<4>, others: &Tensor<4, Bool>) -> Tensor<4> {
+    let others = others.clone().expand(logits.dims());
+    logits.mask_fill(others, -LARGEST)
 }

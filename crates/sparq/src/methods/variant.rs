@@ -1,20 +1,20 @@
 //! SparQ with what the paper leaves open: other temperatures, keys in fewer bits, and scoring in two stages.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::budget::Budget;
 use super::pages::sqrt_scale;
 use super::settings::{Settings, at_least, words};
-use super::step::Step;
+use super::step::{Step, without};
 use super::{Dense, Method, Strategy};
 use crate::reference::{
-    LARGEST, approximate_logits, attend_to_best, choose_components, choose_positions, expand_heads,
-    finite, group_score, softmax, temperature,
+    approximate_logits, attend_to_best, choose_components, choose_positions, expand_heads, finite,
+    group_score, softmax, temperature,
 };
 use crate::{
-    CacheShape, Components, GroupScore, KvCache, KvCacheConfig, MeanValue, Sketch, SketchTensors,
-    SparqConfig, SparqError, Transfers, sketch, write,
+    CacheShape, CacheTensors, Components, GroupScore, KvCache, KvCacheConfig, MeanValue,
+    SketchTensors, SparqConfig, SparqError, Transfers, sketch, write,
 };
 
 /// What the approximate logits are divided by (step 2).
@@ -156,8 +156,8 @@ impl SparqVariant {
         seq_len * self.rank + seq_len.div_ceil(SECOND_STAGE) * more
     }
 
-    /// Steps 1 to 3 before the softmax: [B, H_kv, g, S].
-    fn logits(&self, step: &Step, keys: &SketchTensors, rank: usize) -> Tensor<4> {
+    /// Steps 1 and 2: the chosen components [B, H_kv, r] of the query, and the query on them over its temperature [B, H_kv, g, r].
+    fn query(&self, step: &Step, rank: usize) -> (Tensor<3, Int>, Tensor<4>) {
         let i1 = choose_components(&step.q, &self.config(rank));
         let q1 = step.q.clone().gather(3, expand_heads(i1.clone(), &step.q));
         let tau = match self.temperature {
@@ -165,7 +165,19 @@ impl SparqVariant {
             Temperature::SqrtHeadDim => sqrt_scale(&step.q, step.q.dims()[3]),
             Temperature::SqrtRank => sqrt_scale(&step.q, rank),
         };
-        finite(approximate_logits(q1 / tau, &i1, keys, step.seq_len()))
+        (i1, q1 / tau)
+    }
+
+    /// Of two stages, the positions [B, H_kv, 1, S] that the first leaves out.
+    fn others(&self, step: &Step, keys: &SketchTensors) -> Tensor<4, Bool> {
+        let config = self.config(self.rank);
+        let (i1, q1) = self.query(step, self.rank);
+        let score = |q1| approximate_logits(q1, &i1, keys, step.seq_len());
+        let s_hat = softmax(finite(score(q1.clone())), step.valid());
+        let score = group_score(q1, &s_hat, score, &config);
+        let count = step.seq_len().div_ceil(SECOND_STAGE).max(self.top_k);
+        let (best, _) = choose_positions(score, &step.rows, &config, count);
+        step.mask(best).bool_not().unsqueeze_dim::<4>(2)
     }
 
     /// The keys as the scores read them.
@@ -218,10 +230,6 @@ impl Strategy for SparqVariant {
         at_least("second_rank", self.rank + 1, "more than rank", second)
     }
 
-    fn sketch(&self) -> Option<Sketch> {
-        None
-    }
-
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         Transfers::sparq_variant(shape, seq_len, self)
     }
@@ -265,33 +273,25 @@ impl Strategy for SparqVariant {
         if !self.is_sparse(cache.config(), cache.len()) {
             return Dense.decode(q, cache);
         }
-        let mut step = Step::new(q, cache)?;
+        let step = Step::new(q, cache)?;
         let keys = self.key_sketch(&step);
-        let mut logits = self.logits(&step, &keys, self.rank);
-        if let Some(second) = self.second_rank {
-            let count = step.seq_len().div_ceil(SECOND_STAGE).max(self.top_k);
-            let s_hat = softmax(logits.clone(), step.valid());
-            let config = self.config(self.rank);
-            let score = group_score(&s_hat, || logits.clone().sum_dim(2), &config);
-            let (best, _) = choose_positions(score, &step.rows, &config, count);
-            let others = step.mask(best).bool_not().unsqueeze_dim::<4>(2);
-            logits = self.logits(&step, &keys, second);
-            logits = logits
-                .clone()
-                .mask_fill(others.expand(logits.dims()), -LARGEST);
-        }
+        let others = self.second_rank.map(|_| self.others(&step, &keys));
+        let (i1, q1) = self.query(&step, self.second_rank.unwrap_or(self.rank));
+        let score = |q1| {
+            let logits = approximate_logits(q1, &i1, &keys, step.seq_len());
+            match &others {
+                Some(others) => without(logits, others),
+                None => logits,
+            }
+        };
         // The cache's sum follows a window only for the methods that have a sketch.
-        step.tensors.v_sum = write::sum_values(&step.tensors.v, &step.rows);
+        let v_sum = write::sum_values(&step.tensors.v, &step.rows);
+        let tensors = CacheTensors {
+            v_sum,
+            ..step.tensors.clone()
+        };
         let config = self.config(self.rank);
-        let summed = || logits.clone().sum_dim(2);
-        let attended = attend_to_best(
-            &step.q,
-            logits.clone(),
-            summed,
-            &step.tensors,
-            &step.rows,
-            &config,
-        );
+        let attended = attend_to_best(&step.q, q1, score, &tensors, &step.rows, &config);
         Ok(step.output(attended.output))
     }
 }

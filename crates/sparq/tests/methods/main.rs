@@ -1,0 +1,147 @@
+//! Every method against cases computed by hand, and against what must hold for any input.
+
+mod any_input;
+mod by_hand;
+#[path = "../common/mod.rs"]
+mod common;
+mod sizes;
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use common::{Noise, cache_of, devices, max_difference, values};
+use proptest::prelude::*;
+use sparq::{
+    CacheShape, Directions, FlexGen, GroupScore, H2o, Hybrid, KeyPrecision, KvCache, KvCacheConfig,
+    LmInfinite, MeanValue, Method, Oracle, Projection, Quest, RotaryConfig, Sketch,
+    SparqAttentionConfig, SparqConfig, SparqError, SparqVariant, Temperature, Transfers,
+};
+
+fn tensor(values: &[f32], shape: [usize; 4], device: &Device) -> Tensor<4> {
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
+}
+
+fn config(batch: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> KvCacheConfig {
+    KvCacheConfig {
+        batch,
+        kv_heads,
+        head_dim,
+        capacity: 1,
+        dtype: FloatDType::F32,
+        sketch: None,
+        window,
+    }
+}
+
+/// A cache of one head with keys of one component whose weights for q = 1 are 4, 1, 2, 1, 8, and the values 1 to 5.
+fn five(device: &Device) -> KvCache {
+    let keys = [4f32, 1.0, 2.0, 1.0, 8.0].map(f32::ln);
+    cache_of(
+        &tensor(&keys, [1, 1, 5, 1], device),
+        &tensor(&[1.0, 2.0, 3.0, 4.0, 5.0], [1, 1, 5, 1], device),
+        FloatDType::F32,
+        None,
+    )
+}
+
+fn assert_close(found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+    }
+}
+
+#[test]
+fn what_a_method_reads_has_to_be_there() {
+    for device in devices() {
+        let mut cache = five(&device);
+        let q = || tensor(&[1.0], [1, 1, 1, 1], &device);
+        let h2o = Method::from(H2o::new(4));
+        let error = h2o.decode(q(), &mut cache).unwrap_err();
+        assert!(error.to_string().contains("record_attention"), "{error}");
+        assert!(matches!(
+            cache.for_method(&h2o),
+            Err(SparqError::MissingAttention { .. })
+        ));
+        assert!(cache.record_attention().is_err(), "it is not empty");
+        for (method, field) in [
+            (
+                Method::from(H2o {
+                    top_k: 4,
+                    local_window: 0,
+                }),
+                "local_window",
+            ),
+            (
+                H2o {
+                    top_k: 2,
+                    local_window: 3,
+                }
+                .into(),
+                "top_k",
+            ),
+            (
+                LmInfinite {
+                    top_k: 16,
+                    first: 16,
+                }
+                .into(),
+                "top_k",
+            ),
+            (FlexGen { top_k: 0 }.into(), "top_k"),
+            (Quest::new(15).into(), "top_k"),
+            (
+                Hybrid {
+                    candidates: 7,
+                    ..Hybrid::new(1, 8)
+                }
+                .into(),
+                "candidates",
+            ),
+            (Projection::new(Directions::Random, 2, 4).into(), "rank"),
+            (
+                SparqVariant::new(1, 4).with_second_rank(Some(1)).into(),
+                "second_rank",
+            ),
+        ] {
+            let error = method.decode(q(), &mut cache).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{field}: expected ")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn one_prefill_serves_every_method() {
+    for device in devices() {
+        let mut noise = Noise(8);
+        let [k, v] = [(); 2].map(|()| noise.tensor([2, 2, 70, 16], &device));
+        let new = |sketch| {
+            let config = KvCacheConfig {
+                sketch,
+                ..config(2, 2, 16, Some(40))
+            };
+            let mut cache = KvCache::new(&config, &device).unwrap();
+            cache
+                .append(k.clone().slice_dim(2, 0..60), v.clone().slice_dim(2, 0..60))
+                .unwrap();
+            cache
+        };
+        let prefilled = new(None);
+        for sketch in [Sketch::Full, Sketch::Bits8, Sketch::Bits4] {
+            let base = SparqConfig::new(4, 12).with_mean_value(MeanValue::Always);
+            let method = Method::from(base.with_sketch(sketch));
+            let (mut own, mut copy) = (new(Some(sketch)), prefilled.for_method(&method).unwrap());
+            for at in 60..70 {
+                let q = noise.tensor([2, 4, 1, 16], &device);
+                let steps = [&mut own, &mut copy].map(|cache| {
+                    let new = |t: &Tensor<4>| t.clone().slice_dim(2, at..at + 1);
+                    cache.append(new(&k), new(&v)).unwrap();
+                    method.decode(q.clone(), cache).unwrap()
+                });
+                assert!(
+                    max_difference(&steps[0], &steps[1]) < 1e-5,
+                    "{sketch:?} at {at}"
+                );
+            }
+        }
+        assert_eq!(prefilled.len(), 60);
+    }
+}

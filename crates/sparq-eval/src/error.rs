@@ -19,6 +19,16 @@ pub enum EvalError {
     /// The model's logits are no numbers.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// The tokenizer has a token that the model does not have.
+    #[error(
+        "tokens: expected ids below {vocab} (the model's vocabulary), found {found}; is the tokenizer that of the model?"
+    )]
+    Token {
+        /// Tokens of the model.
+        vocab: usize,
+        /// The id.
+        found: u32,
+    },
     /// The device could not compute the logits or hand them over.
     #[error("logits: cannot be read from the device: {reason}")]
     Device {

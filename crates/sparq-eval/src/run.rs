@@ -11,7 +11,7 @@ use sparq_models::text::{CancelToken, Sampler, SamplingConfig, TextTokenizer};
 use sparq_models::{CausalLm, ModelCache};
 
 use crate::contender::share;
-use crate::steps::{negative_log_likelihood, read_while, step};
+use crate::steps::{check_tokens, negative_log_likelihood, read_while, step};
 use crate::{Contender, EvalError, FORMAT, Kind, Passage, Question, Record, Setup, TaskName, Work};
 
 /// A model and the methods that are tried on it.
@@ -225,6 +225,7 @@ impl<'a> Evaluation<'a> {
                 answer.detail.insert("answer".into(), text.into());
             }
             Work::Predict { tokens, characters } => {
+                check_tokens(self.model, tokens)?;
                 let mut nll = 0.0;
                 for &expected in tokens {
                     if stop() {

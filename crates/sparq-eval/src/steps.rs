@@ -11,10 +11,33 @@ use crate::EvalError;
 pub const PIECE: usize = 512;
 
 /// Tokens of a batch, row after row, as the tensor [batch, T] that models read.
-pub fn tensor(model: &dyn CausalLm, tokens: &[u32], batch: usize) -> Tensor<2, Int> {
+///
+/// # Errors
+/// As [`check_tokens`].
+pub fn tensor(
+    model: &dyn CausalLm,
+    tokens: &[u32],
+    batch: usize,
+) -> Result<Tensor<2, Int>, EvalError> {
+    check_tokens(model, tokens)?;
     let tokens: Vec<i64> = tokens.iter().copied().map(i64::from).collect();
     let shape = [batch, tokens.len() / batch.max(1)];
-    Tensor::from_data(TensorData::new(tokens, shape), &model.device())
+    Ok(Tensor::from_data(
+        TensorData::new(tokens, shape),
+        &model.device(),
+    ))
+}
+
+/// Checks that the model knows all tokens: a tokenizer may come from elsewhere.
+///
+/// # Errors
+/// [`EvalError::Token`] for the first that it does not know.
+pub fn check_tokens(model: &dyn CausalLm, tokens: &[u32]) -> Result<(), EvalError> {
+    let vocab = model.vocab_size();
+    match tokens.iter().find(|&&token| token as usize >= vocab) {
+        Some(&found) => Err(EvalError::Token { vocab, found }),
+        None => Ok(()),
+    }
 }
 
 /// Reads the tokens of one sequence into the cache, in pieces; after each, `on_progress` is told how many have been read, and reading ends early where it says
@@ -30,7 +53,7 @@ pub fn read_while(
 ) -> Result<(), EvalError> {
     let mut done = 0;
     for piece in tokens.chunks(PIECE) {
-        let logits = model.prefill(tensor(model, piece, 1), cache, 1)?;
+        let logits = model.prefill(tensor(model, piece, 1)?, cache, 1)?;
         // Reading the logits waits for the device, so that progress and time are true.
         host(logits)?;
         done += piece.len();
@@ -67,7 +90,7 @@ pub fn step(
     token: u32,
     method: &Method,
 ) -> Result<Vec<f32>, EvalError> {
-    host(model.decode(tensor(model, &[token], 1), cache, method)?)
+    host(model.decode(tensor(model, &[token], 1)?, cache, method)?)
 }
 
 /// Reads one token with the method and returns the most probable next one.
@@ -108,7 +131,23 @@ pub fn negative_log_likelihood(logits: &[f32], token: u32) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{Device, FloatDType};
+    use sparq_models::{Decoder, DecoderConfig, embedded};
+
     use super::*;
+
+    #[test]
+    fn tokens_that_the_model_does_not_have_are_an_error() {
+        let checkpoint = embedded::checkpoint().unwrap();
+        let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
+        let device = Device::default();
+        let model = Decoder::load(&checkpoint, &config, FloatDType::F32, &device).unwrap();
+        let beyond = model.vocab_size() as u32;
+        assert_eq!(tensor(&model, &[0, beyond - 1], 1).unwrap().dims(), [1, 2]);
+        let error = tensor(&model, &[0, beyond], 1).unwrap_err().to_string();
+        let found = format!("expected ids below {beyond} (the model's vocabulary), found {beyond}");
+        assert!(error.contains(&found), "{error}");
+    }
 
     #[test]
     fn the_likelihood_of_equal_logits_is_that_of_a_die() {

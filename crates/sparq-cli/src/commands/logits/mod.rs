@@ -112,7 +112,7 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
             return interrupted(out);
         }
         let to = (from + model::PIECE).min(decode_from);
-        let piece = model::tensor(model, &tokens.columns(from, to), tokens.batch);
+        let piece = model::tensor(model, &tokens.columns(from, to), tokens.batch)?;
         file.write(
             from,
             &model::host(model.prefill(piece, &mut cache, to - from)?)?,
@@ -122,7 +122,7 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
         if cancel.is_cancelled() {
             return interrupted(out);
         }
-        let token = model::tensor(model, &tokens.columns(position, position + 1), tokens.batch);
+        let token = model::tensor(model, &tokens.columns(position, position + 1), tokens.batch)?;
         file.write(
             position,
             &model::host(model.decode(token, &mut cache, &method)?)?,

@@ -187,6 +187,37 @@ pub struct Record {
 }
 
 #[cfg(test)]
+impl Record {
+    /// A finished example of dense attention, for tests to change.
+    pub(crate) fn dense(task: TaskName) -> Self {
+        Self {
+            kind: Kind::Example,
+            format: FORMAT,
+            model: "embedded".into(),
+            device: "flex".into(),
+            dtype: "f32".into(),
+            seed: 0,
+            task,
+            example: "text=0".into(),
+            context: Some(1024),
+            prompt_tokens: 1000,
+            prompt_crc32: 0,
+            method: "dense".into(),
+            settings: Method::DENSE,
+            budget: None,
+            transfer: 1.0,
+            metric: task.metric(),
+            better: task.metric().better(),
+            score: 1.0,
+            detail: Map::new(),
+            steps: 1,
+            seconds: 0.1,
+            version: "0".into(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -231,10 +231,9 @@ fn parse(path: &Path, lines: &[u8]) -> Result<Vec<Record>, EvalError> {
 #[cfg(test)]
 mod tests {
     use serde_json::Map;
-    use sparq::Method;
 
     use super::*;
-    use crate::{Kind, Work};
+    use crate::Work;
 
     fn setup() -> Setup {
         Setup {
@@ -246,30 +245,12 @@ mod tests {
     }
 
     fn record(example: usize) -> Record {
-        let task = TaskName::Bpc;
         Record {
-            kind: Kind::Example,
-            format: FORMAT,
-            model: "embedded".into(),
-            device: "flex".into(),
-            dtype: "f32".into(),
             seed: 7,
-            task,
             example: example.to_string(),
             context: None,
-            prompt_tokens: 1,
-            prompt_crc32: 0,
-            method: "dense".into(),
-            settings: Method::DENSE,
-            budget: None,
-            transfer: 1.0,
-            metric: task.metric(),
-            better: task.metric().better(),
             score: 0.1 + example as f64,
-            detail: Map::new(),
-            steps: 1,
-            seconds: 0.0,
-            version: "0".into(),
+            ..Record::dense(TaskName::Bpc)
         }
     }
 

@@ -98,40 +98,23 @@ fn row(
 
 #[cfg(test)]
 mod tests {
-    use sparq::{Method, SparqConfig};
+    use sparq::SparqConfig;
 
     use super::*;
-    use crate::{FORMAT, Kind};
 
     fn record(example: usize, method: &str, budget: Option<f64>, score: f64) -> Record {
-        let task = TaskName::Bpc;
+        let dense = Record::dense(TaskName::Bpc);
         Record {
-            kind: Kind::Example,
-            format: FORMAT,
-            model: "embedded".into(),
-            device: "flex".into(),
-            dtype: "f32".into(),
-            seed: 0,
-            task,
             example: format!("context=1024 text={example}"),
-            context: Some(1024),
-            prompt_tokens: 1000,
-            prompt_crc32: 0,
             method: method.into(),
-            settings: if budget.is_some() {
-                SparqConfig::new(8, 64).into()
-            } else {
-                Method::DENSE
+            settings: match budget {
+                Some(_) => SparqConfig::new(8, 64).into(),
+                None => dense.settings,
             },
             budget,
             transfer: budget.unwrap_or(1.0),
-            metric: task.metric(),
-            better: task.metric().better(),
             score,
-            detail: serde_json::Map::new(),
-            steps: 1,
-            seconds: 0.0,
-            version: "0".into(),
+            ..dense
         }
     }
 

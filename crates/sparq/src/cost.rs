@@ -2,7 +2,7 @@
 //!
 //! A decode step does little arithmetic on many bytes, so its time is close to a line: what every step takes, whatever its size, and the bytes
 //! of [`Transfers`] over the bandwidth at which they arrive. SparQ has a second slope, since ranking a position takes the processor's time as well: each
-//! query head makes a score of it, writes it, reads it back and compares it.
+//! query head makes a score of it, which is compared with others.
 //!
 //! ```text
 //! dense(S) = dense_us + bytes_dense(S) / bandwidth

@@ -7,7 +7,6 @@ use sparq_models::{DecoderConfig, embedded};
 use sparq_plan::{Machine, ModelShape, Setup};
 
 use super::*;
-use crate::{FORMAT, Kind};
 
 /// Records of needles: dense attention finds all, the others the share of their budget that the depth leaves.
 fn records() -> Vec<Record> {
@@ -27,32 +26,21 @@ fn records() -> Vec<Record> {
                         None => true,
                         Some(budget) => f64::from(text) / 4.0 < 8.0 * budget - 0.5 * depth,
                     };
+                    let dense = Record::dense(task);
                     records.push(Record {
-                        kind: Kind::Example,
-                        format: FORMAT,
-                        model: "embedded".into(),
-                        device: "flex".into(),
-                        dtype: "f32".into(),
-                        seed: 0,
-                        task,
                         example: format!("context={context} depth={depth} text={text}"),
                         context: Some(context),
                         prompt_tokens: context,
-                        prompt_crc32: 0,
                         method: method.into(),
                         settings: match budget {
-                            None => Method::DENSE,
+                            None => dense.settings,
                             Some(_) => SparqConfig::new(8, 64).into(),
                         },
                         budget,
                         transfer: budget.unwrap_or(1.0),
-                        metric: task.metric(),
-                        better: task.metric().better(),
                         score: f64::from(u8::from(found)),
                         detail: json!({ "depth": depth }).as_object().unwrap().clone(),
-                        steps: 4,
-                        seconds: 0.1,
-                        version: "0".into(),
+                        ..dense
                     });
                 }
             }

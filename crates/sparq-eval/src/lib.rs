@@ -9,6 +9,7 @@ mod contender;
 mod datasets;
 mod error;
 pub mod haystack;
+mod lines;
 mod passage;
 pub mod prose;
 mod record;

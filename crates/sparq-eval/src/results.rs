@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::lines::whole_lines;
 use crate::{Contender, EvalError, FORMAT, Passage, Question, Record, TaskName};
 
 /// What all records of a file agree in.
@@ -199,20 +200,16 @@ impl ResultsFile {
     }
 }
 
-/// The records of a file. A last line without its end is left out.
+/// The records of a file, plain or packed with gzip. A last line without its end is left out.
 ///
 /// # Errors
 /// When the file can't be read or a line is no record.
 pub fn read_records(path: &Path) -> Result<Vec<Record>, EvalError> {
-    let text = std::fs::read(path).map_err(|source| EvalError::Read {
+    let text = whole_lines(path).map_err(|source| EvalError::Read {
         path: path.to_owned(),
         source,
     })?;
-    let whole = text
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .map_or(0, |end| end + 1);
-    parse(path, &text[..whole])
+    parse(path, text.as_bytes())
 }
 
 fn parse(path: &Path, lines: &[u8]) -> Result<Vec<Record>, EvalError> {

@@ -1,12 +1,12 @@
 //! The lines of files of results.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::AttentionRecord;
 use crate::Record;
+use crate::lines::whole_lines;
 
 /// What files of results hold.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,19 +47,18 @@ pub enum ReportError {
     },
 }
 
-/// Reads every line of all files. A last line that its writer has not finished is left out.
+/// Reads every line of all files, plain or packed with gzip. A last line that its writer has not finished is left out.
 ///
 /// # Errors
 /// When a file can't be read, a line is no record of a kind that is known, or there is none.
 pub fn read(files: &[PathBuf]) -> Result<Results, ReportError> {
     let mut results = Results::default();
     for path in files {
-        let text = fs::read_to_string(path).map_err(|source| ReportError::Read {
+        let text = whole_lines(path).map_err(|source| ReportError::Read {
             path: path.clone(),
             source,
         })?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        for (index, line) in text[..whole].lines().enumerate() {
+        for (index, line) in text.lines().enumerate() {
             if !line.trim().is_empty() {
                 read_line(&mut results, line).map_err(|reason| wrong(path, index + 1, reason))?;
             }

@@ -346,7 +346,10 @@ impl KvCache {
         let now = self.capacity();
         if capacity > now {
             let tensors = self.take();
+            let device = tensors.k.device();
             self.tensors = Some(tensors.grown(round_up(capacity.max(2 * now))));
+            // Of the smaller buffers, which the allocator of a GPU would keep for caches of that size.
+            device.memory_cleanup();
         }
     }
 

@@ -160,12 +160,17 @@ impl CacheTensors {
 }
 
 /// Zeros in rows without a gap: a GPU may lay out a tensor of several dimensions with some, which the kernels don't know.
+///
+/// They get memory of just their size: a GPU's allocator otherwise cuts buffers out of pages, of which a large cache wastes up to half.
 fn zeros<const D: usize, K: Numeric>(
     shape: [usize; D],
     device: &Device,
     dtype: DType,
 ) -> Tensor<D, K> {
-    Tensor::<1, K>::zeros([shape.iter().product::<usize>()], (device, dtype)).reshape(shape)
+    let len = shape.iter().product::<usize>();
+    device
+        .memory_persistent_allocations(len, |len| Tensor::<1, K>::zeros([len], (device, dtype)))
+        .reshape(shape)
 }
 
 /// The same contents in a buffer of their own.

@@ -24,7 +24,8 @@ use super::{
 impl Checkpoint {
     /// Opens the checkpoint in the folder `dir`: `config.json`, and `model.safetensors`, or the shards of `model.safetensors.index.json`, or
     /// a file of another name if it is the only one in the format, or else `pytorch_model.bin`, or the shards of `pytorch_model.bin.index.json`. A folder
-    /// that a [`Conversion`](super::Conversion) wrote is mapped into memory. `dir` may also be a GGUF file, or a folder with one and without any of these.
+    /// that a [`Conversion`](super::Conversion) wrote is mapped into memory. `dir` may also be a GGUF file, or
+    /// the first part of one, or a folder with one and without any of these.
     ///
     /// # Errors
     ///
@@ -121,7 +122,9 @@ impl Checkpoint {
             manifest: None,
         };
         let tensors = gguf.tensors()?;
-        checkpoint.add_tensors(gguf.into_source(), tensors)?;
+        for (source, tensors) in gguf.into_sources().zip(tensors) {
+            checkpoint.add_tensors(source, tensors)?;
+        }
         Ok(checkpoint)
     }
 

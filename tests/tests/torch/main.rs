@@ -103,6 +103,9 @@ fn a_state_dict_is_found_with_its_tied_weights_and_beside_other_things() {
         assert!(checkpoint.names().eq(names), "{name}");
         let embed = read(&checkpoint, "embed.weight");
         assert_eq!(read(&checkpoint, "head.weight"), embed);
+        assert!(checkpoint.are_one("head.weight", "embed.weight"));
+        assert!(!checkpoint.are_one("norm.weight", "norm.bias"));
+        assert!(!checkpoint.are_one("missing", "missing"));
         assert_eq!(read(&checkpoint, "norm.weight"), [1.0; 4]);
         assert!(embed.iter().any(|&weight| weight != 0.0));
         let dtype = |name| checkpoint.entry(name).unwrap().dtype;

@@ -6,6 +6,7 @@
 //! The reader is our own because the one behind `burn-store` believes what a file claims: 49 kB that unpack to fifty million times `None` took it 8.6 GB.
 
 mod archive;
+mod calls;
 mod object;
 mod pickle;
 mod tensor;

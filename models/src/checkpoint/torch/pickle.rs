@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 
-use safetensors::Dtype;
-
-use super::super::{CheckpointError, describe, source::Source, stored_type::StoredType};
+use super::super::{CheckpointError, source::Source};
 use super::{
+    calls::{Made, global},
     error,
-    object::{Global, Id, Object, Objects, Storage, Tensor},
+    object::{Id, Object, Objects},
 };
 
 /// More than any file nests its values.
@@ -15,9 +14,6 @@ const MAX_MARKS: usize = 1000;
 
 /// More than any pickle has on its stack or remembers: dictionaries are written a thousand entries at a time.
 const MAX_HELD: usize = 1 << 20;
-
-/// Dimensions of a tensor.
-const MAX_DIMS: usize = 8;
 
 /// What `torch.save` makes of a dictionary of tensors: its objects, and which of them is the dictionary.
 pub(super) fn read<'a>(
@@ -40,13 +36,13 @@ pub(super) fn read<'a>(
 }
 
 /// Why a pickle is not read.
-struct Fault {
+pub(super) struct Fault {
     expected: String,
     found: String,
 }
 
 impl Fault {
-    fn new(expected: impl Into<String>, found: impl Into<String>) -> Self {
+    pub(super) fn new(expected: impl Into<String>, found: impl Into<String>) -> Self {
         Self {
             expected: expected.into(),
             found: found.into(),
@@ -54,12 +50,12 @@ impl Fault {
     }
 
     /// Another object than one that fits here.
-    fn other(expected: &str) -> Self {
+    pub(super) fn other(expected: &str) -> Self {
         Self::new(expected, "another object")
     }
 }
 
-type Result<T, E = Fault> = std::result::Result<T, E>;
+pub(super) type Result<T, E = Fault> = std::result::Result<T, E>;
 
 /// The stack machine that a pickle is a program for.
 struct Machine<'a> {
@@ -191,7 +187,7 @@ impl<'a> Machine<'a> {
                 // BINPERSID
                 b'Q' => {
                     let about = self.pop()?;
-                    let storage = self.storage(about);
+                    let storage = self.objects.storage(about);
                     let storage = storage.ok_or_else(|| {
                         Fault::other("(\"storage\", type, key, location, number of elements)")
                     })?;
@@ -200,7 +196,10 @@ impl<'a> Machine<'a> {
                 // REDUCE
                 b'R' => {
                     let (arguments, callable) = (self.pop()?, self.pop()?);
-                    self.call(callable, arguments)?;
+                    match self.objects.call(callable, arguments)? {
+                        Made::New(object) => self.push(object)?,
+                        Made::Known(id) => self.push_id(id)?,
+                    }
                 }
                 // BUILD: attributes of a dictionary, as the versions of its modules.
                 b'b' => {
@@ -320,69 +319,6 @@ impl<'a> Machine<'a> {
         })?;
         self.push_id(id)
     }
-
-    /// The storage that `about` describes.
-    fn storage(&self, about: Id) -> Option<Storage<'a>> {
-        let &[kind, dtype, key, _location, elements] = self.objects.items(about) else {
-            return None;
-        };
-        let &Object::Global(Global::Storage(dtype)) = self.objects.get(dtype) else {
-            return None;
-        };
-        let storage = Storage {
-            dtype,
-            key: self.objects.text(key)?,
-            elements: self.objects.count(elements)?,
-        };
-        (self.objects.text(kind) == Some("storage")).then_some(storage)
-    }
-
-    /// Pushes what the call of `callable` would give.
-    fn call(&mut self, callable: Id, arguments: Id) -> Result<()> {
-        let &Object::Global(global) = self.objects.get(callable) else {
-            return Err(Fault::other("a function"));
-        };
-        let items = self.objects.items(arguments);
-        match global {
-            Global::OrderedDict if items.is_empty() => self.push(Object::Dict(Vec::new())),
-            Global::RebuildTensor => {
-                let tensor = self.tensor(arguments).ok_or_else(|| {
-                    Fault::other("_rebuild_tensor_v2 of (storage, offset, shape, strides, ...)")
-                })?;
-                self.push(Object::Tensor(Box::new(tensor)))
-            }
-            Global::RebuildParameter => match *items {
-                [data, ..] => self.push_id(data),
-                [] => Err(Fault::other("_rebuild_parameter of a tensor")),
-            },
-            Global::OrderedDict | Global::Storage(_) => Err(Fault::other(
-                "a call that makes a tensor or an empty dictionary",
-            )),
-        }
-    }
-
-    fn tensor(&self, arguments: Id) -> Option<Tensor<'a>> {
-        let &[storage, offset, shape, strides, ..] = self.objects.items(arguments) else {
-            return None;
-        };
-        let &Object::Storage(storage) = self.objects.get(storage) else {
-            return None;
-        };
-        let lengths = |id| {
-            let items = self.objects.items(id);
-            let few = items.len() <= MAX_DIMS;
-            let lengths = items.iter().map(|&item| self.objects.count(item));
-            few.then(|| lengths.collect::<Option<Vec<_>>>())?
-        };
-        let (shape, strides) = (lengths(shape)?, lengths(strides)?);
-        let tensor = Tensor {
-            storage,
-            offset: self.objects.count(offset)?,
-            shape,
-            strides,
-        };
-        (tensor.shape.len() == tensor.strides.len()).then_some(tensor)
-    }
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str> {
@@ -395,30 +331,4 @@ fn long(bytes: &[u8]) -> Option<i64> {
     let mut number = [if negative { 0xff } else { 0 }; 8];
     number.get_mut(..bytes.len())?.copy_from_slice(bytes);
     Some(i64::from_le_bytes(number))
-}
-
-/// What a pickle names of Python. Everything that is not known here could do anything there.
-fn global(module: &str, name: &str) -> Result<Global> {
-    let dtype = match (module, name) {
-        ("collections", "OrderedDict") => return Ok(Global::OrderedDict),
-        ("torch._utils", "_rebuild_tensor_v2") => return Ok(Global::RebuildTensor),
-        ("torch._utils", "_rebuild_parameter") => return Ok(Global::RebuildParameter),
-        ("torch", "FloatStorage") => Dtype::F32,
-        ("torch", "HalfStorage") => Dtype::F16,
-        ("torch", "BFloat16Storage") => Dtype::BF16,
-        ("torch", "DoubleStorage") => Dtype::F64,
-        ("torch", "LongStorage") => Dtype::I64,
-        ("torch", "IntStorage") => Dtype::I32,
-        ("torch", "ShortStorage") => Dtype::I16,
-        ("torch", "CharStorage") => Dtype::I8,
-        ("torch", "ByteStorage") => Dtype::U8,
-        ("torch", "BoolStorage") => Dtype::BOOL,
-        _ => {
-            return Err(Fault::new(
-                "nothing of Python but dictionaries and tensors; save model.state_dict() alone",
-                describe(&format!("{module}.{name}").into()),
-            ));
-        }
-    };
-    Ok(Global::Storage(StoredType::from(dtype)))
 }

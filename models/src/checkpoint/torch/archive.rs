@@ -2,10 +2,15 @@
 
 use std::{collections::BTreeMap, io};
 
-use rawzip::{CompressionMethod, RECOMMENDED_BUFFER_SIZE, ReaderAt, ZipArchive};
+use rawzip::{
+    CompressionMethod, RECOMMENDED_BUFFER_SIZE, ReaderAt, ZipArchive, ZipFileHeaderRecord,
+};
 
 use super::super::{CheckpointError, source::Source};
 use super::error;
+
+/// The file that names the tensors, in the folder of the archive.
+const PICKLE: &str = "data.pkl";
 
 /// Where the directory at the end of the archive may be looked for, from the end: its last record and a comment of the greatest length.
 const SEARCHED: u64 = 1 << 17;
@@ -38,61 +43,7 @@ impl<'a> Archive<'a> {
     /// Reads the directory of the archive `source`, and holds it against the length of the file.
     pub(super) fn open(source: &'a Source) -> Result<Self, CheckpointError> {
         check_beginning(source)?;
-        let damaged = |fault: rawzip::Error| {
-            let whole = "a whole zip archive";
-            error(source, "the archive", whole, fault.to_string())
-        };
-        let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
-        let archive = ZipArchive::with_max_search_space(SEARCHED)
-            .locate_in_reader(At(source), &mut buffer, source.len())
-            .map_err(|(_, fault)| damaged(fault))?;
-        let mut entries = BTreeMap::new();
-        let mut unclaimed = source.len();
-        let mut records = archive.entries(&mut buffer);
-        while let Some(record) = records.next_entry().map_err(damaged)? {
-            let name = record.file_path();
-            let name = name.as_bytes();
-            let known = str::from_utf8(name).ok().filter(|_| name.len() <= MAX_NAME);
-            let Some(name) = known.filter(|_| entries.len() < MAX_ENTRIES) else {
-                let expected = format!(
-                    "at most {MAX_ENTRIES} files with names in UTF-8 of at most {MAX_NAME} bytes"
-                );
-                return Err(error(source, "the archive", expected, "others"));
-            };
-            let what = format!("\"{name}\" in the archive");
-            if record.compression_method() != CompressionMethod::STORE
-                || record.flags().is_encrypted()
-                || record.compressed_size_hint() != record.uncompressed_size_hint()
-            {
-                let expected =
-                    "a file that is neither compressed nor encrypted, as torch.save writes it";
-                return Err(error(source, &what, expected, "another"));
-            }
-            let name = name.to_owned();
-            let place = archive.get_entry(record.wayfinder()).map_err(damaged)?;
-            let (start, end) = place.compressed_data_range();
-            // Files that lie in one another would be more bytes than there are.
-            let left = end
-                .checked_sub(start)
-                .and_then(|bytes| unclaimed.checked_sub(bytes));
-            let Some(left) = left.filter(|_| end <= source.len()) else {
-                let expected = format!("files that together have at most {} bytes", source.len());
-                return Err(error(
-                    source,
-                    &what,
-                    expected,
-                    format!("bytes {start} to {end}"),
-                ));
-            };
-            unclaimed = left;
-            let entry = Entry {
-                start,
-                bytes: end - start,
-            };
-            if entries.insert(name, entry).is_some() {
-                return Err(error(source, &what, "one file of that name", "two"));
-            }
-        }
+        let entries = entries(source)?;
         let folder = folder_of(source, &entries)?;
         let archive = Self {
             source,
@@ -146,8 +97,66 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// The file that names the tensors, in the folder of the archive.
-const PICKLE: &str = "data.pkl";
+/// All files of an archive by their paths.
+fn entries(source: &Source) -> Result<BTreeMap<String, Entry>, CheckpointError> {
+    let damaged = |fault: rawzip::Error| {
+        let whole = "a whole zip archive";
+        error(source, "the archive", whole, fault.to_string())
+    };
+    let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
+    let archive = ZipArchive::with_max_search_space(SEARCHED)
+        .locate_in_reader(At(source), &mut buffer, source.len())
+        .map_err(|(_, fault)| damaged(fault))?;
+    let mut entries = BTreeMap::new();
+    // Files that lie in one another would be more bytes than there are.
+    let mut unclaimed = source.len();
+    let mut records = archive.entries(&mut buffer);
+    while let Some(record) = records.next_entry().map_err(damaged)? {
+        if entries.len() == MAX_ENTRIES {
+            let expected = format!("at most {MAX_ENTRIES} files");
+            return Err(error(source, "the archive", expected, "more"));
+        }
+        let name = checked_name(source, &record)?;
+        let place = archive.get_entry(record.wayfinder()).map_err(damaged)?;
+        let (start, end) = place.compressed_data_range();
+        let bytes = end.checked_sub(start).filter(|_| end <= source.len());
+        let left = bytes.and_then(|bytes| unclaimed.checked_sub(bytes));
+        let what = format!("\"{name}\" in the archive");
+        let (Some(bytes), Some(left)) = (bytes, left) else {
+            let expected = format!("files that together have at most {} bytes", source.len());
+            let found = format!("bytes {start} to {end}");
+            return Err(error(source, &what, expected, found));
+        };
+        unclaimed = left;
+        if entries.insert(name, Entry { start, bytes }).is_some() {
+            return Err(error(source, &what, "one file of that name", "two"));
+        }
+    }
+    Ok(entries)
+}
+
+/// The path of a file that lies in the archive as it is.
+fn checked_name(
+    source: &Source,
+    record: &ZipFileHeaderRecord<'_>,
+) -> Result<String, CheckpointError> {
+    let name = record.file_path();
+    let name = name.as_bytes();
+    let text = str::from_utf8(name).ok().filter(|_| name.len() <= MAX_NAME);
+    let text = text.ok_or_else(|| {
+        let expected = format!("names in UTF-8 of at most {MAX_NAME} bytes");
+        error(source, "the archive", expected, "another")
+    })?;
+    if record.compression_method() != CompressionMethod::STORE
+        || record.flags().is_encrypted()
+        || record.compressed_size_hint() != record.uncompressed_size_hint()
+    {
+        let what = format!("\"{text}\" in the archive");
+        let expected = "a file that is neither compressed nor encrypted, as torch.save writes it";
+        return Err(error(source, &what, expected, "another"));
+    }
+    Ok(text.to_owned())
+}
 
 /// The folder of the archive.
 fn folder_of(

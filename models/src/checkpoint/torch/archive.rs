@@ -184,7 +184,7 @@ fn folder_of(
 /// Refuses what is no zip archive, in words that help where it is known what it is.
 fn check_beginning(source: &Source) -> Result<(), CheckpointError> {
     const ZIP: &[u8] = b"PK\x03\x04";
-    const PICKLE: &[u8] = b"\x80";
+    const STREAM: &[u8] = b"\x80";
     const LINK: &[u8] = b"version https://git-lfs";
     let mut beginning = [0; LINK.len()];
     let length = source.len().min(beginning.len() as u64) as usize;
@@ -193,7 +193,7 @@ fn check_beginning(source: &Source) -> Result<(), CheckpointError> {
     if beginning.starts_with(ZIP) {
         return Ok(());
     }
-    let found = if beginning.starts_with(PICKLE) {
+    let found = if beginning.starts_with(STREAM) {
         "the format of PyTorch before 1.6; load the file with torch.load and write it again with torch.save, or as safetensors".into()
     } else if beginning.starts_with(LINK) {
         "the place of a file in Git LFS; fetch the file itself with git lfs pull".into()

@@ -13,6 +13,7 @@ mod memory;
 mod safetensors;
 mod tensors;
 mod tokenizer;
+mod torch;
 
 pub use memory::Limited;
 
@@ -20,7 +21,7 @@ pub use memory::Limited;
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("chat", chat::run),
     ("config", config::run),
     ("converted", converted::run),
@@ -28,6 +29,7 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("index", index::run),
     ("safetensors", safetensors::run),
     ("tokenizer", tokenizer::run),
+    ("torch", torch::run),
 ];
 
 /// Runs the target `name`.

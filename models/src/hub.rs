@@ -27,7 +27,7 @@ use cache::{CachedModel, Missing};
 ///
 /// # Errors
 ///
-/// If the id is not of that form, if the hub does not know the model or does not let this user have it, if it has no weights in safetensors,
+/// If the id is not of that form, if the hub does not know the model or does not let this user have it, if it has no weights in safetensors or for PyTorch,
 /// if the download fails, or if the model is not in the cache and `options` forbid to ask the network.
 pub fn fetch(
     model_id: &str,

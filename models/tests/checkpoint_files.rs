@@ -81,8 +81,11 @@ fn a_folder_without_configuration_or_without_weights_is_named() {
     ));
     let dir = folder(&[("config.json", b"{}")]);
     error(dir.path(), &["model.safetensors", "no file of weights"]);
-    let dir = folder(&[("config.json", b"{}"), ("pytorch_model.bin", b"x")]);
-    error(dir.path(), &["found pytorch_model.bin"]);
+    let dir = folder(&[("config.json", b"{}"), ("consolidated.00.pth", b"x")]);
+    error(
+        dir.path(),
+        &["pytorch_model.bin", "found consolidated.00.pth"],
+    );
     let dir = folder(&[
         ("config.json", b"{}"),
         ("model-00001-of-00002.safetensors", &one_tensor()),

@@ -507,3 +507,20 @@ fn masks_that_no_model_reads_are_left_out() {
         .map(|model| logits(model, "1,2", folder.path()));
     assert_eq!(found, expected);
 }
+
+#[test]
+fn a_model_of_pytorch_is_converted_with_its_tied_weights_once() {
+    let source = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/fixtures/torch/llama"
+    );
+    let (folder, converted) = place();
+    let report = document(&["convert", source, text(&converted), "--to", "safetensors"]);
+    // The embedding table, a layer of seven matrices and two norms, the last norm.
+    let weights = 12 * 8 + (8 * 8 + 2 * 4 * 8 + 8 * 8 + 3 * 8 * 8 + 2 * 8) + 8;
+    assert_eq!(report["bytes"], json!(4 * weights));
+    assert_eq!(report["source_bytes"], json!(4 * (weights + 12 * 8)));
+    let [expected, found] =
+        [source, text(&converted)].map(|model| logits(model, "1,2", folder.path()));
+    assert_eq!(found, expected);
+}

@@ -151,6 +151,22 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
+    /// Whether both names are there and are those of one tensor: the same bytes of the same file.
+    pub fn are_one(&self, first: &str, second: &str) -> bool {
+        let place = |name: &str| {
+            let Tracked { stored, source, .. } = self.tensors.get(name)?;
+            Some((
+                *source,
+                stored.offset,
+                &stored.shape,
+                stored.dtype,
+                stored.layout,
+            ))
+        };
+        let first = place(first);
+        first.is_some() && first == place(second)
+    }
+
     /// What is known of a tensor without reading it.
     pub fn entry(&self, name: &str) -> Option<TensorEntry<'_>> {
         self.tensors.get(name).map(|tracked| TensorEntry {

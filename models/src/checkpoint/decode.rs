@@ -58,19 +58,25 @@ pub(super) enum Layout {
         /// Rows of a head.
         head_dim: usize,
     },
+    /// Row behind row, with other weights between them: a part of the columns of a larger matrix, or one row again and again.
+    SpacedRows {
+        /// Weights from the beginning of a row to that of the next.
+        stride: usize,
+    },
     /// Column behind column: a matrix as the layers of a model want it.
     Columns,
 }
 
 impl Layout {
-    /// Where the row `row` of the tensor lies in the file.
-    fn place(self, row: usize) -> usize {
+    /// The weights in the file before the row `row` of a tensor with rows of `columns`.
+    fn start(self, row: usize, columns: usize) -> usize {
         match self {
-            Self::Rows | Self::Columns => row,
+            Self::Rows | Self::Columns => row * columns,
+            Self::SpacedRows { stride } => row * stride,
             Self::PairedRows { head_dim } => {
                 let (head, row) = (row / head_dim, row % head_dim);
                 let (half, pair) = (row / (head_dim / 2), row % (head_dim / 2));
-                head * head_dim + 2 * pair + half
+                (head * head_dim + 2 * pair + half) * columns
             }
         }
     }
@@ -257,7 +263,8 @@ impl Reader<'_> {
     fn fetch(&self, start: usize, count: usize, bytes: &mut [u8]) -> Result<(), CheckpointError> {
         let Stored { offset, layout, .. } = *self.stored;
         // No product overflows: the tensor lies within the file.
-        let per_weight = |weights: usize| weights as u64 * bytes.len() as u64 / count as u64;
+        let length = bytes.len() as u64;
+        let per_weight = |weights: usize| weights as u64 * length / count as u64;
         if let scale @ 1.. = self.stored.dtype.scale_bytes() {
             let blocks = |weights: usize| weights / SCALED_BLOCK;
             let (codes, scales) = bytes.split_at_mut(bytes.len() - blocks(count) * scale);
@@ -275,8 +282,8 @@ impl Reader<'_> {
         let columns = self.stored.columns();
         let row_bytes = per_weight(columns) as usize;
         for (row, bytes) in bytes.chunks_exact_mut(row_bytes).enumerate() {
-            let place = layout.place(start / columns + row) * row_bytes;
-            self.source.read_at(offset + place as u64, bytes)?;
+            let place = layout.start(start / columns + row, columns);
+            self.source.read_at(offset + per_weight(place), bytes)?;
         }
         Ok(())
     }

@@ -11,13 +11,13 @@ use super::{JsonError, StoredType};
 #[non_exhaustive]
 pub enum CheckpointError {
     /// There is nothing at the path.
-    #[error("{}: no such folder; expected a folder with config.json and *.safetensors, or a *.gguf file", path.display())]
+    #[error("{}: no such folder; expected a folder with config.json and *.safetensors or pytorch_model.bin, or a *.gguf file", path.display())]
     MissingFolder {
         /// The path.
         path: PathBuf,
     },
     /// The path leads to a file.
-    #[error("{}: expected a folder with config.json and *.safetensors, or a *.gguf file, found {found}", path.display())]
+    #[error("{}: expected a folder with config.json and *.safetensors or pytorch_model.bin, or a *.gguf file, found {found}", path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,
@@ -27,9 +27,9 @@ pub enum CheckpointError {
     /// A JSON file is missing or is not JSON.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// The folder has no weights in the safetensors format.
+    /// The folder has no weights in a format that is read.
     #[error(
-        "{}: expected model.safetensors, model.safetensors.index.json or one other *.safetensors file, found {found}",
+        "{}: expected model.safetensors, pytorch_model.bin, the index of either, or one other *.safetensors file, found {found}",
         path.display()
     )]
     NoWeights {
@@ -62,6 +62,18 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
         /// The part of the file, or the key of its metadata.
+        what: String,
+        /// What would have been right.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A file is not in the format of PyTorch, only a part of it is there, or it holds what is not supported.
+    #[error("{}: PyTorch: {what}: expected {expected}, found {found}", path.display())]
+    Torch {
+        /// The file.
+        path: PathBuf,
+        /// The part of the file, or the tensor.
         what: String,
         /// What would have been right.
         expected: String,

@@ -2,7 +2,11 @@
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{CheckpointError, source::Source};
+use super::{
+    CheckpointError,
+    decode::{Layout, Stored},
+    source::Source,
+};
 
 /// The limit of the reference implementation of the format.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -10,18 +14,11 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Bytes of the length in front of the header.
 const LENGTH_BYTES: u64 = 8;
 
-/// The tensors of one file.
-pub(super) struct Header {
-    pub(super) tensors: Vec<(String, TensorInfo)>,
-    /// Where the data that the offsets count from begins in the file.
-    pub(super) data_start: u64,
-}
-
-/// Reads the header of `source` and holds it against the size of the file.
+/// The tensors of `source`: reads the header and holds it against the size of the file.
 ///
 /// The parser of the `safetensors` crate makes sure that the tensors lie behind one another without gap or overlap and that each is as
 /// long as its shape and type say; it works on the header alone, so the rest of the file stays where it is.
-pub(super) fn read_header(source: &Source) -> Result<Header, CheckpointError> {
+pub(super) fn read_header(source: &Source) -> Result<Vec<(String, Stored)>, CheckpointError> {
     let malformed = |expected: String, found: String| CheckpointError::Header {
         path: source.path().into(),
         expected,
@@ -58,12 +55,14 @@ pub(super) fn read_header(source: &Source) -> Result<Header, CheckpointError> {
             data_bytes.to_string(),
         ));
     }
-    let tensors = metadata.tensors();
-    Ok(Header {
-        tensors: tensors
-            .into_iter()
-            .map(|(name, info)| (name, info.clone()))
-            .collect(),
-        data_start,
-    })
+    let stored = |info: &TensorInfo| Stored {
+        dtype: info.dtype.into(),
+        shape: info.shape.clone(),
+        offset: data_start + info.data_offsets.0 as u64,
+        bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
+        layout: Layout::Rows,
+        checksum: None,
+    };
+    let tensors = metadata.tensors().into_iter();
+    Ok(tensors.map(|(name, info)| (name, stored(info))).collect())
 }

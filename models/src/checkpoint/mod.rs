@@ -1,5 +1,5 @@
-//! Reading Hugging Face checkpoints: a folder with `config.json` and safetensors files, or the same two as bytes in memory. A GGUF file is read as the
-//! checkpoint that it was made from.
+//! Reading Hugging Face checkpoints: a folder with `config.json` and files in safetensors or `pytorch_model.bin`, or the first two as bytes in memory. A
+//! GGUF file is read as the checkpoint that it was made from.
 //!
 //! [`Checkpoint`] opens the folder and knows every tensor by name, shape and stored type; [`Loader`] turns tensors into burn modules.
 //! Tensors are read one at a time, in chunks, straight into the type that the model computes in: the peak of memory while a model loads is
@@ -24,6 +24,7 @@ mod packed;
 mod small_file;
 mod source;
 mod stored_type;
+mod torch;
 mod weight;
 mod weight_files;
 

@@ -11,19 +11,21 @@ use std::{
 use super::{
     Checkpoint, CheckpointError,
     base::{Origin, Tracked},
-    decode::{Layout, Stored},
+    decode::Stored,
     gguf::Gguf,
     header::read_header,
     json::{kind_of, parse_json, read_json},
     packed::{self, MANIFEST},
     source::Source,
+    torch,
     weight_files::{WeightFiles, read_index},
 };
 
 impl Checkpoint {
     /// Opens the checkpoint in the folder `dir`: `config.json`, and `model.safetensors`, or the shards of `model.safetensors.index.json`, or
-    /// a file of another name if it is the only one in the format. A folder that a
-    /// [`Conversion`](super::Conversion) wrote is mapped into memory. `dir` may also be a GGUF file, or a folder with one and without any of these.
+    /// a file of another name if it is the only one in the format, or else `pytorch_model.bin`, or the shards of `pytorch_model.bin.index.json`. A folder
+    /// that a [`Conversion`](super::Conversion) wrote is mapped into memory. `dir` may also be a GGUF file, or
+    /// the first part of one, or a folder with one and without any of these.
     ///
     /// # Errors
     ///
@@ -120,7 +122,9 @@ impl Checkpoint {
             manifest: None,
         };
         let tensors = gguf.tensors()?;
-        checkpoint.add_tensors(gguf.into_source(), tensors)?;
+        for (source, tensors) in gguf.into_sources().zip(tensors) {
+            checkpoint.add_tensors(source, tensors)?;
+        }
         Ok(checkpoint)
     }
 
@@ -134,18 +138,11 @@ impl Checkpoint {
     }
 
     fn add(&mut self, source: Source) -> Result<(), CheckpointError> {
-        let header = read_header(&source)?;
-        let tensors = header.tensors.into_iter().map(|(name, info)| {
-            let stored = Stored {
-                dtype: info.dtype.into(),
-                offset: header.data_start + info.data_offsets.0 as u64,
-                bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
-                shape: info.shape,
-                layout: Layout::Rows,
-                checksum: None,
-            };
-            (name, stored)
-        });
+        let name = source.path().as_os_str().to_string_lossy();
+        let tensors = match name.ends_with(torch::ENDING) {
+            true => torch::tensors(&source)?,
+            false => read_header(&source)?,
+        };
         self.add_tensors(source, tensors)
     }
 

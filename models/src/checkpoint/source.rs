@@ -114,7 +114,8 @@ impl Source {
             })
     }
 
-    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    /// As [`read_at`](Self::read_at), with the error of the operating system alone.
+    pub(super) fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match &self.bytes {
             Bytes::File(file) => {
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);

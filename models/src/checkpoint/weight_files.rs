@@ -19,22 +19,25 @@ pub(crate) enum WeightFiles {
 }
 
 impl WeightFiles {
-    /// Chooses among the names of all files of a folder, in the order of transformers: `model.safetensors`, the index, then a file of
-    /// another name if it is the only one. A lone shard without its index is a part of a model and not chosen.
+    /// Chooses among the names of all files of a folder, in the order of transformers: `model.safetensors`, its index, then a file of
+    /// another name if it is the only one in that format; without any, `pytorch_model.bin` and its index. A lone shard without its index is a part of a
+    /// model and not chosen.
     pub(crate) fn choose<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
-        const SINGLE: &str = "model.safetensors";
-        const INDEX: &str = "model.safetensors.index.json";
-        if names.clone().any(|name| name == SINGLE) {
-            return Some(Self::Single(SINGLE.into()));
-        }
-        if names.clone().any(|name| name == INDEX) {
-            return Some(Self::Sharded(INDEX.into()));
-        }
-        let mut others = names.filter(|name| name.ends_with(".safetensors"));
-        match (others.next(), others.next()) {
-            (Some(only), None) if !only.contains("-of-") => Some(Self::Single(only.into())),
-            _ => None,
-        }
+        let find = |wanted: &str| names.clone().find(|name| *name == wanted).map(String::from);
+        let standard = |single: &str| {
+            let single_file = find(single).map(Self::Single);
+            single_file.or_else(|| find(&format!("{single}.index.json")).map(Self::Sharded))
+        };
+        let alone = || {
+            let mut others = names.clone().filter(|name| name.ends_with(".safetensors"));
+            match (others.next(), others.next()) {
+                (Some(only), None) if !only.contains("-of-") => Some(Self::Single(only.into())),
+                _ => None,
+            }
+        };
+        standard("model.safetensors")
+            .or_else(alone)
+            .or_else(|| standard("pytorch_model.bin"))
     }
 }
 
@@ -123,6 +126,20 @@ mod tests {
             single("a.safetensors")
         );
         assert_eq!(choose(&["a.safetensors", "b.safetensors"]), None);
+        let bin_index = "pytorch_model.bin.index.json";
+        assert_eq!(
+            choose(&["pytorch_model.bin", "a.safetensors"]),
+            single("a.safetensors")
+        );
+        assert_eq!(
+            choose(&[bin_index, "pytorch_model.bin"]),
+            single("pytorch_model.bin")
+        );
+        assert_eq!(
+            choose(&[bin_index, "pytorch_model-00001-of-00002.bin"]),
+            Some(WeightFiles::Sharded(bin_index.into()))
+        );
+        assert_eq!(choose(&["training_args.bin"]), None);
         assert_eq!(choose(&["model-00001-of-00002.safetensors"]), None);
         assert_eq!(choose(&[]), None);
     }

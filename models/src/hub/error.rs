@@ -43,7 +43,7 @@ pub enum HubError {
     },
     /// The repository has no weights that can be read.
     #[error(
-        "{id}: expected model.safetensors, model.safetensors.index.json or one other *.safetensors file, found {found}"
+        "{id}: expected model.safetensors, pytorch_model.bin, the index of either, or one other *.safetensors file, found {found}"
     )]
     NoWeights {
         /// The model.

@@ -107,12 +107,15 @@ fn a_server_that_starts_over_where_it_should_go_on_is_found_out() {
 }
 
 #[test]
-fn a_repository_without_safetensors_is_named_with_what_it_has() {
-    let hub = Hub::start(&[("config.json", b"{}"), ("pytorch_model.bin", b"x")]);
+fn a_repository_without_weights_is_named_with_what_it_has() {
+    let hub = Hub::start(&[("config.json", b"{}"), ("model.onnx", b"x")]);
     let cache = tempfile::tempdir().unwrap();
     let error = fetch("org/tiny", None, &options(&hub, &cache)).unwrap_err();
     assert!(matches!(error, HubError::NoWeights { .. }));
-    assert!(error.to_string().contains("pytorch_model.bin"), "{error}");
+    assert!(
+        error.to_string().contains("found config.json, model.onnx"),
+        "{error}"
+    );
 }
 
 #[test]

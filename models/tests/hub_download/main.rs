@@ -97,6 +97,24 @@ fn a_model_is_downloaded_from_one_commit_without_what_it_does_not_need() {
 }
 
 #[test]
+fn a_model_without_safetensors_is_downloaded_in_the_format_of_pytorch() {
+    let index = br#"{"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}"#;
+    let hub = Hub::start(&[
+        ("config.json", b"{}"),
+        ("pytorch_model.bin.index.json", index),
+        ("pytorch_model-1.bin", b"one"),
+        ("pytorch_model-2.bin", b"two"),
+        ("training_args.bin", b"x"),
+    ]);
+    let cache = tempfile::tempdir().unwrap();
+    let dir = fetch("org/tiny", None, &options(&hub, &cache)).unwrap();
+    for shard in ["pytorch_model-1.bin", "pytorch_model-2.bin"] {
+        assert_whole(&dir, &hub, shard);
+    }
+    assert!(!dir.join("training_args.bin").exists());
+}
+
+#[test]
 fn the_second_call_asks_nobody() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);

@@ -1,6 +1,7 @@
 //! A GGUF file is the checkpoint that it was made from: weights, configuration, logits and tokenizer.
 
 mod malformed;
+mod parts;
 mod real_model;
 mod tokenizers;
 mod vocabularies;

@@ -100,7 +100,7 @@ fn what_is_not_supported_is_named_beside_what_is() {
             Box::new(|file| file.set("llama.rope.freq_base", Meta::F32(f32::NAN))),
         ),
         (
-            "\"split.count\": expected 1 (merge the parts with llama-gguf-split), found 3",
+            "\"split.no\": expected 0 (the first part), found nothing",
             Box::new(|file| file.set("split.count", Meta::U32(3))),
         ),
         (

@@ -30,6 +30,7 @@ pub fn all() -> BTreeMap<String, Vec<u8>> {
     add("index", index());
     add("safetensors", safetensors());
     add("tokenizer", tokenizer());
+    add("torch", torch());
     seeds
 }
 
@@ -263,5 +264,16 @@ fn tokenizer() -> Vec<(String, Vec<u8>)> {
     ];
     seeds
         .map(|(name, json)| (name.to_owned(), json.to_string().into_bytes()))
+        .into()
+}
+
+/// What PyTorch wrote for the tests of the format.
+fn torch() -> Vec<(String, Vec<u8>)> {
+    let seed = |name: &str| {
+        let bytes = fs::read(fixture(&format!("torch/{name}.bin"))).unwrap();
+        (name.to_owned(), bytes)
+    };
+    ["module", "protocol_5", "training", "views"]
+        .map(seed)
         .into()
 }

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::{CheckpointError, stored_type::StoredType};
-use super::{Gguf, names::ROPE_FACTORS};
+use super::super::{CheckpointError, source::Source, stored_type::StoredType};
+use super::{Gguf, header::TensorInfo, names::ROPE_FACTORS};
 
 /// Entries that have the same meaning: what has to be there, then what may be.
 const REQUIRED: [(&str, &str); 6] = [
@@ -61,7 +61,7 @@ impl Gguf {
             return Err(self.unexpected(EXPERTS, "0 (mixtures of experts are not supported)"));
         }
         const TABLE: &str = "token_embd.weight";
-        let shape = self.tensor(TABLE).map(|tensor| &*tensor.shape);
+        let shape = self.tensor(TABLE).map(|(_, tensor)| &*tensor.shape);
         let Some(&[vocab_size, _]) = shape else {
             let found = shape.map_or("none".into(), |shape| format!("the shape {shape:?}"));
             return Err(self.error(TABLE, "a tensor [tokens, width]", found));
@@ -116,10 +116,8 @@ impl Gguf {
     }
 
     fn rope_scaling(&self) -> Result<Option<Value>, CheckpointError> {
-        if let Some(factors) = self.tensor(ROPE_FACTORS) {
-            return self
-                .llama3_scaling(factors.dtype, &factors.shape, factors.offset)
-                .map(Some);
+        if let Some((source, factors)) = self.tensor(ROPE_FACTORS) {
+            return self.llama3_scaling(source, factors).map(Some);
         }
         const TYPE: &str = "{arch}.rope.scaling.type";
         let kind = self.get(TYPE).and_then(Value::as_str);
@@ -136,18 +134,18 @@ impl Gguf {
     /// The settings from which the divisors of the frequencies come.
     fn llama3_scaling(
         &self,
-        dtype: StoredType,
-        shape: &[usize],
-        offset: u64,
+        source: &Source,
+        factors: &TensorInfo,
     ) -> Result<Value, CheckpointError> {
         let head_dim = self.head_dim()?;
         let pairs = head_dim / 2;
+        let (dtype, shape) = (factors.dtype, &*factors.shape);
         if dtype != StoredType::F32 || shape != [pairs] {
             let found = format!("{dtype} {shape:?}");
             return Err(self.error(ROPE_FACTORS, format!("F32 [{pairs}]"), found));
         }
         let mut bytes = vec![0; 4 * pairs];
-        self.source.read_at(offset, &mut bytes)?;
+        source.read_at(factors.offset, &mut bytes)?;
         let found: Vec<f32> = bytes
             .as_chunks()
             .0

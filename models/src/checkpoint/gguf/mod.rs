@@ -1,4 +1,4 @@
-//! Reading GGUF, the format of llama.cpp: one file with metadata, tokenizer and quantised tensors.
+//! Reading GGUF, the format of llama.cpp: a file, or several, with metadata, tokenizer and quantised tensors.
 //!
 //! A GGUF file is made from a Hugging Face checkpoint, and [`Gguf`] reads it back as one: its configuration as a `config.json` would say it, its tokenizer
 //! as a `tokenizer.json`, its tensors by their names and in the order of their rows there. Nothing behind this module knows of the format.
@@ -9,6 +9,7 @@ mod config;
 mod cursor;
 mod header;
 mod names;
+mod parts;
 mod tokenizer;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ use super::{
 };
 use header::TensorInfo;
 use names::Family;
+use parts::Part;
 
 /// How the name of a GGUF file ends.
 const ENDING: &str = ".gguf";
@@ -32,14 +34,14 @@ const ENDING: &str = ".gguf";
 /// An open GGUF file.
 #[derive(Debug)]
 pub(crate) struct Gguf {
-    source: Source,
+    /// Never empty.
+    parts: Vec<Part>,
     metadata: Map<String, Value>,
-    tensors: Vec<TensorInfo>,
     family: Family,
 }
 
 impl Gguf {
-    /// The GGUF file that `path` means: the file itself, or the only one of a folder that has no weights in safetensors.
+    /// The GGUF file that `path` means: the file itself, or the only one, or the first part of the only one, of a folder that has no other weights.
     pub(crate) fn locate(path: &Path) -> Option<PathBuf> {
         let is_gguf = |name: &str| name.ends_with(ENDING);
         if path.is_file() {
@@ -51,21 +53,20 @@ impl Gguf {
         if WeightFiles::choose(names.iter().map(String::as_str)).is_some() {
             return None;
         }
-        let mut found = names.iter().filter(|name| is_gguf(name));
-        match (found.next(), found.next()) {
-            (Some(only), None) => Some(path.join(only)),
-            _ => None,
+        let names = names.iter().map(String::as_str);
+        let found: Vec<_> = names.filter(|name| is_gguf(name)).collect();
+        match *found {
+            [only] => Some(path.join(only)),
+            _ => parts::first(&found).map(|first| path.join(first)),
         }
     }
 
-    /// Reads the header of the file `path`.
+    /// Reads the headers of the file `path` and of its further parts.
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let source = Source::open(path)?;
-        let (metadata, tensors) = header::read(&source)?;
+        let (metadata, parts) = parts::open(path)?;
         let mut gguf = Self {
-            source,
+            parts,
             metadata,
-            tensors,
             family: names::LLAMA,
         };
         const KEY: &str = "general.architecture";
@@ -74,29 +75,21 @@ impl Gguf {
             let known: Vec<_> = names::FAMILIES.iter().map(|family| family.name).collect();
             gguf.error(KEY, known.join(" or "), format!("{name:?}"))
         })?;
-        const PARTS: &str = "split.count";
-        let parts = gguf.get(PARTS).and_then(Value::as_u64);
-        if parts.is_some_and(|count| count > 1) {
-            return Err(gguf.unexpected(PARTS, "1 (merge the parts with llama-gguf-split)"));
-        }
         Ok(gguf)
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.source.path()
+        self.parts[0].source.path()
     }
 
-    pub(super) fn into_source(self) -> Source {
-        self.source
+    /// The files, in the order of [`tensors`](Self::tensors).
+    pub(super) fn into_sources(self) -> impl Iterator<Item = Source> {
+        self.parts.into_iter().map(|part| part.source)
     }
 
-    /// The tensors of the checkpoint.
-    pub(super) fn tensors(&self) -> Result<Vec<(String, Stored)>, CheckpointError> {
+    /// The tensors of the checkpoint, file by file.
+    pub(super) fn tensors(&self) -> Result<Vec<Vec<(String, Stored)>>, CheckpointError> {
         let head_dim = self.head_dim()?;
-        let tensors = self
-            .tensors
-            .iter()
-            .filter(|tensor| tensor.name != names::ROPE_FACTORS);
         let convert = |tensor: &TensorInfo| {
             let name = self.family.tensor(&tensor.name);
             let paired = self.family.pairs_rows && names::is_rotated(&tensor.name);
@@ -119,11 +112,20 @@ impl Gguf {
             };
             Ok((name, stored))
         };
-        tensors.map(convert).collect()
+        let convert = |part: &Part| {
+            let tensors = part.tensors.iter();
+            let kept = tensors.filter(|tensor| tensor.name != names::ROPE_FACTORS);
+            kept.map(convert).collect()
+        };
+        self.parts.iter().map(convert).collect()
     }
 
-    fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.iter().find(|tensor| tensor.name == name)
+    /// The tensor `name` and the file that it is in.
+    fn tensor(&self, name: &str) -> Option<(&Source, &TensorInfo)> {
+        self.parts.iter().find_map(|part| {
+            let tensor = part.tensors.iter().find(|tensor| tensor.name == name);
+            tensor.map(|tensor| (&part.source, tensor))
+        })
     }
 
     /// The entry `key`; `{arch}` stands for the name of the architecture.

@@ -1,4 +1,7 @@
 //! Weights in 8 and 4 bits: burn's quantisation, symmetric, with a scale for each block of 32 weights of a row.
+//!
+//! They are read as floats and computed with as such. burn's CPU backends multiply by quantised weights, too, but dequantise the whole matrix for every
+//! product: on `flex` a row times 2048 x 8192 took 195 ms in either type where that of the floats took 4.2.
 
 use burn::tensor::{
     Device, Tensor, TensorData,

@@ -14,7 +14,8 @@ use serde::Serialize;
 use sparq::SparqConfig;
 use sparq_host::device::DeviceChoice;
 use sparq_host::files::OutputFolder;
-use sparq_models::checkpoint::{Conversion, Manifest, StoredType, WeightType};
+use sparq_models::DecoderConfig;
+use sparq_models::checkpoint::{Checkpoint, Conversion, Manifest, StoredType, WeightType};
 use sparq_models::progress::Progress;
 
 use crate::args::at_least_one;
@@ -116,7 +117,8 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
         entry.is_none_or(|entry| !matches!(entry.dtype, StoredType::Other(_)))
     };
     let left_out = blank.unused().filter(|name| !is_weight(name));
-    let left_out: Vec<String> = left_out.map(str::to_owned).collect();
+    let mut left_out: Vec<String> = left_out.map(str::to_owned).collect();
+    left_out.extend(tied_copy(&checkpoint)?);
     let progress = Progress::bytes("Converting", checkpoint.num_bytes());
     let conversion = Conversion::new(checkpoint)
         .without(left_out)
@@ -180,6 +182,14 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
     }
     out.document(&document)?;
     Ok(Outcome::Done)
+}
+
+/// The output projection, where it is the embedding table and PyTorch has written that under both names.
+fn tied_copy(checkpoint: &Checkpoint) -> Result<Option<String>> {
+    let config = DecoderConfig::from_checkpoint(checkpoint)?;
+    let [head, embed] = [config.keys.head, config.keys.embed].map(|key| format!("{key}.weight"));
+    let is_copy = config.tie_word_embeddings && checkpoint.are_one(&head, &embed);
+    Ok(is_copy.then_some(head))
 }
 
 impl ConvertArgs {

@@ -1,0 +1,277 @@
+//! What is no file of PyTorch, only a part of one, or one that would run something, is an error that names it: never a panic, never memory for what it claims.
+
+use std::fs;
+
+use sparq_models::checkpoint::{Checkpoint, CheckpointError};
+use sparq_tests::fixture;
+
+use super::folder;
+use super::writer::{Pickle, View, archive, file};
+
+/// The error of opening these weights.
+#[track_caller]
+fn error(weights: &[u8]) -> String {
+    let error = match Checkpoint::open(folder(weights).path()) {
+        Err(error) => error,
+        Ok(_) => panic!("was opened"),
+    };
+    let message = error.to_string();
+    assert!(message.contains("pytorch_model.bin"), "{message}");
+    assert!(
+        matches!(
+            error,
+            CheckpointError::Torch { .. } | CheckpointError::Dimensions { .. }
+        ),
+        "{message}"
+    );
+    message
+}
+
+#[track_caller]
+fn assert_error(weights: &[u8], parts: &[&str]) {
+    let message = error(weights);
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is not in {message:?}");
+    }
+}
+
+fn from_torch(name: &str) -> Vec<u8> {
+    fs::read(fixture(&format!("torch/{name}.bin"))).unwrap()
+}
+
+/// A file with one tensor, changed.
+fn one_tensor(change: impl FnOnce(&mut View)) -> Vec<u8> {
+    let mut view = View::whole("FloatStorage", "0", &[2, 3]);
+    change(&mut view);
+    let pickle = Pickle::default().state_dict(&[("a".to_owned(), view)]);
+    file(pickle, &[("0", &[0; 24])])
+}
+
+#[test]
+fn a_good_file_opens() {
+    let checkpoint = Checkpoint::open(folder(&one_tensor(|_| ())).path()).unwrap();
+    assert_eq!(checkpoint.entry("a").unwrap().shape, [2, 3]);
+}
+
+#[test]
+fn what_pytorch_writes_and_is_not_read_is_told_with_the_remedy() {
+    assert_error(&from_torch("legacy"), &["PyTorch before 1.6", "torch.save"]);
+    assert_error(&from_torch("permuted"), &["tensor \"a\"", ".contiguous()"]);
+    assert_error(
+        &from_torch("whole_module"),
+        &["torch.nn.modules", "save model.state_dict() alone"],
+    );
+    assert_error(&from_torch("float8"), &["_rebuild_tensor_v3"]);
+    assert_error(&from_torch("sparse"), &["_rebuild_sparse_tensor"]);
+    assert_error(
+        &from_torch("compressed"),
+        &["neither compressed nor encrypted"],
+    );
+    assert_error(
+        b"version https://git-lfs.github.com/spec/v1\n",
+        &["git lfs pull"],
+    );
+    assert_error(b"", &["expected a zip archive"]);
+    assert_error(b"<html>", &["expected a zip archive", "<htm"]);
+}
+
+#[test]
+fn a_pickle_that_would_run_something_is_refused() {
+    let calls = [
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("torch", "load"),
+        ("torch.hub", "load"),
+    ];
+    for (module, name) in calls {
+        let call = Pickle::default()
+            .global(module, name)
+            .text("touch /tmp/x")
+            .op(b"\x85R");
+        let named = format!("{module}.{name}");
+        assert_error(&file(call, &[]), &[&named, "save model.state_dict() alone"]);
+    }
+    // By the names of protocol 4.
+    let call = Pickle::default().text("os").text("system").op(b"\x93");
+    assert_error(&file(call, &[]), &["os.system"]);
+}
+
+#[test]
+fn every_beginning_of_a_file_is_refused() {
+    for bytes in [from_torch("module"), one_tensor(|_| ())] {
+        for length in 0..bytes.len() {
+            error(&bytes[..length]);
+        }
+    }
+}
+
+#[test]
+fn every_flipped_byte_opens_or_is_refused() {
+    let bytes = from_torch("module");
+    for place in 0..bytes.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut bytes = bytes.clone();
+            bytes[place] ^= flip;
+            if let Ok(checkpoint) = Checkpoint::open(folder(&bytes).path()) {
+                assert!(
+                    checkpoint.num_bytes() <= 4 * bytes.len() as u64,
+                    "byte {place}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tensor_is_held_against_its_storage() {
+    let outside = ["tensor \"a\"", "a part of 6 elements"];
+    for number in [1, 7, 1 << 40, 1 << 61] {
+        assert_error(&one_tensor(|view| view.offset = number), &outside);
+        assert_error(&one_tensor(|view| view.shape[0] = 2 + number), &outside);
+        assert_error(&one_tensor(|view| view.strides[0] = 3 + number), &outside);
+        let elements = one_tensor(|view| view.elements = number);
+        assert_error(&elements, &["tensor \"a\"", "in \"data/0\"", "24 bytes"]);
+    }
+    // Negative numbers are those beyond the greatest.
+    let fields: [fn(&mut View); 4] = [
+        |view| view.offset = u64::MAX,
+        |view| view.shape[1] = u64::MAX,
+        |view| view.strides[1] = u64::MAX,
+        |view| view.elements = u64::MAX,
+    ];
+    for change in fields {
+        assert_error(&one_tensor(change), &["another object"]);
+    }
+    assert_error(
+        &one_tensor(|view| view.strides.truncate(1)),
+        &["another object"],
+    );
+    assert_error(
+        &one_tensor(|view| view.key = "../0".into()),
+        &["data/../0", "no such file"],
+    );
+    let empty =
+        one_tensor(|view| (view.shape, view.strides) = (vec![0, 1 << 40, 1 << 40], vec![0; 3]));
+    assert_error(&empty, &["tensor \"a\""]);
+}
+
+#[test]
+fn no_more_tensors_than_file() {
+    // One row again and again: few bytes that claim to be many.
+    let repeated =
+        |rows| one_tensor(|view| (view.shape, view.strides) = (vec![rows, 3], vec![0, 1]));
+    assert!(Checkpoint::open(folder(&repeated(4)).path()).is_ok());
+    assert_error(
+        &repeated(1 << 30),
+        &["tensor \"a\"", "at most 4 times as many bytes"],
+    );
+    let view = View::whole("FloatStorage", "0", &[1000]);
+    let tied = |count| {
+        let names = (0..count).map(|at| (at.to_string(), view.clone()));
+        file(
+            Pickle::default().state_dict(&names.collect::<Vec<_>>()),
+            &[("0", &[0; 4000])],
+        )
+    };
+    assert!(Checkpoint::open(folder(&tied(4)).path()).is_ok());
+    assert_error(&tied(10), &["at most 4 times as many bytes"]);
+}
+
+#[test]
+fn bombs_are_refused_before_they_go_off() {
+    let dims = vec![1; 100_000];
+    let many_dims = one_tensor(|view| (view.shape, view.strides) = (dims.clone(), dims));
+    assert_error(&many_dims, &["another object"]);
+    assert_error(
+        &file(Pickle::default().op(&[b'N'; 3 << 20]), &[]),
+        &["stack of at most"],
+    );
+    assert_error(
+        &file(Pickle::default().op(&b"N0".repeat(3 << 20)), &[]),
+        &["an instruction"],
+    );
+    assert_error(
+        &file(Pickle::default().op(b"]").op(&b"Na".repeat(3 << 20)), &[]),
+        &["too many"],
+    );
+    assert_error(
+        &file(Pickle::default().op(&[b'('; 2000]), &[]),
+        &["an instruction"],
+    );
+    assert_error(
+        &file(Pickle::default().op(&vec![b'N'; 17 << 20]), &[]),
+        &["data.pkl", "at most 16777216 bytes"],
+    );
+    // A list in a list in a list, and a dictionary that holds itself.
+    assert_error(
+        &file(Pickle::default().op(&b"\x85".repeat(100)), &[]),
+        &["a value on the stack"],
+    );
+    let deep = Pickle::default().op(b")").op(&b"\x85".repeat(1 << 20));
+    assert_error(&file(deep, &[]), &["a dictionary of tensors"]);
+    let own = Pickle::default()
+        .op(b"}q\x01")
+        .text("state_dict")
+        .op(b"h\x01s");
+    assert_error(&file(own, &[]), &["a dictionary of tensors", "state_dict"]);
+    // Memory that a length claims.
+    assert_error(
+        &file(Pickle::default().op(b"X\xff\xff\xff\xff"), &[]),
+        &["4294967295 bytes"],
+    );
+}
+
+#[test]
+fn nonsense_is_named_with_its_place() {
+    let cases: [(&[u8], &str); 14] = [
+        (b"", "a value on the stack"),
+        (b"(t0", "an instruction"),
+        (b"t", "a mark on the stack"),
+        (b"N(", "a value on the stack"),
+        (b"h\x07", "what was remembered"),
+        (b"N)R", "a function"),
+        (b"NN\x93", "two names"),
+        (b"N)Q", "storage"),
+        (b"NNs", "a value on the stack"),
+        (b"NNNs", "a dictionary"),
+        (b"}(Nu", "a value for each key"),
+        (b"}Na", "a list"),
+        (b"X\x01\0\0\0\xff", "UTF-8"),
+        (b"cos", "1 bytes"),
+    ];
+    for (bytes, expected) in cases {
+        let message = error(&file(Pickle(bytes.to_vec()), &[]));
+        assert!(message.contains("of the pickle"), "{message}");
+        assert!(
+            message.contains(expected),
+            "{expected:?} is not in {message:?}"
+        );
+    }
+    for pickle in [
+        Pickle::default().op(b"N"),
+        Pickle::default().op(b"}"),
+        Pickle::default().op(b"]"),
+    ] {
+        assert_error(
+            &file(pickle, &[]),
+            &["expected a dictionary of tensors, found none"],
+        );
+    }
+}
+
+#[test]
+fn archives_that_torch_does_not_write_are_refused() {
+    assert_error(&archive(&[("data/0", b"1234")]), &["data.pkl"]);
+    assert_error(&archive(&[("a/data.pkl", b"}.")]), &["data.pkl"]);
+    assert_error(
+        &archive(&[("data.pkl", b"}."), ("data.pkl", b"}.")]),
+        &["two"],
+    );
+    let big_endian = archive(&[("data.pkl", b"}."), ("byteorder", b"big")]);
+    assert_error(&big_endian, &["byteorder", "\"little\"", "\"big\""]);
+    let long = "n".repeat(600);
+    assert_error(
+        &archive(&[("data.pkl", b"}."), (&long, b"")]),
+        &["at most 512 bytes"],
+    );
+}

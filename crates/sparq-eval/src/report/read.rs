@@ -1,12 +1,13 @@
 //! The lines of files of results.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::AttentionRecord;
-use crate::Record;
 use crate::lines::whole_lines;
+use crate::{Record, TaskName};
 
 /// What files of results hold.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -47,12 +48,14 @@ pub enum ReportError {
     },
 }
 
-/// Reads every line of all files, plain or packed with gzip. A last line that its writer has not finished is left out.
+/// Reads every line of all files, plain or packed with gzip. A last line that its writer has not finished is left out, and so is what an earlier line says
+/// already: the examples of dense attention, say, that several files were begun with.
 ///
 /// # Errors
 /// When a file can't be read, a line is no record of a kind that is known, or there is none.
 pub fn read(files: &[PathBuf]) -> Result<Results, ReportError> {
     let mut results = Results::default();
+    let mut known = HashSet::new();
     for path in files {
         let text = whole_lines(path).map_err(|source| ReportError::Read {
             path: path.clone(),
@@ -60,7 +63,8 @@ pub fn read(files: &[PathBuf]) -> Result<Results, ReportError> {
         })?;
         for (index, line) in text.lines().enumerate() {
             if !line.trim().is_empty() {
-                read_line(&mut results, line).map_err(|reason| wrong(path, index + 1, reason))?;
+                read_line(&mut results, &mut known, line)
+                    .map_err(|reason| wrong(path, index + 1, reason))?;
             }
         }
     }
@@ -70,7 +74,32 @@ pub fn read(files: &[PathBuf]) -> Result<Results, ReportError> {
     }
 }
 
-fn read_line(results: &mut Results, line: &str) -> Result<(), String> {
+/// What tells a record from others.
+type Key = (
+    String,
+    String,
+    String,
+    u64,
+    TaskName,
+    String,
+    String,
+    Option<u64>,
+);
+
+fn key(record: &Record) -> Key {
+    (
+        record.model.clone(),
+        record.device.clone(),
+        record.dtype.clone(),
+        record.seed,
+        record.task,
+        record.example.clone(),
+        record.method.clone(),
+        record.budget.map(f64::to_bits),
+    )
+}
+
+fn read_line(results: &mut Results, known: &mut HashSet<Key>, line: &str) -> Result<(), String> {
     let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
     let parsed = |error: serde_json::Error| error.to_string();
     match value.get("kind").and_then(Value::as_str) {
@@ -79,7 +108,9 @@ fn read_line(results: &mut Results, line: &str) -> Result<(), String> {
             if !record.score.is_finite() {
                 return Err(format!("score: expected a number, found {}", record.score));
             }
-            results.examples.push(record);
+            if known.insert(key(&record)) {
+                results.examples.push(record);
+            }
         }
         Some("attention") => {
             let record: AttentionRecord = serde_json::from_value(value).map_err(parsed)?;

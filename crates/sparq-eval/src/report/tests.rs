@@ -147,14 +147,19 @@ fn every_figure_is_drawn_everywhere() {
 fn lines_that_are_no_records_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("runs.jsonl");
-    let good = serde_json::to_string(&records()[0]).unwrap();
+    let [good, other] = [0, 1].map(|i| serde_json::to_string(&records()[i]).unwrap());
     let read_text = |text: &str| {
         std::fs::write(&path, text).unwrap();
         read(std::slice::from_ref(&path))
     };
     // The last line is still being written.
-    let found = read_text(&format!("{good}\n\n{good}\n{{\"kind\"")).unwrap();
-    assert_eq!(found.examples.len(), 2);
+    let found = read_text(&format!("{good}\n\n{other}\n{{\"kind\"")).unwrap();
+    assert_eq!(found.examples, records()[..2]);
+    // What several files say counts once.
+    let again = read_text(&format!("{good}\n{other}\n{good}\n")).unwrap();
+    assert_eq!(again, found);
+    let twice = read(&[path.clone(), path.clone()]).unwrap();
+    assert_eq!(twice, found);
     for (line, reason) in [
         ("{}", "found no kind"),
         ("{\"kind\":\"verse\"}", "found kind \"verse\""),

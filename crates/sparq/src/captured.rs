@@ -111,6 +111,8 @@ tuple!(A 0, B 1, C 2, D 3);
 /// ([`CacheTensors::spans`](crate::CacheTensors)), and launches are sized for the caches' capacity.
 ///
 /// The first thread that takes a step is the one that records; steps on another run as they are written, since each thread has a stream of launches of its own.
+/// On CUDA and ROCm all that the step reads has to be made by that thread, its weights too ([`can_be_recorded`](crate::op::can_be_recorded)): of the caches this type sees to it, and runs
+/// steps on those of another thread as they are written.
 ///
 /// What a recording can't do happens outside of it, unseen by the caller. Where a cache has to grow, where the ranges of a sketch in bits are due, where the
 /// method changes between dense and sparse, where inputs have a new shape, another thread comes or somebody else holds a buffer, the recording is dropped,
@@ -255,6 +257,11 @@ where
             return self.replay(inputs);
         }
         self.recording = None;
+        let can = |cache: &KvCache| op::can_be_recorded(&cache.tensors().k);
+        if !self.state.as_mut().iter().all(can) {
+            self.capture = false;
+            return self.run(&inputs);
+        }
         match self.record(inputs, plan)? {
             Recorded::Ran(outputs) => Ok(outputs),
             Recorded::As(recording) => {

@@ -251,6 +251,23 @@ pub(crate) fn may_have_graphs(tensor: &Tensor<4>) -> bool {
     }
 }
 
+/// Whether a step that reads the tensor can be recorded by this thread, as far as the tensor is concerned.
+///
+/// Each thread has a stream of launches of its own. On CUDA and ROCm a launch that reads what another thread has made, weights for one, is followed by a wait on the host, which
+/// breaks a recording off: there the tensor has to be of this thread.
+pub fn can_be_recorded<const D: usize>(tensor: &Tensor<D>) -> bool {
+    #[cfg(feature = "cube")]
+    return tensor
+        .clone()
+        .try_into_primitive::<burn_cubecl::CubeBackend>()
+        .map_or(true, |tensor| crate::cube::can_be_recorded(&tensor));
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = tensor;
+        true
+    }
+}
+
 /// Whether a step of these queries with the cache takes all lengths from the device's [`spans`](CacheTensors::spans), and the host's [`RowSpans`] only as a
 /// bound on them: then a recording of it serves every length. `config` is SparQ's; `None` stands for dense attention.
 pub(crate) fn takes_lengths_from_device(

@@ -254,7 +254,8 @@ impl CausalLm for Decoder {
     }
 
     fn is_capturable(&self) -> bool {
-        true
+        // All weights are loaded by one thread.
+        sparq::op::can_be_recorded(&self.embed.weight.val())
     }
 }
 

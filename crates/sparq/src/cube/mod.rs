@@ -31,8 +31,8 @@ mod sparq;
 mod stage;
 mod tile;
 
-use burn::backend::TensorMetadata;
 use burn::backend::tensor::FloatTensor;
+use burn::backend::{StreamId, TensorMetadata};
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
@@ -152,6 +152,12 @@ fn by_reference(
         positions: CubeBackend::int_primitive(trace.positions),
         alpha: CubeBackend::float_primitive(trace.alpha),
     }
+}
+
+/// See [`can_be_recorded`](crate::op::can_be_recorded).
+pub(crate) fn can_be_recorded(tensor: &CubeTensor) -> bool {
+    let waits = matches!(tensor.client.name(), "cuda" | "hip");
+    !waits || tensor.handle.stream == StreamId::current()
 }
 
 /// Whether the kernels attend to a cache with these keys, densely or with the settings of a SparQ step: they take lengths from the device, so that a launch

@@ -114,3 +114,27 @@ fn what_can_not_be_shown_is_refused() {
             .contains("no network")
     );
 }
+
+/// The page of results says what its records say.
+#[test]
+fn the_page_of_quality_has_the_tables_of_its_records() {
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let page = fs::read_to_string(docs.join("quality.md")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let tables = folder.path().join("tables.md");
+    for records in ["embedded", "embedded-choices", "smollm2", "smollm2-choices"] {
+        let file = docs.join(format!("quality/{records}.jsonl.gz"));
+        let (file, tables) = (file.to_str().unwrap(), tables.to_str().unwrap());
+        sparq()
+            .args(["report", file, "--markdown", tables])
+            .assert()
+            .success();
+        let text = fs::read_to_string(tables).unwrap();
+        let results = text.split("\n## Arithmetic").next().unwrap();
+        let rows: Vec<&str> = results.lines().filter(|l| l.starts_with('|')).collect();
+        assert!(rows.len() > 40, "{records}: {} rows", rows.len());
+        for row in rows {
+            assert!(page.contains(row), "{records}: {row}");
+        }
+    }
+}

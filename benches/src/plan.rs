@@ -74,6 +74,7 @@ pub fn measure(
         memory_gb,
         gb_per_s: Bandwidth::reference_gb_per_s(&run.bandwidth),
         weights_gb_per_s,
+        many_weights_gb_per_s: None,
         tflops,
         layer_us,
         costs: fit.costs,

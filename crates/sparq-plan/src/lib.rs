@@ -17,7 +17,7 @@ mod model;
 mod roofline;
 mod setup;
 
-pub use machine::{Machine, MachineError, PRODUCTS_REACHED};
+pub use machine::{MANY_PRODUCTS_REACHED, MANY_SEQUENCES, Machine, MachineError, PRODUCTS_REACHED};
 pub use model::ModelShape;
 pub use roofline::Work;
 pub use setup::{PlanError, Setup, StepTime};

@@ -11,6 +11,12 @@ use sparq::cost::{Gpu, REACHED, StepCosts};
 /// an H100 with this program (burn's matrix products). Another engine may reach several times that: see [`Machine::weights_gb_per_s`].
 pub const PRODUCTS_REACHED: f64 = 0.13;
 
+/// The same for the products of [`MANY_SEQUENCES`] tokens, which burn gives to matrix units: 13.2 GB in 18.5 ms, so 712 GB/s.
+pub const MANY_PRODUCTS_REACHED: f64 = 0.21;
+
+/// Sequences from which on a step's products are those of many tokens. Between one and these nothing was measured.
+pub const MANY_SEQUENCES: usize = 16;
+
 /// Microseconds of a layer beside attention and products in a captured step on a GPU: 49 with dense attention and 57 with SparQ, measured on an H100.
 const GPU_LAYER_US: f64 = 53.0;
 
@@ -26,6 +32,9 @@ pub struct Machine {
     pub gb_per_s: f64,
     /// Bandwidth at which the products of a step read weights, in 10^9 bytes a second.
     pub weights_gb_per_s: f64,
+    /// The same from [`MANY_SEQUENCES`] sequences on; without it, no other.
+    #[serde(default)]
+    pub many_weights_gb_per_s: Option<f64>,
     /// Arithmetic of products, in 10^12 operations a second; without it, products are taken to be bound by memory at any batch.
     pub tflops: Option<f64>,
     /// Microseconds that a layer takes beside attention and products: norms, rotation, writing to the cache, launches.
@@ -94,6 +103,7 @@ impl Machine {
             memory_gb: gpu.memory_gb,
             gb_per_s: REACHED * gpu.gb_per_s,
             weights_gb_per_s: PRODUCTS_REACHED * gpu.gb_per_s,
+            many_weights_gb_per_s: Some(MANY_PRODUCTS_REACHED * gpu.gb_per_s),
             tflops: Some(gpu.tflops),
             layer_us: GPU_LAYER_US,
             costs: StepCosts::gpu(REACHED * gpu.gb_per_s),
@@ -142,6 +152,14 @@ impl Machine {
         Ok(machine)
     }
 
+    /// Bandwidth at which the products of a step of `batch` sequences read weights, in 10^9 bytes a second.
+    pub fn weights_rate(&self, batch: usize) -> f64 {
+        match self.many_weights_gb_per_s {
+            Some(rate) if batch >= MANY_SEQUENCES => rate,
+            _ => self.weights_gb_per_s,
+        }
+    }
+
     /// Checks that every figure is one that a machine can have.
     ///
     /// # Errors
@@ -151,6 +169,10 @@ impl Machine {
             ("memory_gb", self.memory_gb),
             ("gb_per_s", self.gb_per_s),
             ("weights_gb_per_s", self.weights_gb_per_s),
+            (
+                "many_weights_gb_per_s",
+                self.many_weights_gb_per_s.unwrap_or(1.0),
+            ),
             ("tflops", self.tflops.unwrap_or(1.0)),
         ];
         let bad = |value: f64| !(value.is_finite() && value > 0.0);

@@ -152,7 +152,8 @@ impl Setup {
         let attention = |(layers, attended): (usize, usize)| {
             layers as f64 * machine.costs.step_us(&shape, attended, method)
         };
-        let read = (model.read_parameters * self.element_bytes) as f64 / machine.weights_gb_per_s;
+        let rate = machine.weights_rate(batch);
+        let read = (model.read_parameters * self.element_bytes) as f64 / rate;
         let flops = (2 * batch) as f64 * model.read_parameters as f64;
         let arithmetic = machine.tflops.map_or(0.0, |tflops| flops / tflops / 1e6);
         let layers = model.layers as f64;
@@ -232,6 +233,7 @@ mod tests {
             memory_gb: 0.1,
             gb_per_s: 100.0,
             weights_gb_per_s: 50.0,
+            many_weights_gb_per_s: None,
             tflops: Some(1.0),
             layer_us: 3.0,
             costs: StepCosts {
@@ -282,6 +284,9 @@ mod tests {
         let mut unknown = setup();
         unknown.machine.tflops = None;
         close(unknown.step(&Method::DENSE, 100, 10).weights_us, 40.0);
+        unknown.machine.many_weights_gb_per_s = Some(100.0);
+        close(unknown.step(&Method::DENSE, 15, 10).weights_us, 40.0);
+        close(unknown.step(&Method::DENSE, 16, 10).weights_us, 20.0);
     }
 
     #[test]

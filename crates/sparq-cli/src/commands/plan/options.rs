@@ -153,7 +153,9 @@ impl PlanArgs {
             }
         };
         machine.memory_gb = self.memory_gb.unwrap_or(machine.memory_gb);
-        machine.weights_gb_per_s = self.weights_gb_per_s.unwrap_or(machine.weights_gb_per_s);
+        if let Some(rate) = self.weights_gb_per_s {
+            (machine.weights_gb_per_s, machine.many_weights_gb_per_s) = (rate, None);
+        }
         Ok((machine, measured))
     }
 

@@ -111,7 +111,10 @@ fn head(document: &Document, out: Output) -> Result<()> {
             "machine",
             format!(
                 "{gpus}{}, {:.0} GB at {:.0} GB/s; weights are read at {:.0} GB/s",
-                machine.name, machine.memory_gb, machine.gb_per_s, machine.weights_gb_per_s
+                machine.name,
+                machine.memory_gb,
+                machine.gb_per_s,
+                machine.weights_rate(document.batch)
             ),
         ),
     ];

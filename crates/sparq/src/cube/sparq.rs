@@ -103,18 +103,19 @@ impl SparqPlan<'_> {
         // A unit has 16 positions, or 8 where that is too much for all processors to have work.
         let enough = launcher.processors / 2;
         let sizes = [(256, 16), (256, 8), (128, 8)];
-        // The numbers of several heads take as many registers more, and those of one query take more cubes at a time where matrix units multiply, if their
-        // candidates are not too many for the cube that chooses among them.
-        let few_tiles = self.bound.div_ceil(launcher.units(256) as usize * 8) <= FEW_TILES;
-        let sizes = if summed == matrix && (!summed || few_tiles) {
-            &sizes[1..]
-        } else {
-            &sizes[..]
+        let tiles_of = |(units, positions): (u32, usize)| {
+            self.bound
+                .div_ceil(launcher.units(units) as usize * positions)
         };
-        let cubes_of = |&(units, positions): &(u32, usize)| {
-            let tile = launcher.units(units) as usize * positions;
-            self.sizes.rows() * self.bound.div_ceil(tile)
+        let small = match (summed, matrix) {
+            // The numbers of several heads take as many registers more.
+            (false, false) => true,
+            // Where matrix units multiply, more cubes at a time hide each other's waits, if their candidates are not too many for the cube that chooses among them.
+            (true, true) => tiles_of(sizes[1]) <= FEW_TILES,
+            _ => false,
         };
+        let sizes = if small { &sizes[1..] } else { &sizes[..] };
+        let cubes_of = |&size: &(u32, usize)| self.sizes.rows() * tiles_of(size);
         let found = sizes.iter().find(|size| cubes_of(size) >= enough);
         let size = found.unwrap_or(&sizes[sizes.len() - 1]);
         let &(units, positions) = size;

@@ -11,7 +11,7 @@ use crate::lines::whole_lines;
 use crate::{Contender, EvalError, FORMAT, Passage, Question, Record, TaskName};
 
 /// What all records of a file agree in.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Setup {
     /// The model.
@@ -25,6 +25,16 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// That of a record.
+    pub(crate) fn of(record: &Record) -> Self {
+        Self {
+            model: record.model.clone(),
+            device: record.device.clone(),
+            dtype: record.dtype.clone(),
+            seed: record.seed,
+        }
+    }
+
     /// What is another in a record than here, as `key: expected x, found y`.
     fn difference(&self, record: &Record) -> Option<String> {
         let pairs = [
@@ -44,7 +54,17 @@ impl Setup {
 }
 
 /// What is finished: task, example, method and budget.
-type Key = (TaskName, String, String, Option<u64>);
+pub(crate) type Key = (TaskName, String, String, Option<u64>);
+
+/// What a record says is finished.
+pub(crate) fn key(record: &Record) -> Key {
+    (
+        record.task,
+        record.example.clone(),
+        record.method.clone(),
+        record.budget.map(f64::to_bits),
+    )
+}
 
 /// A file of results that is open for more.
 ///
@@ -182,12 +202,7 @@ impl ResultsFile {
     }
 
     fn note(&mut self, record: Record) {
-        self.finished.insert((
-            record.task,
-            record.example.clone(),
-            record.method.clone(),
-            record.budget.map(f64::to_bits),
-        ));
+        self.finished.insert(key(&record));
         self.records.push(record);
     }
 

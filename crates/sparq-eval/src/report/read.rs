@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::AttentionRecord;
 use crate::lines::whole_lines;
-use crate::{Record, TaskName};
+use crate::results::{Key, key};
+use crate::{Record, Setup};
 
 /// What files of results hold.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -74,32 +75,11 @@ pub fn read(files: &[PathBuf]) -> Result<Results, ReportError> {
     }
 }
 
-/// What tells a record from others.
-type Key = (
-    String,
-    String,
-    String,
-    u64,
-    TaskName,
-    String,
-    String,
-    Option<u64>,
-);
-
-fn key(record: &Record) -> Key {
-    (
-        record.model.clone(),
-        record.device.clone(),
-        record.dtype.clone(),
-        record.seed,
-        record.task,
-        record.example.clone(),
-        record.method.clone(),
-        record.budget.map(f64::to_bits),
-    )
-}
-
-fn read_line(results: &mut Results, known: &mut HashSet<Key>, line: &str) -> Result<(), String> {
+fn read_line(
+    results: &mut Results,
+    known: &mut HashSet<(Setup, Key)>,
+    line: &str,
+) -> Result<(), String> {
     let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
     let parsed = |error: serde_json::Error| error.to_string();
     match value.get("kind").and_then(Value::as_str) {
@@ -108,7 +88,7 @@ fn read_line(results: &mut Results, known: &mut HashSet<Key>, line: &str) -> Res
             if !record.score.is_finite() {
                 return Err(format!("score: expected a number, found {}", record.score));
             }
-            if known.insert(key(&record)) {
+            if known.insert((Setup::of(&record), key(&record))) {
                 results.examples.push(record);
             }
         }

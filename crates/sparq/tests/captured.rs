@@ -47,6 +47,27 @@ impl Layers {
         })
     }
 
+    /// Takes steps of one sequence that are recorded where they can be, and the same ones call by call on other caches.
+    fn assert_equal<F>(
+        &self,
+        captured: &mut CapturedStep<Tensor<3>, [KvCache; 2], Tensor<3>, F>,
+        caches: &mut [KvCache; 2],
+        method: &Method,
+        noise: &mut Noise,
+        steps: usize,
+    ) where
+        F: Fn(&Tensor<3>, &mut [KvCache; 2], &Method) -> Result<Tensor<3>, SparqError>,
+    {
+        let device = caches[0].tensors().k.device();
+        for step in 0..steps {
+            let x = random(noise, 1, 1, &device);
+            let want = self.decode(&x, caches, method).unwrap();
+            let found = captured.step(x).unwrap();
+            let difference = max_difference(&found, &want);
+            assert!(difference < 1e-4, "{device:?} step {step}: {difference}");
+        }
+    }
+
     /// One of the weights.
     fn weight(&self) -> Tensor<2> {
         self.0[0].q_proj.weight.val()
@@ -265,13 +286,7 @@ fn a_thread_of_its_own_records() {
             let mut caches = layers.caches(&prompt, 128, &method);
             let mut captured =
                 CapturedStep::new(layers.caches(&prompt, 128, &method), method, layers.step());
-            for step in 0..20 {
-                let x = random(&mut noise, 1, 1, &device);
-                let want = layers.decode(&x, &mut caches, &method).unwrap();
-                let found = captured.step(x).unwrap();
-                let difference = max_difference(&found, &want);
-                assert!(difference < 1e-4, "{device:?} step {step}: {difference}");
-            }
+            layers.assert_equal(&mut captured, &mut caches, &method, &mut noise, 20);
             captured.is_captured()
         };
         let captured = std::thread::scope(|scope| {
@@ -303,13 +318,7 @@ fn caches_of_another_thread_are_taken_over() {
             made.join().unwrap()
         });
         let mut captured = CapturedStep::new(state, method, layers.step());
-        for step in 0..10 {
-            let x = random(&mut noise, 1, 1, &device);
-            let want = layers.decode(&x, &mut caches, &method).unwrap();
-            let found = captured.step(x).unwrap();
-            let difference = max_difference(&found, &want);
-            assert!(difference < 1e-4, "{device:?} step {step}: {difference}");
-        }
+        layers.assert_equal(&mut captured, &mut caches, &method, &mut noise, 10);
     }
 }
 

@@ -4,7 +4,6 @@
 //! matrices of the model's width, and what a layer takes beside both with a model so small that nothing else counts.
 
 use anyhow::{Context, Result};
-use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{DType, Distribution, FloatDType, Tensor};
 use sparq::{Components, GroupScore, Sketch, SparqConfig};
@@ -124,10 +123,7 @@ fn products(
         Tensor::<2>::random(shape, Distribution::Normal(0.0, 1.0), (&handle, dtype))
     };
     let linears: Vec<Linear> = (0..count)
-        .map(|_| Linear {
-            weight: Param::from_tensor(random([inputs, outputs])),
-            bias: None,
-        })
+        .map(|_| sparq_models::linear(random([inputs, outputs]), None))
         .collect();
     let x = random([1, inputs]).unsqueeze::<3>();
     let calls: Calls = Box::new(move |set| Kept::new(linears[set].forward(x.clone())));

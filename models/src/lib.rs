@@ -20,6 +20,7 @@ pub mod embedded;
 mod families;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod linear;
 mod lm;
 pub mod progress;
 pub mod text;
@@ -27,4 +28,5 @@ mod weights;
 
 pub use decoder::{Decoder, DecoderConfig, Keys, MlpKeys, NormKind, QkvKeys, Residual};
 pub use families::Llama;
+pub use linear::linear;
 pub use lm::{CapturedLm, CausalLm, ModelCache};

@@ -5,6 +5,7 @@ use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 
 use crate::checkpoint::{CheckpointError, Loader};
+use crate::linear;
 
 /// Makes the modules of one model, named as in a checkpoint, on one device and in one type.
 pub(crate) trait Weights {
@@ -96,20 +97,14 @@ impl RandomWeights<'_> {
     const STANDARD_DEVIATION: f64 = 0.02;
 
     /// Straight in the type of the model, so that nothing wider is ever held.
-    fn matrix(&self, shape: [usize; 2]) -> Param<Tensor<2>> {
+    fn matrix(&self, shape: [usize; 2]) -> Tensor<2> {
         let normal = Distribution::Normal(0.0, Self::STANDARD_DEVIATION);
-        Param::from_tensor(Tensor::random(
-            shape,
-            normal,
-            (self.device, DType::from(self.dtype)),
-        ))
+        Tensor::random(shape, normal, (self.device, DType::from(self.dtype)))
     }
-}
 
-impl RandomWeights<'_> {
-    fn vector(&self, dim: usize, value: f64) -> Param<Tensor<1>> {
+    fn vector(&self, dim: usize, value: f64) -> Tensor<1> {
         let options = (self.device, DType::from(self.dtype));
-        Param::from_tensor(Tensor::full([dim], value, options))
+        Tensor::full([dim], value, options)
     }
 }
 
@@ -121,10 +116,12 @@ impl Weights for RandomWeights<'_> {
         out_features: usize,
         bias: bool,
     ) -> Result<Linear, CheckpointError> {
-        Ok(Linear {
-            weight: self.matrix([in_features, out_features]),
-            bias: bias.then(|| self.vector(out_features, 0.0)),
-        })
+        let weight = match linear::outputs_lie_together(self.device) {
+            true => self.matrix([out_features, in_features]).transpose(),
+            false => self.matrix([in_features, out_features]),
+        };
+        let bias = bias.then(|| self.vector(out_features, 0.0));
+        Ok(linear::of_laid_out(weight, bias))
     }
 
     fn embedding(
@@ -134,7 +131,7 @@ impl Weights for RandomWeights<'_> {
         dim: usize,
     ) -> Result<Embedding, CheckpointError> {
         Ok(Embedding {
-            weight: self.matrix([vocab, dim]),
+            weight: Param::from_tensor(self.matrix([vocab, dim])),
         })
     }
 
@@ -146,7 +143,7 @@ impl Weights for RandomWeights<'_> {
         _offset: f64,
     ) -> Result<RmsNorm, CheckpointError> {
         Ok(RmsNorm {
-            gamma: self.vector(dim, 1.0),
+            gamma: Param::from_tensor(self.vector(dim, 1.0)),
             epsilon,
         })
     }
@@ -159,8 +156,8 @@ impl Weights for RandomWeights<'_> {
     ) -> Result<LayerNorm, CheckpointError> {
         let config = LayerNormConfig::new(dim).with_epsilon(epsilon);
         let mut norm = config.init(self.device);
-        norm.gamma = self.vector(dim, 1.0);
-        norm.beta = Some(self.vector(dim, 0.0));
+        norm.gamma = Param::from_tensor(self.vector(dim, 1.0));
+        norm.beta = Some(Param::from_tensor(self.vector(dim, 0.0)));
         Ok(norm)
     }
 }

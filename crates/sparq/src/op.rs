@@ -6,7 +6,7 @@
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::primitive::{lift, lower};
 use crate::{CacheTensors, RowSpans, SparqConfig};
@@ -235,6 +235,17 @@ pub fn prepare(
         encode,
     );
     (Tensor::from_dispatch(prepared.q), lift(prepared.cache))
+}
+
+/// Whether the device runs kernels that CubeCL compiles: a GPU, or a driver that plays one.
+pub fn has_kernels(device: &Device) -> bool {
+    #[cfg(feature = "cube")]
+    return device.identity().is_some();
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = device;
+        false
+    }
 }
 
 /// Whether the tensor's device may be able to record launches; trying tells.

@@ -13,6 +13,7 @@ use super::{
     base::{check_device, place},
     decode::Order,
 };
+use crate::linear;
 use crate::progress::Progress;
 
 /// Builds the modules of one model from a checkpoint, on one device and in one type, under one progress bar.
@@ -110,20 +111,17 @@ impl<'a> Loader<'a> {
         out_features: usize,
         bias: bool,
     ) -> Result<Linear, CheckpointError> {
-        // burn multiplies by [in, out]. A transposed view of what the file holds (`LinearLayout::Col`) would be that for free, but a layer
-        // that is given a single sequence prepends a dimension to its weight, and on the CPU this copies a view: each step of a decode
-        // would copy every weight of the model, 10 to 20 times the cost of the product. So the file is transposed while it is read. A
-        // product with one row then streams the weight in its own order, at the speed of memory, whatever the shape of the input.
-        let name = format!("{prefix}.weight");
-        let weight = self.read(&name, [out_features, in_features], Order::Transposed)?;
+        let (name, shape) = (format!("{prefix}.weight"), [out_features, in_features]);
+        // burn multiplies by [in, out]: a transposed view of what the file holds, or the file transposed while it is read.
+        let weight = match linear::outputs_lie_together(&self.device) {
+            true => self.tensor::<2>(&name, shape)?.transpose(),
+            false => self.read(&name, shape, Order::Transposed)?,
+        };
         let bias = match bias {
             true => Some(self.tensor(&format!("{prefix}.bias"), [out_features])?),
             false => None,
         };
-        Ok(Linear {
-            weight: Param::from_tensor(weight),
-            bias: bias.map(Param::from_tensor),
-        })
+        Ok(linear::of_laid_out(weight, bias))
     }
 
     /// Reads an embedding table: the tensor `name` [vocab, dim].

@@ -9,6 +9,7 @@ use super::mlp::Mlp;
 use super::norm::Norm;
 use super::{DecoderConfig, QkvKeys, Residual};
 use crate::checkpoint::CheckpointError;
+use crate::linear;
 use crate::weights::Weights;
 
 /// A pre-norm block of attention and an MLP.
@@ -126,22 +127,20 @@ fn split(fused: &Linear, heads: usize, d: usize) -> [Linear; 3] {
         d: usize,
         index: usize,
     ) -> Tensor<2> {
-        let device = values.device();
-        device.memory_persistent_allocations(values.clone(), |values| {
-            // Parameters of their own: what they are cut from is not to be trained.
-            let values = values.detach().set_require_grad(false);
-            let values = values.reshape([rows, heads, 3, d]);
-            let part = values.slice_dim(2, index..index + 1);
-            part.reshape([rows, heads * d])
-        })
+        // Parameters of their own: what they are cut from is not to be trained.
+        let values = values.clone().detach().set_require_grad(false);
+        let values = values.reshape([rows, heads, 3, d]);
+        let part = values.slice_dim(2, index..index + 1);
+        part.reshape([rows, heads * d])
     }
     let weight = fused.weight.val();
     let from = weight.dims()[0];
-    [0, 1, 2].map(|index| Linear {
-        weight: Param::from_tensor(part(&weight, from, heads, d, index)),
-        bias: fused.bias.as_ref().map(|bias| {
-            let bias = part(&bias.val(), 1, heads, d, index);
-            Param::from_tensor(bias.reshape([heads * d]))
-        }),
+    [0, 1, 2].map(|index| {
+        let bias = |bias: &Param<Tensor<1>>| part(&bias.val(), 1, heads, d, index);
+        let bias = fused
+            .bias
+            .as_ref()
+            .map(|values| bias(values).reshape([heads * d]));
+        linear(part(&weight, from, heads, d, index), bias)
     })
 }

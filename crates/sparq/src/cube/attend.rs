@@ -29,10 +29,10 @@ pub(crate) struct AttendPlan {
 }
 
 impl AttendPlan {
-    /// Bytes of shared memory of [`Attended`].
+    /// Bytes of shared memory of [`Attended`] and of the queries.
     pub fn shared_bytes(&self) -> usize {
-        let numbers = self.heads * self.head_dim + 2 * self.heads;
-        4 * (numbers + self.sets() * self.heads * (self.head_dim + 2))
+        let numbers = (self.group + self.heads) * self.head_dim + 2 * self.heads;
+        4 * (numbers + self.sets() * self.heads * (self.head_dim + 3))
     }
 
     /// Sets of units whose states are merged through shared memory: planes, or groups that share a key where those are larger.
@@ -55,6 +55,8 @@ pub(crate) struct Attended {
     merge: Shared<[f32]>,
     /// [heads, sets] twice: the maxima and the sums.
     states: Shared<[f32]>,
+    /// [heads, sets]: e^(the maximum less that of all sets).
+    factors: Shared<[f32]>,
 }
 
 #[cube]
@@ -68,21 +70,63 @@ impl Attended {
             sum: Shared::<[f32]>::new_slice(heads),
             merge: Shared::<[f32]>::new_slice(comptime!(sets * heads * plan.head_dim)),
             states: Shared::<[f32]>::new_slice(comptime!(2 * sets * heads)),
+            factors: Shared::<[f32]>::new_slice(comptime!(sets * heads)),
+        }
+    }
+}
+
+/// This unit's share of a key/value head's queries, [g, d] of them in all.
+#[cube]
+pub(crate) fn load_queries<Q: Float>(
+    q: &Tensor<Q>,
+    sequence: usize,
+    kv_head: usize,
+    #[comptime] plan: AttendPlan,
+) -> Array<f32> {
+    let d = comptime!(plan.head_dim);
+    let units = comptime!(plan.units as usize);
+    let each = comptime!((plan.group * plan.head_dim).div_ceil(units));
+    let first = sequence * q.stride(0) + kv_head * comptime!(plan.group) * q.stride(1);
+    let mut own = Array::<f32>::new(each);
+    #[unroll]
+    for x in 0..each {
+        let i = min(
+            x * units + UNIT_POS as usize,
+            comptime!(plan.group * plan.head_dim - 1).runtime(),
+        );
+        own[x] = f32::cast_from(q[first + (i / d) * q.stride(1) + (i % d) * q.stride(3)]);
+    }
+    own
+}
+
+/// Leaves what [`load_queries`] found in `queries` [g, d], over sqrt(d). They can be read once the units have been in step.
+#[cube]
+pub(crate) fn keep_queries(
+    queries: &mut Shared<[f32]>,
+    own: &Array<f32>,
+    #[comptime] plan: AttendPlan,
+) {
+    let all = comptime!(plan.group * plan.head_dim);
+    let units = comptime!(plan.units as usize);
+    let scale = comptime!(1.0 / (plan.head_dim as f32).sqrt());
+    #[unroll]
+    for x in 0..comptime!(all.div_ceil(units)) {
+        let i = x * units + UNIT_POS as usize;
+        if i < all {
+            queries[i] = own[x] * scale;
         }
     }
 }
 
 /// Attends to `count` positions with the heads from `head` on: the positions `kept[0 .. count]` if `gathered`, otherwise `from ..`.
 ///
-/// `keys` and `values` [B, H_kv, S_max, d] in vectors of N; `first` is the first position of the head's matrix in them. `count` must be at least 1.
+/// `queries` [g, d] as [`keep_queries`] leaves them; `keys` and `values` [B, H_kv, S_max, d] in vectors of N; `first` is the first position of the head's matrix in them. `count` must be at least 1.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn attend<Q: Float, E: Float, N: Size>(
-    q: &Tensor<Q>,
+pub(crate) fn attend<E: Float, N: Size>(
+    queries: &Shared<[f32]>,
     keys: &[Vector<E, N>],
     values: &[Vector<E, N>],
-    sequence: usize,
-    kv_head: usize,
     first: usize,
     head: usize,
     kept: &Shared<[u32]>,
@@ -109,20 +153,19 @@ pub(crate) fn attend<Q: Float, E: Float, N: Size>(
     let mine = unit / lanes;
 
     let mut query = Array::<f32>::new(comptime!(heads * width));
-    let scale = comptime!(1.0 / (d as f32).sqrt());
     #[unroll]
     for h in 0..heads {
-        let whole =
-            kv_head * comptime!(plan.group) + min(head + h, comptime!(plan.group - 1).runtime());
-        let base = sequence * q.stride(0) + whole * q.stride(1);
+        let whole = min(head + h, comptime!(plan.group - 1).runtime());
         #[unroll]
         for x in 0..vectors {
             #[unroll]
             for e in 0..n {
                 let c = (x * lanes + lane) * n + e;
                 let mut value = 0.0f32;
-                if c < d {
-                    value = f32::cast_from(q[base + c * q.stride(3)]) * scale;
+                if comptime!(!padded) {
+                    value = queries[whole * d + c];
+                } else if c < d {
+                    value = queries[whole * d + c];
                 }
                 query[h * width + x * n + e] = value;
             }
@@ -255,26 +298,37 @@ pub(crate) fn attend<Q: Float, E: Float, N: Size>(
         }
     }
     sync_cube();
-    for round in 0..comptime!(heads * d).div_ceil(units) {
+    // Relative to the largest of all, once for each set and head.
+    for round in 0..comptime!(heads * set).div_ceil(units) {
         let i = round * units + unit;
-        if i < comptime!(heads * d) {
-            let h = i / d;
+        if i < comptime!(heads * set) {
+            let h = i / set;
             let mut top = (-LARGEST).runtime();
             #[unroll]
             for other in 0..set {
                 top = max(top, result.states[h * set + other]);
             }
+            result.factors[i] = (result.states[i] - top).exp();
+            if i % set == 0 {
+                result.largest[h] = top;
+            }
+        }
+    }
+    sync_cube();
+    for round in 0..comptime!(heads * d).div_ceil(units) {
+        let i = round * units + unit;
+        if i < comptime!(heads * d) {
+            let h = i / d;
             let mut total = 0.0f32;
             let mut value = 0.0f32;
             #[unroll]
             for other in 0..set {
-                let factor = (result.states[h * set + other] - top).exp();
+                let factor = result.factors[h * set + other];
                 total += result.states[comptime!(set * heads) + h * set + other] * factor;
                 value += result.merge[other * comptime!(heads * d) + i] * factor;
             }
             result.output[i] = value;
             if i % d == 0 {
-                result.largest[h] = top;
                 result.sum[h] = total;
             }
         }

@@ -482,14 +482,15 @@ pub(crate) fn sums_before(
     #[comptime] plane: u32,
 ) -> Sums {
     if comptime!(plane > 1) {
-        let within = plane_inclusive_sum(own);
-        if UNIT_POS_PLANE == PLANE_DIM - 1 {
+        let within = sum_up_to_here(own, plane);
+        let lanes = plane_dim(plane);
+        if UNIT_POS_PLANE == lanes - 1 {
             partial[PLANE_POS as usize] = within;
         }
         sync_cube();
         let mut before = within - own;
         let mut total = 0u32;
-        for other in 0..comptime!(units).runtime() / PLANE_DIM {
+        for other in 0..comptime!(units).runtime() / lanes {
             let sum = partial[other as usize];
             before += select(other < PLANE_POS, sum, 0u32);
             total += sum;

@@ -21,13 +21,21 @@ pub(crate) fn group_sum(value: f32, #[comptime] width: u32) -> f32 {
     sum
 }
 
+/// Whether all planes have `plane` units. Sums over a plane are then so many shuffles; the device's own are loops, where the compiler does not know the size.
+#[cube]
+fn of_one_size(#[comptime] plane: u32) -> comptime_type!(bool) {
+    let properties = comptime::device_properties();
+    comptime!(plane > 1 && properties.hardware.plane_size_max == plane)
+}
+
 /// Units in a plane; 1 where planes are not used.
 #[cube]
 pub(crate) fn plane_dim(#[comptime] plane: u32) -> u32 {
-    if comptime!(plane > 1) {
-        PLANE_DIM
+    let known = of_one_size(plane);
+    if comptime!(known || plane == 1) {
+        plane.runtime()
     } else {
-        1u32.runtime()
+        PLANE_DIM
     }
 }
 
@@ -54,8 +62,48 @@ pub(crate) fn plane_index(#[comptime] plane: u32) -> u32 {
 /// Sum over the units of a plane.
 #[cube]
 pub(crate) fn sum_in_plane(value: f32, #[comptime] plane: u32) -> f32 {
-    if comptime!(plane > 1) {
+    let known = of_one_size(plane);
+    if comptime!(known) {
+        group_sum(value, plane)
+    } else if comptime!(plane > 1) {
         plane_sum(value)
+    } else {
+        value
+    }
+}
+
+/// The largest value of the units of a plane.
+#[cube]
+pub(crate) fn max_in_plane(value: f32, #[comptime] plane: u32) -> f32 {
+    let known = of_one_size(plane);
+    if comptime!(known) {
+        let mut largest = value;
+        #[unroll]
+        for i in 0..comptime!(plane.ilog2()) {
+            largest = max(largest, plane_shuffle_xor(largest, 1u32 << i));
+        }
+        largest
+    } else if comptime!(plane > 1) {
+        plane_max(value)
+    } else {
+        value
+    }
+}
+
+/// Sum over the units of a plane up to and with this one.
+#[cube]
+pub(crate) fn sum_up_to_here(value: u32, #[comptime] plane: u32) -> u32 {
+    let known = of_one_size(plane);
+    if comptime!(known) {
+        let mut sum = value;
+        #[unroll]
+        for i in 0..comptime!(plane.ilog2()) {
+            let before = plane_shuffle_up(sum, comptime!(1u32 << i));
+            sum += select(UNIT_POS_PLANE >= comptime!(1u32 << i), before, 0u32);
+        }
+        sum
+    } else if comptime!(plane > 1) {
+        plane_inclusive_sum(value)
     } else {
         value
     }
@@ -91,11 +139,7 @@ pub(crate) fn cube_max(
     #[comptime] units: u32,
     #[comptime] plane: u32,
 ) -> f32 {
-    let part = if comptime!(plane > 1) {
-        plane_max(value)
-    } else {
-        value
-    };
+    let part = max_in_plane(value, plane);
     sync_cube();
     if plane_lane(plane) == 0 {
         scratch[plane_index(plane) as usize] = part;

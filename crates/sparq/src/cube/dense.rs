@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::attend::{AttendPlan, Attended, attend};
+use super::attend::{AttendPlan, Attended, attend, keep_queries, load_queries};
 use super::common::*;
 
 /// The largest number of splits of a sequence.
@@ -40,7 +40,14 @@ pub(crate) fn dense_kernel<Q: Float, E: Float, N: Size>(
     if row >= (batch * kv_heads) as usize {
         terminate!();
     }
+    // Asked for before the span is known, so as to wait once.
+    let sequence = row / kv_heads as usize;
+    let kv_head = row % kv_heads as usize;
+    let asked = load_queries::<Q>(q, sequence, kv_head, plan);
     let place = locate(spans, row, batch, kv_heads);
+    let mut queries = Shared::<[f32]>::new_slice(comptime!(group * d));
+    keep_queries(&mut queries, &asked, plan);
+    sync_cube();
     // Whole rounds of the cube, so that no unit idles but in the last split.
     let round = comptime!(plan.steps * units / plan.lanes);
     let share = (place.end - place.start).div_ceil(splits).div_ceil(round) * round;
@@ -52,12 +59,10 @@ pub(crate) fn dense_kernel<Q: Float, E: Float, N: Size>(
     let mut head = 0usize;
     while head < group {
         if count > 0 {
-            attend::<Q, E, N>(
-                q,
+            attend::<E, N>(
+                &queries,
                 keys,
                 values,
-                place.sequence,
-                place.kv_head,
                 row * capacity as usize,
                 head,
                 &kept,

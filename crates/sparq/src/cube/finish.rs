@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::attend::{AttendPlan, Attended, attend};
+use super::attend::{AttendPlan, Attended, attend, keep_queries, load_queries};
 use super::best::{BestPlan, take_best};
 use super::common::*;
 use super::heads::{HEAD_STATS, Softmax, softmax_of};
@@ -56,7 +56,7 @@ impl FinishPlan {
             Alpha::Kept => self.query.shared_bytes(),
             _ => 0,
         };
-        let numbers = self.top_k + 3 * self.attend.group + 2 + planes;
+        let numbers = self.top_k + 3 * self.attend.group + 2 + planes + self.attend.head_dim;
         self.attend.shared_bytes() + self.best.shared_bytes() + query + 4 * numbers
     }
 }
@@ -105,16 +105,44 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
     if row >= (batch * kv_heads) as usize {
         terminate!();
     }
+    // A cube alone on its processor waits for memory as often as it asks: whatever does not depend on a choice is asked for at once, before the first answer is
+    // looked at.
+    let sequence = row / kv_heads as usize;
+    let kv_head = row % kv_heads as usize;
+    let asked = load_queries::<Q>(q, sequence, kv_head, plan.attend);
+    let all = comptime!(d.div_ceil(units));
+    let mut of_values = Array::<f32>::new(all);
+    if comptime!(plan.mean_value && plan.attends) {
+        #[unroll]
+        for x in 0..all {
+            of_values[x] = v_sum[row * d + min(x * units + unit, comptime!(d - 1).runtime())];
+        }
+    }
+    let own = load_candidates(scores, row * tiles as usize, tiles as usize, plan);
     let place = locate(spans, row, batch, kv_heads);
     let (start, end) = (place.start, place.end);
     let valid = end - start;
     let count = min(valid, top_k.runtime());
+    let mut queries = Shared::<[f32]>::new_slice(comptime!(group * d));
+    keep_queries(&mut queries, &asked, plan.attend);
+    let mut mean = Shared::<[f32]>::new_slice(d);
+    if comptime!(plan.mean_value && plan.attends) {
+        let positions = max(f32::cast_from(valid as u32), 1.0f32);
+        #[unroll]
+        for x in 0..all {
+            let c = x * units + unit;
+            if c < d {
+                mean[c] = of_values[x] / positions;
+            }
+        }
+    }
 
     let mut kept = Shared::<[u32]>::new_slice(top_k);
     let mut alphas = Shared::<[f32]>::new_slice(group);
     if valid > top_k {
         let used = end.div_ceil(tile_len as usize);
         choose_candidates(
+            own,
             scores,
             places,
             stats,
@@ -190,12 +218,10 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
         for pass in 0..comptime!(group.div_ceil(plan.attend.heads)) {
             let head = pass * comptime!(plan.attend.heads);
             if count > 0 {
-                attend::<Q, E, N>(
-                    q,
+                attend::<E, N>(
+                    &queries,
                     keys,
                     values,
-                    place.sequence,
-                    place.kv_head,
                     row * capacity,
                     head,
                     &kept,
@@ -218,9 +244,7 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
                         }
                         // Step 7: y = alpha y + (1 - alpha) mean(V).
                         if comptime!(plan.mean_value) {
-                            let mean =
-                                v_sum[row * d + i % d] / max(f32::cast_from(valid as u32), 1.0f32);
-                            y = y * alphas[here] + mean * (1.0f32 - alphas[here]);
+                            y = y * alphas[here] + mean[i % d] * (1.0f32 - alphas[here]);
                         }
                         out[(row * group + here) * d + i % d] = Q::cast_from(y);
                     }
@@ -231,10 +255,35 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
     }
 }
 
+/// This unit's share of the candidates of all tiles, `tiles` of them from `first` on, whether a sequence fills them or not.
+#[cube]
+fn load_candidates(
+    scores: &[Vector<f32, Const<4>>],
+    first: usize,
+    tiles: usize,
+    #[comptime] plan: FinishPlan,
+) -> Array<f32> {
+    let units = comptime!(plan.attend.units as usize);
+    let vectors = comptime!(plan.vectors);
+    let quarters = comptime!(plan.room / 4);
+    let mut own = Array::<f32>::new(comptime!(4 * vectors.max(1)));
+    #[unroll]
+    for v in 0..vectors {
+        let at = min(v * units + UNIT_POS as usize, tiles * quarters - 1);
+        let four = scores[first * quarters + at];
+        #[unroll]
+        for e in 0..4usize {
+            own[v * 4 + e] = four.extract(e);
+        }
+    }
+    own
+}
+
 /// Step 4 from the candidates of all tiles, and step 5 where alpha comes from those: fills `kept` with k positions and `alphas`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn choose_candidates(
+    own: Array<f32>,
     scores: &[Vector<f32, Const<4>>],
     places: &[u32],
     stats: &[f32],
@@ -254,19 +303,15 @@ fn choose_candidates(
     let unit = UNIT_POS as usize;
     let first = row * tiles * comptime!(plan.room);
     let count = used * comptime!(plan.room);
-    // Every unit loads its share of the candidates at once, and before anything else: a cube alone on its processor would otherwise wait for memory again and
-    // again.
-    let mut own = Array::<f32>::new(comptime!(4 * vectors.max(1)));
+    // What lies beyond the tiles that this sequence fills was never written.
+    let mut own = own;
     #[unroll]
     for v in 0..vectors {
-        let mut four = Vector::<f32, Const<4>>::new(f32::NEG_INFINITY);
-        let at = v * units + unit;
-        if at < count / 4 {
-            four = scores[first / 4 + at];
-        }
+        let known = (v * units + unit) * 4 < count;
         #[unroll]
         for e in 0..4usize {
-            own[v * 4 + e] = four.extract(e);
+            let i = comptime!(v * 4 + e);
+            own[i] = select(known, own[i], f32::NEG_INFINITY);
         }
     }
     let softmax = softmax_of(

@@ -142,11 +142,7 @@ pub(crate) fn leave_sums(
             for i in 0..count {
                 largest = max(largest, values[comptime!(at + h * count + i)]);
             }
-            let largest = if comptime!(plane > 1) {
-                plane_max(largest)
-            } else {
-                largest
-            };
+            let largest = max_in_plane(largest, plane);
             let mut sum = 0.0f32;
             #[unroll]
             for i in 0..count {
@@ -268,11 +264,7 @@ pub(crate) fn softmax_of(
                 largest = max(largest, stats[((row * tiles + tile) * heads + h) * stride]);
                 tile += lanes;
             }
-            let largest = if comptime!(plane > 1) {
-                plane_max(largest)
-            } else {
-                largest
-            };
+            let largest = max_in_plane(largest, plane);
             let mut sum = 0.0f32;
             let mut tile = lane;
             while tile < used {

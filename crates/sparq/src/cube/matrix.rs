@@ -83,7 +83,7 @@ pub(crate) fn fragments(
         i += comptime!(PLANE as usize);
     }
     // No weight is larger than their sum: it comes to 2^14 at most, and less than 2^15.
-    let exponent = u32::reinterpret(plane_sum(reach)) >> 23u32;
+    let exponent = u32::reinterpret(sum_in_plane(reach, PLANE)) >> 23u32;
     let sane = exponent < 255u32;
     let field = min(268u32 - exponent, 253u32);
     let scale = f32::reinterpret(field << 23u32);

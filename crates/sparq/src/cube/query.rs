@@ -38,7 +38,7 @@ impl QueryPlan {
 
     /// Bytes of shared memory, with those of the chosen components and their weights.
     pub fn shared_bytes(&self) -> usize {
-        4 * ((self.group + 2) * self.head_dim + (self.group + 1 + self.heads()) * self.rank)
+        4 * ((self.group + 3) * self.head_dim + (self.group + 1 + self.heads()) * self.rank)
     }
 
     /// The same choice by [`query_kernel`], with so many units.
@@ -194,6 +194,22 @@ pub(crate) fn choose_components<Q: Float>(
         let i = min(x * units + unit, comptime!(group * d - 1).runtime());
         own[x] = f32::cast_from(q[first + (i / d) * q.stride(1) + (i % d) * q.stride(3)]);
     }
+    let mut steps = Shared::<[f32]>::new_slice(comptime!(if plan.coded { d } else { 1 }));
+    if comptime!(plan.coded) {
+        let all = comptime!(d.div_ceil(units));
+        let mut of_channels = Array::<f32>::new(all);
+        #[unroll]
+        for x in 0..all {
+            of_channels[x] = step[row * d + min(x * units + unit, comptime!(d - 1).runtime())];
+        }
+        #[unroll]
+        for x in 0..all {
+            let c = x * units + unit;
+            if c < d {
+                steps[c] = of_channels[x];
+            }
+        }
+    }
     #[unroll]
     for x in 0..each {
         let i = x * units + unit;
@@ -296,7 +312,7 @@ pub(crate) fn choose_components<Q: Float>(
                 let component = selected[i] as usize;
                 let mut weight = query[h * d + component] / tau;
                 if comptime!(plan.coded) {
-                    weight *= step[row * d + component];
+                    weight *= steps[component];
                 }
                 if comptime!(plan.heads() == group) {
                     weights[i * group + h] = weight;

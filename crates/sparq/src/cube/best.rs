@@ -32,11 +32,13 @@ pub(crate) struct BestPlan {
 }
 
 impl BestPlan {
-    /// Parts of a unit's scores: a power of two, so many that twice as many are in the cube as scores are wanted. 0 where they would have too few scores to be worth it.
+    /// Parts of a unit's scores: a power of two, so many that twice as many are in the cube as scores are wanted. 0 where they would have too few scores to be worth it:
+    /// without room to spare their bound does not end the choice, and only makes what follows shorter.
     fn parts(&self) -> usize {
         let parts = (2 * self.needed).div_ceil(self.units as usize);
         let parts = parts.next_power_of_two();
-        if 4 * parts <= self.count { parts } else { 0 }
+        let least = if self.room > self.needed { 4 } else { 16 };
+        if least * parts <= self.count { parts } else { 0 }
     }
 
     /// Bytes of shared memory.

@@ -119,30 +119,21 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
         }
     }
     let own = load_candidates(scores, row * tiles as usize, tiles as usize, plan);
+    let lane = plane_lane(plane) as usize;
+    let first = TileSum::load(stats, row * tiles as usize + min(lane, tiles as usize - 1));
     let place = locate(spans, row, batch, kv_heads);
     let (start, end) = (place.start, place.end);
     let valid = end - start;
     let count = min(valid, top_k.runtime());
     let mut queries = Shared::<[f32]>::new_slice(comptime!(group * d));
     keep_queries(&mut queries, &asked, plan.attend);
-    let mut mean = Shared::<[f32]>::new_slice(d);
-    if comptime!(plan.mean_value && plan.attends) {
-        let positions = max(f32::cast_from(valid as u32), 1.0f32);
-        #[unroll]
-        for x in 0..all {
-            let c = x * units + unit;
-            if c < d {
-                mean[c] = of_values[x] / positions;
-            }
-        }
-    }
-
     let mut kept = Shared::<[u32]>::new_slice(top_k);
     let mut alphas = Shared::<[f32]>::new_slice(group);
     if valid > top_k {
         let used = end.div_ceil(tile_len as usize);
         choose_candidates(
             own,
+            first,
             scores,
             places,
             stats,
@@ -189,6 +180,17 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
             let h = round * units + unit;
             if h < group {
                 alphas[h] = 1.0f32;
+            }
+        }
+    }
+    let mut mean = Shared::<[f32]>::new_slice(d);
+    if comptime!(plan.mean_value && plan.attends) {
+        let positions = max(f32::cast_from(valid as u32), 1.0f32);
+        #[unroll]
+        for x in 0..all {
+            let c = x * units + unit;
+            if c < d {
+                mean[c] = of_values[x] / positions;
             }
         }
     }
@@ -255,6 +257,54 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
     }
 }
 
+/// What a tile leaves of its scores' softmax.
+#[derive(CubeType)]
+struct TileSum {
+    /// The largest score.
+    top: f32,
+    /// The sum of exponentials relative to it.
+    sum: f32,
+}
+
+#[cube]
+impl TileSum {
+    /// That of a tile, by its number among those of all rows.
+    fn load(stats: &[f32], tile: usize) -> TileSum {
+        TileSum {
+            top: stats[tile * TILE_STATS],
+            sum: stats[tile * TILE_STATS + 1],
+        }
+    }
+}
+
+/// The `used` tiles from `start` on taken together, by every plane for itself; `first` is that of the tile with this lane's number, where there is one.
+#[cube]
+fn sum_of_tiles(
+    first: TileSum,
+    stats: &[f32],
+    start: usize,
+    used: usize,
+    #[comptime] plane: u32,
+) -> TileSum {
+    let lanes = plane_dim(plane) as usize;
+    let mut tile = plane_lane(plane) as usize;
+    let mut top = select(tile < used, first.top, -LARGEST);
+    let mut sum = select(tile < used, first.sum, 0.0f32);
+    tile += lanes;
+    while tile < used {
+        let next = TileSum::load(stats, start + tile);
+        let larger = max(top, next.top);
+        sum = sum * (top - larger).exp() + next.sum * (next.top - larger).exp();
+        top = larger;
+        tile += lanes;
+    }
+    let largest = max_in_plane(top, plane);
+    TileSum {
+        top: largest,
+        sum: sum_in_plane(sum * (top - largest).exp(), plane),
+    }
+}
+
 /// This unit's share of the candidates of all tiles, `tiles` of them from `first` on, whether a sequence fills them or not.
 #[cube]
 fn load_candidates(
@@ -284,6 +334,7 @@ fn load_candidates(
 #[allow(clippy::too_many_arguments)]
 fn choose_candidates(
     own: Array<f32>,
+    first_sum: TileSum,
     scores: &[Vector<f32, Const<4>>],
     places: &[u32],
     stats: &[f32],
@@ -314,17 +365,8 @@ fn choose_candidates(
             own[i] = select(known, own[i], f32::NEG_INFINITY);
         }
     }
-    let softmax = softmax_of(
-        stats,
-        row,
-        tiles,
-        used,
-        1usize,
-        TILE_STATS,
-        plan.attend.units,
-        plane,
-    );
-    let (top, log_sum) = (softmax.top[0], softmax.log_sum[0]);
+    let all = sum_of_tiles(first_sum, stats, row * tiles, used, plane);
+    let (top, log_sum) = (all.top, max(all.sum, f32::MIN_POSITIVE).ln());
     for round in 0..window.div_ceil(units) {
         let i = round * units + unit;
         if i < window {

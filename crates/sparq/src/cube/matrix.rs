@@ -21,6 +21,8 @@ use super::logits::{SketchPlan, TilePlace};
 pub(crate) const RUN: usize = 2;
 /// Heads of a product.
 pub(crate) const HEADS: usize = 4;
+/// Rounds of vectors that are loaded before the first is used, where a group is scored.
+const ROUNDS_AT_ONCE: usize = 2;
 /// Components of a product.
 const DEPTH: usize = 16;
 
@@ -117,13 +119,14 @@ pub(crate) fn fragments(
     Fragments { pairs, unscale }
 }
 
-/// Loads, of sixteen components from 16 `block` on, those of this lane: four vectors.
+/// Loads, of sixteen components from 16 `block` on, those of this lane: four vectors. `after` is 0.
 #[cube]
 fn load<K: Numeric, N: Size>(
     loaded: &mut Array<Vector<K, N>>,
     sketch: &[Vector<K, N>],
     place: &TilePlace,
     selected: &Shared<[u32]>,
+    after: usize,
     #[comptime] v: usize,
     #[comptime] block: usize,
     #[comptime] plan: SketchPlan,
@@ -131,7 +134,7 @@ fn load<K: Numeric, N: Size>(
     let rank = comptime!(plan.query.rank);
     let quad = UNIT_POS_PLANE as usize / 4;
     let member = UNIT_POS_PLANE as usize % 4;
-    let vector = min(place.first + vector_of(v, plan) as usize + quad, place.last);
+    let vector = min(place.first + vector_of(v, plan) as usize + quad, place.last) + after;
     #[unroll]
     for x in 0..4usize {
         let first = comptime!(block * DEPTH + (x / 2) * 8 + x % 2);
@@ -218,7 +221,7 @@ pub(crate) fn scores<K: Numeric, N: Size>(
         let mut loaded = Array::<Vector<K, N>>::new(comptime!(4 * blocks));
         #[unroll]
         for block in 0..blocks {
-            load::<K, N>(&mut loaded, sketch, place, selected, v, block, plan);
+            load::<K, N>(&mut loaded, sketch, place, selected, 0usize, v, block, plan);
         }
         let mut sums = Array::<f32>::new(comptime!(4 * words));
         #[unroll]
@@ -267,12 +270,20 @@ pub(crate) fn logits<K: Numeric, N: Size>(
 ) {
     let words = comptime!(plan.vector);
     let blocks = comptime!(plan.query.rank.div_ceil(DEPTH));
+    // 0, which the compiler can't know.
+    let nothing = selected[0] >> 31u32;
+    let mut done = Array::<u32>::new(comptime!(plan.vectors));
     #[unroll]
     for v in 0..comptime!(plan.vectors) {
+        // Loads of a round wait for the products of the last but one: left to itself, the compiler asks for all rounds at once, in registers for which fewer cubes run.
+        let mut after = 0usize;
+        if comptime!(v >= ROUNDS_AT_ONCE) {
+            after = (done[comptime!(v.saturating_sub(ROUNDS_AT_ONCE))] & nothing) as usize;
+        }
         let mut loaded = Array::<Vector<K, N>>::new(comptime!(4 * blocks));
         #[unroll]
         for block in 0..blocks {
-            load::<K, N>(&mut loaded, sketch, place, selected, v, block, plan);
+            load::<K, N>(&mut loaded, sketch, place, selected, after, v, block, plan);
         }
         let mut sums = Array::<f32>::new(comptime!(16 * words));
         #[unroll]
@@ -294,6 +305,7 @@ pub(crate) fn logits<K: Numeric, N: Size>(
                 }
             }
         }
+        done[v] = u32::reinterpret(sums[0]);
         #[unroll]
         for x in 0..comptime!(4 * words) {
             #[unroll]

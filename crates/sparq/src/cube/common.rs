@@ -194,7 +194,7 @@ pub(crate) fn locate(spans: &[u32], row: usize, batch: u32, kv_heads: u32) -> Pl
 
 /// Number `at` of vectors of four.
 #[cube]
-pub(crate) fn number_of(vectors: &[Vector<f32, Const<4>>], at: usize) -> f32 {
+pub(crate) fn number_of<T: Numeric>(vectors: &[Vector<T, Const<4>>], at: usize) -> T {
     let four = vectors[at / 4];
     let lane = at % 4;
     let mut number = four.extract(0usize);

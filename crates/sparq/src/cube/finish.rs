@@ -49,6 +49,11 @@ pub(crate) struct FinishPlan {
 }
 
 impl FinishPlan {
+    /// Whether a unit holds the positions of its candidates as well as their scores: where they are so few that it has registers for both.
+    fn knows_places(&self) -> bool {
+        (1..=2).contains(&self.vectors)
+    }
+
     /// Bytes of shared memory.
     pub fn shared_bytes(&self) -> usize {
         let planes = (self.attend.units / self.attend.plane) as usize;
@@ -76,7 +81,7 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
     step: &[f32],
     spans: &[u32],
     scores: &[Vector<f32, Const<4>>],
-    places: &[u32],
+    places: &[Vector<u32, Const<4>>],
     stats: &[f32],
     heads: &[f32],
     out: &mut [Q],
@@ -119,6 +124,10 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
         }
     }
     let own = load_candidates(scores, row * tiles as usize, tiles as usize, plan);
+    let mut own_places = Array::<u32>::new(comptime!(4 * plan.vectors.max(1)));
+    if comptime!(plan.knows_places()) {
+        own_places = load_candidates(places, row * tiles as usize, tiles as usize, plan);
+    }
     let lane = plane_lane(plane) as usize;
     let first = TileSum::load(stats, row * tiles as usize + min(lane, tiles as usize - 1));
     let place = locate(spans, row, batch, kv_heads);
@@ -133,6 +142,7 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
         let used = end.div_ceil(tile_len as usize);
         choose_candidates(
             own,
+            own_places,
             first,
             scores,
             places,
@@ -305,22 +315,22 @@ fn sum_of_tiles(
     }
 }
 
-/// This unit's share of the candidates of all tiles, `tiles` of them from `first` on, whether a sequence fills them or not.
+/// This unit's share of the numbers of the candidates of all tiles, `tiles` of them from `first` on, whether a sequence fills them or not.
 #[cube]
-fn load_candidates(
-    scores: &[Vector<f32, Const<4>>],
+fn load_candidates<T: Numeric>(
+    numbers: &[Vector<T, Const<4>>],
     first: usize,
     tiles: usize,
     #[comptime] plan: FinishPlan,
-) -> Array<f32> {
+) -> Array<T> {
     let units = comptime!(plan.attend.units as usize);
     let vectors = comptime!(plan.vectors);
     let quarters = comptime!(plan.room / 4);
-    let mut own = Array::<f32>::new(comptime!(4 * vectors.max(1)));
+    let mut own = Array::<T>::new(comptime!(4 * vectors.max(1)));
     #[unroll]
     for v in 0..vectors {
         let at = min(v * units + UNIT_POS as usize, tiles * quarters - 1);
-        let four = scores[first * quarters + at];
+        let four = numbers[first * quarters + at];
         #[unroll]
         for e in 0..4usize {
             own[v * 4 + e] = four.extract(e);
@@ -334,9 +344,10 @@ fn load_candidates(
 #[allow(clippy::too_many_arguments)]
 fn choose_candidates(
     own: Array<f32>,
+    own_places: Array<u32>,
     first_sum: TileSum,
     scores: &[Vector<f32, Const<4>>],
-    places: &[u32],
+    places: &[Vector<u32, Const<4>>],
     stats: &[f32],
     row: usize,
     tiles: usize,
@@ -375,7 +386,7 @@ fn choose_candidates(
     }
     let mut sum = 0.0f32;
     if comptime!(top_k > window) {
-        // Their numbers first: to wait here for their positions would be to wait once for each.
+        // Their numbers first, if their positions are not here: to wait for those would be to wait once for each.
         if comptime!(vectors > 0) {
             let best = take_best(&own, top, plan.best);
             let mut slot = window + best.first as usize;
@@ -384,7 +395,11 @@ fn choose_candidates(
                 #[unroll]
                 for e in 0..4usize {
                     if best.is_taken(comptime!(v * 4 + e)) {
-                        kept[slot] = ((v * units + unit) * 4 + e) as u32;
+                        kept[slot] = if comptime!(plan.knows_places()) {
+                            own_places[comptime!(v * 4 + e)]
+                        } else {
+                            ((v * units + unit) * 4 + e) as u32
+                        };
                         slot += 1;
                         if comptime!(plan.alpha == Alpha::Candidates) {
                             sum += ((own[comptime!(v * 4 + e)] - top) - log_sum).exp();
@@ -406,14 +421,16 @@ fn choose_candidates(
             );
         }
     }
-    for round in 0..top_k.div_ceil(units) {
-        let i = round * units + window + unit;
-        if i < top_k {
-            let candidate = first + kept[i] as usize;
-            if comptime!(plan.alpha == Alpha::Candidates && vectors == 0) {
-                sum += ((number_of(scores, candidate) - top) - log_sum).exp();
+    if comptime!(!plan.knows_places()) {
+        for round in 0..top_k.div_ceil(units) {
+            let i = round * units + window + unit;
+            if i < top_k {
+                let candidate = first + kept[i] as usize;
+                if comptime!(plan.alpha == Alpha::Candidates && vectors == 0) {
+                    sum += ((number_of(scores, candidate) - top) - log_sum).exp();
+                }
+                kept[i] = number_of(places, candidate);
             }
-            kept[i] = places[candidate];
         }
     }
     if comptime!(plan.alpha == Alpha::Candidates) {

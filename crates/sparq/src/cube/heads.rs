@@ -310,10 +310,11 @@ pub(crate) fn heads_kernel<Q: Float, K: Numeric, N: Size>(
     let place = locate(spans, row, batch, kv_heads);
     let (start, end) = (place.start, place.end);
     let tile_start = tile * comptime!(plan.tile_len());
+    // Before the span is looked at, so that what both need is asked for at once.
+    let query = query_of::<Q>(q, step, components, weights, &place, row, plan.query);
     if tile_start >= end {
         terminate!();
     }
-    let query = query_of::<Q>(q, step, components, weights, &place, row, plan.query);
     let at = tile_place(row, capacity as usize, tile_start, end, plan);
     let out = (row * tiles + tile) * comptime!(group * HEAD_STATS);
     let mut states = Shared::<[f32]>::new_slice(comptime!(HEAD_STATS * plan.pass() * planes));

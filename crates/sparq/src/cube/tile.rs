@@ -100,12 +100,12 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     let (start, end) = (place.start, place.end);
     let tile_len = comptime!(plan.sketch.tile_len());
     let tile_start = tile * tile_len;
+    // Before the span is looked at, so that what both need is asked for at once.
+    let query = query_of::<Q>(q, step, components, weights, &place, row, query_plan);
     // A sequence of at most k positions keeps them all.
     if tile_start >= end || end - start <= comptime!(plan.top_k) {
         terminate!();
     }
-
-    let query = query_of::<Q>(q, step, components, weights, &place, row, query_plan);
     let at = tile_place(row, capacity as usize, tile_start, end, plan.sketch);
     let mut own = Array::<f32>::new(count);
     if comptime!(query_plan.heads() == 1) {

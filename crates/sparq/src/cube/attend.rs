@@ -274,8 +274,10 @@ pub(crate) fn attend<E: Float, N: Size>(
             largest[h] = top;
         }
     }
-    // Units may still read the last pass's result.
-    sync_cube();
+    if comptime!(heads < plan.group) {
+        // Units may still read the last pass's result.
+        sync_cube();
+    }
     let set = comptime!(units / (lanes * in_plane));
     let mine = unit / comptime!(lanes * in_plane);
     if unit % comptime!(lanes * in_plane) < lanes {

@@ -38,7 +38,11 @@ impl BestPlan {
         let parts = (2 * self.needed).div_ceil(self.units as usize);
         let parts = parts.next_power_of_two();
         let least = if self.room > self.needed { 4 } else { 16 };
-        if least * parts <= self.count { parts } else { 0 }
+        if least * parts <= self.count {
+            parts
+        } else {
+            0
+        }
     }
 
     /// Bytes of shared memory.
@@ -73,17 +77,30 @@ fn is_marked(marks: &Array<u32>, #[comptime] i: usize) -> bool {
     marks[comptime!(i / 32)] & comptime!(1u32 << (i % 32)) != 0u32
 }
 
+/// A histogram for [`take_best`], if there are scores: empty once the units have been in step. To be made while a kernel has nothing else to do.
+#[cube]
+pub(crate) fn empty_histogram(#[comptime] plan: BestPlan) -> Shared<[Atomic<u32>]> {
+    let bins = comptime!(if plan.count > 0 { BINS } else { plan.units as usize });
+    let histogram = Shared::<[Atomic<u32>]>::new_slice(bins);
+    clear(&histogram, bins, comptime!(plan.units as usize));
+    histogram
+}
+
 /// Takes the `needed` best of all units' scores, of equal ones any, and a few more if there is room for those.
 ///
 /// Every unit holds `count` scores, with negative infinity for none; no logit is larger than `top`. Ends with the units in step.
 #[cube]
-pub(crate) fn take_best(scores: &Array<f32>, top: f32, #[comptime] plan: BestPlan) -> Taken {
+pub(crate) fn take_best(
+    scores: &Array<f32>,
+    top: f32,
+    histogram: Shared<[Atomic<u32>]>,
+    #[comptime] plan: BestPlan,
+) -> Taken {
     let count = comptime!(plan.count);
     let units = comptime!(plan.units);
     let plane = comptime!(plan.plane);
     let words = comptime!(count.div_ceil(32));
     let needed = comptime!(plan.needed as u32);
-    let histogram = Shared::<[Atomic<u32>]>::new_slice(BINS);
     let mut partial = Shared::<[u32]>::new_slice(units as usize);
     let mut found = Shared::<[u32]>::new_slice(2usize);
 
@@ -219,7 +236,6 @@ fn least_of_parts(
     let parts = comptime!(plan.parts());
     let units = comptime!(plan.units);
     let each = comptime!(plan.count.div_ceil(parts));
-    clear(histogram, BINS, units as usize);
     if UNIT_POS == 0 {
         found[0] = comptime!(BINS as u32);
     }
@@ -262,8 +278,10 @@ fn bins_of(
     #[comptime] plan: BestPlan,
 ) -> Array<u32> {
     let mut bins = Array::<u32>::new(comptime!(plan.count));
-    sync_cube();
-    clear(histogram, BINS, plan.units as usize);
+    if comptime!(plan.parts() > 0) {
+        sync_cube();
+        clear(histogram, BINS, plan.units as usize);
+    }
     if UNIT_POS == 0 {
         // Where there are fewer than are wanted, all of them are taken.
         found[0] = comptime!(BINS as u32 - 1);

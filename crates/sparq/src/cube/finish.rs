@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::attend::{AttendPlan, Attended, attend, keep_queries, load_queries};
-use super::best::{BestPlan, take_best};
+use super::best::{BestPlan, empty_histogram, take_best};
 use super::common::*;
 use super::heads::{HEAD_STATS, Softmax, softmax_of};
 use super::many::take_from_memory;
@@ -130,6 +130,7 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
     }
     let lane = plane_lane(plane) as usize;
     let first = TileSum::load(stats, row * tiles as usize + min(lane, tiles as usize - 1));
+    let histogram = empty_histogram(plan.best);
     let place = locate(spans, row, batch, kv_heads);
     let (start, end) = (place.start, place.end);
     let valid = end - start;
@@ -143,6 +144,7 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
         choose_candidates(
             own,
             own_places,
+            histogram,
             first,
             scores,
             places,
@@ -156,6 +158,7 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
             plan,
         );
         if comptime!(plan.alpha == Alpha::Kept) {
+            sync_cube();
             let softmax = softmax_of(
                 heads,
                 row,
@@ -205,25 +208,6 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
         }
     }
     sync_cube();
-    for round in 0..width.div_ceil(units) {
-        let i = round * units + unit;
-        if i < width {
-            let mut position = (-1i32).runtime();
-            if i < count {
-                position = kept[i] as i32;
-            }
-            positions[row * width + i] = position;
-        }
-    }
-    if comptime!(plan.alpha != Alpha::None) {
-        for round in 0..group.div_ceil(units) {
-            let h = round * units + unit;
-            if h < group {
-                alpha[row * group + h] = alphas[h];
-            }
-        }
-    }
-
     if comptime!(plan.attends) {
         // Step 6: y = softmax(q . K[i2] / sqrt(d)) . V[i2], exact.
         let mut result = Attended::new(plan.attend);
@@ -263,6 +247,25 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
                 }
             }
             sync_cube();
+        }
+    }
+
+    for round in 0..width.div_ceil(units) {
+        let i = round * units + unit;
+        if i < width {
+            let mut position = (-1i32).runtime();
+            if i < count {
+                position = kept[i] as i32;
+            }
+            positions[row * width + i] = position;
+        }
+    }
+    if comptime!(plan.alpha != Alpha::None) {
+        for round in 0..group.div_ceil(units) {
+            let h = round * units + unit;
+            if h < group {
+                alpha[row * group + h] = alphas[h];
+            }
         }
     }
 }
@@ -339,12 +342,14 @@ fn load_candidates<T: Numeric>(
     own
 }
 
-/// Step 4 from the candidates of all tiles, and step 5 where alpha comes from those: fills `kept` with k positions and `alphas`.
+/// Step 4 from the candidates of all tiles, and step 5 where alpha comes from those: fills `kept` with k positions and `alphas`, which can be
+/// read once the units have been in step.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn choose_candidates(
     own: Array<f32>,
     own_places: Array<u32>,
+    histogram: Shared<[Atomic<u32>]>,
     first_sum: TileSum,
     scores: &[Vector<f32, Const<4>>],
     places: &[Vector<u32, Const<4>>],
@@ -388,7 +393,7 @@ fn choose_candidates(
     if comptime!(top_k > window) {
         // Their numbers first, if their positions are not here: to wait for those would be to wait once for each.
         if comptime!(vectors > 0) {
-            let best = take_best(&own, top, plan.best);
+            let best = take_best(&own, top, histogram, plan.best);
             let mut slot = window + best.first as usize;
             #[unroll]
             for v in 0..vectors {
@@ -407,7 +412,9 @@ fn choose_candidates(
                     }
                 }
             }
-            sync_cube();
+            if comptime!(!plan.knows_places()) {
+                sync_cube();
+            }
         } else {
             take_from_memory(
                 scores,
@@ -447,7 +454,6 @@ fn choose_candidates(
         let mass = cube_sum(sum, &mut scratch, plan.attend.units, plane);
         alphas[0] = clamp(mass, 0.0f32, 1.0f32);
     }
-    sync_cube();
 }
 
 /// Step 5 for all heads of a group: alpha = the sum of s_hat over i2, from the sketch's keys at the kept positions.

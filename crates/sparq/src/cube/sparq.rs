@@ -33,6 +33,8 @@ const VECTORS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
 /// Tiles of a row at most where one query is scored by matrix units in small tiles: measured on an H100, 8 gain 3 us of 61 and 64 lose 7 of 26.
 const FEW_TILES: usize = 16;
+/// Large tiles for each processor from which on that does not pay: 15 of them are 8 us of 96 faster than 31 small ones, 8 are 3 us of 51 slower than 16.
+const ENOUGH: usize = 12;
 
 /// What a step is compiled for, of which the sizes, types and settings decide.
 pub(super) struct SparqPlan<'a> {
@@ -107,15 +109,18 @@ impl SparqPlan<'_> {
             self.bound
                 .div_ceil(launcher.units(units) as usize * positions)
         };
+        let cubes_of = |&size: &(u32, usize)| self.sizes.rows() * tiles_of(size);
         let small = match (summed, matrix) {
             // The numbers of several heads take as many registers more.
             (false, false) => true,
             // Where matrix units multiply, more cubes at a time hide each other's waits, if their candidates are not too many for the cube that chooses among them.
-            (true, true) => tiles_of(sizes[1]) <= FEW_TILES,
+            (true, true) => {
+                tiles_of(sizes[1]) <= FEW_TILES
+                    && cubes_of(&sizes[0]) < ENOUGH * self.launcher.processors
+            }
             _ => false,
         };
         let sizes = if small { &sizes[1..] } else { &sizes[..] };
-        let cubes_of = |&size: &(u32, usize)| self.sizes.rows() * tiles_of(size);
         let found = sizes.iter().find(|size| cubes_of(size) >= enough);
         let size = found.unwrap_or(&sizes[sizes.len() - 1]);
         let &(units, positions) = size;

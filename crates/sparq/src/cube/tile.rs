@@ -7,7 +7,7 @@
 
 use cubecl::prelude::*;
 
-use super::best::{BestPlan, take_best};
+use super::best::{BestPlan, empty_histogram, take_best};
 use super::common::*;
 use super::heads::{
     HEAD_STATS, Softmax, add_probabilities, hide_outside, inside, leave_sums, pass_logits,
@@ -100,6 +100,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     let (start, end) = (place.start, place.end);
     let tile_len = comptime!(plan.sketch.tile_len());
     let tile_start = tile * tile_len;
+    let histogram = empty_histogram(plan.best);
     // Before the span is looked at, so that what both need is asked for at once.
     let query = query_of::<Q>(q, step, components, weights, &place, row, query_plan);
     // A sequence of at most k positions keeps them all.
@@ -216,7 +217,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     }
 
     let room = comptime!(plan.best.room);
-    let best = take_best(&own, top, plan.best);
+    let best = take_best(&own, top, histogram, plan.best);
     let out = (row * tiles + tile) * room;
     let mut slot = out + best.first as usize;
     #[unroll]

@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::devices;
-use crate::cube::best::{BestPlan, take_best};
+use crate::cube::best::{BestPlan, empty_histogram, take_best};
 use crate::cube::launch::Launcher;
 use crate::cube::many::take_from_memory;
 
@@ -19,7 +19,7 @@ fn take_kernel(scores: &[f32], places: &mut [u32], top: f32, #[comptime] plan: B
     for i in 0..count {
         own[i] = scores[UNIT_POS as usize * count + i];
     }
-    let best = take_best(&own, top, plan);
+    let best = take_best(&own, top, empty_histogram(plan), plan);
     let mut slot = best.first as usize;
     #[unroll]
     for i in 0..count {

@@ -80,7 +80,11 @@ fn is_marked(marks: &Array<u32>, #[comptime] i: usize) -> bool {
 /// A histogram for [`take_best`], if there are scores: empty once the units have been in step. To be made while a kernel has nothing else to do.
 #[cube]
 pub(crate) fn empty_histogram(#[comptime] plan: BestPlan) -> Shared<[Atomic<u32>]> {
-    let bins = comptime!(if plan.count > 0 { BINS } else { plan.units as usize });
+    let bins = comptime!(if plan.count > 0 {
+        BINS
+    } else {
+        plan.units as usize
+    });
     let histogram = Shared::<[Atomic<u32>]>::new_slice(bins);
     clear(&histogram, bins, comptime!(plan.units as usize));
     histogram

@@ -36,6 +36,11 @@ impl SketchPlan {
         self.pass() * self.count()
     }
 
+    /// Heads whose logits a unit holds of a pass.
+    pub fn tops(&self) -> usize {
+        if self.matrix { 1 } else { self.heads }
+    }
+
     /// Bytes of shared memory for the sums of a pass and for the softmax.
     pub fn head_bytes(&self) -> usize {
         let planes = (self.query.units / self.query.plane) as usize;
@@ -94,12 +99,15 @@ pub(crate) fn hide_outside(
 
 /// Of the heads from `first` on, the largest logit of the tile and the sum of exponentials relative to it: to `stats` [heads, [`HEAD_STATS`]] from `out` on.
 ///
+/// In `values` it leaves the exponentials, relative to the largest logits of this plane: of the pass's heads, or of this lane's, in `tops` from `top_at` on.
 /// `states` has room for [`HEAD_STATS`] numbers from every plane and head of a pass.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn leave_sums(
-    values: &Array<f32>,
+    values: &mut Array<f32>,
     #[comptime] at: usize,
+    tops: &mut Array<f32>,
+    #[comptime] top_at: usize,
     first: usize,
     out: usize,
     states: &mut Shared<[f32]>,
@@ -122,10 +130,13 @@ pub(crate) fn leave_sums(
             largest = max(largest, values[comptime!(at + i)]);
         }
         let largest = matrix::largest_of_quads(largest);
+        tops[top_at] = largest;
         let mut sum = 0.0f32;
         #[unroll]
         for i in 0..held {
-            sum += matrix::exp(values[comptime!(at + i)] - largest);
+            let part = matrix::exp(values[comptime!(at + i)] - largest);
+            values[comptime!(at + i)] = part;
+            sum += part;
         }
         let sum = matrix::sum_of_quads(sum);
         if UNIT_POS_PLANE < 4 {
@@ -143,10 +154,13 @@ pub(crate) fn leave_sums(
                 largest = max(largest, values[comptime!(at + h * count + i)]);
             }
             let largest = max_in_plane(largest, plane);
+            tops[comptime!(top_at + h)] = largest;
             let mut sum = 0.0f32;
             #[unroll]
             for i in 0..count {
-                sum += (values[comptime!(at + h * count + i)] - largest).exp();
+                let part = (values[comptime!(at + h * count + i)] - largest).exp();
+                values[comptime!(at + h * count + i)] = part;
+                sum += part;
             }
             let sum = sum_in_plane(sum, plane);
             if plane_lane(plane) == 0 {
@@ -176,32 +190,96 @@ pub(crate) fn leave_sums(
     }
 }
 
-/// Adds the probabilities of the heads from `first` on to those of this unit's positions, `sums` [count].
+/// Makes probabilities of what [`leave_sums`] left of the heads from `first` on.
 #[cube]
-pub(crate) fn add_probabilities(
-    sums: &mut Array<f32>,
-    values: &Array<f32>,
+pub(crate) fn probabilities_of_parts(
+    values: &mut Array<f32>,
     #[comptime] at: usize,
+    tops: &Array<f32>,
+    #[comptime] top_at: usize,
     first: usize,
     softmax: &Softmax,
     #[comptime] plan: SketchPlan,
 ) {
     let heads = comptime!(plan.query.heads());
-    let count = comptime!(plan.count());
     if comptime!(plan.matrix) {
-        let words = comptime!(plan.vector);
         let head = first + (UNIT_POS_PLANE % 4) as usize;
+        let known = head < heads;
+        let head = min(head, comptime!(heads - 1).runtime());
+        let factor = matrix::exp((tops[top_at] - softmax.top[head]) - softmax.log_sum[head]);
         // A head past the last has no probability.
+        let factor = select(known, factor, 0.0f32);
+        #[unroll]
+        for i in 0..comptime!(plan.held()) {
+            values[comptime!(at + i)] *= factor;
+        }
+    } else {
+        let count = comptime!(plan.count());
+        #[unroll]
+        for h in 0..comptime!(plan.heads) {
+            let head = min(first + h, comptime!(heads - 1).runtime());
+            let top = tops[comptime!(top_at + h)];
+            let factor = ((top - softmax.top[head]) - softmax.log_sum[head]).exp();
+            let factor = select(first + h < heads, factor, 0.0f32);
+            #[unroll]
+            for i in 0..count {
+                values[comptime!(at + h * count + i)] *= factor;
+            }
+        }
+    }
+}
+
+/// Makes probabilities of the logits of the heads from `first` on.
+#[cube]
+pub(crate) fn probabilities_of_logits(
+    values: &mut Array<f32>,
+    first: usize,
+    softmax: &Softmax,
+    #[comptime] plan: SketchPlan,
+) {
+    let heads = comptime!(plan.query.heads());
+    if comptime!(plan.matrix) {
+        let head = first + (UNIT_POS_PLANE % 4) as usize;
         let known = head < heads;
         let head = min(head, comptime!(heads - 1).runtime());
         let (top, log_sum) = (softmax.top[head], softmax.log_sum[head]);
+        #[unroll]
+        for i in 0..comptime!(plan.held()) {
+            let part = matrix::exp((values[i] - top) - log_sum);
+            values[i] = select(known, part, 0.0f32);
+        }
+    } else {
+        let count = comptime!(plan.count());
+        #[unroll]
+        for h in 0..comptime!(plan.heads) {
+            let known = first + h < heads;
+            let head = min(first + h, comptime!(heads - 1).runtime());
+            let (top, log_sum) = (softmax.top[head], softmax.log_sum[head]);
+            #[unroll]
+            for i in 0..count {
+                let part = ((values[comptime!(h * count + i)] - top) - log_sum).exp();
+                values[comptime!(h * count + i)] = select(known, part, 0.0f32);
+            }
+        }
+    }
+}
+
+/// Adds the probabilities of a pass's heads to those of this unit's positions, `sums` [count].
+#[cube]
+pub(crate) fn add_probabilities(
+    sums: &mut Array<f32>,
+    values: &Array<f32>,
+    #[comptime] at: usize,
+    #[comptime] plan: SketchPlan,
+) {
+    if comptime!(plan.matrix) {
+        let words = comptime!(plan.vector);
         #[unroll]
         for v in 0..comptime!(plan.vectors) {
             let mut of_head = Array::<f32>::new(comptime!(8 * words));
             #[unroll]
             for i in 0..comptime!(8 * words) {
-                let value = values[comptime!(at + v * 8 * words + i)];
-                of_head[i] = select(known, matrix::exp((value - top) - log_sum), 0.0f32);
+                of_head[i] = values[comptime!(at + v * 8 * words + i)];
             }
             let of_all = matrix::sum_of_heads(&of_head, words);
             #[unroll]
@@ -210,16 +288,10 @@ pub(crate) fn add_probabilities(
             }
         }
     } else {
+        let count = comptime!(plan.count());
         #[unroll]
-        for h in 0..comptime!(plan.heads) {
-            if first + h < heads {
-                let (top, log_sum) = (softmax.top[first + h], softmax.log_sum[first + h]);
-                #[unroll]
-                for i in 0..count {
-                    let value = values[comptime!(at + h * count + i)];
-                    sums[i] += ((value - top) - log_sum).exp();
-                }
-            }
+        for i in 0..comptime!(plan.heads * count) {
+            sums[comptime!(i % count)] += values[comptime!(at + i)];
         }
     }
 }
@@ -326,7 +398,18 @@ pub(crate) fn heads_kernel<Q: Float, K: Numeric, N: Size>(
             let (start, end) = inside(tile_start, start, end);
             hide_outside(&mut values, 0usize, start, end, plan);
         }
-        leave_sums(&values, 0usize, first, out, &mut states, stats, plan);
+        let mut tops = Array::<f32>::new(comptime!(plan.tops()));
+        leave_sums(
+            &mut values,
+            0usize,
+            &mut tops,
+            0usize,
+            first,
+            out,
+            &mut states,
+            stats,
+            plan,
+        );
         first += comptime!(plan.pass());
     }
 }

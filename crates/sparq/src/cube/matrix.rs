@@ -22,7 +22,7 @@ pub(crate) const RUN: usize = 2;
 /// Heads of a product.
 pub(crate) const HEADS: usize = 4;
 /// Rounds of vectors that are loaded before the first is used, where a group is scored.
-const ROUNDS_AT_ONCE: usize = 2;
+const ROUNDS_AT_ONCE: usize = 1;
 /// Components of a product.
 const DEPTH: usize = 16;
 
@@ -305,15 +305,18 @@ pub(crate) fn logits<K: Numeric, N: Size>(
                 }
             }
         }
-        done[v] = u32::reinterpret(sums[0]);
+        let mut all = 0u32;
         #[unroll]
         for x in 0..comptime!(4 * words) {
             #[unroll]
             for j in 0..RUN {
-                logits[comptime!(to + v * 8 * words + x * RUN + j)] =
-                    logit(&sums, weights.unscale, comptime!(4 * x), j);
+                let logit = logit(&sums, weights.unscale, comptime!(4 * x), j);
+                logits[comptime!(to + v * 8 * words + x * RUN + j)] = logit;
+                // Of all of them, so that their sums are not kept instead.
+                all |= u32::reinterpret(logit);
             }
         }
+        done[v] = all;
     }
 }
 

@@ -11,7 +11,7 @@ use super::best::{BestPlan, empty_histogram, take_best};
 use super::common::*;
 use super::heads::{
     HEAD_STATS, Softmax, add_probabilities, hide_outside, inside, leave_sums, pass_logits,
-    softmax_of,
+    probabilities_of_logits, probabilities_of_parts, softmax_of,
 };
 use super::logits::{SketchPlan, TilePlace, runs_of, tile_place, unit_logits};
 use super::matrix;
@@ -121,6 +121,8 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
             let held = comptime!(plan.sketch.held());
             let passes = comptime!(plan.sketch.passes());
             let mut values = Array::<f32>::new(comptime!(passes * held));
+            let each = comptime!(plan.sketch.tops());
+            let mut tops = Array::<f32>::new(comptime!(passes * each));
             let mut states =
                 Shared::<[f32]>::new_slice(comptime!(HEAD_STATS * plan.sketch.pass() * planes));
             let whole = tile_start >= start && tile_start + tile_len <= end;
@@ -134,7 +136,17 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
                     let (start, end) = inside(tile_start, start, end);
                     hide_outside(&mut values, to, start, end, plan.sketch);
                 }
-                leave_sums(&values, to, first, out, &mut states, heads, plan.sketch);
+                leave_sums(
+                    &mut values,
+                    to,
+                    &mut tops,
+                    comptime!(p * each),
+                    first,
+                    out,
+                    &mut states,
+                    heads,
+                    plan.sketch,
+                );
             }
             wait_for_row(arrivals, row, used as u32);
             let softmax = softmax(&*heads, row, tiles, used, plan.sketch);
@@ -142,7 +154,16 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
             for p in 0..passes {
                 let first = comptime!(p * plan.sketch.pass()).runtime();
                 let at = comptime!(p * held);
-                add_probabilities(&mut own, &values, at, first, &softmax, plan.sketch);
+                probabilities_of_parts(
+                    &mut values,
+                    at,
+                    &tops,
+                    comptime!(p * each),
+                    first,
+                    &softmax,
+                    plan.sketch,
+                );
+                add_probabilities(&mut own, &values, at, plan.sketch);
             }
         } else {
             let softmax = softmax(&*heads, row, tiles, used, plan.sketch);
@@ -150,7 +171,8 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
             while first < comptime!(query_plan.heads()) {
                 let mut values = Array::<f32>::new(comptime!(plan.sketch.held()));
                 pass_logits::<K, N>(&mut values, 0usize, sketch, &at, &query, first, plan.sketch);
-                add_probabilities(&mut own, &values, 0usize, first, &softmax, plan.sketch);
+                probabilities_of_logits(&mut values, first, &softmax, plan.sketch);
+                add_probabilities(&mut own, &values, 0usize, plan.sketch);
                 first += comptime!(plan.sketch.pass());
             }
         }

@@ -33,8 +33,6 @@ const VECTORS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 
 /// Tiles of a row at most where one query is scored by matrix units in small tiles: measured on an H100, 8 gain 3 us of 61 and 64 lose 7 of 26.
 const FEW_TILES: usize = 16;
-/// Large tiles for each processor from which on that does not pay: 15 of them are 8 us of 96 faster than 31 small ones, 8 are 3 us of 51 slower than 16.
-const ENOUGH: usize = 12;
 
 /// What a step is compiled for, of which the sizes, types and settings decide.
 pub(super) struct SparqPlan<'a> {
@@ -114,10 +112,7 @@ impl SparqPlan<'_> {
             // The numbers of several heads take as many registers more.
             (false, false) => true,
             // Where matrix units multiply, more cubes at a time hide each other's waits, if their candidates are not too many for the cube that chooses among them.
-            (true, true) => {
-                tiles_of(sizes[1]) <= FEW_TILES
-                    && cubes_of(&sizes[0]) < ENOUGH * self.launcher.processors
-            }
+            (true, true) => tiles_of(sizes[1]) <= FEW_TILES,
             _ => false,
         };
         let sizes = if small { &sizes[1..] } else { &sizes[..] };

@@ -161,10 +161,10 @@ pub(crate) fn attend<E: Float, N: Size>(
             #[unroll]
             for e in 0..n {
                 let c = (x * lanes + lane) * n + e;
+                // Known to be there without padding, which lets neighbours be read together.
+                let known = comptime!(!padded).runtime() || c < d;
                 let mut value = 0.0f32;
-                if comptime!(!padded) {
-                    value = queries[whole * d + c];
-                } else if c < d {
+                if known {
                     value = queries[whole * d + c];
                 }
                 query[h * width + x * n + e] = value;

@@ -7,18 +7,19 @@ use serde::{Deserialize, Serialize};
 use sparq::SparqError;
 use sparq::cost::{Gpu, REACHED, StepCosts};
 
-/// The share of a maker's bandwidth at which the products of one token read 16-bit weights on a GPU: 15.0 GB in 34.3 ms, so 437 of 3350 GB/s, as measured on
-/// an H100 with this program (burn's matrix products). Another engine may reach several times that: see [`Machine::weights_gb_per_s`].
-pub const PRODUCTS_REACHED: f64 = 0.13;
+/// The share of a maker's bandwidth at which the products of one token read 16-bit weights on a GPU: 15.0 GB in 6.14 ms, so 2444 of 3350 GB/s, as measured on
+/// an H100 with this program (burn's matrix products). For another engine see [`Machine::weights_gb_per_s`].
+pub const PRODUCTS_REACHED: f64 = 0.73;
 
-/// The same for the products of [`MANY_SEQUENCES`] tokens, which burn gives to matrix units: 13.2 GB in 18.5 ms, so 712 GB/s.
-pub const MANY_PRODUCTS_REACHED: f64 = 0.21;
+/// The same for the products of [`MANY_SEQUENCES`] tokens and more, which burn gives to matrix units: 13.2 GB in 18.0 ms, so 734 GB/s: burn is slower with
+/// them than with one.
+pub const MANY_PRODUCTS_REACHED: f64 = 0.22;
 
-/// Sequences from which on a step's products are those of many tokens. Between one and these nothing was measured.
-pub const MANY_SEQUENCES: usize = 16;
+/// Sequences from which on a step's products are those of many tokens, for which burn has other kernels than for one. Measured with 16.
+pub const MANY_SEQUENCES: usize = 2;
 
-/// Microseconds of a layer beside attention and products in a captured step on a GPU: 49 with dense attention and 57 with SparQ, measured on an H100.
-const GPU_LAYER_US: f64 = 53.0;
+/// Microseconds of a layer beside attention and products in a captured step on a GPU: 42 to 47 with either attention, measured on an H100.
+const GPU_LAYER_US: f64 = 45.0;
 
 /// A machine, or one of several equal GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -158,10 +158,10 @@ impl StepCosts {
     /// and a SparQ step would have gone to the slower one.
     pub fn gpu(gb_per_s: f64) -> Self {
         Self {
-            dense_us: 9.3,
-            sparq_us: 19.8,
+            dense_us: 7.8,
+            sparq_us: 14.8,
             gb_per_s,
-            scores_per_us: 139.0 * gb_per_s,
+            scores_per_us: 167.0 * gb_per_s,
         }
     }
 

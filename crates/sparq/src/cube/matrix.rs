@@ -275,7 +275,7 @@ pub(crate) fn logits<K: Numeric, N: Size>(
     let mut done = Array::<u32>::new(comptime!(plan.vectors));
     #[unroll]
     for v in 0..comptime!(plan.vectors) {
-        // Loads of a round wait for the products of the last but one: left to itself, the compiler asks for all rounds at once, in registers for which fewer cubes run.
+        // Loads wait for the logits of an earlier round: left to itself, the compiler asks for all rounds at once, in registers for which fewer cubes run.
         let mut after = 0usize;
         if comptime!(v >= ROUNDS_AT_ONCE) {
             after = (done[comptime!(v.saturating_sub(ROUNDS_AT_ONCE))] & nothing) as usize;

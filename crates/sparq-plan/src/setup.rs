@@ -214,6 +214,7 @@ mod tests {
     use sparq::cost::StepCosts;
 
     use super::*;
+    use crate::MANY_SEQUENCES;
 
     /// Figures that can be reckoned by hand.
     fn setup() -> Setup {
@@ -285,8 +286,16 @@ mod tests {
         unknown.machine.tflops = None;
         close(unknown.step(&Method::DENSE, 100, 10).weights_us, 40.0);
         unknown.machine.many_weights_gb_per_s = Some(100.0);
-        close(unknown.step(&Method::DENSE, 15, 10).weights_us, 40.0);
-        close(unknown.step(&Method::DENSE, 16, 10).weights_us, 20.0);
+        close(
+            unknown
+                .step(&Method::DENSE, MANY_SEQUENCES - 1, 10)
+                .weights_us,
+            40.0,
+        );
+        close(
+            unknown.step(&Method::DENSE, MANY_SEQUENCES, 10).weights_us,
+            20.0,
+        );
     }
 
     #[test]

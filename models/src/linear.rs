@@ -28,7 +28,7 @@ pub(crate) fn of_laid_out(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linear 
 
 /// Whether the weights of an output lie together, as checkpoints store them: `[out_features, in_features]`, of which a layer holds the transposed view.
 ///
-/// On GPUs a product with one row is a dot product for each output, which reads memory four times as fast so. On CPUs a layer that is given one sequence would
+/// On GPUs a product with one row is a dot product for each output, which reads memory more than five times as fast so (measured on an H100). On CPUs a layer that is given one sequence would
 /// copy the view in each step, at 10 to 20 times the cost of the product; there the rows of `[in_features, out_features]` are streamed in their own order.
 pub(crate) fn outputs_lie_together(device: &Device) -> bool {
     sparq::op::has_kernels(device)

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::attend::{AttendPlan, Attended, attend, keep_queries, load_queries};
 use super::best::{BestPlan, empty_histogram, take_best};
 use super::common::*;
-use super::heads::{HEAD_STATS, Softmax, softmax_of};
+use super::heads::{Softmax, softmax_of};
 use super::many::take_from_memory;
 use super::query::{QueryPlan, choose_components};
 use super::tile::TILE_STATS;
@@ -165,7 +165,6 @@ pub(crate) fn finish_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
                 head_tiles as usize,
                 end.div_ceil(head_tile_len as usize),
                 group,
-                HEAD_STATS,
                 plan.attend.units,
                 plane,
             );

@@ -305,9 +305,7 @@ pub(crate) struct Softmax {
     pub log_sum: Shared<[f32]>,
 }
 
-/// The softmax of `heads` heads, from the statistics of the `used` first tiles of a row.
-///
-/// A tile has `stride` numbers for each head, of which the first two are its largest logit and its sum.
+/// The softmax of `heads` heads, from what [`leave_sums`] left of the `used` first tiles of a row.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn softmax_of(
@@ -316,7 +314,6 @@ pub(crate) fn softmax_of(
     tiles: usize,
     used: usize,
     #[comptime] heads: usize,
-    #[comptime] stride: usize,
     #[comptime] units: u32,
     #[comptime] plane: u32,
 ) -> Softmax {
@@ -333,14 +330,17 @@ pub(crate) fn softmax_of(
             let mut largest = (-LARGEST).runtime();
             let mut tile = lane;
             while tile < used {
-                largest = max(largest, stats[((row * tiles + tile) * heads + h) * stride]);
+                largest = max(
+                    largest,
+                    stats[((row * tiles + tile) * heads + h) * HEAD_STATS],
+                );
                 tile += lanes;
             }
             let largest = max_in_plane(largest, plane);
             let mut sum = 0.0f32;
             let mut tile = lane;
             while tile < used {
-                let at = ((row * tiles + tile) * heads + h) * stride;
+                let at = ((row * tiles + tile) * heads + h) * HEAD_STATS;
                 sum += stats[at + 1] * (stats[at] - largest).exp();
                 tile += lanes;
             }

@@ -306,7 +306,6 @@ fn softmax(
         tiles,
         used,
         comptime!(query.heads()),
-        HEAD_STATS,
         query.units,
         query.plane,
     )

@@ -1,6 +1,6 @@
 //! Caches to read, several of each so that no call finds in the processor's cache what the call before has read.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, ensure};
 use burn::tensor::kind::Basic;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use sparq::{CacheTensors, KvCache, KvCacheConfig, RowSpans, Sketch, SketchTensors};
@@ -14,6 +14,9 @@ const ROUNDS: f64 = 4.0;
 
 /// How many of them make a result that memory was read for: fewer, and a part may have come from the cache.
 const COLD_ROUNDS: f64 = 2.0;
+
+/// Random numbers that are drawn at a time at most, unless a row has more.
+const DRAWN_AT_ONCE: usize = 1 << 26;
 
 /// Memory and cache of a device, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -89,11 +92,8 @@ impl Source {
     pub fn new(case: &Case, device: &Device) -> Self {
         device.seed(0);
         let shape = &case.shape;
-        let random = |heads, len| {
-            let shape = [shape.batch, heads, len, shape.head_dim];
-            Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), device)
-                .cast(FloatDType::from(case.dtype))
-        };
+        let dtype = FloatDType::from(case.dtype);
+        let random = |heads, len| random([shape.batch, heads, len, shape.head_dim], dtype, device);
         Self {
             q: random(shape.heads, 1),
             k: random(shape.kv_heads, shape.seq_len),
@@ -127,6 +127,20 @@ impl Source {
         }
         Ok(Caches { sets, rows })
     }
+}
+
+/// Normally distributed numbers. They are drawn in f32, some rows at a time: where buffers are limited, those of the whole could be too large.
+fn random(shape: [usize; 4], dtype: FloatDType, device: &Device) -> Tensor<4> {
+    let [batch, heads, len, head_dim] = shape;
+    let (rows, row) = (batch * heads, len * head_dim);
+    let at_once = (DRAWN_AT_ONCE / row).clamp(1, rows);
+    let mut all = Tensor::<2>::empty([rows, row], (device, dtype.into()));
+    for first in (0..rows).step_by(at_once) {
+        let end = rows.min(first + at_once);
+        let part = Tensor::<2>::random([end - first, row], Distribution::Normal(0.0, 1.0), device);
+        all = all.slice_assign([first..end, 0..row], part.cast(dtype));
+    }
+    all.reshape(shape)
 }
 
 /// Caches with equal contents in different memory.
@@ -167,6 +181,29 @@ pub fn copy<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> Tensor<D, K> {
     let all = tensor.dims().map(|size| 0..size);
     Tensor::zeros(tensor.dims(), (&tensor.device(), tensor.dtype()))
         .slice_assign(all, tensor.clone())
+}
+
+/// Reads a number of the tensor. A device that ran out of memory, or of what else it needs, goes on, very quickly, and tells when it is asked for numbers.
+///
+/// # Errors
+/// When the device could not compute the tensor, or not all of it is finite at the end.
+pub fn check(tensor: Tensor<4>) -> Result<()> {
+    let last = tensor.dims().map(|size| size - 1..size);
+    let number = tensor.slice(last).cast(FloatDType::F32).try_into_data();
+    let number = number.map_err(|error| {
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(next) = cause.source() {
+            cause = next;
+        }
+        let cause = cause.to_string();
+        anyhow!(
+            "the device says: {}",
+            cause.lines().next().unwrap_or("nothing")
+        )
+    })?;
+    let finite = number.iter::<f32>().all(f32::is_finite);
+    ensure!(finite, "the device computed no number: {number}");
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sparq::op::Extent;
 use sparq::{CacheShape, CacheTensors, RowSpans, Sketch, SparqConfig, Transfers, op};
 
-use crate::buffers::{Source, copy};
+use crate::buffers::{Source, check, copy};
 use crate::preset::{Case, Scope};
 use crate::stage::Stage;
 
@@ -28,12 +28,34 @@ pub enum MethodName {
 }
 
 /// What a call returns: kept until the device has done the work, since a lazy backend may leave out work that nobody waits for.
-pub struct Kept(#[allow(dead_code, reason = "held, never read")] Box<dyn Any>);
+pub struct Kept {
+    output: Option<Tensor<4>>,
+    _rest: Box<dyn Any>,
+}
 
 impl Kept {
-    /// Keeps a result.
-    pub fn new(result: impl Any) -> Self {
-        Self(Box::new(result))
+    /// Keeps what attention returned.
+    pub fn output(output: Tensor<4>) -> Self {
+        Self {
+            output: Some(output),
+            _rest: Box::new(()),
+        }
+    }
+
+    /// Keeps what else there is.
+    pub fn rest(rest: impl Any) -> Self {
+        Self {
+            output: None,
+            _rest: Box::new(rest),
+        }
+    }
+
+    /// See [`check`].
+    ///
+    /// # Errors
+    /// When the device could not compute the output.
+    pub fn check(self) -> Result<()> {
+        self.output.map_or(Ok(()), check)
     }
 }
 
@@ -104,10 +126,10 @@ type Prefix = fn(Tensor<4>, CacheTensors, &RowSpans, &SparqConfig) -> Kept;
 /// The stages before the last that [`op`] can end after.
 const PREFIXES: &[(Stage, Prefix)] = &[
     (Stage::Score, |q, cache, rows, config| {
-        Kept::new(op::sparq_decode_to(q, cache, rows, config, Extent::Scores))
+        Kept::rest(op::sparq_decode_to(q, cache, rows, config, Extent::Scores))
     }),
     (Stage::Select, |q, cache, rows, config| {
-        Kept::new(op::sparq_decode_to(q, cache, rows, config, Extent::Choice))
+        Kept::rest(op::sparq_decode_to(q, cache, rows, config, Extent::Choice))
     }),
 ];
 
@@ -141,7 +163,7 @@ impl Contender for Dense {
         let q = source.q.clone();
         let calls: Calls = Box::new(move |set| {
             let cache = caches.sets[set].clone();
-            Kept::new(op::dense_decode(q.clone(), cache, &caches.rows))
+            Kept::output(op::dense_decode(q.clone(), cache, &caches.rows))
         });
         Ok(calls.into())
     }
@@ -173,13 +195,19 @@ impl Contender for DenseBurn {
                 .expand([batch, kv_heads, group, len, head_dim])
                 .reshape([batch, kv_heads * group, len, head_dim]),
         };
-        let caches: Vec<_> = (0..sets)
-            .map(|_| (expanded(&source.k), expanded(&source.v)))
-            .collect();
+        let caches = (0..sets)
+            .map(|_| {
+                let (k, v) = (expanded(&source.k), expanded(&source.v));
+                // Before attention, for which burn would try kernel after kernel.
+                check(k.clone())?;
+                check(v.clone())?;
+                Ok((k, v))
+            })
+            .collect::<Result<Vec<_>>>()?;
         let q = source.q.clone();
         let calls: Calls = Box::new(move |set| {
             let (k, v) = caches[set].clone();
-            Kept::new(attention(q.clone(), k, v, None, None, Default::default()))
+            Kept::output(attention(q.clone(), k, v, None, None, Default::default()))
         });
         Ok(calls.into())
     }
@@ -216,7 +244,7 @@ impl Contender for Sparq {
         };
         Ok(Prepared {
             whole: calls(|q, cache, rows, config| {
-                Kept::new(op::sparq_decode(q, cache, rows, config))
+                Kept::output(op::sparq_decode(q, cache, rows, config))
             }),
             until: PREFIXES
                 .iter()

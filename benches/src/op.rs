@@ -108,7 +108,11 @@ fn measure(
     let size = contender.set_bytes(case);
     let prepared = match setup.room.sets(read, size, taken) {
         None => Err(no_room(size + taken, &setup.room)),
-        Some(sets) => guarded(|| Ok((contender.prepare(source, sets)?, sets))),
+        Some(sets) => guarded(|| {
+            let calls = contender.prepare(source, sets)?;
+            (0..sets).try_for_each(|set| (calls.whole)(set).check())?;
+            Ok((calls, sets))
+        }),
     };
     let (calls, sets) = match prepared {
         Ok((calls, sets)) => (calls, sets),

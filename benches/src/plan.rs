@@ -126,7 +126,7 @@ fn products(
         .map(|_| sparq_models::linear(random([inputs, outputs]), None))
         .collect();
     let x = random([1, inputs]).unsqueeze::<3>();
-    let calls: Calls = Box::new(move |set| Kept::new(linears[set].forward(x.clone())));
+    let calls: Calls = Box::new(move |set| Kept::rest(linears[set].forward(x.clone())));
     let time = match device.is_gpu() {
         true => timing::captured(&handle, &calls, count, pace)?.0,
         false => timing::eager(&handle, &calls, count, pace)?,

@@ -54,7 +54,7 @@ fn attention(decoder: Decoder<'_>, run: &RunShape, dtype: CacheType, device: &De
                     .expect("a step with these caches has run before"),
             );
         }
-        Kept::new(last)
+        Kept::rest(last)
     })
 }
 
@@ -78,7 +78,7 @@ fn products(model: &Llama, batch: usize, dtype: CacheType, device: &Device) -> C
         for (linear, x) in &layers {
             last = Some(linear.forward(x.clone()));
         }
-        Kept::new(last)
+        Kept::rest(last)
     })
 }
 

@@ -21,13 +21,17 @@ pub(super) const VECTOR: usize = 16;
 /// Numbers of an accumulator that a unit holds in registers.
 pub(super) const ACCUMULATORS: usize = 64;
 
+/// Multiprocessors of a device that does not tell: those of a large one, since it loses more with too few cubes (up to 40% on an H100, for 32) than a small one
+/// does with too many.
+const GUESS: u32 = 128;
+
 /// A device and what it offers.
 pub(super) struct Launcher {
     pub(super) client: Client,
     device: CubeDevice,
     /// The smallest plane, 1 where plane operations are missing.
     pub(super) plane: u32,
-    /// Multiprocessors, or a guess.
+    /// Multiprocessors, or a [guess](GUESS).
     pub(super) processors: usize,
     /// Whether it copies to shared memory by itself; see [`stage`](super::stage).
     pub(super) stages: bool,
@@ -76,7 +80,7 @@ impl Launcher {
         Self {
             device: tensor.device.clone(),
             plane,
-            processors: hardware.num_streaming_multiprocessors.unwrap_or(32) as usize,
+            processors: hardware.num_streaming_multiprocessors.unwrap_or(GUESS) as usize,
             side_by_side: hardware.num_streaming_multiprocessors.is_some(),
             stages: client.features().copy_async,
             matrix: whole && client.features().matmul.mma.contains(&matrix::PRODUCT),

@@ -6,14 +6,19 @@ use super::element::Element;
 use super::simd::{Kernel, LINE, Level, Simd};
 use super::softmax::{State, exp};
 
-/// Positions whose weights are computed together. Their keys and values are on their way while the block before is computed.
+/// Positions whose weights are computed together.
 const BLOCK: usize = 32;
 
-/// Keys that are read at once, so that the sums over their lanes share the work.
-const KEYS: usize = 4;
+/// Rows that are read at once, so that the sums over the lanes of keys share the work, and the sums of values are loaded once.
+const ROWS: usize = 4;
 
 /// Positions in an order.
 pub(super) trait Positions: Copy + Send + Sync {
+    /// Whether rows lie apart. Their lines are then asked for one by one, in between the work on other rows; rows that follow each other are asked for in whole, as a
+    /// stream, which the processor then continues.
+    const APART: bool;
+    /// Rows that are on their way before they are read.
+    const AHEAD: usize;
     fn count(self) -> usize;
     fn at(self, index: usize) -> usize;
     fn part(self, part: Range<usize>) -> Self;
@@ -24,6 +29,8 @@ pub(super) trait Positions: Copy + Send + Sync {
 pub(super) struct Span(pub(super) usize, pub(super) usize);
 
 impl Positions for Span {
+    const APART: bool = false;
+    const AHEAD: usize = 16;
     #[inline(always)]
     fn count(self) -> usize {
         self.1 - self.0
@@ -38,6 +45,8 @@ impl Positions for Span {
 }
 
 impl Positions for &[u32] {
+    const APART: bool = true;
+    const AHEAD: usize = BLOCK;
     #[inline(always)]
     fn count(self) -> usize {
         self.len()
@@ -90,11 +99,13 @@ impl<T: Element, P: Positions> Kernel for Over<'_, T, P> {
         let mut state = State::new(heads, width);
         let mut weights = vec![0.0; heads * BLOCK];
         let mut kept = vec![0.0; heads];
-        for at in (0..self.attend.dim).step_by(S::LANES) {
-            for index in 0..BLOCK {
-                self.prefetch(simd, self.attend.keys, index, at..at + S::LANES);
-                self.prefetch(simd, self.attend.values, index, at..at + S::LANES);
-            }
+        if self.positions.count() == 0 {
+            return state;
+        }
+        for index in (0..P::AHEAD).step_by(ROWS) {
+            let starts = self.starts(index);
+            self.prefetch(simd, self.attend.keys, starts);
+            self.prefetch(simd, self.attend.values, starts);
         }
         let mut first = 0;
         while first < self.positions.count() {
@@ -163,21 +174,38 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         &rows[at..at + self.attend.dim]
     }
 
-    /// Asks for the cache lines of a row that begin within `elements`, if there is a row of this index.
-    ///
-    /// Callers go from row to row before they come to the next lines of the first: line after line of one row looks to the processor like the start of
-    /// a stream, and it would fetch what lies behind the row as well, which wastes bandwidth where rows are short and lie apart.
+    /// Where the four rows from `index` on begin; the last one's place for those that there are not.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, simd: S, rows: &[T], index: usize, elements: Range<usize>) {
-        if index >= self.positions.count() {
-            return;
+    fn starts(&self, index: usize) -> [usize; ROWS] {
+        let last = self.positions.count() - 1;
+        let mut starts = [0; ROWS];
+        for (i, start) in starts.iter_mut().enumerate() {
+            *start = self.positions.at((index + i).min(last)) * self.attend.dim;
         }
-        let line = LINE / size_of::<T>();
-        let row = self.positions.at(index) * self.attend.dim;
-        let mut at = elements.start.next_multiple_of(line);
-        while at < elements.end {
-            simd.prefetch(rows, row + at);
-            at += line;
+        starts
+    }
+
+    /// Asks for whole rows.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, simd: S, rows: &[T], starts: [usize; ROWS]) {
+        for start in starts {
+            let mut at = 0;
+            while at < self.attend.dim {
+                simd.prefetch(rows, start + at);
+                at += LINE / size_of::<T>();
+            }
+        }
+    }
+
+    /// Asks for the lines of rows that begin with the vector at `at`, if lines are asked for one by one.
+    ///
+    /// Line after line of one row would look to the processor like the start of a stream, and it would fetch what lies behind the row as well.
+    #[inline(always)]
+    fn prefetch_lines<S: Simd>(&self, simd: S, rows: &[T], starts: [usize; ROWS], at: usize) {
+        if P::APART && at.is_multiple_of(LINE / size_of::<T>()) {
+            for start in starts {
+                simd.prefetch(rows, start + at);
+            }
         }
     }
 
@@ -194,10 +222,14 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
                 self.row(self.attend.keys, (first + 2).min(last)),
                 self.row(self.attend.keys, (first + 3).min(last)),
             ];
+            let ahead = self.starts(first + P::AHEAD);
+            if !P::APART {
+                self.prefetch(simd, self.attend.keys, ahead);
+            }
             let logits = &mut logits[first - block.start..];
             for_heads!(S, heads, |head, HEADS| self
-                .dots::<S, HEADS>(simd, first, rows, head, logits));
-            first += KEYS;
+                .dots::<S, HEADS>(simd, rows, ahead, head, logits));
+            first += ROWS;
         }
     }
 
@@ -206,29 +238,26 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
     fn dots<S: Simd, const HEADS: usize>(
         &self,
         simd: S,
-        first: usize,
-        rows: [&[T]; KEYS],
+        rows: [&[T]; ROWS],
+        ahead: [usize; ROWS],
         head: usize,
         logits: &mut [f32],
     ) {
         let Attend { dim, width, .. } = *self.attend;
         let q = &self.attend.q[head * width..(head + HEADS) * width];
-        let mut dots = [[simd.splat(0.0); KEYS]; HEADS];
+        let mut dots = [[simd.splat(0.0); ROWS]; HEADS];
         let mut at = 0;
         while at + S::LANES <= dim {
             if head == 0 {
-                for i in 0..KEYS {
-                    let index = first + BLOCK + i;
-                    self.prefetch(simd, self.attend.keys, index, at..at + S::LANES);
-                }
+                self.prefetch_lines(simd, self.attend.keys, ahead, at);
             }
-            let mut keys = [simd.splat(0.0); KEYS];
-            for i in 0..KEYS {
+            let mut keys = [simd.splat(0.0); ROWS];
+            for i in 0..ROWS {
                 keys[i] = T::load(simd, &rows[i][at..at + S::LANES]);
             }
             for h in 0..HEADS {
                 let q = simd.load(&q[h * width + at..]);
-                for i in 0..KEYS {
+                for i in 0..ROWS {
                     dots[h][i] = simd.mul_add(q, keys[i], dots[h][i]);
                 }
             }
@@ -236,12 +265,9 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         }
         if at < dim {
             if head == 0 {
-                for i in 0..KEYS {
-                    let index = first + BLOCK + i;
-                    self.prefetch(simd, self.attend.keys, index, at..at + S::LANES);
-                }
+                self.prefetch_lines(simd, self.attend.keys, ahead, at);
             }
-            for i in 0..KEYS {
+            for i in 0..ROWS {
                 let keys = T::load_rest(simd, &rows[i][at..]);
                 for h in 0..HEADS {
                     dots[h][i] = simd.mul_add(simd.load(&q[h * width + at..]), keys, dots[h][i]);
@@ -249,11 +275,12 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
             }
         }
         for h in 0..HEADS {
-            logits[(head + h) * BLOCK..][..KEYS].copy_from_slice(&simd.sums(dots[h]));
+            logits[(head + h) * BLOCK..][..ROWS].copy_from_slice(&simd.sums(dots[h]));
         }
     }
 
-    /// Adds a block's weighted values to the sums, which keep the share `kept` [g]. Meanwhile the values one block further on are on their way.
+    /// Adds a block's weighted values to the sums, which keep the share `kept` [g]. Four rows at a time, each read once and in whole: so memory is asked for at an
+    /// even pace.
     #[inline(always)]
     fn weigh<S: Simd>(
         &self,
@@ -263,101 +290,75 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         kept: &[f32],
         sums: &mut [f32],
     ) {
-        /// Vectors of a row that are summed at once.
-        const WIDE: usize = 4;
-        let dim = self.attend.dim;
-        let whole = dim - dim % S::LANES;
-        let wide = dim - dim % (WIDE * S::LANES);
-        for_heads!(S, kept.len(), |head, HEADS| self.weigh_heads::<S, HEADS>(
-            simd,
-            block,
-            weights,
-            kept,
-            sums,
-            head,
-            [wide, whole]
-        ));
-    }
-
-    /// [`Over::weigh`] for `HEADS` heads from `head` on. Vectors are taken by fours up to `ends[0]`, and one by one up to `ends[1]`.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn weigh_heads<S: Simd, const HEADS: usize>(
-        &self,
-        simd: S,
-        block: &Range<usize>,
-        weights: &[f32],
-        kept: &[f32],
-        sums: &mut [f32],
-        head: usize,
-        ends: [usize; 2],
-    ) {
-        let mut at = 0;
-        while at < ends[0] {
-            self.weigh_part::<S, HEADS, 4, false>(simd, block, weights, kept, sums, head, at);
-            at += 4 * S::LANES;
-        }
-        while at < ends[1] {
-            self.weigh_part::<S, HEADS, 1, false>(simd, block, weights, kept, sums, head, at);
-            at += S::LANES;
-        }
-        if at < self.attend.dim {
-            self.weigh_part::<S, HEADS, 1, true>(simd, block, weights, kept, sums, head, at);
-        }
-    }
-
-    /// [`Over::weigh`] for `HEADS` heads and the `WIDE` vectors of a row from element `at` on; `REST` if it is the row's last, incomplete one.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn weigh_part<S: Simd, const HEADS: usize, const WIDE: usize, const REST: bool>(
-        &self,
-        simd: S,
-        block: &Range<usize>,
-        weights: &[f32],
-        kept: &[f32],
-        sums: &mut [f32],
-        head: usize,
-        at: usize,
-    ) {
         let width = self.attend.width;
-        let mut parts = [[simd.splat(0.0); WIDE]; HEADS];
-        for h in 0..HEADS {
-            let kept = simd.splat(kept[head + h]);
-            for w in 0..WIDE {
-                let sum = simd.load(&sums[(head + h) * width + at + w * S::LANES..]);
-                parts[h][w] = simd.mul(sum, kept);
+        for (sums, &kept) in sums.chunks_exact_mut(width).zip(kept) {
+            let kept = simd.splat(kept);
+            for part in sums.chunks_exact_mut(S::LANES) {
+                simd.store(simd.mul(simd.load(part), kept), part);
             }
         }
-        let weights = &weights[head * BLOCK..(head + HEADS) * BLOCK];
-        for index in 0..block.len().min(BLOCK) {
-            let row = self.row(self.attend.values, block.start + index);
-            if head == 0 {
-                let next = block.start + BLOCK + index;
-                self.prefetch(simd, self.attend.values, next, at..at + WIDE * S::LANES);
+        let mut first = block.start;
+        while first < block.end {
+            let last = block.end - 1;
+            let rows = [
+                self.row(self.attend.values, first),
+                self.row(self.attend.values, (first + 1).min(last)),
+                self.row(self.attend.values, (first + 2).min(last)),
+                self.row(self.attend.values, (first + 3).min(last)),
+            ];
+            let ahead = self.starts(first + P::AHEAD);
+            if !P::APART {
+                self.prefetch(simd, self.attend.values, ahead);
             }
-            let mut values = [simd.splat(0.0); WIDE];
-            if REST {
-                values[0] = T::load_rest(simd, &row[at..]);
-            } else {
-                let row = &row[at..at + WIDE * S::LANES];
-                for w in 0..WIDE {
-                    values[w] = T::load(simd, &row[w * S::LANES..]);
-                }
+            let weights = &weights[first - block.start..];
+            for_heads!(S, kept.len(), |head, HEADS| self
+                .weigh_rows::<S, HEADS>(simd, rows, ahead, head, weights, sums));
+            first += ROWS;
+        }
+    }
+
+    /// Adds four weighted rows to the sums of `HEADS` heads from `head` on. Rows past the block's last have a weight of 0.
+    #[inline(always)]
+    fn weigh_rows<S: Simd, const HEADS: usize>(
+        &self,
+        simd: S,
+        rows: [&[T]; ROWS],
+        ahead: [usize; ROWS],
+        head: usize,
+        weights: &[f32],
+        sums: &mut [f32],
+    ) {
+        let Attend { dim, width, .. } = *self.attend;
+        let mut of_rows = [[simd.splat(0.0); ROWS]; HEADS];
+        for h in 0..HEADS {
+            let weights = &weights[(head + h) * BLOCK..][..ROWS];
+            for i in 0..ROWS {
+                of_rows[h][i] = simd.splat(weights[i]);
+            }
+        }
+        let sums = &mut sums[head * width..(head + HEADS) * width];
+        let mut at = 0;
+        while at < dim {
+            if head == 0 {
+                self.prefetch_lines(simd, self.attend.values, ahead, at);
+            }
+            let mut values = [simd.splat(0.0); ROWS];
+            for i in 0..ROWS {
+                values[i] = if at + S::LANES <= dim {
+                    T::load(simd, &rows[i][at..at + S::LANES])
+                } else {
+                    T::load_rest(simd, &rows[i][at..])
+                };
             }
             for h in 0..HEADS {
-                let weight = simd.splat(weights[h * BLOCK + index]);
-                for w in 0..WIDE {
-                    parts[h][w] = simd.mul_add(weight, values[w], parts[h][w]);
+                let sums = &mut sums[h * width + at..][..S::LANES];
+                let mut sum = simd.load(sums);
+                for i in 0..ROWS {
+                    sum = simd.mul_add(of_rows[h][i], values[i], sum);
                 }
+                simd.store(sum, sums);
             }
-        }
-        for h in 0..HEADS {
-            for w in 0..WIDE {
-                simd.store(
-                    parts[h][w],
-                    &mut sums[(head + h) * width + at + w * S::LANES..],
-                );
-            }
+            at += S::LANES;
         }
     }
 }

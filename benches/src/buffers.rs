@@ -191,15 +191,13 @@ pub fn check(tensor: Tensor<4>) -> Result<()> {
     let last = tensor.dims().map(|size| size - 1..size);
     let number = tensor.slice(last).cast(FloatDType::F32).try_into_data();
     let number = number.map_err(|error| {
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(next) = cause.source() {
-            cause = next;
-        }
-        let cause = cause.to_string();
-        anyhow!(
-            "the device says: {}",
-            cause.lines().next().unwrap_or("nothing")
-        )
+        // burn's errors are reports of several lines, the cause in the last that says something.
+        let report = error.to_string();
+        let says = |line: &&str| {
+            !line.is_empty() && !line.ends_with(':') && !line.starts_with("No backtrace")
+        };
+        let cause = report.lines().map(str::trim).rfind(says);
+        anyhow!("the device says: {}", cause.unwrap_or("nothing"))
     })?;
     let finite = number.iter::<f32>().all(f32::is_finite);
     ensure!(finite, "the device computed no number: {number}");

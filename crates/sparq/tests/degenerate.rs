@@ -241,3 +241,24 @@ fn what_was_rolled_back_leaves_no_nan_behind() {
         }
     }
 }
+
+#[test]
+fn an_infinite_value_in_the_last_row_stays_infinite() {
+    for device in devices() {
+        for len in [1, 2, 5, 31, 34] {
+            let mut noise = Noise(9);
+            let [k, v] = [(); 2].map(|()| noise.tensor([1, 1, len, 8], &device));
+            let last = Tensor::<4>::full([1, 1, 1, 1], f32::INFINITY, &device);
+            let v = v.slice_assign([0..1, 0..1, len - 1..len, 3..4], last);
+            let q = noise.tensor([1, 2, 1, 8], &device);
+            let mut cache = cache_of(&k, &v, FloatDType::F32, None);
+            let y = values(&Method::DENSE.decode(q, &mut cache).unwrap());
+            for (i, y) in y.into_iter().enumerate() {
+                match i % 8 {
+                    3 => assert_eq!(y, f32::INFINITY, "{len} positions"),
+                    _ => assert!(y.is_finite(), "{len} positions: {y}"),
+                }
+            }
+        }
+    }
+}

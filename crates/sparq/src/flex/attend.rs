@@ -297,14 +297,13 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
                 simd.store(simd.mul(simd.load(part), kept), part);
             }
         }
-        let mut first = block.start;
-        while first < block.end {
-            let last = block.end - 1;
+        let whole = block.end - block.len() % ROWS;
+        for first in (block.start..whole).step_by(ROWS) {
             let rows = [
                 self.row(self.attend.values, first),
-                self.row(self.attend.values, (first + 1).min(last)),
-                self.row(self.attend.values, (first + 2).min(last)),
-                self.row(self.attend.values, (first + 3).min(last)),
+                self.row(self.attend.values, first + 1),
+                self.row(self.attend.values, first + 2),
+                self.row(self.attend.values, first + 3),
             ];
             let ahead = self.starts(first + P::AHEAD);
             if !P::APART {
@@ -312,38 +311,48 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
             }
             let weights = &weights[first - block.start..];
             for_heads!(S, kept.len(), |head, HEADS| self
-                .weigh_rows::<S, HEADS>(simd, rows, ahead, head, weights, sums));
-            first += ROWS;
+                .weigh_rows::<S, HEADS, ROWS>(
+                    simd, rows, ahead, head, weights, sums
+                ));
+        }
+        // One by one, since a row that is repeated with a weight of 0 would not be without effect: it may hold infinity.
+        for last in whole..block.end {
+            let rows = [self.row(self.attend.values, last)];
+            let weights = &weights[last - block.start..];
+            for_heads!(S, kept.len(), |head, HEADS| self.weigh_rows::<S, HEADS, 1>(
+                simd, rows, [0; ROWS], head, weights, sums
+            ));
         }
     }
 
-    /// Adds four weighted rows to the sums of `HEADS` heads from `head` on. Rows past the block's last have a weight of 0.
+    /// Adds weighted rows to the sums of `HEADS` heads from `head` on.
     #[inline(always)]
-    fn weigh_rows<S: Simd, const HEADS: usize>(
+    #[allow(clippy::too_many_arguments)]
+    fn weigh_rows<S: Simd, const HEADS: usize, const COUNT: usize>(
         &self,
         simd: S,
-        rows: [&[T]; ROWS],
+        rows: [&[T]; COUNT],
         ahead: [usize; ROWS],
         head: usize,
         weights: &[f32],
         sums: &mut [f32],
     ) {
         let Attend { dim, width, .. } = *self.attend;
-        let mut of_rows = [[simd.splat(0.0); ROWS]; HEADS];
+        let mut of_rows = [[simd.splat(0.0); COUNT]; HEADS];
         for h in 0..HEADS {
-            let weights = &weights[(head + h) * BLOCK..][..ROWS];
-            for i in 0..ROWS {
+            let weights = &weights[(head + h) * BLOCK..][..COUNT];
+            for i in 0..COUNT {
                 of_rows[h][i] = simd.splat(weights[i]);
             }
         }
         let sums = &mut sums[head * width..(head + HEADS) * width];
         let mut at = 0;
         while at < dim {
-            if head == 0 {
+            if head == 0 && COUNT == ROWS {
                 self.prefetch_lines(simd, self.attend.values, ahead, at);
             }
-            let mut values = [simd.splat(0.0); ROWS];
-            for i in 0..ROWS {
+            let mut values = [simd.splat(0.0); COUNT];
+            for i in 0..COUNT {
                 values[i] = if at + S::LANES <= dim {
                     T::load(simd, &rows[i][at..at + S::LANES])
                 } else {
@@ -353,7 +362,7 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
             for h in 0..HEADS {
                 let sums = &mut sums[h * width + at..][..S::LANES];
                 let mut sum = simd.load(sums);
-                for i in 0..ROWS {
+                for i in 0..COUNT {
                     sum = simd.mul_add(of_rows[h][i], values[i], sum);
                 }
                 simd.store(sum, sums);

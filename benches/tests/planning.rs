@@ -4,6 +4,7 @@ use std::path::Path;
 
 use sparq_benches::render::planning::{prediction, shipped, unseen};
 use sparq_benches::render::{Results, read_all};
+use sparq_benches::report::Run;
 
 fn results() -> Results {
     read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap()
@@ -18,7 +19,9 @@ fn attention_is_predicted() {
         .iter()
         .flat_map(|named| &named.report.runs);
     let mut seen = 0;
-    for run in runs.filter(|run| run.gpu.is_some() || run.device == "flex") {
+    // The kernels take other times by Vulkan; no figures are fitted to those.
+    let fitted = |run: &&Run| matches!(run.device.as_str(), "cuda" | "flex");
+    for run in runs.filter(fitted) {
         let errors = shipped(run);
         seen += errors.count();
         assert!(errors.mean() < 0.15, "{}: {}", run.device, errors.mean());

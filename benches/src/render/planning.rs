@@ -60,7 +60,7 @@ pub fn planning(results: &Results) -> String {
         ]);
     }
     let mut text = format!(
-        "Attention of one layer, predicted by the figures in the library, which are fitted to these results, and by figures that are fitted anew without the shape (heads and B) in question:\n\n{}",
+        "Attention of one layer, predicted by the figures in the library, which are fitted to those of `flex` and `cuda`, and by figures that are fitted anew without the shape (heads and B) in question:\n\n{}",
         attention.markdown()
     );
     let mut steps = Table::new([

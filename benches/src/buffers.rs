@@ -183,10 +183,10 @@ pub fn copy<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> Tensor<D, K> {
         .slice_assign(all, tensor.clone())
 }
 
-/// Reads a number of the tensor. A device that ran out of memory, or of what else it needs, goes on, very quickly, and tells when it is asked for numbers.
+/// Reads the last number of the tensor. A device that ran out of memory, or of what else it needs, goes on, very quickly, and tells when it is asked for numbers.
 ///
 /// # Errors
-/// When the device could not compute the tensor, or not all of it is finite at the end.
+/// When the device could not compute the tensor, or that number is not finite.
 pub fn check(tensor: Tensor<4>) -> Result<()> {
     let last = tensor.dims().map(|size| size - 1..size);
     let number = tensor.slice(last).cast(FloatDType::F32).try_into_data();

@@ -233,7 +233,7 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         }
     }
 
-    /// The dot products of four keys with `HEADS` queries from `head` on. Meanwhile the keys one block further on are on their way.
+    /// The dot products of four keys with `HEADS` queries from `head` on. Meanwhile keys further on are on their way.
     #[inline(always)]
     fn dots<S: Simd, const HEADS: usize>(
         &self,

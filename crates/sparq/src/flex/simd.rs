@@ -378,6 +378,24 @@ pub(super) mod x86 {
         };
     }
 
+    /// For each mask of 8 lanes, the lanes that are set and then zeros.
+    static COMPRESS: [[u32; 8]; 256] = {
+        let mut table = [[0; 8]; 256];
+        let mut mask = 0;
+        while mask < 256 {
+            let (mut lane, mut count) = (0, 0);
+            while lane < 8 {
+                if mask >> lane & 1 == 1 {
+                    table[mask][count] = lane;
+                    count += 1;
+                }
+                lane += 1;
+            }
+            mask += 1;
+        }
+        table
+    };
+
     impl Simd for Avx2 {
         type F = __m256;
         const LANES: usize = 8;
@@ -463,16 +481,13 @@ pub(super) mod x86 {
                 let (keys, kept, indices) = (&keys[..8], &mut kept[..8], &mut indices[..8]);
                 let vector = _mm256_loadu_si256(keys.as_ptr().cast());
                 let larger = _mm256_max_epu32(vector, _mm256_set1_epi32(threshold as i32));
-                let mut mask = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(vector, larger)));
-                let mut count = 0;
-                while mask != 0 {
-                    let lane = mask.trailing_zeros();
-                    kept[count] = keys[lane as usize];
-                    indices[count] = first + lane;
-                    count += 1;
-                    mask &= mask - 1;
-                }
-                count
+                let mask = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(vector, larger))) as usize;
+                // What is kept goes to the front without a branch on how many there are.
+                let lanes = _mm256_loadu_si256(COMPRESS[mask].as_ptr().cast());
+                let from = _mm256_add_epi32(lanes, _mm256_set1_epi32(first as i32));
+                _mm256_storeu_si256(kept.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(vector, lanes));
+                _mm256_storeu_si256(indices.as_mut_ptr().cast(), from);
+                mask.count_ones() as usize
             }
         }
 

@@ -34,8 +34,8 @@
 //! | `cube` | those kernels; comes with any of the five |
 //! | `autodiff` | training: [`SparqAttention::forward`] without a cache is differentiable |
 //!
-//! Several may be on: `Device::default()` takes the first that there is, and `BURN_DEVICE` names another. Without any of them there is no device. `cuda` links
-//! `cubecl-llvm`, whose build downloads a toolchain that these kernels, compiled by NVRTC, do not use; the workspace of this crate has a stand-in for it under
+//! Several may be on: `Device::default()` takes the first that there is, and `BURN_DEVICE` names another. Without any of them there is no device. `cuda` and `rocm` link
+//! `cubecl-llvm`, whose build downloads a toolchain that these kernels, compiled by NVRTC and HIPRTC, do not use; the workspace of this crate has a stand-in for it under
 //! `[patch.crates-io]`, which a program that depends on the crate can copy.
 #![deny(missing_docs)]
 

@@ -269,7 +269,7 @@ fn solve_free(points: &[Point], free: &[usize]) -> Option<[f64; UNKNOWNS]> {
 }
 
 /// Over all pairs of a dense and a SparQ step on one shape: how many there are, how many are decided wrongly, and what that loses at worst.
-fn decisions(runs: &[&Run], costs: &StepCosts) -> (usize, (usize, f64)) {
+pub fn decisions(runs: &[&Run], costs: &StepCosts) -> (usize, (usize, f64)) {
     let (mut pairs, mut wrong, mut loss) = (0, 0, 0.0_f64);
     for run in runs {
         let rows = fitted(run);

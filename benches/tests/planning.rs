@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use sparq_benches::render::planning::{prediction, shipped, unseen};
+use sparq_benches::fit::decisions;
+use sparq_benches::render::planning::{prediction, shipped, shipped_costs, unseen};
 use sparq_benches::render::{Results, read_all};
 use sparq_benches::report::Run;
 
@@ -26,6 +27,12 @@ fn attention_is_predicted() {
         seen += errors.count();
         assert!(errors.mean() < 0.15, "{}: {}", run.device, errors.mean());
         assert!(errors.worst() < 0.60, "{}: {}", run.device, errors.worst());
+        let (pairs, (wrong, loss)) = decisions(&[run], &shipped_costs(run));
+        assert!(
+            pairs > 0 && wrong == 0,
+            "{}: {wrong} of {pairs}, {loss}",
+            run.device
+        );
         // The CPU's results have two kinds of heads, and one of them alone cannot tell the time of scores from that of bytes.
         let bound = if run.gpu.is_some() { 0.20 } else { 0.60 };
         let errors = unseen(run).unwrap();

@@ -95,12 +95,17 @@ fn runs(results: &Results) -> impl Iterator<Item = (&Named<Report>, &Run)> {
     all.filter(|(_, run)| run.gpu.is_some() || run.device == "flex")
 }
 
-/// How far the figures in the library are off.
-pub fn shipped(run: &Run) -> Errors {
-    let costs = match &run.gpu {
+/// The figures in the library for the device of a run.
+pub fn shipped_costs(run: &Run) -> StepCosts {
+    match &run.gpu {
         Some(name) => StepCosts::of_gpu(name),
         None => StepCosts::CPU,
-    };
+    }
+}
+
+/// How far the figures in the library are off.
+pub fn shipped(run: &Run) -> Errors {
+    let costs = shipped_costs(run);
     let rows = fitted(run).into_iter();
     Errors(rows.filter_map(|row| fit::error(row, &costs)).collect())
 }

@@ -8,8 +8,8 @@ use anyhow::Result;
 use burn::tensor::Tensor;
 use burn::tensor::module::attention;
 use serde::{Deserialize, Serialize};
-use sparq::op::Extent;
-use sparq::{CacheShape, CacheTensors, RowSpans, Sketch, SparqConfig, Transfers, op};
+use sparq::ops::Extent;
+use sparq::{CacheShape, CacheTensors, RowSpans, Sketch, SparqConfig, Transfers, ops};
 
 use crate::buffers::{Source, check, copy};
 use crate::preset::{Case, Scope};
@@ -19,11 +19,11 @@ use crate::stage::Stage;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MethodName {
-    /// Dense attention of this project, [`op::dense_decode`].
+    /// Dense attention of this project, [`ops::dense_decode`].
     Dense,
     /// Dense attention of burn, `burn::tensor::module::attention`. It knows no groups: where g > 1, K and V were expanded to all heads before.
     DenseBurn,
-    /// SparQ, [`op::sparq_decode`].
+    /// SparQ, [`ops::sparq_decode`].
     Sparq,
 }
 
@@ -126,10 +126,10 @@ type Prefix = fn(Tensor<4>, CacheTensors, &RowSpans, &SparqConfig) -> Kept;
 /// The stages before the last that [`op`] can end after.
 const PREFIXES: &[(Stage, Prefix)] = &[
     (Stage::Score, |q, cache, rows, config| {
-        Kept::rest(op::sparq_decode_to(q, cache, rows, config, Extent::Scores))
+        Kept::rest(ops::sparq_decode_to(q, cache, rows, config, Extent::Scores))
     }),
     (Stage::Select, |q, cache, rows, config| {
-        Kept::rest(op::sparq_decode_to(q, cache, rows, config, Extent::Choice))
+        Kept::rest(ops::sparq_decode_to(q, cache, rows, config, Extent::Choice))
     }),
 ];
 
@@ -163,7 +163,7 @@ impl Contender for Dense {
         let q = source.q.clone();
         let calls: Calls = Box::new(move |set| {
             let cache = caches.sets[set].clone();
-            Kept::output(op::dense_decode(q.clone(), cache, &caches.rows))
+            Kept::output(ops::dense_decode(q.clone(), cache, &caches.rows))
         });
         Ok(calls.into())
     }
@@ -244,7 +244,7 @@ impl Contender for Sparq {
         };
         Ok(Prepared {
             whole: calls(|q, cache, rows, config| {
-                Kept::output(op::sparq_decode(q, cache, rows, config))
+                Kept::output(ops::sparq_decode(q, cache, rows, config))
             }),
             until: PREFIXES
                 .iter()

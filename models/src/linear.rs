@@ -31,7 +31,7 @@ pub(crate) fn of_laid_out(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linear 
 /// On GPUs a product with one row is a dot product for each output, which reads memory more than five times as fast so (measured on an H100). On CPUs a layer that is given one sequence would
 /// copy the view in each step, at 10 to 20 times the cost of the product; there the rows of `[in_features, out_features]` are streamed in their own order.
 pub(crate) fn outputs_lie_together(device: &Device) -> bool {
-    sparq::op::has_kernels(device)
+    sparq::ops::has_kernels(device)
 }
 
 /// weight [in_features, out_features], copied where it does not lie as the device wants it.

@@ -193,7 +193,7 @@ pub trait CausalLm: Send + Sync {
     ) -> Result<Tensor<3>, SparqError>;
 
     /// Whether [`CausalLm::decode`] can be recorded by a [`CapturedStep`](sparq::CapturedStep): it uploads nothing, reads nothing back and changes nothing but the
-    /// cache; and it reads nothing that [can't be recorded](sparq::op::can_be_recorded). False unless the model says otherwise.
+    /// cache; and it reads nothing that [can't be recorded](sparq::ops::can_be_recorded). False unless the model says otherwise.
     fn is_capturable(&self) -> bool {
         false
     }

@@ -40,39 +40,31 @@
 #![deny(missing_docs)]
 
 mod attention;
+mod backends;
 mod cache;
-mod captured;
 mod config;
 pub mod cost;
-#[cfg(feature = "cube")]
-mod cube;
 mod error;
-#[cfg(feature = "flex")]
-mod flex;
-mod methods;
-pub mod op;
-mod primitive;
-pub mod reference;
-mod rotary;
-mod rows;
+mod graph;
+pub mod methods;
+pub mod ops;
 pub mod sketch;
-mod tensors;
-mod transfers;
-pub mod write;
 
+pub use attention::rotary::{Rotary, RotaryConfig, RotaryScaling};
 pub use attention::{SparqAttention, SparqAttentionConfig};
+pub use cache::buffers::{CacheTensors, SketchTensors};
+pub use cache::spans::RowSpans;
 pub use cache::{CacheMemory, KvCache, KvCacheConfig};
-pub use captured::{CapturedStep, StepTensors};
 pub use config::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
+pub use cost::transfers::{CacheShape, Transfers};
 pub use error::SparqError;
-pub use methods::{
-    Auto, Budget, Dense, Directions, ExactTopK, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite,
-    Method, Oracle, Projection, Quest, Setting, Settings, SparqVariant, Strategy, Temperature,
+pub use graph::{CapturedStep, StepTensors};
+pub use methods::baselines::{
+    Directions, ExactTopK, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Oracle, Projection,
+    Quest, SparqVariant, Temperature,
 };
-pub use rotary::{Rotary, RotaryConfig, RotaryScaling};
-pub use rows::RowSpans;
-pub use tensors::{CacheTensors, SketchTensors};
-pub use transfers::{CacheShape, Transfers};
+pub use methods::{Auto, Budget, Dense, Method, Setting, Settings, Strategy};
+pub use ops::reference;
 
 /// The code of the README.
 #[cfg(doctest)]

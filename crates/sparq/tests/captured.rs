@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use common::{Noise, devices, max_difference};
-use sparq::op::can_be_recorded;
+use sparq::ops::can_be_recorded;
 use sparq::{
     CapturedStep, KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig,
     SparqConfig, SparqError,

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Element, FloatDType, Int, Tensor};
 use common::{Noise, values};
 use sparq::{
     Components, GroupScore, KvCache, KvCacheConfig, MeanValue, Method, RowSpans, Sketch,
-    SketchTensors, SparqConfig, op, reference, sketch, write,
+    SketchTensors, SparqConfig, ops, reference, sketch,
 };
 
 const DTYPES: [FloatDType; 3] = [FloatDType::F32, FloatDType::F16, FloatDType::BF16];
@@ -599,8 +599,8 @@ fn a_token_is_appended_as_by_tensor_operations() {
                     // As a projection leaves it: positions before heads.
                     let k = token.clone().reshape([3, 1, 2, 20]).swap_dims(1, 2);
                     let v = token * 0.5;
-                    native = op::append(native, k.clone(), v.clone(), &rows, &counts, encode);
-                    plain = write::append(plain, k, v, &rows, &counts, encode);
+                    native = ops::append(native, k.clone(), v.clone(), &rows, &counts, encode);
+                    plain = reference::write::append(plain, k, v, &rows, &counts, encode);
                     rows = rows.grown(&counts);
                     assert_eq!(
                         contents(&native),

@@ -7,7 +7,7 @@ use common::{Noise, devices, max_difference};
 use sparq::sketch::unpack;
 use sparq::{
     CacheTensors, KvCache, KvCacheConfig, Method, Rotary, RotaryConfig, RotaryScaling, Sketch,
-    SketchTensors, SparqConfig, SparqError, write,
+    SketchTensors, SparqConfig, SparqError, reference,
 };
 
 const KV_HEADS: usize = 2;
@@ -122,7 +122,8 @@ fn one_case(
         want = want.grown(found.capacity());
         let table = rotary.map(|rotary| rotary.table(found.capacity()));
         let coded = sketch.and_then(Sketch::bits).is_some();
-        let (want_q, after) = write::prepare(want, [q, k, v], table.as_ref(), &rows, coded);
+        let (want_q, after) =
+            reference::write::prepare(want, [q, k, v], table.as_ref(), &rows, coded);
         want = after;
         rows = rows.grown(&[1; 3]);
 

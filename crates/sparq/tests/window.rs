@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use common::{Noise, cache_of, devices, max_difference, values};
 use sparq::{
     CapturedStep, Components, GroupScore, KvCache, KvCacheConfig, MeanValue, Method, RotaryConfig,
-    Sketch, SparqAttention, SparqAttentionConfig, SparqConfig, SparqError, reference, write,
+    Sketch, SparqAttention, SparqAttentionConfig, SparqConfig, SparqError, reference,
 };
 
 const WINDOW: usize = 24;
@@ -217,7 +217,7 @@ fn the_window_on_the_device_is_that_of_the_host() {
         for counts in [[10, 90, 90], [14, 0, 0], [1, 3, 4], [60, 10, 1]] {
             let [k, v] = [(); 2].map(|()| noise.tensor([3, 1, 90, HEAD_DIM], &device));
             cache.append_rows(k, v, &counts).unwrap();
-            let spans = write::last_spans(cache.tensors().spans.clone(), WINDOW);
+            let spans = reference::write::last_spans(cache.tensors().spans.clone(), WINDOW);
             let found: Vec<usize> = spans
                 .into_data()
                 .iter::<u32>()

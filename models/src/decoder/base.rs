@@ -255,7 +255,7 @@ impl CausalLm for Decoder {
 
     fn is_capturable(&self) -> bool {
         // All weights are loaded by one thread.
-        sparq::op::can_be_recorded(&self.embed.weight.val())
+        sparq::ops::can_be_recorded(&self.embed.weight.val())
     }
 }
 

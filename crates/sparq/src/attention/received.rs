@@ -6,7 +6,7 @@ use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor};
 
 use super::causal::hidden;
 use crate::RowSpans;
-use crate::reference::LARGEST;
+use crate::ops::reference::LARGEST;
 
 /// The weights that dense causal attention gives to each position, averaged over the query heads of a group and summed over the queries: [B, H_kv, S] in fp32.
 ///

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::KvCache;
-use crate::methods::{Directions, Projection};
+use crate::methods::baselines::{Directions, Projection};
 
 /// W for one setting, and how many positions there were when it was made.
 #[derive(Clone, Debug)]

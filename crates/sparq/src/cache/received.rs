@@ -3,8 +3,9 @@
 use burn::tensor::{Bool, DType, Tensor};
 
 use super::{KvCache, lengths};
-use crate::tensors::SketchTensors;
-use crate::{Method, SparqError, write};
+use crate::cache::buffers::SketchTensors;
+use crate::ops::reference::write;
+use crate::{Method, SparqError};
 
 /// The attention that each position has received from all queries so far.
 #[derive(Clone, Debug, Default)]

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Budget, Method, Settings, Strategy};
-use crate::{CacheShape, KvCache, KvCacheConfig, SparqError, Transfers, op};
+use crate::{CacheShape, KvCache, KvCacheConfig, SparqError, Transfers, ops};
 
 /// Dense attention. It has no settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,6 @@ impl Strategy for Dense {
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
         let (tensors, rows) = cache.view(&q, None)?;
-        Ok(op::dense_decode(q, tensors, &rows))
+        Ok(ops::dense_decode(q, tensors, &rows))
     }
 }

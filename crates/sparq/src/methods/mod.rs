@@ -3,33 +3,19 @@
 //! Each method is a type in a file of its own that implements [`Strategy`], and a variant of [`Method`] with a line in its table.
 
 mod auto;
-mod basis;
+pub mod baselines;
 mod budget;
 mod dense;
-mod exact_top_k;
-mod h2o;
-mod hybrid;
-mod lm_infinite;
 mod names;
-mod pages;
-mod projection;
-mod quest;
 mod settings;
 mod sparq;
 mod step;
-mod variant;
 
+use self::baselines::{FlexGen, H2o, Hybrid, LmInfinite, Oracle, Projection, Quest, SparqVariant};
 pub use auto::Auto;
 pub use budget::Budget;
 pub use dense::Dense;
-pub use exact_top_k::{ExactTopK, FlexGen, Oracle};
-pub use h2o::H2o;
-pub use hybrid::Hybrid;
-pub use lm_infinite::LmInfinite;
-pub use projection::{Directions, Projection};
-pub use quest::Quest;
 pub use settings::{Setting, Settings};
-pub use variant::{KeyPrecision, SparqVariant, Temperature};
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::budget::Budget;
-use super::{
-    Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Method, Oracle, Projection, Quest,
+use super::Method;
+use super::baselines::{
+    Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Oracle, Projection, Quest,
     SparqVariant, Temperature,
 };
+use super::budget::Budget;
 use crate::{Sketch, SparqConfig, SparqError};
 
 /// The paper's k.

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::{Budget, Method, Settings, Strategy};
-use crate::op::{self, SparqOutput};
+use crate::ops::{self, SparqOutput};
 use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers};
 
 impl Strategy for SparqConfig {
@@ -60,7 +60,7 @@ impl Strategy for SparqConfig {
         }
         cache.refresh_sketch();
         let (tensors, rows) = cache.view(&q, Some(self))?;
-        Ok(op::sparq_decode(q, tensors, &rows, self))
+        Ok(ops::sparq_decode(q, tensors, &rows, self))
     }
 }
 
@@ -81,6 +81,6 @@ impl SparqConfig {
         cache.refresh_sketch();
         let q = q.inner();
         let (tensors, rows) = cache.view(&q, Some(self))?;
-        Ok(op::sparq_decode_traced(q, tensors, &rows, self))
+        Ok(ops::sparq_decode_traced(q, tensors, &rows, self))
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, DType, FloatDType, IndexingUpdateOp, Int, Tensor};
 
-use crate::reference::{LARGEST, group, softmax};
+use crate::ops::reference::{LARGEST, group, softmax};
 use crate::{CacheTensors, KvCache, RowSpans, SparqError};
 
 /// The operands of a step: S positions, of which `rows` has the valid ones, and the query heads in their groups.

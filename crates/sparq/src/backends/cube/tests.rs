@@ -1,0 +1,96 @@
+//! Appending writes in place: the memory of every buffer is the same before and after.
+
+mod best;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::tensor::CubeTensor;
+
+use crate::ops::primitive::lower;
+use crate::ops::{CacheBuffers, SketchBuffers};
+use crate::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig};
+
+/// The memory of every buffer, by the number that the runtime gave it; the spans come last.
+fn memory(cache: &KvCache) -> Vec<usize> {
+    let CacheBuffers {
+        k,
+        v,
+        v_sum,
+        spans,
+        sketch,
+    } = lower::<CubeBackend>(cache.tensors().clone());
+    let mut all = vec![k, v, v_sum];
+    match sketch {
+        SketchBuffers::None => {}
+        SketchBuffers::Full(kt) => all.push(kt),
+        SketchBuffers::Codes {
+            codes, lo, step, ..
+        } => all.extend([codes, lo, step]),
+    }
+    all.push(spans);
+    let number = |tensor: &CubeTensor| tensor.handle.memory.descriptor().id.value;
+    all.iter().map(number).collect()
+}
+
+/// The GPUs of this build that answer, or the one that BURN_DEVICE names.
+fn devices() -> Vec<Device> {
+    let devices = sparq_host::device::for_tests().unwrap();
+    let gpus = devices.into_iter().filter(|device| device.is_gpu());
+    gpus.map(|device| device.open()).collect()
+}
+
+#[test]
+fn an_append_writes_every_buffer_in_place() {
+    let (kv_heads, head_dim) = (2, 32);
+    let sketches = [
+        None,
+        Some(Sketch::Full),
+        Some(Sketch::Bits8),
+        Some(Sketch::Bits4),
+    ];
+    for device in devices() {
+        for sketch in sketches {
+            let config = KvCacheConfig {
+                batch: 2,
+                kv_heads,
+                head_dim,
+                capacity: 256,
+                dtype: FloatDType::F32,
+                sketch,
+                window: None,
+            };
+            let some = |len| Tensor::<4>::ones([2, kv_heads, len, head_dim], &device);
+            let mut cache = KvCache::new(&config, &device).unwrap();
+            let method = match sketch {
+                Some(sketch) => Method::from(SparqConfig::new(8, 16).with_sketch(sketch)),
+                None => Method::DENSE,
+            };
+            // A prefill, a ragged one, and tokens one by one, with decode steps in between that read the buffers through shared handles.
+            for counts in [[100, 100], [30, 7], [1, 1], [1, 1], [0, 1]] {
+                let len = counts[0].max(counts[1]);
+                let before = memory(&cache);
+                cache.append_rows(some(len), some(len), &counts).unwrap();
+                let after = memory(&cache);
+                // The spans, a few numbers, come anew from the host unless a token of each sequence advances them on the device.
+                let kept = before.len() - usize::from(counts != [1, 1]);
+                assert_eq!(
+                    before[..kept],
+                    after[..kept],
+                    "{device:?} {sketch:?} {counts:?}"
+                );
+                method.decode(some(1).repeat_dim(1, 2), &mut cache).unwrap();
+                assert_eq!(after, memory(&cache), "{device:?} {sketch:?}: a step");
+            }
+
+            // The measure itself: a clone that is still alive must make the next append copy.
+            let (shared, before) = (cache.clone(), memory(&cache));
+            cache.append(some(1), some(1)).unwrap();
+            assert_eq!(before, memory(&shared));
+            let after = memory(&cache);
+            assert!(
+                before.iter().zip(&after).take(3).all(|(a, b)| a != b),
+                "{device:?} {sketch:?}: a shared cache was written in place"
+            );
+        }
+    }
+}

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::buffers::Room;
 use crate::machine;
 use crate::timing::{Pace, sample, wait};
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 
 /// Bandwidth over buffers that no cache holds, in GB/s (10^9 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

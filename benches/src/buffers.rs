@@ -7,7 +7,7 @@ use sparq::{CacheTensors, KvCache, KvCacheConfig, RowSpans, Sketch, SketchTensor
 
 use crate::machine::{Machine, available_memory};
 use crate::preset::Case;
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 
 /// How many times the last-level cache holds, at least, lie between two reads of one buffer, if memory suffices.
 const ROUNDS: f64 = 4.0;

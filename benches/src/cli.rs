@@ -24,8 +24,8 @@ use crate::render;
 use crate::report::{self, Bench, Head, Report, Run};
 use crate::shape::{CacheType, Shape};
 use crate::timing::Pace;
-use sparq_host::device::{self, DeviceChoice};
-use sparq_host::files::OutputFile;
+use sparq_device::DeviceChoice;
+use sparq_output::files::OutputFile;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -291,11 +291,11 @@ fn op(args: &OpArgs, command: String) -> Result<()> {
 
 fn backends(args: &RunArgs, command: String) -> Result<()> {
     let plan = Plan::new(args, command, Bench::Backends)?;
-    let devices = device::available();
+    let devices = sparq_device::available();
     if devices.is_empty() {
         bail!(
             "expected a device that answers; this build has {:?}",
-            device::built_in()
+            sparq_device::built_in()
         );
     }
     let runs = devices

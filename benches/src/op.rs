@@ -12,7 +12,7 @@ use crate::stage::{self, Stage};
 use crate::stats::Summary;
 use crate::table::bytes;
 use crate::timing::{self, Mode, Pace};
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 
 /// What is the same for all cases of a run.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use burn::nn::Linear;
 use burn::tensor::{DType, Distribution, FloatDType, Tensor};
 use sparq::{Components, GroupScore, Sketch, SparqConfig};
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 use sparq_plan::{Machine, ModelShape};
 
 use crate::bandwidth::Bandwidth;
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn this_machine_is_measured() {
-        let device = sparq_host::device::available()[0].clone();
+        let device = sparq_device::available()[0].clone();
         let model = e2e::model::ModelShape::Tiny.plan();
         let mut steps = Vec::new();
         let found = measure(

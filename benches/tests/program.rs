@@ -36,8 +36,7 @@ fn refusal(arguments: &[&str]) -> String {
 
 /// A device that this build and this machine have.
 fn device() -> &'static str {
-    static NAME: LazyLock<String> =
-        LazyLock::new(|| sparq_host::device::available()[0].to_string());
+    static NAME: LazyLock<String> = LazyLock::new(|| sparq_device::available()[0].to_string());
     &NAME
 }
 

@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn the_layout_changes_no_product_and_records_hold_none() {
-        for device in sparq_host::device::available() {
+        for device in sparq_device::available() {
             let device = device.open();
             let random =
                 |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Default, &device);

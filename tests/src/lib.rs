@@ -9,13 +9,13 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::{Decoder, DecoderConfig};
 
 /// The device that BURN_DEVICE names, or else every one of this build that answers.
 pub fn devices() -> Vec<Device> {
-    let devices = sparq_host::device::for_tests().unwrap();
+    let devices = sparq_device::for_tests().unwrap();
     devices.iter().map(DeviceChoice::open).collect()
 }
 

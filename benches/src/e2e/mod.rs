@@ -25,7 +25,7 @@ use crate::timing::Pace;
 use decoder::{Decoder, SLACK};
 use model::RunShape;
 use report::{DeviceRun, Parts, StepRow};
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 
 pub use table::{breakdown, notes, skipped, steps};
 

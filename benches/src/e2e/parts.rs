@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_products_are_those_with_every_matrix_but_the_table() {
-        let device = sparq_host::device::available()[0].open();
+        let device = sparq_device::available()[0].open();
         let shape = ModelShape::Tiny;
         let model = shape.build(CacheType::F32, &device).unwrap();
         let mut matrices = Matrices(Vec::new());

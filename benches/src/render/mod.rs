@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use crate::e2e::report::E2eReport;
 use crate::report::{self, Bench, Report};
 
-use sparq_host::files::OutputFile;
+use sparq_output::files::OutputFile;
 pub use summary::goals;
 
 /// Where results lie, from the repository's root.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use sparq::Sketch;
-use sparq_chart::{Axis, Chart, Layout, Paint, Scale, Series};
+use sparq_output::charts::{Axis, Chart, Layout, Paint, Scale, Series};
 
 use super::{Named, summary};
 use crate::contender::MethodName;

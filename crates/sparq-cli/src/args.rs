@@ -18,7 +18,7 @@ use crate::commands::logits::LogitsArgs;
 use crate::commands::plan::PlanArgs;
 use crate::commands::report::ReportArgs;
 use crate::exit;
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 
 const EXAMPLES: &str = "\
 Examples:

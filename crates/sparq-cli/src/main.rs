@@ -89,8 +89,8 @@ fn run(cli: &Cli, out: Output) -> Result<Outcome> {
 fn start_log(global: &GlobalArgs) {
     let level = match global.verbose {
         0 => "warn",
-        1 => "sparq=info,sparq_eval=info,sparq_models=info,sparq_golden=info,warn",
-        _ => "sparq=debug,sparq_eval=debug,sparq_models=debug,sparq_golden=debug,info",
+        1 => "sparq=info,sparq_eval=info,sparq_models=info,sparq_conformance=info,warn",
+        _ => "sparq=debug,sparq_eval=debug,sparq_models=debug,sparq_conformance=debug,info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()

@@ -355,7 +355,7 @@ fn random_cases_pass_and_are_repeated_by_their_seeds() {
 fn a_case_that_fails_is_exit_code_1() {
     let fixture = concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/../sparq-golden/fixtures/authors/14_mha_S1.safetensors"
+        "/../sparq-conformance/fixtures/authors/14_mha_S1.safetensors"
     );
     let mut bytes = std::fs::read(fixture).unwrap();
     let header_len = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;

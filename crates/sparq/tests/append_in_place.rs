@@ -46,7 +46,7 @@ fn allocated(work: impl FnOnce()) -> usize {
 #[test]
 fn an_append_does_not_copy_the_cache() {
     let (kv_heads, head_dim, capacity) = (2, 64, 8192);
-    let devices = sparq_host::device::for_tests().unwrap();
+    let devices = sparq_device::for_tests().unwrap();
     for device in devices.iter().filter(|device| !device.is_gpu()) {
         let device = device.open();
         for sketch in [

@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use sparq::Method;
+use sparq_device::DeviceChoice;
 use sparq_eval::report::trace;
-use sparq_host::device::DeviceChoice;
-use sparq_host::files::OutputFile;
+use sparq_output::files::OutputFile;
 
 use crate::args::{DtypeArgs, ModelArgs, at_least_one};
 use crate::exit::Outcome;

@@ -7,12 +7,12 @@ use burn::tensor::FloatDType;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
-use sparq_golden::{Random, Report, Size, embedded_cases, read_folder, run_all};
+use sparq_conformance::{Random, Report, Size, embedded_cases, read_folder, run_all};
 
 use crate::args::{dtype_name, dtype_parser};
 use crate::exit::Outcome;
 use crate::output::Output;
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 
 /// Arguments of `sparq check`.
 #[derive(Args, Clone, Debug)]
@@ -68,7 +68,7 @@ struct Document<'a> {
     dtype: &'static str,
     passed: usize,
     failed: usize,
-    outcomes: &'a [sparq_golden::Outcome],
+    outcomes: &'a [sparq_conformance::Outcome],
 }
 
 /// Runs the cases.
@@ -76,7 +76,7 @@ struct Document<'a> {
 /// # Errors
 /// When a case can't be read.
 pub fn run(args: &CheckArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
-    let done = |outcome: &sparq_golden::Outcome| {
+    let done = |outcome: &sparq_conformance::Outcome| {
         let result = outcome.reason.as_deref().unwrap_or("pass");
         tracing::info!("{} ({}): {result}", outcome.name, outcome.shape);
     };

@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use sparq::{Method, Sketch, SparqConfig};
-use sparq_chart::Layout;
 use sparq_eval::report::{Report, Roofline, read};
-use sparq_host::files::OutputFile;
 use sparq_models::DecoderConfig;
+use sparq_output::charts::Layout;
+use sparq_output::files::OutputFile;
 use sparq_plan::{Machine, ModelShape, Setup};
 
 use crate::args::ModelArgs;

@@ -3,8 +3,8 @@
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
 use serde::{Deserialize, Serialize};
 use sparq::{CacheShape, KvCache, Method, SparqError, Transfers};
-use sparq_chart::{PositionPlot, Row};
 use sparq_models::{CausalLm, ModelCache};
+use sparq_output::charts::{PositionPlot, Row};
 
 use super::figures::{Figure, Picture};
 use super::format;

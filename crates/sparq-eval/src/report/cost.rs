@@ -1,7 +1,7 @@
 //! The roofline: how much arithmetic a step does on each byte, and how far that can take a machine.
 
 use sparq::Method;
-use sparq_chart::{Axis, Chart, Marker, Paint, Scale, Series};
+use sparq_output::charts::{Axis, Chart, Marker, Paint, Scale, Series};
 use sparq_plan::Setup;
 
 use super::figures::{Figure, Picture};

@@ -1,6 +1,6 @@
 //! What is no line: the needle heat maps, and variants beside each other.
 
-use sparq_chart::{Cell, Chart, ChartError, Dot, DotPlot, HeatMap, Layout, PositionPlot};
+use sparq_output::charts::{Cell, Chart, ChartError, Dot, DotPlot, HeatMap, Layout, PositionPlot};
 
 use super::palette::Palette;
 use super::{distinct, format, interval};

@@ -1,6 +1,6 @@
 //! Scores as lines: against the budget, and against the length of the context.
 
-use sparq_chart::{Axis, Chart, Paint, Scale, Series};
+use sparq_output::charts::{Axis, Chart, Paint, Scale, Series};
 
 use super::figures::{Figure, Picture};
 use super::palette::Palette;

@@ -19,7 +19,7 @@ pub use figures::{Figure, Picture};
 pub use read::{ReportError, Results, read};
 pub use table::{Cell, Table};
 
-use sparq_chart::ChartError;
+use sparq_output::charts::ChartError;
 
 use crate::{Estimate, Record, TaskName, summarize};
 use palette::Palette;

@@ -1,7 +1,7 @@
 //! The page: one HTML file that asks for nothing else.
 
 use minijinja::{Environment, syntax::SyntaxConfig, value::Value};
-use sparq_chart::{ChartError, INK, Layout, PAPER, Paint};
+use sparq_output::charts::{ChartError, INK, Layout, PAPER, Paint};
 
 use super::{Figure, Report, Section, Table};
 

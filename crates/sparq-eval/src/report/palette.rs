@@ -1,6 +1,6 @@
 //! The colour and the mark of each method, the same in every figure.
 
-use sparq_chart::{Marker, Paint};
+use sparq_output::charts::{Marker, Paint};
 
 use super::{Results, distinct};
 use crate::REFERENCE;

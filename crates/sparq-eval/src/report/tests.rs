@@ -2,8 +2,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use sparq::{Method, SparqConfig};
-use sparq_chart::Layout;
 use sparq_models::{DecoderConfig, embedded};
+use sparq_output::charts::Layout;
 use sparq_plan::{Machine, ModelShape, Setup};
 
 use super::*;

@@ -3,11 +3,11 @@
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use sparq::{KvCache, KvCacheConfig, Sketch};
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 
 /// The device that BURN_DEVICE names, or else every one of this build that answers.
 pub fn devices() -> Vec<Device> {
-    let devices = sparq_host::device::for_tests().unwrap();
+    let devices = sparq_device::for_tests().unwrap();
     devices.iter().map(DeviceChoice::open).collect()
 }
 

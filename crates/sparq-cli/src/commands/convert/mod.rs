@@ -12,11 +12,11 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use sparq::SparqConfig;
-use sparq_host::device::DeviceChoice;
-use sparq_host::files::OutputFolder;
+use sparq_device::DeviceChoice;
 use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::{Checkpoint, Conversion, Manifest, StoredType, WeightType};
 use sparq_models::progress::Progress;
+use sparq_output::files::OutputFolder;
 
 use crate::args::at_least_one;
 use crate::exit::Outcome;

@@ -21,7 +21,7 @@ use crate::progress;
 use crate::table::Table;
 use crate::units;
 use contest::{Contest, Record};
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 use view::AnswerLine;
 
 /// Arguments of `sparq demo`.

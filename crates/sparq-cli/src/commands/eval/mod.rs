@@ -21,7 +21,7 @@ use crate::model::ModelSource;
 use crate::output::Output;
 use crate::progress;
 use plan::Plan;
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 
 /// Positions of the examples where nothing is said, if the model has so many.
 const DEFAULT_CONTEXT: usize = 4096;

@@ -23,7 +23,7 @@ use crate::output::Output;
 use crate::progress;
 use options::SamplingArgs;
 use report::Report;
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 
 /// Arguments of `sparq generate`.
 #[derive(Args, Clone, Debug)]

@@ -8,7 +8,7 @@ use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfi
 use crate::args::dtype_name;
 use crate::model::{Description, element_bytes};
 use crate::units;
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 
 /// The JSON document of `generate`.
 #[derive(Debug, Serialize)]

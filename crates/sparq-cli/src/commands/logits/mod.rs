@@ -18,7 +18,7 @@ use crate::interrupt;
 use crate::method::{MethodArgs, MethodName};
 use crate::model::{self, ModelSource};
 use crate::output::Output;
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 use tokens::Tokens;
 use writer::LogitsWriter;
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 
-use sparq_host::files::OutputFile;
+use sparq_output::files::OutputFile;
 
 /// A file with one tensor `logits` [B, T, vocab] in F32 that is written piece by piece.
 ///

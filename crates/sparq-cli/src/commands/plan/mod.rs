@@ -7,8 +7,8 @@ mod view;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use sparq::{Components, GroupScore, Method, Sketch, SparqConfig};
-use sparq_host::device::DeviceChoice;
-use sparq_host::files::OutputFile;
+use sparq_device::DeviceChoice;
+use sparq_output::files::OutputFile;
 use sparq_plan::{Setup, StepTime};
 
 use crate::exit::Outcome;

@@ -12,7 +12,7 @@ use sparq_benches::machine;
 use sparq_benches::plan as measurement;
 use sparq_benches::shape::CacheType;
 use sparq_benches::timing::Pace;
-use sparq_host::device::DeviceChoice;
+use sparq_device::DeviceChoice;
 use sparq_models::DecoderConfig;
 use sparq_plan::{Machine, ModelShape, Setup};
 

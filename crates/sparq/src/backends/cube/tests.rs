@@ -34,7 +34,7 @@ fn memory(cache: &KvCache) -> Vec<usize> {
 
 /// The GPUs of this build that answer, or the one that BURN_DEVICE names.
 fn devices() -> Vec<Device> {
-    let devices = sparq_host::device::for_tests().unwrap();
+    let devices = sparq_device::for_tests().unwrap();
     let gpus = devices.into_iter().filter(|device| device.is_gpu());
     gpus.map(|device| device.open()).collect()
 }

@@ -5,8 +5,8 @@ use std::ops::Range;
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
-use crate::sheet::{self, Area, LEGEND, Sample, legend_entry, legend_lines};
-use crate::{ChartError, Layout, Marker, Paint};
+use super::sheet::{self, Area, LEGEND, Sample, legend_entry, legend_lines};
+use super::{ChartError, Layout, Marker, Paint};
 
 /// A line of a chart.
 #[derive(Clone, Debug)]
@@ -99,7 +99,7 @@ pub enum Scale {
 /// A chart with a logarithmic x axis.
 ///
 /// ```
-/// use sparq_chart::{Axis, Chart, Layout, Paint, Scale, Series};
+/// use sparq_output::charts::{Axis, Chart, Layout, Paint, Scale, Series};
 ///
 /// let number = |n: f64| n.to_string();
 /// let mut line = Series::new("dense", Paint::Black);
@@ -113,7 +113,7 @@ pub enum Scale {
 ///     series: vec![line],
 /// };
 /// assert!(chart.svg(Layout::File)?.starts_with("<svg"));
-/// # Ok::<(), sparq_chart::ChartError>(())
+/// # Ok::<(), sparq_output::charts::ChartError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Chart {

@@ -4,7 +4,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::{ChartError, Marker};
+use super::{ChartError, Marker};
 
 /// Where a chart is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

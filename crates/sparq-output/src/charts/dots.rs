@@ -2,8 +2,8 @@
 
 use plotters::prelude::*;
 
-use crate::sheet::{self, Anchor, Area, text};
-use crate::{ChartError, Layout, Marker, Paint};
+use super::sheet::{self, Anchor, Area, text};
+use super::{ChartError, Layout, Marker, Paint};
 
 /// A value.
 #[derive(Clone, Debug, PartialEq)]

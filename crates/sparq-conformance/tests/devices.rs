@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
-use sparq_golden::{Array, Case, Random, Report, Size, read_folder, run, run_all};
-use sparq_host::device::DeviceChoice;
+use sparq_conformance::{Array, Case, Random, Report, Size, read_folder, run, run_all};
+use sparq_device::DeviceChoice;
 
 fn devices() -> Vec<Device> {
-    let devices = sparq_host::device::for_tests().unwrap();
+    let devices = sparq_device::for_tests().unwrap();
     devices.iter().map(DeviceChoice::open).collect()
 }
 
@@ -125,7 +125,7 @@ fn a_report_counts_and_names_its_outcomes() {
 
 #[test]
 fn random_cases_pass_on_cpus() {
-    let devices = sparq_host::device::for_tests().unwrap();
+    let devices = sparq_device::for_tests().unwrap();
     // On a GPU every case compiles kernels of its own: `sparq check --random` is for those.
     for device in devices.iter().filter(|device| !device.is_gpu()) {
         let random = Random {

@@ -35,9 +35,9 @@ static FILES: [(&str, &[u8]); 20] = files![
 /// The cases that are part of the program: a subset of the files in `fixtures/` that has every feature at least once.
 ///
 /// ```
-/// let cases = sparq_golden::embedded_cases()?;
+/// let cases = sparq_conformance::embedded_cases()?;
 /// assert!(cases.iter().any(|case| case.name == "gqa_pad_fewer_than_k"));
-/// # Ok::<(), sparq_golden::GoldenError>(())
+/// # Ok::<(), sparq_conformance::GoldenError>(())
 /// ```
 ///
 /// # Errors

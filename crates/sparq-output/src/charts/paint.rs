@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use crate::sheet::Area;
+use super::sheet::Area;
 
 /// The colour of text, axes and the black line, as it is written in the SVG.
 pub const INK: &str = "#000000";
@@ -59,7 +59,7 @@ impl Paint {
     /// The colour as it is written in the SVG.
     ///
     /// ```
-    /// assert_eq!(sparq_chart::Paint::Blue.hex(), "#0072B2");
+    /// assert_eq!(sparq_output::charts::Paint::Blue.hex(), "#0072B2");
     /// ```
     pub fn hex(self) -> String {
         let RGBColor(r, g, b) = self.rgb();

@@ -2,8 +2,8 @@
 
 use plotters::prelude::*;
 
-use crate::sheet::{self, Anchor, Area, text};
-use crate::{ChartError, Layout};
+use super::sheet::{self, Anchor, Area, text};
+use super::{ChartError, Layout};
 
 /// A cell.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +21,7 @@ pub struct Cell {
 /// Values over two lists of names, each as a colour and as a number.
 ///
 /// ```
-/// use sparq_chart::{Cell, HeatMap, Layout};
+/// use sparq_output::charts::{Cell, HeatMap, Layout};
 ///
 /// let map = HeatMap {
 ///     title: "Needles found".into(),
@@ -32,7 +32,7 @@ pub struct Cell {
 ///     cells: vec![Cell { column: 1, row: 0, value: 0.5, label: "1/2".into() }],
 /// };
 /// assert!(map.svg(Layout::Narrow)?.contains("1/2"));
-/// # Ok::<(), sparq_chart::ChartError>(())
+/// # Ok::<(), sparq_output::charts::ChartError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeatMap {

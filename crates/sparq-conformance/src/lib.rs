@@ -11,12 +11,12 @@
 //!
 //! ```
 //! use burn::tensor::{Device, FloatDType};
-//! use sparq_golden::{embedded_cases, run};
+//! use sparq_conformance::{embedded_cases, run};
 //!
 //! let cases = embedded_cases()?;
 //! let outcome = run(&cases[0], &Device::default(), FloatDType::F32);
 //! assert!(outcome.passed, "{:?}", outcome.reason);
-//! # Ok::<(), sparq_golden::GoldenError>(())
+//! # Ok::<(), sparq_conformance::GoldenError>(())
 //! ```
 
 mod array;

@@ -1,5 +1,7 @@
 //! The devices that a user can name, and which of them this build and this machine have.
 
+#![deny(missing_docs)]
+
 use std::fmt;
 use std::str::FromStr;
 

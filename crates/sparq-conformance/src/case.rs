@@ -84,7 +84,7 @@ impl Case {
     /// Reads a case from the bytes of a safetensors file; `file` names it in messages.
     ///
     /// ```
-    /// let error = sparq_golden::Case::from_bytes("a.safetensors", b"").unwrap_err();
+    /// let error = sparq_conformance::Case::from_bytes("a.safetensors", b"").unwrap_err();
     /// assert!(error.to_string().starts_with("a.safetensors: expected a safetensors file"));
     /// ```
     ///

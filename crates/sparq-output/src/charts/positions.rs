@@ -2,8 +2,8 @@
 
 use plotters::prelude::*;
 
-use crate::sheet::{self, Anchor, Area, text};
-use crate::{ChartError, Layout, Paint};
+use super::sheet::{self, Anchor, Area, text};
+use super::{ChartError, Layout, Paint};
 
 /// The positions that one method chose.
 #[derive(Clone, Debug, PartialEq)]

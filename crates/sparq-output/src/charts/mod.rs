@@ -3,7 +3,6 @@
 //! Each kind of chart is a file: lines ([`Chart`]), a grid of coloured cells ([`HeatMap`]), values with error bars beside their names ([`DotPlot`]), and what
 //! lies over positions ([`PositionPlot`]). All are drawn in a [`Layout`], in colours of [`Paint`], whose names a page may give other values in the dark:
 //! ink and paper are [`INK`] and [`PAPER`], and nothing else has these colours.
-#![deny(missing_docs)]
 
 mod dots;
 mod heat;

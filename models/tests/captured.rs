@@ -5,9 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use sparq::{Method, Sketch, SparqConfig};
-use sparq_models::config::LlamaConfig;
 use sparq_models::text::{GenerateOptions, Session};
-use sparq_models::{CapturedLm, CausalLm, Llama, embedded};
+use sparq_models::{CapturedLm, CausalLm, Decoder, DecoderConfig, embedded};
 
 const PROMPT: &str = "And it came to pass in those days, that there went out a decree";
 
@@ -41,10 +40,10 @@ fn methods() -> [Method; 4] {
     ]
 }
 
-fn load(dtype: FloatDType, device: &Device) -> Llama {
+fn load(dtype: FloatDType, device: &Device) -> Decoder {
     let checkpoint = embedded::checkpoint().unwrap();
-    let config = LlamaConfig::from_checkpoint(&checkpoint).unwrap();
-    Llama::load(&checkpoint, &config, dtype, device).unwrap()
+    let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
+    Decoder::load(&checkpoint, &config, dtype, device).unwrap()
 }
 
 fn tokens(ids: &[u32], device: &Device) -> Tensor<2, Int> {
@@ -55,7 +54,7 @@ fn tokens(ids: &[u32], device: &Device) -> Tensor<2, Int> {
 
 /// The most probable continuation of the prompt, and how many of its steps were replays.
 fn write(
-    model: &Llama,
+    model: &Decoder,
     dtype: FloatDType,
     method: &Method,
     capture: bool,

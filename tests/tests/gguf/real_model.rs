@@ -6,11 +6,11 @@ use burn::tensor::FloatDType;
 use sparq::Method;
 use sparq_models::checkpoint::{Checkpoint, Conversion};
 use sparq_models::text::{ChatMessage, ChatTemplate, TextTokenizer};
-use sparq_models::{CausalLm, Llama};
+use sparq_models::{CausalLm, Decoder};
 use sparq_tests::*;
 
 /// The model's most probable tokens behind a prompt, the first that ends a turn included.
-fn greedy(model: &Llama, prompt: &[i64], eos: i64, most: usize) -> Vec<i64> {
+fn greedy(model: &Decoder, prompt: &[i64], eos: i64, most: usize) -> Vec<i64> {
     let device = model.device();
     let mut cache = model
         .new_cache(1, prompt.len() + most, FloatDType::F32, &Method::DENSE)

@@ -1,8 +1,8 @@
 //! The attention probability that SparQ keeps on a text: [`kept_mass`].
 //!
-//! Nothing is trained. The model decodes the text densely. Each decode step sums the exact attention
-//! probability of the positions that SparQ would have selected. A setting that keeps nearly all of it
-//! in every head changes the model's output little.
+//! Nothing is trained. The model decodes the text densely. Each decode step sums the exact
+//! attention probability of the positions that SparQ would have selected. A setting that keeps
+//! nearly all of it in every head changes the model's output little.
 
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
 use sparq::{KvCache, Method, SparqConfig, SparqError, reference};

@@ -11,7 +11,7 @@
 //! use sparq_models::text::{GenerateOptions, Session};
 //! use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded};
 //!
-//! // The embedded model. `Checkpoint::open(path)` and `TextTokenizer::from_folder(path)` read others.
+//! // Other models: `Checkpoint::open(path)` and `TextTokenizer::from_folder(path)`.
 //! let (checkpoint, tokenizer) = (embedded::checkpoint()?, embedded::tokenizer()?);
 //! let config = DecoderConfig::from_checkpoint(&checkpoint)?;
 //! let model = Decoder::load(&checkpoint, &config, FloatDType::F32, &Device::default())?;
@@ -48,7 +48,8 @@
 //! | feature | effect |
 //! |---|---|
 //! | `hub` (default) | the module `hub` |
-//! | `flex` (default), `ndarray`, `cuda`, `vulkan`, `wgpu`, `metal`, `rocm`, `autodiff` | as in [`sparq`] |
+//! | `flex` (default), `ndarray`, `cuda`, `vulkan`, `wgpu`, `metal`, `rocm` | backends of [`sparq`] |
+//! | `autodiff` | gradients |
 #![deny(missing_docs)]
 
 pub mod calibration;

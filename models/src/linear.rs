@@ -6,8 +6,8 @@ use burn::tensor::{Device, Tensor};
 
 /// Makes a linear layer from a weight `[in_features, out_features]` and a bias `[out_features]`.
 ///
-/// The weight is copied to the layout in which the device multiplies few rows fastest. So is a weight
-/// that a record loads into the layer later.
+/// The weight is copied to the layout in which the device multiplies few rows fastest. So is a
+/// weight that a record loads into the layer later.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -28,13 +28,13 @@ pub(crate) fn from_laid_out(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linea
     }
 }
 
-/// Returns whether the weights of one output are contiguous on this device. The layer then holds the
-/// transposed view of `[out_features, in_features]`, the layout of checkpoints.
+/// Returns whether the weights of one output are contiguous on this device. The layer then holds
+/// the transposed view of `[out_features, in_features]`, the layout of checkpoints.
 ///
-/// On GPUs, a product with one row is a dot product per output. It reads memory more than five times
-/// as fast in this layout (measured on an H100). On CPUs, a layer would copy the view in every decode
-/// step of one sequence, at 10 to 20 times the cost of the product. They stream the rows of
-/// `[in_features, out_features]` instead.
+/// On GPUs, a product with one row is a dot product per output. It reads memory more than five
+/// times as fast in this layout (measured on an H100). On CPUs, a layer would copy the view in
+/// every decode step of one sequence, at 10 to 20 times the cost of the product. They stream the
+/// rows of `[in_features, out_features]` instead.
 pub(crate) fn is_output_major(device: &Device) -> bool {
     sparq::ops::has_kernels(device)
 }

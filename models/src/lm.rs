@@ -30,8 +30,8 @@ pub trait CausalLm: Send + Sync {
         method: &Method,
     ) -> Result<ModelCache, SparqError>;
 
-    /// Makes an empty cache that is prefilled once for several methods. Each method then decodes with
-    /// its own [`ModelCache::for_method`].
+    /// Makes an empty cache that is prefilled once for several methods. Each method then decodes
+    /// with its own [`ModelCache::for_method`].
     ///
     /// # Errors
     /// As [`CausalLm::new_cache`].
@@ -64,8 +64,8 @@ pub trait CausalLm: Send + Sync {
         last: usize,
     ) -> Result<Tensor<3>, SparqError>;
 
-    /// Appends one token per sequence, `tokens` [B, 1], and attends with `method`. Returns the logits
-    /// [B, 1, vocab].
+    /// Appends one token per sequence, `tokens` [B, 1], and attends with `method`. Returns the
+    /// logits [B, 1, vocab].
     ///
     /// # Errors
     /// As [`CausalLm::prefill`], and if the cache lacks state that `method` reads.
@@ -79,8 +79,8 @@ pub trait CausalLm: Send + Sync {
     /// Returns whether [`CausalLm::decode`] can be captured by a [`CapturedStep`]. The default is
     /// false.
     ///
-    /// Such a step uploads nothing, downloads nothing, changes only the cache and reads only tensors
-    /// that a capture [may read](sparq::ops::can_be_recorded).
+    /// Such a step uploads nothing, downloads nothing, changes only the cache and reads only
+    /// tensors that a capture [may read](sparq::ops::can_be_recorded).
     fn is_capturable(&self) -> bool {
         false
     }

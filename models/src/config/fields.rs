@@ -163,7 +163,8 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// Reads a token id or a list of token ids. The id -1, which some checkpoints write, means none.
+    /// Reads a token id or a list of token ids. The id -1, which some checkpoints write, means
+    /// none.
     pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
         let ids = self.read(key, "a token id or a list of token ids", |value| {
             let one;

@@ -20,9 +20,9 @@ pub(crate) struct PartialRope {
 /// Reads the RoPE parameters of heads of `head_dim` components. Without `partial`, RoPE rotates
 /// whole heads.
 ///
-/// The older form has `rope_theta` at the top level and `rope_scaling` with a `type` or `rope_type`.
-/// The newer form has both in `rope_parameters`. In a file with both, `rope_scaling` takes
-/// precedence, as in transformers.
+/// The older form has `rope_theta` at the top level and `rope_scaling` with a `type` or
+/// `rope_type`. The newer form has both in `rope_parameters`. In a file with both, `rope_scaling`
+/// takes precedence, as in transformers.
 pub(super) fn read_rope(
     config: Fields<'_>,
     head_dim: usize,

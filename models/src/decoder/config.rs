@@ -124,7 +124,8 @@ impl DecoderConfig {
     /// than a text and name it only there.
     ///
     /// # Errors
-    /// As [`from_json`](Self::from_json), and if `generation_config.json` exists but cannot be read.
+    /// As [`from_json`](Self::from_json), and if `generation_config.json` exists but cannot be
+    /// read.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, ConfigError> {
         let mut config = Self::from_json(checkpoint.config(), checkpoint.config_path())?;
         let Some(dir) = checkpoint.dir() else {

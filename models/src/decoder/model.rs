@@ -137,7 +137,8 @@ impl Decoder {
     /// Makes the decode steps of the first `layers` layers dense with every method. The default is
     /// 0.
     ///
-    /// Set it before making caches: the caches of these layers hold only what dense attention reads.
+    /// Set it before making caches: the caches of these layers hold only what dense attention
+    /// reads.
     pub fn with_dense_layers(self, layers: usize) -> Self {
         Self {
             dense_layers: layers,

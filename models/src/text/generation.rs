@@ -24,9 +24,11 @@ pub struct GenerateOptions {
     pub max_new_tokens: usize,
     /// The strings that end the text. The text does not contain them.
     pub stop: Vec<String>,
-    /// The ids of the end-of-sequence tokens. `None` means those of the tokenizer, an empty list none.
+    /// The ids of the end-of-sequence tokens. `None` means those of the tokenizer, an empty list
+    /// none.
     pub eos_ids: Option<Vec<u32>>,
-    /// The number of prompt tokens per prefill pass. A generation can be cancelled between two passes.
+    /// The number of prompt tokens per prefill pass. A generation can be cancelled between two
+    /// passes.
     pub prefill_chunk: usize,
     /// Whether decode steps are captured, if device and model support it. See
     /// [`CapturedLm`](crate::CapturedLm).
@@ -36,7 +38,8 @@ pub struct GenerateOptions {
 }
 
 impl Default for GenerateOptions {
-    /// Dense attention, greedy sampling, at most 256 tokens, prefill passes of 2048, captured steps.
+    /// Dense attention, greedy sampling, at most 256 tokens, prefill passes of 2048, captured
+    /// steps.
     fn default() -> Self {
         Self {
             method: Method::DENSE,
@@ -54,8 +57,8 @@ impl Default for GenerateOptions {
 /// An event during a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GenerateEvent<'a> {
-    /// The model has read `done` of the `total` prompt tokens that the cache lacked. The first event
-    /// has `done` = 0.
+    /// The model has read `done` of the `total` prompt tokens that the cache lacked. The first
+    /// event has `done` = 0.
     Prefill {
         /// The tokens read so far.
         done: usize,

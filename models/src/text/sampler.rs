@@ -82,8 +82,8 @@ impl Sampler {
         &self.config
     }
 
-    /// Samples the next token from `logits` `[vocab]`, given the tokens so far. Applies the repetition
-    /// penalty to `logits` in place.
+    /// Samples the next token from `logits` `[vocab]`, given the tokens so far. Applies the
+    /// repetition penalty to `logits` in place.
     ///
     /// # Errors
     /// If a logit is NaN or positive infinity, or if none is above negative infinity.

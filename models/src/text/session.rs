@@ -19,8 +19,8 @@ use crate::{CapturedLm, CausalLm, ModelCache};
 /// the cache does not hold. The keys and values of decode steps stay in the cache: after sparse
 /// attention they differ slightly from those of a prefill of the same tokens.
 ///
-/// After every call the cache holds exactly [`tokens`](Self::tokens), even if the call failed or was
-/// cancelled.
+/// After every call the cache holds exactly [`tokens`](Self::tokens), even if the call failed or
+/// was cancelled.
 #[derive(Debug)]
 pub struct Session {
     cache: ModelCache,
@@ -67,8 +67,8 @@ impl Session {
     /// breaks, the generation ends.
     ///
     /// # Errors
-    /// If the prompt is empty, longer than the context or not in the vocabulary, if an option is out
-    /// of range, if the model or the tokenizer fails, or if logits are NaN.
+    /// If the prompt is empty, longer than the context or not in the vocabulary, if an option is
+    /// out of range, if the model or the tokenizer fails, or if logits are NaN.
     pub fn generate(
         &mut self,
         model: &dyn CausalLm,
@@ -124,8 +124,8 @@ impl Session {
 
     /// Truncates the cache to the prefix it shares with the prompt and returns the prefix length.
     ///
-    /// The last prompt token is always read again, because generation begins with its logits and the
-    /// cache does not hold them.
+    /// The last prompt token is always read again, because generation begins with its logits and
+    /// the cache does not hold them.
     fn keep_common_prefix(&mut self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b);
         let kept = common.count().min(prompt.len() - 1);
@@ -138,8 +138,8 @@ impl Session {
         self.cache.truncate(len);
     }
 
-    /// Reads the part of the prompt that the cache lacks. Returns the logits after its last token, or
-    /// `None` if cancelled.
+    /// Reads the part of the prompt that the cache lacks. Returns the logits after its last token,
+    /// or `None` if cancelled.
     fn prefill(
         &mut self,
         model: &dyn CausalLm,

@@ -19,8 +19,9 @@ pub struct EmptyStopString {
 
 /// Releases text up to the first stop string, independent of how the text is split into pieces.
 ///
-/// A suffix that may begin a stop string is held back until it is known not to. The stop string that
-/// completes first ends the text. If several complete at the same character, the longest counts.
+/// A suffix that may begin a stop string is held back until it is known not to. The stop string
+/// that completes first ends the text. If several complete at the same character, the longest
+/// counts.
 ///
 /// ```
 /// # use sparq_models::text::{EmptyStopString, StopStrings};
@@ -90,7 +91,8 @@ impl StopStrings {
         std::mem::take(&mut self.held)
     }
 
-    /// Returns the longest stop string that ends at byte `end` of the held text, the first of equals.
+    /// Returns the longest stop string that ends at byte `end` of the held text, the first of
+    /// equals.
     fn stop_at(&self, end: usize) -> Option<usize> {
         let mut longest: Option<usize> = None;
         for (index, stop) in self.stops.iter().enumerate() {
@@ -102,7 +104,8 @@ impl StopStrings {
         longest
     }
 
-    /// Returns the length in bytes of the longest suffix of the held text that begins a stop string.
+    /// Returns the length in bytes of the longest suffix of the held text that begins a stop
+    /// string.
     fn prefix_len(&self) -> usize {
         let longest = |stop: &String| {
             let lengths = stop.char_indices().map(|(at, _)| at);

@@ -12,9 +12,10 @@ const INCOMPLETE_TOKENS: usize = 3;
 /// Decodes tokens as they arrive and emits only complete characters.
 ///
 /// The text of a token depends on its neighbours: a character may span several tokens, and some
-/// decoders strip the space before the first token. The stream therefore decodes a window of tokens:
-/// the context, whose text is emitted, and the pending tokens after it. Its text beyond the emitted
-/// text is new. Once pending tokens are emitted they become the context, so the window stays small.
+/// decoders strip the space before the first token. The stream therefore decodes a window of
+/// tokens: the context, whose text is emitted, and the pending tokens after it. Its text beyond the
+/// emitted text is new. Once pending tokens are emitted they become the context, so the window
+/// stays small.
 ///
 /// The texts of all pushes and of [`TokenStream::finish`] add up to that of
 /// [`TextTokenizer::decode`], with one exception. In vocabularies with byte-fallback tokens, an
@@ -25,7 +26,8 @@ const INCOMPLETE_TOKENS: usize = 3;
 /// # use sparq_models::text::{TextTokenizer, TokenStream, TokenizerError};
 /// // A vocabulary of two tokens, the bytes 0xc3 and 0xa9 in the alphabet of byte-level BPE.
 /// let json = r#"{"version": "1.0", "added_tokens": [],
-///     "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+///     "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+///         "use_regex": false},
 ///     "model": {"type": "BPE", "vocab": {"Ã": 0, "©": 1}, "merges": []}}"#;
 /// let tokenizer = TextTokenizer::from_bytes(json.as_bytes(), "two bytes")?;
 /// let mut stream = TokenStream::new(tokenizer, true);
@@ -77,7 +79,8 @@ impl TokenStream {
             return Ok(String::new());
         }
         // So many pending tokens contain invalid bytes. All U+FFFD but the last are final. The last
-        // may stand for an incomplete character, which completes while its tokens are in the window.
+        // may stand for an incomplete character, which completes while its tokens are in the
+        // window.
         let new = self.new_text(&text)?;
         self.slide(1)?;
         Ok(strip_replacement(&new).to_owned())

@@ -104,8 +104,8 @@ impl TextTokenizer {
     /// Reads the tokenizer and its end-of-sequence tokens from a checkpoint's folder or GGUF file.
     ///
     /// The end-of-sequence tokens are the union of `eos_token_id` in generation_config.json and
-    /// config.json and of `eos_token` in tokenizer_config.json. Some chat checkpoints name the end of
-    /// a turn in only one of the three.
+    /// config.json and of `eos_token` in tokenizer_config.json. Some chat checkpoints name the end
+    /// of a turn in only one of the three.
     ///
     /// # Errors
     /// As [`TextTokenizer::from_file`], and if one of the three files exists but is wrong.
@@ -200,8 +200,8 @@ impl TextTokenizer {
         })
     }
 
-    /// Returns the number of tokens, added tokens included. The vocabulary of the model may be padded
-    /// to a larger size.
+    /// Returns the number of tokens, added tokens included. The vocabulary of the model may be
+    /// padded to a larger size.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
@@ -211,7 +211,8 @@ impl TextTokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// Returns the token of an id as it is spelled in the vocabulary, which may differ from its text.
+    /// Returns the token of an id as it is spelled in the vocabulary, which may differ from its
+    /// text.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }

@@ -18,8 +18,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
     /// The entries that are checked before `tokenizers` parses the file.
     #[derive(Deserialize)]
     struct Untrusted {
-        /// Parsed for syntax only: its reader in `tokenizers` panics on broken JSON, such as that of
-        /// a truncated file.
+        /// Parsed for syntax only: its reader in `tokenizers` panics on broken JSON, such as that
+        /// of a truncated file.
         #[serde(rename = "decoder")]
         _decoder: Option<Value>,
         normalizer: Option<Value>,

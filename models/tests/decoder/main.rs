@@ -2,7 +2,7 @@
 //!
 //! | module | subject |
 //! |---|---|
-//! | `families` | models of every family: random weights, old files, windows, half precision, training |
+//! | `families` | models of every family: random weights, old files, windows, precision, training |
 //! | `methods` | several methods after one prefill, and dense first layers |
 //! | `calibration` | the attention probability that SparQ keeps, compared with float64 |
 

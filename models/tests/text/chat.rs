@@ -1,5 +1,5 @@
-//! Chat templates of real checkpoints. The expected texts come from Python's jinja2, configured as in
-//! transformers.
+//! Chat templates of real checkpoints. The expected texts come from Python's jinja2, configured as
+//! in transformers.
 
 use std::{
     fs,

@@ -334,8 +334,8 @@ fn penalty_covers_prompt_and_generated_tokens() {
 }
 
 proptest! {
-    /// Turns may be cancelled or fail anywhere. The cache always holds the tokens of the session, and
-    /// the model never reads a token that the cache holds.
+    /// Turns may be cancelled or fail anywhere. The cache always holds the tokens of the session,
+    /// and the model never reads a token that the cache holds.
     #[test]
     fn session_stays_consistent_over_any_turns(
         turns in prop::collection::vec(

@@ -27,16 +27,16 @@ const DEFAULT: &str = "default";
 type Templates = BTreeMap<String, (String, String)>;
 
 impl ChatTemplate {
-    /// Reads a chat template from a checkpoint's folder or GGUF file. Returns `None` if it has none,
-    /// like most base models.
+    /// Reads a chat template from a checkpoint's folder or GGUF file. Returns `None` if it has
+    /// none, like most base models.
     ///
     /// Templates come from these files, the first one taking precedence:
     /// 1. chat_template.jinja and additional_chat_templates/NAME.jinja,
     /// 2. `chat_template` in chat_template.json,
     /// 3. `chat_template` in tokenizer_config.json.
     ///
-    /// `chat_template` is one template or a list of objects with `name` and `template`. Without `name`,
-    /// the template named `default` or the only one is read. Special tokens come from
+    /// `chat_template` is one template or a list of objects with `name` and `template`. Without
+    /// `name`, the template named `default` or the only one is read. Special tokens come from
     /// tokenizer_config.json, then from special_tokens_map.json.
     ///
     /// # Errors

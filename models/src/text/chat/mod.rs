@@ -1,8 +1,8 @@
 //! Chat templates: the text format of conversations that a checkpoint was trained on.
 //!
-//! A checkpoint contains its format as a Jinja template, written for Python's jinja2 as Hugging Face
-//! transformers configures it. minijinja renders the template with the same configuration, so its
-//! rules for roles, dates and errors apply unchanged.
+//! A checkpoint contains its format as a Jinja template, written for Python's jinja2 as Hugging
+//! Face transformers configures it. minijinja renders the template with the same configuration, so
+//! its rules for roles, dates and errors apply unchanged.
 
 mod error;
 mod files;

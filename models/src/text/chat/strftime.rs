@@ -29,8 +29,8 @@ const WEEKDAYS: [&str; 7] = [
 
 /// Formats `time`, in UTC, like Python's `strftime` in the C locale.
 ///
-/// Supports `%Y %y %m %d %e %j %B %b %h %A %a %w %H %I %M %S %p %F %T %D %Z %z %%`, and these with `%-`.
-/// The error is the unsupported directive.
+/// Supports `%Y %y %m %d %e %j %B %b %h %A %a %w %H %I %M %S %p %F %T %D %Z %z %%`, and these with
+/// `%-`. The error is the unsupported directive.
 pub(super) fn strftime(time: SystemTime, format: &str) -> Result<String, String> {
     let now = CivilTime::from_utc(time);
     let mut out = String::new();

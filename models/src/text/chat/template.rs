@@ -25,7 +25,8 @@ const FUEL: u64 = 4_000_000;
 ///
 /// ```
 /// # use sparq_models::text::{ChatMessage, ChatTemplate, ChatTemplateError};
-/// let source = "{% for message in messages %}<|{{ message.role }}|>{{ message.content.strip() }}{{ eos_token }}
+/// let source = "{% for message in messages %}\
+///     <|{{ message.role }}|>{{ message.content.strip() }}{{ eos_token }}
 /// {% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
 /// let template = ChatTemplate::new(source, "example", [("eos_token", "</s>")])?;
 /// let text = template.render(&[ChatMessage::user(" Hello ")], true)?;
@@ -42,7 +43,8 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Compiles a template. Errors call it `origin`.
     ///
-    /// `special_tokens` are pairs of a variable of the template (`bos_token`, `eos_token`) and a token.
+    /// `special_tokens` are pairs of a variable of the template (`bos_token`, `eos_token`) and a
+    /// token.
     ///
     /// # Errors
     /// If `source` is not a valid template.
@@ -56,8 +58,8 @@ impl ChatTemplate {
             error,
         };
         let mut environment = Environment::new();
-        // As `ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)`. minijinja selects
-        // HTML escaping by the extension of the name, which is a file here: never escape.
+        // As `ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)`. minijinja
+        // selects HTML escaping by the extension of the name, which is a file here: never escape.
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);

@@ -1,4 +1,5 @@
-//! Small vocabularies of the two common kinds: byte-level BPE, and SentencePiece with byte fallback.
+//! Small vocabularies of the two common kinds: byte-level BPE, and SentencePiece with byte
+//! fallback.
 
 use serde_json::{Value, json};
 use sparq_models::text::TextTokenizer;
@@ -48,8 +49,8 @@ pub fn byte_level(words: &[&[u8]]) -> TextTokenizer {
     parse(&byte_level_json(words))
 }
 
-/// Returns a tokenizer like that of Llama 2: `▁` for spaces, of which the first is stripped, `<0xHH>`
-/// for bytes, and the BOS token `<s>`.
+/// Returns a tokenizer like that of Llama 2: `▁` for spaces, of which the first is stripped,
+/// `<0xHH>` for bytes, and the BOS token `<s>`.
 pub fn llama2(words: &[&str]) -> TextTokenizer {
     let mut vocab = serde_json::Map::new();
     for (id, token) in ["<unk>", "<s>", "</s>"].iter().enumerate() {

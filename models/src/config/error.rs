@@ -11,7 +11,7 @@ pub enum ConfigError {
     /// A file cannot be read or is not JSON.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// The metadata of a GGUF file, which stand in for the JSON files, are wrong.
+    /// The metadata of a GGUF file, which replace the JSON files, are invalid.
     #[error(transparent)]
     Gguf(#[from] Box<CheckpointError>),
     /// A text file, such as a chat template, cannot be read.

@@ -28,7 +28,9 @@ mod tokenizer_json;
 pub use cancel::CancelToken;
 pub use chat::{ChatMessage, ChatTemplate, ChatTemplateError};
 pub use generation::{FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated};
-pub use sampler::{Candidate, Sampler, SamplingError};
+#[doc(hidden)]
+pub use sampler::Candidate;
+pub use sampler::{Sampler, SamplingError};
 pub use sampling_config::SamplingConfig;
 pub use session::Session;
 pub use stop_strings::{EmptyStopString, Released, StopStrings};

@@ -77,11 +77,6 @@ impl Sampler {
         })
     }
 
-    /// Returns the settings.
-    pub fn config(&self) -> &SamplingConfig {
-        &self.config
-    }
-
     /// Samples the next token from `logits` `[vocab]`, given the tokens so far. Applies the
     /// repetition penalty to `logits` in place.
     ///
@@ -109,6 +104,7 @@ impl Sampler {
     ///
     /// # Errors
     /// As [`Sampler::sample`].
+    #[doc(hidden)]
     pub fn candidates(
         &self,
         logits: &mut [f32],

@@ -50,11 +50,6 @@ impl Session {
         &self.cache
     }
 
-    /// Returns the tokenizer.
-    pub fn tokenizer(&self) -> &TextTokenizer {
-        &self.tokenizer
-    }
-
     /// Removes all tokens from the cache.
     pub fn clear(&mut self) {
         self.truncate(0);

@@ -98,11 +98,6 @@ impl ChatTemplate {
         self
     }
 
-    /// Returns the source of the template, usually a file.
-    pub fn origin(&self) -> &str {
-        &self.origin
-    }
-
     /// Renders a conversation. With `add_generation_prompt`, the text ends where the model's answer
     /// begins.
     ///

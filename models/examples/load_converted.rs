@@ -1,7 +1,11 @@
-//! A converted model in ten statements, from its folder to text.
+//! Generates text with a converted model.
 //!
-//! `cargo run --release -p sparq-models --example load_converted -- FOLDER "In the beginning"`, where FOLDER is what `sparq convert` wrote; without one the
-//! embedded model is converted to a folder that is deleted again.
+//! ```sh
+//! cargo run --release -p sparq-models --example load_converted -- FOLDER "In the beginning"
+//! ```
+//!
+//! FOLDER is the output of `sparq convert`. Without it, the example converts the embedded model to a
+//! temporary folder.
 
 use std::error::Error;
 use std::fs;
@@ -17,7 +21,7 @@ use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded};
 
 const PROMPT: &str = "In the beginning";
 
-/// What the model in `folder` writes behind `prompt`, with the settings of SparQ that it was converted with.
+/// Continues `prompt` with the model in `folder` and the SparQ settings stored there.
 fn complete(folder: &Path, prompt: &str, max_new_tokens: usize) -> Result<String, Box<dyn Error>> {
     let (device, dtype) = (Device::default(), FloatDType::F32);
     let checkpoint = Checkpoint::open(folder)?;
@@ -39,7 +43,7 @@ fn complete(folder: &Path, prompt: &str, max_new_tokens: usize) -> Result<String
     Ok(generated.text)
 }
 
-/// The embedded model as `sparq convert` writes a model, in a folder of this process.
+/// Converts the embedded model, as `sparq convert` does, to a temporary folder.
 fn converted() -> Result<PathBuf, Box<dyn Error>> {
     let folder = std::env::temp_dir().join(format!("sparq-load-converted-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
@@ -47,7 +51,7 @@ fn converted() -> Result<PathBuf, Box<dyn Error>> {
         .with_dtype(Some(WeightType::F32))
         .with_attention(Some(SparqConfig::new(16, 128)))
         .write(&folder)?;
-    // A checkpoint in memory has no tokenizer beside it.
+    // The conversion copies the tokenizer of a folder, but the embedded checkpoint has none.
     fs::write(folder.join("tokenizer.json"), embedded::TOKENIZER)?;
     Ok(folder)
 }
@@ -65,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
-fn a_converted_model_writes_what_the_original_does() {
+fn converted_model_generates_the_same_text() {
     let folder = converted().unwrap();
     let text = complete(&folder, PROMPT, 32).unwrap();
     fs::remove_dir_all(folder).unwrap();

@@ -1,53 +1,55 @@
-//! What SparQ keeps of a model's attention on a text: [`kept_mass`].
+//! The attention probability that SparQ keeps on a text: [`kept_mass`].
 //!
-//! Nothing is trained. The model decodes the text densely, and at each step it is counted how much of the exact attention probability lies on the positions
-//! that SparQ would have chosen. A setting that keeps nearly all of it everywhere changes the model's output little.
+//! Nothing is trained. The model decodes the text densely. Each decode step sums the exact
+//! attention probability of the positions that SparQ would have selected. A setting that keeps
+//! nearly all of it in every head changes the model's output little.
 
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
 use sparq::{KvCache, Method, SparqConfig, SparqError, reference};
 
 use crate::{CausalLm, ModelCache};
 
-/// Why a text could not be measured.
+/// An error in measuring the kept attention probability.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CalibrationError {
-    /// The model or a setting is refused.
+    /// The model fails, or a setting does not fit the model or the cache.
     #[error(transparent)]
     Sparq(#[from] SparqError),
-    /// The device fails.
-    #[error("the device could not compute or hand over what was measured: {reason}")]
+    /// The probabilities cannot be computed or copied from the device.
+    #[error("attention probabilities: cannot be read from the device: {reason}")]
     Device {
-        /// What the device says.
+        /// The message of the device.
         reason: String,
     },
 }
 
-/// The attention probability that one setting keeps, averaged over the steps.
+/// The attention probability that one setting keeps, averaged over the decode steps.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KeptMass {
     /// The setting.
     pub config: SparqConfig,
-    /// For each layer and query head, from 0 to 1.
+    /// The share of each layer and query head, from 0 to 1.
     pub layers: Vec<Vec<f64>>,
 }
 
 impl KeptMass {
-    /// The mean over layers and heads.
+    /// Returns the mean over layers and heads.
     pub fn mean(&self) -> f64 {
         let heads = self.layers.iter().flatten();
         heads.clone().sum::<f64>() / heads.count().max(1) as f64
     }
 
-    /// The least of any head.
+    /// Returns the minimum over layers and heads.
     pub fn worst(&self) -> f64 {
         self.layers.iter().flatten().copied().fold(1.0, f64::min)
     }
 }
 
-/// Reads `tokens` one by one behind what `cache` holds, densely, and measures each of the settings at each of them.
+/// Decodes `tokens` densely, one by one, and measures every setting in every decode step.
 ///
-/// The cache is one for a single sequence, made for the sketch that all of `configs` name; `on_step` hears of each token.
+/// `cache` holds the preceding text of one sequence and was made for the sketch of `configs`, which
+/// is the same in all of them. `on_step` is called after each token.
 ///
 /// ```
 /// use burn::tensor::{Device, FloatDType, Int, Tensor};
@@ -55,11 +57,13 @@ impl KeptMass {
 /// use sparq_models::{CausalLm, Decoder, DecoderConfig, calibration::kept_mass, embedded};
 ///
 /// let (device, checkpoint) = (Device::default(), embedded::checkpoint()?);
-/// let model = Decoder::load(&checkpoint, &DecoderConfig::from_checkpoint(&checkpoint)?, FloatDType::F32, &device)?;
+/// let config = DecoderConfig::from_checkpoint(&checkpoint)?;
+/// let model = Decoder::load(&checkpoint, &config, FloatDType::F32, &device)?;
 /// let configs = [SparqConfig::new(8, 8), SparqConfig::new(8, 64)];
 /// let mut cache = model.new_cache(1, 128, FloatDType::F32, &Method::from(configs[0]))?;
 /// let text: Vec<i64> = (0..100).map(|index| 97 + index % 26).collect();
-/// model.prefill(Tensor::<1, Int>::from_ints(text.as_slice(), &device).unsqueeze(), &mut cache, 1)?;
+/// let text = Tensor::<1, Int>::from_ints(text.as_slice(), &device).unsqueeze();
+/// model.prefill(text, &mut cache, 1)?;
 ///
 /// let kept = kept_mass(&model, &mut cache, &[97, 98], &configs, &mut || ())?;
 /// assert!(kept[0].mean() < kept[1].mean() && kept[1].mean() <= 1.0);
@@ -67,7 +71,7 @@ impl KeptMass {
 /// ```
 ///
 /// # Errors
-/// When the model refuses a token, a setting does not fit model or cache, or the device fails.
+/// If the model fails, a setting does not fit the model or the cache, or the device fails.
 pub fn kept_mass(
     model: &dyn CausalLm,
     cache: &mut ModelCache,
@@ -90,16 +94,14 @@ pub fn kept_mass(
         let token = Tensor::<2, Int>::from_data(token, &model.device());
         model.decode(token, cache, &Method::DENSE)?;
         for (index, layer) in cache.layers.iter_mut().enumerate() {
-            // A model that attends in another way has nothing to tell of.
+            // A layer without SparQ attention keeps no query.
             let Some(q) = layer.query().cloned() else {
                 continue;
             };
             let probabilities = probabilities(q.clone(), layer)?;
             for kept in &mut kept {
-                add(
-                    &mut kept.layers[index],
-                    &masses(&probabilities, &q, layer, &kept.config)?,
-                );
+                let masses = selected_mass(&probabilities, &q, layer, &kept.config)?;
+                add(&mut kept.layers[index], &masses);
             }
         }
         on_step();
@@ -107,22 +109,21 @@ pub fn kept_mass(
     for layer in &mut cache.layers {
         layer.keep_query(false);
     }
-    for mass in kept
-        .iter_mut()
-        .flat_map(|kept| kept.layers.iter_mut().flatten())
-    {
+    let heads = kept.iter_mut().flat_map(|kept| kept.layers.iter_mut());
+    for mass in heads.flatten() {
         *mass /= tokens.len() as f64;
     }
     Ok(kept)
 }
 
-/// The first position that the current one attends to.
+/// Returns the first position that the last one attends to.
 fn attended_from(cache: &KvCache) -> usize {
     let window = cache.config().window.unwrap_or(cache.len());
     cache.len().saturating_sub(window)
 }
 
-/// The exact attention probabilities of the query heads, one after the other: H rows of the positions from [`attended_from`] on.
+/// Returns the exact attention probabilities of the last position, [H, S - [`attended_from`]]
+/// flattened.
 fn probabilities(q: Tensor<4>, cache: &KvCache) -> Result<Vec<f32>, CalibrationError> {
     let [_, _, _, d] = q.dims();
     let q = reference::group(q, cache.config().kv_heads);
@@ -132,11 +133,13 @@ fn probabilities(q: Tensor<4>, cache: &KvCache) -> Result<Vec<f32>, CalibrationE
         .clone()
         .slice_dim(2, attended_from(cache)..cache.len());
     let logits = q.matmul(keys.cast(FloatDType::F32).transpose()) / (d as f32).sqrt();
-    softmax(logits, 3).try_into_vec_as::<f32>().map_err(device)
+    softmax(logits, 3)
+        .try_into_vec_as::<f32>()
+        .map_err(device_error)
 }
 
-/// What each query head has on the positions that a setting chooses.
-fn masses(
+/// Returns the probability of each query head on the positions that a setting selects.
+fn selected_mass(
     probabilities: &[f32],
     q: &Tensor<4>,
     cache: &mut KvCache,
@@ -146,12 +149,12 @@ fn masses(
     let group = heads / cache.config().kv_heads;
     let positions = config.decode_traced(q.clone(), cache)?.positions;
     let count = positions.dims()[2];
-    let positions = positions.try_into_vec_as::<i64>().map_err(device)?;
+    let positions = positions.try_into_vec_as::<i64>().map_err(device_error)?;
     let first = attended_from(cache);
     let rows = probabilities.chunks_exact(cache.len() - first).enumerate();
     let mass = |(head, row): (usize, &[f32])| {
-        let chosen = &positions[head / group * count..][..count];
-        let valid = chosen
+        let selected = &positions[head / group * count..][..count];
+        let valid = selected
             .iter()
             .filter_map(|&position| usize::try_from(position).ok());
         valid.map(|position| f64::from(row[position - first])).sum()
@@ -159,6 +162,7 @@ fn masses(
     Ok(rows.map(mass).collect())
 }
 
+/// Adds `masses` to `sums`, which are empty before the first decode step.
 fn add(sums: &mut Vec<f64>, masses: &[f64]) {
     sums.resize(masses.len(), 0.0);
     for (sum, mass) in sums.iter_mut().zip(masses) {
@@ -166,7 +170,7 @@ fn add(sums: &mut Vec<f64>, masses: &[f64]) {
     }
 }
 
-fn device(error: impl std::fmt::Display) -> CalibrationError {
+fn device_error(error: impl std::fmt::Display) -> CalibrationError {
     CalibrationError::Device {
         reason: error.to_string(),
     }

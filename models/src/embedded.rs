@@ -1,40 +1,44 @@
-//! The default model, which is a part of the program: a byte-level Llama of 4.5 million parameters with a context of 8192.
+//! The default model, embedded in the binary: a byte-level Llama with 4.5 million parameters and a
+//! context of 8192.
 //!
-//! It reads English prose, finds facts ("needles") in it and repeats passages of it. A token is a byte. `models/embedded/README.md` tells how it was made.
+//! Its tokens are bytes. It continues English prose, finds facts ("needles") in it and repeats
+//! passages. `models/embedded/README.md` describes its training.
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::text::{TextTokenizer, TokenizerError};
 
-/// What messages call the model.
+/// The name of the model in messages.
 pub const NAME: &str = "embedded";
 
-/// `config.json`.
+/// The content of `config.json`.
 pub static CONFIG: &[u8] = include_bytes!("../embedded/config.json");
 
-/// `model.safetensors`, in fp16. A static, because a constant of this size would be copied into the metadata of every build.
+/// The content of `model.safetensors`, in fp16.
+///
+/// A static, because the compiler would copy a constant of this size into the crate metadata.
 pub static WEIGHTS: &[u8] = include_bytes!("../embedded/model.safetensors");
 
-/// `tokenizer.json`: the id of a token is its byte.
+/// The content of `tokenizer.json`. The id of a token is its byte.
 pub static TOKENIZER: &[u8] = include_bytes!("../embedded/tokenizer.json");
 
-/// The model as an open checkpoint.
+/// Opens the checkpoint of the model.
 ///
 /// ```
-/// use sparq_models::{config::LlamaConfig, embedded};
+/// use sparq_models::{DecoderConfig, embedded};
 ///
 /// let checkpoint = embedded::checkpoint()?;
-/// let config = LlamaConfig::from_checkpoint(&checkpoint)?;
+/// let config = DecoderConfig::from_checkpoint(&checkpoint)?;
 /// assert_eq!((config.num_hidden_layers, config.vocab_size), (6, 256));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
-/// Never for the files in the program; the type is that of opening any checkpoint.
+/// Never: the embedded files are valid.
 pub fn checkpoint() -> Result<Checkpoint, CheckpointError> {
     Checkpoint::from_bytes(NAME, CONFIG, WEIGHTS)
 }
 
-/// The model's tokenizer. No token ends a text.
+/// Loads the tokenizer of the model. It has no end-of-sequence token.
 ///
 /// ```
 /// let tokenizer = sparq_models::embedded::tokenizer()?;

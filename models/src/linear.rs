@@ -1,11 +1,13 @@
-//! How the weights of linear layers lie in memory.
+//! The memory layout of linear layers.
 
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
-/// A linear layer of a weight `[in_features, out_features]` and a bias `[out_features]`, the weight laid out as the device's products with few rows read it
-/// fastest; what a record loads into the layer later is laid out the same.
+/// Makes a linear layer from a weight `[in_features, out_features]` and a bias `[out_features]`.
+///
+/// The weight is copied to the layout in which the device multiplies few rows fastest. So is a
+/// weight that a record loads into the layer later.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -15,34 +17,37 @@ use burn::tensor::{Device, Tensor};
 /// assert_eq!(layer.forward(Tensor::<2>::ones([1, 2], &device)).dims(), [1, 3]);
 /// ```
 pub fn linear(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linear {
-    of_laid_out(lay_out(weight), bias)
+    from_laid_out(lay_out(weight), bias)
 }
 
-/// The same of a weight that lies as it should.
-pub(crate) fn of_laid_out(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linear {
+/// Makes a linear layer from a weight that already has the layout of the device.
+pub(crate) fn from_laid_out(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linear {
     Linear {
         weight: Param::from_tensor(weight).load_mapper(lay_out),
         bias: bias.map(Param::from_tensor),
     }
 }
 
-/// Whether the weights of an output lie together, as checkpoints store them: `[out_features, in_features]`, of which a layer holds the transposed view.
+/// Returns whether the weights of one output are contiguous on this device. The layer then holds
+/// the transposed view of `[out_features, in_features]`, the layout of checkpoints.
 ///
-/// On GPUs a product with one row is a dot product for each output, which reads memory more than five times as fast so (measured on an H100). On CPUs a layer that is given one sequence would
-/// copy the view in each step, at 10 to 20 times the cost of the product; there the rows of `[in_features, out_features]` are streamed in their own order.
-pub(crate) fn outputs_lie_together(device: &Device) -> bool {
+/// On GPUs, a product with one row is a dot product per output. It reads memory more than five
+/// times as fast in this layout (measured on an H100). On CPUs, a layer would copy the view in
+/// every decode step of one sequence, at 10 to 20 times the cost of the product. They stream the
+/// rows of `[in_features, out_features]` instead.
+pub(crate) fn is_output_major(device: &Device) -> bool {
     sparq::ops::has_kernels(device)
 }
 
-/// weight [in_features, out_features], copied where it does not lie as the device wants it.
+/// Copies a weight [in_features, out_features] to the layout of its device, if it differs.
 fn lay_out(weight: Tensor<2>) -> Tensor<2> {
     let device = weight.device();
-    if !outputs_lie_together(&device) {
+    if !is_output_major(&device) {
         return weight;
     }
     device.memory_persistent_allocations(weight, |weight| {
         let [inputs, outputs] = weight.dims();
-        // In one dimension a view that is not contiguous can't stay one.
+        // Flattening forces the copy: a transposed view cannot be flattened in place.
         let stored = weight.transpose().reshape([inputs * outputs]);
         stored.reshape([outputs, inputs]).transpose()
     })
@@ -60,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layout_changes_no_product_and_records_hold_none() {
+    fn layout_changes_neither_products_nor_records() {
         for device in sparq_device::available() {
             let device = device.open();
             let random =

@@ -1,41 +1,125 @@
-//! What every model offers to the code that generates text with it: [`CausalLm`] and its [`ModelCache`].
+//! The interface of a language model: [`CausalLm`], its [`ModelCache`] and [`CapturedLm`].
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::{CacheMemory, CapturedStep, KvCache, Method, SparqError};
 
-/// The caches of a model, one [`KvCache`] per layer, all of the same lengths.
+/// A decoder-only language model.
+///
+/// Tokens are [B, T] and logits [B, T, vocab] in f32.
+pub trait CausalLm: Send + Sync {
+    /// Returns the size of the vocabulary, the last dimension of logits.
+    fn vocab_size(&self) -> usize;
+
+    /// Returns the context length that the model was trained for (`max_position_embeddings`).
+    fn context_len(&self) -> usize;
+
+    /// Returns the device of the weights.
+    fn device(&self) -> Device;
+
+    /// Makes an empty cache for `batch` sequences, `capacity` positions and one method.
+    ///
+    /// The capacity doubles whenever it is exceeded.
+    ///
+    /// # Errors
+    /// If the device does not support `dtype`, or if a size is 0.
+    fn new_cache(
+        &self,
+        batch: usize,
+        capacity: usize,
+        dtype: FloatDType,
+        method: &Method,
+    ) -> Result<ModelCache, SparqError>;
+
+    /// Makes an empty cache that is prefilled once for several methods. Each method then decodes
+    /// with its own [`ModelCache::for_method`].
+    ///
+    /// # Errors
+    /// As [`CausalLm::new_cache`].
+    fn new_shared_cache(
+        &self,
+        batch: usize,
+        capacity: usize,
+        dtype: FloatDType,
+        methods: &[Method],
+    ) -> Result<ModelCache, SparqError> {
+        // Without a sketch: `for_method` makes one from the keys.
+        let mut cache = self.new_cache(batch, capacity, dtype, &Method::DENSE)?;
+        if methods.iter().any(Method::reads_attention) {
+            for layer in &mut cache.layers {
+                layer.record_attention()?;
+            }
+        }
+        Ok(cache)
+    }
+
+    /// Appends `tokens` [B, T] to the cache with dense causal attention. Returns the logits
+    /// [B, last, vocab] of the last `last` positions.
+    ///
+    /// # Errors
+    /// If the batch size is not that of the cache, or if `last` is larger than T.
+    fn prefill(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut ModelCache,
+        last: usize,
+    ) -> Result<Tensor<3>, SparqError>;
+
+    /// Appends one token per sequence, `tokens` [B, 1], and attends with `method`. Returns the
+    /// logits [B, 1, vocab].
+    ///
+    /// # Errors
+    /// As [`CausalLm::prefill`], and if the cache lacks state that `method` reads.
+    fn decode(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut ModelCache,
+        method: &Method,
+    ) -> Result<Tensor<3>, SparqError>;
+
+    /// Returns whether [`CausalLm::decode`] can be captured by a [`CapturedStep`]. The default is
+    /// false.
+    ///
+    /// Such a step uploads nothing, downloads nothing, changes only the cache and reads only
+    /// tensors that a capture [may read](sparq::ops::can_be_recorded).
+    fn is_capturable(&self) -> bool {
+        false
+    }
+}
+
+/// The caches of a model, one per layer, with the same positions in each.
 #[derive(Clone, Debug)]
 pub struct ModelCache {
-    /// One cache per layer, in the order of the layers.
+    /// The cache of each layer.
     pub layers: Vec<KvCache>,
 }
 
 impl ModelCache {
-    /// Positions held by the longest sequence of the batch, left padding included.
+    /// Returns the positions of the longest sequence, left padding included.
     pub fn len(&self) -> usize {
         self.layers.first().map_or(0, KvCache::len)
     }
 
-    /// Whether nothing has been appended yet.
+    /// Returns whether the cache holds no positions.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Rolls every layer back to at most `len` positions.
+    /// Removes all but the first `len` positions.
     pub fn truncate(&mut self, len: usize) {
         for layer in &mut self.layers {
             layer.truncate(len);
         }
     }
 
-    /// Forgets every position; the buffers stay allocated.
+    /// Removes all positions. The memory stays allocated.
     pub fn clear(&mut self) {
         for layer in &mut self.layers {
             layer.clear();
         }
     }
 
-    /// Caches with the same positions that hold what `method` reads; see [`KvCache::for_method`].
+    /// Returns a cache with the same positions and the state that `method` reads. See
+    /// [`KvCache::for_method`].
     ///
     /// # Errors
     /// As [`KvCache::for_method`].
@@ -46,32 +130,30 @@ impl ModelCache {
         })
     }
 
-    /// Bytes allocated by all layers together.
+    /// Returns the bytes that all layers have allocated.
     pub fn memory(&self) -> CacheMemory {
         self.layers.iter().map(KvCache::memory).sum()
     }
 }
 
-/// What a [`CapturedStep`](sparq::CapturedStep) needs of its state.
+/// Gives a [`CapturedStep`] access to the caches.
 impl AsMut<[KvCache]> for ModelCache {
     fn as_mut(&mut self) -> &mut [KvCache] {
         &mut self.layers
     }
 }
 
-/// A model's decode step: tokens [B, 1] -> logits [B, 1, vocab] in f32.
-type Decode<'a, S> =
-    Box<dyn Fn(&Tensor<2, Int>, &mut S, &Method) -> Result<Tensor<3>, SparqError> + 'a>;
-
-/// [`CausalLm::decode`] as a step that is recorded once and replayed, where device and model can; see [`CapturedStep`].
+/// [`CausalLm::decode`], captured once and replayed if device and model support it. See
+/// [`CapturedStep`].
 ///
 /// ```
 /// use burn::tensor::{Device, FloatDType, Int, Tensor};
 /// use sparq::{Method, SparqConfig};
-/// use sparq_models::{CapturedLm, CausalLm, Llama, config::LlamaConfig, embedded};
+/// use sparq_models::{CapturedLm, CausalLm, Decoder, DecoderConfig, embedded};
 ///
 /// let (device, checkpoint) = (Device::default(), embedded::checkpoint()?);
-/// let model = Llama::load(&checkpoint, &LlamaConfig::from_checkpoint(&checkpoint)?, FloatDType::F32, &device)?;
+/// let config = DecoderConfig::from_checkpoint(&checkpoint)?;
+/// let model = Decoder::load(&checkpoint, &config, FloatDType::F32, &device)?;
 /// let method = Method::from(SparqConfig::new(16, 128));
 /// let mut cache = model.new_cache(1, 64, FloatDType::F32, &method)?;
 /// model.prefill(Tensor::from_ints([[73, 110, 32]], &device), &mut cache, 1)?;
@@ -88,8 +170,12 @@ pub struct CapturedLm<'a> {
         CapturedStep<Tensor<2, Int>, &'a mut ModelCache, Tensor<3>, Decode<'a, &'a mut ModelCache>>,
 }
 
+/// A decode step: tokens [B, 1] to logits [B, 1, vocab].
+type Decode<'a, S> =
+    Box<dyn Fn(&Tensor<2, Int>, &mut S, &Method) -> Result<Tensor<3>, SparqError> + 'a>;
+
 impl<'a> CapturedLm<'a> {
-    /// Steps of `model` behind what `cache` holds.
+    /// Makes the decode step of `model` on `cache` with `method`.
     pub fn new(model: &'a dyn CausalLm, cache: &'a mut ModelCache, method: Method) -> Self {
         let decode: Decode<'a, &'a mut ModelCache> =
             Box::new(|tokens, cache, method| model.decode(tokens.clone(), cache, method));
@@ -98,7 +184,7 @@ impl<'a> CapturedLm<'a> {
         }
     }
 
-    /// Sets whether steps are recorded where device and model can; true at first.
+    /// Sets whether steps are captured if device and model support it. The default is true.
     pub fn with_capture(self, capture: bool) -> Self {
         let capture = capture && self.step.captures();
         Self {
@@ -106,12 +192,12 @@ impl<'a> CapturedLm<'a> {
         }
     }
 
-    /// Whether the next step would be a replay.
+    /// Returns whether the next step is a replay.
     pub fn is_captured(&self) -> bool {
         self.step.is_captured()
     }
 
-    /// Reads one token per sequence, `tokens` [B, 1], and returns the logits [B, 1, vocab] in f32.
+    /// Appends one token per sequence, `tokens` [B, 1], and returns the logits [B, 1, vocab].
     ///
     /// # Errors
     /// As [`CausalLm::decode`] and [`CapturedStep::step`].
@@ -119,82 +205,8 @@ impl<'a> CapturedLm<'a> {
         self.step.step(tokens)
     }
 
-    /// The cache. After changing it the next steps are recorded anew.
+    /// Returns the cache. The next steps are captured anew, because the caller may change it.
     pub fn cache_mut(&mut self) -> &mut ModelCache {
         self.step.state_mut()
-    }
-}
-
-/// A decoder-only language model that reads tokens into a cache and predicts the next one.
-pub trait CausalLm: Send + Sync {
-    /// Number of entries of the vocabulary: the last dimension of every logits tensor.
-    fn vocab_size(&self) -> usize;
-
-    /// Positions the model was made for (`max_position_embeddings`).
-    fn context_len(&self) -> usize;
-
-    /// The device that holds the weights.
-    fn device(&self) -> Device;
-
-    /// An empty cache for `batch` sequences with room for `capacity` positions (it grows by doubling), holding what `method` needs.
-    ///
-    /// # Errors
-    /// When the device can't hold `dtype`, or a size is 0.
-    fn new_cache(
-        &self,
-        batch: usize,
-        capacity: usize,
-        dtype: FloatDType,
-        method: &Method,
-    ) -> Result<ModelCache, SparqError>;
-
-    /// An empty cache to prefill once for several methods, each of which then decodes on its own [`ModelCache::for_method`]. The arguments are
-    /// [`CausalLm::new_cache`]'s.
-    ///
-    /// # Errors
-    /// As [`CausalLm::new_cache`].
-    fn new_shared_cache(
-        &self,
-        batch: usize,
-        capacity: usize,
-        dtype: FloatDType,
-        methods: &[Method],
-    ) -> Result<ModelCache, SparqError> {
-        // Sketches are made from the keys when a method gets its own.
-        let mut cache = self.new_cache(batch, capacity, dtype, &Method::DENSE)?;
-        if methods.iter().any(Method::reads_attention) {
-            for layer in &mut cache.layers {
-                layer.record_attention()?;
-            }
-        }
-        Ok(cache)
-    }
-
-    /// Reads `tokens` [B, T] densely (causal) behind what the cache holds and returns the logits of the last `last` positions, [B, last, vocab] in f32.
-    ///
-    /// # Errors
-    /// When the tokens don't fit the cache (batch size), or `last` is larger than T.
-    fn prefill(
-        &self,
-        tokens: Tensor<2, Int>,
-        cache: &mut ModelCache,
-        last: usize,
-    ) -> Result<Tensor<3>, SparqError>;
-
-    /// Reads one token per sequence, `tokens` [B, 1], attending with `method`, and returns the logits [B, 1, vocab] in f32.
-    ///
-    /// # Errors
-    /// As [`CausalLm::prefill`], and when `method` needs what the cache does not hold.
-    fn decode(
-        &self,
-        tokens: Tensor<2, Int>,
-        cache: &mut ModelCache,
-        method: &Method,
-    ) -> Result<Tensor<3>, SparqError>;
-
-    /// Whether [`CausalLm::decode`] can be recorded by a [`CapturedStep`](sparq::CapturedStep): it uploads nothing, reads nothing back and changes nothing but the
-    /// cache; and it reads nothing that [can't be recorded](sparq::ops::can_be_recorded). False unless the model says otherwise.
-    fn is_capturable(&self) -> bool {
-        false
     }
 }

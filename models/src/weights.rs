@@ -116,12 +116,12 @@ impl Weights for RandomWeights<'_> {
         out_features: usize,
         bias: bool,
     ) -> Result<Linear, CheckpointError> {
-        let weight = match linear::outputs_lie_together(self.device) {
+        let weight = match linear::is_output_major(self.device) {
             true => self.matrix([out_features, in_features]).transpose(),
             false => self.matrix([in_features, out_features]),
         };
         let bias = bias.then(|| self.vector(out_features, 0.0));
-        Ok(linear::of_laid_out(weight, bias))
+        Ok(linear::from_laid_out(weight, bias))
     }
 
     fn embedding(

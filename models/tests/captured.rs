@@ -1,23 +1,24 @@
-//! The embedded model writes the same tokens whether its decode steps are captured or not, and on every device.
+//! Captured decode steps of the embedded model give the same tokens as single launches.
+//!
+//! A process of its own: while a device captures, no other test may allocate on it.
 
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use sparq::{Method, Sketch, SparqConfig};
-use sparq_models::config::LlamaConfig;
 use sparq_models::text::{GenerateOptions, Session};
-use sparq_models::{CapturedLm, CausalLm, Llama, embedded};
+use sparq_models::{CapturedLm, CausalLm, Decoder, DecoderConfig, embedded};
 
 const PROMPT: &str = "And it came to pass in those days, that there went out a decree";
 
-/// While a device records, nobody else may allocate on it: one test at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Lets one test at a time use the devices.
+fn lock_devices() -> MutexGuard<'static, ()> {
+    static DEVICES: Mutex<()> = Mutex::new(());
+    DEVICES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The device that BURN_DEVICE names, or else the CPU and this build's Vulkan device.
+/// Returns the device that BURN_DEVICE names, or else flex and the Vulkan device of this build.
 fn devices() -> Vec<Device> {
     if std::env::var_os("BURN_DEVICE").is_some() {
         return vec![Device::default()];
@@ -31,7 +32,7 @@ fn devices() -> Vec<Device> {
 }
 
 fn methods() -> [Method; 4] {
-    // The prompt has 63 tokens: SparQ begins as dense attention, within the test.
+    // The prompt has 63 tokens: SparQ selects all positions at first and skips some later.
     let sparq = SparqConfig::new(16, 70);
     [
         Method::DENSE,
@@ -41,10 +42,10 @@ fn methods() -> [Method; 4] {
     ]
 }
 
-fn load(dtype: FloatDType, device: &Device) -> Llama {
+fn load(dtype: FloatDType, device: &Device) -> Decoder {
     let checkpoint = embedded::checkpoint().unwrap();
-    let config = LlamaConfig::from_checkpoint(&checkpoint).unwrap();
-    Llama::load(&checkpoint, &config, dtype, device).unwrap()
+    let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
+    Decoder::load(&checkpoint, &config, dtype, device).unwrap()
 }
 
 fn tokens(ids: &[u32], device: &Device) -> Tensor<2, Int> {
@@ -53,9 +54,9 @@ fn tokens(ids: &[u32], device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(TensorData::new(ids, shape), device)
 }
 
-/// The most probable continuation of the prompt, and how many of its steps were replays.
-fn write(
-    model: &Llama,
+/// Returns the greedy continuation of the prompt and the number of replayed decode steps.
+fn continue_prompt(
+    model: &Decoder,
     dtype: FloatDType,
     method: &Method,
     capture: bool,
@@ -68,29 +69,29 @@ fn write(
         .prefill(tokens(&prompt, &device), &mut cache, 1)
         .unwrap();
     let mut decode = CapturedLm::new(model, &mut cache, *method).with_capture(capture);
-    let (mut written, mut replays) = (Vec::new(), 0);
+    let (mut generated, mut replays) = (Vec::new(), 0);
     for _ in 0..count {
         let token = logits.argmax(2).into_data().iter::<u32>().next().unwrap();
-        written.push(token);
+        generated.push(token);
         logits = decode.step(tokens(&[token], &device)).unwrap();
         replays += usize::from(decode.is_captured());
     }
     drop(decode);
     assert_eq!(cache.len(), prompt.len() + count);
-    (written, replays)
+    (generated, replays)
 }
 
 #[test]
-fn captured_steps_write_what_single_launches_write_on_every_device() {
-    let _alone = alone();
+fn capture_matches_single_launches_on_every_device() {
+    let _lock = lock_devices();
     let flex = load(FloatDType::F32, &devices()[0]);
     for device in devices() {
         let model = load(FloatDType::F32, &device);
         for method in methods() {
-            let (want, _) = write(&flex, FloatDType::F32, &method, false, 80);
-            let (single, replays) = write(&model, FloatDType::F32, &method, false, 80);
+            let (want, _) = continue_prompt(&flex, FloatDType::F32, &method, false, 80);
+            let (single, replays) = continue_prompt(&model, FloatDType::F32, &method, false, 80);
             assert_eq!((&single, replays), (&want, 0), "{device:?} {method:?}");
-            let (found, replays) = write(&model, FloatDType::F32, &method, true, 80);
+            let (found, replays) = continue_prompt(&model, FloatDType::F32, &method, true, 80);
             assert_eq!(found, want, "{device:?} {method:?} captured");
             assert!(replays == 0 || replays >= 70, "{device:?}: {replays}");
         }
@@ -98,12 +99,12 @@ fn captured_steps_write_what_single_launches_write_on_every_device() {
 }
 
 #[test]
-fn a_session_says_the_same_with_and_without_capture_turn_after_turn() {
-    let _alone = alone();
+fn capture_changes_no_session_of_several_turns() {
+    let _lock = lock_devices();
     for device in devices() {
         let model = load(FloatDType::F32, &device);
         let method = Method::from(SparqConfig::new(16, 48).with_sketch(Sketch::Bits4));
-        let said = [true, false].map(|capture| {
+        let sequences = [true, false].map(|capture| {
             let cache = model.new_cache(1, 64, FloatDType::F32, &method).unwrap();
             let mut session = Session::new(cache, embedded::tokenizer().unwrap());
             let options = GenerateOptions {
@@ -127,22 +128,22 @@ fn a_session_says_the_same_with_and_without_capture_turn_after_turn() {
             }
             sequence
         });
-        assert_eq!(said[0], said[1], "{device:?}");
+        assert_eq!(sequences[0], sequences[1], "{device:?}");
     }
 }
 
-/// In half precision tokens may differ from those of fp32 where two are about as probable; captured and single launches write the same.
+/// Half precision is compared with itself: its tokens may differ from those of f32.
 #[test]
-fn captured_steps_in_half_precision_write_what_single_launches_write() {
-    let _alone = alone();
+fn capture_matches_single_launches_in_half_precision() {
+    let _lock = lock_devices();
     for device in devices() {
         if !device.supports_dtype(FloatDType::F16) {
             continue;
         }
         let model = load(FloatDType::F16, &device);
         for method in methods() {
-            let (single, _) = write(&model, FloatDType::F16, &method, false, 40);
-            let (found, _) = write(&model, FloatDType::F16, &method, true, 40);
+            let (single, _) = continue_prompt(&model, FloatDType::F16, &method, false, 40);
+            let (found, _) = continue_prompt(&model, FloatDType::F16, &method, true, 40);
             assert_eq!(found, single, "{device:?} {method:?}");
         }
     }

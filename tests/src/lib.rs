@@ -1,4 +1,4 @@
-//! What the tests that cross crates share: the devices, fixtures, and comparisons.
+//! Devices, fixtures and comparisons for the tests that cross crates.
 #![deny(missing_docs)]
 
 mod real_model;
@@ -9,19 +9,20 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use safetensors::SafeTensors;
+use sparq::Method;
 use sparq_device::DeviceChoice;
 use sparq_models::checkpoint::Checkpoint;
-use sparq_models::{Decoder, DecoderConfig};
+use sparq_models::{CausalLm, Decoder, DecoderConfig};
 
-/// The device that BURN_DEVICE names, or else every one of this build that answers.
+/// Returns the device that BURN_DEVICE names, or else every available device of this build.
 pub fn devices() -> Vec<Device> {
     let devices = sparq_device::for_tests().unwrap();
     devices.iter().map(DeviceChoice::open).collect()
 }
 
-/// How far logits of a tiny model may be from transformers' on a device.
+/// Returns the largest accepted difference of a tiny model's logits from transformers.
 ///
-/// With CUDA, burn multiplies matrices of f32 in TF32, which keeps 11 bits of a number.
+/// On CUDA, burn multiplies f32 matrices in TF32, which has a significand of 11 bits.
 pub fn tolerance(device: &Device) -> f32 {
     match format!("{device:?}").contains("Cuda(") {
         true => 5e-3,
@@ -29,20 +30,20 @@ pub fn tolerance(device: &Device) -> f32 {
     }
 }
 
-/// A path under this package's `fixtures`.
+/// Returns a path in the `fixtures` of this package.
 pub fn fixture(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("fixtures")
         .join(path)
 }
 
-/// A model of the checkpoint in f32, of whatever family it is.
+/// Loads a checkpoint of any family in f32.
 pub fn load(checkpoint: &Checkpoint, device: &Device) -> Decoder {
     let config = DecoderConfig::from_checkpoint(checkpoint).unwrap();
     Decoder::load(checkpoint, &config, FloatDType::F32, device).unwrap()
 }
 
-/// The tensors of a safetensors file of expected results.
+/// A safetensors file with expected results.
 pub struct Expected(Vec<u8>);
 
 impl Expected {
@@ -57,13 +58,13 @@ impl Expected {
         (view.shape().to_vec(), view.data().to_vec())
     }
 
-    /// An entry of the file's metadata.
+    /// Returns an entry of the metadata.
     pub fn text(&self, key: &str) -> String {
         let (_, metadata) = SafeTensors::read_metadata(&self.0).unwrap();
         metadata.metadata().as_ref().unwrap()[key].clone()
     }
 
-    /// A tensor of integers, of 32 or 64 bits, and its shape.
+    /// Returns the shape and the elements of a tensor of 32- or 64-bit integers.
     pub fn ints(&self, name: &str) -> (Vec<usize>, Vec<i64>) {
         let (shape, bytes) = self.tensor(name);
         let long = |b: &[u8]| i64::from_le_bytes(b.try_into().unwrap());
@@ -75,7 +76,7 @@ impl Expected {
         (shape, ints)
     }
 
-    /// A tensor of 32-bit floats and its shape.
+    /// Returns the shape and the elements of an f32 tensor.
     pub fn floats(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let (shape, bytes) = self.tensor(name);
         (
@@ -88,7 +89,7 @@ impl Expected {
     }
 }
 
-/// Token ids as a tensor [batch, len].
+/// Makes a tensor [batch, len] of token ids.
 pub fn tokens(ids: &[i64], batch: usize, device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(
         TensorData::new(ids.to_vec(), [batch, ids.len() / batch]),
@@ -96,19 +97,28 @@ pub fn tokens(ids: &[i64], batch: usize, device: &Device) -> Tensor<2, Int> {
     )
 }
 
-/// The largest absolute difference; NaN if there is one.
+/// Returns the logits [batch, len, vocab] of `input_ids` after one prefill.
+pub fn prefill_logits(model: &Decoder, expected: &Expected) -> Vec<f32> {
+    let (shape, ids) = expected.ints("input_ids");
+    let cache = model.new_cache(shape[0], 16, FloatDType::F32, &Method::DENSE);
+    let ids = tokens(&ids, shape[0], &model.device());
+    let logits = model.prefill(ids, &mut cache.unwrap(), shape[1]);
+    values(logits.unwrap())
+}
+
+/// Returns the largest absolute difference, or NaN if one is NaN.
 pub fn max_difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
     differences.fold(0.0, |worst, d| if d.is_nan() { d } else { worst.max(d) })
 }
 
-/// The elements of a tensor, in order.
+/// Returns the elements of a tensor in row-major order.
 pub fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_to_vec::<f32>().unwrap()
 }
 
-/// The index of the largest element.
+/// Returns the index of the largest element, the first of equal ones.
 pub fn argmax(values: &[f32]) -> i64 {
     (0..values.len())
         .max_by(|&a, &b| values[a].total_cmp(&values[b]).then(b.cmp(&a)))

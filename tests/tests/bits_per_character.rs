@@ -1,7 +1,10 @@
-//! Every method on a real model: bits per character of ten texts, held to those of the authors' code.
+//! Every method on a real model: bits per character (BPC) of ten texts, compared with the code of
+//! the paper's authors.
 //!
-//! `smollm2/bpc_1k.json` has what the authors' code gives for SmolLM2-135M-Instruct with its weights rounded to fp16, in fp32 arithmetic: 895 tokens are read
-//! densely, then one at a time with the method, and the last 128 count. SPARQ_REAL_MODEL=1 takes two of the texts, SPARQ_REAL_MODEL=all the ten.
+//! `smollm2/bpc_1k.json` has the results of the authors' code for SmolLM2-135M-Instruct, with
+//! weights rounded to fp16 and fp32 arithmetic. A dense prefill reads 895 tokens, decode steps read
+//! the rest, and the last 128 tokens count. SPARQ_REAL_MODEL=1 runs two of the texts,
+//! SPARQ_REAL_MODEL=all ten.
 
 use std::sync::Arc;
 
@@ -13,14 +16,14 @@ use sparq_models::checkpoint::{Checkpoint, Conversion, WeightType};
 use sparq_models::{CausalLm, Decoder, ModelCache};
 use sparq_tests::*;
 
-/// Tokens that are read densely.
+/// The tokens of the dense prefill.
 const PREFILL: usize = 895;
-/// Tokens of a text.
+/// The tokens of a text.
 const LENGTH: usize = 1024;
-/// How far a text may be from the authors'.
+/// The largest accepted difference of a text's BPC from the authors'.
 const TOLERANCE: f64 = 0.002;
 
-/// Methods of which the first keeps a model's output better than the second, at the same bytes.
+/// Pairs of methods of which the first has the lower BPC at the same number of bytes.
 const ORDER: &[(&str, &str)] = &[
     ("oracle", "sparq-4bit"),
     ("sparq-4bit", "sparq-8bit"),
@@ -31,7 +34,7 @@ const ORDER: &[(&str, &str)] = &[
     ("sparq", "random-projection"),
 ];
 
-/// The texts as tokens [B, 1024] and the characters of the last 128 of each.
+/// The tokens [B, 1024] of the texts, and the number of characters in the last 128 tokens of each.
 struct Texts {
     tokens: Tensor<2, Int>,
     characters: Vec<i64>,
@@ -51,12 +54,12 @@ impl Texts {
         self.characters.len()
     }
 
-    /// The texts' tokens [B, 1] at a position.
+    /// Returns the tokens [B, 1] at a position.
     fn at(&self, position: usize) -> Tensor<2, Int> {
         self.tokens.clone().slice_dim(1, position..position + 1)
     }
 
-    /// A cache that holds the beginnings, for all of the methods.
+    /// Returns a cache with the first tokens of the texts, for all of the methods.
     fn prefill(&self, model: &Decoder, methods: &[Method]) -> ModelCache {
         let mut cache = model
             .new_shared_cache(self.count(), LENGTH, FloatDType::F32, methods)
@@ -66,7 +69,7 @@ impl Texts {
         cache
     }
 
-    /// Bits per character of each text behind a prefilled cache.
+    /// Returns the BPC of each text after a prefill.
     fn bits(&self, model: &Decoder, prefilled: &ModelCache, method: &Method) -> Vec<f64> {
         let mut cache = prefilled.for_method(method).unwrap();
         let mut bits = vec![0.0; self.count()];
@@ -90,7 +93,7 @@ fn texts_of(thoroughness: Thoroughness) -> usize {
     }
 }
 
-/// The model with its weights rounded to fp16, in fp32.
+/// Loads the model in fp32 with its weights rounded to fp16.
 fn rounded(path: &std::path::Path, device: &Device) -> Decoder {
     let folder = tempfile::tempdir().unwrap();
     Conversion::new(Arc::new(Checkpoint::open(path).unwrap()))
@@ -100,8 +103,9 @@ fn rounded(path: &std::path::Path, device: &Device) -> Decoder {
     load(&Checkpoint::open(folder.path()).unwrap(), device)
 }
 
-/// The method of an entry, whose settings are those of the authors' code: that counts k, and the local window, without the current token, except where a softmax
-/// is masked.
+/// Returns the method of an entry, given in settings of the authors' code.
+///
+/// Their k and local window exclude the current token, except in methods that mask a softmax.
 fn method(name: &str, entry: &Value) -> Method {
     let settings = entry["settings"].as_str().unwrap_or_default();
     let number = |key: &str| -> usize {
@@ -138,7 +142,7 @@ fn method(name: &str, entry: &Value) -> Method {
 }
 
 #[test]
-fn every_method_of_the_authors_code_gives_its_bits_per_character() {
+fn methods_match_the_authors_code() {
     let Some((path, thoroughness)) = real_model(env!("CARGO_TARGET_TMPDIR")) else {
         return;
     };
@@ -170,7 +174,7 @@ fn every_method_of_the_authors_code_gives_its_bits_per_character() {
 }
 
 #[test]
-fn at_an_eighth_of_the_bytes_methods_come_in_their_order() {
+fn methods_rank_as_expected_at_one_eighth() {
     let Some((path, thoroughness)) = real_model(env!("CARGO_TARGET_TMPDIR")) else {
         return;
     };
@@ -198,7 +202,7 @@ fn at_an_eighth_of_the_bytes_methods_come_in_their_order() {
                 (*name, over)
             })
             .collect();
-        // By more than the noise.
+        // The margin is larger than the noise.
         for &(better, worse) in ORDER {
             let (a, b) = (over[better], over[worse]);
             assert!(

@@ -1,4 +1,6 @@
-//! Decode steps of every family, recorded and replayed where the device can, equal transformers. One test: while a device records, nobody else may use it.
+//! Captured decode steps of every family, compared with transformers.
+//!
+//! A binary with one test: while a device captures, no other test may use it.
 
 use burn::tensor::{FloatDType, Tensor};
 use sparq::{Method, Sketch, SparqConfig};
@@ -7,7 +9,7 @@ use sparq_models::{CapturedLm, CausalLm};
 use sparq_tests::*;
 
 #[test]
-fn recorded_steps_of_every_family_equal_transformers() {
+fn captured_steps_equal_transformers() {
     for device in devices() {
         for case in [
             "llama3",

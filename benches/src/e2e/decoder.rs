@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor};
 use sparq::Method;
-use sparq_models::{CapturedLm, CausalLm, Llama, ModelCache};
+use sparq_models::{CapturedLm, CausalLm, Decoder as Llama, ModelCache};
 
 use super::model::RunShape;
 use super::report::Captured;

@@ -14,7 +14,7 @@ mod table;
 use anyhow::Result;
 use burn::tensor::Device;
 use sparq::{Method, SparqConfig};
-use sparq_models::Llama;
+use sparq_models::Decoder as Llama;
 
 use crate::bandwidth;
 use crate::buffers::Room;

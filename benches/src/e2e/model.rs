@@ -6,9 +6,9 @@ use anyhow::Result;
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use sparq::{CacheShape, RotaryScaling, SparqConfig, Transfers};
-use sparq_models::Llama;
-use sparq_models::config::{HiddenAct, LlamaConfig};
+use sparq::{CacheShape, RotaryConfig, SparqConfig, Transfers};
+use sparq_models::config::{HiddenAct, Keys, NormKind, Residual};
+use sparq_models::{Decoder as Llama, DecoderConfig};
 
 use super::report::StepRow;
 use crate::bandwidth::Bandwidth;
@@ -135,7 +135,7 @@ impl ModelShape {
     /// When the device can't compute in the type.
     pub fn build(self, dtype: CacheType, device: &Device) -> Result<Llama> {
         let s = self.sizes();
-        let config = LlamaConfig {
+        let config = DecoderConfig {
             hidden_size: s.hidden,
             intermediate_size: s.inner,
             num_hidden_layers: s.layers,
@@ -143,15 +143,19 @@ impl ModelShape {
             num_key_value_heads: s.kv_heads,
             head_dim: s.head_dim,
             vocab_size: s.vocab,
-            rms_norm_eps: 1e-5,
             // As long as the longest run: only tables of angles depend on it.
             max_position_embeddings: 1 << 18,
-            rope_theta: 500_000.0,
-            rope_scaling: RotaryScaling::None,
-            tie_word_embeddings: false,
-            attention_bias: false,
+            rotary: RotaryConfig::new(s.head_dim).with_theta(500_000.0),
+            norm: NormKind::Rms { epsilon: 1e-5 },
+            residual: Residual::Serial,
+            qkv_bias: false,
+            o_bias: false,
             mlp_bias: false,
             hidden_act: HiddenAct::Silu,
+            embed_scale: None,
+            windows: vec![],
+            tie_word_embeddings: false,
+            keys: Keys::LLAMA,
             bos_token_id: None,
             eos_token_id: vec![],
             pad_token_id: None,

@@ -6,7 +6,7 @@ use anyhow::Result;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
-use sparq_models::Llama;
+use sparq_models::Decoder as Llama;
 
 use super::decoder::Decoder;
 use super::model::RunShape;

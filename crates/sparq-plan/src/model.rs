@@ -2,7 +2,8 @@
 
 use serde::Serialize;
 use sparq::{CacheShape, Method, Sketch, Transfers};
-use sparq_models::{DecoderConfig, MlpKeys, NormKind};
+use sparq_models::DecoderConfig;
+use sparq_models::config::{MlpKeys, NormKind};
 
 /// Bytes of a number that is kept in fp32 whatever the type of the cache: the ranges of a sketch and the sum of V.
 const FP32: usize = 4;

@@ -113,7 +113,7 @@ impl<'a> Loader<'a> {
     ) -> Result<Linear, CheckpointError> {
         let (name, shape) = (format!("{prefix}.weight"), [out_features, in_features]);
         // burn multiplies by [in, out]: a transposed view of what the file holds, or the file transposed while it is read.
-        let weight = match linear::outputs_lie_together(&self.device) {
+        let weight = match linear::is_output_major(&self.device) {
             true => self.tensor::<2>(&name, shape)?.transpose(),
             false => self.read(&name, shape, Order::Transposed)?,
         };
@@ -121,7 +121,7 @@ impl<'a> Loader<'a> {
             true => Some(self.tensor(&format!("{prefix}.bias"), [out_features])?),
             false => None,
         };
-        Ok(linear::of_laid_out(weight, bias))
+        Ok(linear::from_laid_out(weight, bias))
     }
 
     /// Reads an embedding table: the tensor `name` [vocab, dim].

@@ -1,21 +1,21 @@
-//! The activation functions that `hidden_act` names: [`HiddenAct`].
+//! Activation functions: [`HiddenAct`].
 
 use burn::tensor::{Tensor, activation};
 
-/// The activation function between the two halves of an MLP.
+/// The activation function of an MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HiddenAct {
-    /// x · sigmoid(x), also called swish.
+    /// x * sigmoid(x), also called swish.
     Silu,
-    /// The Gaussian error linear unit, by the error function.
+    /// The Gaussian error linear unit, computed with the error function.
     Gelu,
-    /// The Gaussian error linear unit, by its tanh approximation.
+    /// The tanh approximation of the Gaussian error linear unit.
     GeluTanh,
     /// max(x, 0).
     Relu,
 }
 
-/// The names that checkpoints use.
+/// The names of the functions in `config.json`.
 const NAMES: [(&str, HiddenAct); 7] = [
     ("silu", HiddenAct::Silu),
     ("swish", HiddenAct::Silu),
@@ -27,13 +27,13 @@ const NAMES: [(&str, HiddenAct); 7] = [
 ];
 
 impl HiddenAct {
-    /// The function that a checkpoint calls `name`, if it is one of these.
+    /// Returns the function that `config.json` calls `name`, if it is supported.
     pub fn from_name(name: &str) -> Option<Self> {
         let found = NAMES.iter().find(|(known, _)| *known == name);
         found.map(|(_, act)| *act)
     }
 
-    /// The names that [`from_name`](Self::from_name) knows, for messages.
+    /// Returns the names that [`from_name`](Self::from_name) accepts, for error messages.
     pub(crate) fn names() -> String {
         NAMES.map(|(name, _)| name).join(", ")
     }
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_name_is_the_function_that_pytorch_computes() {
+    fn names_match_the_functions_of_pytorch() {
         let x = || Tensor::<1>::from_floats([-1.5, 0.0, 0.5, 2.0], &Device::default());
         let gelu_tanh = [-0.10042842, 0.0, 0.34571400, 1.95459769];
         let cases = [

@@ -1,26 +1,37 @@
-//! What can be wrong with a configuration: [`ConfigError`].
+//! Errors in configuration files: [`ConfigError`].
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
-use crate::checkpoint::JsonError;
+use crate::checkpoint::{CheckpointError, JsonError};
 
-/// What is wrong with a configuration: the file, the key, what was expected and what was found.
+/// An error in a configuration file of a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// A file cannot be read or is not JSON.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// An entry is missing, is of another kind than it has to be, or asks for something that is not supported.
+    /// The metadata of a GGUF file, which replace the JSON files, are invalid.
+    #[error(transparent)]
+    Gguf(#[from] Box<CheckpointError>),
+    /// A text file, such as a chat template, cannot be read.
+    #[error("{}: cannot be read: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        error: io::Error,
+    },
+    /// An entry is missing, malformed or not supported.
     #[error("{}: \"{key}\": expected {expected}, found {found}", path.display())]
     Entry {
         /// The file.
         path: PathBuf,
-        /// The entry, with dots between the levels.
+        /// The key of the entry, with dots between the levels.
         key: String,
-        /// What would have been right.
+        /// The values that are accepted.
         expected: String,
-        /// What is there.
+        /// The value in the file.
         found: String,
     },
 }

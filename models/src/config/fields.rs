@@ -1,4 +1,4 @@
-//! The entries of one JSON object, read with errors that name them: [`Fields`].
+//! The entries of a JSON object: [`Fields`].
 
 use std::path::Path;
 
@@ -7,17 +7,19 @@ use serde_json::{Map, Value};
 use super::ConfigError;
 use crate::checkpoint::describe;
 
-/// An object of a configuration file. An entry that is `null` counts as absent, as in transformers.
+/// A JSON object of a configuration file, with errors that name the file and the entry.
+///
+/// An entry that is `null` counts as missing, as in transformers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fields<'a> {
     path: &'a Path,
-    /// The key of the object in the file, empty for the file itself.
+    /// The key of the object in the file. Empty for the top level.
     parent: &'a str,
     entries: &'a Map<String, Value>,
 }
 
 impl<'a> Fields<'a> {
-    /// The entries of the file `path` with the content `config`.
+    /// Returns the top level of `config`, the content of the file `path`.
     pub(crate) fn new(config: &'a Value, path: &'a Path) -> Result<Self, ConfigError> {
         match config {
             Value::Object(entries) => Ok(Self {
@@ -34,7 +36,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The error that `key` is not what was expected.
+    /// Returns the error about the entry `key`.
     pub(crate) fn error(
         &self,
         key: &str,
@@ -53,7 +55,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The error that `key` is there and not what was expected.
+    /// Returns the error about the entry `key`, whose value is the one found.
     pub(crate) fn unexpected(&self, key: &str, expected: impl Into<String>) -> ConfigError {
         self.error(
             key,
@@ -62,7 +64,7 @@ impl<'a> Fields<'a> {
         )
     }
 
-    /// The entry `key`, if it is there and not `null`.
+    /// Returns the entry `key`, unless it is missing or `null`.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.entries.get(key).filter(|value| !value.is_null())
     }
@@ -77,14 +79,14 @@ impl<'a> Fields<'a> {
         self.get(key).map(convert).transpose()
     }
 
-    /// A count.
+    /// Reads an integer that may be 0.
     pub(crate) fn count(&self, key: &str) -> Result<Option<usize>, ConfigError> {
         self.read(key, "an integer that is not negative", |value| {
             usize::try_from(value.as_u64()?).ok()
         })
     }
 
-    /// A count that is not zero.
+    /// Reads a positive integer.
     pub(crate) fn size(&self, key: &str) -> Result<Option<usize>, ConfigError> {
         self.read(key, "a positive integer", |value| {
             let size = usize::try_from(value.as_u64()?).ok()?;
@@ -92,13 +94,13 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// A count that is not zero and has to be there.
+    /// Reads a positive integer that must not be missing.
     pub(crate) fn required_size(&self, key: &str) -> Result<usize, ConfigError> {
         let missing = || self.unexpected(key, "a positive integer");
         self.size(key)?.ok_or_else(missing)
     }
 
-    /// A positive number.
+    /// Reads a positive number.
     pub(crate) fn positive(&self, key: &str) -> Result<Option<f64>, ConfigError> {
         self.read(key, "a positive number", |value| {
             value
@@ -107,28 +109,28 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// A positive number that has to be there.
+    /// Reads a positive number that must not be missing.
     pub(crate) fn required_positive(&self, key: &str) -> Result<f64, ConfigError> {
         let missing = || self.unexpected(key, "a positive number");
         self.positive(key)?.ok_or_else(missing)
     }
 
-    /// Whether the file has the entry at all, be it `null`.
-    pub(crate) fn names(&self, key: &str) -> bool {
+    /// Returns whether the entry exists, even as `null`.
+    pub(crate) fn contains(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
-    /// A switch.
+    /// Reads a boolean.
     pub(crate) fn switch(&self, key: &str) -> Result<Option<bool>, ConfigError> {
         self.read(key, "true or false", Value::as_bool)
     }
 
-    /// A string.
+    /// Reads a string.
     pub(crate) fn string(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
         self.read(key, "a string", Value::as_str)
     }
 
-    /// The first of a list of strings.
+    /// Reads the first of a list of strings.
     pub(crate) fn first_string(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
         let first = |value: &'a Value| match value.as_array()?.first() {
             Some(first) => first.as_str().map(Some),
@@ -137,14 +139,14 @@ impl<'a> Fields<'a> {
         Ok(self.read(key, "a list of strings", first)?.flatten())
     }
 
-    /// A list of strings.
+    /// Reads a list of strings.
     pub(crate) fn strings(&self, key: &str) -> Result<Option<Vec<&'a str>>, ConfigError> {
         self.read(key, "a list of strings", |value| {
             value.as_array()?.iter().map(Value::as_str).collect()
         })
     }
 
-    /// An object.
+    /// Reads an object.
     pub(crate) fn object(&self, key: &'a str) -> Result<Option<Self>, ConfigError> {
         let entries = self.read(key, "an object", Value::as_object)?;
         Ok(entries.map(|entries| Self {
@@ -154,9 +156,17 @@ impl<'a> Fields<'a> {
         }))
     }
 
-    /// One token id or a list of them. Some checkpoints write -1 for none.
+    /// Reads a token, given as a string or as an `AddedToken` object with the string in `content`.
+    pub(crate) fn token(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
+        self.read(key, "a string or an object with \"content\"", |value| {
+            value.as_str().or_else(|| value.get("content")?.as_str())
+        })
+    }
+
+    /// Reads a token id or a list of token ids. The id -1, which some checkpoints write, means
+    /// none.
     pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
-        let ids = self.read(key, "a token id or a list of them", |value| {
+        let ids = self.read(key, "a token id or a list of token ids", |value| {
             let one;
             let list = match value {
                 Value::Array(list) => list.as_slice(),

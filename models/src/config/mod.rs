@@ -1,22 +1,24 @@
-//! The configuration of a model, from the `config.json` of its checkpoint.
+//! The configuration of a model, read from the `config.json` of its checkpoint.
 //!
-//! [`Architecture`] says which family of models a checkpoint belongs to, and the family's file how its entries make a
-//! [`DecoderConfig`](crate::DecoderConfig). Whatever a model could not compute with, or would compute something else with than the checkpoint was trained for, is an
-//! error that names the file, the key, what was expected and what was found.
+//! [`Architecture`] names the family of a checkpoint. The file of the family maps the entries of
+//! `config.json` to a [`DecoderConfig`](crate::DecoderConfig).
+//!
+//! A model that the decoder cannot compute exactly as it was trained is refused. The error names
+//! the file, the key, what was expected and what was found.
 
 mod activation;
-mod base;
+mod common;
 mod error;
 mod fields;
-pub(crate) mod generation;
 mod rope;
 mod window;
 
-pub use crate::families::{Architecture, LlamaConfig};
+pub use crate::decoder::{Keys, MlpKeys, NormKind, QkvKeys, Residual};
+pub use crate::families::Architecture;
 pub use activation::HiddenAct;
 pub use error::ConfigError;
 
-pub(crate) use base::{Defaults, check, hidden_act, read_base};
+pub(crate) use common::{Defaults, check, hidden_act, read_common};
 pub(crate) use fields::Fields;
 pub(crate) use rope::PartialRope;
 pub(crate) use window::{sliding_window, windows};

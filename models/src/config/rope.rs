@@ -1,26 +1,28 @@
-//! The parameters of rotary embeddings, in the older and the newer form of `config.json`.
+//! The RoPE parameters of `config.json`, in the older and the newer form.
 
 use sparq::{RotaryConfig, RotaryScaling};
 
 use super::{ConfigError, fields::Fields};
 
-/// The base of a checkpoint that names none, as the first Llamas did.
+/// The base of a checkpoint that names none, like the first Llamas.
 const DEFAULT_THETA: f64 = 10_000.0;
 
-/// A family that turns a part of each head, with the names that its first files had.
+/// The entries of a family whose RoPE rotates a part of each head.
 pub(crate) struct PartialRope {
-    /// The name of `rope_theta`.
+    /// The name of `rope_theta` in its first files.
     pub theta: &'static str,
-    /// The name of `partial_rotary_factor`.
+    /// The name of `partial_rotary_factor` in its first files.
     pub factor: &'static str,
-    /// The part where a file names none.
+    /// The part of a file that names none.
     pub default: f64,
 }
 
-/// Reads the rotary embedding of heads of `head_dim` components, all of which turn unless the family is one of `partial`.
+/// Reads the RoPE parameters of heads of `head_dim` components. Without `partial`, RoPE rotates
+/// whole heads.
 ///
-/// The older form has `rope_theta` at the top level and `rope_scaling` with a `type` or `rope_type`; the newer has both in
-/// `rope_parameters`. Where a file has both, transformers goes by `rope_scaling`, and so does this.
+/// The older form has `rope_theta` at the top level and `rope_scaling` with a `type` or
+/// `rope_type`. The newer form has both in `rope_parameters`. In a file with both, `rope_scaling`
+/// takes precedence, as in transformers.
 pub(super) fn read_rope(
     config: Fields<'_>,
     head_dim: usize,
@@ -32,7 +34,7 @@ pub(super) fn read_rope(
     for fields in [older, newer, Some(config)].into_iter().flatten() {
         let part = rotary_dim(fields, "partial_rotary_factor", head_dim, partial)?;
         dim = dim.or(part);
-        // Only the one that counts is looked at: others may be left over.
+        // Only the first one found is checked. The others may be leftovers.
         theta = match theta {
             Some(theta) => Some(theta),
             None => fields.positive("rope_theta")?,
@@ -50,7 +52,7 @@ pub(super) fn read_rope(
         .with_rotary_dim(dim.filter(|&dim| dim != head_dim)))
 }
 
-/// The number of components that turn by the entry `key`, if it is there.
+/// Reads the number of rotated components from the entry `key`.
 fn rotary_dim(
     fields: Fields<'_>,
     key: &str,
@@ -60,7 +62,7 @@ fn rotary_dim(
     let Some(factor) = fields.positive(key)? else {
         return Ok(None);
     };
-    // Rotating a part of each head is another model with the same weights.
+    // A family without partial RoPE would compute another model with the same weights.
     if partial.is_none() && factor != 1.0 {
         return Err(fields.unexpected(key, "1.0"));
     }
@@ -70,11 +72,12 @@ fn rotary_dim(
     }
 }
 
-/// Rounded down, as in transformers.
+/// Returns `factor` of `head_dim`, rounded down as in transformers.
 fn part_of(head_dim: usize, factor: f64) -> usize {
     (head_dim as f64 * factor) as usize
 }
 
+/// Reads the scaling of the frequencies for longer contexts.
 fn scaling(fields: Fields<'_>) -> Result<RotaryScaling, ConfigError> {
     let key = match fields.get("rope_type") {
         Some(_) => "rope_type",
@@ -88,7 +91,7 @@ fn scaling(fields: Fields<'_>) -> Result<RotaryScaling, ConfigError> {
         Some("llama3") => {
             let low_freq_factor = fields.required_positive("low_freq_factor")?;
             let high_freq_factor = fields.required_positive("high_freq_factor")?;
-            // The band between the two is divided by its width.
+            // The interpolation between the two divides by their difference.
             if high_freq_factor <= low_freq_factor {
                 let expected = format!("more than low_freq_factor, {low_freq_factor}");
                 return Err(fields.unexpected("high_freq_factor", expected));

@@ -1,17 +1,17 @@
-//! Which layers have a sliding window.
+//! The sliding windows of the layers.
 
 use super::{ConfigError, fields::Fields};
 
-/// The entry `sliding_window`: `default` where the file does not have it, none where it is `null`.
+/// Reads `sliding_window`, in positions. A missing entry means `default`, `null` means no window.
 pub(crate) fn sliding_window(
     fields: Fields<'_>,
     default: usize,
 ) -> Result<Option<usize>, ConfigError> {
-    let window = match fields.names("sliding_window") {
+    let window = match fields.contains("sliding_window") {
         true => fields.size("sliding_window")?,
         false => Some(default),
     };
-    // GPUs count positions in 32 bits.
+    // Kernels count positions in 32 bits.
     match window {
         Some(window) if i32::try_from(window).is_err() => {
             Err(fields.unexpected("sliding_window", format!("at most {}", i32::MAX)))
@@ -20,7 +20,9 @@ pub(crate) fn sliding_window(
     }
 }
 
-/// The window of each layer: by `layer_types` where the file has them, else in the layers that `slides` names.
+/// Returns the window of each layer.
+///
+/// `layer_types` decides which layers have a window. Without it, `slides` does.
 pub(crate) fn windows(
     fields: Fields<'_>,
     layers: usize,

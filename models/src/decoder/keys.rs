@@ -1,13 +1,14 @@
-//! The names that checkpoints give to weights: [`Keys`].
+//! The names of weights in checkpoints: [`Keys`].
 
-/// The names of a family's weights. Those below `layers` follow the number of the layer: `{layers}.0.{input_norm}.weight`.
+/// The weight names of a family. Names of a layer's weights follow `layers` and the layer's index,
+/// for example `{layers}.0.{input_norm}.weight`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keys {
     /// The embedding table.
     pub embed: &'static str,
-    /// What the layers are numbered under.
+    /// The list of layers.
     pub layers: &'static str,
-    /// The norm behind the last layer.
+    /// The norm after the last layer.
     pub norm: &'static str,
     /// The language model head.
     pub head: &'static str,
@@ -15,50 +16,51 @@ pub struct Keys {
     pub input_norm: &'static str,
     /// The norm before the MLP.
     pub post_attention_norm: &'static str,
-    /// The projections of queries, keys and values.
+    /// The query, key and value projections.
     pub qkv: QkvKeys,
     /// The output projection of attention.
     pub o: &'static str,
-    /// The norms of each head of queries and of keys, where there are any.
+    /// The norms of each query head and each key head, if the family has them.
     pub qk_norm: Option<[&'static str; 2]>,
     /// The MLP.
     pub mlp: MlpKeys,
-    /// Tensors of a layer that old files store and that are no weights.
+    /// Constants that old checkpoints store beside a layer's weights.
     pub constants: &'static [&'static str],
 }
 
-/// How the projections of queries, keys and values are stored.
+/// The storage of the query, key and value projections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkvKeys {
-    /// Each as a linear layer.
+    /// Three linear layers.
     Separate([&'static str; 3]),
-    /// As one linear layer, whose outputs are the query, key and value of the first head, then of the second, and so on: `[H, 3, d]`.
+    /// One linear layer with outputs `[H, 3, d]`: query, key and value of the first head, then of
+    /// the second, and so on.
     Interleaved(&'static str),
 }
 
-/// The linear layers of an MLP, from which its form follows.
+/// The linear layers of an MLP, which also determine its form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MlpKeys {
-    /// `down(act(gate(x)) * up(x))`: GLU variants (Shazeer, arXiv 2002.05202).
+    /// `down(act(gate(x)) * up(x))`, a GLU variant (Shazeer, arXiv 2002.05202).
     Gated {
-        /// The layer whose outputs pass through the activation function.
+        /// The input layer with the activation function.
         gate: &'static str,
-        /// The layer whose outputs are multiplied with these.
+        /// The input layer without it.
         up: &'static str,
-        /// The layer back to the residual stream.
+        /// The output layer.
         down: &'static str,
     },
     /// `down(act(up(x)))`.
     Plain {
-        /// The layer up.
+        /// The input layer.
         up: &'static str,
-        /// The layer back to the residual stream.
+        /// The output layer.
         down: &'static str,
     },
 }
 
 impl Keys {
-    /// The names of Llama, which most later families took over.
+    /// The names of Llama, which most later families use too.
     pub const LLAMA: Keys = Keys {
         embed: "model.embed_tokens",
         layers: "model.layers",

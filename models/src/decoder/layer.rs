@@ -1,6 +1,6 @@
-//! One block: [`Layer`].
+//! One layer of a decoder: [`Layer`].
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 use sparq::{KvCache, Method, Rotary, SparqAttention, SparqError};
@@ -12,7 +12,7 @@ use crate::checkpoint::CheckpointError;
 use crate::linear;
 use crate::weights::Weights;
 
-/// A pre-norm block of attention and an MLP.
+/// A pre-norm layer of attention and an MLP.
 #[derive(Module, Debug)]
 pub(super) struct Layer {
     input_norm: Norm,
@@ -24,7 +24,7 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    /// The layer `index`.
+    /// Builds layer `index`.
     pub(super) fn build(
         weights: &impl Weights,
         config: &DecoderConfig,
@@ -38,26 +38,22 @@ impl Layer {
             let name = format!("{prefix}.{name}");
             Norm::build(weights, config.norm, &name, hidden)
         };
-        let head_norm = |which: usize| {
+        let head_norm = |index: usize| {
             let norm = |names: [&str; 2]| {
-                let name = format!("{prefix}.{}", names[which]);
+                let name = format!("{prefix}.{}", names[index]);
                 weights.rms_norm(&name, d, config.norm.epsilon(), 0.0)
             };
             keys.qk_norm.map(norm).transpose()
         };
         let [q_proj, k_proj, v_proj] = projections(weights, config, &prefix)?;
+        let o = format!("{prefix}.{}", keys.o);
         Ok(Self {
             input_norm: norm(keys.input_norm)?,
             attention: SparqAttention {
                 q_proj,
                 k_proj,
                 v_proj,
-                o_proj: weights.linear(
-                    &format!("{prefix}.{}", keys.o),
-                    q,
-                    hidden,
-                    config.o_bias,
-                )?,
+                o_proj: weights.linear(&o, q, hidden, config.o_bias)?,
                 q_norm: head_norm(0)?,
                 k_norm: head_norm(1)?,
                 rotary: Some(rotary.clone()),
@@ -72,7 +68,7 @@ impl Layer {
         })
     }
 
-    /// x [B, T, D] -> [B, T, D]; a step where there is a `method`, else a prefill.
+    /// Maps x [B, T, D] to [B, T, D]: a decode step with `method`, a prefill without.
     pub(super) fn forward(
         &self,
         x: Tensor<3>,
@@ -95,17 +91,14 @@ impl Layer {
     }
 }
 
-/// The projections of queries, keys and values of the layer `prefix`.
+/// Builds the query, key and value projections of the layer `prefix`.
 fn projections(
     weights: &impl Weights,
     config: &DecoderConfig,
     prefix: &str,
 ) -> Result<[Linear; 3], CheckpointError> {
-    let (hidden, heads, d) = (
-        config.hidden_size,
-        config.num_attention_heads,
-        config.head_dim,
-    );
+    let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
+    let d = config.head_dim;
     let (q, kv) = (heads * d, config.num_key_value_heads * d);
     let linear =
         |name, to| weights.linear(&format!("{prefix}.{name}"), hidden, to, config.qkv_bias);
@@ -118,29 +111,19 @@ fn projections(
     }
 }
 
-/// The three parts of a linear layer with the outputs `[H, 3, d]`, each with `[H, d]`.
+/// Splits a linear layer with outputs `[H, 3, d]` into three with outputs `[H, d]`.
 fn split(fused: &Linear, heads: usize, d: usize) -> [Linear; 3] {
-    fn part<const D: usize>(
-        values: &Tensor<D>,
-        rows: usize,
-        heads: usize,
-        d: usize,
-        index: usize,
-    ) -> Tensor<2> {
-        // Parameters of their own: what they are cut from is not to be trained.
-        let values = values.clone().detach().set_require_grad(false);
+    let part = |values: Tensor<2>, index: usize| {
+        let rows = values.dims()[0];
+        // Detached: training has to update the parts, not the layer they come from.
+        let values = values.detach().set_require_grad(false);
         let values = values.reshape([rows, heads, 3, d]);
         let part = values.slice_dim(2, index..index + 1);
         part.reshape([rows, heads * d])
-    }
-    let weight = fused.weight.val();
-    let from = weight.dims()[0];
+    };
     [0, 1, 2].map(|index| {
-        let bias = |bias: &Param<Tensor<1>>| part(&bias.val(), 1, heads, d, index);
-        let bias = fused
-            .bias
-            .as_ref()
-            .map(|values| bias(values).reshape([heads * d]));
-        linear(part(&weight, from, heads, d, index), bias)
+        let bias = fused.bias.as_ref();
+        let bias = bias.map(|bias| part(bias.val().unsqueeze(), index).reshape([heads * d]));
+        linear(part(fused.weight.val(), index), bias)
     })
 }

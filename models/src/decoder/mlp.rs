@@ -1,4 +1,4 @@
-//! The MLP of a block: [`Mlp`].
+//! The MLP of a layer: [`Mlp`].
 
 use burn::module::Module;
 use burn::nn::Linear;
@@ -9,7 +9,7 @@ use crate::checkpoint::CheckpointError;
 use crate::config::HiddenAct;
 use crate::weights::Weights;
 
-/// Two layers with an activation function between them, or three where one gates.
+/// `down(act(up(x)))`, or with a gate `down(act(gate(x)) * up(x))`.
 #[derive(Module, Debug)]
 pub(super) struct Mlp {
     gate: Option<Linear>,
@@ -20,7 +20,7 @@ pub(super) struct Mlp {
 }
 
 impl Mlp {
-    /// The MLP of the layer `prefix`.
+    /// Builds the MLP of the layer `prefix`.
     pub(super) fn build(
         weights: &impl Weights,
         config: &DecoderConfig,
@@ -41,7 +41,7 @@ impl Mlp {
         })
     }
 
-    /// x [B, T, D] -> [B, T, D].
+    /// Maps x [B, T, D] to [B, T, D].
     pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let inner = match &self.gate {
             Some(gate) => self.act.forward(gate.forward(x.clone())) * self.up.forward(x),

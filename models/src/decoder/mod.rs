@@ -1,14 +1,15 @@
-//! The decoder-only transformer that every family is a form of: [`Decoder`], set apart by its [`DecoderConfig`].
+//! The decoder-only transformer that every family maps into: [`Decoder`] and its [`DecoderConfig`].
 //!
-//! What families share exists once: norms, MLPs, the order of a block, attention ([`sparq::SparqAttention`]) and the head.
+//! Each part exists once: the norms, the MLP, the layer, the head, and attention in
+//! [`sparq::SparqAttention`].
 
-mod base;
 mod config;
 mod keys;
 mod layer;
 mod mlp;
+mod model;
 mod norm;
 
-pub use base::Decoder;
 pub use config::{DecoderConfig, NormKind, Residual};
 pub use keys::{Keys, MlpKeys, QkvKeys};
+pub use model::Decoder;

@@ -1,4 +1,4 @@
-//! The norm of a residual stream: [`Norm`].
+//! The norms of the residual stream: [`Norm`].
 
 use burn::module::Module;
 use burn::nn::{LayerNorm, RmsNorm};
@@ -16,7 +16,7 @@ pub(super) enum Norm {
 }
 
 impl Norm {
-    /// The norm `name` of `dim` features.
+    /// Builds the norm `name` of `dim` features.
     pub(super) fn build(
         weights: &impl Weights,
         kind: NormKind,
@@ -32,7 +32,7 @@ impl Norm {
         })
     }
 
-    /// x [B, T, D] -> [B, T, D].
+    /// Maps x [B, T, D] to [B, T, D].
     pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Self::Rms(norm) => norm.forward(x),

@@ -1,4 +1,4 @@
-//! Which family a checkpoint belongs to: [`Architecture`].
+//! Detects the family of a checkpoint: [`Architecture`].
 
 use std::path::Path;
 
@@ -10,21 +10,20 @@ use crate::config::{ConfigError, Fields, check};
 use crate::decoder::DecoderConfig;
 
 impl Architecture {
-    /// The family of an open checkpoint.
+    /// Returns the family of an open checkpoint.
     ///
     /// # Errors
-    ///
     /// As [`detect`](Self::detect).
     pub fn of(checkpoint: &Checkpoint) -> Result<Self, ConfigError> {
         Self::detect(checkpoint.config(), checkpoint.config_path())
     }
 
-    /// The family that `config`, the content of the file `path`, names: by the first of its `architectures`, or if it has none by its
-    /// `model_type`.
+    /// Returns the family that `config`, the content of the file `path`, names.
+    ///
+    /// The first entry of `architectures` decides; without one, `model_type` does.
     ///
     /// # Errors
-    ///
-    /// If the configuration names no family, or one that is not supported.
+    /// If the configuration names no family or an unsupported one.
     pub fn detect(config: &Value, path: &Path) -> Result<Self, ConfigError> {
         let fields = Fields::new(config, path)?;
         let architecture = fields.first_string("architectures")?;
@@ -32,29 +31,30 @@ impl Architecture {
             Some(name) => ("architectures", Some(name)),
             None => ("model_type", fields.string("model_type")?),
         };
-        let own = |architecture: Self| match key {
+        let name_of = |architecture: Self| match key {
             "architectures" => architecture.name(),
             _ => architecture.family().model_type,
         };
         let mut all = Self::ALL.iter().copied();
-        all.find(|&architecture| name == Some(own(architecture)))
+        all.find(|&architecture| name == Some(name_of(architecture)))
             .ok_or_else(|| {
-                let supported: Vec<_> = Self::ALL.iter().map(|&each| own(each)).collect();
+                let supported: Vec<_> = Self::ALL.iter().map(|&each| name_of(each)).collect();
                 let found = name.map_or("nothing".into(), |name| format!("{name:?}"));
                 fields.error(key, format!("one of {}", supported.join(", ")), found)
             })
     }
 
-    /// The name of the family in `architectures`.
+    /// Returns the family's name in `architectures`.
     pub fn name(self) -> &'static str {
         self.family().architecture
     }
 
-    /// Reads `config`, the content of the file `path`, as this family does, whatever family the file names.
+    /// Reads `config`, the content of the file `path`, as a configuration of this family.
+    ///
+    /// The family that the file names is not checked.
     ///
     /// # Errors
-    ///
-    /// If an entry is missing or not of its kind, if entries contradict each other, or if the model needs something that is not supported.
+    /// If an entry is missing, malformed or unsupported, or if entries contradict each other.
     pub fn read(self, config: &Value, path: &Path) -> Result<DecoderConfig, ConfigError> {
         let fields = Fields::new(config, path)?;
         let config = (self.family().read)(fields)?;
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_architecture_counts_and_model_type_stands_in_for_it() {
+    fn detection_falls_back_to_model_type() {
         let llama = Ok(Architecture::Llama);
         assert_eq!(
             detect(json!({"architectures": ["LlamaForCausalLM"], "model_type": "x"})),
@@ -97,21 +97,25 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_architecture_is_named_beside_the_supported_ones() {
-        // A Llama with another head than a language model's has other weights.
+    fn unknown_architecture_lists_the_supported_ones() {
+        // The head for classification has other weights than a language model head.
         let other =
             json!({"architectures": ["LlamaForSequenceClassification"], "model_type": "llama"});
         assert_eq!(
             detect(other).unwrap_err(),
-            "config.json: \"architectures\": expected one of LlamaForCausalLM, MistralForCausalLM, GemmaForCausalLM, GPTNeoXForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, found \"LlamaForSequenceClassification\""
+            "config.json: \"architectures\": expected one of LlamaForCausalLM, MistralForCausalLM, \
+             GemmaForCausalLM, GPTNeoXForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, \
+             found \"LlamaForSequenceClassification\""
         );
         assert_eq!(
             detect(json!({"model_type": "mamba"})).unwrap_err(),
-            "config.json: \"model_type\": expected one of llama, mistral, gemma, gpt_neox, qwen2, qwen3, found \"mamba\""
+            "config.json: \"model_type\": expected one of llama, mistral, gemma, gpt_neox, \
+             qwen2, qwen3, found \"mamba\""
         );
         assert_eq!(
             detect(json!({})).unwrap_err(),
-            "config.json: \"model_type\": expected one of llama, mistral, gemma, gpt_neox, qwen2, qwen3, found nothing"
+            "config.json: \"model_type\": expected one of llama, mistral, gemma, gpt_neox, \
+             qwen2, qwen3, found nothing"
         );
         for config in [
             json!([]),

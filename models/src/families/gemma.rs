@@ -1,7 +1,8 @@
-//! Gemma (Gemma Team, "Gemma: Open Models Based on Gemini Research and Technology", arXiv 2403.08295): `GemmaForCausalLM`.
+//! Gemma (Gemma Team, "Gemma: Open Models Based on Gemini Research and Technology",
+//! arXiv 2403.08295): `GemmaForCausalLM`.
 
 use super::Family;
-use crate::config::{ConfigError, Defaults, Fields, HiddenAct, hidden_act, read_base};
+use crate::config::{ConfigError, Defaults, Fields, HiddenAct, hidden_act, read_common};
 use crate::decoder::{DecoderConfig, NormKind};
 
 pub(super) const FAMILY: Family = Family {
@@ -10,7 +11,8 @@ pub(super) const FAMILY: Family = Family {
     read,
 };
 
-/// A Llama with norms by 1 + weight, embeddings scaled by the root of their width, GeGLU, heads of 256 components, and the embedding table for its head.
+/// A Llama with norms that scale by 1 + weight, embeddings scaled by sqrt(hidden size), GeGLU,
+/// heads of 256 components and tied embeddings.
 fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
     if fields.switch("use_bidirectional_attention")? == Some(true) {
         return Err(fields.unexpected("use_bidirectional_attention", "false"));
@@ -22,17 +24,18 @@ fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
         tie_word_embeddings: true,
         ..Defaults::LLAMA
     };
-    let base = read_base(fields, &defaults)?;
+    let common = read_common(fields, &defaults)?;
     let attention_bias = fields.switch("attention_bias")?.unwrap_or(false);
     Ok(DecoderConfig {
         norm: NormKind::RmsPlusOne {
-            epsilon: base.norm.epsilon(),
+            epsilon: common.norm.epsilon(),
         },
-        // The first files call the tanh approximation "gelu" in `hidden_act`, which transformers does not go by.
+        // The first checkpoints write "gelu" in `hidden_act` and mean its tanh approximation.
+        // transformers reads `hidden_activation` instead.
         hidden_act: hidden_act(fields, "hidden_activation", HiddenAct::GeluTanh)?,
-        embed_scale: Some((base.hidden_size as f64).sqrt()),
+        embed_scale: Some((common.hidden_size as f64).sqrt()),
         qkv_bias: attention_bias,
         o_bias: attention_bias,
-        ..base
+        ..common
     })
 }

@@ -1,7 +1,8 @@
-//! GPT-NeoX (Black et al., "GPT-NeoX-20B", arXiv 2204.06745) and Pythia (Biderman et al., arXiv 2304.01373): `GPTNeoXForCausalLM`.
+//! GPT-NeoX (Black et al., "GPT-NeoX-20B", arXiv 2204.06745) and Pythia (Biderman et al.,
+//! arXiv 2304.01373): `GPTNeoXForCausalLM`.
 
 use super::Family;
-use crate::config::{ConfigError, Defaults, Fields, HiddenAct, PartialRope, read_base};
+use crate::config::{ConfigError, Defaults, Fields, HiddenAct, PartialRope, read_common};
 use crate::decoder::{DecoderConfig, Keys, MlpKeys, NormKind, QkvKeys, Residual};
 
 pub(super) const FAMILY: Family = Family {
@@ -24,11 +25,12 @@ const KEYS: Keys = Keys {
         up: "mlp.dense_h_to_4h",
         down: "mlp.dense_4h_to_h",
     },
-    // The causal mask and what it fills in.
+    // The causal mask and the value of masked logits.
     constants: &["attention.bias", "attention.masked_bias"],
 };
 
-/// Multi-head attention in which a part of each head turns, beside the MLP or before it, with layer norms and biases.
+/// Multi-head attention with partial RoPE, parallel to the MLP or before it, with layer norms and
+/// biases.
 fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
     let defaults = Defaults {
         hidden_act: HiddenAct::Gelu,
@@ -39,11 +41,11 @@ fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
         }),
         ..Defaults::LLAMA
     };
-    let base = read_base(fields, &defaults)?;
+    let common = read_common(fields, &defaults)?;
     let attention_bias = fields.switch("attention_bias")?.unwrap_or(true);
     let parallel = fields.switch("use_parallel_residual")?.unwrap_or(true);
     Ok(DecoderConfig {
-        num_key_value_heads: base.num_attention_heads,
+        num_key_value_heads: common.num_attention_heads,
         norm: NormKind::Layer {
             epsilon: fields.positive("layer_norm_eps")?.unwrap_or(1e-5),
         },
@@ -55,6 +57,6 @@ fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
         o_bias: attention_bias,
         mlp_bias: true,
         keys: KEYS,
-        ..base
+        ..common
     })
 }

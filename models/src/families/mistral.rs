@@ -1,7 +1,7 @@
 //! Mistral (Jiang et al., "Mistral 7B", arXiv 2310.06825): `MistralForCausalLM`.
 
 use super::Family;
-use crate::config::{ConfigError, Defaults, Fields, read_base, sliding_window, windows};
+use crate::config::{ConfigError, Defaults, Fields, read_common, sliding_window, windows};
 use crate::decoder::DecoderConfig;
 
 pub(super) const FAMILY: Family = Family {
@@ -10,16 +10,16 @@ pub(super) const FAMILY: Family = Family {
     read,
 };
 
-/// A Llama whose layers slide a window, as in the first version, or do not, as in those after it.
+/// A Llama whose layers have a sliding window in version 0.1 and none in later versions.
 fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
     let defaults = Defaults {
         max_position_embeddings: 131_072,
         ..Defaults::LLAMA
     };
-    let base = read_base(fields, &defaults)?;
+    let common = read_common(fields, &defaults)?;
     let window = sliding_window(fields, 4096)?;
     Ok(DecoderConfig {
-        windows: windows(fields, base.num_hidden_layers, window, |_| true)?,
-        ..base
+        windows: windows(fields, common.num_hidden_layers, window, |_| true)?,
+        ..common
     })
 }

@@ -1,13 +1,12 @@
-//! The families of models, one file each: how the entries of a `config.json` and the names of its weights make a [`DecoderConfig`](crate::DecoderConfig).
+//! The model families, one file each: how a `config.json` becomes a
+//! [`DecoderConfig`](crate::DecoderConfig).
 
 mod architecture;
-
-pub use llama::{Llama, LlamaConfig};
 
 use crate::config::{ConfigError, Fields};
 use crate::decoder::DecoderConfig;
 
-/// What a family's file has to say.
+/// The entry of a family in the table below.
 struct Family {
     /// Its name in `architectures`.
     architecture: &'static str,
@@ -17,12 +16,12 @@ struct Family {
     read: fn(Fields<'_>) -> Result<DecoderConfig, ConfigError>,
 }
 
-/// The table of families: a name, its file, and what it is.
+/// Declares the table of families. A line has the variant, the file and its documentation.
 macro_rules! families {
     ($($name:ident: $file:ident, $about:literal;)*) => {
         $(mod $file;)*
 
-        /// A family of models that can be loaded.
+        /// A supported model family.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Architecture {
             $(#[doc = $about] $name,)*
@@ -42,10 +41,10 @@ macro_rules! families {
 }
 
 families! {
-    Llama: llama, "Llama 1 to 3.x, and everything else that is published as a `LlamaForCausalLM`.";
-    Mistral: mistral, "Mistral 7B and what is published as a `MistralForCausalLM`, with a sliding window or without.";
-    Gemma: gemma, "The first Gemma, `GemmaForCausalLM`.";
-    GptNeox: gpt_neox, "GPT-NeoX and Pythia, `GPTNeoXForCausalLM`.";
-    Qwen2: qwen2, "Qwen 2 and 2.5, `Qwen2ForCausalLM`.";
-    Qwen3: qwen3, "Qwen 3 without experts, `Qwen3ForCausalLM`.";
+    Llama: llama, "Llama 1 to 3.x and every other `LlamaForCausalLM`.";
+    Mistral: mistral, "Mistral 7B and every other `MistralForCausalLM`.";
+    Gemma: gemma, "The first Gemma: `GemmaForCausalLM`.";
+    GptNeox: gpt_neox, "GPT-NeoX and Pythia: `GPTNeoXForCausalLM`.";
+    Qwen2: qwen2, "Qwen 2 and 2.5: `Qwen2ForCausalLM`.";
+    Qwen3: qwen3, "Qwen 3 without experts: `Qwen3ForCausalLM`.";
 }

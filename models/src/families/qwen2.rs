@@ -1,7 +1,7 @@
 //! Qwen 2 and 2.5 (Yang et al., "Qwen2 Technical Report", arXiv 2407.10671): `Qwen2ForCausalLM`.
 
 use super::Family;
-use crate::config::{ConfigError, Defaults, Fields, read_base, sliding_window, windows};
+use crate::config::{ConfigError, Defaults, Fields, read_common, sliding_window, windows};
 use crate::decoder::DecoderConfig;
 
 pub(super) const FAMILY: Family = Family {
@@ -18,20 +18,23 @@ fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
     })
 }
 
-/// What the versions share: a sliding window in the layers from `max_window_layers` on, if it is in use.
+/// Reads the entries that Qwen 2 and 3 share.
+///
+/// With `use_sliding_window`, the layers from `max_window_layers` on have a sliding window.
 pub(super) fn read_qwen(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
     let defaults = Defaults {
         max_position_embeddings: 32_768,
         ..Defaults::LLAMA
     };
-    let base = read_base(fields, &defaults)?;
+    let common = read_common(fields, &defaults)?;
     let window = match fields.switch("use_sliding_window")?.unwrap_or(false) {
         true => sliding_window(fields, 4096)?,
         false => None,
     };
     let full = fields.count("max_window_layers")?.unwrap_or(28);
+    let layers = common.num_hidden_layers;
     Ok(DecoderConfig {
-        windows: windows(fields, base.num_hidden_layers, window, |layer| layer >= full)?,
-        ..base
+        windows: windows(fields, layers, window, |layer| layer >= full)?,
+        ..common
     })
 }

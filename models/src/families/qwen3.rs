@@ -10,7 +10,7 @@ pub(super) const FAMILY: Family = Family {
     read,
 };
 
-/// A Qwen 2 with a norm over each head of queries and keys instead of biases.
+/// A Qwen 2 that normalises each head of queries and keys instead of adding biases.
 fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
     let attention_bias = fields.switch("attention_bias")?.unwrap_or(false);
     Ok(DecoderConfig {

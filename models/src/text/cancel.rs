@@ -1,39 +1,39 @@
-//! Ending a generation from outside: [`CancelToken`].
+//! Cancelling a generation: [`CancelToken`].
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
 
-/// A switch that another thread or a signal handler turns to end a generation; clones are the same switch.
+/// A flag by which another thread or a signal handler cancels a generation. Clones share the flag.
 ///
 /// ```
 /// # use sparq_models::text::CancelToken;
 /// let token = CancelToken::new();
-/// let elsewhere = token.clone();
-/// elsewhere.cancel();
+/// let clone = token.clone();
+/// clone.cancel();
 /// assert!(token.is_cancelled());
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct CancelToken(Arc<AtomicBool>);
 
 impl CancelToken {
-    /// A switch that is off.
+    /// Makes a token that is not cancelled.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Turns the switch on.
+    /// Cancels the generations that use this token.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Turns the switch off, for the next generation.
+    /// Clears the flag for the next generation.
     pub fn reset(&self) {
         self.0.store(false, Ordering::Relaxed);
     }
 
-    /// Whether the switch is on.
+    /// Returns whether the token is cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

@@ -1,14 +1,21 @@
-//! From text to tokens and back, and everything of text generation that is not the model.
+//! Text generation: chat templates, tokenizers, sampling and sessions.
 //!
-//! Each stage is a type of its own that knows nothing of the next: [`ChatTemplate`] writes a conversation as text, [`TextTokenizer`]
-//! makes tokens of it, [`Sampler`] chooses the next one, [`TokenStream`] makes text of the tokens as they come, [`StopStrings`]
-//! ends the text. [`Session`] puts them together around a model and its cache. So each is tested without a model, and a
-//! program that generates in its own way takes the stages it wants.
+//! Each stage is a type that does not depend on the next and can be used alone:
+//!
+//! | stage | type |
+//! |---|---|
+//! | conversation to text | [`ChatTemplate`] |
+//! | text to tokens | [`TextTokenizer`] |
+//! | logits to the next token | [`Sampler`] |
+//! | tokens to text, while they arrive | [`TokenStream`] |
+//! | end of the text | [`StopStrings`] |
+//!
+//! A [`Session`] connects them with a model and its cache.
 
 mod cancel;
 mod chat;
 mod config_file;
-mod generate;
+mod generation;
 mod output;
 mod sampler;
 mod sampling_config;
@@ -20,9 +27,10 @@ mod tokenizer_json;
 
 pub use cancel::CancelToken;
 pub use chat::{ChatMessage, ChatTemplate, ChatTemplateError};
-pub use config_file::ConfigFileError;
-pub use generate::{FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated};
-pub use sampler::{Candidate, Sampler, SamplingError};
+pub use generation::{FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated};
+#[doc(hidden)]
+pub use sampler::Candidate;
+pub use sampler::{Sampler, SamplingError};
 pub use sampling_config::SamplingConfig;
 pub use session::Session;
 pub use stop_strings::{EmptyStopString, Released, StopStrings};

@@ -1,23 +1,22 @@
-//! The text of a generation as it grows.
+//! The text of a generation: [`Output`].
 
 use std::ops::ControlFlow;
 
 use super::{
-    generate::{FinishReason, GenerateError, GenerateEvent},
-    session::OnEvent,
+    generation::{FinishReason, GenerateError, GenerateEvent, OnEvent},
     stop_strings::{Released, StopStrings},
     token_stream::TokenStream,
     tokenizer::TextTokenizer,
 };
 
-/// Tokens on their way to text: made into characters, looked through for stop strings, told to the caller.
+/// Decodes tokens, searches their text for stop strings and reports it to the caller.
 pub(super) struct Output {
     stream: TokenStream,
-    stops: StopStrings,
-    /// The stop strings, to name the one that was found.
-    names: Vec<String>,
+    filter: StopStrings,
+    /// The stop strings, for the finish reason.
+    stops: Vec<String>,
     text: String,
-    /// The caller wants to hear nothing more.
+    /// Whether the callback broke off. It is not called again then.
     broken_off: bool,
 }
 
@@ -25,36 +24,38 @@ impl Output {
     pub(super) fn new(tokenizer: TextTokenizer, stops: &[String]) -> Result<Self, GenerateError> {
         Ok(Self {
             stream: TokenStream::new(tokenizer, true),
-            stops: StopStrings::new(stops)?,
-            names: stops.to_vec(),
+            filter: StopStrings::new(stops)?,
+            stops: stops.to_vec(),
             text: String::new(),
             broken_off: false,
         })
     }
 
-    /// Takes a token; breaks with the reason when it ends the text.
+    /// Takes a token. Breaks with the reason if it ends the text.
     pub(super) fn push(
         &mut self,
         token: u32,
         on_event: OnEvent<'_>,
     ) -> Result<ControlFlow<FinishReason>, GenerateError> {
         let text = self.stream.push(token)?;
-        let released = self.stops.push(&text);
+        let released = self.filter.push(&text);
         Ok(self.release(released, on_event))
     }
 
-    /// Takes the end and returns the whole text. What was held back may complete a stop string, which is then the reason.
+    /// Ends the text and returns it with its finish reason.
+    ///
+    /// The reason is `finish`, unless the text held back completes a stop string.
     pub(super) fn finish(
         mut self,
         finish: FinishReason,
         on_event: OnEvent<'_>,
     ) -> Result<(String, FinishReason), GenerateError> {
         let rest = self.stream.finish()?;
-        let mut released = self.stops.push(&rest);
-        released.text += &self.stops.finish();
+        let mut released = self.filter.push(&rest);
+        released.text += &self.filter.finish();
         let finish = match self.release(released, on_event) {
             ControlFlow::Break(stop @ FinishReason::StopString(_)) => stop,
-            // A caller who breaks off at the last piece does not change why it was the last.
+            // A callback that breaks off at the last text does not change the reason.
             _ => finish,
         };
         Ok((self.text, finish))
@@ -70,7 +71,7 @@ impl Output {
             self.broken_off = on_event(GenerateEvent::Text(&text)).is_break();
         }
         match stop {
-            Some(stop) => ControlFlow::Break(FinishReason::StopString(self.names[stop].clone())),
+            Some(stop) => ControlFlow::Break(FinishReason::StopString(self.stops[stop].clone())),
             None if self.broken_off => ControlFlow::Break(FinishReason::Cancelled),
             None => ControlFlow::Continue(()),
         }

@@ -1,4 +1,4 @@
-//! Choosing the next token from logits: [`Sampler`].
+//! Sampling the next token: [`Sampler`].
 
 use std::cmp::Ordering;
 
@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng, rngs::SmallRng};
 
 use super::sampling_config::SamplingConfig;
 
-/// Why no token could be chosen.
+/// An error in sampling a token.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum SamplingError {
     /// A setting is out of its range.
@@ -14,44 +14,43 @@ pub enum SamplingError {
     Setting {
         /// The field of [`SamplingConfig`].
         field: &'static str,
-        /// Its range.
+        /// The range.
         expected: &'static str,
-        /// Its value.
+        /// The value.
         found: f32,
     },
-    /// The logits are no distribution.
-    #[error(
-        "logits: expected numbers below infinity, found {nan} NaN and {infinite} +inf of {len}"
-    )]
+    /// Logits are NaN or positive infinity.
+    #[error("logits: expected finite values or -inf, found {nan} NaN and {infinite} +inf of {len}")]
     NotANumber {
-        /// How many are NaN.
+        /// The number of NaN.
         nan: usize,
-        /// How many are positive infinity.
+        /// The number of positive infinities.
         infinite: usize,
-        /// How many logits there are.
+        /// The number of logits.
         len: usize,
     },
-    /// There is no token to choose: no logits, or all are negative infinity.
+    /// Every token is excluded: there are no logits, or all are negative infinity.
     #[error("logits: expected at least one above -inf, found none of {len}")]
     NoCandidate {
-        /// How many logits there are.
+        /// The number of logits.
         len: usize,
     },
 }
 
-/// A token that may be chosen and its probability.
+/// A token that may be sampled, with its probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidate {
     /// The token id.
     pub id: u32,
-    /// Its probability among the candidates.
+    /// The probability among the candidates.
     pub probability: f64,
 }
 
-/// Chooses tokens as [`SamplingConfig`] says, in the order of Hugging Face transformers: repetition penalty,
-/// temperature, top-k, top-p, then a draw.
+/// Samples tokens according to a [`SamplingConfig`].
 ///
-/// Equal logits rank by id, lowest first, so greedy is `top_k` = 1 and `top_k` never keeps more than k.
+/// The order is that of Hugging Face transformers: repetition penalty, temperature, top-k, top-p,
+/// then the draw. Equal logits rank by id, lowest first: `top_k` = 1 is greedy, and `top_k` keeps
+/// exactly k tokens.
 ///
 /// ```
 /// # use sparq_models::text::{Sampler, SamplingConfig, SamplingError};
@@ -66,7 +65,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler at the beginning of its random numbers.
+    /// Makes a sampler, seeded with `config.seed`.
     ///
     /// # Errors
     /// As [`SamplingConfig::validate`].
@@ -78,19 +77,15 @@ impl Sampler {
         })
     }
 
-    /// The settings.
-    pub fn config(&self) -> &SamplingConfig {
-        &self.config
-    }
-
-    /// Chooses the next token from `logits` `[vocab]`, where `history` are the tokens so far. The penalty changes the logits in place.
+    /// Samples the next token from `logits` `[vocab]`, given the tokens so far. Applies the
+    /// repetition penalty to `logits` in place.
     ///
     /// # Errors
-    /// When a logit is NaN or positive infinity, or none is above negative infinity.
+    /// If a logit is NaN or positive infinity, or if none is above negative infinity.
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> Result<u32, SamplingError> {
         if self.config.is_greedy() {
             self.penalize(logits, history)?;
-            return Ok(greatest(logits));
+            return Ok(argmax(logits));
         }
         let candidates = self.candidates(logits, history)?;
         let mut left = self.rng.random::<f64>();
@@ -100,14 +95,16 @@ impl Sampler {
                 return Ok(candidate.id);
             }
         }
-        // The probabilities may sum to a rounding error less than what was drawn.
+        // Rounding can leave the sum of the probabilities below the number drawn.
         Ok(candidates[candidates.len() - 1].id)
     }
 
-    /// The distribution that [`Sampler::sample`] draws from, most probable first; greedy has one candidate.
+    /// Returns the distribution that [`Sampler::sample`] draws from, most probable first. Greedy
+    /// sampling has one candidate.
     ///
     /// # Errors
     /// As [`Sampler::sample`].
+    #[doc(hidden)]
     pub fn candidates(
         &self,
         logits: &mut [f32],
@@ -116,24 +113,24 @@ impl Sampler {
         self.penalize(logits, history)?;
         if self.config.is_greedy() {
             return Ok(vec![Candidate {
-                id: greatest(logits),
+                id: argmax(logits),
                 probability: 1.0,
             }]);
         }
         let mut ids: Vec<u32> = (0..).zip(&*logits).map(|(id, _)| id).collect();
         ids.retain(|&id| logits[id as usize] > f32::NEG_INFINITY);
         if self.config.top_k > 0 {
-            keep_greatest(&mut ids, logits, self.config.top_k);
+            keep_top_k(&mut ids, logits, self.config.top_k);
         }
-        let greatest = f64::from(
+        let largest = f64::from(
             ids.iter()
                 .fold(f32::NEG_INFINITY, |m, &id| m.max(logits[id as usize])),
         );
         let temperature = f64::from(self.config.temperature);
-        // exp((x - max) / T): the greatest weighs 1, so nothing overflows and the sum is never 0.
-        let weight = |id: u32| ((f64::from(logits[id as usize]) - greatest) / temperature).exp();
+        // exp((x - max) / T) is at most 1 and reaches it: no overflow, and no sum of 0.
+        let weight = |id: u32| ((f64::from(logits[id as usize]) - largest) / temperature).exp();
         if self.config.top_p < 1.0 {
-            keep_mass(&mut ids, logits, weight, f64::from(self.config.top_p));
+            keep_top_p(&mut ids, logits, weight, f64::from(self.config.top_p));
         }
         ids.sort_unstable_by(|&a, &b| rank(logits, a, b));
         let sum: f64 = ids.iter().map(|&id| weight(id)).sum();
@@ -144,7 +141,7 @@ impl Sampler {
         Ok(ids.iter().map(candidate).collect())
     }
 
-    /// Applies the repetition penalty and checks what comes out.
+    /// Applies the repetition penalty and checks the resulting logits.
     fn penalize(&self, logits: &mut [f32], history: &[u32]) -> Result<(), SamplingError> {
         let penalty = self.config.repetition_penalty;
         if penalty != 1.0 {
@@ -152,7 +149,7 @@ impl Sampler {
                 0 => history.len(),
                 window => window.min(history.len()),
             };
-            // A token is penalized once, however often it occurs.
+            // A token is penalised once, however often it occurs.
             let mut seen = history[history.len() - window..].to_vec();
             seen.sort_unstable();
             seen.dedup();
@@ -179,7 +176,7 @@ impl Sampler {
     }
 }
 
-/// The order of two tokens by their logits, greatest first, then by id.
+/// Orders two tokens by logit, largest first, then by id.
 fn rank(logits: &[f32], a: u32, b: u32) -> Ordering {
     logits[b as usize]
         .partial_cmp(&logits[a as usize])
@@ -187,25 +184,25 @@ fn rank(logits: &[f32], a: u32, b: u32) -> Ordering {
         .then(a.cmp(&b))
 }
 
-/// The id of the greatest logit, the lowest of equal ones.
-fn greatest(logits: &[f32]) -> u32 {
+/// Returns the id of the largest logit, the lowest id of equal ones.
+fn argmax(logits: &[f32]) -> u32 {
     let ids = (0..).zip(logits).map(|(id, _)| id);
     ids.min_by(|&a, &b| rank(logits, a, b)).unwrap_or(0)
 }
 
-/// Leaves the `count` tokens with the greatest logits, in any order.
-fn keep_greatest(ids: &mut Vec<u32>, logits: &[f32], count: usize) {
+/// Keeps the `count` tokens with the largest logits, in any order.
+fn keep_top_k(ids: &mut Vec<u32>, logits: &[f32], count: usize) {
     if count < ids.len() {
         ids.select_nth_unstable_by(count - 1, |&a, &b| rank(logits, a, b));
         ids.truncate(count);
     }
 }
 
-/// Leaves the fewest tokens with the greatest logits whose share of the whole weight is at least `share`.
-fn keep_mass(ids: &mut Vec<u32>, logits: &[f32], weight: impl Fn(u32) -> f64, share: f64) {
+/// Keeps the fewest tokens with the largest logits whose weights reach `share` of the total.
+fn keep_top_p(ids: &mut Vec<u32>, logits: &[f32], weight: impl Fn(u32) -> f64, share: f64) {
     let enough = share * ids.iter().map(|&id| weight(id)).sum::<f64>();
-    // A model's distribution has most of its weight on few tokens: order a few, and more only when they don't suffice, because to sort a
-    // vocabulary of 128k for each token takes longer than a small model's step.
+    // Sorting a vocabulary of 128k takes longer than a decode step of a small model. Most of the
+    // weight lies on few tokens, so sort a few and more only if they do not reach `share`.
     let mut count = 64.min(ids.len());
     loop {
         if count < ids.len() {

@@ -1,26 +1,28 @@
-//! How the next token is chosen: [`SamplingConfig`].
+//! The settings of sampling: [`SamplingConfig`].
 
 use serde::{Deserialize, Serialize};
 
 use super::sampler::SamplingError;
 
-/// The settings of a [`Sampler`](super::Sampler), with the names and the meaning that they have in Hugging Face transformers.
+/// Settings of a [`Sampler`](super::Sampler), named as in Hugging Face transformers.
 ///
-/// The default is greedy: the most probable token, always.
+/// The default is greedy: always the most probable token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingConfig {
-    /// Logits are divided by it; 0 is greedy, 1 leaves the model's distribution.
+    /// The divisor of the logits. 0 is greedy, 1 keeps the model's distribution.
     pub temperature: f32,
-    /// Keep the `top_k` most probable tokens; 0 keeps all.
+    /// The number of most probable tokens to keep. 0 keeps all.
     pub top_k: usize,
-    /// Keep the fewest most probable tokens whose probabilities sum to at least `top_p`, in (0, 1]; 1 keeps all.
+    /// The probability to keep, in (0, 1]: the fewest most probable tokens that reach this sum. 1
+    /// keeps all.
     pub top_p: f32,
-    /// Makes tokens of the history less probable: positive logits are divided by it and negative ones multiplied; 1 does nothing.
+    /// The penalty on tokens of the history: positive logits are divided by it, negative ones
+    /// multiplied. 1 has no effect.
     pub repetition_penalty: f32,
-    /// How many of the last tokens are the history that the penalty looks at; 0 means all, prompt included.
+    /// The number of last tokens that form the history. 0 means all, prompt included.
     pub repetition_window: usize,
-    /// Seed of the random numbers. The same seed, settings and logits give the same tokens.
+    /// The seed of the random numbers. Equal seeds, settings and logits give equal tokens.
     pub seed: u64,
 }
 
@@ -38,15 +40,15 @@ impl Default for SamplingConfig {
 }
 
 impl SamplingConfig {
-    /// Whether the most probable token is taken without drawing.
+    /// Returns whether the most probable token is always chosen.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
     }
 
-    /// Checks that every field is in its range.
+    /// Checks the range of every field.
     ///
     /// # Errors
-    /// Names the field, the range and the value of the first one that is not.
+    /// [`SamplingError::Setting`] for the first field out of its range.
     pub fn validate(&self) -> Result<(), SamplingError> {
         let Self {
             temperature,
@@ -57,7 +59,7 @@ impl SamplingConfig {
         let fields = [
             (
                 "temperature",
-                "a finite number of at least 0 (0 is greedy)",
+                "a finite number, at least 0 (0 is greedy)",
                 temperature,
                 temperature >= 0.0 && temperature.is_finite(),
             ),
@@ -69,7 +71,7 @@ impl SamplingConfig {
             ),
             (
                 "repetition_penalty",
-                "a finite number above 0 (1 does nothing)",
+                "a finite number above 0 (1 has no effect)",
                 repetition_penalty,
                 repetition_penalty > 0.0 && repetition_penalty.is_finite(),
             ),

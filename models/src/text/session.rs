@@ -1,4 +1,4 @@
-//! Generating text with a model, turn after turn: [`Session`].
+//! Generating text over several turns: [`Session`].
 
 use std::{ops::ControlFlow, time::Instant};
 
@@ -6,33 +6,31 @@ use burn::tensor::{Int, Tensor, TensorData};
 use sparq::SparqError;
 
 use super::{
-    generate::{FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated},
+    generation::{FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated, OnEvent},
     output::Output,
     sampler::Sampler,
     tokenizer::TextTokenizer,
 };
 use crate::{CapturedLm, CausalLm, ModelCache};
 
-/// What hears of a generation's events, and can break it off.
-pub(super) type OnEvent<'a> = &'a mut dyn FnMut(GenerateEvent<'_>) -> ControlFlow<()>;
-
-/// A model's cache and the tokens that it holds, kept from one generation to the next.
+/// A cache and the tokens in it, kept from one generation to the next.
 ///
-/// Turns of a conversation begin with the same tokens: those that the cache holds already are not read again. What a decode step
-/// left in the cache is used as it is: keys and values behind sparse attention differ a little from those that reading the same
-/// tokens as a prompt would give, as they do within one generation.
+/// The turns of a conversation begin with the same tokens. A generation reads only the tokens that
+/// the cache does not hold. The keys and values of decode steps stay in the cache: after sparse
+/// attention they differ slightly from those of a prefill of the same tokens.
 ///
-/// The cache holds the keys and values of exactly the recorded tokens after every call, whether it succeeded, failed or was cancelled.
+/// After every call the cache holds exactly [`tokens`](Self::tokens), even if the call failed or
+/// was cancelled.
 #[derive(Debug)]
 pub struct Session {
     cache: ModelCache,
     tokenizer: TextTokenizer,
-    /// The tokens at the cache's positions. The model's layers need not be asked: a cache without layers has no length.
+    /// The tokens at the positions of the cache. A cache without layers has no length of its own.
     tokens: Vec<u32>,
 }
 
 impl Session {
-    /// A session without tokens around a cache for one sequence, which is cleared.
+    /// Makes a session with a cache for one sequence. Clears the cache.
     pub fn new(mut cache: ModelCache, tokenizer: TextTokenizer) -> Self {
         cache.clear();
         Self {
@@ -42,34 +40,30 @@ impl Session {
         }
     }
 
-    /// The tokens that the cache holds.
+    /// Returns the tokens in the cache.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// The cache.
+    /// Returns the cache.
     pub fn cache(&self) -> &ModelCache {
         &self.cache
     }
 
-    /// The tokenizer that writes the text.
-    pub fn tokenizer(&self) -> &TextTokenizer {
-        &self.tokenizer
-    }
-
-    /// Forgets all tokens.
+    /// Removes all tokens from the cache.
     pub fn clear(&mut self) {
-        self.rewind(0);
+        self.truncate(0);
     }
 
-    /// Reads `prompt_tokens`, as far as the cache does not hold them, and generates what follows.
+    /// Continues a prompt, which is the whole sequence with all earlier turns.
     ///
-    /// The prompt is the whole sequence, earlier turns included. It is read densely; then tokens are chosen one by one,
-    /// with decode steps that attend as `options.method` says. `on_event` hears of progress and text, and ends the generation when it breaks.
+    /// A dense prefill reads the part of the prompt that the cache does not hold. Decode steps with
+    /// `options.method` then generate one token each. `on_event` receives progress and text. If it
+    /// breaks, the generation ends.
     ///
     /// # Errors
-    /// When the prompt is empty, beyond the model's context or not of its vocabulary; when an option is out of range;
-    /// when the model or the tokenizer fails; when logits are NaN.
+    /// If the prompt is empty, longer than the context or not in the vocabulary, if an option is
+    /// out of range, if the model or the tokenizer fails, or if logits are NaN.
     pub fn generate(
         &mut self,
         model: &dyn CausalLm,
@@ -95,7 +89,7 @@ impl Session {
         };
 
         let started = Instant::now();
-        let cached_tokens = self.reuse(prompt_tokens);
+        let cached_tokens = self.keep_common_prefix(prompt_tokens);
         let logits = self.prefill(model, prompt_tokens, options, on_event)?;
         let prefill_time = started.elapsed();
         let prefill_tokens = self.tokens.len() - cached_tokens;
@@ -123,23 +117,24 @@ impl Session {
         })
     }
 
-    /// Rolls the cache back to what it has in common with the prompt and returns how many tokens that are.
+    /// Truncates the cache to the prefix it shares with the prompt and returns the prefix length.
     ///
-    /// The last prompt token is always read again: its logits are not kept, and they are what generation begins with.
-    fn reuse(&mut self, prompt: &[u32]) -> usize {
+    /// The last prompt token is always read again, because generation begins with its logits and
+    /// the cache does not hold them.
+    fn keep_common_prefix(&mut self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b);
-        let reused = common.count().min(prompt.len() - 1);
-        self.rewind(reused);
-        reused
+        let kept = common.count().min(prompt.len() - 1);
+        self.truncate(kept);
+        kept
     }
 
-    /// Rolls the cache back to the first `len` tokens.
-    fn rewind(&mut self, len: usize) {
+    fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
         self.cache.truncate(len);
     }
 
-    /// Reads what the cache lacks of the prompt; the logits behind its last token, or none when cancelled.
+    /// Reads the part of the prompt that the cache lacks. Returns the logits after its last token,
+    /// or `None` if cancelled.
     fn prefill(
         &mut self,
         model: &dyn CausalLm,
@@ -157,8 +152,9 @@ impl Session {
             if options.cancel.is_cancelled() {
                 return Ok(None);
             }
-            // Reading the logits of every piece waits for the device: without it, progress and cancellation would be ahead of the work.
-            logits = Some(self.read(model, chunk)?);
+            // Downloading the logits of every chunk waits for the device. Otherwise progress and
+            // cancellation would run ahead of the work.
+            logits = Some(self.prefill_chunk(model, chunk)?);
             let done = self.tokens.len() - cached;
             if on_event(GenerateEvent::Prefill { done, total }).is_break() {
                 return Ok(None);
@@ -167,7 +163,23 @@ impl Session {
         Ok(logits)
     }
 
-    /// Chooses tokens and feeds them back until something ends the sequence.
+    /// Reads `tokens` in one prefill and returns the logits [vocab] after the last.
+    fn prefill_chunk(
+        &mut self,
+        model: &dyn CausalLm,
+        tokens: &[u32],
+    ) -> Result<Vec<f32>, GenerateError> {
+        let logits = model.prefill(upload(model, tokens), &mut self.cache, 1);
+        let logits = download(logits, model);
+        match logits {
+            Ok(_) => self.tokens.extend_from_slice(tokens),
+            // A model that fails in one layer has already appended to the caches of earlier ones.
+            Err(_) => self.cache.truncate(self.tokens.len()),
+        }
+        logits
+    }
+
+    /// Samples tokens and decodes them until one ends the sequence.
     fn decode(
         &mut self,
         model: &dyn CausalLm,
@@ -176,22 +188,21 @@ impl Session {
         options: &GenerateOptions,
         on_event: OnEvent<'_>,
     ) -> Result<FinishReason, GenerateError> {
-        let eos_ids = options.eos_ids.clone();
-        let eos_ids = eos_ids.unwrap_or_else(|| self.tokenizer.eos_ids().to_vec());
+        let eos_ids = options.eos_ids.as_deref();
+        let eos_ids = eos_ids.unwrap_or(self.tokenizer.eos_ids());
         let mut decoder =
             CapturedLm::new(model, &mut self.cache, options.method).with_capture(options.capture);
         for step in 0..options.max_new_tokens {
             if options.cancel.is_cancelled() {
                 return Ok(FinishReason::Cancelled);
             }
-            // The first token comes from the prompt's logits; every other from those behind the token before.
+            // The prompt's logits give the first token. Every other one needs a decode step.
             if step > 0 {
                 if self.tokens.len() >= model.context_len() {
                     return Ok(FinishReason::ContextFull);
                 }
                 let last = turn.sequence[turn.sequence.len() - 1];
-                let read = decoder.step(upload(model, &[last]));
-                logits = match to_host(read, model) {
+                logits = match download(decoder.step(upload(model, &[last])), model) {
                     Ok(logits) => logits,
                     Err(error) => {
                         decoder.cache_mut().truncate(self.tokens.len());
@@ -212,31 +223,18 @@ impl Session {
         }
         Ok(FinishReason::MaxNewTokens)
     }
-
-    /// Lets the model read tokens as a prompt and returns the logits [vocab] behind the last.
-    ///
-    /// On an error the cache is rolled back: a model that fails in its third layer has filled two already.
-    fn read(&mut self, model: &dyn CausalLm, tokens: &[u32]) -> Result<Vec<f32>, GenerateError> {
-        let read = model.prefill(upload(model, tokens), &mut self.cache, 1);
-        let logits = to_host(read, model);
-        match logits {
-            Ok(_) => self.tokens.extend_from_slice(tokens),
-            Err(_) => self.cache.truncate(self.tokens.len()),
-        }
-        logits
-    }
 }
 
-/// What one call of [`Session::generate`] changes beside the cache.
+/// The state of one call of [`Session::generate`].
 struct Turn {
     sampler: Sampler,
     output: Output,
-    /// The prompt and what was generated.
+    /// The prompt and the generated tokens.
     sequence: Vec<u32>,
     decode_steps: usize,
 }
 
-/// Refuses what the model cannot read.
+/// Checks the length and the token ids of a prompt.
 fn check_prompt(model: &dyn CausalLm, prompt: &[u32]) -> Result<(), GenerateError> {
     let (context, vocab) = (model.context_len(), model.vocab_size());
     if prompt.is_empty() {
@@ -258,15 +256,15 @@ fn check_prompt(model: &dyn CausalLm, prompt: &[u32]) -> Result<(), GenerateErro
     }
 }
 
-/// Tokens of one sequence as the tensor [1, T] that the model reads.
+/// Copies the tokens of one sequence to the device, as [1, T].
 fn upload(model: &dyn CausalLm, tokens: &[u32]) -> Tensor<2, Int> {
     let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
     let ids = TensorData::new(ids, [1, tokens.len()]);
     Tensor::from_data(ids, &model.device())
 }
 
-/// Brings logits [1, 1, vocab] from the device.
-fn to_host(
+/// Copies logits [1, 1, vocab] from the device.
+fn download(
     logits: Result<Tensor<3>, SparqError>,
     model: &dyn CausalLm,
 ) -> Result<Vec<f32>, GenerateError> {

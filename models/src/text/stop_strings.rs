@@ -1,29 +1,27 @@
-//! Ending a text at given strings: [`StopStrings`].
+//! Stop strings: [`StopStrings`].
 
-/// Text that may be shown, and the stop string that ended it.
+/// Text to show, and the stop string that ended it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Released {
-    /// The text up to the stop string, or up to what may be the beginning of one.
+    /// The text up to the stop string, or up to a suffix that may begin one.
     pub text: String,
-    /// The index of the stop string that was found; nothing follows then.
+    /// The index of the stop string that ended the text.
     pub stop: Option<usize>,
 }
 
-/// A stop string is empty.
+/// The error about an empty stop string, which would end every text at its beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "stop: expected strings of at least one character, found an empty one at index {index}: it would stop every text at once"
-)]
+#[error("stop: expected non-empty strings, found an empty one at index {index}")]
 pub struct EmptyStopString {
-    /// Its index in the list.
+    /// The index of the string.
     pub index: usize,
 }
 
-/// Lets text through up to the first of some stop strings, wherever the borders between the pieces of text are.
+/// Releases text up to the first stop string, independent of how the text is split into pieces.
 ///
-/// What may be the beginning of a stop string is held back until it turns out to be none. Of several stop strings the one that is
-/// complete first ends the text, and of those complete at the same character the longest: so the result does not depend
-/// on how the text was cut into pieces, and no further token is needed to know it.
+/// A suffix that may begin a stop string is held back until it is known not to. The stop string
+/// that completes first ends the text. If several complete at the same character, the longest
+/// counts.
 ///
 /// ```
 /// # use sparq_models::text::{EmptyStopString, StopStrings};
@@ -36,16 +34,16 @@ pub struct EmptyStopString {
 #[derive(Clone, Debug)]
 pub struct StopStrings {
     stops: Vec<String>,
-    /// Text that was not released: always a proper beginning of a stop string.
+    /// The text held back: always a proper prefix of a stop string.
     held: String,
     stopped: bool,
 }
 
 impl StopStrings {
-    /// Looks for these strings, in the order of their indices.
+    /// Makes a filter for these strings.
     ///
     /// # Errors
-    /// When one of them is empty.
+    /// If one of them is empty.
     pub fn new(
         stops: impl IntoIterator<Item = impl Into<String>>,
     ) -> Result<Self, EmptyStopString> {
@@ -60,7 +58,7 @@ impl StopStrings {
         }
     }
 
-    /// Takes the next piece of text and returns what may be shown. After a stop string that is nothing.
+    /// Takes the next piece of text and returns the text to show: none after a stop string.
     pub fn push(&mut self, text: &str) -> Released {
         if self.stopped {
             return Released::default();
@@ -81,19 +79,20 @@ impl StopStrings {
                 };
             }
         }
-        let rest = self.held.split_off(self.held.len() - self.beginning());
+        let held = self.held.split_off(self.held.len() - self.prefix_len());
         Released {
-            text: std::mem::replace(&mut self.held, rest),
+            text: std::mem::replace(&mut self.held, held),
             stop: None,
         }
     }
 
-    /// Ends the text and returns what was held back.
+    /// Ends the text and returns the part held back.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// The longest stop string that is complete at byte `end` of the held text, the first of equal ones.
+    /// Returns the longest stop string that ends at byte `end` of the held text, the first of
+    /// equals.
     fn stop_at(&self, end: usize) -> Option<usize> {
         let mut longest: Option<usize> = None;
         for (index, stop) in self.stops.iter().enumerate() {
@@ -105,8 +104,9 @@ impl StopStrings {
         longest
     }
 
-    /// Length in bytes of the longest end of the held text with which a stop string begins.
-    fn beginning(&self) -> usize {
+    /// Returns the length in bytes of the longest suffix of the held text that begins a stop
+    /// string.
+    fn prefix_len(&self) -> usize {
         let longest = |stop: &String| {
             let lengths = stop.char_indices().map(|(at, _)| at);
             lengths.filter(|&at| self.held.ends_with(&stop[..at])).max()

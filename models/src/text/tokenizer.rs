@@ -1,4 +1,4 @@
-//! The tokenizer of a checkpoint.
+//! The tokenizer of a checkpoint: [`TextTokenizer`].
 
 use std::{
     fmt, io,
@@ -8,11 +8,12 @@ use std::{
 
 use tokenizers::Tokenizer;
 
-use super::config_file::{ConfigFileError, ConfigFiles};
-use super::tokenizer_json::{guarded, parse};
+use super::config_file::ConfigFiles;
+use super::tokenizer_json::{catch_panic, parse};
 use crate::checkpoint::read_small;
+use crate::config::ConfigError;
 
-/// Why text could not be turned into tokens or back.
+/// An error in loading or using a tokenizer.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     /// The file cannot be read.
@@ -20,56 +21,56 @@ pub enum TokenizerError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The reason.
         error: io::Error,
     },
-    /// The content is not that of a tokenizer.json.
-    #[error("{origin}: expected a tokenizer.json, found something else: {reason}")]
+    /// The file is not a valid tokenizer.json.
+    #[error("{origin}: not a valid tokenizer.json: {reason}")]
     Parse {
-        /// The file, or what the caller named the bytes.
+        /// The file, or the caller's name for the bytes.
         origin: String,
-        /// What the parser says.
+        /// The message of the parser.
         reason: String,
     },
-    /// The tokenizer refuses a text.
+    /// A text cannot be encoded.
     #[error("{origin}: cannot encode a text of {bytes} bytes: {reason}")]
     Encode {
-        /// Where the tokenizer came from.
+        /// The source of the tokenizer.
         origin: String,
-        /// Length of the text.
+        /// The length of the text.
         bytes: usize,
-        /// What the tokenizer says.
+        /// The message of the tokenizer.
         reason: String,
     },
-    /// The tokenizer refuses token ids.
+    /// Tokens cannot be decoded.
     #[error("{origin}: cannot decode {tokens} tokens: {reason}")]
     Decode {
-        /// Where the tokenizer came from.
+        /// The source of the tokenizer.
         origin: String,
-        /// Number of token ids.
+        /// The number of tokens.
         tokens: usize,
-        /// What the tokenizer says.
+        /// The message of the tokenizer.
         reason: String,
     },
-    /// One of the files that name the end-of-sequence tokens is wrong.
+    /// A file that names the end-of-sequence tokens is wrong.
     #[error(transparent)]
-    Config(#[from] ConfigFileError),
+    Config(#[from] ConfigError),
     /// The end-of-sequence token is not in the vocabulary.
     #[error("{}: \"eos_token\": expected a token of {origin}, found {token:?}", path.display())]
     UnknownEos {
         /// The file that names the token.
         path: PathBuf,
-        /// Where the tokenizer came from.
+        /// The source of the tokenizer.
         origin: String,
         /// The token.
         token: String,
     },
 }
 
-/// A Hugging Face tokenizer with the ids of the tokens that end a sequence.
+/// A Hugging Face tokenizer and the ids of the end-of-sequence tokens. Clones share the vocabulary.
 ///
-/// Truncation and padding written into a tokenizer.json are settings left from training that would silently shorten
-/// a prompt: they are switched off. Clones share the vocabulary.
+/// Truncation and padding in tokenizer.json are disabled. They are settings of the training and
+/// would silently shorten prompts.
 ///
 /// ```no_run
 /// # use std::path::Path;
@@ -87,10 +88,11 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Reads one tokenizer.json; no token ends a sequence until [`TextTokenizer::with_eos_ids`] says so.
+    /// Reads a tokenizer.json. It has no end-of-sequence tokens: set them with
+    /// [`TextTokenizer::with_eos_ids`].
     ///
     /// # Errors
-    /// When the file cannot be read or is no tokenizer.json.
+    /// If the file cannot be read or is not a valid tokenizer.json.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
         let bytes = read_small(path).map_err(|error| TokenizerError::Read {
             path: path.to_owned(),
@@ -99,52 +101,48 @@ impl TextTokenizer {
         Self::from_bytes(&bytes, &path.display().to_string())
     }
 
-    /// Reads the tokenizer.json of a checkpoint's folder, and the ids that end a sequence; `folder` may also be a GGUF file, which holds both.
+    /// Reads the tokenizer and its end-of-sequence tokens from a checkpoint's folder or GGUF file.
     ///
-    /// Those are the union of `eos_token_id` in generation_config.json and config.json and of `eos_token` in
-    /// tokenizer_config.json: chat checkpoints exist in which only one of the three names the end of a turn.
+    /// The end-of-sequence tokens are the union of `eos_token_id` in generation_config.json and
+    /// config.json and of `eos_token` in tokenizer_config.json. Some chat checkpoints name the end
+    /// of a turn in only one of the three.
     ///
     /// # Errors
-    /// As [`TextTokenizer::from_file`], and when one of the three files is there but wrong.
+    /// As [`TextTokenizer::from_file`], and if one of the three files exists but is wrong.
     pub fn from_folder(folder: &Path) -> Result<Self, TokenizerError> {
         let files = ConfigFiles::open(folder)?;
         let tokenizer = match &files {
             ConfigFiles::Folder(folder) => Self::from_file(&folder.join("tokenizer.json"))?,
             ConfigFiles::Gguf(gguf) => {
-                let json = gguf
-                    .tokenizer()
-                    .map_err(|error| ConfigFileError::from(Box::new(error)))?;
-                Self::from_bytes(
-                    json.to_string().as_bytes(),
-                    &gguf.path().display().to_string(),
-                )?
+                let json = gguf.tokenizer();
+                let json = json.map_err(|error| ConfigError::from(Box::new(error)))?;
+                let origin = gguf.path().display().to_string();
+                Self::from_bytes(json.to_string().as_bytes(), &origin)?
             }
         };
         let mut eos_ids = Vec::new();
         for name in ["generation_config.json", "config.json"] {
             if let Some(config) = files.read(name)? {
-                eos_ids.extend(config.token_ids("eos_token_id")?);
+                eos_ids.extend(config.fields()?.token_ids("eos_token_id")?);
             }
         }
         if let Some(config) = files.read("tokenizer_config.json")?
-            && let Some(token) = config.token("eos_token")?
+            && let Some(token) = config.fields()?.token("eos_token")?
         {
-            let id = tokenizer
-                .token_id(&token)
-                .ok_or_else(|| TokenizerError::UnknownEos {
-                    path: config.path().to_owned(),
-                    origin: tokenizer.origin.to_string(),
-                    token,
-                })?;
-            eos_ids.push(id);
+            let id = tokenizer.token_id(token);
+            eos_ids.push(id.ok_or_else(|| TokenizerError::UnknownEos {
+                path: config.path().to_owned(),
+                origin: tokenizer.origin.to_string(),
+                token: token.to_owned(),
+            })?);
         }
         Ok(tokenizer.with_eos_ids(eos_ids))
     }
 
-    /// Reads the content of a tokenizer.json; errors call it `origin`.
+    /// Parses the content of a tokenizer.json. Errors call it `origin`.
     ///
     /// # Errors
-    /// When the bytes are no tokenizer.json.
+    /// If the bytes are not a valid tokenizer.json.
     pub fn from_bytes(bytes: &[u8], origin: &str) -> Result<Self, TokenizerError> {
         let inner = parse(bytes).map_err(|reason| TokenizerError::Parse {
             origin: origin.to_owned(),
@@ -157,7 +155,7 @@ impl TextTokenizer {
         })
     }
 
-    /// The same tokenizer with these ids, sorted and without repetition, as the ends of a sequence.
+    /// Replaces the end-of-sequence tokens.
     #[must_use]
     pub fn with_eos_ids(mut self, mut ids: Vec<u32>) -> Self {
         ids.sort_unstable();
@@ -166,16 +164,18 @@ impl TextTokenizer {
         self
     }
 
-    /// The token ids of `text`; `add_special_tokens` puts what the checkpoint's post-processor asks for around it (BOS).
+    /// Encodes `text`. With `add_special_tokens`, the post-processor of the checkpoint adds its
+    /// special tokens, usually a BOS token at the beginning.
     ///
-    /// Tokens written out in the text (`<|eot_id|>`) become that token either way, which is what a rendered chat
-    /// template needs: encode it with `add_special_tokens` false, because it brings its own BOS.
+    /// A special token written in the text, such as `<|eot_id|>`, becomes that token in both cases.
+    /// Encode a rendered chat template without `add_special_tokens`, because it contains its BOS
+    /// token.
     ///
     /// # Errors
-    /// When the tokenizer's model cannot express the text.
+    /// If the vocabulary cannot express the text.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         let encode = || self.inner.encode_fast(text, add_special_tokens);
-        match guarded(encode) {
+        match catch_panic(encode) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(reason) => Err(TokenizerError::Encode {
                 origin: self.origin.to_string(),
@@ -185,37 +185,39 @@ impl TextTokenizer {
         }
     }
 
-    /// The text of `ids`, without the special tokens when `skip_special_tokens` is set.
+    /// Decodes `ids`, without the special tokens if `skip_special_tokens` is set.
     ///
-    /// Ids outside the vocabulary stand for no text. Bytes that are not UTF-8 become U+FFFD.
+    /// Ids outside the vocabulary decode to no text. Bytes that are not UTF-8 become U+FFFD.
     ///
     /// # Errors
-    /// When the tokenizer's decoder fails.
+    /// If the decoder of the tokenizer fails.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
         let decode = || self.inner.decode(ids, skip_special_tokens);
-        guarded(decode).map_err(|reason| TokenizerError::Decode {
+        catch_panic(decode).map_err(|reason| TokenizerError::Decode {
             origin: self.origin.to_string(),
             tokens: ids.len(),
             reason,
         })
     }
 
-    /// Number of tokens, the added ones included; a model's vocabulary may be padded to more.
+    /// Returns the number of tokens, added tokens included. The vocabulary of the model may be
+    /// padded to a larger size.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The id of a token as it stands in the vocabulary.
+    /// Returns the id of a token, given as it is spelled in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The token of an id as it stands in the vocabulary, which is not the text that it stands for.
+    /// Returns the token of an id as it is spelled in the vocabulary, which may differ from its
+    /// text.
     pub fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// Whether `id` is a special token, one that [`TextTokenizer::decode`] can leave out.
+    /// Returns whether `id` is a special token, which [`TextTokenizer::decode`] can skip.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.inner.get_added_vocabulary();
         added
@@ -223,14 +225,14 @@ impl TextTokenizer {
             .is_some_and(|token| added.is_special_token(&token))
     }
 
-    /// The ids that end a sequence, ascending.
+    /// Returns the ids of the end-of-sequence tokens, ascending and without duplicates.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
     }
 }
 
 impl fmt::Debug for TextTokenizer {
-    // The derived form would print the whole vocabulary.
+    // A derived implementation would print the whole vocabulary.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TextTokenizer")
             .field("origin", &self.origin)

@@ -1,4 +1,7 @@
-//! Reading a tokenizer.json from a stranger: the crate `tokenizers` believes what stands in one.
+//! Parsing an untrusted tokenizer.json.
+//!
+//! The crate `tokenizers` trusts the entries of the file: it panics or allocates too much memory on
+//! malformed ones. The checks here turn both into errors.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -7,22 +10,23 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-/// The entry of a normalizer with a trie in base64.
+/// The key of a normaliser's trie, encoded in base64.
 const CHARSMAP: &str = "precompiled_charsmap";
 
-/// Reads a tokenizer.json, or says why not.
+/// Parses a tokenizer.json. The error is the reason.
 pub(super) fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
-    /// The entries that are looked at first.
+    /// The entries that are checked before `tokenizers` parses the file.
     #[derive(Deserialize)]
     struct Untrusted {
-        /// Its reader panics when the JSON in it is broken, as in a file that was cut short.
+        /// Parsed for syntax only: its reader in `tokenizers` panics on broken JSON, such as that
+        /// of a truncated file.
         #[serde(rename = "decoder")]
         _decoder: Option<Value>,
         normalizer: Option<Value>,
     }
     let untrusted: Untrusted = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     check_charsmaps(&untrusted.normalizer.unwrap_or_default())?;
-    let mut tokenizer = guarded(|| Tokenizer::from_bytes(bytes))?;
+    let mut tokenizer = catch_panic(|| Tokenizer::from_bytes(bytes))?;
     tokenizer
         .with_truncation(None)
         .map_err(|error| error.to_string())?;
@@ -30,7 +34,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Tokenizer, String> {
     Ok(tokenizer)
 }
 
-/// Refuses a trie that says it is longer than it is: as much would be allocated.
+/// Refuses a trie whose stated length exceeds its data, because `tokenizers` allocates that length.
 fn check_charsmaps(normalizer: &Value) -> Result<(), String> {
     match normalizer {
         Value::Array(items) => items.iter().try_for_each(check_charsmaps),
@@ -57,11 +61,13 @@ fn check_charsmaps(normalizer: &Value) -> Result<(), String> {
     }
 }
 
-/// Does what may panic in the crate `tokenizers`, where entries of a tokenizer.json are believed: the trie of a normalizer is indexed with what it says itself.
-pub(super) fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    // What a panic leaves behind in a tokenizer is a lock of its cache, which it then does without.
+/// Runs `work`, which may panic inside `tokenizers`, and turns a panic into an error.
+///
+/// A normaliser's trie, for example, is indexed with numbers from the trie itself.
+pub(super) fn catch_panic<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    // Unwind safe: a panic can only poison the lock of the tokenizer's cache, which it then skips.
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("an entry of the tokenizer is not what its type needs".to_owned()),
+        Err(_) => Err("an entry of the tokenizer is inconsistent with its type".to_owned()),
     }
 }

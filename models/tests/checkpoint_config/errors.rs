@@ -151,15 +151,15 @@ fn entries_of_another_kind_are_named() {
         ),
         (
             json!({"eos_token_id": ["</s>"]}),
-            "\"eos_token_id\": expected a token id or a list of them, found a list of 1",
+            "\"eos_token_id\": expected a token id or a list of token ids, found a list of 1",
         ),
         (
             json!({"bos_token_id": -2}),
-            "\"bos_token_id\": expected a token id or a list of them, found -2",
+            "\"bos_token_id\": expected a token id or a list of token ids, found -2",
         ),
         (
             json!({"quantization_config": {"quant_method": "gptq"}}),
-            "\"quantization_config\": expected nothing (quantized checkpoints are not read), found an object of 1",
+            "\"quantization_config\": expected nothing (this quantisation is not supported), found an object of 1",
         ),
     ];
     for (entries, expected) in cases {

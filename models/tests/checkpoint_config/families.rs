@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use sparq::RotaryScaling;
+use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::Checkpoint;
-use sparq_models::config::{Architecture, HiddenAct};
-use sparq_models::{DecoderConfig, NormKind, Residual};
+use sparq_models::config::{Architecture, HiddenAct, NormKind, Residual};
 
 use crate::checkpoint_support::fixture;
 use crate::with;
@@ -116,7 +116,7 @@ fn the_part_of_a_head_that_turns_has_three_names() {
     let scaling = neox(linear).unwrap().rotary.scaling;
     assert_eq!(scaling, RotaryScaling::Linear { factor: 2.0 });
 
-    let odd = "expected a part of it that turns of an even number of components, found";
+    let odd = "expected an even number of components that RoPE rotates, found";
     let cases = [
         (
             json!({"rotary_pct": 0.4}),

@@ -11,11 +11,10 @@ use burn::tensor::FloatDType;
 use checkpoint_support::{f32_bytes, fixture, folder, safetensors};
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use sparq::RotaryScaling;
-use sparq_models::{
-    checkpoint::Checkpoint,
-    config::{Architecture, ConfigError, HiddenAct, LlamaConfig},
-};
+use sparq::{RotaryConfig, RotaryScaling};
+use sparq_models::DecoderConfig;
+use sparq_models::checkpoint::Checkpoint;
+use sparq_models::config::{Architecture, ConfigError, HiddenAct, Keys, NormKind, Residual};
 
 /// The keys that have no default.
 fn minimal() -> Value {
@@ -32,19 +31,19 @@ fn with(entries: Value) -> Value {
     config
 }
 
-fn parse(config: &Value) -> Result<LlamaConfig, ConfigError> {
-    LlamaConfig::from_json(config, Path::new("config.json"))
+fn parse(config: &Value) -> Result<DecoderConfig, ConfigError> {
+    Architecture::Llama.read(config, Path::new("config.json"))
 }
 
-fn of_fixture(name: &str) -> LlamaConfig {
+fn of_fixture(name: &str) -> DecoderConfig {
     let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
     assert_eq!(Architecture::of(&checkpoint).unwrap(), Architecture::Llama);
-    LlamaConfig::from_checkpoint(&checkpoint).unwrap()
+    DecoderConfig::from_checkpoint(&checkpoint).unwrap()
 }
 
 #[test]
 fn the_published_forms_are_read_in_full() {
-    let llama2 = LlamaConfig {
+    let llama2 = DecoderConfig {
         hidden_size: 48,
         intermediate_size: 112,
         num_hidden_layers: 3,
@@ -52,35 +51,41 @@ fn the_published_forms_are_read_in_full() {
         num_key_value_heads: 6,
         head_dim: 8,
         vocab_size: 199,
-        rms_norm_eps: 1e-6,
         max_position_embeddings: 256,
-        rope_theta: 10_000.0,
-        rope_scaling: RotaryScaling::None,
-        tie_word_embeddings: false,
-        attention_bias: false,
+        rotary: RotaryConfig::new(8),
+        norm: NormKind::Rms { epsilon: 1e-6 },
+        residual: Residual::Serial,
+        qkv_bias: false,
+        o_bias: false,
         mlp_bias: false,
         hidden_act: HiddenAct::Silu,
+        embed_scale: None,
+        windows: vec![],
+        tie_word_embeddings: false,
+        keys: Keys::LLAMA,
         bos_token_id: Some(1),
         eos_token_id: vec![2],
         pad_token_id: Some(0),
         dtype: Some(FloatDType::F32),
     };
     assert_eq!(of_fixture("llama2"), llama2);
-    let llama3 = LlamaConfig {
+    let llama3 = DecoderConfig {
         num_key_value_heads: 2,
-        rope_theta: 500_000.0,
-        rope_scaling: RotaryScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: 64,
-        },
+        rotary: RotaryConfig::new(8)
+            .with_theta(500_000.0)
+            .with_scaling(RotaryScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_position_embeddings: 64,
+            }),
         ..llama2.clone()
     };
     assert_eq!(of_fixture("llama3"), llama3);
-    let tied = LlamaConfig {
+    let tied = DecoderConfig {
         num_key_value_heads: 2,
         head_dim: 16,
+        rotary: RotaryConfig::new(16),
         tie_word_embeddings: true,
         ..llama2
     };
@@ -91,7 +96,7 @@ fn the_published_forms_are_read_in_full() {
 fn the_embedded_model_is_read() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("embedded");
     let checkpoint = Checkpoint::open(&dir).unwrap();
-    let config = LlamaConfig::from_checkpoint(&checkpoint).unwrap();
+    let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
     assert_eq!((config.vocab_size, config.head_dim), (256, 64));
     assert_eq!(config.dtype, Some(FloatDType::F16));
     assert_eq!((config.bos_token_id, config.eos_token_id), (None, vec![]));
@@ -106,15 +111,15 @@ fn what_a_file_leaves_out_is_what_transformers_assumes() {
     let config = parse(&minimal()).unwrap();
     assert_eq!((config.num_key_value_heads, config.head_dim), (6, 8));
     assert_eq!(
-        (config.rms_norm_eps, config.max_position_embeddings),
+        (config.norm.epsilon(), config.max_position_embeddings),
         (1e-6, 2048)
     );
     assert_eq!(
-        (config.rope_theta, config.rope_scaling),
+        (config.rotary.theta, config.rotary.scaling),
         (10_000.0, RotaryScaling::None)
     );
     assert_eq!(config.hidden_act, HiddenAct::Silu);
-    assert!(!config.tie_word_embeddings && !config.attention_bias && !config.mlp_bias);
+    assert!(!config.tie_word_embeddings && !config.qkv_bias && !config.o_bias && !config.mlp_bias);
     assert_eq!(
         (config.bos_token_id, config.pad_token_id, config.dtype),
         (None, None, None)
@@ -189,7 +194,7 @@ fn rotary_parameters_read_the_same_in_the_older_and_the_newer_form() {
     for (entries, theta, scaling) in cases {
         let config = parse(&with(entries.clone())).unwrap();
         assert_eq!(
-            (config.rope_theta, config.rope_scaling),
+            (config.rotary.theta, config.rotary.scaling),
             (theta, scaling),
             "{entries}"
         );
@@ -238,12 +243,12 @@ fn types_have_an_older_and_a_newer_key() {
 #[test]
 fn the_generation_configuration_adds_the_tokens_that_end_a_turn() {
     let weights = safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]);
-    let config = with(json!({"eos_token_id": 2})).to_string();
+    let config = with(json!({"model_type": "llama", "eos_token_id": 2})).to_string();
     let dir = folder(&[
         ("config.json", config.as_bytes()),
         ("model.safetensors", &weights),
     ]);
-    let read = || LlamaConfig::from_checkpoint(&Checkpoint::open(dir.path()).unwrap());
+    let read = || DecoderConfig::from_checkpoint(&Checkpoint::open(dir.path()).unwrap());
     assert_eq!(read().unwrap().eos_token_id, [2]);
     let path = dir.path().join("generation_config.json");
     fs::write(&path, r#"{"eos_token_id": [9, 2, 4]}"#).unwrap();

@@ -1,4 +1,13 @@
-//! A GGUF file is the checkpoint that it was made from: weights, configuration, logits and tokenizer.
+//! GGUF files, compared with the checkpoints they were made from.
+//!
+//! | module | subject |
+//! |---|---|
+//! | this file | weights, configuration and logits |
+//! | `parts` | models in several files |
+//! | `tokenizers` | tokenizer and chat template from the metadata |
+//! | `malformed` | truncated, changed and unsupported files |
+//! | `real_model` | SmolLM2-135M, if `SPARQ_REAL_MODEL` is set |
+//! | `writer`, `vocabularies` | GGUF files for the tests |
 
 mod malformed;
 mod parts;
@@ -11,14 +20,12 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use safetensors::SafeTensors;
-use sparq::Method;
-use sparq_models::CausalLm;
 use sparq_models::checkpoint::{Checkpoint, StoredType};
 use sparq_tests::*;
 use tempfile::TempDir;
 use writer::{GgufFile, Meta, Tensor};
 
-/// A file of these bytes in a folder that goes with the test.
+/// Writes a file into a temporary folder, which the caller keeps.
 fn write(bytes: &[u8]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
@@ -28,7 +35,7 @@ fn write(bytes: &[u8]) -> (TempDir, PathBuf) {
 
 fn open(file: &GgufFile) -> Checkpoint {
     let (_folder, path) = write(&file.bytes());
-    // An open file stays readable when its name is gone.
+    // An open file stays readable after its folder is deleted.
     Checkpoint::open(&path).unwrap()
 }
 
@@ -42,7 +49,7 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 #[test]
-fn blocks_are_the_floats_that_gguf_py_makes_of_them() {
+fn blocks_equal_those_of_gguf_py() {
     const TYPES: [(&str, u32, StoredType); 8] = [
         ("Q4_0", 2, StoredType::Q4_0),
         ("Q4_1", 3, StoredType::Q4_1),
@@ -82,7 +89,7 @@ fn blocks_are_the_floats_that_gguf_py_makes_of_them() {
 }
 
 #[test]
-fn floats_of_sixteen_bits_are_read() {
+fn f16_and_bf16_are_read() {
     let numbers = [1.5_f32, -0.25, 3e-5, 100.0];
     let mut file = GgufFile::llama();
     let halves = numbers
@@ -121,19 +128,14 @@ fn floats_of_sixteen_bits_are_read() {
 }
 
 #[test]
-fn a_model_has_the_logits_of_the_checkpoint_that_it_was_made_from() {
+fn logits_equal_transformers() {
     for case in ["llama2", "llama3", "llama_tied_head_dim", "qwen2"] {
         let file = GgufFile::from_folder(&fixture(&format!("hf/{case}")));
         let checkpoint = open(&file);
         let expected = Expected::read(&format!("hf/{case}/expected.safetensors"));
         for device in devices() {
-            let model = load(&checkpoint, &device);
-            let (shape, ids) = expected.ints("input_ids");
-            let mut cache = model
-                .new_cache(shape[0], 16, FloatDType::F32, &Method::DENSE)
-                .unwrap();
-            let found = model.prefill(tokens(&ids, shape[0], &device), &mut cache, shape[1]);
-            let worst = max_difference(&values(found.unwrap()), &expected.floats("logits").1);
+            let found = prefill_logits(&load(&checkpoint, &device), &expected);
+            let worst = max_difference(&found, &expected.floats("logits").1);
             assert!(worst < 2e-4, "{case} on {device:?}: {worst}");
         }
         assert_eq!(checkpoint.unused().collect::<Vec<_>>(), [""; 0], "{case}");
@@ -141,7 +143,7 @@ fn a_model_has_the_logits_of_the_checkpoint_that_it_was_made_from() {
 }
 
 #[test]
-fn rows_of_queries_get_their_order_back_whichever_way_they_are_read() {
+fn rows_of_queries_and_keys_are_reordered() {
     let folder = fixture("hf/llama3");
     let (original, gguf) = (
         Checkpoint::open(&folder).unwrap(),
@@ -162,7 +164,7 @@ fn rows_of_queries_get_their_order_back_whichever_way_they_are_read() {
 }
 
 #[test]
-fn a_qwen2_is_told_by_its_names_and_its_rows_stay() {
+fn rows_of_qwen2_keep_their_order() {
     let mut file = GgufFile::llama();
     for (key, _) in &mut file.metadata {
         *key = key.replace("llama.", "qwen2.");
@@ -185,7 +187,7 @@ fn a_qwen2_is_told_by_its_names_and_its_rows_stay() {
 }
 
 #[test]
-fn a_folder_with_one_gguf_file_is_opened_as_it() {
+fn folder_with_one_gguf_file_opens() {
     let (folder, path) = write(&GgufFile::llama().bytes());
     let names = |path: &Path| {
         Checkpoint::open(path)

@@ -1,4 +1,5 @@
-//! What is no GGUF file, or only a part of one, is an error that names it: never a panic, never memory for what a length claims.
+//! Malformed and truncated GGUF files give errors that name the file. They cause no panic, and no
+//! allocation of the sizes they claim.
 
 use sparq_models::checkpoint::{Checkpoint, CheckpointError};
 
@@ -24,7 +25,7 @@ fn changed(change: impl FnOnce(&mut GgufFile)) -> String {
 }
 
 #[test]
-fn every_beginning_of_a_file_is_refused() {
+fn truncated_files_are_refused() {
     let bytes = GgufFile::llama().bytes();
     for length in 0..bytes.len() {
         error(&bytes[..length]);
@@ -32,7 +33,7 @@ fn every_beginning_of_a_file_is_refused() {
 }
 
 #[test]
-fn every_flipped_byte_of_a_header_opens_or_is_refused() {
+fn flipped_header_bytes_open_or_are_refused() {
     let bytes = GgufFile::llama().bytes();
     for place in 0..bytes.len() - 4 * 128 {
         for flip in [0x01, 0x80, 0xff] {
@@ -47,7 +48,7 @@ fn every_flipped_byte_of_a_header_opens_or_is_refused() {
 }
 
 #[test]
-fn claims_are_held_against_limits_before_anything_is_allocated() {
+fn sizes_are_checked_before_allocation() {
     let with = |place: usize, number: u64| {
         let mut bytes = GgufFile::llama().bytes();
         bytes[place..place + 8].copy_from_slice(&number.to_le_bytes());
@@ -84,7 +85,7 @@ fn claims_are_held_against_limits_before_anything_is_allocated() {
 }
 
 #[test]
-fn what_is_not_supported_is_named_beside_what_is() {
+fn unsupported_values_list_the_supported_ones() {
     type Change = Box<dyn FnOnce(&mut GgufFile)>;
     let cases: [(&str, Change); 9] = [
         (
@@ -112,7 +113,8 @@ fn what_is_not_supported_is_named_beside_what_is() {
             Box::new(|file| file.tensors.clear()),
         ),
         (
-            "tensor \"a\": expected type F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K, found ggml's type 10",
+            "tensor \"a\": expected type F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K, \
+             found ggml's type 10",
             Box::new(|file| {
                 file.tensors.push(Tensor {
                     name: "a".into(),

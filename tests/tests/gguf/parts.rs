@@ -1,4 +1,4 @@
-//! A model in several files, as `llama-gguf-split` cuts it, is the model in one.
+//! Models in several files, as `llama-gguf-split` writes them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn name(number: usize, count: usize) -> String {
     format!("model-{number:05}-of-{count:05}.gguf")
 }
 
-/// Writes a model in `count` parts; `change` may make other files of them.
+/// Writes a model in `count` parts, each after `change`.
 fn split(file: &GgufFile, count: usize, change: impl Fn(usize, &mut GgufFile)) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let size = file.tensors.len().div_ceil(count);
@@ -41,7 +41,7 @@ fn llama() -> GgufFile {
 }
 
 #[test]
-fn the_parts_of_a_model_are_the_model() {
+fn parts_equal_the_whole() {
     let file = llama();
     let whole = super::open(&file);
     for count in [2, 3, file.tensors.len() + 1] {
@@ -71,7 +71,7 @@ fn the_parts_of_a_model_are_the_model() {
 }
 
 #[test]
-fn the_tokenizer_is_in_the_first_part() {
+fn tokenizer_is_read_from_the_first_part() {
     let folder = split(&byte_level("gpt-2"), 2, |_, _| ());
     assert!(TextTokenizer::from_folder(folder.path()).is_ok());
 }
@@ -85,7 +85,7 @@ fn assert_error(path: &Path, parts: &[&str]) {
 }
 
 #[test]
-fn parts_that_are_not_there_or_do_not_belong_together_are_named() {
+fn missing_and_mismatched_parts_are_named() {
     let path = |folder: &TempDir, part| -> PathBuf { folder.path().join(name(part, 3)) };
 
     let folder = split(&llama(), 3, |_, _| ());
@@ -143,7 +143,7 @@ fn parts_that_are_not_there_or_do_not_belong_together_are_named() {
         &["split.count", "of 4294967295 parts the first"],
     );
 
-    // Files of two models: which is meant is not to be guessed.
+    // Files of two models are ambiguous.
     let folder = split(&llama(), 2, |_, _| ());
     fs::write(folder.path().join("config.json"), b"{}").unwrap();
     fs::copy(

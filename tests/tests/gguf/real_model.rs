@@ -1,4 +1,5 @@
-//! A real GGUF file, SmolLM2-135M-Instruct, against what transformers computes from its weights dequantised to fp32.
+//! A real GGUF file, SmolLM2-135M-Instruct, compared with transformers on its weights dequantised
+//! to fp32.
 
 use std::sync::Arc;
 
@@ -6,11 +7,11 @@ use burn::tensor::FloatDType;
 use sparq::Method;
 use sparq_models::checkpoint::{Checkpoint, Conversion};
 use sparq_models::text::{ChatMessage, ChatTemplate, TextTokenizer};
-use sparq_models::{CausalLm, Llama};
+use sparq_models::{CausalLm, Decoder};
 use sparq_tests::*;
 
-/// The model's most probable tokens behind a prompt, the first that ends a turn included.
-fn greedy(model: &Llama, prompt: &[i64], eos: i64, most: usize) -> Vec<i64> {
+/// Returns the greedy continuation of a prompt, up to and including the token `eos`.
+fn greedy(model: &Decoder, prompt: &[i64], eos: i64, most: usize) -> Vec<i64> {
     let device = model.device();
     let mut cache = model
         .new_cache(1, prompt.len() + most, FloatDType::F32, &Method::DENSE)
@@ -30,7 +31,7 @@ fn greedy(model: &Llama, prompt: &[i64], eos: i64, most: usize) -> Vec<i64> {
 }
 
 #[test]
-fn smollm2_equals_transformers_in_logits_tokens_and_chat() {
+fn smollm2_equals_transformers() {
     let Some((path, _)) = real_model(env!("CARGO_TARGET_TMPDIR")) else {
         return;
     };
@@ -49,7 +50,7 @@ fn smollm2_equals_transformers_in_logits_tokens_and_chat() {
         println!("largest difference of a logit on {device:?}: {worst}");
         assert!(worst < 5e-3, "{device:?}: {worst}");
 
-        // As a converted model it is the same one.
+        // Conversion keeps the logits.
         let folder = tempfile::tempdir().unwrap();
         Conversion::new(checkpoint.clone())
             .write(folder.path())
@@ -79,7 +80,7 @@ fn smollm2_equals_transformers_in_logits_tokens_and_chat() {
             .collect()
     };
     assert_eq!(as_ids(&chat), expected.ints("chat_ids").1);
-    // The text was cut where its first token begins, and its last one ends.
+    // The fixture has the first 200 tokens of the text.
     assert_eq!(
         as_ids(&expected.text("text"))[..200],
         expected.ints("input_ids").1[..200]

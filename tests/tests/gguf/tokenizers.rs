@@ -1,4 +1,4 @@
-//! Tokenizer and chat template come from the metadata.
+//! Tokenizers and chat templates from the metadata.
 
 use sparq_models::text::{ChatMessage, ChatTemplate, TextTokenizer};
 
@@ -17,7 +17,7 @@ fn error(file: &GgufFile) -> String {
 }
 
 #[test]
-fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
+fn sentence_piece_merges_by_score_or_uses_bytes() {
     let tokenizer = tokenizer(&sentence_piece());
     assert_eq!(tokenizer.encode("a abc", true).unwrap(), [1, 11, 11, 9]);
     assert_eq!(tokenizer.encode("é", false).unwrap(), [5, 3, 4]);
@@ -30,7 +30,7 @@ fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
 }
 
 #[test]
-fn a_space_in_front_and_a_first_token_are_what_the_file_says() {
+fn sentence_piece_prefixes_are_optional() {
     let mut file = sentence_piece();
     file.set("tokenizer.ggml.add_bos_token", Meta::Bool(false));
     file.set("tokenizer.ggml.add_space_prefix", Meta::Bool(false));
@@ -38,7 +38,7 @@ fn a_space_in_front_and_a_first_token_are_what_the_file_says() {
 }
 
 #[test]
-fn byte_level_cuts_digits_as_the_file_says() {
+fn byte_level_splits_digits_by_pre_tokenizer() {
     let cases = [
         ("smollm", vec![6, 7, 4, 4]),
         ("gpt-2", vec![6, 7, 8]),
@@ -67,13 +67,17 @@ fn byte_level_cuts_digits_as_the_file_says() {
 }
 
 #[test]
-fn what_is_wrong_with_a_tokenizer_is_named() {
+fn errors_name_the_entry() {
     let message = error(&byte_level("unheard-of"));
-    assert!(message.contains("model.gguf: GGUF: \"tokenizer.ggml.pre\": expected gpt-2, smollm, llama-bpe or qwen2, found \"unheard-of\""), "{message}");
+    let expected = "model.gguf: GGUF: \"tokenizer.ggml.pre\": expected gpt-2, smollm, llama-bpe or qwen2, \
+                    found \"unheard-of\"";
+    assert!(message.contains(expected), "{message}");
     let mut file = sentence_piece();
     file.set("tokenizer.ggml.scores", Meta::Floats(vec![0.0]));
     let message = error(&file);
-    assert!(message.contains("\"tokenizer.ggml.scores\": expected a list of 12, one for each token, found a list of 1"), "{message}");
+    let expected =
+        "\"tokenizer.ggml.scores\": expected a list of 12, one for each token, found a list of 1";
+    assert!(message.contains(expected), "{message}");
     let mut file = sentence_piece();
     file.set("tokenizer.ggml.bos_token_id", Meta::U32(99));
     let message = error(&file);
@@ -103,11 +107,12 @@ fn what_is_wrong_with_a_tokenizer_is_named() {
 }
 
 #[test]
-fn the_chat_template_knows_the_tokens() {
+fn chat_template_has_special_tokens() {
     let mut file = sentence_piece();
     let (_folder, path) = write(&file.bytes());
     assert!(ChatTemplate::from_folder(&path, None).unwrap().is_none());
-    let template = "{{ bos_token }}{% for message in messages %}[{{ message.content }}]{{ eos_token }}{% endfor %}";
+    let template = "{{ bos_token }}\
+        {% for message in messages %}[{{ message.content }}]{{ eos_token }}{% endfor %}";
     file.set("tokenizer.chat_template", Meta::Text(template.into()));
     let (_folder, path) = write(&file.bytes());
     let template = ChatTemplate::from_folder(&path, None).unwrap().unwrap();
@@ -118,7 +123,7 @@ fn the_chat_template_knows_the_tokens() {
 }
 
 #[test]
-fn every_flipped_byte_of_a_tokenizer_gives_one_or_an_error() {
+fn flipped_bytes_load_or_are_refused() {
     let template = "{{ bos_token }}{% if messages %}{{ messages[0].content }}{% endif %}";
     for mut file in [sentence_piece(), byte_level("llama-bpe")] {
         file.set("tokenizer.chat_template", Meta::Text(template.into()));
@@ -132,7 +137,7 @@ fn every_flipped_byte_of_a_tokenizer_gives_one_or_an_error() {
             let template = ChatTemplate::from_folder(&path, None);
             match (tokenizer, template) {
                 (Ok(tokenizer), Ok(_)) => {
-                    // Whatever it makes of it.
+                    // Only a panic would be a failure.
                     let _ = tokenizer.encode("ab 11 é", true);
                     read += 1;
                 }

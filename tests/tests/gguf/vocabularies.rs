@@ -6,7 +6,8 @@ const CONTROL: i32 = 3;
 const BYTE: i32 = 6;
 const NORMAL: i32 = 1;
 
-/// A file with a vocabulary as SentencePiece has it: words begin with U+2581, characters that are no token are bytes.
+/// Returns a file with a SentencePiece vocabulary: words begin with U+2581, and characters without
+/// a token are bytes.
 pub fn sentence_piece() -> GgufFile {
     let mut file = GgufFile::llama();
     let tokens = [
@@ -19,7 +20,7 @@ pub fn sentence_piece() -> GgufFile {
         ("a", NORMAL, -11.0),
         ("b", NORMAL, -12.0),
         ("c", NORMAL, -13.0),
-        // "bc" goes before "ab": it has the higher score.
+        // "bc" merges before "ab" because of its higher score.
         ("bc", NORMAL, -1.0),
         ("ab", NORMAL, -2.0),
         ("\u{2581}a", NORMAL, -3.0),
@@ -43,7 +44,7 @@ pub fn sentence_piece() -> GgufFile {
     file
 }
 
-/// A file with one as GPT-2 has it: bytes in an alphabet of their own, and a list of merges.
+/// Returns a file with a vocabulary like that of GPT-2: byte-level characters and a list of merges.
 pub fn byte_level(pre: &str) -> GgufFile {
     let mut file = GgufFile::llama();
     let tokens = ["<|end|>", "<|turn|>", "a", "b", "1", "Ġ", "ab", "Ġab", "11"];

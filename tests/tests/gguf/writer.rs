@@ -1,4 +1,4 @@
-//! Writes GGUF files as llama.cpp does.
+//! Writes GGUF files as llama.cpp does: [`GgufFile`].
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ pub enum Meta {
     Floats(Vec<f32>),
 }
 
-/// A tensor: its shape, rows first, ggml's number of its type, and its bytes.
+/// A tensor: its row-major shape, ggml's number of its type, and its bytes.
 #[derive(Clone)]
 pub struct Tensor {
     pub name: String,
@@ -26,7 +26,7 @@ pub struct Tensor {
     pub bytes: Vec<u8>,
 }
 
-/// A file in the making.
+/// A GGUF file under construction.
 #[derive(Clone, Default)]
 pub struct GgufFile {
     pub metadata: Vec<(String, Meta)>,
@@ -86,7 +86,7 @@ fn write_text(text: &str, out: &mut Vec<u8>) {
 }
 
 impl GgufFile {
-    /// What every llama has to say of itself, for a model of one layer.
+    /// Returns the smallest valid file: the required metadata of a Llama with one layer.
     pub fn llama() -> Self {
         let mut file = Self::default();
         file.set("general.architecture", Meta::text("llama"));
@@ -124,7 +124,7 @@ impl GgufFile {
         });
     }
 
-    /// The bytes of the file.
+    /// Returns the bytes of the file.
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(3_u32.to_le_bytes());
@@ -152,7 +152,7 @@ impl GgufFile {
         out
     }
 
-    /// A Llama or Qwen 2 from the folder of a Hugging Face checkpoint, as `convert_hf_to_gguf.py` makes it.
+    /// Converts a Hugging Face checkpoint of a Llama or Qwen 2, as `convert_hf_to_gguf.py` does.
     pub fn from_folder(folder: &Path) -> Self {
         let config: Value =
             serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
@@ -214,8 +214,8 @@ impl GgufFile {
                 safetensors::Dtype::F32 => bytes.map(|&bytes| f32::from_le_bytes(bytes)).collect(),
                 other => panic!("{name}: {other:?}"),
             };
-            let turned = name.contains("q_proj") || name.contains("k_proj");
-            if let Some(head_dim) = pairs.filter(|_| turned) {
+            let is_rotated = name.contains("q_proj") || name.contains("k_proj");
+            if let Some(head_dim) = pairs.filter(|_| is_rotated) {
                 let columns = view.shape().iter().skip(1).product();
                 values = pair_rows(&values, columns, head_dim);
             }
@@ -225,7 +225,8 @@ impl GgufFile {
     }
 }
 
-/// `LlamaModel.permute`: reshape(heads, 2, head_dim / 2, columns).swapaxes(1, 2).
+/// Interleaves the halves of each head like `LlamaModel.permute`:
+/// reshape(heads, 2, head_dim / 2, columns).swapaxes(1, 2).
 fn pair_rows(values: &[f32], columns: usize, head_dim: usize) -> Vec<f32> {
     let mut paired = Vec::new();
     for head in values.chunks_exact(head_dim * columns) {
@@ -260,7 +261,8 @@ fn llama_cpp_name(name: &str) -> String {
         .fold(name.to_owned(), |name, (from, to)| name.replace(from, to))
 }
 
-/// What `LlamaModel.generate_extra_tensors` writes.
+/// Returns the divisors of the RoPE frequencies, as `LlamaModel.generate_extra_tensors` writes
+/// them.
 fn llama3_divisors(rope: &Value, theta: f64, head_dim: usize) -> Vec<f32> {
     let number = |key: &str| rope[key].as_f64().unwrap();
     let (factor, low, high) = (

@@ -1,4 +1,6 @@
-//! Files from strangers: what the fuzzer starts from is read, and what it has found stays found.
+//! Untrusted files: the seeds and the regressions of the fuzzer.
+//!
+//! A process of its own, because it replaces the allocator by one with a limit.
 
 #[path = "../../../fuzz/src/lib.rs"]
 mod fuzz;
@@ -14,21 +16,21 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// For these tests, too: what asks for more memory than that ends them.
+/// Aborts the tests if one allocates more than the limit of the fuzzer.
 #[global_allocator]
 static ALLOCATOR: fuzz::Limited = fuzz::Limited;
 
-/// More than any input takes, on a busy machine and without optimisation.
+/// More time than any input takes, even on a busy machine and without optimisation.
 const TIME: Duration = Duration::from_secs(20);
 
-/// A path under the folder of the fuzzer.
+/// Returns a path in the folder of the fuzzer.
 fn folder(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../fuzz")
         .join(path)
 }
 
-/// The files of a folder by their paths below it, target first.
+/// Returns the files of a folder by their paths in it, which begin with the target.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for (target, _) in fuzz::TARGETS {
@@ -44,7 +46,7 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-/// Runs an input, named by its path, whether it is taken for what it should be.
+/// Runs the target of an input. Returns whether the input is accepted.
 fn run(path: &str, data: &[u8]) -> bool {
     let (target, _) = path.split_once('/').unwrap();
     let start = Instant::now();
@@ -54,7 +56,7 @@ fn run(path: &str, data: &[u8]) -> bool {
 }
 
 #[test]
-fn every_seed_is_read() {
+fn seeds_are_accepted() {
     let seeds = files(&folder("seeds"));
     for (target, _) in fuzz::TARGETS {
         assert!(
@@ -68,7 +70,7 @@ fn every_seed_is_read() {
 }
 
 #[test]
-fn what_was_found_once_is_an_answer_or_an_error() {
+fn regressions_do_not_panic() {
     let found = files(&folder("regressions"));
     assert!(!found.is_empty());
     for (path, data) in found {
@@ -76,9 +78,9 @@ fn what_was_found_once_is_an_answer_or_an_error() {
     }
 }
 
-/// With SPARQ_WRITE_SEEDS in the environment they are written.
+/// Writes the seeds if SPARQ_WRITE_SEEDS is set.
 #[test]
-fn the_seeds_in_the_tree_are_those_that_are_made_here() {
+fn seeds_in_the_repository_are_up_to_date() {
     let made = seeds::all();
     if std::env::var_os("SPARQ_WRITE_SEEDS").is_some() {
         for (path, data) in &made {
@@ -90,6 +92,6 @@ fn the_seeds_in_the_tree_are_those_that_are_made_here() {
     let found = files(&folder("seeds"));
     assert!(found.keys().eq(made.keys()));
     for (path, data) in &found {
-        assert!(made[path] == *data, "{path} is another");
+        assert!(made[path] == *data, "{path} differs");
     }
 }

@@ -1,4 +1,4 @@
-//! What the fuzzer starts from: small files of every kind, all of them good.
+//! The seeds of the fuzzer: small valid files of every kind.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use sparq_tests::fixture;
 use crate::vocabularies::{byte_level, sentence_piece};
 use crate::writer::{GgufFile, Meta, Tensor};
 
-/// Every seed by the name of its target and its own.
+/// Returns every seed by its path, `target/name`.
 pub fn all() -> BTreeMap<String, Vec<u8>> {
     let mut seeds = BTreeMap::new();
     let mut add = |target: &str, made: Vec<(String, Vec<u8>)>| {
@@ -35,19 +35,26 @@ pub fn all() -> BTreeMap<String, Vec<u8>> {
 }
 
 fn chat() -> Vec<(String, Vec<u8>)> {
-    const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    const CHATML: &str = "{% for message in messages %}\
+        {{ '<|im_start|>' + message['role'] + '\\n' + message['content'] | trim + '<|im_end|>' + '\\n' }}\
+        {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
     const ALTERNATING: &str = "{{- bos_token }}
 {%- if messages[0]['role'] == 'system' %}
     {%- set system = messages[0]['content'] %}{%- set rest = messages[1:] %}
 {%- else %}{%- set rest = messages %}{%- endif %}
 {%- for m in rest %}
     {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{%- endif %}
-    {%- if m['role'] == 'user' %}{{ '[INST] ' ~ m.content.strip() ~ ' [/INST]' }}{% else %}{{ m.content ~ eos_token }}{% endif %}
+    {%- if m['role'] == 'user' %}{{ '[INST] ' ~ m.content.strip() ~ ' [/INST]' }}{% else %}\
+        {{ m.content ~ eos_token }}{% endif %}
 {%- endfor %}";
-    const TOOLS: &str = "{%- set ns = namespace(n=0, names=['a', 'b']) -%}{%- macro item(x, y=1) -%}{{ x | tojson(indent=2) }}{{ y }}{%- endmacro -%}
-{%- for m in messages if m.role is defined and m.role not in ['tool'] -%}{%- set ns.n = ns.n + m.content.split(' ') | length -%}
-{{ item({'role': m.role | upper, 'n': ns.n, 'l': range(3) | list}) }}{%- if m.content.startswith('H') -%}{% generation %}{{ m.content[::-1] }}{% endgeneration %}{%- endif -%}{%- endfor -%}
-{{ strftime_now('%d %b %Y') }}{{ tools is none }}{{ ns.names | join(', ') }}{{ 'x' * 3 }}{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list }}";
+    const TOOLS: &str = "{%- set ns = namespace(n=0, names=['a', 'b']) -%}{%- macro item(x, y=1) -%}\
+        {{ x | tojson(indent=2) }}{{ y }}{%- endmacro -%}
+{%- for m in messages if m.role is defined and m.role not in ['tool'] -%}\
+        {%- set ns.n = ns.n + m.content.split(' ') | length -%}
+{{ item({'role': m.role | upper, 'n': ns.n, 'l': range(3) | list}) }}{%- if m.content.startswith('H') -%}\
+        {% generation %}{{ m.content[::-1] }}{% endgeneration %}{%- endif -%}{%- endfor -%}
+{{ strftime_now('%d %b %Y') }}{{ tools is none }}{{ ns.names | join(', ') }}{{ 'x' * 3 }}\
+        {{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list }}";
     let named = [
         ("chatml", CHATML),
         ("alternating", ALTERNATING),
@@ -58,7 +65,7 @@ fn chat() -> Vec<(String, Vec<u8>)> {
         .into()
 }
 
-/// Those of the checkpoints of the tests, with the sizes that the target has weights for.
+/// The configurations of the fixtures, reduced to the sizes of the weights that the target has.
 fn config() -> Vec<(String, Vec<u8>)> {
     let folders = fs::read_dir(fixture("hf"))
         .unwrap()
@@ -92,7 +99,7 @@ fn config() -> Vec<(String, Vec<u8>)> {
     folders.map(seed).collect()
 }
 
-/// The length of the manifest, the manifest, the weights.
+/// Each seed is the length of the manifest, the manifest and the weights.
 fn converted() -> Vec<(String, Vec<u8>)> {
     let types = [
         ("f32", WeightType::F32),
@@ -131,7 +138,7 @@ fn converted() -> Vec<(String, Vec<u8>)> {
 
 fn gguf() -> Vec<(String, Vec<u8>)> {
     let mut blocks = GgufFile::llama();
-    // The number of a type, the bytes of a block, and the shape. Rows of queries are whole heads of 16.
+    // The number of a type, the bytes of a block, the shape and the name. Heads have 16 rows.
     let floats = [(1, 2), (30, 2)].map(|(kind, bytes)| (kind, 256 * bytes, [16, 16], "attn_q"));
     let small = [(2, 18), (3, 20), (6, 22), (7, 24), (8, 34)];
     let small = small.map(|(kind, bytes)| (kind, 16 * bytes, [16, 32], "attn_k"));
@@ -193,7 +200,7 @@ fn safetensors() -> Vec<(String, Vec<u8>)> {
         .into()
 }
 
-/// A safetensors file of tensors that hold some small numbers.
+/// Returns a safetensors file with tensors of small numbers.
 fn weights(dtype: Dtype, tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let size = dtype.bitsize() / 8;
     let data: Vec<Vec<u8>> = tensors
@@ -215,50 +222,82 @@ fn weights(dtype: Dtype, tensors: &[(&str, &[usize])]) -> Vec<u8> {
 }
 
 fn tokenizer() -> Vec<(String, Vec<u8>)> {
-    let added = |id: u32, content: &str| json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false, "rstrip": true, "normalized": false});
+    let added = |id: u32, content: &str| {
+        json!({"id": id, "content": content, "special": true,
+        "single_word": false, "lstrip": false, "rstrip": true, "normalized": false})
+    };
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
-    let split = json!({"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}| ?\p{L}+(?!\S)|\s+"}, "behavior": "Isolated", "invert": false});
-    let template = |parts: Value| json!({"type": "TemplateProcessing", "single": parts, "pair": parts, "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}});
+    let split = json!({"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}| ?\p{L}+(?!\S)|\s+"},
+        "behavior": "Isolated", "invert": false});
+    let template = |parts: Value| {
+        json!({"type": "TemplateProcessing", "single": parts, "pair": parts,
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}})
+    };
     let first = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]);
     // A trie without entries.
     let charsmap = "BAAAAAAAAAA=";
     let seeds = [
         (
             "bpe_bytes",
-            json!({"version": "1.0", "added_tokens": [added(0, "<s>"), added(7, "<|end|>")], "normalizer": {"type": "NFC"},
-                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]}, "post_processor": template(first.clone()), "decoder": byte_level,
-                "model": {"type": "BPE", "vocab": {"<s>": 0, "a": 1, "b": 2, "Ġ": 3, "ab": 4, "Ġab": 5, "1": 6, "<|end|>": 7}, "merges": ["a b", "Ġ ab"], "ignore_merges": true}}),
+            json!({"version": "1.0", "added_tokens": [added(0, "<s>"), added(7, "<|end|>")],
+                "normalizer": {"type": "NFC"},
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+                    "post_processor": template(first.clone()), "decoder": byte_level,
+                "model": {"type": "BPE", "vocab": {"<s>": 0, "a": 1, "b": 2, "Ġ": 3, "ab": 4, "Ġab": 5, "1": 6,
+                    "<|end|>": 7}, "merges": ["a b", "Ġ ab"], "ignore_merges": true}}),
         ),
         (
             "bpe_fallback",
             json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(0, "<s>")],
-                "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-                "pre_tokenizer": null, "post_processor": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true},
-                "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"Regex": "▁+"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-                "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": true, "byte_fallback": true,
-                    "vocab": {"<s>": 0, "<unk>": 1, "<0x0A>": 2, "<0xE6>": 3, "▁": 4, "a": 5, "▁a": 6}, "merges": [["▁", "a"]]}}),
+                "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+                    {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+                "pre_tokenizer": null, "post_processor": {"type": "ByteLevel", "add_prefix_space": true,
+                    "trim_offsets": true},
+                "decoder": {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"Regex": "▁+"},
+                    "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip",
+                    "content": " ", "start": 1, "stop": 0}]},
+                "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": "",
+                    "end_of_word_suffix": "", "fuse_unk": true, "byte_fallback": true,
+                    "vocab": {"<s>": 0, "<unk>": 1, "<0x0A>": 2, "<0xE6>": 3, "▁": 4, "a": 5, "▁a": 6},
+                        "merges": [["▁", "a"]]}}),
         ),
         (
             "unigram",
             json!({"version": "1.0", "added_tokens": [added(0, "<s>")],
-                "normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled", "precompiled_charsmap": charsmap}, {"type": "Strip", "strip_left": true, "strip_right": true}, {"type": "NFKD"}]},
-                "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true}, "post_processor": template(first),
+                "normalizer": {"type": "Sequence", "normalizers": [{"type": "Precompiled",
+                    "precompiled_charsmap": charsmap}, {"type": "Strip", "strip_left": true,
+                    "strip_right": true}, {"type": "NFKD"}]},
+                "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always",
+                    "split": true}, "post_processor": template(first),
                 "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true},
-                "model": {"type": "Unigram", "unk_id": 1, "vocab": [["<s>", 0.0], ["<unk>", 0.0], ["▁", -2.0], ["a", -3.0], ["ab", -4.0], ["▁He", -5.0]], "byte_fallback": false}}),
+                "model": {"type": "Unigram", "unk_id": 1, "vocab": [["<s>", 0.0], ["<unk>", 0.0], ["▁", -2.0],
+                    ["a", -3.0], ["ab", -4.0], ["▁He", -5.0]], "byte_fallback": false}}),
         ),
         (
             "wordpiece",
-            json!({"version": "1.0", "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 1}, "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+            json!({"version": "1.0", "truncation": {"direction": "Right", "max_length": 4,
+                "strategy": "LongestFirst", "stride": 1}, "padding": {"strategy": {"Fixed": 8},
+                "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+                "pad_token": "[PAD]"},
                 "added_tokens": [added(0, "[PAD]"), added(1, "[UNK]")],
-                "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true}, "pre_tokenizer": {"type": "BertPreTokenizer"},
-                "post_processor": {"type": "BertProcessing", "sep": ["[UNK]", 1], "cls": ["[PAD]", 0]}, "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
-                "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": {"[PAD]": 0, "[UNK]": 1, "a": 2, "##b": 3, "hello": 4}}}),
+                "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                    "strip_accents": null, "lowercase": true}, "pre_tokenizer": {"type": "BertPreTokenizer"},
+                "post_processor": {"type": "BertProcessing", "sep": ["[UNK]", 1], "cls": ["[PAD]", 0]},
+                    "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+                "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                    "max_input_chars_per_word": 100, "vocab": {"[PAD]": 0, "[UNK]": 1, "a": 2, "##b": 3,
+                    "hello": 4}}}),
         ),
         (
             "wordlevel",
             json!({"version": "1.0", "added_tokens": [], "normalizer": {"type": "Lowercase"},
-                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, {"type": "Punctuation", "behavior": "MergedWithNext"}, {"type": "Digits", "individual_digits": false}, {"type": "CharDelimiterSplit", "delimiter": "_"}, {"type": "UnicodeScripts"}]},
-                "post_processor": {"type": "RobertaProcessing", "sep": ["<s>", 0], "cls": ["<s>", 0], "trim_offsets": true, "add_prefix_space": true}, "decoder": {"type": "BPEDecoder", "suffix": "</w>"},
+                "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"},
+                    {"type": "Punctuation", "behavior": "MergedWithNext"}, {"type": "Digits",
+                    "individual_digits": false}, {"type": "CharDelimiterSplit", "delimiter": "_"},
+                    {"type": "UnicodeScripts"}]},
+                "post_processor": {"type": "RobertaProcessing", "sep": ["<s>", 0], "cls": ["<s>", 0],
+                    "trim_offsets": true, "add_prefix_space": true}, "decoder": {"type": "BPEDecoder",
+                    "suffix": "</w>"},
                 "model": {"type": "WordLevel", "vocab": {"<s>": 0, "hello": 1, "a": 2}, "unk_token": "<s>"}}),
         ),
     ];
@@ -267,7 +306,7 @@ fn tokenizer() -> Vec<(String, Vec<u8>)> {
         .into()
 }
 
-/// What PyTorch wrote for the tests of the format.
+/// The fixtures that PyTorch wrote.
 fn torch() -> Vec<(String, Vec<u8>)> {
     let seed = |name: &str| {
         let bytes = fs::read(fixture(&format!("torch/{name}.bin"))).unwrap();

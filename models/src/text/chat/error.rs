@@ -1,38 +1,38 @@
-//! What goes wrong with chat templates.
+//! Errors of chat templates: [`ChatTemplateError`].
 
-use crate::text::config_file::ConfigFileError;
+use crate::config::ConfigError;
 
-/// Why a conversation could not be written as text.
+/// An error in loading or rendering a chat template.
 #[derive(Debug, thiserror::Error)]
 pub enum ChatTemplateError {
     /// A file of the checkpoint is wrong.
     #[error(transparent)]
-    Config(#[from] ConfigFileError),
-    /// The template is no Jinja, or uses what minijinja does not know.
+    Config(#[from] ConfigError),
+    /// The template is not valid Jinja, or minijinja does not support it.
     #[error("{origin}: cannot be compiled: {error}")]
     Compile {
-        /// Where the template came from.
+        /// The source of the template.
         origin: String,
-        /// Where and why.
+        /// The position and the reason.
         error: minijinja::Error,
     },
     /// The template fails on this conversation.
     #[error("{origin}: cannot be rendered: {error}")]
     Render {
-        /// Where the template came from.
+        /// The source of the template.
         origin: String,
-        /// Where and why.
+        /// The position and the reason.
         error: minijinja::Error,
     },
-    /// The template refuses this conversation (`raise_exception`).
+    /// The template rejects this conversation with `raise_exception`.
     #[error("{origin}: the template does not allow this conversation: {message}")]
     Refused {
-        /// Where the template came from.
+        /// The source of the template.
         origin: String,
-        /// What the template says.
+        /// The message of the template.
         message: String,
     },
-    /// There is no template of that name.
+    /// No template has the requested name.
     #[error(
         "{folder}: chat template: expected the name {expected:?}, found {}",
         names(available)
@@ -40,9 +40,9 @@ pub enum ChatTemplateError {
     UnknownName {
         /// The checkpoint's folder.
         folder: String,
-        /// The name that was asked for.
+        /// The requested name.
         expected: String,
-        /// The names that are there.
+        /// The names of the templates in the checkpoint.
         available: Vec<String>,
     },
 }

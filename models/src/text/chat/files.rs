@@ -1,14 +1,15 @@
-//! Where a checkpoint keeps its chat templates.
+//! Finding the chat template of a checkpoint.
 
 use std::{collections::BTreeMap, io, path::Path};
 
 use serde_json::Value;
 
 use super::{error::ChatTemplateError, template::ChatTemplate};
-use crate::checkpoint::read_small;
-use crate::text::config_file::{ConfigFile, ConfigFileError, ConfigFiles};
+use crate::checkpoint::{describe, read_small};
+use crate::config::ConfigError;
+use crate::text::config_file::{ConfigFile, ConfigFiles};
 
-/// The tokens that templates know by the names of these entries.
+/// The entries with special tokens, which are variables of templates.
 const SPECIAL_TOKENS: [&str; 7] = [
     "bos_token",
     "eos_token",
@@ -19,21 +20,27 @@ const SPECIAL_TOKENS: [&str; 7] = [
     "mask_token",
 ];
 
-/// The name of the template for conversations without tools or documents.
+/// The name of the template for plain conversations, without tools or documents.
 const DEFAULT: &str = "default";
 
-/// Templates by name, each with the file that it stands in and its source.
+/// Templates by name, each with its origin and its source.
 type Templates = BTreeMap<String, (String, String)>;
 
 impl ChatTemplate {
-    /// Reads the chat template of a checkpoint's folder or GGUF file; `None` when it has none, as base models don't.
+    /// Reads a chat template from a checkpoint's folder or GGUF file. Returns `None` if it has
+    /// none, like most base models.
     ///
-    /// A template is looked for in chat_template.jinja and additional_chat_templates/NAME.jinja, then in chat_template.json, then as
-    /// `chat_template` of tokenizer_config.json (one template, or a list of `name` and `template`). Without a `name` it is
-    /// the one called `default`, or the only one. Special tokens come from tokenizer_config.json, then special_tokens_map.json.
+    /// Templates come from these files, the first one taking precedence:
+    /// 1. chat_template.jinja and additional_chat_templates/NAME.jinja,
+    /// 2. `chat_template` in chat_template.json,
+    /// 3. `chat_template` in tokenizer_config.json.
+    ///
+    /// `chat_template` is one template or a list of objects with `name` and `template`. Without
+    /// `name`, the template named `default` or the only one is read. Special tokens come from
+    /// tokenizer_config.json, then from special_tokens_map.json.
     ///
     /// # Errors
-    /// When a file cannot be read, is not what it has to be, or there is no template called `name`.
+    /// If a file cannot be read or is malformed, or if no template has this `name`.
     pub fn from_folder(
         folder: &Path,
         name: Option<&str>,
@@ -41,7 +48,7 @@ impl ChatTemplate {
         let files = ConfigFiles::open(folder)?;
         let config = files.read("tokenizer_config.json")?;
         let mut templates = Templates::new();
-        // The later ones replace the earlier.
+        // Later files replace the templates of earlier ones.
         if let Some(config) = &config {
             read_json(config, &mut templates)?;
         }
@@ -69,7 +76,7 @@ impl ChatTemplate {
         let mut tokens = Vec::new();
         for key in SPECIAL_TOKENS {
             for file in [&config, &map].into_iter().flatten() {
-                if let Some(token) = file.token(key)? {
+                if let Some(token) = file.fields()?.token(key)? {
                     tokens.push((key, token));
                     break;
                 }
@@ -79,11 +86,12 @@ impl ChatTemplate {
     }
 }
 
-/// Takes the entry `chat_template`, which is one template or a list of them.
-fn read_json(file: &ConfigFile, templates: &mut Templates) -> Result<(), ConfigFileError> {
+/// Adds the entry `chat_template`, which is one template or a list of them.
+fn read_json(file: &ConfigFile, templates: &mut Templates) -> Result<(), ConfigError> {
     const KEY: &str = "chat_template";
     let expected = "a template or a list of objects with \"name\" and \"template\"";
-    let Some(value) = file.get(KEY) else {
+    let fields = file.fields()?;
+    let Some(value) = fields.get(KEY) else {
         return Ok(());
     };
     let origin = format!("{}: {KEY:?}", file.path().display());
@@ -95,19 +103,19 @@ fn read_json(file: &ConfigFile, templates: &mut Templates) -> Result<(), ConfigF
             for entry in list {
                 let text = |key| entry.get(key).and_then(Value::as_str);
                 let (Some(name), Some(source)) = (text("name"), text("template")) else {
-                    return Err(file.error(KEY, expected, entry));
+                    return Err(fields.error(KEY, expected, describe(entry)));
                 };
                 let origin = format!("{origin} {name:?}");
                 templates.insert(name.to_owned(), (origin, source.to_owned()));
             }
         }
-        other => return Err(file.error(KEY, expected, other)),
+        _ => return Err(fields.unexpected(KEY, expected)),
     }
     Ok(())
 }
 
-/// Takes a file that is a template, if it is there.
-fn read_jinja(path: &Path, name: &str, templates: &mut Templates) -> Result<(), ConfigFileError> {
+/// Adds the template in the file `path`, if it exists.
+fn read_jinja(path: &Path, name: &str, templates: &mut Templates) -> Result<(), ConfigError> {
     let read = read_small(path).and_then(|bytes| {
         String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     });
@@ -115,7 +123,7 @@ fn read_jinja(path: &Path, name: &str, templates: &mut Templates) -> Result<(), 
         Ok(source) => source,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
-            return Err(ConfigFileError::Read {
+            return Err(ConfigError::Read {
                 path: path.to_owned(),
                 error,
             });
@@ -126,9 +134,9 @@ fn read_jinja(path: &Path, name: &str, templates: &mut Templates) -> Result<(), 
     Ok(())
 }
 
-/// Takes every NAME.jinja of a folder, if it is there.
-fn read_additional(folder: &Path, templates: &mut Templates) -> Result<(), ConfigFileError> {
-    let unreadable = |error| ConfigFileError::Read {
+/// Adds every NAME.jinja of a folder, if it exists.
+fn read_additional(folder: &Path, templates: &mut Templates) -> Result<(), ConfigError> {
+    let unreadable = |error| ConfigError::Read {
         path: folder.to_owned(),
         error,
     };

@@ -1,4 +1,4 @@
-//! What transformers offers to templates beside jinja2 itself.
+//! The functions and blocks that transformers adds to jinja2.
 
 use std::{error::Error as _, fmt};
 
@@ -7,7 +7,7 @@ use minijinja::{
     value::{Kwargs, Value},
 };
 
-/// What a template passed to `raise_exception`, found again at the end of an error's chain of causes.
+/// The argument of `raise_exception`, as a cause in the chain of an error.
 #[derive(Debug)]
 struct Raised(String);
 
@@ -19,12 +19,12 @@ impl fmt::Display for Raised {
 
 impl std::error::Error for Raised {}
 
-/// `raise_exception(message)`.
+/// Implements `raise_exception(message)`.
 pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
 }
 
-/// The message of `raise_exception` when that is what ended the template.
+/// Returns the message of the `raise_exception` that caused `error`, if one did.
 pub(super) fn raised(error: &Error) -> Option<String> {
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -36,7 +36,9 @@ pub(super) fn raised(error: &Error) -> Option<String> {
     None
 }
 
-/// `tojson(indent=None, ensure_ascii=False)`: Python's `json.dumps`, which unlike jinja2's own filter escapes nothing for HTML.
+/// Implements `tojson(indent=None, ensure_ascii=False)`.
+///
+/// It is Python's `json.dumps`. Unlike jinja2's own filter, it does not escape HTML.
 pub(super) fn tojson(
     value: &Value,
     indent: Option<Value>,
@@ -60,7 +62,7 @@ pub(super) fn tojson(
     )))
 }
 
-/// JSON in which `<`, `>`, `&` and `'` stand for themselves again.
+/// Restores `<`, `>`, `&` and `'` in JSON.
 fn without_html_escapes(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     let mut rest = json;
@@ -75,7 +77,7 @@ fn without_html_escapes(json: &str) -> String {
         ];
         let (taken, text) = match escapes.iter().find(|(escape, _)| rest.starts_with(escape)) {
             Some(&(escape, text)) => (escape.len(), text),
-            // Both characters of another escape at once: the second of `\\` begins nothing.
+            // Skips both characters of another escape: the second of `\\` begins no escape.
             None => {
                 let taken = 1 + rest[1..].chars().next().map_or(0, char::len_utf8);
                 (taken, &rest[..taken])
@@ -88,9 +90,10 @@ fn without_html_escapes(json: &str) -> String {
     out
 }
 
-/// The template with `{% generation %}` blocks, by which transformers marks the model's own words for training, as plain blocks.
+/// Replaces `{% generation %}` blocks by `{% if true %}`, which renders the same.
 ///
-/// jinja2 knows them through an extension, which minijinja has no place for. `{% if true %}` prints the same.
+/// transformers marks the model's own tokens for training with these blocks. They are a jinja2
+/// extension, and minijinja does not support extensions.
 pub(super) fn without_generation_blocks(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;

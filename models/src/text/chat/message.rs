@@ -1,21 +1,21 @@
-//! One message of a conversation.
+//! The messages of a conversation: [`ChatMessage`].
 
 use std::sync::Arc;
 
 use minijinja::value::{Enumerator, Object, Value};
 use serde::{Deserialize, Serialize};
 
-/// What someone says in a conversation.
+/// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {
-    /// Who: `system`, `user`, `assistant`, or what else the template knows.
+    /// The speaker: `system`, `user`, `assistant` or another role of the template.
     pub role: String,
-    /// What.
+    /// The text.
     pub content: String,
 }
 
 impl ChatMessage {
-    /// A message of any role.
+    /// Makes a message of any role.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self {
             role: role.into(),
@@ -23,23 +23,23 @@ impl ChatMessage {
         }
     }
 
-    /// Instructions for the whole conversation.
+    /// Makes a message of the role `system`: instructions for the whole conversation.
     pub fn system(content: impl Into<String>) -> Self {
         Self::new("system", content)
     }
 
-    /// A message to the model.
+    /// Makes a message of the role `user`.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new("user", content)
     }
 
-    /// A message from the model.
+    /// Makes a message of the role `assistant`, the model.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self::new("assistant", content)
     }
 }
 
-/// The template sees a mapping whose keys keep this order, as a Python dict would; minijinja's own maps are sorted.
+/// A mapping with its keys in this order, like a Python dict. minijinja sorts the keys of its maps.
 impl Object for ChatMessage {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         match key.as_str()? {

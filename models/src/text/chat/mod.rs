@@ -1,8 +1,8 @@
-//! Conversations as the text that a chat checkpoint was trained on.
+//! Chat templates: the text format of conversations that a checkpoint was trained on.
 //!
-//! A checkpoint brings its format as a Jinja template written for Python's jinja2 in the set-up of Hugging Face transformers. The
-//! templates are run as they are, by minijinja with the same set-up, instead of being recognized and re-implemented one by
-//! one: what a template says about roles, dates and errors then holds here too.
+//! A checkpoint contains its format as a Jinja template, written for Python's jinja2 as Hugging
+//! Face transformers configures it. minijinja renders the template with the same configuration, so
+//! its rules for roles, dates and errors apply unchanged.
 
 mod error;
 mod files;

@@ -1,4 +1,4 @@
-//! Dates for templates that tell the model what day it is.
+//! Formatting the current date for templates.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,11 +27,12 @@ const WEEKDAYS: [&str; 7] = [
     "Saturday",
 ];
 
-/// Writes `time`, in UTC, as Python's `strftime` does in the C locale.
+/// Formats `time`, in UTC, like Python's `strftime` in the C locale.
 ///
-/// The error is a directive that is not among `%Y %y %m %d %e %j %B %b %A %a %w %H %I %M %S %p %F %T %D %Z %z %%`, or `%-` and one of them.
+/// Supports `%Y %y %m %d %e %j %B %b %h %A %a %w %H %I %M %S %p %F %T %D %Z %z %%`, and these with
+/// `%-`. The error is the unsupported directive.
 pub(super) fn strftime(time: SystemTime, format: &str) -> Result<String, String> {
-    let now = Civil::from_utc(time);
+    let now = CivilTime::from_utc(time);
     let mut out = String::new();
     let mut rest = format.chars();
     while let Some(char) = rest.next() {
@@ -59,7 +60,7 @@ pub(super) fn strftime(time: SystemTime, format: &str) -> Result<String, String>
 }
 
 /// A moment in the Gregorian calendar, in UTC.
-struct Civil {
+struct CivilTime {
     year: i64,
     /// 1 to 12.
     month: usize,
@@ -74,7 +75,7 @@ struct Civil {
     second: i64,
 }
 
-impl Civil {
+impl CivilTime {
     fn from_utc(time: SystemTime) -> Self {
         let seconds = match time.duration_since(UNIX_EPOCH) {
             Ok(after) => after.as_secs() as i64,
@@ -83,7 +84,8 @@ impl Civil {
         let days = seconds.div_euclid(86_400);
         let second_of_day = seconds.rem_euclid(86_400);
 
-        // Years that begin on the first of March end with their leap day, and 400 of them have 146,097 days.
+        // Counts years from 1 March, so that the leap day is the last day of a year. 400 years have
+        // 146,097 days.
         let shifted = days + 719_468;
         let era = shifted.div_euclid(146_097);
         let day_of_era = shifted.rem_euclid(146_097);
@@ -157,8 +159,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_moments_are_written_as_python_writes_them() {
-        // python3 -c "import datetime as d; print(d.datetime.fromtimestamp(S, d.UTC).strftime('%Y-%m-%d %j %a %H:%M:%S %I %p'))"
+    fn strftime_matches_python() {
+        // python3 -c "import datetime as d; print(d.datetime.fromtimestamp(S, d.UTC)
+        // .strftime('%Y-%m-%d %j %a %H:%M:%S %I %p'))"
         for (seconds, expected) in [
             (0, "1970-01-01 001 Thu 00:00:00 12 AM"),
             (951_782_400, "2000-02-29 060 Tue 00:00:00 12 AM"),
@@ -176,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_before_1970_is_a_date_too() {
+    fn strftime_accepts_times_before_1970() {
         let time = UNIX_EPOCH - Duration::from_millis(500);
         assert_eq!(
             strftime(time, "%F %T").as_deref(),
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_directive_is_named() {
+    fn strftime_names_an_unknown_directive() {
         assert_eq!(strftime(UNIX_EPOCH, "%d %Q"), Err("%Q".to_owned()));
         assert_eq!(strftime(UNIX_EPOCH, "100%"), Err("% at the end".to_owned()));
         assert_eq!(

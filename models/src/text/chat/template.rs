@@ -1,4 +1,4 @@
-//! A checkpoint's chat template: [`ChatTemplate`].
+//! Rendering a chat template: [`ChatTemplate`].
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -12,18 +12,21 @@ use super::{
     strftime::strftime,
 };
 
-/// What a template may do with one conversation: instructions, and pieces of 64 bytes that it makes. A template is a program, and loops in loops would take for
-/// ever or all memory. Those of real models use some hundreds for a message.
+/// The budget of a template per conversation, in instructions and in 64-byte pieces of text.
+///
+/// A template is an untrusted program: nested loops could run forever or exhaust the memory. The
+/// templates of real models use some hundreds per message.
 const FUEL: u64 = 4_000_000;
 
-/// Writes a conversation as the text that a checkpoint was trained on.
+/// Renders a conversation in the text format that a checkpoint was trained on.
 ///
-/// The text holds the special tokens written out, BOS included: [`encode`](crate::text::TextTokenizer::encode) it without
-/// adding special tokens.
+/// The text contains the special tokens, BOS included.
+/// [Encode](crate::text::TextTokenizer::encode) it without adding special tokens.
 ///
 /// ```
 /// # use sparq_models::text::{ChatMessage, ChatTemplate, ChatTemplateError};
-/// let source = "{% for message in messages %}<|{{ message.role }}|>{{ message.content.strip() }}{{ eos_token }}
+/// let source = "{% for message in messages %}\
+///     <|{{ message.role }}|>{{ message.content.strip() }}{{ eos_token }}
 /// {% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
 /// let template = ChatTemplate::new(source, "example", [("eos_token", "</s>")])?;
 /// let text = template.render(&[ChatMessage::user(" Hello ")], true)?;
@@ -38,12 +41,13 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template; errors call it `origin`.
+    /// Compiles a template. Errors call it `origin`.
     ///
-    /// `special_tokens` are the names by which templates know them (`bos_token`, `eos_token`) and the tokens.
+    /// `special_tokens` are pairs of a variable of the template (`bos_token`, `eos_token`) and a
+    /// token.
     ///
     /// # Errors
-    /// When the source is no template.
+    /// If `source` is not a valid template.
     pub fn new<N: Into<String>, T: Into<String>>(
         source: &str,
         origin: &str,
@@ -54,8 +58,8 @@ impl ChatTemplate {
             error,
         };
         let mut environment = Environment::new();
-        // As `ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)`. The name of a template selects HTML
-        // escaping in minijinja, and the name here is a file's: never escape.
+        // As `ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)`. minijinja
+        // selects HTML escaping by the extension of the name, which is a file here: never escape.
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);
@@ -78,13 +82,14 @@ impl ChatTemplate {
         Ok(template.with_clock(SystemTime::now))
     }
 
-    /// The same template with another clock behind `strftime_now`, which writes UTC: a fixed one makes prompts repeatable.
+    /// Replaces the clock of `strftime_now`, which renders UTC. A fixed clock makes prompts
+    /// reproducible.
     #[must_use]
     pub fn with_clock(mut self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         let strftime_now = move |format: String| {
             strftime(clock(), &format).map_err(|directive| {
                 let detail = format!(
-                    "strftime_now: expected a format of known directives, found {directive} in {format:?}"
+                    "strftime_now: expected supported directives, found {directive} in {format:?}"
                 );
                 Error::new(ErrorKind::InvalidOperation, detail)
             })
@@ -93,22 +98,18 @@ impl ChatTemplate {
         self
     }
 
-    /// The file that the template came from.
-    pub fn origin(&self) -> &str {
-        &self.origin
-    }
-
-    /// The text of a conversation, ending where the model has to go on when `add_generation_prompt` is set.
+    /// Renders a conversation. With `add_generation_prompt`, the text ends where the model's answer
+    /// begins.
     ///
     /// # Errors
-    /// When the template refuses the conversation (roles that don't alternate, a role it does not know) or fails on it.
+    /// If the template rejects the conversation, for example its order of roles, or fails on it.
     pub fn render(
         &self,
         messages: &[ChatMessage],
         add_generation_prompt: bool,
     ) -> Result<String, ChatTemplateError> {
         let messages: Vec<Value> = messages.iter().cloned().map(Value::from_object).collect();
-        // transformers passes None for what the caller did not give, and templates ask whether it is.
+        // transformers passes None for missing arguments, and templates test for it.
         let mut context: BTreeMap<&str, Value> = BTreeMap::from([
             ("messages", Value::from(messages)),
             ("add_generation_prompt", Value::from(add_generation_prompt)),

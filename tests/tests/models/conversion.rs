@@ -1,17 +1,15 @@
-//! Every family as a converted model: the same logits, and the same tensors on the way back.
+//! Converting every family: equal logits, and equal tensors after converting back.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::Device;
 use safetensors::SafeTensors;
-use sparq::Method;
-use sparq_models::CausalLm;
 use sparq_models::checkpoint::{Checkpoint, Conversion, WeightType};
 use sparq_tests::*;
 
-/// The checkpoints that there are.
+/// Returns the names of all fixtures.
 fn cases() -> Vec<String> {
     let entries = std::fs::read_dir(fixture("hf")).unwrap();
     let mut cases: Vec<String> = entries
@@ -23,16 +21,11 @@ fn cases() -> Vec<String> {
 }
 
 fn logits(checkpoint: &Checkpoint, case: &str, device: &Device) -> Vec<f32> {
-    let model = load(checkpoint, device);
-    let (shape, ids) = Expected::read(&format!("hf/{case}/expected.safetensors")).ints("input_ids");
-    let mut cache = model
-        .new_cache(shape[0], 16, FloatDType::F32, &Method::DENSE)
-        .unwrap();
-    let logits = model.prefill(tokens(&ids, shape[0], device), &mut cache, shape[1]);
-    values(logits.unwrap())
+    let expected = Expected::read(&format!("hf/{case}/expected.safetensors"));
+    prefill_logits(&load(checkpoint, device), &expected)
 }
 
-/// Bytes of all tensors of the files of a folder.
+/// Returns the bytes of all tensors in the weight files of a folder.
 fn weights(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut weights = BTreeMap::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -52,7 +45,7 @@ fn weights(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn every_family_is_the_same_as_a_converted_model_and_after_the_way_back() {
+fn conversion_keeps_logits_and_tensors() {
     for case in cases() {
         let source = fixture(&format!("hf/{case}"));
         let original = Arc::new(Checkpoint::open(&source).unwrap());
@@ -77,7 +70,7 @@ fn every_family_is_the_same_as_a_converted_model_and_after_the_way_back() {
 }
 
 #[test]
-fn every_family_can_be_built_without_its_weights() {
+fn blank_checkpoint_builds_every_family() {
     for case in cases() {
         let original = Checkpoint::open(&fixture(&format!("hf/{case}"))).unwrap();
         let blank = original.blank().unwrap();
@@ -90,7 +83,7 @@ fn every_family_can_be_built_without_its_weights() {
 }
 
 #[test]
-fn every_family_runs_in_8_bits() {
+fn q8_keeps_logits_of_every_family_close() {
     for case in cases() {
         let original = Arc::new(Checkpoint::open(&fixture(&format!("hf/{case}"))).unwrap());
         let converted = tempfile::tempdir().unwrap();

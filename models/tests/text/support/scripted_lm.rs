@@ -1,4 +1,4 @@
-//! A model whose answers are written down beforehand, and that records what it was asked.
+//! A model with a scripted reply that records its calls: [`ScriptedLm`].
 
 use std::sync::Mutex;
 
@@ -6,24 +6,24 @@ use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use sparq::{KvCache, KvCacheConfig, Method, SparqError};
 use sparq_models::{CausalLm, ModelCache};
 
-/// A call of the model and the tokens that it read.
+/// A call of the model, with the tokens it read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
     Prefill(Vec<u32>),
     Decode(u32),
 }
 
-/// Behind a sequence of n tokens it is sure of the token that its script has at n.
+/// A model that predicts the token at index n of its script after a sequence of n tokens.
 ///
-/// Its cache has one layer, whose keys are the tokens: what is in the cache can be compared with what should be.
+/// Its cache has one layer whose keys are the tokens, so tests can read the tokens from the cache.
 pub struct ScriptedLm {
     pub script: Vec<u32>,
     pub context_len: usize,
-    /// A token that is nearly as probable as the script's.
+    /// A token nearly as probable as that of the script.
     pub second: Option<u32>,
-    /// The length of the sequence at which it fails, after it has written to the cache.
+    /// The sequence length at which the model fails, after it has appended to the cache.
     pub fails_at: Option<usize>,
-    /// The length of the sequence at which a logit is NaN.
+    /// The sequence length at which a logit is NaN.
     pub nan_at: Option<usize>,
     pub calls: Mutex<Vec<Call>>,
 }
@@ -31,7 +31,7 @@ pub struct ScriptedLm {
 impl ScriptedLm {
     pub const VOCAB: usize = 300;
 
-    /// Says `reply` behind a prompt of `prompt_len` tokens.
+    /// Makes a model that answers `reply` to a prompt of `prompt_len` tokens.
     pub fn new(prompt_len: usize, reply: &[u32]) -> Self {
         let mut script = vec![0; prompt_len];
         script.extend_from_slice(reply);
@@ -45,12 +45,12 @@ impl ScriptedLm {
         }
     }
 
-    /// The calls since the last time that this was asked.
+    /// Returns the calls since the last time.
     pub fn take_calls(&self) -> Vec<Call> {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
 
-    /// The tokens in a cache of this model.
+    /// Returns the tokens in a cache of this model.
     pub fn tokens_in(cache: &ModelCache) -> Vec<u32> {
         let layer = &cache.layers[0];
         let keys: Vec<f32> = layer.tensors().k.clone().try_into_vec_as().unwrap();

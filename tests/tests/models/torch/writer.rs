@@ -1,10 +1,10 @@
-//! Writes files as `torch.save` does.
+//! Writes files in the format of `torch.save`.
 
 use std::io::Write;
 
 use rawzip::ZipArchiveWriter;
 
-/// A pickle in the making: instructions as PyTorch writes them.
+/// A pickle under construction, with the instructions that PyTorch writes.
 #[derive(Clone, Default)]
 pub struct Pickle(pub Vec<u8>);
 
@@ -52,7 +52,7 @@ impl Pickle {
             .op(b")RtR")
     }
 
-    /// A dictionary of tensors.
+    /// Appends a dictionary of tensors.
     pub fn state_dict(self, tensors: &[(String, View)]) -> Self {
         let open = self.op(b"}(");
         let write = |pickle: Self, (name, view): &(String, View)| pickle.text(name).tensor(view);
@@ -60,7 +60,7 @@ impl Pickle {
     }
 }
 
-/// What a pickle says of a tensor.
+/// The description of a tensor in a pickle.
 #[derive(Clone)]
 pub struct View {
     pub storage: &'static str,
@@ -72,7 +72,7 @@ pub struct View {
 }
 
 impl View {
-    /// The whole of the storage `key`, row behind row.
+    /// Returns the view of the whole storage `key`, in row-major order.
     pub fn whole(storage: &'static str, key: &str, shape: &[u64]) -> Self {
         let strides = (1..=shape.len()).map(|at| shape[at..].iter().product());
         Self {
@@ -86,7 +86,7 @@ impl View {
     }
 }
 
-/// An archive of these files in the folder `model`, none of them compressed.
+/// Returns an uncompressed archive with these files in the folder `model`.
 pub fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = ZipArchiveWriter::new(Vec::new());
     for (name, bytes) in files {
@@ -99,7 +99,7 @@ pub fn archive(files: &[(&str, &[u8])]) -> Vec<u8> {
     archive.finish().unwrap()
 }
 
-/// A file with this pickle, which ends here, and these storages.
+/// Returns a file with these storages and this pickle, whose end instruction is added.
 pub fn file(pickle: Pickle, storages: &[(&str, &[u8])]) -> Vec<u8> {
     let pickle = Pickle(b"\x80\x02".to_vec()).op(&pickle.0).op(b".").0;
     let names: Vec<_> = storages

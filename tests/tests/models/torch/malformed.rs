@@ -1,4 +1,5 @@
-//! What is no file of PyTorch, only a part of one, or one that would run something, is an error that names it: never a panic, never memory for what it claims.
+//! Malformed, truncated and malicious PyTorch files give errors that name the file. They cause no
+//! panic, and no allocation of the sizes they claim.
 
 use std::fs;
 
@@ -8,7 +9,7 @@ use sparq_tests::fixture;
 use super::folder;
 use super::writer::{Pickle, View, archive, file};
 
-/// The error of opening these weights.
+/// Returns the error in opening these weights.
 #[track_caller]
 fn error(weights: &[u8]) -> String {
     let error = match Checkpoint::open(folder(weights).path()) {
@@ -39,7 +40,7 @@ fn from_torch(name: &str) -> Vec<u8> {
     fs::read(fixture(&format!("torch/{name}.bin"))).unwrap()
 }
 
-/// A file with one tensor, changed.
+/// Returns a file with one tensor, after `change`.
 fn one_tensor(change: impl FnOnce(&mut View)) -> Vec<u8> {
     let mut view = View::whole("FloatStorage", "0", &[2, 3]);
     change(&mut view);
@@ -48,13 +49,13 @@ fn one_tensor(change: impl FnOnce(&mut View)) -> Vec<u8> {
 }
 
 #[test]
-fn a_good_file_opens() {
+fn valid_file_opens() {
     let checkpoint = Checkpoint::open(folder(&one_tensor(|_| ())).path()).unwrap();
     assert_eq!(checkpoint.entry("a").unwrap().shape, [2, 3]);
 }
 
 #[test]
-fn what_pytorch_writes_and_is_not_read_is_told_with_the_remedy() {
+fn unsupported_files_name_the_remedy() {
     assert_error(&from_torch("legacy"), &["PyTorch before 1.6", "torch.save"]);
     assert_error(&from_torch("permuted"), &["tensor \"a\"", ".contiguous()"]);
     assert_error(
@@ -76,7 +77,7 @@ fn what_pytorch_writes_and_is_not_read_is_told_with_the_remedy() {
 }
 
 #[test]
-fn a_pickle_that_would_run_something_is_refused() {
+fn pickles_that_call_functions_are_refused() {
     let calls = [
         ("os", "system"),
         ("builtins", "eval"),
@@ -91,13 +92,13 @@ fn a_pickle_that_would_run_something_is_refused() {
         let named = format!("{module}.{name}");
         assert_error(&file(call, &[]), &[&named, "save model.state_dict() alone"]);
     }
-    // By the names of protocol 4.
+    // The same call in the form of protocol 4.
     let call = Pickle::default().text("os").text("system").op(b"\x93");
     assert_error(&file(call, &[]), &["os.system"]);
 }
 
 #[test]
-fn every_beginning_of_a_file_is_refused() {
+fn truncated_files_are_refused() {
     for bytes in [from_torch("module"), one_tensor(|_| ())] {
         for length in 0..bytes.len() {
             error(&bytes[..length]);
@@ -106,7 +107,7 @@ fn every_beginning_of_a_file_is_refused() {
 }
 
 #[test]
-fn every_flipped_byte_opens_or_is_refused() {
+fn flipped_bytes_open_or_are_refused() {
     let bytes = from_torch("module");
     for place in 0..bytes.len() {
         for flip in [0x01, 0x80, 0xff] {
@@ -123,7 +124,7 @@ fn every_flipped_byte_opens_or_is_refused() {
 }
 
 #[test]
-fn a_tensor_is_held_against_its_storage() {
+fn tensors_outside_their_storage_are_refused() {
     let outside = ["tensor \"a\"", "a part of 6 elements"];
     for number in [1, 7, 1 << 40, 1 << 61] {
         assert_error(&one_tensor(|view| view.offset = number), &outside);
@@ -132,7 +133,7 @@ fn a_tensor_is_held_against_its_storage() {
         let elements = one_tensor(|view| view.elements = number);
         assert_error(&elements, &["tensor \"a\"", "in \"data/0\"", "24 bytes"]);
     }
-    // Negative numbers are those beyond the greatest.
+    // u64::MAX is -1 in the pickle.
     let fields: [fn(&mut View); 4] = [
         |view| view.offset = u64::MAX,
         |view| view.shape[1] = u64::MAX,
@@ -156,8 +157,8 @@ fn a_tensor_is_held_against_its_storage() {
 }
 
 #[test]
-fn no_more_tensors_than_file() {
-    // One row again and again: few bytes that claim to be many.
+fn tensors_larger_than_the_file_are_refused() {
+    // One row repeated by a stride of 0: a small file that claims many bytes.
     let repeated =
         |rows| one_tensor(|view| (view.shape, view.strides) = (vec![rows, 3], vec![0, 1]));
     assert!(Checkpoint::open(folder(&repeated(4)).path()).is_ok());
@@ -178,7 +179,7 @@ fn no_more_tensors_than_file() {
 }
 
 #[test]
-fn bombs_are_refused_before_they_go_off() {
+fn pickles_that_exhaust_memory_are_refused() {
     let dims = vec![1; 100_000];
     let many_dims = one_tensor(|view| (view.shape, view.strides) = (dims.clone(), dims));
     assert_error(&many_dims, &["another object"]);
@@ -202,7 +203,7 @@ fn bombs_are_refused_before_they_go_off() {
         &file(Pickle::default().op(&vec![b'N'; 17 << 20]), &[]),
         &["data.pkl", "at most 16777216 bytes"],
     );
-    // A list in a list in a list, and a dictionary that holds itself.
+    // Deeply nested tuples, and a dictionary that contains itself.
     assert_error(
         &file(Pickle::default().op(&b"\x85".repeat(100)), &[]),
         &["a value on the stack"],
@@ -214,7 +215,7 @@ fn bombs_are_refused_before_they_go_off() {
         .text("state_dict")
         .op(b"h\x01s");
     assert_error(&file(own, &[]), &["a dictionary of tensors", "state_dict"]);
-    // Memory that a length claims.
+    // A length of 4 GiB without data.
     assert_error(
         &file(Pickle::default().op(b"X\xff\xff\xff\xff"), &[]),
         &["4294967295 bytes"],
@@ -222,7 +223,7 @@ fn bombs_are_refused_before_they_go_off() {
 }
 
 #[test]
-fn nonsense_is_named_with_its_place() {
+fn invalid_pickles_name_the_position() {
     let cases: [(&[u8], &str); 14] = [
         (b"", "a value on the stack"),
         (b"(t0", "an instruction"),
@@ -260,7 +261,7 @@ fn nonsense_is_named_with_its_place() {
 }
 
 #[test]
-fn archives_that_torch_does_not_write_are_refused() {
+fn archives_unlike_those_of_torch_are_refused() {
     assert_error(&archive(&[("data/0", b"1234")]), &["data.pkl"]);
     assert_error(&archive(&[("a/data.pkl", b"}.")]), &["data.pkl"]);
     assert_error(

@@ -1,4 +1,4 @@
-//! What SparQ keeps of a sliding window is counted within the window.
+//! The attention probability that SparQ keeps of a sliding window.
 
 use burn::tensor::{Device, FloatDType};
 use sparq::{Method, SparqConfig};
@@ -8,12 +8,10 @@ use sparq_models::checkpoint::Checkpoint;
 use sparq_tests::*;
 
 #[test]
-fn as_many_positions_as_the_window_has_keep_all_of_it() {
+fn top_k_of_the_window_size_keeps_everything() {
     let device = Device::flex();
-    let model = load(
-        &Checkpoint::open(&fixture("hf/mistral_sliding")).unwrap(),
-        &device,
-    );
+    let checkpoint = Checkpoint::open(&fixture("hf/mistral_sliding")).unwrap();
+    let model = load(&checkpoint, &device);
     let few = SparqConfig::new(2, 2);
     let method = Method::from(few);
     let mut cache = model.new_cache(1, 64, FloatDType::F32, &method).unwrap();

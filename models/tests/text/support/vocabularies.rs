@@ -1,15 +1,14 @@
-//! Small vocabularies in the two forms that checkpoints have: byte-level BPE, and SentencePiece with byte fallback.
-
-// Each test binary compiles its own copy and uses a part of it.
-#![allow(dead_code)]
+//! Small vocabularies of the two common kinds: byte-level BPE, and SentencePiece with byte
+//! fallback.
 
 use serde_json::{Value, json};
 use sparq_models::text::TextTokenizer;
 
-/// The special token that [`byte_level`] has behind its bytes.
+/// The special token of [`byte_level`], which follows the bytes.
 pub const END: u32 = 256;
 
-/// The letter by which byte-level BPE writes a byte: printable Latin-1 stands for itself, the others follow from U+0100 on.
+/// Returns the character of a byte in byte-level BPE: printable Latin-1 maps to itself, other bytes
+/// to the characters from U+0100 on.
 fn letter(byte: u8) -> char {
     let printable = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     if printable(byte) {
@@ -19,13 +18,13 @@ fn letter(byte: u8) -> char {
     char::from_u32(256 + before).unwrap()
 }
 
-/// A tokenizer.json whose token ids are bytes, then `<|end|>`, then one token for each of `words`.
+/// Returns a tokenizer.json with the bytes, then `<|end|>`, then one token for each of `words`.
 pub fn byte_level_json(words: &[&[u8]]) -> Value {
     let mut vocab = serde_json::Map::new();
     for byte in 0..=255 {
         vocab.insert(letter(byte).to_string(), json!(byte));
     }
-    // An added token that the vocabulary lacks would get the first id behind it, whatever its entry says.
+    // Without this entry, the added token would get the next free id instead of its own.
     vocab.insert("<|end|>".to_owned(), json!(END));
     for (id, word) in (END + 1..).zip(words) {
         let word: String = word.iter().map(|&byte| letter(byte)).collect();
@@ -45,12 +44,13 @@ pub fn byte_level_json(words: &[&[u8]]) -> Value {
     })
 }
 
-/// The tokenizer of [`byte_level_json`].
+/// Returns the tokenizer of [`byte_level_json`].
 pub fn byte_level(words: &[&[u8]]) -> TextTokenizer {
     parse(&byte_level_json(words))
 }
 
-/// A tokenizer in the form of Llama 2: `▁` for spaces, the first of which is stripped, `<0xHH>` for bytes, `<s>` in front.
+/// Returns a tokenizer like that of Llama 2: `▁` for spaces, of which the first is stripped,
+/// `<0xHH>` for bytes, and the BOS token `<s>`.
 pub fn llama2(words: &[&str]) -> TextTokenizer {
     let mut vocab = serde_json::Map::new();
     for (id, token) in ["<unk>", "<s>", "</s>"].iter().enumerate() {

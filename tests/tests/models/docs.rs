@@ -1,19 +1,19 @@
-//! The documentation shows the code that there is.
+//! Code and tables in the documentation equal the sources.
 
-const GUIDE: &str = include_str!("../../docs/adding-a-model.md");
+const GUIDE: &str = include_str!("../../../docs/adding-a-model.md");
 
 #[test]
-fn the_guide_to_adding_a_model_shows_a_family_and_its_line_as_they_are() {
-    let file = include_str!("../../models/src/families/mistral.rs");
+fn adding_a_model_shows_a_family_and_its_line() {
+    let file = include_str!("../../../models/src/families/mistral.rs");
     assert!(GUIDE.contains(file.trim_end()));
-    let table = include_str!("../../models/src/families/mod.rs");
+    let table = include_str!("../../../models/src/families/mod.rs");
     let line = table
         .lines()
         .find(|line| line.trim_start().starts_with("Mistral:"));
     assert!(GUIDE.contains(line.expect("the table has the family")));
 }
 
-/// The code blocks of a page, without their fences.
+/// Returns the Rust code blocks of a page.
 fn code(page: &str) -> Vec<&str> {
     let blocks = page.split("```rust\n").skip(1);
     blocks
@@ -22,15 +22,15 @@ fn code(page: &str) -> Vec<&str> {
 }
 
 #[test]
-fn the_way_into_burn_shows_the_examples_as_they_are() {
+fn burn_page_shows_the_examples() {
     let examples = [
-        include_str!("../../models/examples/load_converted.rs"),
-        include_str!("../../crates/sparq/examples/swap_attention.rs"),
-        include_str!("../../crates/sparq/examples/convert_record.rs"),
+        include_str!("../../../models/examples/load_converted.rs"),
+        include_str!("../../../crates/sparq/examples/swap_attention.rs"),
+        include_str!("../../../crates/sparq/examples/convert_record.rs"),
     ];
-    // A method stands further to the right in its file than on the page.
+    // A method is indented in its file but not on the page.
     let lines = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
-    let blocks = code(include_str!("../../docs/burn.md"));
+    let blocks = code(include_str!("../../../docs/burn.md"));
     assert_eq!(blocks.len(), 4);
     for block in blocks {
         let shown = |example: &str| lines(example).contains(&lines(block));
@@ -39,8 +39,8 @@ fn the_way_into_burn_shows_the_examples_as_they_are() {
 }
 
 #[test]
-fn the_table_of_methods_has_all_of_them() {
-    let table = include_str!("../../docs/methods.md");
+fn methods_page_lists_every_method() {
+    let table = include_str!("../../../docs/methods.md");
     for name in sparq::Method::names() {
         assert!(table.contains(&format!("`{name}`")), "{name}");
     }

@@ -1,15 +1,14 @@
-//! Every family as a model: from chance, from old files, with a window in some layers, and trainable.
+//! Models of every family: random weights, old files, sliding windows, half precision and training.
 
-mod checkpoint_support;
+use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use checkpoint_support::fixture;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sparq::{KvCache, Method, SparqConfig};
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::{CausalLm, Decoder, DecoderConfig};
 
-/// A fixture of each family.
+/// One fixture of each family, in `tests/fixtures/hf`.
 const FAMILIES: [&str; 6] = [
     "llama3",
     "mistral_sliding",
@@ -19,8 +18,10 @@ const FAMILIES: [&str; 6] = [
     "qwen3",
 ];
 
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/hf");
+
 fn config(name: &str) -> (Checkpoint, DecoderConfig) {
-    let checkpoint = Checkpoint::open(&fixture(name)).unwrap();
+    let checkpoint = Checkpoint::open(&Path::new(FIXTURES).join(name)).unwrap();
     let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
     (checkpoint, config)
 }
@@ -30,7 +31,7 @@ fn tokens(len: i64, device: &Device) -> Tensor<2, Int> {
     Tensor::<1, Int>::from_ints(ids.as_slice(), device).unsqueeze()
 }
 
-/// Logits of every position, by one prefill.
+/// Returns the logits of every position after one prefill.
 fn prefill(model: &Decoder, len: usize) -> Vec<f32> {
     let mut cache = model
         .new_cache(1, len, FloatDType::F32, &Method::DENSE)
@@ -50,14 +51,15 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 }
 
 #[test]
-fn every_family_starts_from_chance() {
+fn random_weights_give_small_logits() {
     let device = Device::default();
     device.seed(3);
     for name in FAMILIES {
         let (_, config) = config(name);
         let model = Decoder::init(&config, FloatDType::F32, &device).unwrap();
         let logits = prefill(&model, 20);
-        // Normed vectors of length sqrt(D), on rows of standard deviation 0.02: scales of norms are 1, also where 0 is what would be stored.
+        // The last norm gives vectors of length sqrt(D), the head has a standard deviation of 0.02.
+        // So norms scale by 1, also in Gemma, which stores 0 for it.
         let square = logits.iter().map(|x| x * x).sum::<f32>() / logits.len() as f32;
         let expected = 0.02 * (config.hidden_size as f32).sqrt();
         assert!(
@@ -68,9 +70,9 @@ fn every_family_starts_from_chance() {
 }
 
 #[test]
-fn constants_of_old_files_are_no_weights_and_nothing_else_is_left() {
+fn constants_of_old_files_are_ignored() {
     for name in FAMILIES {
-        let path = fixture(name);
+        let path = Path::new(FIXTURES).join(name);
         let read = |file: &str| std::fs::read(path.join(file)).unwrap();
         let (weights, json) = (read("model.safetensors"), read("config.json"));
         let file = SafeTensors::deserialize(&weights).unwrap();
@@ -98,7 +100,7 @@ fn constants_of_old_files_are_no_weights_and_nothing_else_is_left() {
 }
 
 #[test]
-fn each_layer_slides_its_own_window() {
+fn each_layer_has_its_own_window() {
     let device = Device::default();
     let (checkpoint, full) = config("qwen2");
     let load = |windows: &[Option<usize>]| {
@@ -135,7 +137,7 @@ fn each_layer_slides_its_own_window() {
 }
 
 #[test]
-fn sparq_leaves_positions_out_in_every_family() {
+fn sparq_skips_positions_in_every_family() {
     for name in FAMILIES {
         let (checkpoint, config) = config(name);
         let device = Device::default();
@@ -155,7 +157,7 @@ fn sparq_leaves_positions_out_in_every_family() {
 }
 
 #[test]
-fn sixteen_bits_differ_by_their_rounding_alone() {
+fn half_precision_differs_by_rounding() {
     let device = Device::default();
     for name in FAMILIES {
         let (checkpoint, config) = config(name);
@@ -169,7 +171,7 @@ fn sixteen_bits_differ_by_their_rounding_alone() {
                 let mut cache = model.new_cache(1, 40, dtype, &method).unwrap();
                 let part = |from, to| tokens(40, &device).slice_dim(1, from..to);
                 let read = model.prefill(part(0, 39), &mut cache, 39).unwrap();
-                // Whichever positions are kept, the step runs in these types.
+                // The step may select other positions, but it has to run in this type.
                 let step = model.decode(part(39, 40), &mut cache, &method).unwrap();
                 assert!(values(step).iter().all(|logit| logit.is_finite()));
                 values(read)
@@ -185,7 +187,7 @@ fn sixteen_bits_differ_by_their_rounding_alone() {
 
 #[cfg(feature = "autodiff")]
 #[test]
-fn split_projections_and_shifted_norms_are_trainable() {
+fn split_projections_and_norms_are_trainable() {
     use burn::module::{Module, ModuleVisitor, Param};
     use burn::tensor::Gradients;
 
@@ -197,7 +199,8 @@ fn split_projections_and_shifted_norms_are_trainable() {
         }
     }
     let device = Device::default().autodiff();
-    // What a cache stores is detached: all but keys and values. Of GPT-NeoX 12 tensors a layer and 4 others, of Gemma 7 and 2.
+    // Gradients do not reach the key and value projections, because the cache stores detached
+    // tensors. The others are 12 tensors per layer and 4 more in GPT-NeoX, 7 and 2 in Gemma.
     for (name, expected) in [("gpt_neox", 3 * 12 + 4), ("gemma_mqa", 3 * 7 + 2)] {
         let (checkpoint, config) = config(name);
         let model = Decoder::load(&checkpoint, &config, FloatDType::F32, &device).unwrap();

@@ -1,4 +1,4 @@
-//! The model of every family: [`Decoder`].
+//! The model: [`Decoder`].
 
 use burn::module::Module;
 use burn::nn::{Embedding, Linear};
@@ -21,8 +21,9 @@ use crate::{CausalLm, ModelCache};
 /// use sparq_models::{CausalLm, Decoder, DecoderConfig, checkpoint::Checkpoint};
 ///
 /// let (device, dtype) = (Device::default(), FloatDType::F32);
-/// let checkpoint = Checkpoint::open(Path::new("checkpoints/any"))?;
-/// let model = Decoder::load(&checkpoint, &DecoderConfig::from_checkpoint(&checkpoint)?, dtype, &device)?;
+/// let checkpoint = Checkpoint::open(Path::new("checkpoints/llama"))?;
+/// let config = DecoderConfig::from_checkpoint(&checkpoint)?;
+/// let model = Decoder::load(&checkpoint, &config, dtype, &device)?;
 ///
 /// let method = Method::from(SparqConfig::new(32, 128));
 /// let mut cache = model.new_cache(1, 1024, dtype, &method)?;
@@ -36,35 +37,34 @@ pub struct Decoder {
     embed: Embedding,
     layers: Vec<Layer>,
     norm: Norm,
-    /// `None` where the embedding table is also the head: it is then held once and read transposed.
+    /// `None` with tied embeddings: the embedding table is held once and read transposed.
     head: Option<Linear>,
     #[module(skip)]
     embed_scale: Option<f64>,
     #[module(skip)]
     context_len: usize,
-    /// How many of the first layers attend densely in a step, whatever the method.
+    /// The number of first layers whose decode steps are dense with every method.
     #[module(skip)]
     dense_layers: usize,
 }
 
 impl Decoder {
-    /// Builds the model from a checkpoint, its weights converted to `dtype` on `device`. `config` is a [`DecoderConfig`], or the configuration of a family.
+    /// Loads a checkpoint and converts its weights to `dtype` on `device`.
     ///
     /// # Errors
-    /// When a tensor is missing, has another shape than `config` says or holds weights that are not finite, when the device does not
-    /// compute in `dtype`, or when a file can't be read.
+    /// If a tensor is missing, has another shape than `config` requires or holds values that are
+    /// not finite, if the device does not compute in `dtype`, or if a file cannot be read.
     ///
     /// # Panics
-    /// If fields of `config` were set to values that reading a configuration refuses.
+    /// If `config` was changed to values that reading a configuration refuses.
     pub fn load(
         checkpoint: &Checkpoint,
-        config: impl Into<DecoderConfig>,
+        config: &DecoderConfig,
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
-        let config = config.into();
         let loader = Loader::new(checkpoint, device, dtype)?;
-        let model = Self::build(&loader, &config, device)?;
+        let model = Self::build(&loader, config, device)?;
         if config.tie_word_embeddings {
             // Some checkpoints store the embedding table under both names.
             checkpoint.ignore(&format!("{}.weight", config.keys.head));
@@ -78,10 +78,11 @@ impl Decoder {
         Ok(model)
     }
 
-    /// A model with random weights in `dtype` on `device`: to train, or to measure the shapes of models that are too large to pass around.
+    /// Makes a model with random weights in `dtype` on `device`, for training or for timing.
     ///
-    /// Matrices are drawn from a normal distribution of standard deviation 0.02 (the families' `initializer_range`), biases are 0 and scales of norms 1.
-    /// [`Device::seed`] makes the weights repeatable.
+    /// Matrices follow a normal distribution of standard deviation 0.02 (the families'
+    /// `initializer_range`). Biases are 0 and the weights of norms scale by 1. [`Device::seed`]
+    /// makes the weights reproducible.
     ///
     /// ```
     /// use burn::tensor::{Device, FloatDType};
@@ -95,17 +96,17 @@ impl Decoder {
     /// ```
     ///
     /// # Errors
-    /// [`CheckpointError::DeviceType`] where the device does not compute in `dtype`.
+    /// [`CheckpointError::DeviceType`] if the device does not compute in `dtype`.
     ///
     /// # Panics
     /// As [`Decoder::load`].
     pub fn init(
-        config: impl Into<DecoderConfig>,
+        config: &DecoderConfig,
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
         check_device(device, dtype)?;
-        Self::build(&RandomWeights { device, dtype }, &config.into(), device)
+        Self::build(&RandomWeights { device, dtype }, config, device)
     }
 
     fn build(
@@ -114,9 +115,9 @@ impl Decoder {
         device: &Device,
     ) -> Result<Self, CheckpointError> {
         let (hidden, vocab, keys) = (config.hidden_size, config.vocab_size, &config.keys);
-        // One table of angles for all layers.
+        // All layers share one table of angles.
         let rotary = config.rotary.init(device);
-        let rotary = rotary.expect("the configuration was checked when it was read");
+        let rotary = rotary.expect("a configuration that was read has valid RoPE parameters");
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::build(weights, config, index, &rotary));
         Ok(Self {
@@ -133,9 +134,11 @@ impl Decoder {
         })
     }
 
-    /// Lets the first `layers` attend densely in every step, whatever its method; 0 at first.
+    /// Makes the decode steps of the first `layers` layers dense with every method. The default is
+    /// 0.
     ///
-    /// Their caches hold what dense attention reads, so set it before they are made.
+    /// Set it before making caches: the caches of these layers hold only what dense attention
+    /// reads.
     pub fn with_dense_layers(self, layers: usize) -> Self {
         Self {
             dense_layers: layers,
@@ -143,7 +146,7 @@ impl Decoder {
         }
     }
 
-    /// The method of layer `index` in a step of `method`.
+    /// Returns the method of layer `index` in a decode step with `method`.
     fn method_of<'a>(&self, index: usize, method: &'a Method) -> &'a Method {
         match index < self.dense_layers {
             true => &Method::DENSE,
@@ -151,7 +154,8 @@ impl Decoder {
         }
     }
 
-    /// tokens [B, T] -> logits [B, last, vocab] of the last positions, in f32; a step where there is a `method`, else a prefill.
+    /// Maps tokens [B, T] to the logits [B, last, vocab] of the last positions, in f32: a decode
+    /// step with `method`, a prefill without.
     fn forward(
         &self,
         tokens: Tensor<2, Int>,
@@ -161,18 +165,12 @@ impl Decoder {
     ) -> Result<Tensor<3>, SparqError> {
         let [_, len] = tokens.dims();
         if cache.layers.len() != self.layers.len() {
-            return Err(lengths(
-                "cache",
-                format!("{} layers", self.layers.len()),
-                cache.layers.len(),
-            ));
+            let expected = format!("{} layers", self.layers.len());
+            return Err(wrong_value("cache", expected, cache.layers.len()));
         }
         if last == 0 || last > len {
-            return Err(lengths(
-                "last",
-                format!("1 to {len} (the tokens given)"),
-                last,
-            ));
+            let expected = format!("1 to {len} (the number of tokens)");
+            return Err(wrong_value("last", expected, last));
         }
         let mut x = self.embed.forward(tokens);
         if let Some(scale) = self.embed_scale {
@@ -185,7 +183,8 @@ impl Decoder {
         let x = self.norm.forward(x.slice_dim(1, len - last..len));
         let logits = match &self.head {
             Some(head) => head.forward(x),
-            // In two dimensions: with three, burn copies the transposed table, at 49152 x 576 for 137 ms a step where the product takes 10.
+            // In two dimensions. With three, burn copies the transposed table in every step: at
+            // 49152 x 576 the copy takes 137 ms and the product 10 ms.
             None => {
                 let [batch, len, hidden] = x.dims();
                 let table = self.embed.weight.val();
@@ -197,8 +196,11 @@ impl Decoder {
     }
 }
 
-/// A method that a cache was not made for is an error; so is a batch that differs from the cache's. Token ids are not looked at, because on a GPU that would
-/// wait for the device at every step: an id beyond [`CausalLm::vocab_size`] panics on CPUs and reads some other row on GPUs. Check them before the upload.
+/// A method or a batch size that the cache was not made for is an error.
+///
+/// Token ids are not checked, because on a GPU the check would wait for the device in every step.
+/// An id outside the vocabulary panics on CPUs and reads an arbitrary embedding on GPUs, so check
+/// ids before the upload.
 impl CausalLm for Decoder {
     fn vocab_size(&self) -> usize {
         self.embed.weight.dims()[0]
@@ -254,12 +256,12 @@ impl CausalLm for Decoder {
     }
 
     fn is_capturable(&self) -> bool {
-        // All weights are loaded by one thread.
+        // One thread loads all weights, so one of them answers for all.
         sparq::ops::can_be_recorded(&self.embed.weight.val())
     }
 }
 
-fn lengths(what: &'static str, expected: String, found: usize) -> SparqError {
+fn wrong_value(what: &'static str, expected: String, found: usize) -> SparqError {
     SparqError::Value {
         what,
         expected,

@@ -1,4 +1,4 @@
-//! Logits of every family equal those of Hugging Face transformers: at every position, through prefill and step by step, with left padding.
+//! Logits and greedy tokens of every family, compared with Hugging Face transformers.
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use sparq::{Method, Sketch, SparqConfig};
@@ -25,17 +25,14 @@ fn on_every_case(check: impl Fn(&str, &Device, &Decoder, &Expected)) {
         for case in CASES {
             let checkpoint = Checkpoint::open(&fixture(&format!("hf/{case}"))).unwrap();
             let model = load(&checkpoint, &device);
-            check(
-                case,
-                &device,
-                &model,
-                &Expected::read(&format!("hf/{case}/expected.safetensors")),
-            );
+            let expected = Expected::read(&format!("hf/{case}/expected.safetensors"));
+            check(case, &device, &model, &expected);
         }
     }
 }
 
-/// Dense attention, and SparQ where it must be dense: full rank, everything kept, or at most k positions, of all or of the window.
+/// Returns dense attention, and SparQ with settings that make it dense: full rank and all
+/// positions, or a top-k that covers all positions or the window.
 fn dense_methods(model: &Decoder) -> [Method; 3] {
     let cache: ModelCache = model
         .new_cache(1, 1, FloatDType::F32, &Method::DENSE)
@@ -57,19 +54,10 @@ fn assert_close(found: &[f32], expected: &[f32], device: &Device, what: &str) {
 }
 
 #[test]
-fn prefill_equals_transformers_at_every_position() {
+fn prefill_equals_transformers() {
     on_every_case(|case, device, model, expected| {
-        let (shape, ids) = expected.ints("input_ids");
-        let (_, logits) = expected.floats("logits");
-        let mut cache = model
-            .new_cache(shape[0], 16, FloatDType::F32, &Method::DENSE)
-            .unwrap();
-        let found = values(
-            model
-                .prefill(tokens(&ids, shape[0], device), &mut cache, shape[1])
-                .unwrap(),
-        );
-        assert_close(&found, &logits, device, case);
+        let found = prefill_logits(model, expected);
+        assert_close(&found, &expected.floats("logits").1, device, case);
     });
 }
 
@@ -94,7 +82,7 @@ fn prefill_in_chunks_equals_transformers() {
 }
 
 #[test]
-fn decoding_token_by_token_equals_transformers() {
+fn decode_steps_equal_transformers() {
     on_every_case(|case, device, model, expected| {
         let (shape, ids) = expected.ints("input_ids");
         let (_, logits) = expected.floats("logits");
@@ -117,7 +105,7 @@ fn decoding_token_by_token_equals_transformers() {
 }
 
 #[test]
-fn left_padded_rows_equal_transformers_by_prefill_and_by_steps() {
+fn left_padded_sequences_equal_transformers() {
     on_every_case(|case, device, model, expected| {
         let (shape, ids) = expected.ints("input_ids");
         let (_, padding) = expected.ints("left_pad");
@@ -148,7 +136,7 @@ fn left_padded_rows_equal_transformers_by_prefill_and_by_steps() {
     });
 }
 
-/// Greedy continuation of `prompt`, as long as `expected` goes.
+/// Compares the greedy continuation of `prompt` with `expected`.
 fn assert_greedy(model: &Decoder, device: &Device, prompt: &[i64], expected: &[i64], what: &str) {
     let mut cache = model
         .new_cache(1, 16, FloatDType::F32, &Method::DENSE)
@@ -174,13 +162,17 @@ fn greedy_tokens_equal_transformers() {
         let (shape, ids) = expected.ints("input_ids");
         let (_, greedy) = expected.ints("greedy");
         let (prompt, continuation) = greedy.split_at(shape[1]);
-        assert_eq!(prompt, &ids[..shape[1]], "greedy starts with the first row");
+        assert_eq!(
+            prompt,
+            &ids[..shape[1]],
+            "greedy starts with the first sequence"
+        );
         assert_greedy(model, device, prompt, continuation, case);
     });
 }
 
 #[test]
-fn the_embedded_model_equals_transformers() {
+fn embedded_model_equals_transformers() {
     let expected = Expected::read("embedded/expected.safetensors");
     let (shape, ids) = expected.ints("input_ids");
     let (logits_shape, logits) = expected.floats("last_logits");

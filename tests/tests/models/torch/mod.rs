@@ -1,4 +1,4 @@
-//! `pytorch_model.bin` is the checkpoint that PyTorch would make of it, and never run.
+//! `pytorch_model.bin`: tensors equal those that PyTorch loads, without running code of the file.
 
 mod malformed;
 mod writer;
@@ -11,14 +11,12 @@ use std::sync::Arc;
 use burn::tensor::{Device, FloatDType};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
-use sparq::Method;
-use sparq_models::CausalLm;
 use sparq_models::checkpoint::{Checkpoint, Conversion, StoredType};
 use sparq_tests::*;
 use tempfile::TempDir;
 use writer::{Pickle, View, file};
 
-/// A folder with an empty configuration and this file of weights.
+/// Makes a folder with an empty config.json and this weight file.
 fn folder(weights: &[u8]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("config.json"), b"{}").unwrap();
@@ -26,13 +24,13 @@ fn folder(weights: &[u8]) -> TempDir {
     folder
 }
 
-/// A file that PyTorch wrote; an open file stays readable when its name is gone.
+/// Opens a file that PyTorch wrote. An open file stays readable after its folder is deleted.
 fn open(name: &str) -> Checkpoint {
     let weights = fs::read(fixture(&format!("torch/{name}.bin"))).unwrap();
     Checkpoint::open(folder(&weights).path()).unwrap()
 }
 
-/// A tensor of any shape in its own order.
+/// Reads a tensor of one to three dimensions, in row-major order.
 fn read(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
     let (device, dtype) = (Device::default(), FloatDType::F32);
     match *checkpoint.entry(name).unwrap().shape {
@@ -44,7 +42,7 @@ fn read(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
 }
 
 #[test]
-fn views_of_every_kind_are_what_pytorch_makes_of_them() {
+fn views_equal_those_of_pytorch() {
     let bytes = fs::read(fixture("torch/views.safetensors")).unwrap();
     let expected = SafeTensors::deserialize(&bytes).unwrap();
     let expected_values = Checkpoint::from_bytes("expected", b"{}", bytes.clone()).unwrap();
@@ -71,10 +69,10 @@ fn views_of_every_kind_are_what_pytorch_makes_of_them() {
 }
 
 #[test]
-fn matrices_in_rows_and_in_columns_become_layers() {
+fn row_and_column_major_matrices_convert() {
     let checkpoint = open("views");
     let converted = tempfile::tempdir().unwrap();
-    // Transposed on the way, both ways, and back.
+    // Covers weights stored in row-major and in column-major order.
     Conversion::new(Arc::new(checkpoint))
         .write_safetensors(converted.path())
         .unwrap();
@@ -89,7 +87,7 @@ fn matrices_in_rows_and_in_columns_become_layers() {
 }
 
 #[test]
-fn a_state_dict_is_found_with_its_tied_weights_and_beside_other_things() {
+fn state_dict_is_found_beside_other_objects() {
     let names = [
         "embed.weight",
         "head.weight",
@@ -119,7 +117,8 @@ fn a_state_dict_is_found_with_its_tied_weights_and_beside_other_things() {
     );
 }
 
-/// The tensors of a folder of safetensors as files of PyTorch, cut into `count`, with an index if there are several.
+/// Converts a folder of safetensors to `count` files in PyTorch's format, with an index if there
+/// are several.
 fn rewrite(source: &Path, target: &Path, count: usize) {
     let mut tensors = BTreeMap::new();
     for entry in fs::read_dir(source).unwrap() {
@@ -171,7 +170,7 @@ fn rewrite(source: &Path, target: &Path, count: usize) {
 }
 
 #[test]
-fn models_have_the_logits_of_transformers_whole_and_in_shards() {
+fn single_files_and_shards_equal_transformers() {
     for device in devices() {
         for (case, count) in [
             ("llama2", 3),
@@ -183,20 +182,15 @@ fn models_have_the_logits_of_transformers_whole_and_in_shards() {
             rewrite(&fixture(&format!("hf/{case}")), folder.path(), count);
             let model = load(&Checkpoint::open(folder.path()).unwrap(), &device);
             let expected = Expected::read(&format!("hf/{case}/expected.safetensors"));
-            let (shape, ids) = expected.ints("input_ids");
-            let (_, logits) = expected.floats("logits");
-            let mut cache = model
-                .new_cache(shape[0], 16, FloatDType::F32, &Method::DENSE)
-                .unwrap();
-            let found = model.prefill(tokens(&ids, shape[0], &device), &mut cache, shape[1]);
-            let worst = max_difference(&values(found.unwrap()), &logits);
+            let found = prefill_logits(&model, &expected);
+            let worst = max_difference(&found, &expected.floats("logits").1);
             assert!(worst < 2e-4, "{case} on {device:?}: {worst}");
         }
     }
 }
 
 #[test]
-fn a_missing_shard_is_named() {
+fn missing_shard_is_named() {
     let folder = tempfile::tempdir().unwrap();
     rewrite(&fixture("hf/llama2"), folder.path(), 3);
     fs::remove_file(folder.path().join("pytorch_model-00002-of-00003.bin")).unwrap();
@@ -212,7 +206,7 @@ fn a_missing_shard_is_named() {
 }
 
 #[test]
-fn safetensors_go_first() {
+fn safetensors_take_precedence() {
     let folder = folder(b"not read");
     let weights = fs::read(fixture("torch/views.safetensors")).unwrap();
     fs::write(folder.path().join("model.safetensors"), weights).unwrap();

@@ -1,4 +1,4 @@
-//! What families read alike: [`read_base`], and the [`check`] that all of them pass.
+//! The entries that most families share: [`read_common`], and [`check`] for all families.
 
 use burn::tensor::FloatDType;
 
@@ -6,20 +6,21 @@ use super::rope::{PartialRope, read_rope};
 use super::{ConfigError, HiddenAct, fields::Fields};
 use crate::decoder::{DecoderConfig, Keys, NormKind, Residual};
 
-/// More than any model has; a file that asks for more is damaged.
+/// More layers than any model has. A file that asks for more is damaged.
 const MAX_LAYERS: usize = 4096;
 
-/// More components than the heads of any model have. The frequencies of the rotary embedding are made before a weight is looked at.
+/// More components than any head has. The limit bounds the RoPE frequencies, which are computed
+/// before a weight is read.
 const MAX_HEAD_DIM: usize = 1 << 16;
 
-/// Where a file leaves something out, it means the default that its family has in transformers.
+/// The values of missing entries: the defaults of the family in transformers.
 pub(crate) struct Defaults {
-    /// hidden_size / num_attention_heads if `None`.
+    /// `None` means hidden_size / num_attention_heads.
     pub head_dim: Option<usize>,
     pub max_position_embeddings: usize,
     pub hidden_act: HiddenAct,
     pub tie_word_embeddings: bool,
-    /// All of a head turns if `None`.
+    /// `None` means that RoPE rotates whole heads.
     pub rope: Option<PartialRope>,
 }
 
@@ -33,15 +34,18 @@ impl Defaults {
     };
 }
 
-/// Reads the entries that most families share, for a decoder like the first Llama: RMS norms, gated MLPs, no bias and no window.
-pub(crate) fn read_base(
+/// Reads the entries that most families share.
+///
+/// The result is a decoder like the first Llama: RMS norms, a gated MLP, no biases and no sliding
+/// window. A family overrides the fields in which it differs.
+pub(crate) fn read_common(
     fields: Fields<'_>,
     defaults: &Defaults,
 ) -> Result<DecoderConfig, ConfigError> {
     if fields.get("quantization_config").is_some() {
         return Err(fields.unexpected(
             "quantization_config",
-            "nothing (quantized checkpoints are not read)",
+            "nothing (this quantisation is not supported)",
         ));
     }
     let hidden_size = fields.required_size("hidden_size")?;
@@ -86,7 +90,7 @@ pub(crate) fn read_base(
     })
 }
 
-/// The activation function that the entry `key` names.
+/// Reads the activation function named by the entry `key`.
 pub(crate) fn hidden_act(
     fields: Fields<'_>,
     key: &str,
@@ -99,7 +103,7 @@ pub(crate) fn hidden_act(
     }
 }
 
-/// Checks what the entries of a file give together.
+/// Checks the entries of a file against each other.
 pub(crate) fn check(config: &DecoderConfig, fields: Fields<'_>) -> Result<(), ConfigError> {
     let (heads, head_dim) = (config.num_attention_heads, config.head_dim);
     if !heads.is_multiple_of(config.num_key_value_heads) {
@@ -107,14 +111,14 @@ pub(crate) fn check(config: &DecoderConfig, fields: Fields<'_>) -> Result<(), Co
         let found = config.num_key_value_heads.to_string();
         return Err(fields.error("num_key_value_heads", expected, found));
     }
-    // The rotation pairs the first half of what turns with the second.
-    let turns = config.rotary.rotary_dim.unwrap_or(head_dim);
-    if turns == 0 || !turns.is_multiple_of(2) {
+    // RoPE pairs the first half of the rotated components with the second.
+    let rotated = config.rotary.rotary_dim.unwrap_or(head_dim);
+    if rotated == 0 || !rotated.is_multiple_of(2) {
         let (expected, found) = match config.rotary.rotary_dim {
             None => ("an even number".into(), head_dim.to_string()),
             Some(_) => {
-                let expected = "a part of it that turns of an even number of components";
-                (expected.to_owned(), format!("{turns} of {head_dim}"))
+                let expected = "an even number of components that RoPE rotates";
+                (expected.to_owned(), format!("{rotated} of {head_dim}"))
             }
         };
         return Err(fields.error("head_dim", expected, found));
@@ -131,7 +135,7 @@ pub(crate) fn check(config: &DecoderConfig, fields: Fields<'_>) -> Result<(), Co
             [config.max_position_embeddings, head_dim, 1],
         ),
     ];
-    // Of three projections in the widest type, so that no multiplication behind this can overflow.
+    // The bytes of three projections in the widest type: no later product of sizes overflows.
     let bytes = 3 * size_of::<f64>();
     for (key, factors) in products {
         let product = factors.iter().try_fold(bytes, |a, &b| a.checked_mul(b));

@@ -1,4 +1,5 @@
-//! Chat templates as checkpoints bring them. The expected texts are those of Python's jinja2 in the set-up of transformers.
+//! Chat templates of real checkpoints. The expected texts come from Python's jinja2, configured as
+//! in transformers.
 
 use std::{
     fs,
@@ -8,11 +9,26 @@ use std::{
 
 use sparq_models::text::{ChatMessage, ChatTemplate, ChatTemplateError};
 
-const LLAMA_2: &str = "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}";
+const LLAMA_2: &str = "\
+    {% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}\
+    {% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}\
+    {% set system_message = false %}{% endif %}{% for message in loop_messages %}\
+    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+    {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}\
+    {% endif %}{% if loop.index0 == 0 and system_message != false %}\
+    {% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}\
+    {% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}\
+    {{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}\
+    {{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}";
 
-const LLAMA_3: &str = "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
+const LLAMA_3: &str = "\
+    {% set loop_messages = messages %}{% for message in loop_messages %}\
+    {% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'\
+    + message['content'] | trim + '<|eot_id|>' %}\
+    {% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
 
-/// What Llama 3.2 has without its parts for tools.
+/// The template of Llama 3.2 without its parts for tools.
 const LLAMA_3_2: &str = r#"{{- bos_token }}
 {%- if not date_string is defined %}
     {%- if strftime_now is defined %}
@@ -45,7 +61,8 @@ const LLAMA_3_2: &str = r#"{{- bos_token }}
 
 {%- for message in messages %}
     {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'
+            + message['content'] | trim + '<|eot_id|>' }}
     {%- elif message.role == "tool" or message.role == "ipython" %}
         {{- "<|start_header_id|>ipython<|end_header_id|>\n\n" }}
         {%- if message.content is mapping or message.content is iterable %}
@@ -61,9 +78,19 @@ const LLAMA_3_2: &str = r#"{{- bos_token }}
 {%- endif %}
 "#;
 
-const SMOLLM_2: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+const SMOLLM_2: &str = "\
+    {% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+    {{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}\
+    {% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}\
+    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
-const MISTRAL: &str = "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}";
+const MISTRAL: &str = "\
+    {{ bos_token }}{% for message in messages %}\
+    {% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\
+    {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}\
+    {% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}\
+    {% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% else %}\
+    {{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}";
 
 fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new(
@@ -74,7 +101,7 @@ fn template(source: &str) -> ChatTemplate {
     .unwrap()
 }
 
-/// The text of a template for one empty message.
+/// Renders a template with one empty message.
 fn render(source: &str) -> Result<String, ChatTemplateError> {
     template(source).render(&[ChatMessage::user("")], false)
 }
@@ -94,7 +121,7 @@ fn with_system() -> Vec<ChatMessage> {
 }
 
 #[test]
-fn llama_2_wraps_the_system_message_into_the_first_turn() {
+fn llama_2_puts_system_message_in_first_turn() {
     assert_eq!(
         template(LLAMA_2).render(&with_system(), true).unwrap(),
         "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n Hi there [/INST] Hello. </s><s>[INST] 1 < 2? [/INST]"
@@ -106,7 +133,7 @@ fn llama_2_wraps_the_system_message_into_the_first_turn() {
 }
 
 #[test]
-fn llama_3_trims_what_is_said() {
+fn llama_3_trims_messages() {
     assert_eq!(
         template(LLAMA_3).render(&with_system(), true).unwrap(),
         "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>\
@@ -124,7 +151,7 @@ fn llama_3_trims_what_is_said() {
 }
 
 #[test]
-fn llama_3_2_says_what_day_it_is() {
+fn llama_3_2_states_the_date() {
     let template =
         template(LLAMA_3_2).with_clock(|| UNIX_EPOCH + Duration::from_secs(1_733_356_800));
     let mut messages = with_system();
@@ -142,7 +169,7 @@ fn llama_3_2_says_what_day_it_is() {
 }
 
 #[test]
-fn chat_ml_has_a_system_message_of_its_own() {
+fn chat_ml_adds_a_default_system_message() {
     assert_eq!(
         template(SMOLLM_2)
             .render(&[ChatMessage::user("a")], true)
@@ -170,7 +197,7 @@ fn mistral_ends_only_answers() {
 }
 
 #[test]
-fn a_conversation_that_the_template_refuses_is_an_error_with_its_words() {
+fn rejection_reports_the_message_of_the_template() {
     for source in [LLAMA_2, MISTRAL] {
         let error = template(source)
             .render(&[ChatMessage::user("a"), ChatMessage::user("b")], true)
@@ -181,7 +208,7 @@ fn a_conversation_that_the_template_refuses_is_an_error_with_its_words() {
              Conversation roles must alternate user/assistant/user/assistant/..."
         );
     }
-    // The exception is found through a macro too.
+    // The exception is found inside a macro too.
     let nested = "{% macro f() %}{{ raise_exception('no') }}{% endmacro %}{{ f() }}";
     let error = render(nested).unwrap_err();
     assert!(
@@ -191,7 +218,7 @@ fn a_conversation_that_the_template_refuses_is_an_error_with_its_words() {
 }
 
 #[test]
-fn a_template_that_fails_is_an_error_with_its_line() {
+fn failure_names_the_line() {
     let error = render("\n{{ messages[0].content.no_such_method() }}").unwrap_err();
     assert!(
         matches!(error, ChatTemplateError::Render { .. }) && error.to_string().contains("test:2"),
@@ -212,7 +239,7 @@ fn a_template_that_fails_is_an_error_with_its_line() {
 }
 
 #[test]
-fn a_template_that_would_never_end_is_an_error_and_a_long_conversation_is_none() {
+fn fuel_stops_loops_but_not_long_conversations() {
     let loops = "{% for a in range(100000) %}".repeat(3) + &"{% endfor %}".repeat(3);
     let doubled = "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
     for source in [&*loops, doubled] {
@@ -229,20 +256,21 @@ fn a_template_that_would_never_end_is_an_error_and_a_long_conversation_is_none()
 }
 
 #[test]
-fn blocks_on_their_own_lines_leave_no_blank_lines() {
+fn blocks_leave_no_blank_lines() {
     let source = "{% if true %}\n    {# a comment #}\n  {% set x = 1 %}\nx\n  {% endif %}\ny\n";
     assert_eq!(render(source).unwrap(), "x\ny");
 }
 
 #[test]
-fn python_strings_have_their_methods() {
+fn strings_have_the_methods_of_python() {
     let source = "{{ ' a b '.strip().upper() }}|{{ 'a-b'.split('-')[-1] }}|{{ 'think</think>x'.startswith('think') }}|\
-                  {{ '\\n x'.lstrip('\\n') }}|{{ 'Ab'.lower().replace('b', 'c').title() }}|{{ messages[0].get('name', 'none') }}";
+                  {{ '\\n x'.lstrip('\\n') }}|{{ 'Ab'.lower().replace('b', 'c').title() }}|\
+                  {{ messages[0].get('name', 'none') }}";
     assert_eq!(render(source).unwrap(), "A B|b|True| x|Ac|none");
 }
 
 #[test]
-fn what_the_caller_did_not_give_is_none_and_prints_as_in_python() {
+fn missing_arguments_are_none() {
     assert_eq!(
         render("{{ tools }} {{ documents is none }} {{ pad_token is defined }}").unwrap(),
         "None True False"
@@ -250,7 +278,7 @@ fn what_the_caller_did_not_give_is_none_and_prints_as_in_python() {
 }
 
 #[test]
-fn json_is_that_of_python() {
+fn tojson_matches_python() {
     let source =
         r#"{{ {"b": "<é'&>", "a": [1, 2.5, true, none]} | tojson }}|{{ "\\u003c\n" | tojson }}"#;
     let json = render(source).unwrap();
@@ -275,7 +303,7 @@ fn json_is_that_of_python() {
 }
 
 #[test]
-fn blocks_that_mark_the_models_words_print_what_is_in_them() {
+fn generation_blocks_render_their_content() {
     assert_eq!(
         render("a\n{%- generation -%} b {%- endgeneration %}c{{ '{% raw' }}").unwrap(),
         "abc{% raw"
@@ -287,19 +315,19 @@ fn blocks_that_mark_the_models_words_print_what_is_in_them() {
 }
 
 #[test]
-fn an_unknown_date_format_is_an_error() {
+fn strftime_now_refuses_unknown_formats() {
     let error = render("{{ strftime_now('%Q') }}").unwrap_err().to_string();
     assert!(error.contains("found %Q in \"%Q\""), "{error}");
 }
 
 #[test]
-fn messages_are_read_from_json() {
+fn messages_deserialize_from_json() {
     let messages: Vec<ChatMessage> =
         serde_json::from_str(r#"[{"role": "user", "content": "a"}]"#).unwrap();
     assert_eq!(messages, [ChatMessage::user("a")]);
 }
 
-/// Writes files into a fresh folder.
+/// Writes files into a new folder.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in files {
@@ -310,7 +338,7 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     folder
 }
 
-/// The text of a folder's template called `name` for one empty message.
+/// Renders the template `name` of a folder with one empty message.
 fn rendered(folder: &Path, name: Option<&str>) -> Result<Option<String>, ChatTemplateError> {
     ChatTemplate::from_folder(folder, name)?
         .map(|template| template.render(&[ChatMessage::user("")], false))
@@ -318,7 +346,7 @@ fn rendered(folder: &Path, name: Option<&str>) -> Result<Option<String>, ChatTem
 }
 
 #[test]
-fn a_base_model_has_no_template() {
+fn folder_without_template_gives_none() {
     let folder = folder(&[("tokenizer_config.json", r#"{"bos_token": "<s>"}"#)]);
     assert!(rendered(folder.path(), None).unwrap().is_none());
     let error = rendered(folder.path(), Some("rag"))
@@ -331,7 +359,7 @@ fn a_base_model_has_no_template() {
 }
 
 #[test]
-fn special_tokens_are_strings_or_objects_or_in_the_map() {
+fn special_tokens_come_from_config_or_map() {
     let folder = folder(&[
         (
             "tokenizer_config.json",
@@ -350,7 +378,7 @@ fn special_tokens_are_strings_or_objects_or_in_the_map() {
 }
 
 #[test]
-fn a_named_template_is_chosen_from_a_list() {
+fn named_template_is_chosen_from_a_list() {
     let folder = folder(&[(
         "tokenizer_config.json",
         r#"{"chat_template": [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]}"#,
@@ -370,7 +398,7 @@ fn a_named_template_is_chosen_from_a_list() {
 }
 
 #[test]
-fn files_that_are_templates_come_before_the_configuration() {
+fn template_files_precede_the_configuration() {
     let mut files = vec![(
         "tokenizer_config.json",
         r#"{"eos_token": "</s>", "chat_template": "config"}"#,
@@ -392,7 +420,7 @@ fn files_that_are_templates_come_before_the_configuration() {
 }
 
 #[test]
-fn errors_about_template_files_name_file_and_entry() {
+fn errors_name_file_and_entry() {
     let error = |files: &[_]| {
         rendered(folder(files).path(), None)
             .unwrap_err()
@@ -401,7 +429,8 @@ fn errors_about_template_files_name_file_and_entry() {
     let wrong = error(&[("tokenizer_config.json", r#"{"chat_template": 5}"#)]);
     assert!(
         wrong.ends_with(
-            "tokenizer_config.json: \"chat_template\": expected a template or a list of objects with \"name\" and \"template\", found 5"
+            "tokenizer_config.json: \"chat_template\": expected a template or a list of objects with \
+             \"name\" and \"template\", found 5"
         ),
         "{wrong}"
     );

@@ -1,21 +1,17 @@
-//! One prefill for several methods, and first layers that stay dense.
+//! Several methods after one prefill, and dense first layers.
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::{Method, SparqError};
-use sparq_models::{CausalLm, Decoder, DecoderConfig, ModelCache, embedded};
+use sparq_models::{CausalLm, Decoder, ModelCache};
 
-fn model() -> Decoder {
-    let checkpoint = embedded::checkpoint().unwrap();
-    let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
-    Decoder::load(&checkpoint, &config, FloatDType::F32, &Device::default()).unwrap()
-}
+use crate::embedded_model;
 
 fn tokens(range: std::ops::Range<i64>, model: &Decoder) -> Tensor<2, Int> {
     let text: Vec<i64> = range.map(|at| 97 + at * at % 26).collect();
     Tensor::<1, Int>::from_ints(text.as_slice(), &model.device()).unsqueeze()
 }
 
-/// The logits behind 200 bytes and ten steps.
+/// Returns the logits after 200 bytes and ten decode steps.
 fn decode(model: &Decoder, mut cache: ModelCache, method: &Method) -> Vec<f32> {
     let mut logits = None;
     for at in 200..210 {
@@ -35,8 +31,8 @@ fn new_cache(model: &Decoder, method: &Method) -> ModelCache {
 }
 
 #[test]
-fn every_method_decodes_from_one_prefill_as_from_its_own() {
-    let model = model();
+fn shared_prefill_serves_every_method() {
+    let model = embedded_model(&Device::default());
     let names = Method::names().into_iter();
     let methods: Vec<Method> = names
         .filter_map(|name| Method::for_budget(name, 64, 200, 0.5).ok())
@@ -59,10 +55,10 @@ fn every_method_decodes_from_one_prefill_as_from_its_own() {
             .map(|(a, b)| (a - b).abs())
             .fold(0.0, f32::max);
         assert!(worst < 1e-3, "{method}: {worst}");
-        assert_ne!(copy, dense, "{method} chooses nothing");
+        assert_ne!(copy, dense, "{method} selects all positions");
     }
     assert_eq!(shared.len(), 200);
-    // Only what somebody asked for is recorded.
+    // A cache for dense attention does not record the attention that H2O needs.
     let dense = prefill(&model, new_cache(&model, &Method::DENSE));
     let error = dense
         .for_method(&Method::named("h2o").unwrap())
@@ -74,8 +70,8 @@ fn every_method_decodes_from_one_prefill_as_from_its_own() {
 }
 
 #[test]
-fn the_first_layers_can_stay_dense() {
-    let model = model();
+fn first_layers_can_stay_dense() {
+    let model = embedded_model(&Device::default());
     let method: Method = "sparq:r=8,k=16".parse().unwrap();
     let logits = |dense_layers: usize, method: &Method| {
         let model = model.clone().with_dense_layers(dense_layers);

@@ -1,11 +1,17 @@
-//! What breaks a generation off: cancellation, callbacks, models that fail and prompts that are refused.
+//! Generations that end early: cancel tokens, callbacks, failing models and refused prompts.
 
-use sparq_models::text::CancelToken;
+use std::ops::ControlFlow;
 
-use super::*;
+use sparq_models::text::{
+    CancelToken, FinishReason, GenerateError, GenerateEvent, GenerateOptions, SamplingConfig,
+};
+
+use crate::session::{A_HASH, bytes, generate, go_on, session, stop};
+use crate::support::scripted_lm::{Call::Prefill, ScriptedLm};
+use crate::support::vocabularies::END;
 
 #[test]
-fn a_cancel_token_ends_decoding_between_tokens() {
+fn cancel_token_ends_decoding_between_tokens() {
     let model = ScriptedLm::new(1, &bytes("abcdef"));
     let cancel = CancelToken::new();
     let options = GenerateOptions {
@@ -26,7 +32,7 @@ fn a_cancel_token_ends_decoding_between_tokens() {
     );
     assert_eq!(session.tokens(), bytes("?a"));
 
-    // What was read stays, and the conversation goes on from there.
+    // The cache keeps the tokens read so far, and the next turn continues from there.
     cancel.reset();
     model.take_calls();
     let generated = generate(&mut session, &model, &bytes("?ab"), &options, &mut go_on).unwrap();
@@ -35,7 +41,7 @@ fn a_cancel_token_ends_decoding_between_tokens() {
 }
 
 #[test]
-fn a_cancel_token_ends_reading_between_pieces_of_the_prompt() {
+fn cancel_token_ends_prefill_between_chunks() {
     let model = ScriptedLm::new(6, &bytes("x"));
     let cancel = CancelToken::new();
     let options = GenerateOptions {
@@ -63,7 +69,7 @@ fn a_cancel_token_ends_reading_between_pieces_of_the_prompt() {
 }
 
 #[test]
-fn a_callback_that_breaks_hears_nothing_more() {
+fn callback_that_breaks_is_not_called_again() {
     let model = ScriptedLm::new(2, &bytes("ab\u{e9}"));
     for breaks_at in 0..5 {
         let mut heard = 0;
@@ -83,13 +89,13 @@ fn a_callback_that_breaks_hears_nothing_more() {
         .unwrap();
         assert_eq!(generated.finish, FinishReason::Cancelled);
         assert_eq!(heard, breaks_at + 1);
-        // Two events are the prompt's.
+        // The first two events are prefill events.
         assert_eq!(generated.text, ["", "", "a", "ab", "abé"][breaks_at]);
     }
 }
 
 #[test]
-fn a_callback_that_breaks_does_not_hear_what_was_held_back() {
+fn callback_that_breaks_gets_no_text_held_back() {
     let model = ScriptedLm::new(1, &[A_HASH, b'b'.into()]);
     let mut heard = Vec::new();
     let generated = generate(
@@ -114,7 +120,7 @@ fn a_callback_that_breaks_does_not_hear_what_was_held_back() {
 }
 
 #[test]
-fn a_model_that_fails_leaves_the_session_as_it_was_before_the_step() {
+fn failing_model_leaves_the_session_before_the_step() {
     let mut model = ScriptedLm::new(3, &bytes("abcdef"));
     let options = GenerateOptions::default();
     for (fails_at, left) in [(3, ""), (5, "???a")] {
@@ -137,7 +143,7 @@ fn a_model_that_fails_leaves_the_session_as_it_was_before_the_step() {
 }
 
 #[test]
-fn logits_that_are_nan_are_an_error() {
+fn nan_logits_are_an_error() {
     let mut model = ScriptedLm::new(1, &bytes("abc"));
     model.nan_at = Some(2);
     let error = generate(
@@ -150,12 +156,12 @@ fn logits_that_are_nan_are_an_error() {
     .unwrap_err();
     assert_eq!(
         error.to_string(),
-        "logits: expected numbers below infinity, found 1 NaN and 0 +inf of 300"
+        "logits: expected finite values or -inf, found 1 NaN and 0 +inf of 300"
     );
 }
 
 #[test]
-fn prompts_that_the_model_cannot_read_are_errors_with_both_numbers() {
+fn refused_prompts_name_limit_and_value() {
     let mut model = ScriptedLm::new(1, &[]);
     model.context_len = 4;
     let refused = |prompt: &[u32], options: &GenerateOptions| {
@@ -174,7 +180,8 @@ fn prompts_that_the_model_cannot_read_are_errors_with_both_numbers() {
     );
     assert_eq!(
         refused(&[1, 300], &options),
-        "prompt: expected token ids below 300 (the model's vocabulary), found 300 at position 1; is the tokenizer that of the model?"
+        "prompt: expected token ids below 300 (the model's vocabulary), found 300 at position 1; \
+         does the tokenizer belong to the model?"
     );
     let no_chunk = GenerateOptions {
         prefill_chunk: 0,
@@ -195,12 +202,12 @@ fn prompts_that_the_model_cannot_read_are_errors_with_both_numbers() {
     assert!(refused(&[1], &stop(&[""])).starts_with("stop: expected"));
     assert!(
         model.take_calls().is_empty(),
-        "nothing was read for a prompt that is refused"
+        "a refused prompt is not read"
     );
 }
 
 #[test]
-fn a_refused_prompt_leaves_the_cache_alone() {
+fn refused_prompt_leaves_the_cache_unchanged() {
     let model = ScriptedLm::new(2, &[END]);
     let mut session = session(&model);
     let options = GenerateOptions::default();

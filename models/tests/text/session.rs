@@ -1,11 +1,4 @@
-//! `Session` with a model that says what is written down: what it reads, what is shown, and what stays in the cache.
-
-mod endings;
-#[path = "../text_support"]
-mod text_support {
-    pub mod scripted_lm;
-    pub mod vocabularies;
-}
+//! `Session` with a scripted model: its calls, the text, and the tokens left in the cache.
 
 use std::ops::ControlFlow;
 
@@ -19,7 +12,8 @@ use sparq_models::{
         Session, TextTokenizer,
     },
 };
-use text_support::{
+
+use crate::support::{
     scripted_lm::{
         Call::{Decode, Prefill},
         ScriptedLm,
@@ -28,25 +22,25 @@ use text_support::{
 };
 
 /// A token of two characters.
-const A_HASH: u32 = END + 1;
+pub const A_HASH: u32 = END + 1;
 
 fn tokenizer() -> TextTokenizer {
     byte_level(&[b"a#"]).with_eos_ids(vec![END])
 }
 
-fn bytes(text: &str) -> Vec<u32> {
+pub fn bytes(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()
 }
 
-fn session(model: &ScriptedLm) -> Session {
+pub fn session(model: &ScriptedLm) -> Session {
     let cache = model
         .new_cache(1, 4, FloatDType::F32, &Method::DENSE)
         .unwrap();
     Session::new(cache, tokenizer())
 }
 
-/// Generates and checks that the session is consistent, whatever came out.
-fn generate(
+/// Generates, and checks that the cache holds the tokens of the session.
+pub fn generate(
     session: &mut Session,
     model: &ScriptedLm,
     prompt: &[u32],
@@ -58,11 +52,11 @@ fn generate(
     generated
 }
 
-fn go_on(_: GenerateEvent<'_>) -> ControlFlow<()> {
+pub fn go_on(_: GenerateEvent<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Generates in a fresh session and returns the pieces of text too.
+/// Generates in a new session. Returns the pieces of text too.
 fn pieces(
     model: &ScriptedLm,
     prompt: &[u32],
@@ -78,7 +72,7 @@ fn pieces(
     (generated.unwrap(), pieces)
 }
 
-fn stop(strings: &[&str]) -> GenerateOptions {
+pub fn stop(strings: &[&str]) -> GenerateOptions {
     GenerateOptions {
         stop: strings.iter().map(|&stop| stop.to_owned()).collect(),
         ..GenerateOptions::default()
@@ -86,7 +80,7 @@ fn stop(strings: &[&str]) -> GenerateOptions {
 }
 
 #[test]
-fn a_prompt_is_read_once_and_every_token_but_the_last_fed_back() {
+fn prompt_is_read_once_and_tokens_are_decoded() {
     let prompt = bytes("ask");
     let model = ScriptedLm::new(3, &[b'y'.into(), b'e'.into(), b's'.into(), END]);
     let (generated, pieces) = pieces(&model, &prompt, &GenerateOptions::default());
@@ -121,7 +115,7 @@ fn a_prompt_is_read_once_and_every_token_but_the_last_fed_back() {
 }
 
 #[test]
-fn the_next_turn_reads_only_what_the_cache_lacks() {
+fn next_turn_reads_what_the_cache_lacks() {
     let first = bytes("hello");
     let mut model = ScriptedLm::new(5, &[b'A'.into(), END]);
     let mut session = session(&model);
@@ -130,14 +124,14 @@ fn the_next_turn_reads_only_what_the_cache_lacks() {
     assert_eq!(session.tokens(), bytes("helloA"));
     model.take_calls();
 
-    // The end of the sequence was chosen but never fed: the next turn reads it.
+    // The end-of-sequence token was sampled but not decoded: the next turn reads it.
     let second = [bytes("helloA"), vec![END], bytes("B")].concat();
     model.script = ScriptedLm::new(second.len(), &[END]).script;
     let generated = generate(&mut session, &model, &second, &options, &mut go_on).unwrap();
     assert_eq!(model.take_calls(), [Prefill(vec![END, b'B'.into()])]);
     assert_eq!((generated.cached_tokens, generated.prefill_tokens), (6, 2));
 
-    // A prompt that differs in the middle rolls the cache back to there.
+    // A prompt that differs in the middle truncates the cache there.
     let third = bytes("helpers");
     model.script = ScriptedLm::new(third.len(), &[END]).script;
     let generated = generate(&mut session, &model, &third, &options, &mut go_on).unwrap();
@@ -145,7 +139,7 @@ fn the_next_turn_reads_only_what_the_cache_lacks() {
     assert_eq!(generated.cached_tokens, 3);
     assert_eq!(session.tokens(), third);
 
-    // Of a prompt that the cache holds wholly, and of one that it holds more than, the last token is read again.
+    // The last token is read again if the cache holds the whole prompt, and if it holds more.
     for (prompt, cached) in [("helpers", 6), ("hel", 2)] {
         model.script = ScriptedLm::new(prompt.len(), &[END]).script;
         let generated =
@@ -163,7 +157,7 @@ fn the_next_turn_reads_only_what_the_cache_lacks() {
 }
 
 #[test]
-fn a_session_forgets_what_its_cache_held_before() {
+fn new_session_clears_its_cache() {
     let model = ScriptedLm::new(2, &[END]);
     let mut used = session(&model);
     generate(
@@ -175,12 +169,12 @@ fn a_session_forgets_what_its_cache_held_before() {
     )
     .unwrap();
     assert_eq!(used.cache().len(), 2);
-    let fresh = Session::new(used.cache().clone(), tokenizer());
-    assert!(fresh.cache().is_empty() && fresh.tokens().is_empty());
+    let new = Session::new(used.cache().clone(), tokenizer());
+    assert!(new.cache().is_empty() && new.tokens().is_empty());
 }
 
 #[test]
-fn a_long_prompt_is_read_in_pieces_with_progress() {
+fn long_prompt_is_read_in_chunks_with_progress() {
     let model = ScriptedLm::new(7, &[END]);
     let options = GenerateOptions {
         prefill_chunk: 3,
@@ -212,7 +206,7 @@ fn a_long_prompt_is_read_in_pieces_with_progress() {
 }
 
 #[test]
-fn a_stop_string_over_several_tokens_is_never_shown() {
+fn stop_string_over_several_tokens_is_not_shown() {
     let reply: Vec<u32> = bytes("Paris.\nUser: more");
     let model = ScriptedLm::new(1, &reply);
     let (generated, pieces) = pieces(&model, &bytes("?"), &stop(&["\nUser:", "never"]));
@@ -227,7 +221,7 @@ fn a_stop_string_over_several_tokens_is_never_shown() {
 }
 
 #[test]
-fn what_was_held_back_for_a_stop_string_is_shown_at_the_end() {
+fn text_held_back_is_shown_at_the_end() {
     let model = ScriptedLm::new(1, &[bytes("a##"), vec![END]].concat());
     let (generated, pieces) = pieces(&model, &bytes("?"), &stop(&["###"]));
     assert_eq!(pieces, ["a", "##"]);
@@ -254,7 +248,7 @@ fn characters_over_several_tokens_are_shown_whole() {
 }
 
 #[test]
-fn a_cut_character_can_complete_a_stop_string() {
+fn incomplete_character_can_complete_a_stop_string() {
     let model = ScriptedLm::new(1, &[0xc3, END]);
     let (generated, pieces) = pieces(&model, &bytes("?"), &stop(&["\u{fffd}"]));
     assert!(pieces.is_empty());
@@ -265,7 +259,7 @@ fn a_cut_character_can_complete_a_stop_string() {
 }
 
 #[test]
-fn generation_ends_after_max_new_tokens_without_a_needless_step() {
+fn max_new_tokens_ends_without_an_extra_step() {
     let model = ScriptedLm::new(2, &bytes("abcdef"));
     for max_new_tokens in 0..4 {
         let options = GenerateOptions {
@@ -281,11 +275,11 @@ fn generation_ends_after_max_new_tokens_without_a_needless_step() {
 }
 
 #[test]
-fn generation_ends_where_the_context_is_full() {
+fn full_context_ends_the_generation() {
     let mut model = ScriptedLm::new(4, &bytes("abcdef"));
     model.context_len = 6;
     let (generated, _) = pieces(&model, &bytes("????"), &GenerateOptions::default());
-    // Two tokens fill the context, and the third is what the model says behind them.
+    // Two tokens fill the context. The logits after them give the third.
     assert_eq!(
         (generated.text.as_str(), generated.finish),
         ("abc", FinishReason::ContextFull)
@@ -300,7 +294,7 @@ fn generation_ends_where_the_context_is_full() {
 }
 
 #[test]
-fn the_callers_ends_of_a_sequence_replace_the_tokenizers() {
+fn eos_ids_of_the_options_replace_the_tokenizers() {
     let model = ScriptedLm::new(1, &[b'a'.into(), END, b'b'.into(), b'c'.into()]);
     let with = |eos_ids: Vec<u32>| GenerateOptions {
         eos_ids: Some(eos_ids),
@@ -320,8 +314,8 @@ fn the_callers_ends_of_a_sequence_replace_the_tokenizers() {
 }
 
 #[test]
-fn the_penalty_sees_the_prompt_and_what_was_generated() {
-    // The script says "a" for ever, with a logit of 1 to the 0.75 of "b".
+fn penalty_covers_prompt_and_generated_tokens() {
+    // The script always says "a", with a logit of 1. "b" has a logit of 0.75.
     let mut model = ScriptedLm::new(1, &[b'a'.into(); 8]);
     model.second = Some(b'b'.into());
     let options = |repetition_window| GenerateOptions {
@@ -340,9 +334,10 @@ fn the_penalty_sees_the_prompt_and_what_was_generated() {
 }
 
 proptest! {
-    /// Any turns, cancelled and failing at any place: the cache always holds the tokens, and no token is read that it holds.
+    /// Turns may be cancelled or fail anywhere. The cache always holds the tokens of the session,
+    /// and the model never reads a token that the cache holds.
     #[test]
-    fn a_session_stays_consistent_over_any_turns(
+    fn session_stays_consistent_over_any_turns(
         turns in prop::collection::vec(
             ("[ab]{1,6}", 1usize..4, 0usize..6, prop::option::of(1usize..12), prop::option::of(1usize..9)),
             1..8,

@@ -1,20 +1,14 @@
-//! How much attention SparQ keeps, against the probabilities in float64.
+//! The attention probability that SparQ keeps, compared with probabilities in float64.
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::{KvCache, Method, Sketch, SparqConfig};
-use sparq_models::{
-    CausalLm, Decoder, DecoderConfig, ModelCache, calibration::kept_mass, embedded,
-};
+use sparq_models::{CausalLm, Decoder, ModelCache, calibration::kept_mass};
+
+use crate::embedded_model;
 
 const LENGTH: usize = 200;
 
-fn model() -> Decoder {
-    let checkpoint = embedded::checkpoint().unwrap();
-    let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
-    Decoder::load(&checkpoint, &config, FloatDType::F32, &Device::flex()).unwrap()
-}
-
-/// The model behind a text.
+/// Returns the cache after a text.
 fn read(model: &Decoder, method: &Method) -> ModelCache {
     let text = "And God said, Let there be light: and there was light. ".repeat(4);
     let ids: Vec<i64> = text.bytes().take(LENGTH).map(i64::from).collect();
@@ -26,7 +20,7 @@ fn read(model: &Decoder, method: &Method) -> ModelCache {
     cache
 }
 
-/// For each query head the attention probability of each position.
+/// Returns the attention probability of each query head and position.
 fn probabilities(cache: &KvCache) -> Vec<Vec<f64>> {
     let [_, kv_heads, capacity, d] = cache.tensors().k.dims();
     let floats = |data: burn::tensor::TensorData| data.try_to_vec::<f32>().unwrap();
@@ -53,9 +47,10 @@ fn probabilities(cache: &KvCache) -> Vec<Vec<f64>> {
 }
 
 #[test]
-fn with_all_components_the_best_positions_of_each_group_are_kept() {
-    let model = model();
-    // Exact scores: what is chosen are the positions with the largest sums over the group, the current one included.
+fn full_rank_keeps_the_top_positions_of_each_group() {
+    let model = embedded_model(&Device::flex());
+    // With exact scores, the selected positions have the largest sums over the group. The last
+    // position is always among them.
     let head_dim = 64;
     let (few, many) = (
         SparqConfig::new(head_dim, 10),
@@ -106,8 +101,8 @@ fn with_all_components_the_best_positions_of_each_group_are_kept() {
 }
 
 #[test]
-fn what_is_measured_is_averaged_and_leaves_the_cache_as_decoding_does() {
-    let model = model();
+fn steps_are_averaged_and_append_to_the_cache() {
+    let model = embedded_model(&Device::flex());
     let config = SparqConfig::new(4, 16).with_sketch(Sketch::Bits4);
     let method = Method::from(config);
     let mut steps = 0;
@@ -125,7 +120,7 @@ fn what_is_measured_is_averaged_and_leaves_the_cache_as_decoding_does() {
             assert!((kept - mean).abs() < 1e-9, "{kept} {mean}");
         }
     }
-    // A sketch that the cache lacks is an error.
+    // The cache lacks this sketch.
     let other = SparqConfig::new(4, 16).with_sketch(Sketch::Bits8);
     assert!(kept_mass(&model, &mut cache, &[65], &[other], &mut || ()).is_err());
 }

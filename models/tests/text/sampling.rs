@@ -1,4 +1,4 @@
-//! `Sampler` against the definitions of its settings.
+//! `Sampler`, compared with the definitions of its settings.
 
 use proptest::prelude::*;
 use sparq_models::text::{Candidate, Sampler, SamplingConfig, SamplingError};
@@ -23,13 +23,13 @@ fn ids(candidates: &[Candidate]) -> Vec<u32> {
     candidates.iter().map(|candidate| candidate.id).collect()
 }
 
-/// Logits whose softmax is `probabilities`.
+/// Returns logits whose softmax is `probabilities`.
 fn logits(probabilities: &[f32]) -> Vec<f32> {
     probabilities.iter().map(|p| p.ln()).collect()
 }
 
 #[test]
-fn greedy_takes_the_lowest_of_equal_logits() {
+fn greedy_takes_the_lowest_id_of_equal_logits() {
     let mut greedy = Sampler::new(SamplingConfig::default()).unwrap();
     assert_eq!(greedy.sample(&mut [1.0, 3.0, 3.0, -1.0], &[]), Ok(1));
     assert_eq!(greedy.sample(&mut [f32::NEG_INFINITY, -5.0], &[]), Ok(1));
@@ -37,7 +37,7 @@ fn greedy_takes_the_lowest_of_equal_logits() {
 }
 
 #[test]
-fn without_settings_the_candidates_are_the_softmax() {
+fn default_candidates_are_the_softmax() {
     let found = candidates(DRAW, &logits(&[0.1, 0.2, 0.7]), &[]);
     assert_eq!(ids(&found), [2, 1, 0]);
     for (candidate, expected) in found.iter().zip([0.7, 0.2, 0.1]) {
@@ -46,11 +46,11 @@ fn without_settings_the_candidates_are_the_softmax() {
 }
 
 #[test]
-fn temperature_comes_before_top_p() {
+fn temperature_precedes_top_p() {
     let logits = logits(&[0.5, 0.3, 0.2]);
     let config = SamplingConfig { top_p: 0.6, ..DRAW };
     assert_eq!(ids(&candidates(config, &logits, &[])), [0, 1]);
-    // Squared and normalized: 0.658, 0.237, 0.105.
+    // Squared and normalised: 0.658, 0.237, 0.105.
     let config = SamplingConfig {
         temperature: 0.5,
         ..config
@@ -59,20 +59,20 @@ fn temperature_comes_before_top_p() {
 }
 
 #[test]
-fn top_p_looks_at_what_top_k_left() {
+fn top_p_follows_top_k() {
     let logits = logits(&[0.4, 0.3, 0.2, 0.1]);
     let top_p = SamplingConfig {
         top_p: 0.55,
         ..DRAW
     };
     assert_eq!(ids(&candidates(top_p, &logits, &[])), [0, 1]);
-    // Of two, the first has 4/7 = 0.571.
+    // Of the two tokens that top-k keeps, the first has 4/7 = 0.571.
     let both = SamplingConfig { top_k: 2, ..top_p };
     assert_eq!(ids(&candidates(both, &logits, &[])), [0]);
 }
 
 #[test]
-fn the_penalty_divides_positive_and_multiplies_negative_logits_once() {
+fn penalty_lowers_each_logit_once() {
     let config = SamplingConfig {
         repetition_penalty: 2.0,
         ..SamplingConfig::default()
@@ -86,7 +86,7 @@ fn the_penalty_divides_positive_and_multiplies_negative_logits_once() {
 }
 
 #[test]
-fn the_penalty_looks_at_the_last_tokens_of_its_window() {
+fn penalty_applies_to_its_window() {
     let config = SamplingConfig {
         repetition_penalty: 2.0,
         repetition_window: 2,
@@ -101,7 +101,7 @@ fn the_penalty_looks_at_the_last_tokens_of_its_window() {
 }
 
 #[test]
-fn logits_that_are_no_numbers_are_an_error_that_counts_them() {
+fn nan_and_infinite_logits_are_counted() {
     for config in [SamplingConfig::default(), DRAW] {
         let mut sampler = Sampler::new(config).unwrap();
         let error = sampler
@@ -109,7 +109,7 @@ fn logits_that_are_no_numbers_are_an_error_that_counts_them() {
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "logits: expected numbers below infinity, found 2 NaN and 1 +inf of 4"
+            "logits: expected finite values or -inf, found 2 NaN and 1 +inf of 4"
         );
         let masked = sampler.sample(&mut [f32::NEG_INFINITY; 3], &[]);
         assert_eq!(masked, Err(SamplingError::NoCandidate { len: 3 }));
@@ -119,7 +119,7 @@ fn logits_that_are_no_numbers_are_an_error_that_counts_them() {
 }
 
 #[test]
-fn a_masked_token_is_never_a_candidate() {
+fn masked_token_is_never_a_candidate() {
     let logits = [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY, 0.0];
     for top_p in [0.999, 1.0] {
         let config = SamplingConfig { top_p, ..DRAW };
@@ -128,7 +128,7 @@ fn a_masked_token_is_never_a_candidate() {
 }
 
 #[test]
-fn extreme_settings_stay_a_distribution() {
+fn extreme_settings_give_a_distribution() {
     for temperature in [f32::MIN_POSITIVE, 1e-40, f32::MAX] {
         let config = SamplingConfig {
             temperature,
@@ -141,7 +141,7 @@ fn extreme_settings_stay_a_distribution() {
 }
 
 #[test]
-fn a_setting_out_of_range_is_named() {
+fn setting_out_of_range_is_named() {
     let refused = |config: SamplingConfig| Sampler::new(config).unwrap_err().to_string();
     for temperature in [-0.5, f32::NAN, f32::INFINITY] {
         let error = refused(SamplingConfig {
@@ -168,7 +168,7 @@ fn a_setting_out_of_range_is_named() {
 }
 
 #[test]
-fn settings_are_read_by_name_and_unknown_names_refused() {
+fn settings_with_unknown_names_are_refused() {
     let config: SamplingConfig = serde_json::from_str(r#"{"top_k": 40, "seed": 7}"#).unwrap();
     let expected = SamplingConfig {
         top_k: 40,
@@ -203,7 +203,7 @@ fn draws_follow_the_distribution() {
 }
 
 #[test]
-fn the_seed_decides_the_tokens() {
+fn seed_determines_the_tokens() {
     let draw = |seed| -> Vec<u32> {
         let mut sampler = Sampler::new(SamplingConfig { seed, ..DRAW }).unwrap();
         (0..50)
@@ -217,7 +217,7 @@ fn the_seed_decides_the_tokens() {
 proptest! {
     #[test]
     fn top_p_keeps_the_fewest_tokens_that_suffice(
-        // More tokens than are ordered at first, from nearly flat to steep.
+        // More tokens than the sampler sorts at first, with flat to steep distributions.
         mut logits in prop::collection::vec(-1.0f32..1.0, 1..1200),
         steepness in 0.01f32..20.0,
         top_p in 0.01f32..0.999,
@@ -245,8 +245,8 @@ proptest! {
     }
 
     #[test]
-    fn a_top_k_of_one_is_greedy(
-        // Few values, so that the greatest is often there twice.
+    fn top_k_of_one_is_greedy(
+        // Few values, so that the largest often occurs twice.
         logits in prop::collection::vec((-2i8..3).prop_map(f32::from), 1..50),
         seed: u64,
     ) {
@@ -259,7 +259,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_drawn_is_a_candidate(
+    fn drawn_token_is_a_candidate(
         logits in prop::collection::vec(-5.0f32..5.0, 1..80),
         top_k in 0usize..10,
         top_p in 0.1f32..1.0,

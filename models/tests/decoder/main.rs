@@ -1,0 +1,21 @@
+//! Tests of the decoder, in one binary.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `families` | models of every family: random weights, old files, windows, precision, training |
+//! | `methods` | several methods after one prefill, and dense first layers |
+//! | `calibration` | the attention probability that SparQ keeps, compared with float64 |
+
+mod calibration;
+mod families;
+mod methods;
+
+use burn::tensor::{Device, FloatDType};
+use sparq_models::{Decoder, DecoderConfig, embedded};
+
+/// Loads the embedded model in f32.
+fn embedded_model(device: &Device) -> Decoder {
+    let checkpoint = embedded::checkpoint().unwrap();
+    let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
+    Decoder::load(&checkpoint, &config, FloatDType::F32, device).unwrap()
+}

@@ -1,0 +1,24 @@
+//! Tests of text generation, in one binary.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `chat` | chat templates, compared with Python's jinja2 as transformers configures it |
+//! | `tokenizer` | `TextTokenizer`: encoding, decoding, end-of-sequence tokens, malformed files |
+//! | `token_stream` | `TokenStream`: tokens to text, complete characters only |
+//! | `stop_strings` | `StopStrings`: the end of a text |
+//! | `sampling` | `Sampler`, compared with the definitions of its settings |
+//! | `session` | `Session` over several turns, with a scripted model |
+//! | `cancellation` | generations that are cancelled, fail or are refused |
+//! | `support` | a scripted model and small vocabularies |
+
+mod cancellation;
+mod chat;
+mod sampling;
+mod session;
+mod stop_strings;
+mod support {
+    pub mod scripted_lm;
+    pub mod vocabularies;
+}
+mod token_stream;
+mod tokenizer;

@@ -1,0 +1,188 @@
+//! `TextTokenizer`: encoding, decoding, end-of-sequence tokens and malformed files.
+
+use std::{fs, path::Path};
+
+use sparq_models::text::TextTokenizer;
+
+use crate::support::vocabularies::{END, byte_level, byte_level_json, llama2};
+
+#[test]
+fn byte_level_tokens_are_bytes() {
+    let tokenizer = byte_level(&[]);
+    assert_eq!(tokenizer.vocab_size(), 257);
+    assert_eq!(
+        tokenizer.encode("né\n", true).unwrap(),
+        [b'n'.into(), 0xc3, 0xa9, b'\n'.into()]
+    );
+    assert_eq!(tokenizer.decode(&[0xc3, 0xa9], true).unwrap(), "é");
+    assert_eq!(tokenizer.token_id("Ġ"), Some(32));
+    assert_eq!(tokenizer.token(32).as_deref(), Some("Ġ"));
+    assert_eq!(tokenizer.token_id("no such token"), None);
+    assert_eq!(tokenizer.token(99_999), None);
+}
+
+#[test]
+fn special_tokens_are_added_and_skipped_on_request() {
+    let tokenizer = llama2(&["▁", "a"]);
+    let (space, a) = (259, 260);
+    assert_eq!(tokenizer.encode("a", true).unwrap(), [1, space, a]);
+    assert_eq!(tokenizer.encode("a", false).unwrap(), [space, a]);
+    assert_eq!(tokenizer.decode(&[1, space, a, 2], true).unwrap(), "a");
+    assert_eq!(
+        tokenizer.decode(&[1, space, a, 2], false).unwrap(),
+        "<s> a</s>"
+    );
+    assert!(tokenizer.is_special(1) && !tokenizer.is_special(a));
+}
+
+#[test]
+fn special_token_in_the_text_is_that_token() {
+    let tokenizer = byte_level(&[]);
+    assert_eq!(
+        tokenizer.encode("a<|end|>", false).unwrap(),
+        [b'a'.into(), END]
+    );
+}
+
+#[test]
+fn truncation_and_padding_are_disabled() {
+    let mut json = byte_level_json(&[]);
+    json["truncation"] = serde_json::json!(
+        {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    );
+    json["padding"] = serde_json::json!(
+        {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
+         "pad_type_id": 0, "pad_token": "!"}
+    );
+    let tokenizer = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap();
+    assert_eq!(tokenizer.encode("abcd", true).unwrap().len(), 4);
+}
+
+#[test]
+fn errors_name_the_file() {
+    let missing = TextTokenizer::from_file(Path::new("/no/such/tokenizer.json")).unwrap_err();
+    assert!(missing.to_string().starts_with("/no/such/tokenizer.json: "));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    fs::write(&path, "{}").unwrap();
+    let other = TextTokenizer::from_file(&path).unwrap_err().to_string();
+    assert!(
+        other.starts_with(&format!("{}: not a valid tokenizer.json", path.display())),
+        "{other}"
+    );
+}
+
+#[test]
+fn truncated_file_is_an_error() {
+    let json = byte_level_json(&[]).to_string();
+    for end in 0..json.len() {
+        let cut = TextTokenizer::from_bytes(&json.as_bytes()[..end], "cut");
+        let error = cut.unwrap_err().to_string();
+        assert!(
+            error.starts_with("cut: not a valid tokenizer.json"),
+            "{end}: {error}"
+        );
+    }
+}
+
+#[test]
+fn charsmap_that_is_not_base64_is_an_error() {
+    let mut json = byte_level_json(&[]);
+    json["normalizer"] =
+        serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "not base64"});
+    let error = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "test: not a valid tokenizer.json: precompiled_charsmap: Invalid symbol 32, offset 3."
+    );
+}
+
+#[test]
+fn trie_longer_than_its_data_is_refused() {
+    let mut json = byte_level_json(&[]);
+    // A length of 2^30 + 4 and four bytes of data.
+    let precompiled =
+        serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "BAAAQAAAAAA="});
+    json["normalizer"] = serde_json::json!({"type": "Sequence", "normalizers": [precompiled]});
+    let error = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "test: not a valid tokenizer.json: precompiled_charsmap: expected a trie of at most 4 bytes, \
+         found one of 1073741828"
+    );
+}
+
+#[test]
+fn panic_while_encoding_is_an_error() {
+    let mut json = byte_level_json(&[]);
+    // A trie of one node that points to missing ones.
+    json["normalizer"] =
+        serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="});
+    let tokenizer = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap();
+    let error = tokenizer.encode("Hello", false).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "test: cannot encode a text of 5 bytes: \
+         an entry of the tokenizer is inconsistent with its type"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn pipe_instead_of_a_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.unwrap().success());
+    let error = TextTokenizer::from_file(&path).unwrap_err().to_string();
+    assert!(
+        error.ends_with(
+            "expected a file of at most 100000000 bytes, found neither a file nor a folder"
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn eos_ids_are_the_union_of_three_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write("tokenizer.json", &byte_level_json(&[]).to_string());
+    let eos_ids =
+        || TextTokenizer::from_folder(folder.path()).map(|tokenizer| tokenizer.eos_ids().to_vec());
+    assert_eq!(eos_ids().unwrap(), [0u32; 0]);
+
+    write("config.json", r#"{"eos_token_id": null}"#);
+    write("generation_config.json", r#"{"eos_token_id": [7, 3]}"#);
+    assert_eq!(eos_ids().unwrap(), [3, 7]);
+
+    write("config.json", r#"{"eos_token_id": 7}"#);
+    write("tokenizer_config.json", r#"{"eos_token": "<|end|>"}"#);
+    assert_eq!(eos_ids().unwrap(), [3, 7, END]);
+    write(
+        "tokenizer_config.json",
+        r#"{"eos_token": {"content": "<|end|>", "special": true}}"#,
+    );
+    assert_eq!(eos_ids().unwrap(), [3, 7, END]);
+
+    write("tokenizer_config.json", r#"{"eos_token": "<|other|>"}"#);
+    let unknown = eos_ids().unwrap_err().to_string();
+    assert!(
+        unknown.contains("tokenizer_config.json: \"eos_token\"") && unknown.contains("<|other|>"),
+        "{unknown}"
+    );
+
+    write("config.json", r#"{"eos_token_id": "two"}"#);
+    let wrong = eos_ids().unwrap_err().to_string();
+    assert!(
+        wrong.ends_with(
+            "config.json: \"eos_token_id\": expected a token id or a list of token ids, found \"two\""
+        ),
+        "{wrong}"
+    );
+
+    write("config.json", "{");
+    let broken = eos_ids().unwrap_err().to_string();
+    assert!(broken.contains("config.json: not valid JSON"), "{broken}");
+}

@@ -1,7 +1,7 @@
 //! Reading whatever tensors a checkpoint says it has.
 
 use burn::tensor::{Device, FloatDType};
-use sparq_models::checkpoint::{Checkpoint, Loader};
+use sparq_models::checkpoint::{Checkpoint, Loader, Weights};
 
 use super::accepted;
 

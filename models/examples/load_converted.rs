@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, FloatDType};
 use sparq::{Method, SparqConfig};
-use sparq_models::checkpoint::{Checkpoint, Conversion, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, StoredType};
 use sparq_models::text::{GenerateOptions, Session, TextTokenizer};
 use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded};
 
@@ -44,7 +44,7 @@ fn converted() -> Result<PathBuf, Box<dyn Error>> {
     let folder = std::env::temp_dir().join(format!("sparq-load-converted-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     Conversion::new(Arc::new(embedded::checkpoint()?))
-        .with_dtype(Some(WeightType::F32))
+        .with_dtype(Some(StoredType::F32))
         .with_attention(Some(SparqConfig::new(16, 128)))
         .write(&folder)?;
     // A checkpoint in memory has no tokenizer beside it.
@@ -65,7 +65,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
-fn a_converted_model_writes_what_the_original_does() {
+fn converted_model_writes_the_same_text() {
     let folder = converted().unwrap();
     let text = complete(&folder, PROMPT, 32).unwrap();
     fs::remove_dir_all(folder).unwrap();

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_within_the_delay_draws_nothing() {
+    fn short_work_draws_nothing() {
         let (progress, terminal) = progress(Duration::from_secs(3600));
         progress.inc(600);
         progress.inc(400);
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_longer_shows_a_bar_and_takes_it_away_in_the_end() {
+    fn long_work_draws_a_bar_and_clears_it() {
         let (progress, terminal) = progress(Duration::ZERO);
         progress.inc(500);
         let screen = terminal.0.lock().unwrap().clone();

@@ -1,6 +1,7 @@
 //! The peak of memory while a model loads or is converted. Alone in its binary: the allocator counts what every test of a process allocates.
 
-mod checkpoint_support;
+#[path = "checkpoint_support/mod.rs"]
+mod support;
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -13,7 +14,7 @@ use std::{
 };
 
 use burn::tensor::{Device, FloatDType};
-use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, Weights};
 
 /// Counts the bytes that are allocated now, and the most there ever were.
 struct Counting;
@@ -70,7 +71,7 @@ fn write_checkpoint() -> tempfile::TempDir {
         ));
     }
     let header = format!("{{{}}}", entries.join(","));
-    let dir = checkpoint_support::folder(&[("config.json", b"{}")]);
+    let dir = support::folder(&[("config.json", b"{}")]);
     let file = File::create(dir.path().join("model.safetensors")).unwrap();
     let mut file = BufWriter::new(file);
     file.write_all(&(header.len() as u64).to_le_bytes())
@@ -85,7 +86,7 @@ fn write_checkpoint() -> tempfile::TempDir {
 }
 
 #[test]
-fn loading_peaks_at_the_weights_and_a_small_buffer() {
+fn loading_peaks_at_the_weights() {
     let _counted = COUNTED.lock().unwrap();
     let dir = write_checkpoint();
     let weights: usize = SHAPES.iter().map(|[rows, columns]| rows * columns).sum();
@@ -132,7 +133,7 @@ fn converting_peaks_at_the_largest_tensor_and_loading_the_result_at_next_to_noth
         let before = NOW.load(Relaxed);
         PEAK.store(before, Relaxed);
         let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
-        let conversion = Conversion::new(checkpoint).with_dtype(Some(WeightType::F32));
+        let conversion = Conversion::new(checkpoint).with_dtype(Some(StoredType::F32));
         match back {
             true => conversion.write_safetensors(out.path()).unwrap(),
             false => drop(conversion.write(out.path()).unwrap()),
@@ -171,7 +172,7 @@ fn converting_peaks_at_the_largest_tensor_and_loading_the_result_at_next_to_noth
 }
 
 #[test]
-fn quantizing_peaks_at_what_burn_makes_of_the_largest_tensor() {
+fn quantization_peaks_at_two_tensors() {
     let _counted = COUNTED.lock().unwrap();
     let dir = write_checkpoint();
     let largest = SHAPES
@@ -183,7 +184,7 @@ fn quantizing_peaks_at_what_burn_makes_of_the_largest_tensor() {
     let before = NOW.load(Relaxed);
     PEAK.store(before, Relaxed);
     let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
-    let conversion = Conversion::new(checkpoint).with_dtype(Some(WeightType::Q4));
+    let conversion = Conversion::new(checkpoint).with_dtype(Some(StoredType::Q4));
     drop(conversion.write(out.path()).unwrap());
     let peak = PEAK.load(Relaxed) - before;
     // The tensor in F32, its codes in bytes twice, and the scales.

@@ -8,7 +8,7 @@ use burn::tensor::{Device, FloatDType};
 use safetensors::SafeTensors;
 use sparq::Method;
 use sparq_models::CausalLm;
-use sparq_models::checkpoint::{Checkpoint, Conversion, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, StoredType};
 use sparq_tests::*;
 
 /// The checkpoints that there are.
@@ -94,7 +94,7 @@ fn every_family_runs_in_8_bits() {
     for case in cases() {
         let original = Arc::new(Checkpoint::open(&fixture(&format!("hf/{case}"))).unwrap());
         let converted = tempfile::tempdir().unwrap();
-        let conversion = Conversion::new(original.clone()).with_dtype(Some(WeightType::Q8));
+        let conversion = Conversion::new(original.clone()).with_dtype(Some(StoredType::Q8));
         conversion.write(converted.path()).unwrap();
         let converted = Checkpoint::open(converted.path()).unwrap();
         for device in devices() {

@@ -14,9 +14,9 @@ use sparq::SparqConfig;
 use super::{
     CheckpointError,
     decode::{self, Order, Stored},
+    formats::StoredType,
     packed::{self, Manifest},
     source::Source,
-    stored_type::StoredType,
 };
 
 /// A Hugging Face checkpoint, or a GGUF file in the terms of one: the configuration, and every tensor by name.

@@ -11,10 +11,9 @@
 //! out of the folder, and weights that are not finite are refused: they would only show many layers later, as a model that says nothing.
 
 mod base;
-mod blocks;
-mod chunk;
 mod decode;
 mod error;
+mod formats;
 pub(crate) mod gguf;
 mod header;
 mod json;
@@ -23,17 +22,17 @@ mod open;
 mod packed;
 mod small_file;
 mod source;
-mod stored_type;
 mod torch;
 mod weight;
 mod weight_files;
 
+pub use crate::weights::{Init, Weights};
 pub use base::{Checkpoint, TensorEntry};
 pub use error::CheckpointError;
+pub use formats::StoredType;
 pub use json::JsonError;
 pub use loader::Loader;
-pub use packed::{Calibration, Conversion, Manifest, WeightType};
-pub use stored_type::StoredType;
+pub use packed::{Calibration, Conversion, Manifest};
 
 pub(crate) use base::check_device;
 pub(crate) use json::{describe, read_json_if_present};

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shard_name_cannot_lead_out_of_the_folder() {
+    fn shard_names_stay_inside_the_folder() {
         for name in ["model-1.safetensors", "shards/model-1.safetensors", "..a"] {
             assert!(stays_inside(name), "{name}");
         }
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_single_file_goes_before_the_index_and_a_lone_shard_is_no_model() {
+    fn choose_follows_the_order_of_transformers() {
         let choose = |names: &[&'static str]| WeightFiles::choose(names.iter().copied());
         let single = |name: &str| Some(WeightFiles::Single(name.into()));
         let index = "model.safetensors.index.json";

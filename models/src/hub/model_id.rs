@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_has_a_repository_and_a_revision() {
+    fn id_has_a_repository_and_a_revision() {
         let parse = |spec, revision| ModelId::parse(spec, revision).unwrap();
         let id = parse("org/Name-1.5_b@refs/pr/7", None);
         assert_eq!((id.repo(), id.revision()), ("org/Name-1.5_b", "refs/pr/7"));
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_lead_out_of_the_cache_is_no_id() {
+    fn id_cannot_leave_the_cache() {
         for spec in [
             "",
             "/",

@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_is_where_the_tools_of_the_hub_have_it() {
+    fn cache_folder_is_that_of_the_hub_tools() {
         let cache = |variables: &[_]| options(variables, Some("/home/me")).unwrap().cache_dir;
         assert_eq!(cache(&[]), Path::new("/home/me/.cache/huggingface/hub"));
         assert_eq!(cache(&[("HF_HOME", "/data/hf")]), Path::new("/data/hf/hub"));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_the_variable_or_else_the_file_of_the_login_and_stays_out_of_logs() {
+    fn token_comes_from_variable_or_file_and_stays_secret() {
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join("token"), "hf_from_file\n").unwrap();
         let home = home.path().to_str().unwrap();
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoint_and_offline_mode_come_from_the_environment() {
+    fn environment_sets_endpoint_and_offline_mode() {
         let of = |variables: &[_]| options(variables, Some("/home/me")).unwrap();
         assert_eq!(of(&[]).endpoint, "https://huggingface.co");
         assert_eq!(

@@ -71,7 +71,7 @@ fn assert_whole(dir: &Path, hub: &Hub, name: &str) {
 }
 
 #[test]
-fn a_model_is_downloaded_from_one_commit_without_what_it_does_not_need() {
+fn download_takes_only_needed_files_of_one_commit() {
     let (hub, cache) = sharded();
     let dir = fetch("org/tiny", None, &options(&hub, &cache)).unwrap();
     assert!(dir.starts_with(cache.path()));
@@ -97,7 +97,7 @@ fn a_model_is_downloaded_from_one_commit_without_what_it_does_not_need() {
 }
 
 #[test]
-fn a_model_without_safetensors_is_downloaded_in_the_format_of_pytorch() {
+fn download_falls_back_to_pytorch_files() {
     let index = br#"{"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}"#;
     let hub = Hub::start(&[
         ("config.json", b"{}"),
@@ -115,7 +115,7 @@ fn a_model_without_safetensors_is_downloaded_in_the_format_of_pytorch() {
 }
 
 #[test]
-fn the_second_call_asks_nobody() {
+fn second_call_sends_no_request() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     let first = fetch("org/tiny", None, &options).unwrap();
@@ -132,7 +132,7 @@ fn the_second_call_asks_nobody() {
 }
 
 #[test]
-fn a_revision_is_another_model_in_the_cache() {
+fn revisions_are_cached_apart() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     let main = fetch("org/tiny", None, &options).unwrap();
@@ -154,7 +154,7 @@ fn a_revision_is_another_model_in_the_cache() {
 }
 
 #[test]
-fn offline_an_empty_cache_says_what_is_missing_and_how_to_get_it() {
+fn offline_names_missing_files_and_the_remedy() {
     let (hub, cache) = sharded();
     let options = offline(&options(&hub, &cache));
     let error = fetch("org/tiny", None, &options).unwrap_err().to_string();
@@ -171,7 +171,7 @@ fn offline_an_empty_cache_says_what_is_missing_and_how_to_get_it() {
 }
 
 #[test]
-fn offline_the_shard_that_is_missing_is_named() {
+fn offline_names_a_missing_shard() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     let dir = fetch("org/tiny", None, &options).unwrap();
@@ -193,7 +193,7 @@ fn offline_the_shard_that_is_missing_is_named() {
 }
 
 #[test]
-fn a_model_that_the_hub_does_not_have_is_named() {
+fn unknown_model_is_named() {
     let (hub, cache) = sharded();
     let error = fetch("org/other", None, &options(&hub, &cache)).unwrap_err();
     assert!(matches!(error, HubError::NotFound { .. }));
@@ -206,7 +206,7 @@ fn a_model_that_the_hub_does_not_have_is_named() {
 }
 
 #[test]
-fn a_token_opens_what_is_closed_without_it() {
+fn token_opens_a_private_model() {
     let (hub, cache) = sharded();
     hub.state().token = Some("hf_secret".into());
     let mut options = options(&hub, &cache);
@@ -227,7 +227,7 @@ fn a_token_opens_what_is_closed_without_it() {
 }
 
 #[test]
-fn a_repository_without_tokenizer_is_a_model_and_works_without_the_network() {
+fn tokenizer_may_be_missing() {
     let hub = Hub::start(&[
         ("config.json", b"{}"),
         ("model.safetensors", &weights("a", 10)),
@@ -247,14 +247,14 @@ fn unused_endpoint() -> String {
 }
 
 #[test]
-fn a_folder_goes_before_a_name_on_the_hub() {
+fn folder_takes_precedence_over_the_hub() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
     assert_eq!(resolve_model(path).unwrap(), dir.path());
 }
 
 #[test]
-fn a_name_that_is_neither_says_why_for_both() {
+fn unresolved_name_gives_both_reasons() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     let error = |spec: &str| {

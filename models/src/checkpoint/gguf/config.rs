@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::{CheckpointError, source::Source, stored_type::StoredType};
+use super::super::{CheckpointError, formats::StoredType, source::Source};
 use super::{Gguf, header::TensorInfo, names::ROPE_FACTORS};
 
 /// Entries that have the same meaning: what has to be there, then what may be.

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tensors_get_the_names_of_hugging_face() {
+    fn tensors_get_hugging_face_names() {
         let cases = [
             ("token_embd.weight", "model.embed_tokens.weight"),
             ("output.weight", "lm_head.weight"),

@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_version_is_refused_before_the_rest_is_looked_at() {
+    fn other_versions_are_refused_first() {
         let folder = std::env::temp_dir().join(format!("sparq-manifest-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let read = |text: &str| {

@@ -2,7 +2,7 @@
 
 use safetensors::Dtype;
 
-use super::super::{describe, stored_type::StoredType};
+use super::super::{describe, formats::StoredType};
 use super::{
     object::{Global, Id, Object, Objects, Storage, Tensor},
     pickle::{Fault, Result},

@@ -1,6 +1,6 @@
 //! What a pickle makes: [`Object`].
 
-use super::super::stored_type::StoredType;
+use super::super::formats::StoredType;
 
 /// More than any file has: a tensor takes some 25.
 const MAX_OBJECTS: usize = 1 << 21;

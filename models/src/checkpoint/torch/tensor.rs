@@ -3,7 +3,7 @@
 use super::super::{
     CheckpointError,
     decode::{Layout, Stored},
-    stored_type::StoredType,
+    formats::StoredType,
 };
 use super::{
     archive::{Archive, Entry},
@@ -111,9 +111,9 @@ fn is_contiguous(shape: &[u64], strides: &[u64]) -> bool {
 }
 
 fn bytes_of(dtype: StoredType) -> u64 {
-    match (dtype.block(), dtype) {
-        (Some(block), _) => block.bytes as u64,
-        (None, StoredType::Other(dtype)) => dtype.bitsize() as u64 / 8,
-        (None, _) => unreachable!("a pickle names no blocks"),
+    match dtype {
+        StoredType::Other(dtype) => dtype.bitsize() as u64 / 8,
+        // A pickle only names types of one element per block.
+        _ => dtype.bytes(&[1]).unwrap_or(1) as u64,
     }
 }

@@ -1,15 +1,13 @@
 //! Converted models: what comes back is what went in, and what was damaged is told.
 
-mod checkpoint_support;
-
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
+use crate::support::{checkpoint, f32_bytes, folder, safetensors};
 use burn::tensor::{Device, FloatDType};
-use checkpoint_support::{checkpoint, f32_bytes, folder, safetensors};
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use sparq::SparqConfig;
-use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, Weights};
 use tempfile::TempDir;
 
 fn open(path: &Path) -> Arc<Checkpoint> {
@@ -51,7 +49,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn the_way_to_a_converted_model_and_back_changes_no_bit(
+    fn round_trip_changes_no_bit(
         words in prop::collection::vec(any::<u32>(), 15),
         halves in prop::collection::vec(any::<u16>(), 15),
     ) {
@@ -82,7 +80,7 @@ proptest! {
 }
 
 #[test]
-fn layers_are_the_same_from_both_in_every_type() {
+fn layers_equal_the_original_in_every_type() {
     let values: Vec<f32> = (0..12).map(|value| value as f32 / 4.0 - 1.0).collect();
     let weights = safetensors(&[
         ("proj.weight", Dtype::F32, &[3, 4], f32_bytes(&values)),
@@ -111,14 +109,14 @@ fn layers_are_the_same_from_both_in_every_type() {
 }
 
 #[test]
-fn a_type_may_be_asked_for_and_settings_go_along() {
+fn dtype_and_settings_are_written() {
     let weights = safetensors(&[("a.weight", Dtype::F32, &[2], f32_bytes(&[1.0, 0.1]))]);
     let source = checkpoint(&weights);
     let config = SparqConfig::new(4, 32);
     let out = tempfile::tempdir().unwrap();
     let conversion = Conversion::new(open(source.path()));
     let conversion = conversion
-        .with_dtype(Some(WeightType::BF16))
+        .with_dtype(Some(StoredType::BF16))
         .with_attention(Some(config));
     conversion.write(out.path()).unwrap();
     let converted = Checkpoint::open(out.path()).unwrap();
@@ -128,7 +126,7 @@ fn a_type_may_be_asked_for_and_settings_go_along() {
 }
 
 #[test]
-fn small_files_go_along_as_they_are() {
+fn small_files_are_copied() {
     let files: [(&str, &[u8]); 5] = [
         ("config.json", b"{ \"odd\":   1 }"),
         ("tokenizer.json", b"{}"),
@@ -162,7 +160,7 @@ fn small_files_go_along_as_they_are() {
 }
 
 #[test]
-fn a_damaged_byte_is_told_or_does_no_harm() {
+fn damaged_bytes_are_found_or_harmless() {
     let weights = safetensors(&[
         ("a.weight", Dtype::F32, &[3, 2], f32_bytes(&[0.5; 6])),
         ("b", Dtype::F16, &[4], vec![0; 8]),
@@ -213,7 +211,7 @@ fn a_damaged_byte_is_told_or_does_no_harm() {
 }
 
 #[test]
-fn a_manifest_cannot_lead_out_of_the_folder_nor_leave_a_tensor_out() {
+fn manifest_stays_inside_and_covers_every_tensor() {
     let weights = safetensors(&[("a.weight", Dtype::F32, &[3, 2], f32_bytes(&[0.5; 6]))]);
     let converted = convert(checkpoint(&weights).path());
     let path = converted.path().join("sparq.json");
@@ -242,7 +240,7 @@ fn a_manifest_cannot_lead_out_of_the_folder_nor_leave_a_tensor_out() {
 }
 
 #[test]
-fn what_cannot_be_a_weight_is_refused() {
+fn unusable_weights_are_refused() {
     let convert = |weights: &[u8], dtype| {
         let source = checkpoint(weights);
         let out = tempfile::tempdir().unwrap();
@@ -267,7 +265,7 @@ fn what_cannot_be_a_weight_is_refused() {
         "{message}"
     );
     let large = safetensors(&[("a", Dtype::F32, &[2], f32_bytes(&[1.0, 1e6]))]);
-    let message = convert(&large, Some(WeightType::F16));
+    let message = convert(&large, Some(StoredType::F16));
     assert!(
         message.contains("expected weights within the range of F16"),
         "{message}"

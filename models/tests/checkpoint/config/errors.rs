@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{parse, with};
+use super::{parse, with};
 
 /// The message of an error, behind the name of the file.
 #[track_caller]
@@ -12,7 +12,7 @@ fn message(entries: Value) -> String {
 }
 
 #[test]
-fn rotary_parameters_that_are_not_supported_are_named() {
+fn unsupported_rotary_parameters_are_named() {
     let kinds = "expected default, linear or llama3";
     let cases = [
         (
@@ -62,7 +62,7 @@ fn rotary_parameters_that_are_not_supported_are_named() {
 }
 
 #[test]
-fn sizes_that_cannot_be_are_named() {
+fn impossible_sizes_are_named() {
     let cases = [
         (
             json!({"head_dim": 1_u64 << 40}),
@@ -131,7 +131,7 @@ fn sizes_that_cannot_be_are_named() {
 }
 
 #[test]
-fn entries_of_another_kind_are_named() {
+fn entries_of_wrong_kind_are_named() {
     let cases = [
         (
             json!({"hidden_act": "quick_gelu"}),

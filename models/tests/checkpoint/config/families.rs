@@ -8,8 +8,8 @@ use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::{Architecture, HiddenAct};
 use sparq_models::{DecoderConfig, NormKind, Residual};
 
-use crate::checkpoint_support::fixture;
-use crate::with;
+use super::with;
+use crate::support::fixture;
 
 fn of_fixture(name: &str) -> DecoderConfig {
     DecoderConfig::from_checkpoint(&Checkpoint::open(&fixture(name)).unwrap()).unwrap()
@@ -25,7 +25,7 @@ fn read(architecture: Architecture, entries: Value) -> Result<DecoderConfig, Str
 }
 
 #[test]
-fn published_files_are_read_by_their_family() {
+fn fixtures_are_read_by_their_family() {
     let mistral = of_fixture("mistral_sliding");
     assert_eq!(mistral.windows, [Some(24); 3]);
     assert_eq!((mistral.head_dim, mistral.num_key_value_heads), (8, 2));
@@ -59,7 +59,7 @@ fn published_files_are_read_by_their_family() {
 }
 
 #[test]
-fn what_a_file_leaves_out_is_the_default_of_its_family() {
+fn defaults_are_those_of_the_family() {
     let read = |architecture| read(architecture, json!({"head_dim": 8})).unwrap();
     let mistral = read(Architecture::Mistral);
     assert_eq!(mistral.windows, [Some(4096); 3]);
@@ -83,7 +83,7 @@ fn what_a_file_leaves_out_is_the_default_of_its_family() {
 }
 
 #[test]
-fn the_part_of_a_head_that_turns_has_three_names() {
+fn rotary_part_has_three_names() {
     let neox = |entries| read(Architecture::GptNeox, entries);
     let cases = [
         (json!({"rotary_pct": 0.5}), Some(4), 1e4),
@@ -142,7 +142,7 @@ fn the_part_of_a_head_that_turns_has_three_names() {
 }
 
 #[test]
-fn a_window_is_of_every_layer_of_some_or_of_none() {
+fn windows_apply_to_all_some_or_no_layers() {
     let windows = |architecture, entries: Value| {
         let config = read(architecture, entries).unwrap();
         [0, 1, 2].map(|layer| config.window(layer))
@@ -166,7 +166,7 @@ fn a_window_is_of_every_layer_of_some_or_of_none() {
 }
 
 #[test]
-fn what_a_family_cannot_be_is_named() {
+fn unsupported_settings_are_named() {
     let (mistral, qwen) = (Architecture::Mistral, Architecture::Qwen2);
     let cases = [
         (

@@ -1,14 +1,12 @@
 //! The configuration of a model, in the forms that checkpoints have it.
 
-#[path = "../checkpoint_support/mod.rs"]
-mod checkpoint_support;
 mod errors;
 mod families;
 
 use std::{fs, path::Path};
 
+use crate::support::{f32_bytes, fixture, folder, safetensors};
 use burn::tensor::FloatDType;
-use checkpoint_support::{f32_bytes, fixture, folder, safetensors};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use sparq::RotaryScaling;
@@ -43,7 +41,7 @@ fn of_fixture(name: &str) -> LlamaConfig {
 }
 
 #[test]
-fn the_published_forms_are_read_in_full() {
+fn fixtures_are_read_in_full() {
     let llama2 = LlamaConfig {
         hidden_size: 48,
         intermediate_size: 112,
@@ -88,7 +86,7 @@ fn the_published_forms_are_read_in_full() {
 }
 
 #[test]
-fn the_embedded_model_is_read() {
+fn embedded_model_is_read() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("embedded");
     let checkpoint = Checkpoint::open(&dir).unwrap();
     let config = LlamaConfig::from_checkpoint(&checkpoint).unwrap();
@@ -102,7 +100,7 @@ fn the_embedded_model_is_read() {
 }
 
 #[test]
-fn what_a_file_leaves_out_is_what_transformers_assumes() {
+fn defaults_are_those_of_transformers() {
     let config = parse(&minimal()).unwrap();
     assert_eq!((config.num_key_value_heads, config.head_dim), (6, 8));
     assert_eq!(
@@ -127,7 +125,7 @@ fn what_a_file_leaves_out_is_what_transformers_assumes() {
 }
 
 #[test]
-fn rotary_parameters_read_the_same_in_the_older_and_the_newer_form() {
+fn rotary_reads_the_older_and_the_newer_form() {
     let llama3 = json!({
         "factor": 32.0, "low_freq_factor": 1, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192
     });
@@ -197,7 +195,7 @@ fn rotary_parameters_read_the_same_in_the_older_and_the_newer_form() {
 }
 
 #[test]
-fn token_ids_come_alone_in_lists_or_not_at_all() {
+fn token_ids_are_numbers_lists_or_absent() {
     let ids = |entries| {
         let config = parse(&with(entries)).unwrap();
         (
@@ -222,7 +220,7 @@ fn token_ids_come_alone_in_lists_or_not_at_all() {
 }
 
 #[test]
-fn types_have_an_older_and_a_newer_key() {
+fn dtype_has_an_older_and_a_newer_key() {
     let dtype = |entries| parse(&with(entries)).unwrap().dtype;
     assert_eq!(
         dtype(json!({"torch_dtype": "bfloat16"})),
@@ -236,7 +234,7 @@ fn types_have_an_older_and_a_newer_key() {
 }
 
 #[test]
-fn the_generation_configuration_adds_the_tokens_that_end_a_turn() {
+fn generation_config_adds_end_tokens() {
     let weights = safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]);
     let config = with(json!({"eos_token_id": 2})).to_string();
     let dir = folder(&[

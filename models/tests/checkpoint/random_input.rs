@@ -1,9 +1,7 @@
 //! Files that nobody thought of: opening and reading them ends in an answer or an error.
 
-mod checkpoint_support;
-
+use crate::support::{f16_bytes, f32_bytes, safetensors, with_header};
 use burn::tensor::{Device, FloatDType};
-use checkpoint_support::{f16_bytes, f32_bytes, safetensors, with_header};
 use proptest::prelude::*;
 use safetensors::Dtype;
 use sparq_models::{checkpoint::Checkpoint, config::Architecture};
@@ -31,7 +29,7 @@ fn good() -> Vec<u8> {
 }
 
 #[test]
-fn the_untouched_file_reads() {
+fn unchanged_file_is_read() {
     assert_eq!(open_and_read(good()), Some(2));
 }
 
@@ -64,7 +62,7 @@ proptest! {
     }
 
     #[test]
-    fn configurations_with_any_numbers_never_panic(
+    fn configs_with_any_numbers_never_panic(
         sizes in prop::collection::vec(prop_oneof![0..9u64, any::<u64>()], 8),
         theta in any::<f64>(),
         part in any::<f64>(),

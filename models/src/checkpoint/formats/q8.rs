@@ -1,0 +1,30 @@
+//! Q8 of a converted model: signed codes of 8 bits; weight = scale code.
+
+use burn::tensor::quantization::QuantValue;
+
+use super::{
+    Block, Encoding, Format, Quantized, SCALE_BYTES, StoredType, Written, each_scaled_block,
+};
+
+pub(super) const FORMAT: Format = Format {
+    block: Block {
+        weights: 32,
+        bytes: 32 + SCALE_BYTES,
+    },
+    decode: |bytes, weights| each_scaled_block(bytes, weights, decode),
+    gguf: None,
+    written: Some(Written {
+        flag: "q8",
+        encoding: Encoding::Quantized(Quantized {
+            value: QuantValue::Q8S,
+            pack: |codes| codes.iter().map(|code| *code as u8).collect(),
+            for_embeddings: StoredType::Q8,
+        }),
+    }),
+};
+
+fn decode(codes: &[u8; 32], scale: f32, weights: &mut [f32; 32]) {
+    for (weight, &code) in weights.iter_mut().zip(codes) {
+        *weight = scale * f32::from(code as i8);
+    }
+}

@@ -1,7 +1,9 @@
-//! A converted model in ten statements, from its folder to text.
+//! Loads a converted model and generates text, in ten statements.
 //!
-//! `cargo run --release -p sparq-models --example load_converted -- FOLDER "In the beginning"`, where FOLDER is what `sparq convert` wrote; without one the
-//! embedded model is converted to a folder that is deleted again.
+//! `cargo run --release -p sparq-models --example load_converted -- FOLDER "In the beginning"`
+//!
+//! FOLDER is the output of `sparq convert`. Without it, the example converts the embedded model to a
+//! temporary folder.
 
 use std::error::Error;
 use std::fs;
@@ -17,7 +19,8 @@ use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded};
 
 const PROMPT: &str = "In the beginning";
 
-/// What the model in `folder` writes behind `prompt`, with the settings of SparQ that it was converted with.
+/// Returns the text that the model in `folder` generates after `prompt`, with its recommended settings
+/// of SparQ.
 fn complete(folder: &Path, prompt: &str, max_new_tokens: usize) -> Result<String, Box<dyn Error>> {
     let (device, dtype) = (Device::default(), FloatDType::F32);
     let checkpoint = Checkpoint::open(folder)?;
@@ -39,7 +42,7 @@ fn complete(folder: &Path, prompt: &str, max_new_tokens: usize) -> Result<String
     Ok(generated.text)
 }
 
-/// The embedded model as `sparq convert` writes a model, in a folder of this process.
+/// Converts the embedded model, as `sparq convert` does, to a temporary folder.
 fn converted() -> Result<PathBuf, Box<dyn Error>> {
     let folder = std::env::temp_dir().join(format!("sparq-load-converted-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
@@ -47,7 +50,7 @@ fn converted() -> Result<PathBuf, Box<dyn Error>> {
         .with_dtype(Some(StoredType::F32))
         .with_attention(Some(SparqConfig::new(16, 128)))
         .write(&folder)?;
-    // A checkpoint in memory has no tokenizer beside it.
+    // A checkpoint in memory has no tokenizer.
     fs::write(folder.join("tokenizer.json"), embedded::TOKENIZER)?;
     Ok(folder)
 }

@@ -1,4 +1,4 @@
-//! Opening a checkpoint on disk or in memory.
+//! Opens a checkpoint on disk or in memory.
 
 use std::{
     borrow::Cow,
@@ -14,22 +14,29 @@ use super::{
     decode::Stored,
     gguf::Gguf,
     header::read_header,
-    json::{kind_of, parse_json, read_json},
+    json::{parse_json, read_json},
     packed::{self, MANIFEST},
+    small_file::kind_of,
     source::Source,
     torch,
     weight_files::{WeightFiles, read_index},
 };
 
 impl Checkpoint {
-    /// Opens the checkpoint in the folder `dir`: `config.json`, and `model.safetensors`, or the shards of `model.safetensors.index.json`, or
-    /// a file of another name if it is the only one in the format, or else `pytorch_model.bin`, or the shards of `pytorch_model.bin.index.json`. A folder
-    /// that a [`Conversion`](super::Conversion) wrote is mapped into memory. `dir` may also be a GGUF file, or
-    /// the first part of one, or a folder with one and without any of these.
+    /// Opens the checkpoint in the folder `dir`: `config.json`, and the first of these that is there:
+    ///
+    /// - `model.safetensors`, or the shards of `model.safetensors.index.json`,
+    /// - the only other safetensors file,
+    /// - `pytorch_model.bin`, or the shards of `pytorch_model.bin.index.json`,
+    /// - a GGUF file, or the first part of one.
+    ///
+    /// `dir` may also be a GGUF file. A folder that a [`Conversion`](super::Conversion) wrote is mapped
+    /// into memory.
     ///
     /// # Errors
     ///
-    /// If the folder or a file is missing, cannot be read or is not in its format, or if the files contradict each other.
+    /// If the folder or a file is missing, cannot be read or is malformed, or if files contradict each
+    /// other.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         if let Some(file) = Gguf::locate(dir) {
             return Self::from_gguf(Gguf::open(&file)?);
@@ -84,7 +91,8 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Opens a checkpoint that lies in memory: the bytes of `config.json` and of one safetensors file. Messages call it `name`.
+    /// Opens a checkpoint in memory: the bytes of `config.json` and of one safetensors file. `name`
+    /// stands for its folder in messages.
     ///
     /// # Errors
     ///
@@ -213,7 +221,7 @@ impl Checkpoint {
     }
 }
 
-/// The names of the entries of a folder, sorted.
+/// Returns the names of the entries of a folder, sorted.
 pub(super) fn file_names(dir: &Path) -> Result<Vec<String>, CheckpointError> {
     let read = |error| CheckpointError::Read {
         path: dir.into(),
@@ -221,14 +229,15 @@ pub(super) fn file_names(dir: &Path) -> Result<Vec<String>, CheckpointError> {
     };
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(read)? {
-        // A name that is not Unicode is none of those looked for.
+        // Names that are not Unicode are skipped: no file of a checkpoint has one.
         names.extend(entry.map_err(read)?.file_name().into_string());
     }
     names.sort();
     Ok(names)
 }
 
-/// Whether a file looks like weights in this or another format, worth naming when there are none to read.
+/// Whether a file looks like weights, in a supported format or not. The error for a folder without
+/// supported weights lists them.
 fn is_weights(name: &str) -> bool {
     [".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx"]
         .iter()

@@ -1,4 +1,4 @@
-//! Converted models: what comes back is what went in, and what was damaged is told.
+//! Converted models: the round trip changes nothing, and damage is detected.
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
@@ -20,7 +20,7 @@ fn convert(source: &Path) -> TempDir {
     out
 }
 
-/// Type, shape and bytes of every tensor.
+/// Returns type, shape and bytes of every tensor.
 fn tensors(bytes: &[u8]) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
     let file = SafeTensors::deserialize(bytes).unwrap();
     let tensors = file.tensors().into_iter();
@@ -33,7 +33,7 @@ fn tensors(bytes: &[u8]) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
     parts.collect()
 }
 
-/// Bytes of finite floats of 16 bits: whatever they are but for the exponent of all ones.
+/// Returns the bytes of 16-bit floats, made finite: an exponent of all ones is cleared.
 fn finite_halves(seed: &[u16], ones: u16) -> Vec<u8> {
     let finite = seed.iter().map(|bits| {
         if bits & ones == ones {
@@ -70,7 +70,7 @@ proptest! {
         Conversion::new(open(converted.path())).write_safetensors(back.path()).unwrap();
         let found = fs::read(back.path().join("model.safetensors")).unwrap();
         prop_assert_eq!(tensors(&found), tensors(&weights));
-        // Also from a converted model to a converted model.
+        // Converting a converted model changes nothing either.
         let again = convert(converted.path());
         for name in ["model.bpk", "sparq.json", "config.json"] {
             let read = |folder: &TempDir| fs::read(folder.path().join(name)).unwrap();
@@ -131,7 +131,7 @@ fn small_files_are_copied() {
         ("config.json", b"{ \"odd\":   1 }"),
         ("tokenizer.json", b"{}"),
         ("chat_template.jinja", b"hello"),
-        ("unrelated.txt", b"stays"),
+        ("unrelated.txt", b"is not copied"),
         (
             "model.safetensors",
             &safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]),
@@ -178,26 +178,29 @@ fn damaged_bytes_are_found_or_harmless() {
     for name in ["model.bpk", "config.json"] {
         let path = converted.path().join(name);
         let whole = fs::read(&path).unwrap();
-        // Another file each time: the old one may be mapped.
+        // A new file each time: the old one may be mapped.
         let replace = |bytes: &[u8]| {
             fs::remove_file(&path).unwrap();
             fs::write(&path, bytes).unwrap();
         };
-        let mut told = 0;
+        let mut found_errors = 0;
         for place in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[place] ^= 0x10;
             replace(&damaged);
             match read_all() {
-                // Between the tensors, or another spelling of the same header.
+                // The byte is padding, or the header still means the same.
                 Ok(found) => assert_eq!(found, whole_model, "{name}: byte {place}"),
                 Err(message) => {
                     assert!(message.contains(name), "{message}");
-                    told += 1;
+                    found_errors += 1;
                 }
             }
         }
-        assert!(told >= whole.len().min(100), "{name}: {told}");
+        assert!(
+            found_errors >= whole.len().min(100),
+            "{name}: {found_errors}"
+        );
         for length in 0..whole.len() {
             replace(&whole[..length]);
             assert!(read_all().is_err(), "{name}: {length}");
@@ -254,7 +257,7 @@ fn unusable_weights_are_refused() {
                 .to_string(),
         ];
         assert_eq!(one, other);
-        // Nobody takes what is left for a model.
+        // The remains are not taken for a model.
         assert!(Checkpoint::open(out.path()).is_err());
         one
     };

@@ -1,4 +1,4 @@
-//! Folders and files that are not what they should be: each is an error that says what is wrong where, never a panic.
+//! Opening checkpoints: supported layouts, and malformed ones, whose errors name the file and key.
 
 use std::{fs, path::Path};
 
@@ -6,7 +6,7 @@ use crate::support::{checkpoint, f32_bytes, fixture, folder, safetensors, with_h
 use safetensors::Dtype;
 use sparq_models::checkpoint::{Checkpoint, CheckpointError, JsonError, StoredType};
 
-/// The error of opening `dir`; it has to mention all of `parts`.
+/// Returns the error of opening `dir`, which has to mention all of `parts`.
 #[track_caller]
 fn error(dir: &Path, parts: &[&str]) -> CheckpointError {
     let error = Checkpoint::open(dir).map(|_| ()).unwrap_err();
@@ -39,7 +39,8 @@ fn single_file_opens() {
 #[test]
 fn shards_open_as_one_checkpoint() {
     let checkpoint = Checkpoint::open(&fixture("llama2")).unwrap();
-    // 3 layers of 9 tensors, the embedding, the norm and the output projection; the count of weights is from the index.
+    // 3 layers of 9 tensors, the embedding, the norm and the output projection. The number of weights
+    // is from the index.
     assert_eq!(checkpoint.names().count(), 3 * 9 + 3);
     assert_eq!(checkpoint.num_params(), 95_472);
     assert_eq!(checkpoint.num_bytes(), 381_888);
@@ -97,7 +98,7 @@ fn folder_instead_of_file_is_named() {
         let dir = checkpoint(&one_tensor());
         fs::remove_file(dir.path().join(name)).unwrap();
         fs::create_dir(dir.path().join(name)).unwrap();
-        error(dir.path(), &[name, "expected a file, found a folder"]);
+        error(dir.path(), &[name, "expected a file", "found a folder"]);
     }
 }
 
@@ -124,7 +125,7 @@ fn truncated_file_is_refused() {
         assert!(matches!(
             error(
                 dir.path(),
-                &["model.safetensors", "not a whole safetensors file"]
+                &["model.safetensors", "not a complete safetensors file"]
             ),
             CheckpointError::Header { .. }
         ));
@@ -156,25 +157,30 @@ fn inconsistent_headers_are_refused() {
         "\u{7f}".into(),
         r#"{"a": 1}"#.into(),
         r#"{"a": {"dtype": "F32", "shape": [2]}}"#.into(),
-        // A type that the format does not have.
+        // An unknown type.
         r#"{"a": {"dtype": "F33", "shape": [2], "data_offsets": [0, 8]}}"#.into(),
         // Shape and length disagree.
         r#"{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}"#.into(),
         r#"{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}"#.into(),
-        // Backwards, a gap in front, beyond the end, a gap behind.
+        // Reversed offsets, a gap before, an end beyond the file, a gap after.
         r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}"#.into(),
         r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#.into(),
         r#"{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}"#.into(),
         r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}"#.into(),
-        // Two tensors in the same place, and one over the other.
-        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#.into(),
-        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#.into(),
+        // Two tensors at the same place, and two that overlap.
+        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#
+            .into(),
+        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#
+            .into(),
         // Products and offsets that overflow.
         format!(r#"{{"a": {{"dtype": "F32", "shape": [{max}, {max}], "data_offsets": [0, 8]}}}}"#),
         format!(r#"{{"a": {{"dtype": "F32", "shape": [{max}], "data_offsets": [0, 8]}}}}"#),
         format!(r#"{{"a": {{"dtype": "F32", "shape": [2], "data_offsets": [{max}, 8]}}}}"#),
         format!(r#"{{"a": {{"dtype": "U8", "shape": [{max}], "data_offsets": [0, {max}]}}}}"#),
-        r#"{"a": {"dtype": "F32", "shape": [99999999999999999999999], "data_offsets": [0, 8]}}"#.into(),
+        r#"{"a": {"dtype": "F32", "shape": [99999999999999999999999], "data_offsets": [0, 8]}}"#
+            .into(),
         "[".repeat(100_000),
     ];
     for header in cases {
@@ -185,12 +191,11 @@ fn inconsistent_headers_are_refused() {
             other => panic!("{head}: {other:?}"),
         }
     }
-    // The same bytes with a header that is right open.
+    // The same bytes open with a correct header.
     let header = r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#;
     assert!(Checkpoint::open(checkpoint(&with_header(header, &[0; 8])).path()).is_ok());
 }
 
-/// A folder with two shards that hold `a` and `b`, and an index.
 #[test]
 fn overflowing_dimensions_are_refused() {
     for shape in [
@@ -207,6 +212,7 @@ fn overflowing_dimensions_are_refused() {
     }
 }
 
+/// Makes a folder with two shards, which have `a` and `b`, and an index.
 fn sharded(index: &str) -> tempfile::TempDir {
     let shard = |name| safetensors(&[(name, Dtype::F32, &[1], f32_bytes(&[1.0]))]);
     folder(&[
@@ -317,6 +323,6 @@ fn checkpoint_in_memory_follows_the_same_rules() {
     assert!(
         open(b"{}", vec![1, 2, 3])
             .unwrap_err()
-            .starts_with("embedded/model.safetensors: not a whole")
+            .starts_with("embedded/model.safetensors: not a complete")
     );
 }

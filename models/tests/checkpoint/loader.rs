@@ -1,4 +1,4 @@
-//! The modules that a loader builds.
+//! The modules that a loader makes.
 
 use crate::support::{f32_bytes, fixture, safetensors};
 use burn::{
@@ -8,7 +8,8 @@ use burn::{
 use safetensors::Dtype;
 use sparq_models::checkpoint::{Checkpoint, CheckpointError, Loader, Weights};
 
-/// A linear layer from 3 to 2 features, an embedding of 2 tokens and a norm of 3 features.
+/// Makes a checkpoint with a linear layer from 3 to 2 features, an embedding of 2 tokens and a norm of 3
+/// features.
 fn checkpoint() -> Checkpoint {
     let weights = safetensors(&[
         (
@@ -81,7 +82,7 @@ fn embedding_returns_rows_and_norm_scales() {
         [4.0, 5.0, 6.0, 1.0, 2.0, 3.0]
     );
     let norm = loader(&checkpoint).rms_norm("norm", 3, 3.0, 0.0).unwrap();
-    // The mean of the squares is 1, and with epsilon 4.
+    // The mean of the squares is 1, plus epsilon it is 4.
     let x = Tensor::<2>::from_floats([[1.0, 1.0, -1.0]], &device);
     assert_eq!(values(norm.forward(x)), [0.5, 1.0, 0.5]);
 }
@@ -94,7 +95,7 @@ fn layer_norm_centres_scales_and_shifts() {
     ]);
     let checkpoint = Checkpoint::from_bytes("test", b"{}", weights).unwrap();
     let norm = loader(&checkpoint).layer_norm("ln", 2, 8.0).unwrap();
-    // Variance 1 and epsilon 8: a third of what is left without the mean.
+    // The variance is 1 and epsilon 8: the centred values are divided by 3.
     let x = Tensor::<2>::from_floats([[4.0, 6.0]], &Device::default());
     let expected = [10.0 - 2.0 / 3.0, 20.0 + 1.0];
     for (found, expected) in values(norm.forward(x)).iter().zip(expected) {
@@ -121,7 +122,7 @@ fn modules_count_their_parameters() {
 
 #[test]
 fn large_linear_is_the_transpose_in_any_shape() {
-    // Wider than a chunk is long, taller than one, and with a last chunk of fewer rows than the others.
+    // Wide matrices, tall ones, and one whose last chunk has fewer rows than the others.
     for (rows, columns) in [
         (40, 3000),
         (3000, 40),
@@ -192,7 +193,7 @@ fn loader_counts_bytes_and_names_unread_tensors() {
     loader.linear("proj", 3, 2, false).unwrap();
     loader.rms_norm("norm", 3, 1e-6, 0.0).unwrap();
     assert_eq!(loader.bytes_read(), 4 * (6 + 3));
-    // The table of rotary frequencies is no weight and not worth a warning.
+    // The table of RoPE frequencies is no weight and is not reported.
     assert_eq!(loader.finish(), ["embed.weight", "proj.bias"]);
 }
 

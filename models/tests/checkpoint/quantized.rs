@@ -16,10 +16,11 @@ const TYPES: [(StoredType, StoredType, QuantValue); 2] = [
     (StoredType::Q4, StoredType::Q4, QuantValue::Q4S),
 ];
 
-/// Rows and columns: several chunks of a reader, and a row of several blocks.
+/// A matrix of several chunks, with several blocks in a row.
 const SHAPE: [usize; 2] = [640, 96];
 
-/// A scatter within (-1, 1) whose size differs from block to block; the first block is all zeros.
+/// Returns scattered numbers in (-1, 1) whose magnitude differs from block to block. The first block is
+/// all zeros.
 fn weights() -> Vec<f32> {
     let scatter = |index: usize| ((index * 7919) % 1999) as f32 / 1000.0 - 1.0;
     let size = |index: usize| ((index / 32) % 50) as f32 / 50.0;
@@ -72,7 +73,7 @@ fn codes_and_weights_equal_those_of_burn() {
         let burn = values(original.quantize_dynamic(&scheme).dequantize());
         assert_eq!(read, burn, "{stored}");
 
-        // burn reads the file as it is.
+        // burn itself reads the file.
         let bytes =
             Bytes::from_bytes_vec(std::fs::read(converted.path().join("model.bpk")).unwrap());
         let tensors = burn_pack::Reader::from_bytes(bytes)
@@ -99,7 +100,7 @@ fn codes_and_weights_equal_those_of_burn() {
 
 #[test]
 fn weights_are_off_by_at_most_half_a_scale() {
-    for (dtype, stored, steps) in [
+    for (dtype, stored, codes) in [
         (StoredType::Q8, StoredType::Q8, 127.0),
         (StoredType::Q4, StoredType::Q4, 7.0),
     ] {
@@ -113,16 +114,16 @@ fn weights_are_off_by_at_most_half_a_scale() {
                 .iter()
                 .fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
             // The scale is rounded up to 16 bits.
-            let step = largest / steps * (1.0 + 1.0 / 1024.0) + 1e-7;
+            let scale = largest / codes * (1.0 + 1.0 / 1024.0) + 1e-7;
             for (read, original) in read.iter().zip(original) {
                 assert!(
-                    (read - original).abs() <= step / 2.0 + 1e-6,
+                    (read - original).abs() <= scale / 2.0 + 1e-6,
                     "{stored}: {read} for {original}"
                 );
-                worst = worst.max((read - original).abs() / step);
+                worst = worst.max((read - original).abs() / scale);
             }
         }
-        // It is quantised indeed.
+        // The weights are really quantised.
         assert!(worst > 0.4, "{stored}: {worst}");
     }
 }

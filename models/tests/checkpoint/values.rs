@@ -1,4 +1,4 @@
-//! What comes out of a checkpoint: the right values in the right type, or an error that names the weight.
+//! The values of tensors: exact in the requested type, or an error that names the weight.
 
 use crate::support::{bf16_bytes, checkpoint, f16_bytes, f32_bytes, fixture, safetensors};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
@@ -46,13 +46,13 @@ fn stored_types_read_as_every_float() {
 
 #[test]
 fn narrower_types_round_to_nearest() {
-    // Between 1 and its next f16 (1 + 2^-10) and next bf16 (1 + 2^-7); ties go to the even one.
-    let step = |exponent: i32| 2f32.powi(exponent);
+    // Between 1 and the next f16 (1 + 2^-10) and the next bf16 (1 + 2^-7). Ties round to even.
+    let power = |exponent: i32| 2f32.powi(exponent);
     let stored = [
-        1.0 + step(-11),
-        1.0 + 0.75 * step(-10),
-        1.0 + step(-8),
-        1.0 + 0.75 * step(-7),
+        1.0 + power(-11),
+        1.0 + 0.75 * power(-10),
+        1.0 + power(-8),
+        1.0 + 0.75 * power(-7),
         1e-9,
         65_519.0,
     ];
@@ -63,15 +63,15 @@ fn narrower_types_round_to_nearest() {
     };
     let f16 = [
         1.0,
-        1.0 + step(-10),
-        1.0 + step(-8),
-        1.0 + 6.0 * step(-10),
+        1.0 + power(-10),
+        1.0 + power(-8),
+        1.0 + 6.0 * power(-10),
         0.0,
         65_504.0,
     ];
     assert_eq!(values(FloatDType::F16), f16);
     let bf16 = values(FloatDType::BF16);
-    assert_eq!(bf16[..4], [1.0, 1.0, 1.0, 1.0 + step(-7)]);
+    assert_eq!(bf16[..4], [1.0, 1.0, 1.0, 1.0 + power(-7)]);
     assert_eq!(bf16[5], 65_536.0);
 }
 
@@ -136,7 +136,7 @@ fn wrong_shape_is_named_with_both_shapes() {
         error.to_string(),
         "test/model.safetensors: tensor \"layer.weight\": expected shape [2, 3], found [3, 2]"
     );
-    // The same number of dimensions matters, not only of weights.
+    // The number of dimensions matters as well.
     let checkpoint = open(Dtype::F32, &[6], f32_bytes(&VALUES));
     assert!(matches!(
         read(&checkpoint, FloatDType::F32),

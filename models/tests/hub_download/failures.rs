@@ -1,4 +1,4 @@
-//! Downloads that end early, servers that say what they should not, and hubs that are not there.
+//! Interrupted downloads, wrong answers, and unreachable hubs.
 
 use std::fs;
 
@@ -32,7 +32,7 @@ fn interrupted_download_resumes() {
         .filter(|request| request.path.ends_with(SHARDS[1]));
     let ranges: Vec<_> = ranges.map(|request| request.range.as_deref()).collect();
     assert_eq!(ranges, [Some("bytes=0-0"), Some("bytes=1000-")]);
-    // What was there already was not asked for.
+    // The complete file was not requested again.
     assert!(
         !requests
             .iter()
@@ -61,7 +61,7 @@ fn complete_or_oversized_part_is_replaced() {
     fs::create_dir_all(&blobs).unwrap();
     let content = hub.state().files[SHARDS[0]].clone();
     fs::write(blobs.join(etag(&content) + ".part"), &content).unwrap();
-    // And one that is longer than the file.
+    // The other part is longer than the file.
     let content = hub.state().files[SHARDS[1]].clone();
     fs::write(blobs.join(etag(&content) + ".part"), [7; 10_000]).unwrap();
     let dir = fetch("org/tiny", None, &options(&hub, &cache)).unwrap();

@@ -1,4 +1,4 @@
-//! Models from a hub that a local server plays.
+//! Downloads from a local server that imitates the Hugging Face hub.
 #![cfg(feature = "hub")]
 
 mod failures;
@@ -18,7 +18,7 @@ const SHARDS: [&str; 2] = [
     "model-00002-of-00002.safetensors",
 ];
 
-/// A safetensors file with one tensor of `len` bytes.
+/// Returns a safetensors file with one tensor of `len` bytes.
 fn weights(name: &str, len: usize) -> Vec<u8> {
     let header =
         format!(r#"{{"{name}": {{"dtype": "U8", "shape": [{len}], "data_offsets": [0, {len}]}}}}"#);
@@ -28,7 +28,7 @@ fn weights(name: &str, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A hub with a sharded model among files that nobody needs, and an empty cache.
+/// Starts a hub with a sharded model and unneeded files. Returns it with an empty cache.
 fn sharded() -> (Hub, TempDir) {
     let index = format!(
         r#"{{"weight_map": {{"a": "{}", "b": "{}"}}}}"#,
@@ -61,7 +61,7 @@ fn offline(options: &HubOptions) -> HubOptions {
     options
 }
 
-/// The file `name` of the model is byte for byte what the hub has.
+/// Asserts that the file `name` of the model equals that of the hub.
 #[track_caller]
 fn assert_whole(dir: &Path, hub: &Hub, name: &str) {
     assert!(
@@ -86,7 +86,7 @@ fn download_takes_only_needed_files_of_one_commit() {
     let requests = hub.take_requests();
     let asked = |part: &str| requests.iter().any(|request| request.path.contains(part));
     assert!(!asked("README") && !asked("pytorch") && !asked("onnx"));
-    // Neither is there anything to ask for that the list does not have.
+    // No file that the list lacks is requested either.
     assert!(!asked("chat_template") && !asked("special_tokens_map"));
     assert!(asked("/resolve/c0ffee/") && !asked("/resolve/main/"));
     assert!(
@@ -126,7 +126,7 @@ fn second_call_sends_no_request() {
         first
     );
     assert_eq!(fetch("org/tiny", None, &offline(&options)).unwrap(), first);
-    // The commit by its own name is in the cache as well.
+    // The commit can also be named directly.
     assert_eq!(fetch("org/tiny@c0ffee", None, &options).unwrap(), first);
     assert_eq!(hub.take_requests().len(), 0);
 }
@@ -183,7 +183,7 @@ fn offline_names_a_missing_shard() {
     hub.take_requests();
     fetch("org/tiny", None, &options).unwrap();
     assert_whole(&dir, &hub, SHARDS[1]);
-    // Only that one was brought again.
+    // Only that file was downloaded again.
     let requests = hub.take_requests();
     let resolved = requests
         .iter()
@@ -240,7 +240,7 @@ fn tokenizer_may_be_missing() {
     assert_eq!(fetch("org/tiny", None, &options).unwrap(), dir);
 }
 
-/// An address at which nobody listens.
+/// Returns an address without a server.
 fn unused_endpoint() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())

@@ -140,7 +140,7 @@ fn parts_that_are_not_there_or_do_not_belong_together_are_named() {
     let folder = split(&llama(), 3, many);
     assert_error(
         folder.path(),
-        &["split.count", "of 4294967295 parts the first"],
+        &["split.count", "the first of 4294967295 parts"],
     );
 
     // Files of two models: which is meant is not to be guessed.

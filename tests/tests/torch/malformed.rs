@@ -163,7 +163,7 @@ fn no_more_tensors_than_file() {
     assert!(Checkpoint::open(folder(&repeated(4)).path()).is_ok());
     assert_error(
         &repeated(1 << 30),
-        &["tensor \"a\"", "at most 4 times as many bytes"],
+        &["tensor \"a\"", "at most 4 times the bytes"],
     );
     let view = View::whole("FloatStorage", "0", &[1000]);
     let tied = |count| {
@@ -174,7 +174,7 @@ fn no_more_tensors_than_file() {
         )
     };
     assert!(Checkpoint::open(folder(&tied(4)).path()).is_ok());
-    assert_error(&tied(10), &["at most 4 times as many bytes"]);
+    assert_error(&tied(10), &["at most 4 times the bytes"]);
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn nonsense_is_named_with_its_place() {
         (b"(t0", "an instruction"),
         (b"t", "a mark on the stack"),
         (b"N(", "a value on the stack"),
-        (b"h\x07", "what was remembered"),
+        (b"h\x07", "an entry of the memo"),
         (b"N)R", "a function"),
         (b"NN\x93", "two names"),
         (b"N)Q", "storage"),

@@ -5,15 +5,15 @@ use serde_json::{Map, Value};
 use super::super::{CheckpointError, formats::StoredType, source::Source};
 use super::cursor::Cursor;
 
-/// Where tensors begin where the file says nothing else.
+/// The alignment of tensors in a file that has no entry for it.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// How one tensor lies in the file.
+/// The entry of one tensor.
 #[derive(Debug)]
 pub(super) struct TensorInfo {
     /// Its name in llama.cpp.
     pub(super) name: String,
-    /// Rows first, as everywhere but in this format.
+    /// The number of rows first. The format itself has it last.
     pub(super) shape: Vec<usize>,
     pub(super) dtype: StoredType,
     /// From the start of the file.
@@ -21,7 +21,7 @@ pub(super) struct TensorInfo {
     pub(super) bytes: u64,
 }
 
-/// Reads the header, and holds it against the size of the file.
+/// Reads the header, and checks it against the size of the file.
 pub(super) fn read(
     source: &Source,
 ) -> Result<(Map<String, Value>, Vec<TensorInfo>), CheckpointError> {
@@ -69,7 +69,7 @@ pub(super) fn read(
                 return Err(cursor.error(
                     &format!("tensor \"{}\"", tensor.name),
                     format!("{} bytes within the file of {}", tensor.bytes, source.len()),
-                    format!("that they begin at {}", tensor.offset),
+                    format!("an offset of {}", tensor.offset),
                 ));
             }
         }
@@ -77,7 +77,7 @@ pub(super) fn read(
     Ok((metadata, tensors))
 }
 
-/// Reads a line of the table; the offset counts from where the tensors begin.
+/// Reads an entry of the table. Its offset counts from the beginning of the tensors.
 fn read_tensor(cursor: &mut Cursor<'_>) -> Result<TensorInfo, CheckpointError> {
     const MAX_DIMS: u32 = 4;
     let name = cursor.string("the name of a tensor")?;

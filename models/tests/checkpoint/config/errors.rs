@@ -1,10 +1,10 @@
-//! Configurations that no model can be built from, and what is said of them.
+//! The errors of unusable configurations.
 
 use serde_json::{Value, json};
 
 use super::{parse, with};
 
-/// The message of an error, behind the name of the file.
+/// Returns the message of the error, without the name of the file.
 #[track_caller]
 fn message(entries: Value) -> String {
     let message = parse(&with(entries)).unwrap_err().to_string();

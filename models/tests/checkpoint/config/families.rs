@@ -1,4 +1,4 @@
-//! What the families read differently, in the forms that transformers 4 and 5 write.
+//! The differences between families, in the forms of transformers 4 and 5.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ fn of_fixture(name: &str) -> DecoderConfig {
     DecoderConfig::from_checkpoint(&Checkpoint::open(&fixture(name)).unwrap()).unwrap()
 }
 
-/// The smallest configuration of a family with these entries added or replaced.
+/// Reads the smallest configuration of a family with these entries added or replaced.
 fn read(architecture: Architecture, entries: Value) -> Result<DecoderConfig, String> {
     let config = architecture.read(&with(entries), Path::new("config.json"));
     config.map_err(|error| {

@@ -1,4 +1,4 @@
-//! The configuration of a model, in the forms that checkpoints have it.
+//! The configuration of a model, in all forms of a checkpoint.
 
 mod errors;
 mod families;
@@ -15,14 +15,14 @@ use sparq_models::{
     config::{Architecture, ConfigError, HiddenAct, LlamaConfig},
 };
 
-/// The keys that have no default.
+/// Returns the keys without a default.
 fn minimal() -> Value {
     json!({
         "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 6, "vocab_size": 199
     })
 }
 
-/// [`minimal`] with these entries added or replaced.
+/// Returns [`minimal`] with these entries added or replaced.
 fn with(entries: Value) -> Value {
     let mut config = minimal();
     let object = config.as_object_mut().unwrap();
@@ -152,7 +152,7 @@ fn rotary_reads_the_older_and_the_newer_form() {
             5e5,
             scaled.clone(),
         ),
-        // Both names of the type, as some files have it: the newer one counts.
+        // Some files have both names of the type: the newer one counts.
         (
             json!({"rope_scaling": with_entries(llama3.clone(), json!({"rope_type": "llama3", "type": "x"}))}),
             1e4,
@@ -212,7 +212,7 @@ fn token_ids_are_numbers_lists_or_absent() {
         ids(json!({"bos_token_id": [5], "eos_token_id": 7, "pad_token_id": 198})),
         (Some(5), vec![7], Some(198))
     );
-    // Neither can be looked up in an embedding of 199 tokens.
+    // Both exceed an embedding of 199 tokens.
     assert_eq!(
         ids(json!({"bos_token_id": 199, "pad_token_id": 32000})),
         (None, vec![], None)

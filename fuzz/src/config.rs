@@ -55,8 +55,8 @@ pub(super) fn run(data: &[u8]) -> bool {
     true
 }
 
-/// Weights for two layers of every family: two query heads and one KV head, or two KV heads for a family
-/// without grouped-query attention.
+/// Weights for two layers of every family: two query heads and one KV head, or two KV heads for a
+/// family without grouped-query attention.
 static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN]),

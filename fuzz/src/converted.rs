@@ -40,8 +40,8 @@ pub(super) fn run(data: &[u8]) -> bool {
     true
 }
 
-/// Returns the manifest with a corrected checksum for the first changed tensor, so that its bytes are
-/// read as well.
+/// Returns the manifest with a corrected checksum for the first changed tensor, so that its bytes
+/// are read as well.
 fn corrected(checkpoint: &Checkpoint, manifest: &[u8]) -> Option<Vec<u8>> {
     let Err(CheckpointError::Packed { what, found, .. }) = checkpoint.verify() else {
         return None;

@@ -1,5 +1,5 @@
-//! `model.safetensors.index.json`, with two shards, and a file outside of the folder that must not be
-//! opened.
+//! `model.safetensors.index.json`, with two shards, and a file outside of the folder that must not
+//! be opened.
 
 use std::fs;
 

@@ -1,9 +1,10 @@
 //! Fuzz targets for the untrusted files of a checkpoint: one function for each kind of file.
 //!
-//! Each function returns whether the bytes were accepted. They may also be refused, with an error that
-//! names the file. The functions assert this, that no file outside of the folder is opened, and that a
-//! loaded model runs. The fuzzer finds panics, hangs, and memory beyond the limit of [`Limited`]. The
-//! tests of the workspace run the same functions over the seeds and over all former findings.
+//! Each function returns whether the bytes were accepted. They may also be refused, with an error
+//! that names the file. The functions assert this, that no file outside of the folder is opened,
+//! and that a loaded model runs. The fuzzer finds panics, hangs, and memory beyond the limit of
+//! [`Limited`]. The tests of the workspace run the same functions over the seeds and over all
+//! former findings.
 
 mod chat;
 mod config;

@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p sparq-models --example load_converted -- FOLDER "In the beginning"`
 //!
-//! FOLDER is the output of `sparq convert`. Without it, the example converts the embedded model to a
-//! temporary folder.
+//! FOLDER is the output of `sparq convert`. Without it, the example converts the embedded model to
+//! a temporary folder.
 
 use std::error::Error;
 use std::fs;
@@ -19,8 +19,8 @@ use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded};
 
 const PROMPT: &str = "In the beginning";
 
-/// Returns the text that the model in `folder` generates after `prompt`, with its recommended settings
-/// of SparQ.
+/// Returns the text that the model in `folder` generates after `prompt`, with its recommended
+/// settings of SparQ.
 fn complete(folder: &Path, prompt: &str, max_new_tokens: usize) -> Result<String, Box<dyn Error>> {
     let (device, dtype) = (Device::default(), FloatDType::F32);
     let checkpoint = Checkpoint::open(folder)?;

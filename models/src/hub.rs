@@ -1,7 +1,7 @@
 //! Downloads models from the Hugging Face hub.
 //!
-//! [`fetch`] downloads the files that a model needs into the cache that other tools of the hub share
-//! (the layout of `hf-hub`), all from one commit. It returns the folder for
+//! [`fetch`] downloads the files that a model needs into the cache that other tools of the hub
+//! share (the layout of `hf-hub`), all from one commit. It returns the folder for
 //! [`Checkpoint::open`](crate::checkpoint::Checkpoint::open). Files in the cache are used without a
 //! request. [`resolve_model`] takes the input of a user: a folder, or a name on the hub.
 //!
@@ -23,8 +23,8 @@ pub use options::HubOptions;
 use crate::checkpoint::gguf::Gguf;
 use cache::{CachedModel, Missing};
 
-/// Returns the folder of the model `model_id` (`org/name` or `org/name@revision`). Downloads it if it
-/// is not in the cache.
+/// Returns the folder of the model `model_id` (`org/name` or `org/name@revision`). Downloads it if
+/// it is not in the cache.
 ///
 /// `revision` is a branch, a tag or a commit, and overrides one in the id. The default is `main`.
 ///
@@ -64,8 +64,8 @@ pub fn fetch(
     }
 }
 
-/// Returns the folder or GGUF file that `spec` stands for: an existing one, or a model on the hub, with
-/// the options of the environment.
+/// Returns the folder or GGUF file that `spec` stands for: an existing one, or a model on the hub,
+/// with the options of the environment.
 ///
 /// # Errors
 ///

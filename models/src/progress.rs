@@ -12,8 +12,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// The time before a bar appears: shorter work does not need one.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// A progress bar on standard error. It appears only on a terminal and after one second, and is erased
-/// when it ends or is dropped.
+/// A progress bar on standard error. It appears only on a terminal and after one second, and is
+/// erased when it ends or is dropped.
 pub struct Progress {
     bar: ProgressBar,
     started: Instant,

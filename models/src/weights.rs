@@ -18,12 +18,13 @@ pub enum Init {
 
 /// Makes the modules of one model, named as in a checkpoint, on one device and in one type.
 ///
-/// [`Loader`](crate::checkpoint::Loader) reads them from a checkpoint. The modules are trainable: on
-/// an autodiff device their weights collect gradients.
+/// [`Loader`](crate::checkpoint::Loader) reads them from a checkpoint. The modules are trainable:
+/// on an autodiff device their weights collect gradients.
 ///
 /// # Errors
 ///
-/// The errors of all methods are those of [`Checkpoint::tensor`](crate::checkpoint::Checkpoint::tensor).
+/// The errors of all methods are those of
+/// [`Checkpoint::tensor`](crate::checkpoint::Checkpoint::tensor).
 #[allow(clippy::missing_errors_doc, reason = "documented once for all methods")]
 pub trait Weights {
     /// Returns the tensor `name`.
@@ -34,8 +35,8 @@ pub trait Weights {
         init: Init,
     ) -> Result<Tensor<D>, CheckpointError>;
 
-    /// Returns the matrix `name` of a linear layer, `[out_features, in_features]` in a checkpoint, as
-    /// `[in_features, out_features]` in the layout that the device multiplies by.
+    /// Returns the matrix `name` of a linear layer, `[out_features, in_features]` in a checkpoint,
+    /// as `[in_features, out_features]` in the layout that the device multiplies by.
     fn linear_weight(
         &self,
         name: &str,

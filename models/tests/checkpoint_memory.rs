@@ -1,5 +1,5 @@
-//! The peak of memory while a model is loaded or converted. The tests have their own binary, since the
-//! allocator counts the memory of the whole process.
+//! The peak of memory while a model is loaded or converted. The tests have their own binary, since
+//! the allocator counts the memory of the whole process.
 
 #[path = "checkpoint_support/mod.rs"]
 mod support;

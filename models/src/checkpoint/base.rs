@@ -19,11 +19,12 @@ use super::{
     source::Source,
 };
 
-/// A Hugging Face checkpoint, or a GGUF file presented as one: a configuration, and tensors by name.
+/// A Hugging Face checkpoint, or a GGUF file presented as one: a configuration, and tensors by
+/// name.
 ///
-/// Opening reads the configuration and the headers of the files with weights. [`tensor`](Self::tensor)
-/// reads a tensor. The checkpoint tracks which tensors were read: [`unused`](Self::unused) names the
-/// others.
+/// Opening reads the configuration and the headers of the files with weights.
+/// [`tensor`](Self::tensor) reads a tensor. The checkpoint tracks which tensors were read:
+/// [`unused`](Self::unused) names the others.
 #[derive(Debug)]
 pub struct Checkpoint {
     pub(super) config: Value,
@@ -56,11 +57,11 @@ pub(super) struct Tracked {
 /// The header entry of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorEntry<'a> {
-    /// The type it is stored in.
+    /// The stored type.
     pub dtype: StoredType,
     /// Its shape.
     pub shape: &'a [usize],
-    /// The file that holds it.
+    /// Its file.
     pub file: &'a Path,
 }
 
@@ -80,24 +81,20 @@ impl Checkpoint {
         (self.origin == Origin::Folder).then_some(&*self.path)
     }
 
-    /// Returns the same checkpoint with zeros for weights, which take no memory. Building a CPU model
-    /// from it checks that the checkpoint has every tensor in the right shape.
+    /// Returns the same checkpoint with zeros for weights, which take no memory. Building a CPU
+    /// model from it checks that the checkpoint has every tensor in the right shape.
     ///
     /// # Errors
     ///
     /// If the system has no address range of the size of the largest tensor.
     pub fn blank(&self) -> Result<Self, CheckpointError> {
-        let stored = || self.tensors.values().map(|tracked| &tracked.stored);
+        let stored = self.tensors.values().map(|tracked| &tracked.stored);
         let widest = size_of::<f64>();
-        let largest = stored()
-            .map(|stored| stored.elements().saturating_mul(widest))
-            .max();
+        let bytes = stored.map(|stored| stored.elements().saturating_mul(widest));
+        let largest = bytes.max();
         let path = &self.path;
-        let failed = |error| CheckpointError::Read {
-            path: path.clone(),
-            error,
-        };
-        let zeros = MmapMut::map_anon(largest.unwrap_or(0).max(1)).map_err(failed)?;
+        let zeros = MmapMut::map_anon(largest.unwrap_or(0).max(1));
+        let zeros = zeros.map_err(CheckpointError::read(path))?;
         let zeros = bytes::Bytes::from_owner(zeros);
         let source = |_: &Source| {
             Source::blank(
@@ -111,15 +108,12 @@ impl Checkpoint {
                 checksum: None,
                 ..tracked.stored
             };
-            let used = AtomicBool::new(false);
-            (
-                name.clone(),
-                Tracked {
-                    stored,
-                    used,
-                    source: tracked.source,
-                },
-            )
+            let tracked = Tracked {
+                stored,
+                source: tracked.source,
+                used: AtomicBool::new(false),
+            };
+            (name.clone(), tracked)
         });
         Ok(Self {
             config: self.config.clone(),
@@ -199,9 +193,9 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// If there is no such tensor, its shape is not `shape`, its stored type is not supported, a weight
-    /// is not finite or exceeds the range of `dtype`, the device does not compute in `dtype`, or the
-    /// file cannot be read.
+    /// If there is no such tensor, its shape is not `shape`, its stored type is not supported, a
+    /// weight is not finite or exceeds the range of `dtype`, the device does not compute in
+    /// `dtype`, or the file cannot be read.
     pub fn tensor<const D: usize>(
         &self,
         name: &str,
@@ -214,8 +208,8 @@ impl Checkpoint {
         Ok(place(data, dtype, device))
     }
 
-    /// Reads the tensor `name` of the shape `shape` for `device`. Calls `on_bytes` with the number of
-    /// bytes of each chunk.
+    /// Reads the tensor `name` of the shape `shape` for `device`. Calls `on_bytes` with the number
+    /// of bytes of each chunk.
     pub(super) fn read(
         &self,
         name: &str,
@@ -290,8 +284,8 @@ pub(super) fn place<const D: usize>(
         .memory_persistent_allocations(data, |data| Tensor::from_data(data, (device, dtype.into())))
 }
 
-/// Refuses a type that the device stores but does not compute in. Otherwise the first operation of the
-/// model would fail.
+/// Refuses a type that the device stores but does not compute in. Otherwise the first operation of
+/// the model would fail.
 pub(crate) fn check_device(device: &Device, dtype: FloatDType) -> Result<(), CheckpointError> {
     match device.supports_dtype(dtype) {
         true => Ok(()),

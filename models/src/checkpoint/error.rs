@@ -1,6 +1,9 @@
 //! Errors of opening, reading and writing checkpoints: [`CheckpointError`].
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use burn::tensor::FloatDType;
 
@@ -276,4 +279,22 @@ pub enum CheckpointError {
         /// The bytes that it needs.
         bytes: usize,
     },
+}
+
+impl CheckpointError {
+    /// Converts the error of reading the file or folder `path`.
+    pub(super) fn read(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |error| Self::Read {
+            path: path.into(),
+            error,
+        }
+    }
+
+    /// Converts the error of writing the file `path`.
+    pub(super) fn write(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |error| Self::Write {
+            path: path.into(),
+            error,
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! The header of a safetensors file: eight bytes with its length, then JSON with the name, type, shape
-//! and place of each tensor.
+//! The header of a safetensors file: eight bytes with its length, then JSON with the name, type,
+//! shape and place of each tensor.
 
 use safetensors::tensor::{Metadata, TensorInfo};
 

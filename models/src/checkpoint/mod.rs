@@ -1,10 +1,10 @@
 //! Reads Hugging Face checkpoints: a folder with `config.json`, and weights as safetensors or
-//! `pytorch_model.bin`. A checkpoint of safetensors can also be bytes in memory. A GGUF file is read
-//! as the checkpoint that it was made from.
+//! `pytorch_model.bin`. A checkpoint of safetensors can also be bytes in memory. A GGUF file is
+//! read as the checkpoint that it was made from.
 //!
-//! [`Checkpoint`] opens a folder and has every tensor by name, shape and stored type. [`Loader`] reads
-//! the tensors of a model, and [`Weights`] makes burn modules of them. [`Conversion`] writes a
-//! checkpoint in another form. The types of stored weights are one registry: [`StoredType`].
+//! [`Checkpoint`] opens a folder and has every tensor by name, shape and stored type. [`Loader`]
+//! reads the tensors of a model, and [`Weights`] makes burn modules of them. [`Conversion`] writes
+//! a checkpoint in another form. The types of stored weights are one registry: [`StoredType`].
 //!
 //! Tensors are read one at a time, in chunks, into the type that the model computes in. Memory
 //! therefore peaks at the weights and a small buffer. Files are read and not mapped: if another
@@ -13,8 +13,9 @@
 //! stored type loads at once.
 //!
 //! Loading an untrusted checkpoint either succeeds or returns an error that names the file and key.
-//! Every length, offset and shape is checked before it is used, and names of shards cannot lead out of
-//! the folder. Weights that are not finite are refused, since they would only show many layers later.
+//! Every length, offset and shape is checked before it is used, and names of shards cannot lead out
+//! of the folder. Weights that are not finite are refused, since they would only show many layers
+//! later.
 
 mod base;
 mod decode;

@@ -33,12 +33,9 @@ enum Bytes {
 impl Source {
     /// Opens a file on disk.
     pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let read = |error| CheckpointError::Read {
-            path: path.into(),
-            error,
-        };
+        let read = CheckpointError::read(path);
         // Checked before the file is opened: opening a pipe without a writer would block forever.
-        let metadata = fs::metadata(path).map_err(read)?;
+        let metadata = fs::metadata(path).map_err(&read)?;
         if !metadata.is_file() {
             return Err(CheckpointError::Header {
                 path: path.into(),
@@ -46,10 +43,10 @@ impl Source {
                 found: kind_of(&metadata).into(),
             });
         }
-        let file = File::open(path).map_err(read)?;
+        let file = File::open(path).map_err(&read)?;
         Ok(Self {
             path: path.into(),
-            len: file.metadata().map_err(read)?.len(),
+            len: file.metadata().map_err(&read)?.len(),
             bytes: Bytes::File(Mutex::new(file)),
         })
     }
@@ -107,11 +104,8 @@ impl Source {
 
     /// Fills `buffer` with the bytes from `offset` on.
     pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), CheckpointError> {
-        self.try_read_at(offset, buffer)
-            .map_err(|error| CheckpointError::Read {
-                path: self.path.clone(),
-                error,
-            })
+        let read = self.try_read_at(offset, buffer);
+        read.map_err(CheckpointError::read(&self.path))
     }
 
     /// As [`read_at`](Self::read_at), with the bare error of the operating system.

@@ -40,7 +40,8 @@ impl Weight for f16 {
     fn extend(weights: &mut Vec<Self>, values: &[f32]) {
         let start = weights.len();
         weights.resize(start + values.len(), f16::ZERO);
-        // The CPU's instructions for f16 convert slices: one value at a time costs ten times as much.
+        // The CPU's instructions for f16 convert slices: one value at a time costs ten times as
+        // much.
         weights[start..].convert_from_f32_slice(values);
     }
 

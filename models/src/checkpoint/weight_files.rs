@@ -20,8 +20,8 @@ pub(crate) enum WeightFiles {
 
 impl WeightFiles {
     /// Chooses among the names of all files of a folder, in the order of transformers:
-    /// `model.safetensors`, its index, the only other safetensors file, `pytorch_model.bin`, its index.
-    /// A single shard without its index is a part of a model and is not chosen.
+    /// `model.safetensors`, its index, the only other safetensors file, `pytorch_model.bin`, its
+    /// index. A single shard without its index is a part of a model and is not chosen.
     pub(crate) fn choose<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
         let find = |wanted: &str| names.clone().find(|name| *name == wanted).map(String::from);
         let standard = |single: &str| {
@@ -41,8 +41,8 @@ impl WeightFiles {
     }
 }
 
-/// Reads an index of shards. Returns for each tensor the name of its file, which is inside the folder
-/// of the index.
+/// Reads an index of shards. Returns for each tensor the name of its file, which is inside the
+/// folder of the index.
 pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
     let malformed = |key: String, expected, found| CheckpointError::Index {
         path: path.into(),

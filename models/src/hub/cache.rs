@@ -10,8 +10,8 @@ use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use super::{HubError, ModelId, model_id::is_part};
 use crate::checkpoint::{WeightFiles, read_index};
 
-/// One model in the cache of the hub. Its folder `refs` maps revisions to commits, and `snapshots` has a
-/// folder of files for each commit.
+/// One model in the cache of the hub. Its folder `refs` maps revisions to commits, and `snapshots`
+/// has a folder of files for each commit.
 pub(super) struct CachedModel {
     cache: Cache,
     id: ModelId,
@@ -103,8 +103,8 @@ fn nothing() -> Vec<String> {
     vec!["config.json".into(), "model.safetensors".into()]
 }
 
-/// Returns the required files that the folder `dir` lacks. A link to an unfinished download counts as
-/// missing.
+/// Returns the required files that the folder `dir` lacks. A link to an unfinished download counts
+/// as missing.
 fn missing_files(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let names: Vec<_> = entries

@@ -28,8 +28,8 @@ const SMALL_FILES: [&str; 6] = [
 
 /// Downloads the files of a model that the cache lacks, and returns its folder.
 ///
-/// All files come from the current commit of the revision. The cache records that commit last, so an
-/// interrupted download is never used as a model.
+/// All files come from the current commit of the revision. The cache records that commit last, so
+/// an interrupted download is never used as a model.
 pub(super) fn download(
     id: &ModelId,
     cached: &CachedModel,
@@ -122,8 +122,8 @@ impl Download<'_> {
             self.repo.download_with_progress(file, meter)
         };
         let got = match with_retries(self.options.retries, get) {
-            // A partial file with at least the full length cannot be resumed: the download ended just
-            // before the file was renamed.
+            // A partial file with at least the full length cannot be resumed: the download ended
+            // just before the file was renamed.
             Err(error) if is_beyond_end(&error) => {
                 self.forget_part(file);
                 get()
@@ -142,8 +142,8 @@ impl Download<'_> {
         self.check_length(file, &path, announced.get())
     }
 
-    /// Deletes a file whose length differs from the announced one. A proxy can end an answer early, or
-    /// ignore the requested range.
+    /// Deletes a file whose length differs from the announced one. A proxy can end an answer early,
+    /// or ignore the requested range.
     fn check_length(&self, file: &str, path: &Path, expected: u64) -> Result<(), HubError> {
         let cache = |error| HubError::Cache {
             path: path.into(),

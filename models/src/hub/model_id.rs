@@ -18,8 +18,8 @@ pub struct ModelId {
 }
 
 impl ModelId {
-    /// Parses `org/name`, `name`, `org/name@revision` or `name@revision`. `revision` overrides one in
-    /// `spec`.
+    /// Parses `org/name`, `name`, `org/name@revision` or `name@revision`. `revision` overrides one
+    /// in `spec`.
     ///
     /// # Errors
     ///

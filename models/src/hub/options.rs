@@ -37,8 +37,8 @@ impl HubOptions {
     ///
     /// - the cache is `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else `~/.cache/huggingface/hub`;
     /// - the hub is `HF_ENDPOINT`, else <https://huggingface.co>;
-    /// - the token is `HF_TOKEN`, else the file `token` in `HF_HOME` or `~/.cache/huggingface`, which
-    ///   the hub's login command writes;
+    /// - the token is `HF_TOKEN`, else the file `token` in `HF_HOME` or `~/.cache/huggingface`,
+    ///   which the hub's login command writes;
     /// - `HF_HUB_OFFLINE` set to 1, true, yes or on forbids network access.
     ///
     /// # Errors

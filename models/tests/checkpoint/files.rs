@@ -39,8 +39,8 @@ fn single_file_opens() {
 #[test]
 fn shards_open_as_one_checkpoint() {
     let checkpoint = Checkpoint::open(&fixture("llama2")).unwrap();
-    // 3 layers of 9 tensors, the embedding, the norm and the output projection. The number of weights
-    // is from the index.
+    // 3 layers of 9 tensors, the embedding, the norm and the output projection. The number of
+    // weights is from the index.
     assert_eq!(checkpoint.names().count(), 3 * 9 + 3);
     assert_eq!(checkpoint.num_params(), 95_472);
     assert_eq!(checkpoint.num_bytes(), 381_888);

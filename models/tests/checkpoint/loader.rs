@@ -8,8 +8,8 @@ use burn::{
 use safetensors::Dtype;
 use sparq_models::checkpoint::{Checkpoint, CheckpointError, Loader, Weights};
 
-/// Makes a checkpoint with a linear layer from 3 to 2 features, an embedding of 2 tokens and a norm of 3
-/// features.
+/// Makes a checkpoint with a linear layer from 3 to 2 features, an embedding of 2 tokens and a norm
+/// of 3 features.
 fn checkpoint() -> Checkpoint {
     let weights = safetensors(&[
         (

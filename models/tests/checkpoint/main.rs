@@ -1,5 +1,5 @@
-//! Tests of checkpoints, in one binary. `checkpoint_memory` is apart, since its allocator counts the
-//! memory of the whole process.
+//! Tests of checkpoints, in one binary. `checkpoint_memory` is apart, since its allocator counts
+//! the memory of the whole process.
 
 /// Configurations, by family and by kind of error.
 mod config;

@@ -19,8 +19,8 @@ const TYPES: [(StoredType, StoredType, QuantValue); 2] = [
 /// A matrix of several chunks, with several blocks in a row.
 const SHAPE: [usize; 2] = [640, 96];
 
-/// Returns scattered numbers in (-1, 1) whose magnitude differs from block to block. The first block is
-/// all zeros.
+/// Returns scattered numbers in (-1, 1) whose magnitude differs from block to block. The first
+/// block is all zeros.
 fn weights() -> Vec<f32> {
     let scatter = |index: usize| ((index * 7919) % 1999) as f32 / 1000.0 - 1.0;
     let size = |index: usize| ((index / 32) % 50) as f32 / 50.0;

@@ -179,7 +179,8 @@ fn non_finite_weights_are_counted_and_located() {
             let error = read(&open(stored, &[2, 3], bytes.clone()), dtype).unwrap_err();
             assert_eq!(
                 error.to_string(),
-                "test/model.safetensors: tensor \"layer.weight\": expected finite weights, found 2 of 6 that are not, the first NaN at [1, 1]"
+                "test/model.safetensors: tensor \"layer.weight\": expected finite weights, \
+                 found 2 of 6 that are not, the first NaN at [1, 1]"
             );
         }
     }

@@ -3,24 +3,11 @@
 use burn::tensor::FloatDType;
 use safetensors::Dtype;
 
-use super::{Block, Encoding, Format, Written, each_block};
+use super::{Format, each_block};
 
-pub(super) const FORMAT: Format = Format {
-    block: Block {
-        weights: 1,
-        bytes: 2,
-    },
-    decode: |bytes, weights| {
+pub(super) const FORMAT: Format =
+    Format::float("bf16", 30, 2, (FloatDType::BF16, Dtype::BF16), |bytes, weights| {
         each_block(bytes, weights, |&bytes, [weight]| {
             *weight = f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16);
         });
-    },
-    gguf: Some(30),
-    written: Some(Written {
-        flag: "bf16",
-        encoding: Encoding::Float {
-            burn: FloatDType::BF16,
-            safetensors: Dtype::BF16,
-        },
-    }),
-};
+    });

@@ -4,23 +4,10 @@ use burn::tensor::FloatDType;
 use half::{f16, slice::HalfFloatSliceExt};
 use safetensors::Dtype;
 
-use super::{Block, Encoding, Format, Written};
+use super::Format;
 
-pub(super) const FORMAT: Format = Format {
-    block: Block {
-        weights: 1,
-        bytes: 2,
-    },
-    decode,
-    gguf: Some(1),
-    written: Some(Written {
-        flag: "f16",
-        encoding: Encoding::Float {
-            burn: FloatDType::F16,
-            safetensors: Dtype::F16,
-        },
-    }),
-};
+pub(super) const FORMAT: Format =
+    Format::float("f16", 1, 2, (FloatDType::F16, Dtype::F16), decode);
 
 fn decode(bytes: &[u8], weights: &mut [f32]) {
     // The CPU's instructions for f16 convert slices: one value at a time costs ten times as much.

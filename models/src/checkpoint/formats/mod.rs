@@ -21,7 +21,7 @@ pub(super) struct Format {
     pub(super) block: Block,
     /// Decodes the bytes of whole blocks. For [`Encoding::Quantized`], the codes of all blocks come
     /// first, then their scales.
-    pub(super) decode: fn(&[u8], &mut [f32]),
+    pub(super) decode: Decode,
     /// The number of the type in GGUF files (`ggml_type`).
     gguf: Option<u32>,
     /// How a conversion writes the type; `None` for a type that is only read.
@@ -65,6 +65,65 @@ pub(super) struct Quantized {
 
 /// Bytes of the scale of a quantised block.
 pub(super) const SCALE_BYTES: usize = 2;
+
+/// Decodes the bytes of whole blocks to as many weights as they have.
+type Decode = fn(&[u8], &mut [f32]);
+
+impl Format {
+    /// Describes a float of `bytes` bytes.
+    const fn float(
+        flag: &'static str,
+        gguf: u32,
+        bytes: usize,
+        (burn, safetensors): (FloatDType, Dtype),
+        decode: Decode,
+    ) -> Self {
+        let encoding = Encoding::Float { burn, safetensors };
+        Self {
+            block: Block { weights: 1, bytes },
+            decode,
+            gguf: Some(gguf),
+            written: Some(Written { flag, encoding }),
+        }
+    }
+
+    /// Describes blocks of GGUF files, which are only read. The type of `_block`, which decodes one
+    /// block, determines the size of a block.
+    const fn ggml<const BYTES: usize, const WEIGHTS: usize>(
+        gguf: u32,
+        _block: fn(&[u8; BYTES], &mut [f32; WEIGHTS]),
+        decode: Decode,
+    ) -> Self {
+        Self {
+            block: Block {
+                weights: WEIGHTS,
+                bytes: BYTES,
+            },
+            decode,
+            gguf: Some(gguf),
+            written: None,
+        }
+    }
+
+    /// Describes quantised blocks of a converted model, with sizes as in [`ggml`](Self::ggml).
+    const fn quantized<const BYTES: usize, const WEIGHTS: usize>(
+        flag: &'static str,
+        quantized: Quantized,
+        _block: fn(&[u8; BYTES], f32, &mut [f32; WEIGHTS]),
+        decode: Decode,
+    ) -> Self {
+        let encoding = Encoding::Quantized(quantized);
+        Self {
+            block: Block {
+                weights: WEIGHTS,
+                bytes: BYTES + SCALE_BYTES,
+            },
+            decode,
+            gguf: None,
+            written: Some(Written { flag, encoding }),
+        }
+    }
+}
 
 /// The registry: for each type its name, its file, and its documentation.
 macro_rules! formats {

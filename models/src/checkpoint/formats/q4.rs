@@ -2,26 +2,17 @@
 
 use burn::tensor::quantization::QuantValue;
 
-use super::{
-    Block, Encoding, Format, Quantized, SCALE_BYTES, StoredType, Written, each_scaled_block,
+use super::{Format, Quantized, StoredType, each_scaled_block};
+
+const QUANTIZED: Quantized = Quantized {
+    value: QuantValue::Q4S,
+    pack,
+    for_embeddings: StoredType::Q8,
 };
 
-pub(super) const FORMAT: Format = Format {
-    block: Block {
-        weights: 32,
-        bytes: 16 + SCALE_BYTES,
-    },
-    decode: |bytes, weights| each_scaled_block(bytes, weights, decode),
-    gguf: None,
-    written: Some(Written {
-        flag: "q4",
-        encoding: Encoding::Quantized(Quantized {
-            value: QuantValue::Q4S,
-            pack,
-            for_embeddings: StoredType::Q8,
-        }),
-    }),
-};
+pub(super) const FORMAT: Format = Format::quantized("q4", QUANTIZED, decode, |bytes, weights| {
+    each_scaled_block(bytes, weights, decode);
+});
 
 fn decode(codes: &[u8; 16], scale: f32, weights: &mut [f32; 32]) {
     for (pair, &byte) in weights.as_chunks_mut::<2>().0.iter_mut().zip(codes) {

@@ -2,21 +2,12 @@
 //! weight = d (code - 16).
 
 use super::ggml::{fifth, half, nibbles, word};
-use super::{Block, Format, each_block};
+use super::{Format, each_block};
 
-const BLOCK: Block = Block {
-    weights: 32,
-    bytes: 22,
-};
+pub(super) const FORMAT: Format =
+    Format::ggml(6, decode, |bytes, weights| each_block(bytes, weights, decode));
 
-pub(super) const FORMAT: Format = Format {
-    block: BLOCK,
-    decode: |bytes, weights| each_block(bytes, weights, decode),
-    gguf: Some(6),
-    written: None,
-};
-
-fn decode(block: &[u8; BLOCK.bytes], weights: &mut [f32; BLOCK.weights]) {
+fn decode(block: &[u8; 22], weights: &mut [f32; 32]) {
     let (d, high) = (half(block, 0), word(block, 2));
     nibbles(&block[6..], |at, code| {
         weights[at] = d * (i32::from(code | fifth(high, at)) - 16) as f32;

@@ -1,21 +1,12 @@
 //! Q5_K of ggml: as Q4_K, with the fifth bits of the codes in 32 bytes before the other bits.
 
 use super::ggml::{k_quants};
-use super::{Block, Format, each_block};
+use super::{Format, each_block};
 
-const BLOCK: Block = Block {
-    weights: 256,
-    bytes: 176,
-};
+pub(super) const FORMAT: Format =
+    Format::ggml(13, decode, |bytes, weights| each_block(bytes, weights, decode));
 
-pub(super) const FORMAT: Format = Format {
-    block: BLOCK,
-    decode: |bytes, weights| each_block(bytes, weights, decode),
-    gguf: Some(13),
-    written: None,
-};
-
-fn decode(block: &[u8; BLOCK.bytes], weights: &mut [f32; BLOCK.weights]) {
+fn decode(block: &[u8; 176], weights: &mut [f32; 256]) {
     let (scales, high, codes) = (&block[4..16], &block[16..48], &block[48..]);
     k_quants(block, scales, weights, |at| {
         let byte = codes[at / 64 * 32 + at % 32];

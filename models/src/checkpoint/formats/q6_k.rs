@@ -2,21 +2,12 @@
 //! scales; weight = d scale (code - 32).
 
 use super::ggml::{half};
-use super::{Block, Format, each_block};
+use super::{Format, each_block};
 
-const BLOCK: Block = Block {
-    weights: 256,
-    bytes: 210,
-};
+pub(super) const FORMAT: Format =
+    Format::ggml(14, decode, |bytes, weights| each_block(bytes, weights, decode));
 
-pub(super) const FORMAT: Format = Format {
-    block: BLOCK,
-    decode: |bytes, weights| each_block(bytes, weights, decode),
-    gguf: Some(14),
-    written: None,
-};
-
-fn decode(block: &[u8; BLOCK.bytes], weights: &mut [f32; BLOCK.weights]) {
+fn decode(block: &[u8; 210], weights: &mut [f32; 256]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half(block, 208);
     for (at, weight) in weights.iter_mut().enumerate() {

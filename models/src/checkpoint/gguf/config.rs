@@ -24,8 +24,8 @@ const OPTIONAL: [(&str, &str); 6] = [
     ("pad_token_id", "tokenizer.ggml.padding_token_id"),
 ];
 
-/// The frequency factors of RoPE in every Llama 3 model. GGUF files only have the divisors that follow
-/// from them, the factor and the context.
+/// The frequency factors of RoPE in every Llama 3 model. GGUF files only have the divisors that
+/// follow from them, the factor and the context.
 const LOW_FREQ_FACTOR: f64 = 1.0;
 const HIGH_FREQ_FACTOR: f64 = 4.0;
 

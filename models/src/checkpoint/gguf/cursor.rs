@@ -10,8 +10,8 @@ const BUFFER: u64 = 1 << 16;
 /// The most bytes in a string of a header. Chat templates have up to about a hundred thousand.
 const MAX_STRING: u64 = 1 << 24;
 
-/// The most items in all lists of a header. The largest vocabularies have three lists of a quarter of
-/// a million items.
+/// The most items in all lists of a header. The largest vocabularies have three lists of a quarter
+/// of a million items.
 const MAX_ITEMS: u64 = 1 << 22;
 
 /// A position in the header. Every length is checked against the limits and the length of the file
@@ -47,12 +47,7 @@ impl<'a> Cursor<'a> {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> CheckpointError {
-        CheckpointError::Gguf {
-            path: self.source.path().into(),
-            what: what.into(),
-            expected: expected.into(),
-            found: found.into(),
-        }
+        super::error(self.source.path(), what, expected, found)
     }
 
     /// Returns the next `count` bytes, which belong to `what`.

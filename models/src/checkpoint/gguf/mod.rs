@@ -184,11 +184,21 @@ impl Gguf {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> CheckpointError {
-        CheckpointError::Gguf {
-            path: self.path().into(),
-            what: format!("\"{}\"", self.key(what)),
-            expected: expected.into(),
-            found: found.into(),
-        }
+        let what = format!("\"{}\"", self.key(what));
+        error(self.path(), what, expected, found)
+    }
+}
+
+fn error(
+    path: &Path,
+    what: impl Into<String>,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> CheckpointError {
+    CheckpointError::Gguf {
+        path: path.into(),
+        what: what.into(),
+        expected: expected.into(),
+        found: found.into(),
     }
 }

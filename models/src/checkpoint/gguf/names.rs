@@ -60,8 +60,8 @@ impl Family {
         FAMILIES.into_iter().find(|family| family.name == name)
     }
 
-    /// Returns the name of a tensor in a Hugging Face checkpoint. An unknown tensor keeps its name, and
-    /// is reported as unused.
+    /// Returns the name of a tensor in a Hugging Face checkpoint. An unknown tensor keeps its name,
+    /// and is reported as unused.
     pub(super) fn tensor(&self, name: &str) -> String {
         translate(name).unwrap_or_else(|| name.into())
     }

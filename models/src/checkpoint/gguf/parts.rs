@@ -29,8 +29,8 @@ impl Part {
     }
 }
 
-/// Opens the file `path`. If it is the first of several parts, opens the others beside it. The first
-/// has the metadata of the model.
+/// Opens the file `path`. If it is the first of several parts, opens the others beside it. The
+/// first has the metadata of the model.
 pub(super) fn open(path: &Path) -> Result<(Map<String, Value>, Vec<Part>), CheckpointError> {
     let (metadata, first) = Part::open(path)?;
     let mut parts = vec![first];
@@ -68,8 +68,8 @@ pub(super) fn first<'a>(names: &[&'a str]) -> Option<&'a str> {
     same.then_some(first)
 }
 
-/// Returns the text before and after the number in `model-00001-of-00003.gguf`, which identifies the
-/// model.
+/// Returns the text before and after the number in `model-00001-of-00003.gguf`, which identifies
+/// the model.
 fn model_of(name: &str) -> Option<(&str, &str)> {
     let (begin, count) = name.rsplit_once("-of-")?;
     let (model, number) = begin.rsplit_once('-')?;
@@ -108,10 +108,5 @@ fn expect(
 }
 
 fn error_of(path: &Path, key: &str, expected: String, found: impl Into<String>) -> CheckpointError {
-    CheckpointError::Gguf {
-        path: path.into(),
-        what: format!("\"{key}\""),
-        expected,
-        found: found.into(),
-    }
+    super::error(path, format!("\"{key}\""), expected, found)
 }

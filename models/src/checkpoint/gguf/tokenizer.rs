@@ -27,8 +27,8 @@ enum Kind {
     UserDefined,
 }
 
-/// The most bytes in a token of SentencePiece. Real ones have far fewer. The search for merges splits a
-/// token at every position.
+/// The most bytes in a token of SentencePiece. Real ones have far fewer. The search for merges
+/// splits a token at every position.
 const MAX_PIECE: usize = 1024;
 
 /// The vocabulary. The id of a token is its index.
@@ -63,7 +63,8 @@ impl Gguf {
         Ok(tokenizer)
     }
 
-    /// Returns the chat template and the tokens that it uses, in the form of `tokenizer_config.json`.
+    /// Returns the chat template and the tokens that it uses, in the form of
+    /// `tokenizer_config.json`.
     pub(crate) fn tokenizer_config(&self) -> Result<Value, CheckpointError> {
         let vocabulary = self.vocabulary()?;
         let mut config = Map::new();
@@ -181,8 +182,8 @@ impl Gguf {
         }))
     }
 
-    /// Returns BPE over characters with a fallback to bytes, as in SentencePiece. Its merges are the
-    /// pairs of tokens whose concatenation is a token, in the order of that token's score.
+    /// Returns BPE over characters with a fallback to bytes, as in SentencePiece. Its merges are
+    /// the pairs of tokens whose concatenation is a token, in the order of that token's score.
     fn sentence_piece(&self, vocabulary: &Vocabulary<'_>) -> Result<Value, CheckpointError> {
         const SCORES: &str = "tokenizer.ggml.scores";
         let scores = self.required_list(SCORES)?.iter().map(Value::as_f64);

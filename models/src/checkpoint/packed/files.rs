@@ -25,8 +25,8 @@ const NAMES: [&str; 12] = [
 /// The folder of further chat templates.
 const TEMPLATES: &str = "additional_chat_templates";
 
-/// Reads the files of the checkpoint. Returns each with its path inside the folder. For a GGUF file,
-/// returns the equivalent files.
+/// Reads the files of the checkpoint. Returns each with its path inside the folder. For a GGUF
+/// file, returns the equivalent files.
 pub(super) fn read(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, CheckpointError> {
     if let Some(folder) = checkpoint.dir() {
         return read_folder(folder);
@@ -74,9 +74,6 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, CheckpointError>
     match read_small(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(CheckpointError::Read {
-            path: path.into(),
-            error,
-        }),
+        Err(error) => Err(CheckpointError::read(path)(error)),
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sparq::SparqConfig;
 
 use super::super::{CheckpointError, describe, json::read_json};
-use super::write::{write_error, write_file};
+use super::write::write_file;
 
 /// The file that marks a folder as a converted model.
 pub(crate) const MANIFEST: &str = "sparq.json";
@@ -123,13 +123,13 @@ impl Manifest {
         manifest.calibration = Some(calibration);
         let (part, path) = (folder.join(".sparq.json.part"), folder.join(MANIFEST));
         manifest.write(&part)?;
-        std::fs::rename(&part, &path).map_err(|error| write_error(&path, error))
+        std::fs::rename(&part, &path).map_err(CheckpointError::write(&path))
     }
 
     /// Writes the manifest to a new file.
     pub(super) fn write(&self, path: &Path) -> Result<(), CheckpointError> {
         let text = serde_json::to_string_pretty(self);
-        let text = text.map_err(|error| write_error(path, error.into()))?;
+        let text = text.map_err(|error| CheckpointError::write(path)(error.into()))?;
         write_file(path, format!("{text}\n").as_bytes())
     }
 }

@@ -1,10 +1,10 @@
 //! Converted models: a folder whose weights are mapped into memory in the layout of the layers.
 //!
-//! | file | content |
-//! |---|---|
-//! | `model.bpk` | The weights as burnpack, by their names in the checkpoint. Matrices of linear layers are column-major, except those in 8 or 4 bits. |
-//! | `sparq.json` | The manifest: version of the format, checksums, settings of attention. It is written last, so a folder that has it is complete. |
-//! | `config.json`, `tokenizer.json`, ... | Copies of the checkpoint's files. |
+//! - `model.bpk`: the weights as burnpack, by their names in the checkpoint. Matrices of linear layers
+//!   are column-major, except those in 8 or 4 bits.
+//! - `sparq.json`: the manifest with the version of the format, checksums, and the settings of
+//!   attention. It is written last, so a folder that has it is complete.
+//! - `config.json`, `tokenizer.json` and others: copies of the checkpoint's files.
 //!
 //! A mapped file must not be shortened while a model that was loaded from it exists: the operating
 //! system would end the process with a signal. Therefore a conversion always makes a new folder and

@@ -1,4 +1,4 @@
-//! Opening a converted model.
+//! Opens a converted model.
 
 use std::{fs::File, path::Path};
 
@@ -131,13 +131,10 @@ fn check_files(folder: &Path, manifest: &Manifest) -> Result<(), CheckpointError
 
 /// Maps the file `path` into memory.
 fn map(path: &Path) -> Result<Bytes, CheckpointError> {
-    let read = |error| CheckpointError::Read {
-        path: path.into(),
-        error,
-    };
+    let read = CheckpointError::read(path);
     // Checks that it is a regular file: opening a pipe without a writer would block.
     Source::open(path)?;
-    let file = File::open(path).map_err(read)?;
+    let file = File::open(path).map_err(&read)?;
     // SAFETY: this program never changes the file of a converted model, it only makes new ones.
     // Other programs may: changed pages are still bytes, and a shortened file ends the process,
     // which the documentation of the format says.

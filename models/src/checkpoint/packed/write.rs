@@ -145,7 +145,8 @@ impl Conversion {
         if let Some(error) = lock(&failed).take() {
             return Err(error);
         }
-        written.map_err(|error| write_error(&path, io::Error::other(error.to_string())))?;
+        let written = written.map_err(|error| io::Error::other(error.to_string()));
+        written.map_err(CheckpointError::write(&path))?;
         sync(&path)?;
 
         let sums = std::mem::take(&mut *lock(&sums));
@@ -162,7 +163,7 @@ impl Conversion {
     pub fn write_safetensors(&self, folder: &Path) -> Result<(), CheckpointError> {
         let plans = self.plan()?;
         let path = folder.join(SAFETENSORS);
-        let failed = |error| write_error(&path, error);
+        let failed = CheckpointError::write(&path);
         let mut end = 0;
         let mut infos = Vec::new();
         for plan in &plans {
@@ -185,15 +186,15 @@ impl Conversion {
         let mut header = serde_json::to_vec(&header).map_err(|error| failed(error.into()))?;
         header.resize(header.len().next_multiple_of(8), b' ');
 
-        let mut file = BufWriter::new(File::create_new(&path).map_err(failed)?);
+        let mut file = BufWriter::new(File::create_new(&path).map_err(&failed)?);
         file.write_all(&(header.len() as u64).to_le_bytes())
-            .map_err(failed)?;
-        file.write_all(&header).map_err(failed)?;
+            .map_err(&failed)?;
+        file.write_all(&header).map_err(&failed)?;
         for plan in &plans {
             let bytes = plan.read(&self.checkpoint, false, &*self.on_bytes)?;
-            file.write_all(&bytes).map_err(failed)?;
+            file.write_all(&bytes).map_err(&failed)?;
         }
-        file.flush().map_err(failed)?;
+        file.flush().map_err(&failed)?;
         drop(file);
         sync(&path)?;
         self.write_files(folder)?;
@@ -257,7 +258,7 @@ impl Conversion {
         for (name, bytes) in files {
             let path = folder.join(&name);
             if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent).map_err(|error| write_error(parent, error))?;
+                fs::create_dir_all(parent).map_err(CheckpointError::write(parent))?;
             }
             write_file(&path, &bytes)?;
             sums.insert(name, FileSum::of(&bytes));
@@ -324,25 +325,18 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(super) fn write_error(path: &Path, error: io::Error) -> CheckpointError {
-    CheckpointError::Write {
-        path: path.into(),
-        error,
-    }
-}
-
 pub(super) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let write = || {
         let mut file = File::create_new(path)?;
         file.write_all(bytes)?;
         file.sync_all()
     };
-    write().map_err(|error| write_error(path, error))
+    write().map_err(CheckpointError::write(path))
 }
 
 /// Waits until a written file is on the disk.
 fn sync(path: &Path) -> Result<(), CheckpointError> {
     let file = File::options().write(true).open(path);
     let synced = file.and_then(|file| file.sync_all());
-    synced.map_err(|error| write_error(path, error))
+    synced.map_err(CheckpointError::write(path))
 }

@@ -12,8 +12,8 @@ use super::error;
 /// The file with the names of the tensors, in the folder of the archive.
 const PICKLE: &str = "data.pkl";
 
-/// The bytes at the end of the archive that are searched for its directory: more than its last record
-/// with the longest comment.
+/// The bytes at the end of the archive that are searched for its directory: more than its last
+/// record with the longest comment.
 const SEARCHED: u64 = 1 << 17;
 
 /// The most files in an archive. Real ones have one for each storage, and a few more.

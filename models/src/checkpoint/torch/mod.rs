@@ -1,12 +1,12 @@
-//! Reads `pytorch_model.bin`, the format of `torch.save`: a zip archive with a pickle, which has the
-//! names and layouts of the tensors, and a file for each storage.
+//! Reads `pytorch_model.bin`, the format of `torch.save`: a zip archive with a pickle, which has
+//! the names and layouts of the tensors, and a file for each storage.
 //!
 //! A pickle is a program that PyTorch runs. This module reads it without calling anything: it knows
 //! the few calls that make a dictionary of tensors by name, and refuses any other name. The weights
 //! are then read from their ranges of the archive, as from any other file.
 //!
-//! The module does not use the reader behind `burn-store`, which trusts the sizes that a file claims:
-//! 49 kB that unpack to fifty million times `None` took 8.6 GB of memory.
+//! The module does not use the reader behind `burn-store`, which trusts the sizes that a file
+//! claims: 49 kB that unpack to fifty million times `None` took 8.6 GB of memory.
 
 mod archive;
 mod calls;
@@ -50,8 +50,8 @@ pub(super) fn tensors(source: &Source) -> Result<Vec<(String, Stored)>, Checkpoi
     Ok(tensors)
 }
 
-/// Returns the tensors of the dictionary `root`. If it has none, returns those of the first dictionary
-/// in it under one of the [`NESTED`] keys.
+/// Returns the tensors of the dictionary `root`. If it has none, returns those of the first
+/// dictionary in it under one of the [`NESTED`] keys.
 fn state_dict<'o>(
     objects: &'o Objects<'o>,
     root: object::Id,

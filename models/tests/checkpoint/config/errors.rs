@@ -40,11 +40,17 @@ fn unsupported_rotary_parameters_are_named() {
             "\"rope_scaling\": expected an object, found a list of 2".into(),
         ),
         (
-            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
+            json!({"rope_scaling": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+            }}),
             "\"rope_scaling.high_freq_factor\": expected more than low_freq_factor, 4, found 4.0".into(),
         ),
         (
-            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}}),
+            json!({"rope_scaling": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }}),
             "\"rope_scaling.original_max_position_embeddings\": expected a positive integer, found nothing".into(),
         ),
         (
@@ -135,7 +141,8 @@ fn entries_of_wrong_kind_are_named() {
     let cases = [
         (
             json!({"hidden_act": "quick_gelu"}),
-            "\"hidden_act\": expected one of silu, swish, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu, found \"quick_gelu\"",
+            "\"hidden_act\": expected one of silu, swish, gelu, gelu_new, gelu_fast, \
+             gelu_pytorch_tanh, relu, found \"quick_gelu\"",
         ),
         (
             json!({"tie_word_embeddings": "yes"}),

@@ -98,7 +98,12 @@ fn rotary_part_has_three_names() {
             1e4,
         ),
         (
-            json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 7.0}, "rotary_pct": 1.0}),
+            json!({
+                "rope_parameters": {
+                    "rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 7.0,
+                },
+                "rotary_pct": 1.0,
+            }),
             Some(4),
             7.0,
         ),
@@ -161,7 +166,10 @@ fn windows_apply_to_all_some_or_no_layers() {
     assert_eq!(windows(Architecture::Qwen3, used), [None, None, Some(7)]);
     let all = json!({"use_sliding_window": true, "max_window_layers": 0});
     assert_eq!(windows(qwen, all), [Some(4096); 3]);
-    let some = json!({"sliding_window": 7, "use_sliding_window": true, "layer_types": types(["sliding", "full", "sliding"])});
+    let some = json!({
+        "sliding_window": 7, "use_sliding_window": true,
+        "layer_types": types(["sliding", "full", "sliding"]),
+    });
     assert_eq!(windows(qwen, some), [Some(7), None, Some(7)]);
 }
 
@@ -197,7 +205,8 @@ fn unsupported_settings_are_named() {
         (
             qwen,
             json!({"layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 7}),
-            "\"layer_types.0\": expected full_attention, since no sliding_window is in use, found \"sliding_attention\"",
+            "\"layer_types.0\": expected full_attention, since no sliding_window is in use, \
+             found \"sliding_attention\"",
         ),
         (
             qwen,
@@ -217,7 +226,8 @@ fn unsupported_settings_are_named() {
         (
             Architecture::Gemma,
             json!({"hidden_activation": "x"}),
-            "\"hidden_activation\": expected one of silu, swish, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu, found \"x\"",
+            "\"hidden_activation\": expected one of silu, swish, gelu, gelu_new, gelu_fast, \
+             gelu_pytorch_tanh, relu, found \"x\"",
         ),
         (
             Architecture::GptNeox,

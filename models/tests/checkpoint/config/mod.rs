@@ -118,7 +118,8 @@ fn defaults_are_those_of_transformers() {
         (None, None, None)
     );
     let nulls = json!({
-        "num_key_value_heads": null, "head_dim": null, "rope_scaling": null, "rope_parameters": null, "pad_token_id": null,
+        "num_key_value_heads": null, "head_dim": null, "rope_scaling": null,
+        "rope_parameters": null, "pad_token_id": null,
         "eos_token_id": null, "torch_dtype": null, "attention_bias": null
     });
     assert_eq!(parse(&with(nulls)).unwrap(), parse(&minimal()).unwrap());

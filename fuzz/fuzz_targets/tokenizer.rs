@@ -6,7 +6,8 @@ use sparq_fuzz::{Limited, run};
 #[global_allocator]
 static ALLOCATOR: Limited = Limited;
 
-// libFuzzer's hook ends the program where a panic begins. Those inside the crate `tokenizers` are caught, and are errors.
+// libFuzzer's panic hook would end the program at once. Panics inside the crate `tokenizers` are
+// caught and become errors.
 fuzz_target!(init: std::panic::set_hook(Box::new(|_| ())), |data: &[u8]| {
     run("tokenizer", data);
 });

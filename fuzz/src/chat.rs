@@ -1,4 +1,4 @@
-//! `chat_template.jinja`, which is a program.
+//! `chat_template.jinja`: compiles the template and renders a conversation.
 
 use std::time::SystemTime;
 

@@ -1,4 +1,4 @@
-//! `config.json`, beside weights that fit some: whatever loads has to run.
+//! `config.json`, with weights that fit some configurations: every model that loads has to run.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ use sparq_models::{
 
 use super::accepted;
 
-/// Sizes of the model whose weights there are.
+/// Sizes of the model that the weights fit.
 const VOCAB: usize = 16;
 const HIDDEN: usize = 8;
 const HEAD_DIM: usize = 4;
@@ -41,7 +41,7 @@ pub(super) fn run(data: &[u8]) -> bool {
     };
     let (device, dtype) = (Device::default(), FloatDType::F32);
     let model = Decoder::load(&checkpoint, &config, dtype, &device);
-    // The error is about a tensor, whose file is in the message.
+    // The error is about a tensor: its message names the file of weights.
     let Some(model) = accepted(model, "model") else {
         return false;
     };
@@ -55,7 +55,8 @@ pub(super) fn run(data: &[u8]) -> bool {
     true
 }
 
-/// The weights of two layers of every family, two heads with one of keys and values, or two where a family has as many of both.
+/// Weights for two layers of every family: two query heads and one KV head, or two KV heads for a
+/// family without grouped-query attention.
 static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut shapes = vec![
         ("model.embed_tokens.weight".to_owned(), vec![VOCAB, HIDDEN]),
@@ -106,7 +107,7 @@ static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
     file(&shapes)
 });
 
-/// A safetensors file of such tensors with some numbers in them.
+/// Returns a safetensors file with tensors of these shapes and arbitrary numbers.
 fn file(shapes: &[(String, Vec<usize>)]) -> Vec<u8> {
     let (mut header, mut data) = (Map::new(), Vec::new());
     for (name, shape) in shapes {

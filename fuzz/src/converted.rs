@@ -7,10 +7,10 @@ use sparq_models::checkpoint::{Checkpoint, CheckpointError};
 
 use super::{accepted, tensors};
 
-/// The `config.json` whose checksum is in the seeds.
+/// The `config.json` with the checksum in the seeds.
 const CONFIG: &[u8] = b"{}\n";
 
-/// Tensors whose checksums are put right at most.
+/// The most tensors whose checksums are corrected.
 const TENSORS: usize = 8;
 
 pub(super) fn run(data: &[u8]) -> bool {
@@ -40,7 +40,8 @@ pub(super) fn run(data: &[u8]) -> bool {
     true
 }
 
-/// The manifest with the checksum that the first changed tensor has now, so that its bytes are looked at, too.
+/// Returns the manifest with a corrected checksum for the first changed tensor, so that its bytes
+/// are read as well.
 fn corrected(checkpoint: &Checkpoint, manifest: &[u8]) -> Option<Vec<u8>> {
     let Err(CheckpointError::Packed { what, found, .. }) = checkpoint.verify() else {
         return None;

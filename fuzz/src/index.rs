@@ -1,4 +1,5 @@
-//! `model.safetensors.index.json`, beside two shards and not far from a file that is none of the model's business.
+//! `model.safetensors.index.json`, with two shards, and a file outside of the folder that must not
+//! be opened.
 
 use std::fs;
 
@@ -6,7 +7,7 @@ use sparq_models::checkpoint::Checkpoint;
 
 use super::{accepted, tensors};
 
-/// A file of one tensor with one weight.
+/// Returns a file of one tensor with one weight.
 fn shard(name: &str) -> Vec<u8> {
     let header =
         format!(r#"{{"{name}": {{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}}}"#);

@@ -1,8 +1,10 @@
-//! What strangers may put into a checkpoint: a function for each kind of file, which has to come back whatever bytes it is given.
+//! Fuzz targets for the untrusted files of a checkpoint: one function for each kind of file.
 //!
-//! Each returns whether the bytes were taken for what they should be. Refusing them is as good, if the error says where they came from: that is asserted, and
-//! with it that nothing leads out of the folder and that a model which was loaded can be run. Panics, a hang and memory beyond [`Limited`] are what the fuzzer
-//! looks for. The tests of the workspace run the same functions over the seeds and over every input that was once a finding.
+//! Each function returns whether the bytes were accepted. They may also be refused, with an error
+//! that names the file. The functions assert this, that no file outside of the folder is opened,
+//! and that a loaded model runs. The fuzzer finds panics, hangs, and memory beyond the limit of
+//! [`Limited`]. The tests of the workspace run the same functions over the seeds and over all
+//! former findings.
 
 mod chat;
 mod config;
@@ -17,7 +19,7 @@ mod torch;
 
 pub use memory::Limited;
 
-/// Tries bytes as one kind of file; whether they were taken for one.
+/// Reads bytes as one kind of file. Returns whether they were accepted.
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every target by its name.
@@ -35,19 +37,19 @@ pub const TARGETS: [(&str, Target); 8] = [
 /// Runs the target `name`.
 ///
 /// # Panics
-/// If there is no such target, and if the target finds something.
+/// If there is no such target, or the target finds a fault.
 pub fn run(name: &str, data: &[u8]) -> bool {
     let (_, target) = TARGETS
         .iter()
         .find(|(own, _)| *own == name)
-        .expect("the name of a target");
+        .expect("a target of this name");
     target(data)
 }
 
-/// The value, or `None` for an error, which has to name `origin`.
+/// Returns the value, or `None` for an error.
 ///
 /// # Panics
-/// If it does not.
+/// If the message of the error does not name `origin`.
 fn accepted<T, E: std::error::Error>(result: Result<T, E>, origin: &str) -> Option<T> {
     match result {
         Ok(value) => Some(value),

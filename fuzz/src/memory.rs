@@ -1,4 +1,4 @@
-//! Memory that ends: [`Limited`].
+//! An allocator with a limit: [`Limited`].
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -6,28 +6,29 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// The most that a program may hold at a time. The inputs have a few kilobytes.
+/// The most bytes allocated at a time. The inputs have a few kilobytes.
 const LIMIT: usize = 256 << 20;
 
-/// An allocator that has no more than 256 MiB: a header that claims 2^60 elements ends the program if it is believed.
+/// An allocator with a limit of 256 MiB. A program that trusts a header with 2^60 elements aborts.
 pub struct Limited;
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: all memory comes from `System`, which keeps the contract, or there is none, which is allowed; the counter touches none of it.
+// SAFETY: all memory comes from `System`, which keeps the contract. Beyond the limit the allocation
+// fails, which the contract allows. The counter does not touch the memory.
 unsafe impl GlobalAlloc for Limited {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if HELD.fetch_add(layout.size(), Relaxed) > LIMIT.saturating_sub(layout.size()) {
             HELD.fetch_sub(layout.size(), Relaxed);
             return ptr::null_mut();
         }
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller keeps the contract of `System`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         HELD.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller keeps the contract of `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }

@@ -1,4 +1,4 @@
-//! A file of weights.
+//! `model.safetensors`: opens it and reads every tensor.
 
 use sparq_models::checkpoint::Checkpoint;
 

@@ -1,11 +1,11 @@
-//! Reading whatever tensors a checkpoint says it has.
+//! Reads all tensors of a checkpoint.
 
 use burn::tensor::{Device, FloatDType};
-use sparq_models::checkpoint::{Checkpoint, Loader};
+use sparq_models::checkpoint::{Checkpoint, Loader, Weights};
 
 use super::accepted;
 
-/// Reads every tensor, matrices also as the layers of a model want them: transposed.
+/// Reads every tensor, and matrices also transposed, as for a linear layer.
 pub(super) fn read(checkpoint: &Checkpoint) {
     let device = Device::default();
     let loader = Loader::new(checkpoint, &device, FloatDType::F32).unwrap();

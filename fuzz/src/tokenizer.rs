@@ -1,4 +1,4 @@
-//! `tokenizer.json`, and texts that go through it.
+//! `tokenizer.json`: reads it, encodes and decodes texts.
 
 use sparq_models::text::{TextTokenizer, TokenStream};
 
@@ -20,7 +20,7 @@ pub(super) fn run(data: &[u8]) -> bool {
         .is_some()
 }
 
-/// Turns texts into tokens and back, whole and as they come.
+/// Encodes texts, and decodes the tokens at once and one by one.
 pub(super) fn use_it(tokenizer: TextTokenizer, origin: &str) {
     for (text, special) in TEXTS
         .into_iter()

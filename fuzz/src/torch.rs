@@ -1,4 +1,4 @@
-//! `pytorch_model.bin`: archive, pickle, tensors.
+//! `pytorch_model.bin`: opens it and reads every tensor.
 
 use std::fs;
 

@@ -1,11 +1,9 @@
-//! Generates text with a converted model.
+//! Loads a converted model and generates text, in ten statements.
 //!
-//! ```sh
-//! cargo run --release -p sparq-models --example load_converted -- FOLDER "In the beginning"
-//! ```
+//! `cargo run --release -p sparq-models --example load_converted -- FOLDER "In the beginning"`
 //!
-//! FOLDER is the output of `sparq convert`. Without it, the example converts the embedded model to a
-//! temporary folder.
+//! FOLDER is the output of `sparq convert`. Without it, the example converts the embedded model to
+//! a temporary folder.
 
 use std::error::Error;
 use std::fs;
@@ -15,13 +13,14 @@ use std::sync::Arc;
 
 use burn::tensor::{Device, FloatDType};
 use sparq::{Method, SparqConfig};
-use sparq_models::checkpoint::{Checkpoint, Conversion, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, StoredType};
 use sparq_models::text::{GenerateOptions, Session, TextTokenizer};
 use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded};
 
 const PROMPT: &str = "In the beginning";
 
-/// Continues `prompt` with the model in `folder` and the SparQ settings stored there.
+/// Returns the text that the model in `folder` generates after `prompt`, with its recommended
+/// settings of SparQ.
 fn complete(folder: &Path, prompt: &str, max_new_tokens: usize) -> Result<String, Box<dyn Error>> {
     let (device, dtype) = (Device::default(), FloatDType::F32);
     let checkpoint = Checkpoint::open(folder)?;
@@ -48,10 +47,10 @@ fn converted() -> Result<PathBuf, Box<dyn Error>> {
     let folder = std::env::temp_dir().join(format!("sparq-load-converted-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     Conversion::new(Arc::new(embedded::checkpoint()?))
-        .with_dtype(Some(WeightType::F32))
+        .with_dtype(Some(StoredType::F32))
         .with_attention(Some(SparqConfig::new(16, 128)))
         .write(&folder)?;
-    // The conversion copies the tokenizer of a folder, but the embedded checkpoint has none.
+    // A checkpoint in memory has no tokenizer.
     fs::write(folder.join("tokenizer.json"), embedded::TOKENIZER)?;
     Ok(folder)
 }
@@ -69,7 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
-fn converted_model_generates_the_same_text() {
+fn converted_model_writes_the_same_text() {
     let folder = converted().unwrap();
     let text = complete(&folder, PROMPT, 32).unwrap();
     fs::remove_dir_all(folder).unwrap();

@@ -1,11 +1,12 @@
-//! Models by their name on the Hugging Face hub.
+//! Downloads models from the Hugging Face hub.
 //!
-//! [`fetch`] brings the files that a model needs into the cache that other tools of the hub share (the layout of `hf-hub`), all of them from
-//! one commit, and returns the folder that [`Checkpoint::open`](crate::checkpoint::Checkpoint::open) opens. What is in the cache is used
-//! without asking the network. [`resolve_model`] takes what a user typed: a folder, or a name on the hub.
+//! [`fetch`] downloads the files that a model needs into the cache that other tools of the hub
+//! share (the layout of `hf-hub`), all from one commit. It returns the folder for
+//! [`Checkpoint::open`](crate::checkpoint::Checkpoint::open). Files in the cache are used without a
+//! request. [`resolve_model`] takes the input of a user: a folder, or a name on the hub.
 //!
-//! The environment decides as it does for the hub's own tools: `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE`;
-//! see [`HubOptions::from_env`].
+//! The environment variables are those of the hub's own tools: `HF_HOME`, `HF_HUB_CACHE`,
+//! `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE`; see [`HubOptions::from_env`].
 
 mod cache;
 mod download;
@@ -22,13 +23,16 @@ pub use options::HubOptions;
 use crate::checkpoint::gguf::Gguf;
 use cache::{CachedModel, Missing};
 
-/// The folder of the model `model_id` (`org/name` or `org/name@revision`), downloaded if it is not in the cache. `revision` is a branch, a
-/// tag or a commit, and goes before one in the id; without either it is `main`.
+/// Returns the folder of the model `model_id` (`org/name` or `org/name@revision`). Downloads it if
+/// it is not in the cache.
+///
+/// `revision` is a branch, a tag or a commit, and overrides one in the id. The default is `main`.
 ///
 /// # Errors
 ///
-/// If the id is not of that form, if the hub does not know the model or does not let this user have it, if it has no weights in safetensors or for PyTorch,
-/// if the download fails, or if the model is not in the cache and `options` forbid to ask the network.
+/// If the id is malformed, the hub does not have the model or denies access to it, the model has no
+/// weights in safetensors or for PyTorch, the download fails, or the model is not in the cache and
+/// `options` forbid network access.
 pub fn fetch(
     model_id: &str,
     revision: Option<&str>,
@@ -39,7 +43,7 @@ pub fn fetch(
     let usable = match cached.look_up() {
         Ok(dir) => return Ok(dir),
         Err(Missing { usable, .. }) if !options.offline => usable,
-        // Not every model has what is missing here, and offline there is no asking.
+        // The missing files are optional, and offline nothing can tell whether the model has them.
         Err(Missing {
             usable: Some(dir), ..
         }) => return Ok(dir),
@@ -53,23 +57,24 @@ pub fn fetch(
     };
     match (download::download(&id, &cached, options), usable) {
         (Err(error), Some(dir)) if error.is_connection() => {
-            tracing::warn!("{error}; going on with what is in {}", dir.display());
+            tracing::warn!("{error}; continuing with the files in {}", dir.display());
             Ok(dir)
         }
         (result, _) => result,
     }
 }
 
-/// The folder or GGUF file that `spec` means: an existing one, or else a model on the hub under the options of the environment.
+/// Returns the folder or GGUF file that `spec` stands for: an existing one, or a model on the hub,
+/// with the options of the environment.
 ///
 /// # Errors
 ///
-/// If it is neither; the error says why for both.
+/// If it is neither. The error has both reasons.
 pub fn resolve_model(spec: &str) -> Result<PathBuf, HubError> {
     resolve(spec, |spec| fetch(spec, None, &HubOptions::from_env()?))
 }
 
-/// As [`resolve_model`], under `options` instead of those of the environment.
+/// As [`resolve_model`], with `options` instead of those of the environment.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Progress bars that keep quiet: [`Progress`].
+//! Unobtrusive progress bars: [`Progress`].
 
 use std::{
     borrow::Cow,
@@ -9,10 +9,11 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// What takes less is over before a bar would have told anything.
+/// The time before a bar appears: shorter work does not need one.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// A progress bar on standard error that appears only on a terminal, only after a second, and leaves no trace when it ends or is dropped.
+/// A progress bar on standard error. It appears only on a terminal and after one second, and is
+/// erased when it ends or is dropped.
 pub struct Progress {
     bar: ProgressBar,
     started: Instant,
@@ -22,9 +23,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A bar that counts `total` bytes under the title `label`.
+    /// Creates a bar that counts `total` bytes under the title `label`.
     pub fn bytes(label: impl Into<Cow<'static, str>>, total: u64) -> Self {
-        // indicatif hides this target where standard error is no terminal.
+        // indicatif hides this target if standard error is no terminal.
         Self::on_target(label.into(), total, DELAY, ProgressDrawTarget::stderr)
     }
 
@@ -49,7 +50,7 @@ impl Progress {
         }
     }
 
-    /// Counts `bytes` more.
+    /// Adds `bytes` to the count.
     pub fn inc(&self, bytes: u64) {
         if self.started.elapsed() >= self.delay {
             self.shown
@@ -58,12 +59,12 @@ impl Progress {
         self.bar.inc(bytes);
     }
 
-    /// Bytes counted so far.
+    /// Returns the number of bytes counted so far.
     pub fn position(&self) -> u64 {
         self.bar.position()
     }
 
-    /// Takes the bar away.
+    /// Erases the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
@@ -92,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    /// A terminal that remembers what was written.
+    /// A terminal that records its output.
     #[derive(Clone, Debug, Default)]
     struct Terminal(Arc<Mutex<String>>);
 
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_within_the_delay_draws_nothing() {
+    fn short_work_draws_nothing() {
         let (progress, terminal) = progress(Duration::from_secs(3600));
         progress.inc(600);
         progress.inc(400);
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_longer_shows_a_bar_and_takes_it_away_in_the_end() {
+    fn long_work_draws_a_bar_and_clears_it() {
         let (progress, terminal) = progress(Duration::ZERO);
         progress.inc(500);
         let screen = terminal.0.lock().unwrap().clone();

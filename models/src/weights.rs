@@ -1,46 +1,51 @@
-//! Where the weights of a model come from: a checkpoint or chance.
+//! The source of a model's weights, a checkpoint or random numbers: [`Weights`].
 
 use burn::module::Param;
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
 
-use crate::checkpoint::{CheckpointError, Loader};
+use crate::checkpoint::CheckpointError;
 use crate::linear;
 
-/// Makes the modules of one model, named as in a checkpoint, on one device and in one type.
-pub(crate) trait Weights {
-    /// The linear layer `prefix`.
-    fn linear(
-        &self,
-        prefix: &str,
-        in_features: usize,
-        out_features: usize,
-        bias: bool,
-    ) -> Result<Linear, CheckpointError>;
-
-    /// The embedding table `name` [vocab, dim].
-    fn embedding(&self, name: &str, vocab: usize, dim: usize)
-    -> Result<Embedding, CheckpointError>;
-
-    /// The RMS norm `prefix` of `dim` features, whose scale is what is stored and `offset`.
-    fn rms_norm(
-        &self,
-        prefix: &str,
-        dim: usize,
-        epsilon: f64,
-        offset: f64,
-    ) -> Result<RmsNorm, CheckpointError>;
-
-    /// The layer norm `prefix` of `dim` features, with a bias.
-    fn layer_norm(
-        &self,
-        prefix: &str,
-        dim: usize,
-        epsilon: f64,
-    ) -> Result<LayerNorm, CheckpointError>;
+/// The initial value of a weight that does not come from a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Random numbers from a normal distribution.
+    Normal,
+    /// The same number everywhere.
+    Constant(f64),
 }
 
-impl Weights for Loader<'_> {
+/// Makes the modules of one model, named as in a checkpoint, on one device and in one type.
+///
+/// [`Loader`](crate::checkpoint::Loader) reads them from a checkpoint. The modules are trainable:
+/// on an autodiff device their weights collect gradients.
+///
+/// # Errors
+///
+/// The errors of all methods are those of
+/// [`Checkpoint::tensor`](crate::checkpoint::Checkpoint::tensor).
+#[allow(clippy::missing_errors_doc, reason = "documented once for all methods")]
+pub trait Weights {
+    /// Returns the tensor `name`.
+    fn parameter<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        init: Init,
+    ) -> Result<Tensor<D>, CheckpointError>;
+
+    /// Returns the matrix `name` of a linear layer, `[out_features, in_features]` in a checkpoint,
+    /// as `[in_features, out_features]` in the layout that the device multiplies by.
+    fn linear_weight(
+        &self,
+        name: &str,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<Tensor<2>, CheckpointError>;
+
+    /// Makes a linear layer from `{prefix}.weight` `[out_features, in_features]`, and
+    /// `{prefix}.bias` `[out_features]` if `bias`.
     fn linear(
         &self,
         prefix: &str,
@@ -48,18 +53,32 @@ impl Weights for Loader<'_> {
         out_features: usize,
         bias: bool,
     ) -> Result<Linear, CheckpointError> {
-        self.linear(prefix, in_features, out_features, bias)
+        let weight = self.linear_weight(&format!("{prefix}.weight"), in_features, out_features)?;
+        let read = || {
+            self.parameter(
+                &format!("{prefix}.bias"),
+                [out_features],
+                Init::Constant(0.0),
+            )
+        };
+        let bias = bias.then(read).transpose()?;
+        Ok(linear::of_laid_out(weight, bias))
     }
 
+    /// Makes an embedding table from the tensor `name` `[vocab, dim]`.
     fn embedding(
         &self,
         name: &str,
         vocab: usize,
         dim: usize,
     ) -> Result<Embedding, CheckpointError> {
-        self.embedding(name, vocab, dim)
+        let weight = self.parameter(name, [vocab, dim], Init::Normal)?;
+        Ok(Embedding {
+            weight: Param::from_tensor(weight),
+        })
     }
 
+    /// Makes an RMS norm whose scale is `{prefix}.weight` `[dim]` plus `offset`.
     fn rms_norm(
         &self,
         prefix: &str,
@@ -67,97 +86,75 @@ impl Weights for Loader<'_> {
         epsilon: f64,
         offset: f64,
     ) -> Result<RmsNorm, CheckpointError> {
-        let norm = self.rms_norm(&format!("{prefix}.weight"), dim, epsilon)?;
-        if offset == 0.0 {
-            return Ok(norm);
+        let init = Init::Constant(1.0 - offset);
+        let mut gamma = self.parameter(&format!("{prefix}.weight"), [dim], init)?;
+        if offset != 0.0 {
+            gamma = gamma + offset;
         }
-        // A parameter of its own: what it is made from is not to be trained.
-        let gamma = Param::from_tensor(norm.gamma.val().detach().set_require_grad(false) + offset);
-        Ok(RmsNorm { gamma, epsilon })
+        Ok(RmsNorm {
+            gamma: Param::from_tensor(gamma),
+            epsilon,
+        })
     }
 
+    /// Makes a layer norm from `{prefix}.weight` and `{prefix}.bias`, `[dim]` each.
     fn layer_norm(
         &self,
         prefix: &str,
         dim: usize,
         epsilon: f64,
     ) -> Result<LayerNorm, CheckpointError> {
-        self.layer_norm(prefix, dim, epsilon)
+        let gamma = self.parameter(&format!("{prefix}.weight"), [dim], Init::Constant(1.0))?;
+        let beta = self.parameter(&format!("{prefix}.bias"), [dim], Init::Constant(0.0))?;
+        let config = LayerNormConfig::new(dim).with_epsilon(epsilon);
+        let mut norm = config.init(&gamma.device());
+        norm.gamma = Param::from_tensor(gamma);
+        norm.beta = Some(Param::from_tensor(beta));
+        Ok(norm)
     }
 }
 
-/// What a model starts its training from: matrices from a normal distribution, biases of 0, scales of 1.
+/// The start of training: matrices from a normal distribution, biases of 0, scales of 1.
 pub(crate) struct RandomWeights<'a> {
     pub device: &'a Device,
     pub dtype: FloatDType,
 }
 
 impl RandomWeights<'_> {
-    /// The `initializer_range` that the families are trained from.
+    /// The `initializer_range` of the families.
     const STANDARD_DEVIATION: f64 = 0.02;
-
-    /// Straight in the type of the model, so that nothing wider is ever held.
-    fn matrix(&self, shape: [usize; 2]) -> Tensor<2> {
-        let normal = Distribution::Normal(0.0, Self::STANDARD_DEVIATION);
-        Tensor::random(shape, normal, (self.device, DType::from(self.dtype)))
-    }
-
-    fn vector(&self, dim: usize, value: f64) -> Tensor<1> {
-        let options = (self.device, DType::from(self.dtype));
-        Tensor::full([dim], value, options)
-    }
 }
 
 impl Weights for RandomWeights<'_> {
-    fn linear(
-        &self,
-        _prefix: &str,
-        in_features: usize,
-        out_features: usize,
-        bias: bool,
-    ) -> Result<Linear, CheckpointError> {
-        let weight = match linear::is_output_major(self.device) {
-            true => self.matrix([out_features, in_features]).transpose(),
-            false => self.matrix([in_features, out_features]),
-        };
-        let bias = bias.then(|| self.vector(out_features, 0.0));
-        Ok(linear::from_laid_out(weight, bias))
-    }
-
-    fn embedding(
+    fn parameter<const D: usize>(
         &self,
         _name: &str,
-        vocab: usize,
-        dim: usize,
-    ) -> Result<Embedding, CheckpointError> {
-        Ok(Embedding {
-            weight: Param::from_tensor(self.matrix([vocab, dim])),
+        shape: [usize; D],
+        init: Init,
+    ) -> Result<Tensor<D>, CheckpointError> {
+        // Made in the model's type, so that memory never holds anything wider.
+        let options = (self.device, DType::from(self.dtype));
+        Ok(match init {
+            Init::Constant(value) => Tensor::full(shape, value, options),
+            Init::Normal => {
+                let normal = Distribution::Normal(0.0, Self::STANDARD_DEVIATION);
+                Tensor::random(shape, normal, options)
+            }
         })
     }
 
-    fn rms_norm(
+    fn linear_weight(
         &self,
-        _prefix: &str,
-        dim: usize,
-        epsilon: f64,
-        _offset: f64,
-    ) -> Result<RmsNorm, CheckpointError> {
-        Ok(RmsNorm {
-            gamma: Param::from_tensor(self.vector(dim, 1.0)),
-            epsilon,
-        })
-    }
-
-    fn layer_norm(
-        &self,
-        _prefix: &str,
-        dim: usize,
-        epsilon: f64,
-    ) -> Result<LayerNorm, CheckpointError> {
-        let config = LayerNormConfig::new(dim).with_epsilon(epsilon);
-        let mut norm = config.init(self.device);
-        norm.gamma = Param::from_tensor(self.vector(dim, 1.0));
-        norm.beta = Some(Param::from_tensor(self.vector(dim, 0.0)));
-        Ok(norm)
+        name: &str,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<Tensor<2>, CheckpointError> {
+        match linear::outputs_lie_together(self.device) {
+            true => {
+                let weight = self.parameter(name, [out_features, in_features], Init::Normal)?;
+                Ok(weight.transpose())
+            }
+            false => self.parameter(name, [in_features, out_features], Init::Normal),
+        }
     }
 }

@@ -1,6 +1,8 @@
-//! The peak of memory while a model loads or is converted. Alone in its binary: the allocator counts what every test of a process allocates.
+//! The peak of memory while a model is loaded or converted. The tests have their own binary, since
+//! the allocator counts the memory of the whole process.
 
-mod checkpoint_support;
+#[path = "checkpoint_support/mod.rs"]
+mod support;
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -12,27 +14,28 @@ use std::{
     },
 };
 
+use burn::nn::Linear;
 use burn::tensor::{Device, FloatDType};
-use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, Weights};
 
-/// Counts the bytes that are allocated now, and the most there ever were.
+/// An allocator that counts the allocated bytes and their peak.
 struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: all memory comes from `System`, which keeps the contract; the counters touch none of it.
+// SAFETY: all memory comes from `System`, which keeps the contract. The counters do not touch it.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let now = NOW.fetch_add(layout.size(), Relaxed) + layout.size();
         PEAK.fetch_max(now, Relaxed);
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller keeps the contract of `System`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         NOW.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promises are passed on.
+        // SAFETY: the caller keeps the contract of `System`.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -40,7 +43,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Held by the one test that counts.
+/// Serialises the tests: only one may count at a time.
 static COUNTED: Mutex<()> = Mutex::new(());
 
 /// 24 MiB of F16 in tensors of 2 MiB and one of 8 MiB.
@@ -56,7 +59,7 @@ const SHAPES: [[usize; 2]; 9] = [
     [1024, 1024],
 ];
 
-/// The buffers of a chunk, the entries of the header and the modules around the tensors.
+/// The memory of everything but tensors: the buffers of a chunk, the header and the modules.
 const SMALL_CHANGE: usize = 1 << 20;
 
 fn write_checkpoint() -> tempfile::TempDir {
@@ -70,7 +73,7 @@ fn write_checkpoint() -> tempfile::TempDir {
         ));
     }
     let header = format!("{{{}}}", entries.join(","));
-    let dir = checkpoint_support::folder(&[("config.json", b"{}")]);
+    let dir = support::folder(&[("config.json", b"{}")]);
     let file = File::create(dir.path().join("model.safetensors")).unwrap();
     let mut file = BufWriter::new(file);
     file.write_all(&(header.len() as u64).to_le_bytes())
@@ -84,31 +87,45 @@ fn write_checkpoint() -> tempfile::TempDir {
     dir
 }
 
+/// The bytes of the largest tensor in F32.
+fn largest_tensor() -> usize {
+    let bytes = SHAPES.iter().map(|[rows, columns]| rows * columns * 4);
+    bytes.max().unwrap()
+}
+
+/// Counts the memory from here on. Returns the bytes that are already allocated.
+fn start_counting() -> usize {
+    let before = NOW.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    before
+}
+
+/// Loads every matrix as a linear layer.
+fn load_layers(checkpoint: &Checkpoint, dtype: FloatDType) -> Vec<Linear> {
+    let loader = Loader::new(checkpoint, &Device::default(), dtype).unwrap();
+    let layer = |(at, [rows, columns]): (usize, [usize; 2])| {
+        let layer = loader.linear(&at.to_string(), columns, rows, false);
+        layer.unwrap()
+    };
+    let layers = SHAPES.into_iter().enumerate().map(layer).collect();
+    assert_eq!(loader.finish(), Vec::<&str>::new());
+    layers
+}
+
 #[test]
-fn loading_peaks_at_the_weights_and_a_small_buffer() {
+fn loading_peaks_at_the_weights() {
     let _counted = COUNTED.lock().unwrap();
     let dir = write_checkpoint();
     let weights: usize = SHAPES.iter().map(|[rows, columns]| rows * columns).sum();
     for (dtype, size) in [(FloatDType::F16, 2), (FloatDType::F32, 4)] {
-        let before = NOW.load(Relaxed);
-        PEAK.store(before, Relaxed);
+        let before = start_counting();
         let checkpoint = Checkpoint::open(dir.path()).unwrap();
-        let loader = Loader::new(&checkpoint, &Device::default(), dtype).unwrap();
-        let model: Vec<_> = SHAPES
-            .into_iter()
-            .enumerate()
-            .map(|(at, [rows, columns])| {
-                loader
-                    .linear(&at.to_string(), columns, rows, false)
-                    .unwrap()
-            })
-            .collect();
-        assert_eq!(loader.finish(), Vec::<&str>::new());
+        let model = load_layers(&checkpoint, dtype);
         let peak = PEAK.load(Relaxed) - before;
         let held = NOW.load(Relaxed) - before;
-        // The weights once, in the type asked for: less would mean that nothing was loaded.
+        // The weights once, in the requested type: less would mean that nothing was loaded.
         assert!(held >= weights * size, "{held} of {}", weights * size);
-        // Not even the one tensor in its stored type that the check allows: it is converted in chunks.
+        // Tensors are converted in chunks: not even one of them is there twice.
         assert!(
             peak <= weights * size + SMALL_CHANGE,
             "{dtype:?}: {peak} bytes at the peak for {} of weights",
@@ -118,79 +135,62 @@ fn loading_peaks_at_the_weights_and_a_small_buffer() {
     }
 }
 
-#[test]
-fn converting_peaks_at_the_largest_tensor_and_loading_the_result_at_next_to_nothing() {
-    let _counted = COUNTED.lock().unwrap();
+/// Converts a checkpoint and returns the peak of memory, with the folder.
+fn convert(dtype: StoredType, to_safetensors: bool) -> (usize, tempfile::TempDir) {
     let dir = write_checkpoint();
-    let largest = SHAPES
-        .iter()
-        .map(|[rows, columns]| rows * columns * 4)
-        .max();
-    let largest = largest.unwrap();
-    for back in [false, true] {
-        let out = tempfile::tempdir().unwrap();
-        let before = NOW.load(Relaxed);
-        PEAK.store(before, Relaxed);
-        let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
-        let conversion = Conversion::new(checkpoint).with_dtype(Some(WeightType::F32));
-        match back {
-            true => conversion.write_safetensors(out.path()).unwrap(),
-            false => drop(conversion.write(out.path()).unwrap()),
-        }
-        drop(conversion);
-        let peak = PEAK.load(Relaxed) - before;
-        assert!(
-            peak >= largest,
-            "{peak} of {largest}: nothing was converted"
-        );
-        assert!(
-            peak <= largest + SMALL_CHANGE,
-            "{peak} bytes at the peak for {largest}"
-        );
-        if back {
-            continue;
-        }
-
-        PEAK.store(before, Relaxed);
-        let checkpoint = Checkpoint::open(out.path()).unwrap();
-        let loader = Loader::new(&checkpoint, &Device::default(), FloatDType::F32).unwrap();
-        let layers = SHAPES.into_iter().enumerate().map(|(at, [rows, columns])| {
-            loader
-                .linear(&at.to_string(), columns, rows, false)
-                .unwrap()
-        });
-        let model: Vec<_> = layers.collect();
-        let sum = model[8].weight.val().sum().into_scalar::<f32>();
-        let peak = PEAK.load(Relaxed) - before;
-        assert!(
-            peak <= SMALL_CHANGE,
-            "{peak} bytes for weights that are mapped"
-        );
-        assert!(sum > 0.0, "{sum}");
-    }
-}
-
-#[test]
-fn quantizing_peaks_at_what_burn_makes_of_the_largest_tensor() {
-    let _counted = COUNTED.lock().unwrap();
-    let dir = write_checkpoint();
-    let largest = SHAPES
-        .iter()
-        .map(|[rows, columns]| rows * columns * 4)
-        .max();
-    let largest = largest.unwrap();
     let out = tempfile::tempdir().unwrap();
-    let before = NOW.load(Relaxed);
-    PEAK.store(before, Relaxed);
+    let before = start_counting();
     let checkpoint = Arc::new(Checkpoint::open(dir.path()).unwrap());
-    let conversion = Conversion::new(checkpoint).with_dtype(Some(WeightType::Q4));
-    drop(conversion.write(out.path()).unwrap());
+    let conversion = Conversion::new(checkpoint).with_dtype(Some(dtype));
+    match to_safetensors {
+        true => conversion.write_safetensors(out.path()).unwrap(),
+        false => drop(conversion.write(out.path()).unwrap()),
+    }
+    drop(conversion);
     let peak = PEAK.load(Relaxed) - before;
-    // The tensor in F32, its codes in bytes twice, and the scales.
+    let largest = largest_tensor();
     assert!(
         peak >= largest,
         "{peak} of {largest}: nothing was converted"
     );
+    (peak, out)
+}
+
+#[test]
+fn conversion_peaks_at_one_tensor() {
+    let _counted = COUNTED.lock().unwrap();
+    let largest = largest_tensor();
+    for to_safetensors in [false, true] {
+        let (peak, _out) = convert(StoredType::F32, to_safetensors);
+        assert!(
+            peak <= largest + SMALL_CHANGE,
+            "{peak} bytes at the peak for {largest}"
+        );
+    }
+}
+
+#[test]
+fn loading_maps_the_file() {
+    let _counted = COUNTED.lock().unwrap();
+    let (_, out) = convert(StoredType::F32, false);
+    let before = start_counting();
+    let checkpoint = Checkpoint::open(out.path()).unwrap();
+    let model = load_layers(&checkpoint, FloatDType::F32);
+    let sum = model[8].weight.val().sum().into_scalar::<f32>();
+    let peak = PEAK.load(Relaxed) - before;
+    assert!(
+        peak <= SMALL_CHANGE,
+        "{peak} bytes for weights that are mapped"
+    );
+    assert!(sum > 0.0, "{sum}");
+}
+
+#[test]
+fn quantization_peaks_at_two_tensors() {
+    let _counted = COUNTED.lock().unwrap();
+    let (peak, _out) = convert(StoredType::Q4, false);
+    // The tensor in F32, two copies of its codes in bytes, and the scales.
+    let largest = largest_tensor();
     assert!(
         peak <= 2 * largest + SMALL_CHANGE,
         "{peak} bytes at the peak for {largest}"

@@ -12,7 +12,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use serde_json::Value;
 use sparq::{FlexGen, GroupScore, H2o, LmInfinite, MeanValue, Method, SparqConfig};
-use sparq_models::checkpoint::{Checkpoint, Conversion, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, StoredType};
 use sparq_models::{CausalLm, Decoder, ModelCache};
 use sparq_tests::*;
 
@@ -97,7 +97,7 @@ fn texts_of(thoroughness: Thoroughness) -> usize {
 fn rounded(path: &std::path::Path, device: &Device) -> Decoder {
     let folder = tempfile::tempdir().unwrap();
     Conversion::new(Arc::new(Checkpoint::open(path).unwrap()))
-        .with_dtype(Some(WeightType::F16))
+        .with_dtype(Some(StoredType::F16))
         .write(folder.path())
         .unwrap();
     load(&Checkpoint::open(folder.path()).unwrap(), device)

@@ -14,29 +14,31 @@ use sparq::SparqConfig;
 use super::{
     CheckpointError,
     decode::{self, Order, Stored},
+    formats::StoredType,
     packed::{self, Manifest},
     source::Source,
-    stored_type::StoredType,
 };
 
-/// A Hugging Face checkpoint, or a GGUF file in the terms of one: the configuration, and every tensor by name.
+/// A Hugging Face checkpoint, or a GGUF file presented as one: a configuration, and tensors by
+/// name.
 ///
-/// Opening reads the configuration and the headers of the files with weights; a tensor is read when [`tensor`](Self::tensor) asks for it. The
-/// checkpoint remembers which tensors were asked for, so that [`unused`](Self::unused) can name what a model left behind.
+/// Opening reads the configuration and the headers of the files with weights.
+/// [`tensor`](Self::tensor) reads a tensor. The checkpoint tracks which tensors were read:
+/// [`unused`](Self::unused) names the others.
 #[derive(Debug)]
 pub struct Checkpoint {
     pub(super) config: Value,
     pub(super) config_path: PathBuf,
-    /// The folder; for a checkpoint in memory a name for messages.
+    /// The folder, or for a checkpoint in memory a name for messages.
     pub(super) path: PathBuf,
     pub(super) origin: Origin,
     pub(super) sources: Vec<Source>,
     pub(super) tensors: BTreeMap<String, Tracked>,
-    /// Of a converted model.
+    /// The manifest of a converted model.
     pub(super) manifest: Option<Manifest>,
 }
 
-/// What a checkpoint was opened from.
+/// The source that a checkpoint was opened from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     Folder,
@@ -52,50 +54,47 @@ pub(super) struct Tracked {
     pub(super) used: AtomicBool,
 }
 
-/// What a checkpoint says of one tensor.
+/// The header entry of one tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorEntry<'a> {
-    /// The type it is stored in.
+    /// The stored type.
     pub dtype: StoredType,
     /// Its shape.
     pub shape: &'a [usize],
-    /// The file that holds it.
+    /// Its file.
     pub file: &'a Path,
 }
 
 impl Checkpoint {
-    /// The content of `config.json`, or what a GGUF file says in its place.
+    /// Returns the content of `config.json`, or its equivalent from a GGUF file.
     pub fn config(&self) -> &Value {
         &self.config
     }
 
-    /// Where [`config`](Self::config) comes from, for messages.
+    /// Returns the path of the [`config`](Self::config), for messages.
     pub fn config_path(&self) -> &Path {
         &self.config_path
     }
 
-    /// The folder, if the checkpoint is one on disk.
+    /// Returns the folder, if the checkpoint is one on disk.
     pub fn dir(&self) -> Option<&Path> {
         (self.origin == Origin::Folder).then_some(&*self.path)
     }
 
-    /// The same checkpoint with zeros for weights, which take no memory: a CPU model that can be built from it can be built from the checkpoint.
+    /// Returns the same checkpoint with zeros for weights, which take no memory. Building a CPU
+    /// model from it checks that the checkpoint has every tensor in the right shape.
     ///
     /// # Errors
     ///
-    /// If the system does not give the addresses.
+    /// If the system has no address range of the size of the largest tensor.
     pub fn blank(&self) -> Result<Self, CheckpointError> {
-        let stored = || self.tensors.values().map(|tracked| &tracked.stored);
-        // In the widest type.
-        let largest = stored()
-            .map(|stored| stored.elements().saturating_mul(8))
-            .max();
+        let stored = self.tensors.values().map(|tracked| &tracked.stored);
+        let widest = size_of::<f64>();
+        let bytes = stored.map(|stored| stored.elements().saturating_mul(widest));
+        let largest = bytes.max();
         let path = &self.path;
-        let failed = |error| CheckpointError::Read {
-            path: path.clone(),
-            error,
-        };
-        let zeros = MmapMut::map_anon(largest.unwrap_or(0).max(1)).map_err(failed)?;
+        let zeros = MmapMut::map_anon(largest.unwrap_or(0).max(1));
+        let zeros = zeros.map_err(CheckpointError::read(path))?;
         let zeros = bytes::Bytes::from_owner(zeros);
         let source = |_: &Source| {
             Source::blank(
@@ -109,15 +108,12 @@ impl Checkpoint {
                 checksum: None,
                 ..tracked.stored
             };
-            let used = AtomicBool::new(false);
-            (
-                name.clone(),
-                Tracked {
-                    stored,
-                    used,
-                    source: tracked.source,
-                },
-            )
+            let tracked = Tracked {
+                stored,
+                source: tracked.source,
+                used: AtomicBool::new(false),
+            };
+            (name.clone(), tracked)
         });
         Ok(Self {
             config: self.config.clone(),
@@ -130,18 +126,18 @@ impl Checkpoint {
         })
     }
 
-    /// Holds every tensor against its checksum, where it has one, as reading it does.
+    /// Checks every tensor that has a checksum against it. Reading a tensor does the same.
     ///
     /// # Errors
     ///
-    /// If one differs.
+    /// If a checksum differs.
     pub fn verify(&self) -> Result<(), CheckpointError> {
         self.tensors.iter().try_for_each(|(name, tracked)| {
             packed::verify(&self.sources[tracked.source], &tracked.stored, name)
         })
     }
 
-    /// The names of all tensors, sorted.
+    /// Returns the names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
@@ -151,7 +147,7 @@ impl Checkpoint {
         self.tensors.contains_key(name)
     }
 
-    /// Whether both names are there and are those of one tensor: the same bytes of the same file.
+    /// Whether both names belong to the same bytes of the same file.
     pub fn are_one(&self, first: &str, second: &str) -> bool {
         let place = |name: &str| {
             let Tracked { stored, source, .. } = self.tensors.get(name)?;
@@ -167,7 +163,7 @@ impl Checkpoint {
         first.is_some() && first == place(second)
     }
 
-    /// What is known of a tensor without reading it.
+    /// Returns the header entry of a tensor.
     pub fn entry(&self, name: &str) -> Option<TensorEntry<'_>> {
         self.tensors.get(name).map(|tracked| TensorEntry {
             dtype: tracked.stored.dtype,
@@ -176,18 +172,18 @@ impl Checkpoint {
         })
     }
 
-    /// The settings of SparQ that a converted model is meant to be run with.
+    /// Returns the settings of SparQ that a converted model recommends.
     pub fn attention(&self) -> Option<SparqConfig> {
         self.manifest.as_ref()?.attention
     }
 
-    /// Weights in all tensors together.
+    /// Returns the number of weights in all tensors.
     pub fn num_params(&self) -> u64 {
         let stored = self.tensors.values().map(|tracked| &tracked.stored);
         stored.map(|stored| stored.elements() as u64).sum()
     }
 
-    /// Bytes of all tensors together, as they are stored.
+    /// Returns the number of stored bytes of all tensors.
     pub fn num_bytes(&self) -> u64 {
         let stored = self.tensors.values().map(|tracked| &tracked.stored);
         stored.map(|stored| stored.bytes).sum()
@@ -197,8 +193,9 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// If there is no such tensor or its shape is not `shape`, if it is stored in a type that is not read, if a weight is not
-    /// finite or does not fit `dtype`, if the device does not compute in `dtype`, or if the file cannot be read.
+    /// If there is no such tensor, its shape is not `shape`, its stored type is not supported, a
+    /// weight is not finite or exceeds the range of `dtype`, the device does not compute in
+    /// `dtype`, or the file cannot be read.
     pub fn tensor<const D: usize>(
         &self,
         name: &str,
@@ -211,7 +208,8 @@ impl Checkpoint {
         Ok(place(data, dtype, device))
     }
 
-    /// Reads the tensor `name` of the shape `shape` for `device`; `on_bytes` hears how many bytes each chunk had.
+    /// Reads the tensor `name` of the shape `shape` for `device`. Calls `on_bytes` with the number
+    /// of bytes of each chunk.
     pub(super) fn read(
         &self,
         name: &str,
@@ -225,7 +223,7 @@ impl Checkpoint {
         self.read_on_host(name, shape, dtype, order, on_bytes)
     }
 
-    /// As [`read`](Self::read), for no device.
+    /// As [`read`](Self::read), without a device that has to support `dtype`.
     pub(super) fn read_on_host(
         &self,
         name: &str,
@@ -260,14 +258,14 @@ impl Checkpoint {
         Ok(data)
     }
 
-    /// Counts a tensor as used without reading it, for those that a model knows and does not need.
+    /// Marks a tensor as used without reading it: the model knows it and does not need it.
     pub fn ignore(&self, name: &str) {
         if let Some(tracked) = self.tensors.get(name) {
             tracked.used.store(true, Ordering::Relaxed);
         }
     }
 
-    /// The names of the tensors that were neither read nor [ignored](Self::ignore), sorted.
+    /// Returns the names of the tensors that were neither read nor [ignored](Self::ignore), sorted.
     pub fn unused(&self) -> impl Iterator<Item = &str> {
         let unused = |tracked: &Tracked| !tracked.used.load(Ordering::Relaxed);
         let tensors = self.tensors.iter();
@@ -275,18 +273,19 @@ impl Checkpoint {
     }
 }
 
-/// Places the data of a tensor on the device.
+/// Moves the data of a tensor to the device.
 pub(super) fn place<const D: usize>(
     data: TensorData,
     dtype: FloatDType,
     device: &Device,
 ) -> Tensor<D> {
-    // Weights live as long as the model: on a GPU they go to memory that is not recycled for the tensors of a step.
+    // On a GPU, weights get memory that is not recycled for the tensors of a decode step.
     device
         .memory_persistent_allocations(data, |data| Tensor::from_data(data, (device, dtype.into())))
 }
 
-/// Refuses a type that the device stores but does not compute in, before the first operation of the model fails on it.
+/// Refuses a type that the device stores but does not compute in. Otherwise the first operation of
+/// the model would fail.
 pub(crate) fn check_device(device: &Device, dtype: FloatDType) -> Result<(), CheckpointError> {
     match device.supports_dtype(dtype) {
         true => Ok(()),

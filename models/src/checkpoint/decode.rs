@@ -1,23 +1,26 @@
-//! From the bytes of a file to the weights of a tensor.
+//! Decodes the bytes of a file into the weights of a tensor.
 
 use burn::tensor::{DType, FloatDType, TensorData};
 use half::{bf16, f16};
 
 use super::{
-    CheckpointError, chunk::Chunk, source::Source, stored_type::StoredType, weight::Weight,
+    CheckpointError,
+    formats::{Format, SCALE_BYTES, StoredType},
+    source::Source,
+    weight::Weight,
 };
 
-/// Weights converted at a time: their bytes, their values in f32 and the result stay in a core's cache together, so that the check for
-/// NaN costs no trip to memory, and a tensor needs no second copy of itself while it is read. Whole blocks of every type.
+/// Weights converted at a time, whole blocks of every type.
+///
+/// Their bytes, their values in f32 and the result fit into a core's cache together. The check for
+/// NaN therefore costs no trip to memory, and reading a tensor needs no second copy of it.
 const CHUNK: usize = 1 << 15;
 
-/// Weights of a block whose scale lies apart.
-const SCALED_BLOCK: usize = 32;
-
-/// Rows of a chunk that is transposed, at least: they become neighbours, and fewer would not fill a cache line of the result.
+/// The least number of rows in a chunk that is transposed. They become neighbours in the result,
+/// and fewer would not fill a cache line of it.
 const TRANSPOSED_ROWS: usize = 16;
 
-/// How the weights of a tensor lie behind one another once they are read.
+/// The order of a tensor's weights in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
     /// As in the file.
@@ -35,7 +38,9 @@ impl Order {
     }
 }
 
-/// How one tensor lies in its file. The shape and the type agree with `bytes`, and a row is whole blocks: the header was checked.
+/// The place and layout of one tensor in its file.
+///
+/// The header has been checked: shape and type agree with `bytes`, and a row is whole blocks.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) dtype: StoredType,
@@ -44,31 +49,32 @@ pub(super) struct Stored {
     pub(super) offset: u64,
     pub(super) bytes: u64,
     pub(super) layout: Layout,
-    /// Of type, layout, shape and bytes, where the file has one.
+    /// The checksum of type, layout, shape and bytes, if the file has one.
     pub(super) checksum: Option<u32>,
 }
 
-/// How the weights of a tensor lie behind one another in the file.
+/// The order of a tensor's weights in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// Row behind row: the rotary embedding pairs row i of a head with row i + head_dim / 2.
+    /// Row-major. RoPE pairs row i of a head with row i + head_dim / 2.
     Rows,
-    /// Row behind row, in the order that llama.cpp has those of queries and keys in: the pairs are neighbours.
+    /// Row-major, with the rows of queries and keys in llama.cpp's order: RoPE pairs neighbours.
     PairedRows {
         /// Rows of a head.
         head_dim: usize,
     },
-    /// Row behind row, with other weights between them: a part of the columns of a larger matrix, or one row again and again.
+    /// Row-major with a stride: some columns of a larger matrix, or one row repeated.
     SpacedRows {
         /// Weights from the beginning of a row to that of the next.
         stride: usize,
     },
-    /// Column behind column: a matrix as the layers of a model want it.
+    /// Column-major: the layout of a matrix in a linear layer.
     Columns,
 }
 
 impl Layout {
-    /// The weights in the file before the row `row` of a tensor with rows of `columns`.
+    /// Returns the number of weights in the file before the row `row` of a tensor with rows of
+    /// `columns` weights.
     fn start(self, row: usize, columns: usize) -> usize {
         match self {
             Self::Rows | Self::Columns => row * columns,
@@ -87,14 +93,14 @@ impl Stored {
         self.shape.iter().product()
     }
 
-    /// Whether every product of dimensions can be counted, also where one of them is zero and takes the others with it.
+    /// Whether every product of dimensions fits into memory, also those beside a dimension of 0.
     pub(super) fn fits_into_memory(&self) -> bool {
         let mut sizes = self.shape.iter().map(|&size| size.max(1));
         let bytes = sizes.try_fold(size_of::<f64>(), usize::checked_mul);
         bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok())
     }
 
-    /// The matrix that the file of a matrix in columns holds in rows.
+    /// Returns the transpose of a column-major matrix, which the file holds row-major.
     fn transpose(&self) -> Self {
         Self {
             shape: self.shape.iter().rev().copied().collect(),
@@ -103,12 +109,12 @@ impl Stored {
         }
     }
 
-    /// Weights of one row.
+    /// Returns the number of weights in one row.
     fn columns(&self) -> usize {
         self.shape.iter().skip(1).product()
     }
 
-    /// The position in the tensor of element `flat`.
+    /// Returns the index in the tensor of element `flat`.
     fn index(&self, mut flat: usize) -> Vec<usize> {
         let mut index = vec![0; self.shape.len()];
         for (position, &size) in index.iter_mut().zip(&self.shape).rev() {
@@ -119,7 +125,8 @@ impl Stored {
     }
 }
 
-/// Reads the tensor `stored` in `source` as `dtype`; `on_bytes` hears how many bytes each chunk had.
+/// Reads the tensor `stored` in `source` as `dtype`. Calls `on_bytes` with the number of bytes of
+/// each chunk.
 pub(super) fn read(
     source: &Source,
     stored: &Stored,
@@ -132,7 +139,6 @@ pub(super) fn read(
         return Ok(data);
     }
     if stored.layout == Layout::Columns {
-        // The file holds the transpose: what is a row behind row of one is a column behind column of the other.
         let transpose = stored.transpose();
         return read(source, &transpose, name, dtype, order.other(), on_bytes);
     }
@@ -140,9 +146,17 @@ pub(super) fn read(
         on_bytes(stored.bytes);
         return Ok(data);
     }
+    let Some(format) = stored.dtype.format() else {
+        return Err(CheckpointError::StoredType {
+            path: source.path().into(),
+            tensor: name.into(),
+            found: stored.dtype,
+        });
+    };
     let reader = Reader {
         source,
         stored,
+        format,
         name,
         dtype,
         order,
@@ -156,7 +170,7 @@ pub(super) fn read(
     }
 }
 
-/// Zeros in the place of weights, if that is all there is.
+/// Returns zeros if `source` is blank.
 fn blank(source: &Source, stored: &Stored, dtype: FloatDType, order: Order) -> Option<TensorData> {
     let mut shape = stored.shape.clone();
     if order == Order::Transposed {
@@ -170,21 +184,18 @@ fn blank(source: &Source, stored: &Stored, dtype: FloatDType, order: Order) -> O
     TensorData::try_from_bytes(zeros, shape, dtype).ok()
 }
 
-/// The weights where they lie, if the file is mapped and has them as they are asked for.
+/// Returns the mapped weights without a copy, if the file is mapped and has them in this type and
+/// order.
 ///
-/// They are not looked at: who wrote the file has seen that they are finite, and its checksum that they are the same.
+/// Their values are not checked again: the conversion has checked that they are finite, and the
+/// checksum that they have not changed.
 fn in_place(
     source: &Source,
     stored: &Stored,
     dtype: FloatDType,
     order: Order,
 ) -> Option<TensorData> {
-    let same = match dtype {
-        FloatDType::F32 => stored.dtype == StoredType::F32,
-        FloatDType::F16 => stored.dtype == StoredType::F16,
-        FloatDType::BF16 => stored.dtype == StoredType::BF16,
-        _ => false,
-    };
+    let same = stored.dtype.float().is_some_and(|(own, _)| own == dtype);
     if !same || order != Order::AsStored || cfg!(target_endian = "big") {
         return None;
     }
@@ -192,9 +203,11 @@ fn in_place(
     TensorData::try_from_bytes(bytes, stored.shape.clone(), dtype.into()).ok()
 }
 
+/// One tensor while it is read chunk by chunk.
 struct Reader<'a> {
     source: &'a Source,
     stored: &'a Stored,
+    format: &'static Format,
     name: &'a str,
     dtype: FloatDType,
     order: Order,
@@ -204,41 +217,27 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn read<W: Weight>(&self) -> Result<TensorData, CheckpointError> {
         let total = self.stored.elements();
-        let mut weights = Vec::<W>::new();
-        // The file is really as long as its header says, so this fails for want of memory only, and then without ending the process.
-        weights
-            .try_reserve_exact(total)
-            .map_err(|_| CheckpointError::OutOfMemory {
-                path: self.source.path().into(),
-                tensor: self.name.into(),
-                bytes: total.saturating_mul(size_of::<W>()),
-            })?;
-
-        let limit = match (self.order, &*self.stored.shape) {
-            (Order::Transposed, &[_, columns]) => {
-                weights.resize(total, W::ZERO);
-                columns.saturating_mul((CHUNK / columns.max(1)).max(TRANSPOSED_ROWS))
-            }
-            _ if self.stored.layout != Layout::Rows => {
-                let columns = self.stored.columns();
-                columns * (CHUNK / columns.max(1)).max(1)
-            }
-            _ => CHUNK,
-        };
-        let mut chunk = Chunk::new(self.stored.dtype, total.min(limit))
-            .ok_or_else(|| self.unsupported(self.stored.dtype))?;
+        let mut weights = self.reserve::<W>(total)?;
+        if self.is_transposed_matrix() {
+            weights.resize(total, W::ZERO);
+        }
+        let limit = self.chunk_limit();
+        let Format { block, decode, .. } = *self.format;
+        let bytes_of = |weights: usize| weights / block.weights * block.bytes;
+        let mut bytes = vec![0; bytes_of(total.min(limit))];
+        let mut values = vec![0.0; total.min(limit)];
         let mut converted = Vec::with_capacity(total.min(limit));
         let mut faults = Faults::default();
         let mut start = 0;
         while start < total {
             let count = (total - start).min(limit);
-            let bytes = chunk.bytes(count);
+            let (bytes, values) = (&mut bytes[..bytes_of(count)], &mut values[..count]);
             self.fetch(start, count, bytes)?;
             (self.on_bytes)(bytes.len() as u64);
-            let values = chunk.values(count);
+            decode(bytes, values);
             converted.clear();
             W::extend(&mut converted, values);
-            // No early exit within the chunk: the loop without branches runs many weights at a time.
+            // No early exit within the chunk: a loop without branches is vectorised.
             let check = |finite, weight: &W| finite & weight.is_finite();
             if !converted.iter().fold(true, check) {
                 faults.count(start, values, &converted);
@@ -259,43 +258,67 @@ impl Reader<'_> {
         Ok(TensorData::new(weights, shape))
     }
 
-    /// Reads the bytes of the `count` weights from `start` on, whole rows where rows lie in another order.
+    /// Reserves memory for the weights. The file is as long as its header says, so this fails only
+    /// if memory runs out, and then with an error instead of an abort.
+    fn reserve<W: Weight>(&self, total: usize) -> Result<Vec<W>, CheckpointError> {
+        let mut weights = Vec::new();
+        let reserved = weights.try_reserve_exact(total);
+        reserved.map_err(|_| CheckpointError::OutOfMemory {
+            path: self.source.path().into(),
+            tensor: self.name.into(),
+            bytes: total.saturating_mul(size_of::<W>()),
+        })?;
+        Ok(weights)
+    }
+
+    fn is_transposed_matrix(&self) -> bool {
+        self.order == Order::Transposed && self.stored.shape.len() == 2
+    }
+
+    /// Returns the number of weights read at a time: whole rows unless their order stays as stored.
+    fn chunk_limit(&self) -> usize {
+        let columns = self.stored.columns();
+        let rows = CHUNK / columns.max(1);
+        if self.is_transposed_matrix() {
+            columns.saturating_mul(rows.max(TRANSPOSED_ROWS))
+        } else if self.stored.layout != Layout::Rows {
+            columns * rows.max(1)
+        } else {
+            CHUNK
+        }
+    }
+
+    /// Reads the bytes of `count` weights from `start` on.
     fn fetch(&self, start: usize, count: usize, bytes: &mut [u8]) -> Result<(), CheckpointError> {
         let Stored { offset, layout, .. } = *self.stored;
+        let block = self.format.block;
         // No product overflows: the tensor lies within the file.
-        let length = bytes.len() as u64;
-        let per_weight = |weights: usize| weights as u64 * length / count as u64;
-        if let scale @ 1.. = self.stored.dtype.scale_bytes() {
-            let blocks = |weights: usize| weights / SCALED_BLOCK;
-            let (codes, scales) = bytes.split_at_mut(bytes.len() - blocks(count) * scale);
-            let all_codes = self.stored.bytes - (blocks(self.stored.elements()) * scale) as u64;
-            let first = blocks(start) as u64;
-            let per_block = (codes.len() / blocks(count)) as u64;
-            self.source.read_at(offset + first * per_block, codes)?;
-            return self
-                .source
-                .read_at(offset + all_codes + first * scale as u64, scales);
+        let bytes_of = |weights: usize| (weights / block.weights * block.bytes) as u64;
+        if self.stored.dtype.quantized().is_some() {
+            // In the file, the scales of all blocks follow the codes of all blocks.
+            let blocks = |weights: usize| weights / block.weights;
+            let code_bytes = block.bytes - SCALE_BYTES;
+            let scales_start = blocks(self.stored.elements()) * code_bytes;
+            let (codes, scales) = bytes.split_at_mut(blocks(count) * code_bytes);
+            let first = blocks(start);
+            self.source
+                .read_at(offset + (first * code_bytes) as u64, codes)?;
+            let scales_start = offset + (scales_start + first * SCALE_BYTES) as u64;
+            return self.source.read_at(scales_start, scales);
         }
         if layout == Layout::Rows {
-            return self.source.read_at(offset + per_weight(start), bytes);
+            return self.source.read_at(offset + bytes_of(start), bytes);
         }
         let columns = self.stored.columns();
-        let row_bytes = per_weight(columns) as usize;
-        for (row, bytes) in bytes.chunks_exact_mut(row_bytes).enumerate() {
+        let rows = bytes.chunks_exact_mut(bytes_of(columns) as usize);
+        for (row, bytes) in rows.enumerate() {
             let place = layout.start(start / columns + row, columns);
-            self.source.read_at(offset + per_weight(place), bytes)?;
+            self.source.read_at(offset + bytes_of(place), bytes)?;
         }
         Ok(())
     }
 
-    fn unsupported(&self, found: StoredType) -> CheckpointError {
-        CheckpointError::StoredType {
-            path: self.source.path().into(),
-            tensor: self.name.into(),
-            found,
-        }
-    }
-
+    /// Returns the error for the first fault, if there is one.
     fn refuse(&self, faults: Faults) -> Result<(), CheckpointError> {
         let (path, tensor) = (self.source.path().into(), self.name.into());
         let total = self.stored.elements();
@@ -324,7 +347,8 @@ impl Reader<'_> {
     }
 }
 
-/// Writes whole rows of a matrix, from row `first` on, to where they belong in its transpose: rows of `height` weights.
+/// Writes whole rows of a matrix, from row `first` on, into its transpose, whose rows have `height`
+/// weights.
 fn place_rows<W: Copy>(
     transpose: &mut [W],
     height: usize,
@@ -332,7 +356,7 @@ fn place_rows<W: Copy>(
     columns: usize,
     first: usize,
 ) {
-    // Few columns at a time: the lines that they are written to stay in the cache until the rows have filled them.
+    // With few columns at a time, the cache lines written to stay in the cache until they are full.
     const BLOCK: usize = 8;
     for left in (0..columns).step_by(BLOCK) {
         let width = BLOCK.min(columns - left);
@@ -344,12 +368,12 @@ fn place_rows<W: Copy>(
     }
 }
 
-/// The weights that cannot be used, counted by what is wrong with them.
+/// The number of unusable weights, by kind of fault.
 #[derive(Default)]
 struct Faults {
     /// NaN or infinite in the file.
     non_finite: Fault,
-    /// Finite in the file, infinite in the type asked for.
+    /// Finite in the file, infinite in the requested type.
     out_of_range: Fault,
 }
 

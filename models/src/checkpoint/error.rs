@@ -1,95 +1,103 @@
-//! What can be wrong with a checkpoint: [`CheckpointError`].
+//! Errors of opening, reading and writing checkpoints: [`CheckpointError`].
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use burn::tensor::FloatDType;
 
 use super::{JsonError, StoredType};
 
-/// What is wrong with a checkpoint: the file, the key, what was expected and what was found.
+const EXPECTED_FOLDER: &str = "expected a folder with config.json and *.safetensors or \
+                               pytorch_model.bin, or a *.gguf file";
+
+/// An error of a checkpoint. Its message names the file and the key, what was expected and what was
+/// found.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
     /// There is nothing at the path.
-    #[error("{}: no such folder; expected a folder with config.json and *.safetensors or pytorch_model.bin, or a *.gguf file", path.display())]
+    #[error("{}: no such folder; {EXPECTED_FOLDER}", path.display())]
     MissingFolder {
         /// The path.
         path: PathBuf,
     },
-    /// The path leads to a file.
-    #[error("{}: expected a folder with config.json and *.safetensors or pytorch_model.bin, or a *.gguf file, found {found}", path.display())]
+    /// The path is no folder.
+    #[error("{}: {EXPECTED_FOLDER}, found {found}", path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,
-        /// What it is.
+        /// Its kind.
         found: &'static str,
     },
     /// A JSON file is missing or is not JSON.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// The folder has no weights in a format that is read.
+    /// The folder has no weights in a supported format.
     #[error(
-        "{}: expected model.safetensors, pytorch_model.bin, the index of either, or one other *.safetensors file, found {found}",
+        "{}: expected model.safetensors, pytorch_model.bin, the index of either, \
+         or one other *.safetensors file, found {found}",
         path.display()
     )]
     NoWeights {
         /// The folder.
         path: PathBuf,
-        /// What is there instead.
+        /// The files of weights that are there.
         found: String,
     },
-    /// The operating system refuses to read a file or folder.
+    /// The operating system cannot read a file or folder.
     #[error("{}: cannot be read: {error}", path.display())]
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// A file is not in the safetensors format, or only a part of it is there.
-    #[error("{}: not a whole safetensors file: expected {expected}, found {found}", path.display())]
+    /// A file is not in the safetensors format, or is truncated.
+    #[error("{}: not a complete safetensors file: expected {expected}, found {found}", path.display())]
     Header {
         /// The file.
         path: PathBuf,
-        /// What the format asks for.
+        /// The requirement of the format.
         expected: String,
-        /// What the file says.
+        /// The content of the file.
         found: String,
     },
-    /// A file is not in the GGUF format, only a part of it is there, or it holds what is not supported.
+    /// A file is not in the GGUF format, is truncated, or has unsupported content.
     #[error("{}: GGUF: {what}: expected {expected}, found {found}", path.display())]
     Gguf {
         /// The file.
         path: PathBuf,
         /// The part of the file, or the key of its metadata.
         what: String,
-        /// What would have been right.
+        /// The expected content.
         expected: String,
-        /// What is there.
+        /// The content found.
         found: String,
     },
-    /// A file is not in the format of PyTorch, only a part of it is there, or it holds what is not supported.
+    /// A file is not in the format of PyTorch, is truncated, or has unsupported content.
     #[error("{}: PyTorch: {what}: expected {expected}, found {found}", path.display())]
     Torch {
         /// The file.
         path: PathBuf,
         /// The part of the file, or the tensor.
         what: String,
-        /// What would have been right.
+        /// The expected content.
         expected: String,
-        /// What is there.
+        /// The content found.
         found: String,
     },
-    /// A converted model is not what was written.
+    /// A converted model has changed since it was written.
     #[error("{}: {what}: expected {expected}, found {found}; convert the model again", path.display())]
     Packed {
         /// The file.
         path: PathBuf,
         /// The part of the file.
         what: String,
-        /// What was written.
+        /// The content that was written.
         expected: String,
-        /// What is there.
+        /// The content found.
         found: String,
     },
     /// A file cannot be written.
@@ -97,33 +105,41 @@ pub enum CheckpointError {
     Write {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// An entry of the index of shards is not of the kind it has to be.
+    /// An entry of the index of shards has the wrong kind.
     #[error("{}: \"{key}\": expected {expected}, found {found}", path.display())]
     Index {
         /// The index.
         path: PathBuf,
-        /// The entry, with dots between the levels.
+        /// The entry, with dots between its levels.
         key: String,
-        /// What would have been right.
+        /// The expected content.
         expected: &'static str,
-        /// What is there.
+        /// The content found.
         found: String,
     },
-    /// The index names a shard that is not there.
-    #[error("{}: \"weight_map.{tensor}\": expected the shard {}, found no such file", index.display(), shard.display())]
+    /// The index names a shard that is missing.
+    #[error(
+        "{}: \"weight_map.{tensor}\": expected the shard {}, found no such file",
+        index.display(),
+        shard.display()
+    )]
     MissingShard {
         /// The index.
         index: PathBuf,
-        /// A tensor that should be in the shard.
+        /// A tensor of the shard.
         tensor: String,
-        /// Where the shard should be.
+        /// The path of the shard.
         shard: PathBuf,
     },
     /// The index places a tensor in a shard that does not hold it.
-    #[error("{}: \"weight_map.{tensor}\": expected the tensor in {}, found none of that name", index.display(), shard.display())]
+    #[error(
+        "{}: \"weight_map.{tensor}\": expected the tensor in {}, found none of that name",
+        index.display(),
+        shard.display()
+    )]
     NotInShard {
         /// The index.
         index: PathBuf,
@@ -133,7 +149,11 @@ pub enum CheckpointError {
         shard: PathBuf,
     },
     /// Two files hold a tensor of the same name.
-    #[error("tensor \"{tensor}\": expected in one file, found in {} and {}", first.display(), second.display())]
+    #[error(
+        "tensor \"{tensor}\": expected in one file, found in {} and {}",
+        first.display(),
+        second.display()
+    )]
     Duplicate {
         /// The tensor.
         tensor: String,
@@ -143,7 +163,10 @@ pub enum CheckpointError {
         second: PathBuf,
     },
     /// The model needs a tensor that the checkpoint does not have.
-    #[error("{}: tensor \"{tensor}\": expected shape {expected:?}, found no tensor of that name", path.display())]
+    #[error(
+        "{}: tensor \"{tensor}\": expected shape {expected:?}, found no tensor of that name",
+        path.display()
+    )]
     MissingTensor {
         /// The folder, or the only file of weights.
         path: PathBuf,
@@ -152,8 +175,11 @@ pub enum CheckpointError {
         /// The shape that the model needs.
         expected: Vec<usize>,
     },
-    /// A tensor has another shape than the configuration says.
-    #[error("{}: tensor \"{tensor}\": expected shape {expected:?}, found {found:?}", path.display())]
+    /// The shape of a tensor differs from the one in the configuration.
+    #[error(
+        "{}: tensor \"{tensor}\": expected shape {expected:?}, found {found:?}",
+        path.display()
+    )]
     Shape {
         /// The file.
         path: PathBuf,
@@ -164,8 +190,11 @@ pub enum CheckpointError {
         /// The shape in the file.
         found: Vec<usize>,
     },
-    /// The dimensions of a tensor are those of no weights.
-    #[error("{}: tensor \"{tensor}\": expected dimensions whose product fits into memory, found {found:?}", path.display())]
+    /// The product of a tensor's dimensions is too large.
+    #[error(
+        "{}: tensor \"{tensor}\": expected dimensions whose product fits into memory, found {found:?}",
+        path.display()
+    )]
     Dimensions {
         /// The file.
         path: PathBuf,
@@ -174,27 +203,33 @@ pub enum CheckpointError {
         /// The shape in the file.
         found: Vec<usize>,
     },
-    /// A tensor is stored in a type that is not read.
-    #[error("{}: tensor \"{tensor}\": expected type F32, F16 or BF16, found {found}", path.display())]
+    /// A tensor is stored in a type that cannot be read, or is to be written in one that cannot be
+    /// written.
+    #[error(
+        "{}: tensor \"{tensor}\": expected type {}, found {found}",
+        path.display(),
+        StoredType::names(|dtype| dtype.float().is_some())
+    )]
     StoredType {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// The type in the file.
+        /// The type of the tensor.
         found: StoredType,
     },
-    /// The device does not compute in the type asked for.
+    /// The device does not compute in the requested type.
     #[error("device {device}: expected a floating-point type that it computes in, found {dtype:?}")]
     DeviceType {
         /// The device.
         device: String,
-        /// The type asked for.
+        /// The requested type.
         dtype: FloatDType,
     },
-    /// A tensor holds NaN or infinity.
+    /// A tensor has NaN or infinite weights.
     #[error(
-        "{}: tensor \"{tensor}\": expected finite weights, found {count} of {total} that are not, the first {value} at {index:?}",
+        "{}: tensor \"{tensor}\": expected finite weights, found {count} of {total} that are not, \
+         the first {value} at {index:?}",
         path.display()
     )]
     NonFinite {
@@ -202,19 +237,20 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Where the first one is.
+        /// The index of the first one.
         index: Vec<usize>,
         /// The first one.
         value: f32,
-        /// How many there are.
+        /// Their number.
         count: usize,
-        /// How many weights the tensor has.
+        /// The number of weights in the tensor.
         total: usize,
     },
-    /// A tensor holds weights too large for the type asked for.
+    /// A tensor has weights beyond the range of the requested type.
     #[error(
-        "{}: tensor \"{tensor}\": expected weights within the range of {dtype:?}, found {count} of {total} beyond it, the first {value} at \
-         {index:?}; load the model in BF16 or F32",
+        "{}: tensor \"{tensor}\": expected weights within the range of {dtype:?}, \
+         found {count} of {total} beyond it, the first {value} at {index:?}; \
+         load the model in BF16 or F32",
         path.display()
     )]
     OutOfRange {
@@ -222,25 +258,43 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Where the first one is.
+        /// The index of the first one.
         index: Vec<usize>,
         /// The first one.
         value: f32,
-        /// How many there are.
+        /// Their number.
         count: usize,
-        /// How many weights the tensor has.
+        /// The number of weights in the tensor.
         total: usize,
-        /// The type asked for.
+        /// The requested type.
         dtype: FloatDType,
     },
-    /// There is no memory for a tensor.
+    /// There is not enough memory for a tensor.
     #[error("{}: tensor \"{tensor}\": expected {bytes} bytes of memory, found less", path.display())]
     OutOfMemory {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// How much it needs.
+        /// The bytes that it needs.
         bytes: usize,
     },
+}
+
+impl CheckpointError {
+    /// Converts the error of reading the file or folder `path`.
+    pub(super) fn read(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |error| Self::Read {
+            path: path.into(),
+            error,
+        }
+    }
+
+    /// Converts the error of writing the file `path`.
+    pub(super) fn write(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |error| Self::Write {
+            path: path.into(),
+            error,
+        }
+    }
 }

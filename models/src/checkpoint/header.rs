@@ -1,4 +1,5 @@
-//! The header of a safetensors file: eight bytes of length, then JSON that names the tensors and where they lie.
+//! The header of a safetensors file: eight bytes with its length, then JSON with the name, type,
+//! shape and place of each tensor.
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
@@ -8,16 +9,16 @@ use super::{
     source::Source,
 };
 
-/// The limit of the reference implementation of the format.
+/// The limit of the reference implementation.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Bytes of the length in front of the header.
+/// The bytes of the length before the header.
 const LENGTH_BYTES: u64 = 8;
 
-/// The tensors of `source`: reads the header and holds it against the size of the file.
+/// Reads the header of `source`, checks it against the size of the file, and returns the tensors.
 ///
-/// The parser of the `safetensors` crate makes sure that the tensors lie behind one another without gap or overlap and that each is as
-/// long as its shape and type say; it works on the header alone, so the rest of the file stays where it is.
+/// The parser of the `safetensors` crate checks that the tensors follow one another without gap or
+/// overlap, and that the length of each agrees with its shape and type. It needs the header only.
 pub(super) fn read_header(source: &Source) -> Result<Vec<(String, Stored)>, CheckpointError> {
     let malformed = |expected: String, found: String| CheckpointError::Header {
         path: source.path().into(),
@@ -33,7 +34,7 @@ pub(super) fn read_header(source: &Source) -> Result<Vec<(String, Stored)>, Chec
     let mut length = [0; LENGTH_BYTES as usize];
     source.read_at(0, &mut length)?;
     let length = u64::from_le_bytes(length);
-    // Before anything of that size is allocated.
+    // Checked before a buffer of that size is allocated.
     let limit = behind_length.min(MAX_HEADER_BYTES);
     if length > limit {
         return Err(malformed(

@@ -1,86 +1,52 @@
-//! Reading the JSON files of a checkpoint.
+//! Reads the JSON files of a checkpoint.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 
 use serde_json::Value;
 
-/// More than any real `config.json` or index (the index of a model with a million tensors is about as large).
-const MAX_BYTES: u64 = 100_000_000;
+use super::read_small;
 
-/// What is wrong with a JSON file of a checkpoint as a whole.
+/// A JSON file of a checkpoint that cannot be read or parsed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonError {
-    /// The file is not there.
+    /// The file is missing.
     #[error("{}: no such file", path.display())]
     Missing {
         /// The file.
         path: PathBuf,
     },
-    /// Something of that name is there, but it is no regular file.
-    #[error("{}: expected a file, found {found}", path.display())]
-    NotAFile {
-        /// The path.
-        path: PathBuf,
-        /// What it is.
-        found: &'static str,
-    },
-    /// The operating system refuses to read it.
+    /// The operating system cannot read the file, or it is no regular file, or it is too large.
     #[error("{}: cannot be read: {error}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The reason.
         error: io::Error,
-    },
-    /// The file is far larger than any file of its kind.
-    #[error("{}: expected at most {expected} bytes of JSON, found {found}", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The limit.
-        expected: u64,
-        /// The size of the file.
-        found: u64,
     },
     /// The file is not JSON.
     #[error("{}: not valid JSON: {error}", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// Where and why the parser stopped.
+        /// The place and the reason.
         error: serde_json::Error,
     },
 }
 
 /// Reads a JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<Value, JsonError> {
-    let read = |error: io::Error| match error.kind() {
+    let bytes = read_small(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => JsonError::Missing { path: path.into() },
         _ => JsonError::Read {
             path: path.into(),
             error,
         },
-    };
-    // Before the file is opened: opening a pipe would wait for a writer for ever.
-    let metadata = fs::metadata(path).map_err(read)?;
-    if !metadata.is_file() {
-        return Err(JsonError::NotAFile {
-            path: path.into(),
-            found: kind_of(&metadata),
-        });
-    }
-    if metadata.len() > MAX_BYTES {
-        return Err(JsonError::TooLarge {
-            path: path.into(),
-            expected: MAX_BYTES,
-            found: metadata.len(),
-        });
-    }
-    parse_json(&fs::read(path).map_err(read)?, path)
+    })?;
+    parse_json(&bytes, path)
 }
 
 /// Reads a JSON file that may be absent.
@@ -100,16 +66,7 @@ pub(super) fn parse_json(bytes: &[u8], path: &Path) -> Result<Value, JsonError> 
     })
 }
 
-/// What a path that is no regular file is, in words.
-pub(super) fn kind_of(metadata: &fs::Metadata) -> &'static str {
-    if metadata.is_dir() {
-        "a folder"
-    } else {
-        "neither a file nor a folder"
-    }
-}
-
-/// A JSON value in the words of an error message: short, whatever the file holds.
+/// Describes a JSON value for an error message, shortened.
 pub(crate) fn describe(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("a list of {}", items.len()),

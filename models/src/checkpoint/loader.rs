@@ -1,12 +1,8 @@
-//! From tensors to modules: [`Loader`].
+//! Reads the tensors of one model: [`Loader`].
 
 use std::cell::Cell;
 
-use burn::{
-    module::Param,
-    nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm},
-    tensor::{Device, FloatDType, Tensor},
-};
+use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::{
     Checkpoint, CheckpointError,
@@ -15,10 +11,10 @@ use super::{
 };
 use crate::linear;
 use crate::progress::Progress;
+use crate::weights::{Init, Weights};
 
-/// Builds the modules of one model from a checkpoint, on one device and in one type, under one progress bar.
-///
-/// What it returns is trainable: on an autodiff device the weights collect gradients.
+/// Reads the tensors of one model from a checkpoint, onto one device and in one type, with one
+/// progress bar. As [`Weights`] it makes the modules of the model.
 #[derive(Debug)]
 pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
@@ -29,7 +25,7 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// A loader of `checkpoint` onto `device` as `dtype`.
+    /// Creates a loader of `checkpoint` onto `device` as `dtype`.
     ///
     /// # Errors
     ///
@@ -49,22 +45,22 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// The checkpoint that is read.
+    /// Returns the checkpoint.
     pub fn checkpoint(&self) -> &'a Checkpoint {
         self.checkpoint
     }
 
-    /// The device that the weights go to.
+    /// Returns the device of the weights.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The type that the weights are converted to.
+    /// Returns the type that the weights are converted to.
     pub fn dtype(&self) -> FloatDType {
         self.dtype
     }
 
-    /// Bytes read so far, as they are stored.
+    /// Returns the number of stored bytes read so far.
     pub fn bytes_read(&self) -> u64 {
         self.bytes_read.get()
     }
@@ -99,83 +95,11 @@ impl<'a> Loader<'a> {
         Ok(place(data, dtype, device))
     }
 
-    /// Reads a linear layer: `{prefix}.weight` `[out_features, in_features]`, and `{prefix}.bias` `[out_features]` if `bias`.
+    /// Ends loading: removes the progress bar. Returns the tensors that were not read, after a
+    /// warning in the log if there are any.
     ///
-    /// # Errors
-    ///
-    /// As [`Checkpoint::tensor`].
-    pub fn linear(
-        &self,
-        prefix: &str,
-        in_features: usize,
-        out_features: usize,
-        bias: bool,
-    ) -> Result<Linear, CheckpointError> {
-        let (name, shape) = (format!("{prefix}.weight"), [out_features, in_features]);
-        // burn multiplies by [in, out]: a transposed view of what the file holds, or the file transposed while it is read.
-        let weight = match linear::is_output_major(&self.device) {
-            true => self.tensor::<2>(&name, shape)?.transpose(),
-            false => self.read(&name, shape, Order::Transposed)?,
-        };
-        let bias = match bias {
-            true => Some(self.tensor(&format!("{prefix}.bias"), [out_features])?),
-            false => None,
-        };
-        Ok(linear::from_laid_out(weight, bias))
-    }
-
-    /// Reads an embedding table: the tensor `name` [vocab, dim].
-    ///
-    /// # Errors
-    ///
-    /// As [`Checkpoint::tensor`].
-    pub fn embedding(
-        &self,
-        name: &str,
-        vocab: usize,
-        dim: usize,
-    ) -> Result<Embedding, CheckpointError> {
-        let weight = Param::from_tensor(self.tensor(name, [vocab, dim])?);
-        Ok(Embedding { weight })
-    }
-
-    /// Reads the scale of an RMS norm: the tensor `name` `[dim]`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Checkpoint::tensor`].
-    pub fn rms_norm(
-        &self,
-        name: &str,
-        dim: usize,
-        epsilon: f64,
-    ) -> Result<RmsNorm, CheckpointError> {
-        let gamma = Param::from_tensor(self.tensor(name, [dim])?);
-        Ok(RmsNorm { gamma, epsilon })
-    }
-
-    /// Reads a layer norm: `{prefix}.weight` and `{prefix}.bias`, `[dim]` each.
-    ///
-    /// # Errors
-    ///
-    /// As [`Checkpoint::tensor`].
-    pub fn layer_norm(
-        &self,
-        prefix: &str,
-        dim: usize,
-        epsilon: f64,
-    ) -> Result<LayerNorm, CheckpointError> {
-        let read = |name| self.tensor(&format!("{prefix}.{name}"), [dim]);
-        let config = LayerNormConfig::new(dim).with_epsilon(epsilon);
-        let mut norm = config.init(&self.device);
-        norm.gamma = Param::from_tensor(read("weight")?);
-        norm.beta = Some(Param::from_tensor(read("bias")?));
-        Ok(norm)
-    }
-
-    /// Ends loading: takes the progress bar away, and warns of tensors that nobody asked for, which it returns.
-    ///
-    /// `rotary_emb.inv_freq` is no weight: old checkpoints store this table of constants, which every model computes itself.
+    /// `rotary_emb.inv_freq` does not count: it is a table of constants in old checkpoints, which
+    /// every model computes itself.
     pub fn finish(self) -> Vec<&'a str> {
         self.progress.finish();
         let unused = self.checkpoint.unused();
@@ -190,5 +114,29 @@ impl<'a> Loader<'a> {
             );
         }
         unused
+    }
+}
+
+impl Weights for Loader<'_> {
+    fn parameter<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        _init: Init,
+    ) -> Result<Tensor<D>, CheckpointError> {
+        self.tensor(name, shape)
+    }
+
+    fn linear_weight(
+        &self,
+        name: &str,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<Tensor<2>, CheckpointError> {
+        let shape = [out_features, in_features];
+        match linear::outputs_lie_together(&self.device) {
+            true => Ok(self.tensor(name, shape)?.transpose()),
+            false => self.read(name, shape, Order::Transposed),
+        }
     }
 }

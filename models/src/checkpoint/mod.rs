@@ -1,20 +1,26 @@
-//! Reading Hugging Face checkpoints: a folder with `config.json` and files in safetensors or `pytorch_model.bin`, or the first two as bytes in memory. A
-//! GGUF file is read as the checkpoint that it was made from.
+//! Reads Hugging Face checkpoints: a folder with `config.json`, and weights as safetensors or
+//! `pytorch_model.bin`. A checkpoint of safetensors can also be bytes in memory. A GGUF file is
+//! read as the checkpoint that it was made from.
 //!
-//! [`Checkpoint`] opens the folder and knows every tensor by name, shape and stored type; [`Loader`] turns tensors into burn modules.
-//! Tensors are read one at a time, in chunks, straight into the type that the model computes in: the peak of memory while a model loads is
-//! the weights and a small buffer. Files are not memory-mapped, because a file that another process shortens under a mapping ends
-//! this process with a signal, where a read ends with an error. The exception are the folders that a [`Conversion`] writes: their weights are mapped, and
-//! a model in the type that they are stored in is there at once.
+//! [`Checkpoint`] opens a folder and has every tensor by name, shape and stored type. [`Loader`]
+//! reads the tensors of a model, and [`Weights`] makes burn modules of them. [`Conversion`] writes
+//! a checkpoint in another form. The types of stored weights are one registry: [`StoredType`].
 //!
-//! A checkpoint comes from strangers. Every length, offset and shape in it is checked before it is believed, names of shards cannot lead
-//! out of the folder, and weights that are not finite are refused: they would only show many layers later, as a model that says nothing.
+//! Tensors are read one at a time, in chunks, into the type that the model computes in. Memory
+//! therefore peaks at the weights and a small buffer. Files are read and not mapped: if another
+//! process shortens a mapped file, this process ends with a signal, while a read returns an error.
+//! The exception are the folders of a [`Conversion`]: their weights are mapped, and a model in the
+//! stored type loads at once.
+//!
+//! Loading an untrusted checkpoint either succeeds or returns an error that names the file and key.
+//! Every length, offset and shape is checked before it is used, and names of shards cannot lead out
+//! of the folder. Weights that are not finite are refused, since they would only show many layers
+//! later.
 
 mod base;
-mod blocks;
-mod chunk;
 mod decode;
 mod error;
+mod formats;
 pub(crate) mod gguf;
 mod header;
 mod json;
@@ -23,17 +29,17 @@ mod open;
 mod packed;
 mod small_file;
 mod source;
-mod stored_type;
 mod torch;
 mod weight;
 mod weight_files;
 
+pub use crate::weights::{Init, Weights};
 pub use base::{Checkpoint, TensorEntry};
 pub use error::CheckpointError;
+pub use formats::StoredType;
 pub use json::JsonError;
 pub use loader::Loader;
-pub use packed::{Calibration, Conversion, Manifest, WeightType};
-pub use stored_type::StoredType;
+pub use packed::{Calibration, Conversion, Manifest};
 
 pub(crate) use base::check_device;
 pub(crate) use json::{describe, read_json_if_present};

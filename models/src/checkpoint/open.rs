@@ -1,4 +1,4 @@
-//! Opening a checkpoint on disk or in memory.
+//! Opens a checkpoint on disk or in memory.
 
 use std::{
     borrow::Cow,
@@ -8,28 +8,38 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
+use serde_json::Value;
+
 use super::{
     Checkpoint, CheckpointError,
     base::{Origin, Tracked},
     decode::Stored,
     gguf::Gguf,
     header::read_header,
-    json::{kind_of, parse_json, read_json},
+    json::{parse_json, read_json},
     packed::{self, MANIFEST},
+    small_file::kind_of,
     source::Source,
     torch,
     weight_files::{WeightFiles, read_index},
 };
 
 impl Checkpoint {
-    /// Opens the checkpoint in the folder `dir`: `config.json`, and `model.safetensors`, or the shards of `model.safetensors.index.json`, or
-    /// a file of another name if it is the only one in the format, or else `pytorch_model.bin`, or the shards of `pytorch_model.bin.index.json`. A folder
-    /// that a [`Conversion`](super::Conversion) wrote is mapped into memory. `dir` may also be a GGUF file, or
-    /// the first part of one, or a folder with one and without any of these.
+    /// Opens the checkpoint in the folder `dir`: `config.json`, and the first of these that is
+    /// there:
+    ///
+    /// - `model.safetensors`, or the shards of `model.safetensors.index.json`,
+    /// - the only other safetensors file,
+    /// - `pytorch_model.bin`, or the shards of `pytorch_model.bin.index.json`,
+    /// - a GGUF file, or the first part of one.
+    ///
+    /// `dir` may also be a GGUF file. A folder that a [`Conversion`](super::Conversion) wrote is
+    /// mapped into memory.
     ///
     /// # Errors
     ///
-    /// If the folder or a file is missing, cannot be read or is not in its format, or if the files contradict each other.
+    /// If the folder or a file is missing, cannot be read or is malformed, or if files contradict
+    /// each other.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         if let Some(file) = Gguf::locate(dir) {
             return Self::from_gguf(Gguf::open(&file)?);
@@ -37,10 +47,7 @@ impl Checkpoint {
         let path = dir.to_path_buf();
         let metadata = fs::metadata(dir).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => CheckpointError::MissingFolder { path: path.clone() },
-            _ => CheckpointError::Read {
-                path: path.clone(),
-                error,
-            },
+            _ => CheckpointError::read(dir)(error),
         })?;
         if !metadata.is_dir() {
             let found = if metadata.is_file() {
@@ -51,15 +58,8 @@ impl Checkpoint {
             return Err(CheckpointError::NotAFolder { path, found });
         }
         let config_path = dir.join("config.json");
-        let mut checkpoint = Self {
-            config: read_json(&config_path)?,
-            config_path,
-            path,
-            origin: Origin::Folder,
-            sources: Vec::new(),
-            tensors: BTreeMap::new(),
-            manifest: None,
-        };
+        let config = read_json(&config_path)?;
+        let mut checkpoint = Self::empty(config, config_path, path, Origin::Folder);
         if dir.join(MANIFEST).exists() {
             checkpoint.add_packed()?;
             return Ok(checkpoint);
@@ -84,7 +84,8 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Opens a checkpoint that lies in memory: the bytes of `config.json` and of one safetensors file. Messages call it `name`.
+    /// Opens a checkpoint in memory: the bytes of `config.json` and of one safetensors file. `name`
+    /// stands for its folder in messages.
     ///
     /// # Errors
     ///
@@ -97,30 +98,28 @@ impl Checkpoint {
         let path = PathBuf::from(name);
         let config_path = path.join("config.json");
         let source = Source::from_bytes(path.join("model.safetensors"), safetensors.into());
-        let mut checkpoint = Self {
-            config: parse_json(config, &config_path)?,
-            config_path,
-            path,
-            origin: Origin::Memory,
-            sources: Vec::new(),
-            tensors: BTreeMap::new(),
-            manifest: None,
-        };
+        let config = parse_json(config, &config_path)?;
+        let mut checkpoint = Self::empty(config, config_path, path, Origin::Memory);
         checkpoint.add(source)?;
         Ok(checkpoint)
     }
 
-    fn from_gguf(gguf: Gguf) -> Result<Self, CheckpointError> {
-        let path = gguf.path().to_path_buf();
-        let mut checkpoint = Self {
-            config: gguf.config()?,
-            config_path: path.clone(),
+    /// Creates a checkpoint without tensors.
+    fn empty(config: Value, config_path: PathBuf, path: PathBuf, origin: Origin) -> Self {
+        Self {
+            config,
+            config_path,
             path,
-            origin: Origin::Gguf,
+            origin,
             sources: Vec::new(),
             tensors: BTreeMap::new(),
             manifest: None,
-        };
+        }
+    }
+
+    fn from_gguf(gguf: Gguf) -> Result<Self, CheckpointError> {
+        let path = gguf.path().to_path_buf();
+        let mut checkpoint = Self::empty(gguf.config()?, path.clone(), path, Origin::Gguf);
         let tensors = gguf.tensors()?;
         for (source, tensors) in gguf.into_sources().zip(tensors) {
             checkpoint.add_tensors(source, tensors)?;
@@ -213,22 +212,20 @@ impl Checkpoint {
     }
 }
 
-/// The names of the entries of a folder, sorted.
+/// Returns the names of the entries of a folder, sorted.
 pub(super) fn file_names(dir: &Path) -> Result<Vec<String>, CheckpointError> {
-    let read = |error| CheckpointError::Read {
-        path: dir.into(),
-        error,
-    };
+    let read = CheckpointError::read(dir);
     let mut names = Vec::new();
-    for entry in fs::read_dir(dir).map_err(read)? {
-        // A name that is not Unicode is none of those looked for.
-        names.extend(entry.map_err(read)?.file_name().into_string());
+    for entry in fs::read_dir(dir).map_err(&read)? {
+        // Names that are not Unicode are skipped: no file of a checkpoint has one.
+        names.extend(entry.map_err(&read)?.file_name().into_string());
     }
     names.sort();
     Ok(names)
 }
 
-/// Whether a file looks like weights in this or another format, worth naming when there are none to read.
+/// Whether a file looks like weights, in a supported format or not. The error for a folder without
+/// supported weights lists them.
 fn is_weights(name: &str) -> bool {
     [".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx"]
         .iter()

@@ -1,22 +1,33 @@
-//! Reading the small files of a checkpoint, which are small.
+//! Reads the small files of a checkpoint, with a limit on their size.
 
 use std::{fs, io, path::Path};
 
-/// More than any file beside the weights has; the largest tokenizers have a third of it.
+/// The most bytes of a file other than weights. The largest tokenizers have a third of it, and the
+/// index of a model with a million tensors about as much.
 const MAX_BYTES: u64 = 100_000_000;
 
-/// The content of a file.
+/// Reads a small file.
 ///
 /// # Errors
-/// As [`fs::read`], and where `path` is no regular file or far too large for one of its kind.
+///
+/// As [`fs::read`], and if `path` is no regular file or too large.
 pub(crate) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
-    // Before the file is opened: opening a pipe would wait for a writer for ever.
+    // Checked before the file is opened: opening a pipe without a writer would block forever.
     let metadata = fs::metadata(path)?;
     let found = match metadata.is_file() {
         true if metadata.len() <= MAX_BYTES => return fs::read(path),
         true => format!("{} bytes", metadata.len()),
-        false => super::json::kind_of(&metadata).to_owned(),
+        false => kind_of(&metadata).to_owned(),
     };
     let message = format!("expected a file of at most {MAX_BYTES} bytes, found {found}");
     Err(io::Error::new(io::ErrorKind::InvalidData, message))
+}
+
+/// Returns the kind of a path that is no regular file, in words.
+pub(super) fn kind_of(metadata: &fs::Metadata) -> &'static str {
+    if metadata.is_dir() {
+        "a folder"
+    } else {
+        "neither a file nor a folder"
+    }
 }

@@ -1,4 +1,4 @@
-//! Where the bytes of a file with weights come from: [`Source`].
+//! A file of weights, on disk, mapped or in memory: [`Source`].
 
 use std::{
     borrow::Cow,
@@ -8,9 +8,9 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::{CheckpointError, json::kind_of};
+use super::{CheckpointError, small_file::kind_of};
 
-/// A file on disk or in memory, or one tensor of a mapped file, read from any position.
+/// The bytes of a file on disk or in memory, or of one tensor of a mapped file.
 #[derive(Debug)]
 pub(super) struct Source {
     /// The file, or for bytes in memory a name for messages.
@@ -21,24 +21,21 @@ pub(super) struct Source {
 
 #[derive(Debug)]
 enum Bytes {
-    /// The lock keeps seek and read together, so that two threads may load from one checkpoint.
+    /// The lock holds over seek and read, so that two threads can load from one checkpoint.
     File(Mutex<File>),
     Memory(Cow<'static, [u8]>),
-    /// A tensor of a file that is mapped into memory.
+    /// A tensor of a mapped file.
     Mapped(burn::tensor::Bytes),
-    /// Zeros, which are no memory until they are written to.
+    /// Zeros, which take no memory until they are written to.
     Blank(burn::tensor::Bytes),
 }
 
 impl Source {
     /// Opens a file on disk.
     pub(super) fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let read = |error| CheckpointError::Read {
-            path: path.into(),
-            error,
-        };
-        // Before the file is opened: opening a pipe would wait for a writer for ever.
-        let metadata = fs::metadata(path).map_err(read)?;
+        let read = CheckpointError::read(path);
+        // Checked before the file is opened: opening a pipe without a writer would block forever.
+        let metadata = fs::metadata(path).map_err(&read)?;
         if !metadata.is_file() {
             return Err(CheckpointError::Header {
                 path: path.into(),
@@ -46,10 +43,10 @@ impl Source {
                 found: kind_of(&metadata).into(),
             });
         }
-        let file = File::open(path).map_err(read)?;
+        let file = File::open(path).map_err(&read)?;
         Ok(Self {
             path: path.into(),
-            len: file.metadata().map_err(read)?.len(),
+            len: file.metadata().map_err(&read)?.len(),
             bytes: Bytes::File(Mutex::new(file)),
         })
     }
@@ -63,7 +60,7 @@ impl Source {
         }
     }
 
-    /// A tensor of the mapped file `path`.
+    /// Wraps one tensor of the mapped file `path`.
     pub(super) fn from_mapped(path: PathBuf, bytes: burn::tensor::Bytes) -> Self {
         Self {
             path,
@@ -72,7 +69,7 @@ impl Source {
         }
     }
 
-    /// Zeros in the place of the file `path`.
+    /// Wraps zeros that stand for the file `path`.
     pub(super) fn blank(path: PathBuf, zeros: burn::tensor::Bytes) -> Self {
         Self {
             path,
@@ -81,7 +78,7 @@ impl Source {
         }
     }
 
-    /// The zeros, where there is nothing else.
+    /// Returns the zeros of a blank source.
     pub(super) fn zeros(&self) -> Option<&burn::tensor::Bytes> {
         match &self.bytes {
             Bytes::Blank(zeros) => Some(zeros),
@@ -89,7 +86,7 @@ impl Source {
         }
     }
 
-    /// The bytes, where the file is mapped.
+    /// Returns the bytes of a mapped tensor.
     pub(super) fn mapped(&self) -> Option<&burn::tensor::Bytes> {
         match &self.bytes {
             Bytes::Mapped(bytes) => Some(bytes),
@@ -107,14 +104,11 @@ impl Source {
 
     /// Fills `buffer` with the bytes from `offset` on.
     pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), CheckpointError> {
-        self.try_read_at(offset, buffer)
-            .map_err(|error| CheckpointError::Read {
-                path: self.path.clone(),
-                error,
-            })
+        let read = self.try_read_at(offset, buffer);
+        read.map_err(CheckpointError::read(&self.path))
     }
 
-    /// As [`read_at`](Self::read_at), with the error of the operating system alone.
+    /// As [`read_at`](Self::read_at), with the bare error of the operating system.
     pub(super) fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match &self.bytes {
             Bytes::File(file) => {

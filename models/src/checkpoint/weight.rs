@@ -1,9 +1,9 @@
-//! The types that weights are converted to: [`Weight`].
+//! The float types that models compute in: [`Weight`].
 
 use burn::tensor::Element;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-/// A type that weights are converted to.
+/// A float type that decoded weights are converted to.
 pub(super) trait Weight: Element {
     const ZERO: Self;
     fn extend(weights: &mut Vec<Self>, values: &[f32]);
@@ -40,7 +40,8 @@ impl Weight for f16 {
     fn extend(weights: &mut Vec<Self>, values: &[f32]) {
         let start = weights.len();
         weights.resize(start + values.len(), f16::ZERO);
-        // The instructions for f16 convert slices: one at a time costs ten times as much.
+        // The CPU's instructions for f16 convert slices: one value at a time costs ten times as
+        // much.
         weights[start..].convert_from_f32_slice(values);
     }
 

@@ -1,4 +1,4 @@
-//! Which files of a folder hold the weights.
+//! Chooses the files of a folder that hold the weights.
 
 use std::{
     collections::BTreeMap,
@@ -9,19 +9,19 @@ use serde_json::Value;
 
 use super::{CheckpointError, json::describe, json::read_json};
 
-/// Where the weights of a folder are.
+/// The files with the weights of a folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum WeightFiles {
-    /// In one file.
+    /// One file.
     Single(String),
-    /// In the shards that an index of this name lists.
+    /// The shards listed by the index of this name.
     Sharded(String),
 }
 
 impl WeightFiles {
-    /// Chooses among the names of all files of a folder, in the order of transformers: `model.safetensors`, its index, then a file of
-    /// another name if it is the only one in that format; without any, `pytorch_model.bin` and its index. A lone shard without its index is a part of a
-    /// model and not chosen.
+    /// Chooses among the names of all files of a folder, in the order of transformers:
+    /// `model.safetensors`, its index, the only other safetensors file, `pytorch_model.bin`, its
+    /// index. A single shard without its index is a part of a model and is not chosen.
     pub(crate) fn choose<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
         let find = |wanted: &str| names.clone().find(|name| *name == wanted).map(String::from);
         let standard = |single: &str| {
@@ -41,7 +41,8 @@ impl WeightFiles {
     }
 }
 
-/// Reads an index of shards: for each tensor the name of its file, relative to the folder of the index and never leading out of it.
+/// Reads an index of shards. Returns for each tensor the name of its file, which is inside the
+/// folder of the index.
 pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, CheckpointError> {
     let malformed = |key: String, expected, found| CheckpointError::Index {
         path: path.into(),
@@ -72,9 +73,10 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Checkp
     map.iter().map(shard_of).collect()
 }
 
-/// Whether a name from an index or a repository names something below the folder it is joined to, on every operating system.
+/// Whether a name stays inside the folder that it is joined to, on every operating system.
 ///
-/// Links inside the folder are followed: the cache of the Hugging Face hub is made of links, and who can place one can place the file.
+/// Links inside the folder are followed: the cache of the Hugging Face hub consists of links, and
+/// whoever can create a link can also create the file.
 pub(crate) fn stays_inside(name: &str) -> bool {
     !name.is_empty()
         && !name.contains(['\\', ':', '\0'])
@@ -88,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shard_name_cannot_lead_out_of_the_folder() {
+    fn shard_names_stay_inside_the_folder() {
         for name in ["model-1.safetensors", "shards/model-1.safetensors", "..a"] {
             assert!(stays_inside(name), "{name}");
         }
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_single_file_goes_before_the_index_and_a_lone_shard_is_no_model() {
+    fn choose_follows_the_order_of_transformers() {
         let choose = |names: &[&'static str]| WeightFiles::choose(names.iter().copied());
         let single = |name: &str| Some(WeightFiles::Single(name.into()));
         let index = "model.safetensors.index.json";

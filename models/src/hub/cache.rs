@@ -1,4 +1,4 @@
-//! What the cache has of a model: [`CachedModel`].
+//! The files of a model in the cache: [`CachedModel`].
 
 use std::{
     fs,
@@ -10,18 +10,19 @@ use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use super::{HubError, ModelId, model_id::is_part};
 use crate::checkpoint::{WeightFiles, read_index};
 
-/// One model in the cache of the hub: `refs` leads from a revision to a commit, and `snapshots` has a folder of files for each commit.
+/// One model in the cache of the hub. Its folder `refs` maps revisions to commits, and `snapshots`
+/// has a folder of files for each commit.
 pub(super) struct CachedModel {
     cache: Cache,
     id: ModelId,
 }
 
-/// What a model in the cache lacks.
+/// The files that a model in the cache lacks.
 #[derive(Debug)]
 pub(super) struct Missing {
     /// The files.
     pub(super) files: Vec<String>,
-    /// The folder, if the model can be loaded from it all the same.
+    /// The folder, if the model can be loaded without them.
     pub(super) usable: Option<PathBuf>,
 }
 
@@ -33,28 +34,28 @@ impl CachedModel {
         }
     }
 
-    /// The model's repository at `revision`.
+    /// Returns the repository of the model at `revision`.
     pub(super) fn repo(&self, revision: &str) -> Repo {
         let (repo, revision) = (self.id.repo().into(), revision.into());
         Repo::with_revision(repo, RepoType::Model, revision)
     }
 
-    /// The cache's part for the revision that was asked for.
+    /// Returns the cache of the requested revision.
     fn cached(&self) -> CacheRepo {
         self.cache.repo(self.repo(self.id.revision()))
     }
 
-    /// The cache as `hf-hub` knows it.
+    /// Returns the cache as a type of `hf-hub`.
     pub(super) fn cache(&self) -> &Cache {
         &self.cache
     }
 
-    /// Where the files of `commit` are.
+    /// Returns the folder with the files of `commit`.
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.cached().pointer_path(commit)
     }
 
-    /// Notes that the revision that was asked for is `commit`, whose files are all there.
+    /// Records that the requested revision is `commit`, whose files are complete.
     pub(super) fn set_commit(&self, commit: &str) -> Result<(), HubError> {
         self.cached()
             .create_ref(commit)
@@ -65,15 +66,12 @@ impl CachedModel {
     }
 
     fn refs(&self) -> PathBuf {
-        let folder = self.cache.path().join(self.cached_folder());
+        let folder = self.repo(self.id.revision()).folder_name();
+        let folder = self.cache.path().join(folder);
         folder.join("refs").join(self.id.revision())
     }
 
-    fn cached_folder(&self) -> String {
-        self.repo(self.id.revision()).folder_name()
-    }
-
-    /// The commit that the revision was when it was last asked for, or the revision itself if it is a commit.
+    /// Returns the recorded commit of the revision, or the revision itself if it is a commit.
     fn commit(&self) -> Option<String> {
         let noted = fs::read_to_string(self.refs()).ok();
         let noted = noted.map(|commit| commit.trim().to_string());
@@ -81,7 +79,7 @@ impl CachedModel {
         is_part(&commit).then_some(commit)
     }
 
-    /// The folder with all files of the model, if it is in the cache.
+    /// Returns the folder with all files of the model, if it is in the cache.
     pub(super) fn look_up(&self) -> Result<PathBuf, Missing> {
         let dir = self.commit().map(|commit| self.snapshot(&commit));
         let dir = dir.filter(|dir| dir.is_dir());
@@ -100,12 +98,13 @@ impl CachedModel {
     }
 }
 
-/// What is missing where nothing is there.
+/// Returns the files that an empty cache lacks.
 fn nothing() -> Vec<String> {
     vec!["config.json".into(), "model.safetensors".into()]
 }
 
-/// The files without which no model can be loaded from the folder `dir`. A link to a download that was never finished counts as missing.
+/// Returns the required files that the folder `dir` lacks. A link to an unfinished download counts
+/// as missing.
 fn missing_files(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let names: Vec<_> = entries
@@ -117,7 +116,7 @@ fn missing_files(dir: &Path) -> Vec<String> {
         Some(WeightFiles::Single(name)) => needed.push(name),
         Some(WeightFiles::Sharded(index)) => match read_index(&dir.join(&index)) {
             Ok(map) => needed.extend(map.into_values()),
-            // It is there and damaged: the checkpoint's error says how.
+            // The index is damaged. Opening the checkpoint reports how.
             Err(_) => needed.push(index),
         },
         None => needed.push("model.safetensors".into()),

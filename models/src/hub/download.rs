@@ -1,4 +1,4 @@
-//! Bringing a model into the cache.
+//! Downloads a model into the cache.
 
 use std::{
     cell::Cell,
@@ -16,7 +16,7 @@ use crate::{
     progress::Progress,
 };
 
-/// What a model has beside its weights; only the first is in every repository.
+/// The files beside the weights. Only the first is in every repository.
 const SMALL_FILES: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -26,10 +26,10 @@ const SMALL_FILES: [&str; 6] = [
     "chat_template.jinja",
 ];
 
-/// Downloads what the cache lacks of a model and returns its folder.
+/// Downloads the files of a model that the cache lacks, and returns its folder.
 ///
-/// All files come from the commit that the revision is now, and the cache learns of that commit last: whatever ends a download early, no
-/// later call takes its files for the model.
+/// All files come from the current commit of the revision. The cache records that commit last, so
+/// an interrupted download is never used as a model.
 pub(super) fn download(
     id: &ModelId,
     cached: &CachedModel,
@@ -46,7 +46,7 @@ pub(super) fn download(
         api.repo(cached.repo(id.revision())).info()
     })
     .map_err(|error| request("the list of files", error))?;
-    // It becomes the name of a folder.
+    // Checked because it becomes the name of a folder.
     if !is_part(&info.sha) {
         return Err(HubError::Answer {
             endpoint: options.endpoint.clone(),
@@ -56,7 +56,7 @@ pub(super) fn download(
         });
     }
     let names: Vec<_> = info.siblings.iter().map(|file| &*file.rfilename).collect();
-    // A folder inside a repository holds another variant of the model.
+    // Folders inside a repository have other variants of the model.
     let top = names.iter().copied().filter(|name| is_part(name));
     let Some(weights) = WeightFiles::choose(top) else {
         return Err(HubError::NoWeights {
@@ -102,12 +102,12 @@ struct Download<'a> {
     api: Api,
     repo: ApiRepo,
     cached: &'a CachedModel,
-    /// Where its files appear.
+    /// The folder of its files.
     dir: PathBuf,
 }
 
 impl Download<'_> {
-    /// Brings one file into the cache, unless it is there.
+    /// Downloads one file into the cache, unless it is there.
     fn file(&self, file: &str) -> Result<(), HubError> {
         let path = self.dir.join(file);
         if path.exists() {
@@ -122,7 +122,8 @@ impl Download<'_> {
             self.repo.download_with_progress(file, meter)
         };
         let got = match with_retries(self.options.retries, get) {
-            // A part that is as long as the whole, or longer, cannot be continued: it was cut off just before it got its name.
+            // A partial file with at least the full length cannot be resumed: the download ended
+            // just before the file was renamed.
             Err(error) if is_beyond_end(&error) => {
                 self.forget_part(file);
                 get()
@@ -134,14 +135,15 @@ impl Download<'_> {
             return Err(HubError::Answer {
                 endpoint: self.options.endpoint.clone(),
                 id: self.id.clone(),
-                expected: "the file at the commit that was asked for",
+                expected: "the file at the requested commit",
                 found: got.display().to_string(),
             });
         }
         self.check_length(file, &path, announced.get())
     }
 
-    /// Deletes a file that is not as long as the hub announced, as when a proxy ends an answer early or ignores where it should begin.
+    /// Deletes a file whose length differs from the announced one. A proxy can end an answer early,
+    /// or ignore the requested range.
     fn check_length(&self, file: &str, path: &Path, expected: u64) -> Result<(), HubError> {
         let cache = |error| HubError::Cache {
             path: path.into(),
@@ -164,7 +166,7 @@ impl Download<'_> {
         })
     }
 
-    /// Deletes what an earlier download left of a file. That it fails shows when the file is asked for again.
+    /// Deletes the partial file of an earlier download. If that fails, the next request fails too.
     fn forget_part(&self, file: &str) {
         if let Ok(metadata) = self.api.metadata(&self.repo.url(file)) {
             let repo = self
@@ -177,7 +179,7 @@ impl Download<'_> {
     }
 }
 
-/// What `hf-hub` reports of a download: the length that was announced, and each piece.
+/// Receives the reports of `hf-hub` on a download: the announced length, and each chunk.
 struct Meter<'a> {
     announced: &'a Cell<u64>,
     progress: Option<Progress>,
@@ -200,7 +202,7 @@ impl hf_hub::api::Progress for Meter<'_> {
     }
 }
 
-/// Calls `attempt` up to `retries` times more while it fails for reasons that may pass.
+/// Calls `attempt`, and again up to `retries` times while it fails for a transient reason.
 fn with_retries<T>(
     retries: usize,
     mut attempt: impl FnMut() -> Result<T, ApiError>,
@@ -208,7 +210,7 @@ fn with_retries<T>(
     let mut pause = Duration::from_millis(250);
     for _ in 0..retries {
         match attempt() {
-            Err(error) if is_passing(&error) => tracing::debug!("{error}; trying again"),
+            Err(error) if is_transient(&error) => tracing::debug!("{error}; trying again"),
             result => return result,
         }
         thread::sleep(pause);
@@ -217,7 +219,7 @@ fn with_retries<T>(
     attempt()
 }
 
-fn is_passing(error: &ApiError) -> bool {
+fn is_transient(error: &ApiError) -> bool {
     use ureq::Error::*;
     match error {
         ApiError::IoError(_) => true,

@@ -1,4 +1,4 @@
-//! Why a model cannot be had from the hub: [`HubError`].
+//! Errors of the hub: [`HubError`].
 
 use std::{io, path::PathBuf};
 
@@ -7,54 +7,55 @@ use hf_hub::api::sync::ApiError;
 use super::ModelId;
 use crate::checkpoint::CheckpointError;
 
-/// Why a model cannot be had from the hub, and what to do about it.
+/// The reason why a model is not available from the hub, and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// A name is not of the form that the hub uses.
+    /// A name does not have the form of the hub.
     #[error("expected {expected}, found {found:?}")]
     InvalidId {
-        /// The form.
+        /// The expected form.
         expected: &'static str,
         /// The name.
         found: String,
     },
-    /// The hub does not know the model, its revision or one of its files.
+    /// The hub does not have the model, its revision or one of its files.
     #[error("{endpoint}: expected {what} of {id}, found nothing (404)")]
     NotFound {
         /// The hub.
         endpoint: String,
-        /// What was asked for.
+        /// The requested file or list.
         what: String,
         /// The model.
         id: ModelId,
     },
-    /// The hub keeps the model from this user, or does not know it: it does not tell these apart.
+    /// The hub denies access to the model, or does not have it: its answer is the same for both.
     #[error("{endpoint}: expected access to {id}, found {status}: {}", hint(*token_sent))]
     Refused {
         /// The hub.
         endpoint: String,
         /// The model.
         id: ModelId,
-        /// The status of HTTP.
+        /// The HTTP status.
         status: u16,
         /// Whether the request carried a token.
         token_sent: bool,
     },
-    /// The repository has no weights that can be read.
+    /// The repository has no weights in a supported format.
     #[error(
-        "{id}: expected model.safetensors, pytorch_model.bin, the index of either, or one other *.safetensors file, found {found}"
+        "{id}: expected model.safetensors, pytorch_model.bin, the index of either, \
+         or one other *.safetensors file, found {found}"
     )]
     NoWeights {
         /// The model.
         id: ModelId,
-        /// The files that the repository has.
+        /// The files of the repository.
         found: String,
     },
-    /// The model is not in the cache, and the network may not be asked.
+    /// The model is not in the cache, and network access is forbidden.
     #[error(
-        "{id}: expected {missing} in {}, found no such file, and HF_HUB_OFFLINE forbids the download; run once without it, or copy the cache \
-         from a machine that has the model",
+        "{id}: expected {missing} in {}, found no such file, and HF_HUB_OFFLINE forbids the \
+         download; run once without it, or copy the cache from a machine that has the model",
         cache_dir.display()
     )]
     Offline {
@@ -62,7 +63,7 @@ pub enum HubError {
         id: ModelId,
         /// The cache.
         cache_dir: PathBuf,
-        /// The files that are missing.
+        /// The missing files.
         missing: String,
     },
     /// A request failed.
@@ -70,14 +71,14 @@ pub enum HubError {
     Request {
         /// The hub.
         endpoint: String,
-        /// What was asked for.
+        /// The requested file or list.
         what: String,
         /// The model.
         id: ModelId,
-        /// What went wrong.
+        /// The reason.
         error: ApiError,
     },
-    /// A file came in another length than the hub announced; it was deleted.
+    /// The length of a downloaded file differs from the announced one. The file was deleted.
     #[error("{id}: {file}: expected {expected} bytes, found {found}; try again")]
     Incomplete {
         /// The model.
@@ -86,19 +87,19 @@ pub enum HubError {
         file: String,
         /// The announced length.
         expected: u64,
-        /// The length of what came.
+        /// The length of the download.
         found: u64,
     },
-    /// The hub answers with something that cannot be used.
+    /// The answer of the hub is unusable.
     #[error("{endpoint}: {id}: expected {expected}, found {found:?}")]
     Answer {
         /// The hub.
         endpoint: String,
         /// The model.
         id: ModelId,
-        /// What would have been right.
+        /// The expected answer.
         expected: &'static str,
-        /// What the hub says.
+        /// The answer.
         found: String,
     },
     /// The index of shards is damaged.
@@ -109,10 +110,10 @@ pub enum HubError {
     Cache {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// Nothing says where the cache is.
+    /// The environment does not determine the folder of the cache.
     #[error(
         "expected HF_HOME, HF_HUB_CACHE or a home folder for the cache of models, found none of them"
     )]
@@ -122,15 +123,15 @@ pub enum HubError {
     Unresolved {
         /// The name.
         spec: String,
-        /// Why it is not a folder.
+        /// The reason why it is not a folder.
         folder: &'static str,
-        /// Why it is not a model on the hub.
+        /// The reason why it is not a model on the hub.
         hub: Box<HubError>,
     },
 }
 
 impl HubError {
-    /// Whether there was no talking to the hub at all.
+    /// Whether the hub could not be reached.
     pub(super) fn is_connection(&self) -> bool {
         let Self::Request { error, .. } = self else {
             return false;
@@ -150,7 +151,8 @@ impl HubError {
 
 fn hint(token_sent: bool) -> &'static str {
     if token_sent {
-        "the model does not exist, or the account of the token in HF_TOKEN has not been given access on its page"
+        "the model does not exist, or the account of the token in HF_TOKEN \
+         has not been given access on its page"
     } else {
         "the model does not exist, or it needs a token: set HF_TOKEN"
     }

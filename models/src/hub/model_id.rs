@@ -4,13 +4,13 @@ use std::fmt;
 
 use super::HubError;
 
-/// The branch that is meant where none is named.
+/// The revision of a name without one.
 const DEFAULT_REVISION: &str = "main";
 
 /// A repository on the hub at one of its revisions.
 ///
-/// Both become parts of paths and addresses, so they hold nothing but letters, digits, `-`, `_` and `.`, and `/` between parts that are not
-/// `..`.
+/// Both become parts of paths and addresses. They therefore only have letters, digits, `-`, `_` and
+/// `.`, and `/` between parts that are not `..`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelId {
     repo: String,
@@ -18,11 +18,12 @@ pub struct ModelId {
 }
 
 impl ModelId {
-    /// Reads `org/name`, `name`, `org/name@revision` or `name@revision`; `revision` goes before one in `spec`.
+    /// Parses `org/name`, `name`, `org/name@revision` or `name@revision`. `revision` overrides one
+    /// in `spec`.
     ///
     /// # Errors
     ///
-    /// If `spec` or the revision is not of that form.
+    /// If `spec` or the revision is malformed.
     pub fn parse(spec: &str, revision: Option<&str>) -> Result<Self, HubError> {
         let (repo, own) = match spec.split_once('@') {
             Some((repo, own)) => (repo, Some(own)),
@@ -47,12 +48,12 @@ impl ModelId {
         })
     }
 
-    /// `org/name`.
+    /// Returns `org/name`.
     pub fn repo(&self) -> &str {
         &self.repo
     }
 
-    /// The branch, tag or commit.
+    /// Returns the branch, tag or commit.
     pub fn revision(&self) -> &str {
         &self.revision
     }
@@ -67,7 +68,7 @@ impl fmt::Display for ModelId {
     }
 }
 
-/// Whether `part` can stand between the slashes of an id or a revision.
+/// Whether `part` is allowed between the slashes of an id or a revision.
 pub(super) fn is_part(part: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_has_a_repository_and_a_revision() {
+    fn id_has_a_repository_and_a_revision() {
         let parse = |spec, revision| ModelId::parse(spec, revision).unwrap();
         let id = parse("org/Name-1.5_b@refs/pr/7", None);
         assert_eq!((id.repo(), id.revision()), ("org/Name-1.5_b", "refs/pr/7"));
@@ -89,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_lead_out_of_the_cache_is_no_id() {
+    fn id_cannot_leave_the_cache() {
         for spec in [
             "",
             "/",

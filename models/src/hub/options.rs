@@ -1,4 +1,4 @@
-//! Where the hub and its cache are: [`HubOptions`].
+//! The settings of the hub and its cache: [`HubOptions`].
 
 use std::{env, fmt, path::PathBuf};
 
@@ -6,23 +6,23 @@ use hf_hub::Cache;
 
 use super::HubError;
 
-/// Where the hub and its cache are, and who asks.
+/// The settings of the hub, its cache and its user.
 #[derive(Clone)]
 pub struct HubOptions {
-    /// The cache: the folder that holds `models--org--name`.
+    /// The cache: the folder with `models--org--name`.
     pub cache_dir: PathBuf,
     /// The address of the hub.
     pub endpoint: String,
-    /// The token that opens private and gated models.
+    /// The token for private and gated models.
     pub token: Option<String>,
-    /// Whether to go without the network.
+    /// Whether network access is forbidden.
     pub offline: bool,
-    /// How often to try again what a broken connection ended; a file goes on where it stopped.
+    /// The number of retries after a broken connection. A file resumes where it stopped.
     pub retries: usize,
 }
 
 impl HubOptions {
-    /// Options for a cache in `cache_dir`: the public hub, no token, two retries.
+    /// Creates options for a cache in `cache_dir`: the public hub, no token, two retries.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
         Self {
             cache_dir: cache_dir.into(),
@@ -33,16 +33,17 @@ impl HubOptions {
         }
     }
 
-    /// The options of the environment:
+    /// Reads the options from the environment:
     ///
     /// - the cache is `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else `~/.cache/huggingface/hub`;
     /// - the hub is `HF_ENDPOINT`, else <https://huggingface.co>;
-    /// - the token is `HF_TOKEN`, else the file `token` in `HF_HOME` or `~/.cache/huggingface`, where the hub's login command leaves it;
-    /// - `HF_HUB_OFFLINE` set to 1, true, yes or on forbids the network.
+    /// - the token is `HF_TOKEN`, else the file `token` in `HF_HOME` or `~/.cache/huggingface`,
+    ///   which the hub's login command writes;
+    /// - `HF_HUB_OFFLINE` set to 1, true, yes or on forbids network access.
     ///
     /// # Errors
     ///
-    /// If nothing says where the cache is.
+    /// If neither the environment nor a home folder determines the cache.
     pub fn from_env() -> Result<Self, HubError> {
         Self::from_lookup(|name| env::var(name).ok(), env::home_dir())
     }
@@ -51,7 +52,7 @@ impl HubOptions {
         variable: impl Fn(&str) -> Option<String>,
         home: Option<PathBuf>,
     ) -> Result<Self, HubError> {
-        // A variable that is set to nothing counts as not set, as in shells.
+        // An empty variable counts as not set.
         let variable = |name| variable(name).filter(|value| !value.trim().is_empty());
         let home = home.map(|home| home.join(".cache").join("huggingface"));
         let home = variable("HF_HOME").map(PathBuf::from).or(home);
@@ -77,7 +78,7 @@ impl HubOptions {
 }
 
 impl fmt::Debug for HubOptions {
-    /// Leaves the token out: options end up in logs.
+    /// Leaves the token out, since options may be logged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HubOptions")
             .field("cache_dir", &self.cache_dir)
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_is_where_the_tools_of_the_hub_have_it() {
+    fn cache_folder_is_that_of_the_hub_tools() {
         let cache = |variables: &[_]| options(variables, Some("/home/me")).unwrap().cache_dir;
         assert_eq!(cache(&[]), Path::new("/home/me/.cache/huggingface/hub"));
         assert_eq!(cache(&[("HF_HOME", "/data/hf")]), Path::new("/data/hf/hub"));
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_the_variable_or_else_the_file_of_the_login_and_stays_out_of_logs() {
+    fn token_comes_from_variable_or_file_and_stays_secret() {
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join("token"), "hf_from_file\n").unwrap();
         let home = home.path().to_str().unwrap();
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoint_and_offline_mode_come_from_the_environment() {
+    fn environment_sets_endpoint_and_offline_mode() {
         let of = |variables: &[_]| options(variables, Some("/home/me")).unwrap();
         assert_eq!(of(&[]).endpoint, "https://huggingface.co");
         assert_eq!(

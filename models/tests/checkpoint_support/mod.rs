@@ -1,4 +1,4 @@
-//! Checkpoints for tests, good and bad.
+//! Checkpoints for tests, well-formed and malformed.
 #![allow(dead_code)]
 
 use std::{fs, path::PathBuf};
@@ -7,12 +7,12 @@ use half::{bf16, f16};
 use safetensors::{Dtype, tensor::TensorView};
 use tempfile::TempDir;
 
-/// A folder of Hugging Face fixtures.
+/// Returns a folder of Hugging Face fixtures.
 pub fn fixture(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/hf")).join(name)
 }
 
-/// The bytes of a safetensors file with these tensors.
+/// Returns the bytes of a safetensors file with these tensors.
 pub fn safetensors(tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) -> Vec<u8> {
     let view = |(name, dtype, shape, bytes): &'_ (&str, Dtype, &[usize], Vec<u8>)| {
         let bytes: &'static [u8] = bytes.clone().leak();
@@ -24,7 +24,7 @@ pub fn safetensors(tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) -> Vec<u8> {
     safetensors::serialize(tensors.iter().map(view), None).unwrap()
 }
 
-/// The bytes of a safetensors file with this header, whatever it says.
+/// Returns the bytes of a safetensors file with this header, correct or not.
 pub fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
@@ -32,7 +32,7 @@ pub fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A folder with these files.
+/// Makes a folder with these files.
 pub fn folder(files: &[(&str, &[u8])]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
@@ -41,7 +41,7 @@ pub fn folder(files: &[(&str, &[u8])]) -> TempDir {
     dir
 }
 
-/// A folder with an empty configuration and these weights.
+/// Makes a folder with an empty configuration and these weights.
 pub fn checkpoint(weights: &[u8]) -> TempDir {
     folder(&[("config.json", b"{}"), ("model.safetensors", weights)])
 }

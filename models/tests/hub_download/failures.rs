@@ -1,4 +1,4 @@
-//! Downloads that end early, servers that say what they should not, and hubs that are not there.
+//! Interrupted downloads, wrong answers, and unreachable hubs.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 #[test]
-fn an_interrupted_download_is_not_taken_for_a_model_and_goes_on_where_it_stopped() {
+fn interrupted_download_resumes() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     hub.state()
@@ -32,7 +32,7 @@ fn an_interrupted_download_is_not_taken_for_a_model_and_goes_on_where_it_stopped
         .filter(|request| request.path.ends_with(SHARDS[1]));
     let ranges: Vec<_> = ranges.map(|request| request.range.as_deref()).collect();
     assert_eq!(ranges, [Some("bytes=0-0"), Some("bytes=1000-")]);
-    // What was there already was not asked for.
+    // The complete file was not requested again.
     assert!(
         !requests
             .iter()
@@ -41,7 +41,7 @@ fn an_interrupted_download_is_not_taken_for_a_model_and_goes_on_where_it_stopped
 }
 
 #[test]
-fn a_broken_connection_is_tried_again() {
+fn broken_connection_is_retried() {
     let (hub, cache) = sharded();
     let mut options = options(&hub, &cache);
     options.retries = 2;
@@ -55,13 +55,13 @@ fn a_broken_connection_is_tried_again() {
 }
 
 #[test]
-fn a_part_that_is_already_whole_does_not_stand_in_the_way() {
+fn complete_or_oversized_part_is_replaced() {
     let (hub, cache) = sharded();
     let blobs = cache.path().join("models--org--tiny/blobs");
     fs::create_dir_all(&blobs).unwrap();
     let content = hub.state().files[SHARDS[0]].clone();
     fs::write(blobs.join(etag(&content) + ".part"), &content).unwrap();
-    // And one that is longer than the file.
+    // The other part is longer than the file.
     let content = hub.state().files[SHARDS[1]].clone();
     fs::write(blobs.join(etag(&content) + ".part"), [7; 10_000]).unwrap();
     let dir = fetch("org/tiny", None, &options(&hub, &cache)).unwrap();
@@ -70,7 +70,7 @@ fn a_part_that_is_already_whole_does_not_stand_in_the_way() {
 }
 
 #[test]
-fn an_answer_that_ends_early_without_saying_so_is_deleted() {
+fn short_answer_is_deleted() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     hub.state()
@@ -88,7 +88,7 @@ fn an_answer_that_ends_early_without_saying_so_is_deleted() {
 }
 
 #[test]
-fn a_server_that_starts_over_where_it_should_go_on_is_found_out() {
+fn ignored_range_is_detected() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     for fault in [Fault::Break(100), Fault::IgnoreRange] {
@@ -107,7 +107,7 @@ fn a_server_that_starts_over_where_it_should_go_on_is_found_out() {
 }
 
 #[test]
-fn a_repository_without_weights_is_named_with_what_it_has() {
+fn repository_without_weights_lists_its_files() {
     let hub = Hub::start(&[("config.json", b"{}"), ("model.onnx", b"x")]);
     let cache = tempfile::tempdir().unwrap();
     let error = fetch("org/tiny", None, &options(&hub, &cache)).unwrap_err();
@@ -119,7 +119,7 @@ fn a_repository_without_weights_is_named_with_what_it_has() {
 }
 
 #[test]
-fn what_the_hub_says_leads_nowhere_out_of_the_cache() {
+fn answers_cannot_leave_the_cache() {
     let outside = tempfile::tempdir().unwrap();
     let cache_dir = outside.path().join("a/b/c/d/cache");
     let index = br#"{"weight_map": {"a": "../../../../../../stolen.safetensors"}}"#;
@@ -141,7 +141,7 @@ fn what_the_hub_says_leads_nowhere_out_of_the_cache() {
 }
 
 #[test]
-fn a_hub_that_cannot_be_reached_is_named() {
+fn unreachable_hub_is_named() {
     let cache = tempfile::tempdir().unwrap();
     let mut options = HubOptions::new(cache.path());
     options.endpoint = unused_endpoint();

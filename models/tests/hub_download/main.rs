@@ -1,4 +1,4 @@
-//! Models from a hub that a local server plays.
+//! Downloads from a local server that imitates the Hugging Face hub.
 #![cfg(feature = "hub")]
 
 mod failures;
@@ -18,7 +18,7 @@ const SHARDS: [&str; 2] = [
     "model-00002-of-00002.safetensors",
 ];
 
-/// A safetensors file with one tensor of `len` bytes.
+/// Returns a safetensors file with one tensor of `len` bytes.
 fn weights(name: &str, len: usize) -> Vec<u8> {
     let header =
         format!(r#"{{"{name}": {{"dtype": "U8", "shape": [{len}], "data_offsets": [0, {len}]}}}}"#);
@@ -28,7 +28,7 @@ fn weights(name: &str, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A hub with a sharded model among files that nobody needs, and an empty cache.
+/// Starts a hub with a sharded model and unneeded files. Returns it with an empty cache.
 fn sharded() -> (Hub, TempDir) {
     let index = format!(
         r#"{{"weight_map": {{"a": "{}", "b": "{}"}}}}"#,
@@ -61,7 +61,7 @@ fn offline(options: &HubOptions) -> HubOptions {
     options
 }
 
-/// The file `name` of the model is byte for byte what the hub has.
+/// Asserts that the file `name` of the model equals that of the hub.
 #[track_caller]
 fn assert_whole(dir: &Path, hub: &Hub, name: &str) {
     assert!(
@@ -71,7 +71,7 @@ fn assert_whole(dir: &Path, hub: &Hub, name: &str) {
 }
 
 #[test]
-fn a_model_is_downloaded_from_one_commit_without_what_it_does_not_need() {
+fn download_takes_only_needed_files_of_one_commit() {
     let (hub, cache) = sharded();
     let dir = fetch("org/tiny", None, &options(&hub, &cache)).unwrap();
     assert!(dir.starts_with(cache.path()));
@@ -86,7 +86,7 @@ fn a_model_is_downloaded_from_one_commit_without_what_it_does_not_need() {
     let requests = hub.take_requests();
     let asked = |part: &str| requests.iter().any(|request| request.path.contains(part));
     assert!(!asked("README") && !asked("pytorch") && !asked("onnx"));
-    // Neither is there anything to ask for that the list does not have.
+    // No file that the list lacks is requested either.
     assert!(!asked("chat_template") && !asked("special_tokens_map"));
     assert!(asked("/resolve/c0ffee/") && !asked("/resolve/main/"));
     assert!(
@@ -97,7 +97,7 @@ fn a_model_is_downloaded_from_one_commit_without_what_it_does_not_need() {
 }
 
 #[test]
-fn a_model_without_safetensors_is_downloaded_in_the_format_of_pytorch() {
+fn download_falls_back_to_pytorch_files() {
     let index = br#"{"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}"#;
     let hub = Hub::start(&[
         ("config.json", b"{}"),
@@ -115,7 +115,7 @@ fn a_model_without_safetensors_is_downloaded_in_the_format_of_pytorch() {
 }
 
 #[test]
-fn the_second_call_asks_nobody() {
+fn second_call_sends_no_request() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     let first = fetch("org/tiny", None, &options).unwrap();
@@ -126,13 +126,13 @@ fn the_second_call_asks_nobody() {
         first
     );
     assert_eq!(fetch("org/tiny", None, &offline(&options)).unwrap(), first);
-    // The commit by its own name is in the cache as well.
+    // The commit can also be named directly.
     assert_eq!(fetch("org/tiny@c0ffee", None, &options).unwrap(), first);
     assert_eq!(hub.take_requests().len(), 0);
 }
 
 #[test]
-fn a_revision_is_another_model_in_the_cache() {
+fn revisions_are_cached_apart() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     let main = fetch("org/tiny", None, &options).unwrap();
@@ -154,7 +154,7 @@ fn a_revision_is_another_model_in_the_cache() {
 }
 
 #[test]
-fn offline_an_empty_cache_says_what_is_missing_and_how_to_get_it() {
+fn offline_names_missing_files_and_the_remedy() {
     let (hub, cache) = sharded();
     let options = offline(&options(&hub, &cache));
     let error = fetch("org/tiny", None, &options).unwrap_err().to_string();
@@ -171,7 +171,7 @@ fn offline_an_empty_cache_says_what_is_missing_and_how_to_get_it() {
 }
 
 #[test]
-fn offline_the_shard_that_is_missing_is_named() {
+fn offline_names_a_missing_shard() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     let dir = fetch("org/tiny", None, &options).unwrap();
@@ -183,7 +183,7 @@ fn offline_the_shard_that_is_missing_is_named() {
     hub.take_requests();
     fetch("org/tiny", None, &options).unwrap();
     assert_whole(&dir, &hub, SHARDS[1]);
-    // Only that one was brought again.
+    // Only that file was downloaded again.
     let requests = hub.take_requests();
     let resolved = requests
         .iter()
@@ -193,7 +193,7 @@ fn offline_the_shard_that_is_missing_is_named() {
 }
 
 #[test]
-fn a_model_that_the_hub_does_not_have_is_named() {
+fn unknown_model_is_named() {
     let (hub, cache) = sharded();
     let error = fetch("org/other", None, &options(&hub, &cache)).unwrap_err();
     assert!(matches!(error, HubError::NotFound { .. }));
@@ -206,7 +206,7 @@ fn a_model_that_the_hub_does_not_have_is_named() {
 }
 
 #[test]
-fn a_token_opens_what_is_closed_without_it() {
+fn token_opens_a_private_model() {
     let (hub, cache) = sharded();
     hub.state().token = Some("hf_secret".into());
     let mut options = options(&hub, &cache);
@@ -227,7 +227,7 @@ fn a_token_opens_what_is_closed_without_it() {
 }
 
 #[test]
-fn a_repository_without_tokenizer_is_a_model_and_works_without_the_network() {
+fn tokenizer_may_be_missing() {
     let hub = Hub::start(&[
         ("config.json", b"{}"),
         ("model.safetensors", &weights("a", 10)),
@@ -240,21 +240,21 @@ fn a_repository_without_tokenizer_is_a_model_and_works_without_the_network() {
     assert_eq!(fetch("org/tiny", None, &options).unwrap(), dir);
 }
 
-/// An address at which nobody listens.
+/// Returns an address without a server.
 fn unused_endpoint() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
 
 #[test]
-fn a_folder_goes_before_a_name_on_the_hub() {
+fn folder_takes_precedence_over_the_hub() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
     assert_eq!(resolve_model(path).unwrap(), dir.path());
 }
 
 #[test]
-fn a_name_that_is_neither_says_why_for_both() {
+fn unresolved_name_gives_both_reasons() {
     let (hub, cache) = sharded();
     let options = options(&hub, &cache);
     let error = |spec: &str| {

@@ -1,4 +1,4 @@
-//! A server that plays the Hugging Face hub: as much of it as a download asks for, and the ways in which it goes wrong.
+//! A server that imitates the Hugging Face hub: the requests of a download, and faults.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-/// What the server has, and what it was asked.
+/// The content of the server, and its requests so far.
 pub struct State {
     /// The only repository, `org/name`.
     pub repo: String,
@@ -19,18 +19,18 @@ pub struct State {
     pub files: BTreeMap<String, Vec<u8>>,
     /// The token without which every answer is 401.
     pub token: Option<String>,
-    /// What goes wrong with the next downloads of a file.
+    /// The faults of the next downloads, each with its file.
     pub faults: Vec<(String, Fault)>,
     pub requests: Vec<Request>,
 }
 
 #[derive(Clone, Copy)]
 pub enum Fault {
-    /// The connection breaks after so many bytes.
+    /// The connection breaks after this many bytes.
     Break(usize),
-    /// The answer says nothing of its length and ends after so many bytes, as behind a bad proxy.
+    /// The answer has no length and ends after this many bytes, as behind a bad proxy.
     EndEarly(usize),
-    /// The answer begins with the first byte whatever was asked for.
+    /// The answer begins with the first byte, although another range was requested.
     IgnoreRange,
 }
 
@@ -41,7 +41,7 @@ pub struct Request {
     pub authorization: Option<String>,
 }
 
-/// A server on a port of its own; it serves until the process ends.
+/// A server on its own port, which runs until the process ends.
 pub struct Hub {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -67,7 +67,7 @@ impl Hub {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let state = shared.clone();
-                // A client that goes away is no failure of the server.
+                // A client that disconnects is no failure of the server.
                 thread::spawn(move || drop(answer(stream, &state)));
             }
         });
@@ -82,13 +82,13 @@ impl Hub {
         self.state.lock().unwrap()
     }
 
-    /// The requests so far, which are forgotten.
+    /// Returns and clears the requests so far.
     pub fn take_requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.state().requests)
     }
 }
 
-/// The name that the server gives to a content.
+/// Returns the ETag of a file.
 pub fn etag(bytes: &[u8]) -> String {
     let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
@@ -141,7 +141,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         return send(&mut stream, "404 Not Found", &[], b"");
     };
     let (from, to) = range(request.range.as_deref(), bytes.len());
-    // The request for the first byte alone asks for the length; what goes wrong is the download.
+    // A request for the first byte only asks for the length. Faults belong to the download.
     let download = to == bytes.len();
     let fault = state
         .faults
@@ -181,7 +181,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     }
 }
 
-/// The bytes that a range asks for, from the first to behind the last.
+/// Returns the first byte of a range, and the one after its last.
 fn range(range: Option<&str>, len: usize) -> (usize, usize) {
     let Some(range) = range.and_then(|range| range.strip_prefix("bytes=")) else {
         return (0, len);

@@ -140,7 +140,7 @@ fn missing_and_mismatched_parts_are_named() {
     let folder = split(&llama(), 3, many);
     assert_error(
         folder.path(),
-        &["split.count", "of 4294967295 parts the first"],
+        &["split.count", "the first of 4294967295 parts"],
     );
 
     // Files of two models are ambiguous.

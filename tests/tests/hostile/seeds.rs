@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 use serde_json::{Value, json};
 use sparq::SparqConfig;
-use sparq_models::checkpoint::{Checkpoint, Conversion, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, StoredType};
 use sparq_tests::fixture;
 
 use crate::vocabularies::{byte_level, sentence_piece};
@@ -102,13 +102,13 @@ fn config() -> Vec<(String, Vec<u8>)> {
 /// Each seed is the length of the manifest, the manifest and the weights.
 fn converted() -> Vec<(String, Vec<u8>)> {
     let types = [
-        ("f32", WeightType::F32),
-        ("f16", WeightType::F16),
-        ("bf16", WeightType::BF16),
-        ("q8", WeightType::Q8),
-        ("q4", WeightType::Q4),
+        ("f32", StoredType::F32),
+        ("f16", StoredType::F16),
+        ("bf16", StoredType::BF16),
+        ("q8", StoredType::Q8),
+        ("q4", StoredType::Q4),
     ];
-    let seed = |(name, dtype): (&str, WeightType)| {
+    let seed = |(name, dtype): (&str, StoredType)| {
         let weights = weights(
             Dtype::F32,
             &[

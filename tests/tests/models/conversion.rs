@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use safetensors::SafeTensors;
-use sparq_models::checkpoint::{Checkpoint, Conversion, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, StoredType};
 use sparq_tests::*;
 
 /// Returns the names of all fixtures.
@@ -87,7 +87,7 @@ fn q8_keeps_logits_of_every_family_close() {
     for case in cases() {
         let original = Arc::new(Checkpoint::open(&fixture(&format!("hf/{case}"))).unwrap());
         let converted = tempfile::tempdir().unwrap();
-        let conversion = Conversion::new(original.clone()).with_dtype(Some(WeightType::Q8));
+        let conversion = Conversion::new(original.clone()).with_dtype(Some(StoredType::Q8));
         conversion.write(converted.path()).unwrap();
         let converted = Checkpoint::open(converted.path()).unwrap();
         for device in devices() {

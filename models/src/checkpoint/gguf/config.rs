@@ -1,11 +1,11 @@
-//! The `config.json` that a GGUF file was made from.
+//! Restores the `config.json` of a GGUF file.
 
 use serde_json::{Map, Value, json};
 
-use super::super::{CheckpointError, source::Source, stored_type::StoredType};
+use super::super::{CheckpointError, formats::StoredType, source::Source};
 use super::{Gguf, header::TensorInfo, names::ROPE_FACTORS};
 
-/// Entries that have the same meaning: what has to be there, then what may be.
+/// Entries with the same meaning in both formats, which a file has to have.
 const REQUIRED: [(&str, &str); 6] = [
     ("hidden_size", "{arch}.embedding_length"),
     ("intermediate_size", "{arch}.feed_forward_length"),
@@ -14,6 +14,7 @@ const REQUIRED: [(&str, &str); 6] = [
     ("max_position_embeddings", "{arch}.context_length"),
     ("rms_norm_eps", "{arch}.attention.layer_norm_rms_epsilon"),
 ];
+/// Entries with the same meaning in both formats, which a file may have.
 const OPTIONAL: [(&str, &str); 6] = [
     ("num_key_value_heads", "{arch}.attention.head_count_kv"),
     ("head_dim", "{arch}.attention.key_length"),
@@ -23,15 +24,16 @@ const OPTIONAL: [(&str, &str); 6] = [
     ("pad_token_id", "tokenizer.ggml.padding_token_id"),
 ];
 
-/// The scaling of the frequencies of every Llama 3 so far, but for factor and context, which GGUF files hold in no other form than what comes of them.
+/// The frequency factors of RoPE in every Llama 3 model. GGUF files only have the divisors that
+/// follow from them, the factor and the context.
 const LOW_FREQ_FACTOR: f64 = 1.0;
 const HIGH_FREQ_FACTOR: f64 = 4.0;
 
-/// The contexts of a first training that are thought of, as powers of two.
+/// The original contexts that are tried, as exponents of 2.
 const ORIGINAL_CONTEXTS: std::ops::RangeInclusive<u32> = 5..=20;
 
 impl Gguf {
-    /// The configuration in the terms of `config.json`.
+    /// Returns the configuration in the form of `config.json`.
     pub(crate) fn config(&self) -> Result<Value, CheckpointError> {
         let mut config = Map::new();
         let family = self.family;
@@ -47,12 +49,11 @@ impl Gguf {
             }
         }
         for (name, key) in REQUIRED.iter().chain(&OPTIONAL) {
-            // Not a number: what is null in a config.json is taken for absent.
+            // NaN becomes null here, and a null in a config.json counts as absent.
             if config.get(*name).is_some_and(Value::is_null) {
                 return Err(self.unexpected(key, "a number"));
             }
         }
-        // What another kind of model would be is no model without it.
         const EXPERTS: &str = "{arch}.expert_count";
         if self
             .get(EXPERTS)
@@ -85,7 +86,7 @@ impl Gguf {
         Ok(Value::Object(config))
     }
 
-    /// Components of each head.
+    /// Returns the head dimension.
     pub(super) fn head_dim(&self) -> Result<usize, CheckpointError> {
         const KEY: &str = "{arch}.attention.key_length";
         const WIDTH: &str = "{arch}.embedding_length";
@@ -99,11 +100,11 @@ impl Gguf {
     fn even(&self, key: &str, head_dim: usize) -> Result<usize, CheckpointError> {
         match head_dim > 0 && head_dim.is_multiple_of(2) {
             true => Ok(head_dim),
-            false => Err(self.unexpected(key, "heads of an even number of components")),
+            false => Err(self.unexpected(key, "an even head dimension")),
         }
     }
 
-    /// The tokens that end a text or a turn.
+    /// Returns the tokens that end a text or a chat message.
     fn eos_ids(&self) -> Vec<Value> {
         let keys = ["eos_token_id", "eot_token_id"].map(|key| format!("tokenizer.ggml.{key}"));
         let mut ids: Vec<_> = keys
@@ -123,7 +124,7 @@ impl Gguf {
         let kind = self.get(TYPE).and_then(Value::as_str);
         Ok(match kind {
             None | Some("none") => None,
-            // What is not known is refused by who reads the configuration.
+            // The reader of the configuration refuses unknown types.
             Some(kind) => Some(json!({
                 "rope_type": kind,
                 "factor": self.get("{arch}.rope.scaling.factor"),
@@ -131,7 +132,7 @@ impl Gguf {
         })
     }
 
-    /// The settings from which the divisors of the frequencies come.
+    /// Returns the settings from which the divisors of the frequencies follow.
     fn llama3_scaling(
         &self,
         source: &Source,
@@ -160,8 +161,8 @@ impl Gguf {
         let factor = f64::from(found.iter().copied().fold(1.0, f32::max));
         let divisor = |context: u64, pair: usize| {
             let frequency = theta.powf(-2.0 * pair as f64 / head_dim as f64);
-            let turns = context as f64 * frequency / std::f64::consts::TAU;
-            let kept = (turns - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR);
+            let rotations = context as f64 * frequency / std::f64::consts::TAU;
+            let kept = (rotations - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR);
             let kept = kept.clamp(0.0, 1.0);
             1.0 / ((1.0 - kept) / factor + kept)
         };

@@ -1,4 +1,4 @@
-//! Reading the header of a GGUF file value by value: [`Cursor`].
+//! Reads the header of a GGUF file value by value: [`Cursor`].
 
 use serde_json::{Number, Value};
 
@@ -7,17 +7,19 @@ use super::super::{CheckpointError, source::Source};
 /// Bytes read at a time.
 const BUFFER: u64 = 1 << 16;
 
-/// More than any string of a header has; a chat template may have a hundred thousand.
+/// The most bytes in a string of a header. Chat templates have up to about a hundred thousand.
 const MAX_STRING: u64 = 1 << 24;
 
-/// More than all lists of a header have together: the largest vocabularies have three lists of a quarter of a million.
+/// The most items in all lists of a header. The largest vocabularies have three lists of a quarter
+/// of a million items.
 const MAX_ITEMS: u64 = 1 << 22;
 
-/// A place in the header. Nothing that a file claims is allocated before it is held against the limits and the length of the file.
+/// A position in the header. Every length is checked against the limits and the length of the file
+/// before memory is allocated.
 pub(super) struct Cursor<'a> {
     source: &'a Source,
     at: u64,
-    /// The bytes of the file up to `at` + its length, behind those that were taken.
+    /// Bytes of the file that were read ahead. The first `taken` of them lie before `at`.
     buffer: Vec<u8>,
     taken: usize,
     items_left: u64,
@@ -34,7 +36,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Bytes from the start of the file.
+    /// Returns the number of bytes from the start of the file.
     pub(super) fn position(&self) -> u64 {
         self.at
     }
@@ -45,15 +47,10 @@ impl<'a> Cursor<'a> {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> CheckpointError {
-        CheckpointError::Gguf {
-            path: self.source.path().into(),
-            what: what.into(),
-            expected: expected.into(),
-            found: found.into(),
-        }
+        super::error(self.source.path(), what, expected, found)
     }
 
-    /// The next `count` bytes, which are the beginning of `what`.
+    /// Returns the next `count` bytes, which belong to `what`.
     fn take(&mut self, count: u64, what: &str) -> Result<&[u8], CheckpointError> {
         let left = self.source.len() - self.at;
         if count > left {
@@ -95,12 +92,12 @@ impl<'a> Cursor<'a> {
             return Err(self.error(what, expected, format!("one of {length}")));
         }
         let bytes = self.take(length, what)?.to_vec();
-        // Vocabularies exist with tokens that are no UTF-8; they can stand for nothing but themselves.
+        // Some vocabularies have tokens that are not UTF-8.
         Ok(String::from_utf8(bytes)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
-    /// A value of the metadata: its type, then itself.
+    /// Reads a value of the metadata: its type, then the value.
     pub(super) fn value(&mut self, key: &str) -> Result<Value, CheckpointError> {
         let kind = self.u32(key)?;
         const LIST: u32 = 9;
@@ -133,14 +130,15 @@ impl<'a> Cursor<'a> {
             11 => i64::from_le_bytes(self.array(key)?).into(),
             12 => f64::from_le_bytes(self.array(key)?).into(),
             _ => {
-                let expected = "a type of metadata (0 to 12; lists of lists are not read)";
+                let expected = "a type of metadata (0 to 12; lists of lists are not supported)";
                 return Err(self.error(key, expected, kind.to_string()));
             }
         })
     }
 }
 
-/// The shortest decimal that is this float: 1e-5 was written as 1e-5 in the configuration, and not as 9.999999747378752e-6. No number stays null.
+/// Returns the shortest decimal that rounds to this f32, which the original configuration had: 1e-5
+/// and not 9.999999747378752e-6. NaN and infinity become null.
 fn decimal(value: f32) -> Value {
     let shortest = value.to_string().parse().ok();
     shortest

@@ -2,18 +2,18 @@
 
 use serde_json::{Map, Value};
 
-use super::super::{CheckpointError, source::Source, stored_type::StoredType};
+use super::super::{CheckpointError, formats::StoredType, source::Source};
 use super::cursor::Cursor;
 
-/// Where tensors begin where the file says nothing else.
+/// The alignment of tensors in a file that has no entry for it.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// How one tensor lies in the file.
+/// The entry of one tensor.
 #[derive(Debug)]
 pub(super) struct TensorInfo {
     /// Its name in llama.cpp.
     pub(super) name: String,
-    /// Rows first, as everywhere but in this format.
+    /// The number of rows first. The format itself has it last.
     pub(super) shape: Vec<usize>,
     pub(super) dtype: StoredType,
     /// From the start of the file.
@@ -21,7 +21,7 @@ pub(super) struct TensorInfo {
     pub(super) bytes: u64,
 }
 
-/// Reads the header, and holds it against the size of the file.
+/// Reads the header, and checks it against the size of the file.
 pub(super) fn read(
     source: &Source,
 ) -> Result<(Map<String, Value>, Vec<TensorInfo>), CheckpointError> {
@@ -69,7 +69,7 @@ pub(super) fn read(
                 return Err(cursor.error(
                     &format!("tensor \"{}\"", tensor.name),
                     format!("{} bytes within the file of {}", tensor.bytes, source.len()),
-                    format!("that they begin at {}", tensor.offset),
+                    format!("an offset of {}", tensor.offset),
                 ));
             }
         }
@@ -77,7 +77,7 @@ pub(super) fn read(
     Ok((metadata, tensors))
 }
 
-/// Reads a line of the table; the offset counts from where the tensors begin.
+/// Reads an entry of the table. Its offset counts from the beginning of the tensors.
 fn read_tensor(cursor: &mut Cursor<'_>) -> Result<TensorInfo, CheckpointError> {
     const MAX_DIMS: u32 = 4;
     let name = cursor.string("the name of a tensor")?;
@@ -90,30 +90,19 @@ fn read_tensor(cursor: &mut Cursor<'_>) -> Result<TensorInfo, CheckpointError> {
     let shape = (0..dims).map(|_| cursor.u64(&what));
     let mut shape = shape.collect::<Result<Vec<_>, _>>()?;
     shape.reverse();
-    let dtype = match cursor.u32(&what)? {
-        0 => StoredType::F32,
-        1 => StoredType::F16,
-        2 => StoredType::Q4_0,
-        3 => StoredType::Q4_1,
-        6 => StoredType::Q5_0,
-        7 => StoredType::Q5_1,
-        8 => StoredType::Q8_0,
-        12 => StoredType::Q4_K,
-        13 => StoredType::Q5_K,
-        14 => StoredType::Q6_K,
-        30 => StoredType::BF16,
-        other => {
-            let expected = format!("type {}", StoredType::GGUF);
-            return Err(cursor.error(&what, expected, format!("ggml's type {other}")));
-        }
-    };
+    let number = cursor.u32(&what)?;
+    let dtype = StoredType::from_gguf(number).ok_or_else(|| {
+        let known = StoredType::names(|dtype| dtype.gguf().is_some());
+        cursor.error(
+            &what,
+            format!("type {known}"),
+            format!("ggml's type {number}"),
+        )
+    })?;
     let offset = cursor.u64(&what)?;
-    let sizes = bytes(&shape, dtype).zip(
-        shape
-            .iter()
-            .map(|&size| usize::try_from(size).ok())
-            .collect::<Option<Vec<_>>>(),
-    );
+    let sizes = shape.iter().map(|&size| usize::try_from(size).ok());
+    let sizes = sizes.collect::<Option<Vec<_>>>();
+    let sizes = sizes.and_then(|sizes| Some((dtype.bytes(&sizes)? as u64, sizes)));
     let Some((bytes, shape)) = sizes else {
         let expected = format!("rows of whole blocks of {dtype}, and fewer than 2^63 bytes");
         return Err(cursor.error(&what, expected, format!("the shape {shape:?}")));
@@ -125,21 +114,4 @@ fn read_tensor(cursor: &mut Cursor<'_>) -> Result<TensorInfo, CheckpointError> {
         offset,
         bytes,
     })
-}
-
-/// Bytes of a tensor; `None` if its rows are not whole blocks, or there are too many to count.
-fn bytes(shape: &[u64], dtype: StoredType) -> Option<u64> {
-    let block = dtype.block()?;
-    let weights = block.weights as u64;
-    if !shape.last().copied().unwrap_or(1).is_multiple_of(weights) {
-        return None;
-    }
-    let count = shape
-        .iter()
-        .try_fold(1_u64, |count, &size| count.checked_mul(size))?;
-    let bytes = (count / weights).checked_mul(block.bytes as u64)?;
-    // Also in the widest type that they are converted to.
-    isize::try_from(count.checked_mul(8)?).ok()?;
-    isize::try_from(bytes).ok()?;
-    Some(bytes)
 }

@@ -1,9 +1,11 @@
-//! Reading GGUF, the format of llama.cpp: a file, or several, with metadata, tokenizer and quantised tensors.
+//! Reads GGUF, the format of llama.cpp: one or more files with metadata, tokenizer and quantised
+//! tensors.
 //!
-//! A GGUF file is made from a Hugging Face checkpoint, and [`Gguf`] reads it back as one: its configuration as a `config.json` would say it, its tokenizer
-//! as a `tokenizer.json`, its tensors by their names and in the order of their rows there. Nothing behind this module knows of the format.
+//! A GGUF file is made from a Hugging Face checkpoint. [`Gguf`] restores that checkpoint: the
+//! configuration as `config.json`, the tokenizer as `tokenizer.json`, and the tensors with their
+//! original names and order of rows. The rest of the library does not know the format.
 //!
-//! The parser is our own because those published allocate whatever length a file claims.
+//! The module does not use a published parser, since those allocate any length that a file claims.
 
 mod config;
 mod cursor;
@@ -28,7 +30,7 @@ use header::TensorInfo;
 use names::Family;
 use parts::Part;
 
-/// How the name of a GGUF file ends.
+/// The ending of the name of a GGUF file.
 const ENDING: &str = ".gguf";
 
 /// An open GGUF file.
@@ -41,14 +43,15 @@ pub(crate) struct Gguf {
 }
 
 impl Gguf {
-    /// The GGUF file that `path` means: the file itself, or the only one, or the first part of the only one, of a folder that has no other weights.
+    /// Returns the GGUF file that `path` stands for: the file itself, or the only model in a folder
+    /// without other weights (its file, or the first of its parts).
     pub(crate) fn locate(path: &Path) -> Option<PathBuf> {
         let is_gguf = |name: &str| name.ends_with(ENDING);
         if path.is_file() {
             let name = path.file_name()?.to_str()?;
             return is_gguf(name).then(|| path.to_path_buf());
         }
-        // What can't be read is told by who opens the folder.
+        // Opening the folder reports an error of reading it.
         let names = file_names(path).ok()?;
         if WeightFiles::choose(names.iter().map(String::as_str)).is_some() {
             return None;
@@ -82,12 +85,12 @@ impl Gguf {
         self.parts[0].source.path()
     }
 
-    /// The files, in the order of [`tensors`](Self::tensors).
+    /// Returns the files, in the order of [`tensors`](Self::tensors).
     pub(super) fn into_sources(self) -> impl Iterator<Item = Source> {
         self.parts.into_iter().map(|part| part.source)
     }
 
-    /// The tensors of the checkpoint, file by file.
+    /// Returns the tensors of the checkpoint, file by file.
     pub(super) fn tensors(&self) -> Result<Vec<Vec<(String, Stored)>>, CheckpointError> {
         let head_dim = self.head_dim()?;
         let convert = |tensor: &TensorInfo| {
@@ -120,7 +123,7 @@ impl Gguf {
         self.parts.iter().map(convert).collect()
     }
 
-    /// The tensor `name` and the file that it is in.
+    /// Returns the tensor `name` and its file.
     fn tensor(&self, name: &str) -> Option<(&Source, &TensorInfo)> {
         self.parts.iter().find_map(|part| {
             let tensor = part.tensors.iter().find(|tensor| tensor.name == name);
@@ -128,7 +131,7 @@ impl Gguf {
         })
     }
 
-    /// The entry `key`; `{arch}` stands for the name of the architecture.
+    /// Returns the entry `key`, in which `{arch}` stands for the name of the architecture.
     fn get(&self, key: &str) -> Option<&Value> {
         self.metadata.get(&self.key(key))
     }
@@ -149,7 +152,7 @@ impl Gguf {
             .ok_or_else(|| self.unexpected(key, "a string"))
     }
 
-    /// A count that is not zero and has to be there.
+    /// Returns a count, which has to exist and be positive.
     fn required_size(&self, key: &str) -> Result<usize, CheckpointError> {
         const EXPECTED: &str = "a positive integer";
         let size = self.required(key, EXPECTED)?.as_u64();
@@ -158,7 +161,7 @@ impl Gguf {
             .ok_or_else(|| self.unexpected(key, EXPECTED))
     }
 
-    /// A list that has to be there.
+    /// Returns a list, which has to exist.
     fn required_list(&self, key: &str) -> Result<&[Value], CheckpointError> {
         const EXPECTED: &str = "a list";
         let list = self.required(key, EXPECTED)?.as_array();
@@ -166,7 +169,7 @@ impl Gguf {
             .ok_or_else(|| self.unexpected(key, EXPECTED))
     }
 
-    /// The error that the entry `key` is there and not what was expected.
+    /// Creates the error of an entry with an unexpected value.
     fn unexpected(&self, key: &str, expected: impl Into<String>) -> CheckpointError {
         self.error(
             key,
@@ -181,11 +184,21 @@ impl Gguf {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> CheckpointError {
-        CheckpointError::Gguf {
-            path: self.path().into(),
-            what: format!("\"{}\"", self.key(what)),
-            expected: expected.into(),
-            found: found.into(),
-        }
+        let what = format!("\"{}\"", self.key(what));
+        error(self.path(), what, expected, found)
+    }
+}
+
+fn error(
+    path: &Path,
+    what: impl Into<String>,
+    expected: impl Into<String>,
+    found: impl Into<String>,
+) -> CheckpointError {
+    CheckpointError::Gguf {
+        path: path.into(),
+        what: what.into(),
+        expected: expected.into(),
+        found: found.into(),
     }
 }

@@ -1,22 +1,22 @@
-//! What llama.cpp calls the tensors of Hugging Face checkpoints.
+//! The names of tensors in llama.cpp and in Hugging Face checkpoints.
 
-/// The frequencies of the rotary embedding, divided as Llama 3 does it; part of the configuration elsewhere.
+/// The divisors of the RoPE frequencies of Llama 3. Other formats have them in the configuration.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
 /// A family of models as GGUF knows it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Family {
-    /// In `general.architecture`, and before the keys of its metadata.
+    /// Its name in `general.architecture`, and the prefix of its keys in the metadata.
     pub(super) name: &'static str,
-    /// In `architectures`.
+    /// Its name in `architectures` of `config.json`.
     pub(super) architecture: &'static str,
-    /// In `model_type`.
+    /// Its name in `model_type` of `config.json`.
     pub(super) model_type: &'static str,
-    /// Whether the rows of queries and keys are ordered so that those which the rotary embedding pairs are neighbours.
+    /// Whether the rows of queries and keys that RoPE pairs are neighbours.
     pub(super) pairs_rows: bool,
 }
 
-/// Llama, and Mistral without a sliding window, which GGUF files don't tell from it.
+/// Llama, and Mistral without a sliding window, which GGUF files do not distinguish.
 pub(super) const LLAMA: Family = Family {
     name: "llama",
     architecture: "LlamaForCausalLM",
@@ -24,7 +24,7 @@ pub(super) const LLAMA: Family = Family {
     pairs_rows: true,
 };
 
-/// The families that are read.
+/// The supported families.
 pub(super) const FAMILIES: [Family; 2] = [
     LLAMA,
     Family {
@@ -35,14 +35,14 @@ pub(super) const FAMILIES: [Family; 2] = [
     },
 ];
 
-/// Modules outside of the layers.
+/// Modules outside of the layers, by their names in both formats.
 const MODEL: [(&str, &str); 3] = [
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
     ("output", "lm_head"),
 ];
 
-/// Modules of a layer.
+/// Modules of a layer, by their names in both formats.
 const LAYER: [(&str, &str); 9] = [
     ("attn_norm", "input_layernorm"),
     ("ffn_norm", "post_attention_layernorm"),
@@ -60,7 +60,8 @@ impl Family {
         FAMILIES.into_iter().find(|family| family.name == name)
     }
 
-    /// The name of a tensor in a Hugging Face checkpoint; its own if there is no other, so that it is told of as unused.
+    /// Returns the name of a tensor in a Hugging Face checkpoint. An unknown tensor keeps its name,
+    /// and is reported as unused.
     pub(super) fn tensor(&self, name: &str) -> String {
         translate(name).unwrap_or_else(|| name.into())
     }
@@ -84,7 +85,7 @@ fn translate(name: &str) -> Option<String> {
     }
 }
 
-/// Whether the rotary embedding turns what a tensor of this name makes.
+/// Whether RoPE rotates the output of this tensor.
 pub(super) fn is_rotated(name: &str) -> bool {
     let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
     module.ends_with(".attn_q") || module.ends_with(".attn_k")
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tensors_get_the_names_of_hugging_face() {
+    fn tensors_get_hugging_face_names() {
         let cases = [
             ("token_embd.weight", "model.embed_tokens.weight"),
             ("output.weight", "lm_head.weight"),

@@ -1,4 +1,4 @@
-//! The files that a GGUF model is cut into: [`Part`].
+//! The files that a GGUF model is split into: [`Part`].
 
 use std::{
     io,
@@ -29,7 +29,8 @@ impl Part {
     }
 }
 
-/// Opens the file `path`, and if it is the first of several, those beside it. The metadata of the model is in the first.
+/// Opens the file `path`. If it is the first of several parts, opens the others beside it. The
+/// first has the metadata of the model.
 pub(super) fn open(path: &Path) -> Result<(Map<String, Value>, Vec<Part>), CheckpointError> {
     let (metadata, first) = Part::open(path)?;
     let mut parts = vec![first];
@@ -59,7 +60,7 @@ pub(super) fn open(path: &Path) -> Result<(Map<String, Value>, Vec<Part>), Check
     Ok((metadata, parts))
 }
 
-/// The first of the files `names`, which are sorted, if they are the parts of one model.
+/// Returns the first of the sorted files `names`, if they are the parts of one model.
 pub(super) fn first<'a>(names: &[&'a str]) -> Option<&'a str> {
     let (&first, others) = names.split_first()?;
     let model = model_of(first)?;
@@ -67,7 +68,8 @@ pub(super) fn first<'a>(names: &[&'a str]) -> Option<&'a str> {
     same.then_some(first)
 }
 
-/// Which model a file is a part of: what is before and behind its number in `model-00001-of-00003.gguf`.
+/// Returns the text before and after the number in `model-00001-of-00003.gguf`, which identifies
+/// the model.
 fn model_of(name: &str) -> Option<(&str, &str)> {
     let (begin, count) = name.rsplit_once("-of-")?;
     let (model, number) = begin.rsplit_once('-')?;
@@ -75,12 +77,12 @@ fn model_of(name: &str) -> Option<(&str, &str)> {
     Some((model, count))
 }
 
-/// Where the part `number` lies, counted from zero, of those of which `first` is the first.
+/// Returns the path of the part `number`, counted from 0, of the model whose first part is `first`.
 fn path_of(first: &Path, number: u64, count: u64) -> Result<PathBuf, CheckpointError> {
     let name = first.file_name().unwrap_or_default().to_string_lossy();
     let ending = |number: u64| format!("-{:05}-of-{count:05}{}", number + 1, super::ENDING);
     let Some(model) = name.strip_suffix(&ending(0)) else {
-        let expected = format!("of {count} parts the first, called *{}", ending(0));
+        let expected = format!("the first of {count} parts, named *{}", ending(0));
         return Err(error_of(first, COUNT, expected, name));
     };
     Ok(first.with_file_name(format!("{model}{}", ending(number))))
@@ -90,7 +92,7 @@ fn number(metadata: &Map<String, Value>, key: &str) -> Option<u64> {
     metadata.get(key).and_then(Value::as_u64)
 }
 
-/// Refuses another number than `expected` under `key`.
+/// Checks that the number under `key` is `expected`.
 fn expect(
     path: &Path,
     metadata: &Map<String, Value>,
@@ -106,10 +108,5 @@ fn expect(
 }
 
 fn error_of(path: &Path, key: &str, expected: String, found: impl Into<String>) -> CheckpointError {
-    CheckpointError::Gguf {
-        path: path.into(),
-        what: format!("\"{key}\""),
-        expected,
-        found: found.into(),
-    }
+    super::error(path, format!("\"{key}\""), expected, found)
 }

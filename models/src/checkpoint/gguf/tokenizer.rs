@@ -1,4 +1,4 @@
-//! The `tokenizer.json` and `tokenizer_config.json` that a GGUF file was made from.
+//! Restores the `tokenizer.json` and `tokenizer_config.json` of a GGUF file.
 
 use std::collections::HashMap;
 
@@ -7,33 +7,38 @@ use serde_json::{Map, Value, json};
 use super::super::CheckpointError;
 use super::Gguf;
 
-/// What SentencePiece writes for a space.
+/// The character that SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
 
-/// The pattern by which Llama 3 cuts a text, `{digits}` being how many digits stay together.
-const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{digits}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The pattern by which Llama 3 splits a text. `{digits}` is the quantifier of digits that stay
+/// together.
+const LLAMA3_PATTERN: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{digits}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
 
-/// A token's kind, as in SentencePiece.
+/// The kind of a token, as in SentencePiece.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Text,
-    /// Never made from text that doesn't spell it out, and no part of what is shown.
+    /// A special token, which is not shown.
     Control,
-    /// Taken whole wherever it stands.
+    /// Matched as a whole anywhere in a text.
     UserDefined,
 }
 
-/// More bytes than a token of SentencePiece has, by far: they are cut at every place in search of what they are merged from.
+/// The most bytes in a token of SentencePiece. Real ones have far fewer. The search for merges
+/// splits a token at every position.
 const MAX_PIECE: usize = 1024;
 
-/// The vocabulary: the id of a token is its place.
+/// The vocabulary. The id of a token is its index.
 struct Vocabulary<'a> {
     tokens: Vec<&'a str>,
     kinds: Vec<Kind>,
 }
 
 impl Gguf {
-    /// The tokenizer in the terms of `tokenizer.json`.
+    /// Returns the tokenizer in the form of `tokenizer.json`.
     pub(crate) fn tokenizer(&self) -> Result<Value, CheckpointError> {
         let vocabulary = self.vocabulary()?;
         const MODEL: &str = "tokenizer.ggml.model";
@@ -58,7 +63,8 @@ impl Gguf {
         Ok(tokenizer)
     }
 
-    /// The chat template and the tokens that it knows, in the terms of `tokenizer_config.json`.
+    /// Returns the chat template and the tokens that it uses, in the form of
+    /// `tokenizer_config.json`.
     pub(crate) fn tokenizer_config(&self) -> Result<Value, CheckpointError> {
         let vocabulary = self.vocabulary()?;
         let mut config = Map::new();
@@ -86,7 +92,7 @@ impl Gguf {
             None => vec![Kind::Text; tokens.len()],
             Some(_) => {
                 let kind = |kind: &Value| match kind.as_i64() {
-                    // Unknown counts as control: it is no text either.
+                    // The unknown token (2) counts as control (3): neither is text.
                     Some(2 | 3) => Kind::Control,
                     Some(4) => Kind::UserDefined,
                     _ => Kind::Text,
@@ -111,7 +117,7 @@ impl Gguf {
         }
     }
 
-    /// The place of a token that `tokenizer.ggml.{key}` names.
+    /// Returns the id of the token that `tokenizer.ggml.{key}` names.
     fn token(
         &self,
         key: &str,
@@ -133,16 +139,22 @@ impl Gguf {
         self.get(key).and_then(Value::as_bool).unwrap_or(default)
     }
 
-    /// BPE over bytes, as GPT-2 has it.
+    /// Returns BPE over bytes, as in GPT-2.
     fn byte_level(&self, vocabulary: &Vocabulary<'_>) -> Result<Value, CheckpointError> {
         const PRE: &str = "tokenizer.ggml.pre";
-        let byte_level = |use_regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex});
+        let byte_level = |use_regex: bool| {
+            json!({
+                "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                "use_regex": use_regex,
+            })
+        };
         let split = |digits: &str| {
             let pattern = LLAMA3_PATTERN.replace("{digits}", digits);
-            json!({"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
-                byte_level(false),
-            ]})
+            let split = json!({
+                "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
+                "invert": false,
+            });
+            json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]})
         };
         let (pre_tokenizer, normalizer) = match self.get(PRE).and_then(Value::as_str) {
             Some("gpt-2") => (byte_level(true), Value::Null),
@@ -164,14 +176,14 @@ impl Gguf {
                 "type": "BPE",
                 "vocab": vocabulary.ids(),
                 "merges": merges,
-                // Llama 3 has tokens that no merge leads to.
+                // Llama 3 has tokens that no merges produce.
                 "ignore_merges": self.get(PRE).is_some_and(|pre| pre != "smollm" && pre != "gpt-2"),
             },
         }))
     }
 
-    /// BPE over characters with bytes for the unknown ones, as SentencePiece has it: the merges are those that make a token of two, in the order of the
-    /// scores of what they make.
+    /// Returns BPE over characters with a fallback to bytes, as in SentencePiece. Its merges are
+    /// the pairs of tokens whose concatenation is a token, in the order of that token's score.
     fn sentence_piece(&self, vocabulary: &Vocabulary<'_>) -> Result<Value, CheckpointError> {
         const SCORES: &str = "tokenizer.ggml.scores";
         let scores = self.required_list(SCORES)?.iter().map(Value::as_f64);
@@ -236,7 +248,7 @@ impl Gguf {
         }))
     }
 
-    /// The post-processor that puts the first token in front of a text, where the model wants it.
+    /// Returns the post-processor that adds the first token to a text, if the model needs it.
     fn beginning(&self, vocabulary: &Vocabulary<'_>) -> Result<Option<Value>, CheckpointError> {
         let by_default = self
             .get("tokenizer.ggml.model")
@@ -259,7 +271,7 @@ impl Gguf {
 }
 
 impl Vocabulary<'_> {
-    /// The ids by token. A token that is there twice keeps its first id.
+    /// Returns the ids by token. A duplicate token keeps its first id.
     fn ids(&self) -> Value {
         let mut ids = Map::new();
         for (id, token) in self.tokens.iter().enumerate() {

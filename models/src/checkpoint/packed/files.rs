@@ -1,4 +1,4 @@
-//! The small files beside the weights of a checkpoint.
+//! The files beside the weights of a checkpoint, which a conversion copies.
 
 use std::{io, path::Path};
 
@@ -6,7 +6,7 @@ use super::super::{
     Checkpoint, CheckpointError, base::Origin, gguf::Gguf, open::file_names, small_file::read_small,
 };
 
-/// Those that say how the model works and speaks, in whatever of the usual forms.
+/// The files with configuration, tokenizer and chat template, in all usual forms.
 const NAMES: [&str; 12] = [
     "config.json",
     "generation_config.json",
@@ -22,10 +22,11 @@ const NAMES: [&str; 12] = [
     "preprocessor_config.json",
 ];
 
-/// The folder of the templates for special occasions.
+/// The folder of further chat templates.
 const TEMPLATES: &str = "additional_chat_templates";
 
-/// The files of the checkpoint, each with its path below the folder.
+/// Reads the files of the checkpoint. Returns each with its path inside the folder. For a GGUF
+/// file, returns the equivalent files.
 pub(super) fn read(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, CheckpointError> {
     if let Some(folder) = checkpoint.dir() {
         return read_folder(folder);
@@ -68,14 +69,11 @@ fn read_folder(folder: &Path) -> Result<Vec<(String, Vec<u8>)>, CheckpointError>
     Ok(files)
 }
 
-/// The content of a file; `None` if there is none of that name.
+/// Reads a file; `None` if there is none of that name.
 pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
     match read_small(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(CheckpointError::Read {
-            path: path.into(),
-            error,
-        }),
+        Err(error) => Err(CheckpointError::read(path)(error)),
     }
 }

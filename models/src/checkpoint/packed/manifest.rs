@@ -1,4 +1,4 @@
-//! `sparq.json`: [`Manifest`].
+//! The manifest of a converted model, `sparq.json`: [`Manifest`].
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -6,43 +6,43 @@ use serde::{Deserialize, Serialize};
 use sparq::SparqConfig;
 
 use super::super::{CheckpointError, describe, json::read_json};
-use super::write::{write_error, write_file};
+use super::write::write_file;
 
-/// The file that makes a folder a converted model.
+/// The file that marks a folder as a converted model.
 pub(crate) const MANIFEST: &str = "sparq.json";
 
-/// The version that is written and read.
+/// The version of the format.
 const FORMAT: u64 = 1;
 
-/// What a converted model says of itself.
+/// The description of a converted model: settings and checksums.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     format: u64,
-    /// The settings of SparQ that the model is meant to be run with.
+    /// The recommended settings of SparQ.
     pub attention: Option<SparqConfig>,
-    /// On what the settings were chosen, if they were measured.
+    /// The measurement that the settings are based on, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
     pub(super) files: BTreeMap<String, FileSum>,
     pub(super) tensors: BTreeMap<String, TensorSum>,
 }
 
-/// The measurement that settings were chosen by.
+/// The measurement that settings are based on.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
-    /// Tokens of the text.
+    /// The number of tokens of the text.
     pub tokens: usize,
-    /// Tokens at which was measured, the last ones.
+    /// The number of tokens at which attention was measured: the last ones.
     pub steps: usize,
-    /// The share of the attention probability to keep that was asked for.
+    /// The requested share of the attention probability to keep.
     pub asked: f64,
-    /// The share that the settings kept, in the mean over layers and heads.
+    /// The share that the settings kept, averaged over layers and heads.
     pub kept: f64,
 }
 
-/// What a file has to be.
+/// Length and checksum of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FileSum {
@@ -50,7 +50,7 @@ pub(super) struct FileSum {
     pub(super) crc32: u32,
 }
 
-/// What a tensor has to be, and how it lies in the file.
+/// Checksum and order of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TensorSum {
@@ -92,7 +92,7 @@ impl Manifest {
             expected,
             found,
         };
-        // Before the rest, which may look different in another version.
+        // Checked first: the rest may differ in another version.
         match value.get("format") {
             Some(format) if format.as_u64() == Some(FORMAT) => {}
             other => {
@@ -109,10 +109,10 @@ impl Manifest {
         })
     }
 
-    /// Writes measured settings into the manifest of a folder, which is replaced as a whole.
+    /// Replaces the manifest of a folder by one with measured settings.
     ///
     /// # Errors
-    /// When there is no manifest, or it can't be written.
+    /// If there is no manifest, or it cannot be written.
     pub fn set_attention(
         folder: &Path,
         attention: SparqConfig,
@@ -123,22 +123,14 @@ impl Manifest {
         manifest.calibration = Some(calibration);
         let (part, path) = (folder.join(".sparq.json.part"), folder.join(MANIFEST));
         manifest.write(&part)?;
-        std::fs::rename(&part, &path).map_err(|error| write_error(&path, error))
+        std::fs::rename(&part, &path).map_err(CheckpointError::write(&path))
     }
 
-    /// Writes the manifest to a file that is not there yet.
+    /// Writes the manifest to a new file.
     pub(super) fn write(&self, path: &Path) -> Result<(), CheckpointError> {
-        let bytes = self
-            .to_bytes()
-            .map_err(|error| write_error(path, error.into()))?;
-        write_file(path, &bytes)
-    }
-
-    /// The manifest as the content of its file.
-    fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
-        let mut text = serde_json::to_string_pretty(self)?;
-        text.push('\n');
-        Ok(text.into_bytes())
+        let text = serde_json::to_string_pretty(self);
+        let text = text.map_err(|error| CheckpointError::write(path)(error.into()))?;
+        write_file(path, format!("{text}\n").as_bytes())
     }
 }
 
@@ -147,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_version_is_refused_before_the_rest_is_looked_at() {
+    fn other_versions_are_refused_first() {
         let folder = std::env::temp_dir().join(format!("sparq-manifest-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let read = |text: &str| {

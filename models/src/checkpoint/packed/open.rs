@@ -1,4 +1,4 @@
-//! Opening a converted model.
+//! Opens a converted model.
 
 use std::{fs::File, path::Path};
 
@@ -9,80 +9,61 @@ use memmap2::Mmap;
 use super::super::{
     CheckpointError,
     decode::{Layout, Stored},
+    formats::StoredType,
     source::Source,
     weight_files::stays_inside,
 };
 use super::{
     WEIGHTS, checksum, files,
     manifest::{FileSum, Manifest},
-    quant::BLOCK,
-    stored_type,
 };
 
-/// A tensor with where its bytes are.
+/// A tensor, its layout and its bytes.
 type Mapped = (String, Stored, Source);
 
-/// Reads the manifest of `folder`, holds the small files against it, and maps the weights. Their bytes are compared when a tensor is read.
+/// Reads the manifest of `folder`, checks the small files against it, and maps the weights. The
+/// bytes of a tensor are checked when it is read.
 pub(crate) fn open(folder: &Path) -> Result<(Manifest, Vec<Mapped>), CheckpointError> {
     let manifest = Manifest::read(folder)?;
     check_files(folder, &manifest)?;
     let path = folder.join(WEIGHTS);
-    let error = |what: String, expected: String, found: String| CheckpointError::Packed {
-        path: path.clone(),
-        what,
-        expected,
-        found,
-    };
     let unreadable = |reason: burn_pack::Error| {
-        error(
-            "the weights".into(),
-            "a whole burnpack file".into(),
-            reason.to_string(),
-        )
+        let expected = "a complete burnpack file".into();
+        damaged(&path, "the weights", expected, reason.to_string())
     };
     let pack = Reader::from_bytes(map(&path)?).map_err(unreadable)?;
     let mut tensors = Vec::new();
     for tensor in pack.into_tensors().map_err(unreadable)? {
-        let what = || format!("tensor \"{}\"", tensor.name);
-        let Some(sum) = manifest.tensors.get(&tensor.name) else {
-            return Err(error(
-                what(),
-                "a checksum in sparq.json".into(),
-                "none".into(),
-            ));
-        };
-        let Some(dtype) = stored_type(tensor.dtype) else {
-            let found = format!("{:?}", tensor.dtype);
-            return Err(error(
-                what(),
-                "type F32, F16, BF16, Q8 or Q4 of this format".into(),
-                found,
-            ));
-        };
+        let (name, dtype) = (tensor.name.clone(), tensor.dtype);
         let mut shape = tensor.shape.to_vec();
+        let bytes = tensor.into_bytes().map_err(unreadable)?;
+        let error = |expected: String, found: String| {
+            damaged(&path, &format!("tensor \"{name}\""), expected, found)
+        };
+        let Some(sum) = manifest.tensors.get(&name) else {
+            return Err(error("a checksum in sparq.json".into(), "none".into()));
+        };
+        let written = |own: StoredType| own.burn_type().is_some();
+        let is_it = |(_, own): &(_, StoredType)| own.burn_type() == Some(dtype);
+        let Some((_, dtype)) = StoredType::written().find(is_it) else {
+            let expected = format!("type {} of this format", StoredType::names(written));
+            return Err(error(expected, format!("{dtype:?}")));
+        };
         let layout = match (sum.transposed, shape.len()) {
             (false, _) => Layout::Rows,
             (true, 2) => Layout::Columns,
-            (true, _) => return Err(error(what(), "a matrix".into(), format!("{shape:?}"))),
+            (true, _) => return Err(error("a matrix".into(), format!("{shape:?}"))),
         };
         if layout == Layout::Columns {
             shape.reverse();
         }
-        let (name, bytes) = (
-            tensor.name.clone(),
-            tensor.into_bytes().map_err(unreadable)?,
-        );
-        // Of quantised tensors burnpack does not know it.
-        let whole_blocks = match dtype.scale_bytes() {
-            0 => true,
-            _ => shape
-                .last()
-                .is_some_and(|columns| columns.is_multiple_of(BLOCK)),
-        };
-        if !whole_blocks || super::bytes(dtype, &shape) != Some(bytes.len()) {
-            let found = format!("{} for {dtype} {shape:?}", bytes.len());
-            let expected = "as many bytes as type and shape say";
-            return Err(error(format!("tensor \"{name}\""), expected.into(), found));
+        // burnpack does not check the number of bytes of quantised tensors.
+        if dtype.bytes(&shape) != Some(bytes.len()) {
+            let expected = "the number of bytes of its type and shape".into();
+            return Err(error(
+                expected,
+                format!("{} for {dtype} {shape:?}", bytes.len()),
+            ));
         }
         let stored = Stored {
             dtype,
@@ -94,18 +75,24 @@ pub(crate) fn open(folder: &Path) -> Result<(Manifest, Vec<Mapped>), CheckpointE
         };
         tensors.push((name, stored, Source::from_mapped(path.clone(), bytes)));
     }
-    if tensors.len() != manifest.tensors.len() {
-        let (expected, found) = (manifest.tensors.len(), tensors.len());
-        return Err(error(
-            "the weights".into(),
-            format!("{expected} tensors"),
-            found.to_string(),
-        ));
+    let (expected, found) = (manifest.tensors.len(), tensors.len());
+    if found != expected {
+        let expected = format!("{expected} tensors");
+        return Err(damaged(&path, "the weights", expected, found.to_string()));
     }
     Ok((manifest, tensors))
 }
 
-/// Holds the bytes of a mapped tensor against its checksum.
+fn damaged(path: &Path, what: &str, expected: String, found: String) -> CheckpointError {
+    CheckpointError::Packed {
+        path: path.into(),
+        what: what.into(),
+        expected,
+        found,
+    }
+}
+
+/// Checks the bytes of a mapped tensor against its checksum.
 pub(crate) fn verify(source: &Source, stored: &Stored, name: &str) -> Result<(), CheckpointError> {
     let (Some(expected), Some(bytes)) = (stored.checksum, source.mapped()) else {
         return Ok(());
@@ -114,16 +101,16 @@ pub(crate) fn verify(source: &Source, stored: &Stored, name: &str) -> Result<(),
     let found = checksum(stored.dtype, transposed, &stored.shape, bytes);
     match found == expected {
         true => Ok(()),
-        false => Err(CheckpointError::Packed {
-            path: source.path().into(),
-            what: format!("tensor \"{name}\""),
-            expected: format!("the checksum {expected:08x}"),
-            found: format!("{found:08x}"),
-        }),
+        false => Err(damaged(
+            source.path(),
+            &format!("tensor \"{name}\""),
+            format!("the checksum {expected:08x}"),
+            format!("{found:08x}"),
+        )),
     }
 }
 
-/// Holds the small files against their checksums.
+/// Checks the small files against their checksums.
 fn check_files(folder: &Path, manifest: &Manifest) -> Result<(), CheckpointError> {
     for (name, expected) in &manifest.files {
         let path = folder.join(name);
@@ -135,27 +122,22 @@ fn check_files(folder: &Path, manifest: &Manifest) -> Result<(), CheckpointError
         if found != Some(*expected) {
             let text =
                 |sum: FileSum| format!("{} bytes with the checksum {:08x}", sum.bytes, sum.crc32);
-            return Err(CheckpointError::Packed {
-                path,
-                what: "the file".into(),
-                expected: text(*expected),
-                found: found.map_or("none".into(), text),
-            });
+            let found = found.map_or("none".into(), text);
+            return Err(damaged(&path, "the file", text(*expected), found));
         }
     }
     Ok(())
 }
 
+/// Maps the file `path` into memory.
 fn map(path: &Path) -> Result<Bytes, CheckpointError> {
-    let read = |error| CheckpointError::Read {
-        path: path.into(),
-        error,
-    };
-    // The check for a regular file, and against a pipe that nobody writes to.
+    let read = CheckpointError::read(path);
+    // Checks that it is a regular file: opening a pipe without a writer would block.
     Source::open(path)?;
-    let file = File::open(path).map_err(read)?;
-    // SAFETY: nobody changes the file of a converted model: this program only makes new ones. What else is done to it cannot be ruled out; the pages that
-    // are read are bytes whatever they hold, and a file that is shortened ends the process, which the documentation of the format says.
+    let file = File::open(path).map_err(&read)?;
+    // SAFETY: this program never changes the file of a converted model, it only makes new ones.
+    // Other programs may: changed pages are still bytes, and a shortened file ends the process,
+    // which the documentation of the format says.
     let mapping = unsafe { Mmap::map(&file) }.map_err(read)?;
     Ok(Bytes::from_shared(
         bytes::Bytes::from_owner(mapping),

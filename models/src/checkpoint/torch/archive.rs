@@ -1,4 +1,4 @@
-//! The zip archive around pickle and storages: [`Archive`].
+//! The zip archive that holds the pickle and the storages: [`Archive`].
 
 use std::{collections::BTreeMap, io};
 
@@ -9,30 +9,31 @@ use rawzip::{
 use super::super::{CheckpointError, source::Source};
 use super::error;
 
-/// The file that names the tensors, in the folder of the archive.
+/// The file with the names of the tensors, in the folder of the archive.
 const PICKLE: &str = "data.pkl";
 
-/// Where the directory at the end of the archive may be looked for, from the end: its last record and a comment of the greatest length.
+/// The bytes at the end of the archive that are searched for its directory: more than its last
+/// record with the longest comment.
 const SEARCHED: u64 = 1 << 17;
 
-/// More than any checkpoint has: one for each storage, and a few.
+/// The most files in an archive. Real ones have one for each storage, and a few more.
 const MAX_ENTRIES: usize = 100_000;
 
-/// More than the path of any entry has.
+/// The most bytes in the path of a file.
 const MAX_NAME: usize = 512;
 
-/// More than any pickle has: a tensor takes some 150 bytes of it.
+/// The most bytes in a pickle. A tensor takes about 150.
 const MAX_PICKLE: u64 = 1 << 24;
 
-/// The files of an archive. `torch.save` stores them as they are, so that each is a part of the file.
+/// The files of an archive. `torch.save` does not compress them, so each is a range of the archive.
 pub(super) struct Archive<'a> {
     source: &'a Source,
     entries: BTreeMap<String, Entry>,
-    /// The folder that all files are in, which is called as the model or `archive`.
+    /// The folder of all files, with the name of the model or `archive`.
     folder: String,
 }
 
-/// Where the bytes of a file are.
+/// The range of a file's bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Entry {
     pub(super) start: u64,
@@ -40,7 +41,7 @@ pub(super) struct Entry {
 }
 
 impl<'a> Archive<'a> {
-    /// Reads the directory of the archive `source`, and holds it against the length of the file.
+    /// Reads the directory of the archive `source`, and checks it against the length of the file.
     pub(super) fn open(source: &'a Source) -> Result<Self, CheckpointError> {
         check_beginning(source)?;
         let entries = entries(source)?;
@@ -58,14 +59,14 @@ impl<'a> Archive<'a> {
         self.source
     }
 
-    /// The file `name`, if there is one.
+    /// Returns the range of the file `name`, if there is one.
     pub(super) fn entry(&self, name: &str) -> Option<Entry> {
         self.entries
             .get(&format!("{}/{name}", self.folder))
             .copied()
     }
 
-    /// The pickle that names the tensors.
+    /// Reads the pickle.
     pub(super) fn pickle(&self) -> Result<Vec<u8>, CheckpointError> {
         self.small(PICKLE, MAX_PICKLE)
             .map(Option::unwrap_or_default)
@@ -82,7 +83,7 @@ impl<'a> Archive<'a> {
         }
     }
 
-    /// The content of a file of at most `limit` bytes, if there is one.
+    /// Reads the file `name`, if there is one. Refuses more than `limit` bytes.
     fn small(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>, CheckpointError> {
         let Some(Entry { start, bytes }) = self.entry(name) else {
             return Ok(None);
@@ -97,18 +98,18 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// All files of an archive by their paths.
+/// Returns all files of an archive by their paths.
 fn entries(source: &Source) -> Result<BTreeMap<String, Entry>, CheckpointError> {
     let damaged = |fault: rawzip::Error| {
-        let whole = "a whole zip archive";
-        error(source, "the archive", whole, fault.to_string())
+        let expected = "a complete zip archive";
+        error(source, "the archive", expected, fault.to_string())
     };
     let mut buffer = vec![0; RECOMMENDED_BUFFER_SIZE];
     let archive = ZipArchive::with_max_search_space(SEARCHED)
         .locate_in_reader(At(source), &mut buffer, source.len())
         .map_err(|(_, fault)| damaged(fault))?;
     let mut entries = BTreeMap::new();
-    // Files that lie in one another would be more bytes than there are.
+    // Refuses overlapping files: together they would have more bytes than the archive.
     let mut unclaimed = source.len();
     let mut records = archive.entries(&mut buffer);
     while let Some(record) = records.next_entry().map_err(damaged)? {
@@ -123,7 +124,7 @@ fn entries(source: &Source) -> Result<BTreeMap<String, Entry>, CheckpointError> 
         let left = bytes.and_then(|bytes| unclaimed.checked_sub(bytes));
         let what = format!("\"{name}\" in the archive");
         let (Some(bytes), Some(left)) = (bytes, left) else {
-            let expected = format!("files that together have at most {} bytes", source.len());
+            let expected = format!("files of at most {} bytes together", source.len());
             let found = format!("bytes {start} to {end}");
             return Err(error(source, &what, expected, found));
         };
@@ -135,7 +136,7 @@ fn entries(source: &Source) -> Result<BTreeMap<String, Entry>, CheckpointError> 
     Ok(entries)
 }
 
-/// The path of a file that lies in the archive as it is.
+/// Returns the path of a file, which has to be neither compressed nor encrypted.
 fn checked_name(
     source: &Source,
     record: &ZipFileHeaderRecord<'_>,
@@ -145,20 +146,20 @@ fn checked_name(
     let text = str::from_utf8(name).ok().filter(|_| name.len() <= MAX_NAME);
     let text = text.ok_or_else(|| {
         let expected = format!("names in UTF-8 of at most {MAX_NAME} bytes");
-        error(source, "the archive", expected, "another")
+        error(source, "the archive", expected, "another name")
     })?;
     if record.compression_method() != CompressionMethod::STORE
         || record.flags().is_encrypted()
         || record.compressed_size_hint() != record.uncompressed_size_hint()
     {
         let what = format!("\"{text}\" in the archive");
-        let expected = "a file that is neither compressed nor encrypted, as torch.save writes it";
-        return Err(error(source, &what, expected, "another"));
+        let expected = "a file that is neither compressed nor encrypted";
+        return Err(error(source, &what, expected, "one that is"));
     }
     Ok(text.to_owned())
 }
 
-/// The folder of the archive.
+/// Returns the one folder with a pickle.
 fn folder_of(
     source: &Source,
     entries: &BTreeMap<String, Entry>,
@@ -181,7 +182,7 @@ fn folder_of(
     }
 }
 
-/// Refuses what is no zip archive, in words that help where it is known what it is.
+/// Refuses files that are no zip archive. Names the remedy for known other files.
 fn check_beginning(source: &Source) -> Result<(), CheckpointError> {
     const ZIP: &[u8] = b"PK\x03\x04";
     const STREAM: &[u8] = b"\x80";
@@ -194,9 +195,11 @@ fn check_beginning(source: &Source) -> Result<(), CheckpointError> {
         return Ok(());
     }
     let found = if beginning.starts_with(STREAM) {
-        "the format of PyTorch before 1.6; load the file with torch.load and write it again with torch.save, or as safetensors".into()
+        "the format of PyTorch before 1.6; load the file with torch.load and write it with \
+         torch.save, or as safetensors"
+            .into()
     } else if beginning.starts_with(LINK) {
-        "the place of a file in Git LFS; fetch the file itself with git lfs pull".into()
+        "a pointer of Git LFS; fetch the file itself with git lfs pull".into()
     } else {
         let shown = &beginning[..length.min(4)];
         format!("\"{}\"", shown.escape_ascii())
@@ -204,7 +207,7 @@ fn check_beginning(source: &Source) -> Result<(), CheckpointError> {
     Err(error(source, "the beginning", "a zip archive", found))
 }
 
-/// The file, for the reader of archives.
+/// Adapts a source to the reader of archives.
 struct At<'a>(&'a Source);
 
 impl ReaderAt for At<'_> {

@@ -1,14 +1,14 @@
-//! What the calls in a pickle make, of those that are known.
+//! The known calls in a pickle, and the objects that they make.
 
 use safetensors::Dtype;
 
-use super::super::{describe, stored_type::StoredType};
+use super::super::{describe, formats::StoredType};
 use super::{
     object::{Global, Id, Object, Objects, Storage, Tensor},
     pickle::{Fault, Result},
 };
 
-/// Dimensions of a tensor.
+/// The most dimensions of a tensor.
 const MAX_DIMS: usize = 8;
 
 /// The result of a call.
@@ -19,7 +19,7 @@ pub(super) enum Made<'a> {
 }
 
 impl<'a> Objects<'a> {
-    /// The storage that `about` describes.
+    /// Returns the storage that `about` describes.
     pub(super) fn storage(&self, about: Id) -> Option<Storage<'a>> {
         let &[kind, dtype, key, _location, elements] = self.items(about) else {
             return None;
@@ -35,7 +35,7 @@ impl<'a> Objects<'a> {
         (self.text(kind) == Some("storage")).then_some(storage)
     }
 
-    /// What the call of `callable` gives.
+    /// Returns the result of a call.
     pub(super) fn call(&self, callable: Id, arguments: Id) -> Result<Made<'a>> {
         let &Object::Global(global) = self.get(callable) else {
             return Err(Fault::other("a function"));
@@ -83,7 +83,8 @@ impl<'a> Objects<'a> {
     }
 }
 
-/// What a pickle names of Python. Everything that is not known here could do anything there.
+/// Returns the function or class that a pickle names. Unknown names are refused: Python would call
+/// them, and they could do anything.
 pub(super) fn global(module: &str, name: &str) -> Result<Global> {
     let dtype = match (module, name) {
         ("collections", "OrderedDict") => return Ok(Global::OrderedDict),
@@ -101,7 +102,7 @@ pub(super) fn global(module: &str, name: &str) -> Result<Global> {
         ("torch", "BoolStorage") => Dtype::BOOL,
         _ => {
             return Err(Fault::new(
-                "nothing of Python but dictionaries and tensors; save model.state_dict() alone",
+                "only dictionaries and tensors; save model.state_dict() alone",
                 describe(&format!("{module}.{name}").into()),
             ));
         }

@@ -1,9 +1,12 @@
-//! Reading `pytorch_model.bin`, the format of `torch.save`: a zip archive with a pickle, which names tensors and how they lie, and a file for each storage.
+//! Reads `pytorch_model.bin`, the format of `torch.save`: a zip archive with a pickle, which has
+//! the names and layouts of the tensors, and a file for each storage.
 //!
-//! A pickle is a program, and PyTorch runs it. Here it is read: the few calls that a dictionary of tensors is made of are known by name, any other name ends
-//! the reading, and nothing is called. The weights are then read from where they lie in the archive, as from any other file.
+//! A pickle is a program that PyTorch runs. This module reads it without calling anything: it knows
+//! the few calls that make a dictionary of tensors by name, and refuses any other name. The weights
+//! are then read from their ranges of the archive, as from any other file.
 //!
-//! The reader is our own because the one behind `burn-store` believes what a file claims: 49 kB that unpack to fifty million times `None` took it 8.6 GB.
+//! The module does not use the reader behind `burn-store`, which trusts the sizes that a file
+//! claims: 49 kB that unpack to fifty million times `None` took 8.6 GB of memory.
 
 mod archive;
 mod calls;
@@ -15,16 +18,17 @@ use super::{CheckpointError, decode::Stored, describe, source::Source};
 use archive::Archive;
 use object::{Object, Objects};
 
-/// How the names of such files end.
+/// The ending of the names of such files.
 pub(super) const ENDING: &str = ".bin";
 
-/// Where training programs put the weights beside other things.
+/// The keys under which training programs store the weights beside other objects.
 const NESTED: [&str; 4] = ["state_dict", "model_state_dict", "model", "module"];
 
-/// How many times the bytes of the file all tensors together may have: tied ones are there under each of their names.
+/// The most bytes of all tensors, as a multiple of the bytes of the file. Tied tensors appear under
+/// each of their names.
 const MAX_SHARING: u64 = 4;
 
-/// The tensors of the file `source`.
+/// Returns the tensors of the file `source`.
 pub(super) fn tensors(source: &Source) -> Result<Vec<(String, Stored)>, CheckpointError> {
     let archive = Archive::open(source)?;
     let bytes = archive.pickle()?;
@@ -37,7 +41,7 @@ pub(super) fn tensors(source: &Source) -> Result<Vec<(String, Stored)>, Checkpoi
             error(
                 source,
                 &format!("tensor \"{name}\""),
-                format!("at most {MAX_SHARING} times as many bytes of tensors as of file"),
+                format!("at most {MAX_SHARING} times the bytes of the file"),
                 "more",
             )
         })?;
@@ -46,7 +50,8 @@ pub(super) fn tensors(source: &Source) -> Result<Vec<(String, Stored)>, Checkpoi
     Ok(tensors)
 }
 
-/// The tensors of the dictionary `root`, or if it has none, of the dictionary in it that is called as such are.
+/// Returns the tensors of the dictionary `root`. If it has none, returns those of the first
+/// dictionary in it under one of the [`NESTED`] keys.
 fn state_dict<'o>(
     objects: &'o Objects<'o>,
     root: object::Id,

@@ -1,31 +1,31 @@
-//! What a pickle makes: [`Object`].
+//! The objects that a pickle makes: [`Object`].
 
-use super::super::stored_type::StoredType;
+use super::super::formats::StoredType;
 
-/// More than any file has: a tensor takes some 25.
+/// The most objects in a pickle. A tensor takes about 25.
 const MAX_OBJECTS: usize = 1 << 21;
 
-/// An object by its number.
+/// The number of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Id(u32);
 
-/// An object of a pickle, as far as a dictionary of tensors is made of it.
+/// An object of a pickle, as far as a dictionary of tensors needs it.
 #[derive(Debug)]
 pub(super) enum Object<'a> {
     Int(i64),
     Text(&'a str),
     Tuple(Vec<Id>),
-    /// Its items are not looked at.
+    /// A list. Its items are not kept.
     List,
     Dict(Vec<(Id, Id)>),
     Global(Global),
     Storage(Storage<'a>),
     Tensor(Box<Tensor<'a>>),
-    /// A value that is neither of these, as a truth or a float.
+    /// Any other value, such as a boolean or a float.
     Other,
 }
 
-/// What a pickle may name of Python.
+/// A function or class of Python that a pickle may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Global {
     /// `collections.OrderedDict`
@@ -34,11 +34,11 @@ pub(super) enum Global {
     RebuildTensor,
     /// `torch._utils._rebuild_parameter`
     RebuildParameter,
-    /// `torch.FloatStorage` and its like.
+    /// `torch.FloatStorage` and similar classes.
     Storage(StoredType),
 }
 
-/// Weights behind one another.
+/// A range of contiguous elements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Storage<'a> {
     pub(super) dtype: StoredType,
@@ -47,7 +47,7 @@ pub(super) struct Storage<'a> {
     pub(super) elements: u64,
 }
 
-/// A view of a storage; lengths are in elements.
+/// A view of a storage. Its offset and strides count elements.
 #[derive(Debug)]
 pub(super) struct Tensor<'a> {
     pub(super) storage: Storage<'a>,
@@ -56,12 +56,13 @@ pub(super) struct Tensor<'a> {
     pub(super) strides: Vec<u64>,
 }
 
-/// All objects of a pickle. They know one another by number, since they may be shared and even hold themselves.
+/// All objects of a pickle. They refer to each other by number, since they may be shared and may
+/// contain themselves.
 #[derive(Default)]
 pub(super) struct Objects<'a>(Vec<Object<'a>>);
 
 impl<'a> Objects<'a> {
-    /// Adds an object, unless there are too many.
+    /// Adds an object. Returns `None` if there are too many.
     pub(super) fn add(&mut self, object: Object<'a>) -> Option<Id> {
         let id = Id(self.0.len() as u32);
         (self.0.len() < MAX_OBJECTS).then(|| self.0.push(object))?;
@@ -83,7 +84,7 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// A number that counts something.
+    /// Returns an integer that is not negative.
     pub(super) fn count(&self, id: Id) -> Option<u64> {
         match *self.get(id) {
             Object::Int(number) => u64::try_from(number).ok(),
@@ -91,7 +92,7 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// The items of a tuple; nothing for another object.
+    /// Returns the items of a tuple; none for another object.
     pub(super) fn items(&self, id: Id) -> &[Id] {
         match self.get(id) {
             Object::Tuple(items) => items,
@@ -99,7 +100,7 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// The entries of a dictionary; nothing for another object.
+    /// Returns the entries of a dictionary; none for another object.
     pub(super) fn entries(&self, id: Id) -> &[(Id, Id)] {
         match self.get(id) {
             Object::Dict(entries) => entries,

@@ -1,4 +1,4 @@
-//! Reading a pickle without running it.
+//! Reads a pickle without calling anything that it names.
 
 use std::collections::HashMap;
 
@@ -9,13 +9,14 @@ use super::{
     object::{Id, Object, Objects},
 };
 
-/// More than any file nests its values.
+/// The most marks on the stack; real files nest less.
 const MAX_MARKS: usize = 1000;
 
-/// More than any pickle has on its stack or remembers: dictionaries are written a thousand entries at a time.
+/// The most values on the stack and in the memo. Real files have fewer: Python writes dictionaries
+/// a thousand entries at a time.
 const MAX_HELD: usize = 1 << 20;
 
-/// What `torch.save` makes of a dictionary of tensors: its objects, and which of them is the dictionary.
+/// Reads a pickle of `torch.save`. Returns its objects, and which of them is the root.
 pub(super) fn read<'a>(
     pickle: &'a [u8],
     source: &Source,
@@ -35,7 +36,7 @@ pub(super) fn read<'a>(
     })
 }
 
-/// Why a pickle is not read.
+/// The reason why a pickle cannot be read.
 pub(super) struct Fault {
     expected: String,
     found: String,
@@ -49,7 +50,7 @@ impl Fault {
         }
     }
 
-    /// Another object than one that fits here.
+    /// Creates the fault of an object of another kind than `expected`.
     pub(super) fn other(expected: &str) -> Self {
         Self::new(expected, "another object")
     }
@@ -57,162 +58,159 @@ impl Fault {
 
 pub(super) type Result<T, E = Fault> = std::result::Result<T, E>;
 
-/// The stack machine that a pickle is a program for.
+/// The stack machine whose program is a pickle.
 struct Machine<'a> {
     pickle: &'a [u8],
     at: usize,
     objects: Objects<'a>,
     stack: Vec<Id>,
-    /// Heights of the stack where a sequence of values begins.
+    /// The heights of the stack where sequences of values begin.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
 }
 
 impl<'a> Machine<'a> {
-    /// The instructions are those that Python writes in protocols 2 to 5, as far as values of a checkpoint need them.
+    /// Runs the pickle and returns the object that it ends with.
+    ///
+    /// The instructions are those that Python writes in protocols 2 to 5 for the values of a
+    /// checkpoint. Their names are those of Python's `pickle.py`.
     fn run(&mut self) -> Result<Id> {
+        const STOP: u8 = b'.';
         loop {
-            match self.byte()? {
-                // PROTO, FRAME: what version, and how far a reader may read ahead.
-                0x80 => drop(self.take(1)?),
-                0x95 => drop(self.take(8)?),
-                // STOP
-                b'.' => return self.pop(),
+            let instruction = self.byte()?;
+            if instruction == STOP {
+                return self.pop();
+            }
+            match self.new_object(instruction)? {
+                Some(object) => self.push(object)?,
+                None => self.change(instruction)?,
+            }
+        }
+    }
 
-                // NONE, NEWTRUE, NEWFALSE, BINFLOAT
-                b'N' | 0x88 | 0x89 => self.push(Object::Other)?,
-                b'G' => {
-                    self.take(8)?;
-                    self.push(Object::Other)?;
-                }
-                // BININT, BININT1, BININT2, LONG1
-                b'J' => {
-                    let number = i32::from_le_bytes(self.array()?);
-                    self.push(Object::Int(number.into()))?;
-                }
-                b'K' => {
-                    let number = self.byte()?;
-                    self.push(Object::Int(number.into()))?;
-                }
-                b'M' => {
-                    let number = u16::from_le_bytes(self.array()?);
-                    self.push(Object::Int(number.into()))?;
-                }
-                0x8a => {
-                    let length = self.byte()?;
-                    let long = long(self.take(length.into())?);
-                    self.push(long.map_or(Object::Other, Object::Int))?;
-                }
-                // BINUNICODE, SHORT_BINUNICODE
-                b'X' => {
-                    let length = u32::from_le_bytes(self.array()?);
-                    self.push_text(length as usize)?;
-                }
-                0x8c => {
-                    let length = self.byte()?;
-                    self.push_text(length.into())?;
-                }
+    /// Runs an instruction that makes an object; `None` for any other instruction.
+    fn new_object(&mut self, instruction: u8) -> Result<Option<Object<'a>>> {
+        Ok(Some(match instruction {
+            // NONE, NEWTRUE, NEWFALSE, BINFLOAT
+            b'N' | 0x88 | 0x89 => Object::Other,
+            b'G' => self.take(8).map(|_| Object::Other)?,
+            // BININT, BININT1, BININT2, LONG1
+            b'J' => Object::Int(i32::from_le_bytes(self.array()?).into()),
+            b'K' => Object::Int(self.byte()?.into()),
+            b'M' => Object::Int(u16::from_le_bytes(self.array()?).into()),
+            0x8a => {
+                let length = self.byte()?;
+                long(self.take(length.into())?).map_or(Object::Other, Object::Int)
+            }
+            // BINUNICODE, SHORT_BINUNICODE
+            b'X' => {
+                let length = self.u32()?;
+                Object::Text(utf8(self.take(length as usize)?)?)
+            }
+            0x8c => {
+                let length = self.byte()?;
+                Object::Text(utf8(self.take(length.into())?)?)
+            }
+            // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT
+            b')' => Object::Tuple(Vec::new()),
+            b']' => Object::List,
+            b'}' => Object::Dict(Vec::new()),
+            // TUPLE, TUPLE1, TUPLE2, TUPLE3
+            b't' => Object::Tuple(self.pop_to_mark()?),
+            count @ 0x85..=0x87 => {
+                let items = (0x84..count).map(|_| self.pop());
+                let mut items = items.collect::<Result<Vec<_>>>()?;
+                items.reverse();
+                Object::Tuple(items)
+            }
+            // GLOBAL, STACK_GLOBAL
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                Object::Global(global(module, name)?)
+            }
+            0x93 => {
+                let (name, module) = (self.pop()?, self.pop()?);
+                let names = self.objects.text(module).zip(self.objects.text(name));
+                let (module, name) = names.ok_or_else(|| Fault::other("two names"))?;
+                Object::Global(global(module, name)?)
+            }
+            // BINPERSID
+            b'Q' => {
+                let about = self.pop()?;
+                let storage = self.objects.storage(about);
+                Object::Storage(storage.ok_or_else(|| {
+                    Fault::other("(\"storage\", type, key, location, number of elements)")
+                })?)
+            }
+            _ => return Ok(None),
+        }))
+    }
 
-                // MARK
-                b'(' if self.marks.len() < MAX_MARKS => self.marks.push(self.stack.len()),
-                // EMPTY_TUPLE, EMPTY_LIST, EMPTY_DICT
-                b')' => self.push(Object::Tuple(Vec::new()))?,
-                b']' => self.push(Object::List)?,
-                b'}' => self.push(Object::Dict(Vec::new()))?,
-                // TUPLE, TUPLE1, TUPLE2, TUPLE3
-                b't' => {
-                    let items = self.pop_to_mark()?;
-                    self.push(Object::Tuple(items))?;
-                }
-                count @ 0x85..=0x87 => {
-                    let mut items = vec![];
-                    for _ in 0x84..count {
-                        items.push(self.pop()?);
-                    }
-                    items.reverse();
-                    self.push(Object::Tuple(items))?;
-                }
-                // APPEND, APPENDS
-                b'a' => {
-                    self.pop()?;
-                    self.top_list()?;
-                }
-                b'e' => {
-                    self.pop_to_mark()?;
-                    self.top_list()?;
-                }
-                // SETITEM, SETITEMS
-                b's' => {
-                    let value = self.pop()?;
-                    let key = self.pop()?;
-                    self.set_items(&[key, value])?;
-                }
-                b'u' => {
-                    let items = self.pop_to_mark()?;
-                    self.set_items(&items)?;
-                }
-
-                // BINPUT, LONG_BINPUT, MEMOIZE
-                b'q' => {
-                    let place = self.byte()?;
-                    self.remember(place.into())?;
-                }
-                b'r' => {
-                    let place = u32::from_le_bytes(self.array()?);
-                    self.remember(place)?;
-                }
-                0x94 => self.remember(self.memo.len() as u32)?,
-                // BINGET, LONG_BINGET
-                b'h' => {
-                    let place = self.byte()?;
-                    self.recall(place.into())?;
-                }
-                b'j' => {
-                    let place = u32::from_le_bytes(self.array()?);
-                    self.recall(place)?;
-                }
-
-                // GLOBAL, STACK_GLOBAL
-                b'c' => {
-                    let module = self.line()?;
-                    let name = self.line()?;
-                    self.push(Object::Global(global(module, name)?))?;
-                }
-                0x93 => {
-                    let (name, module) = (self.pop()?, self.pop()?);
-                    let names = self.objects.text(module).zip(self.objects.text(name));
-                    let (module, name) = names.ok_or_else(|| Fault::other("two names"))?;
-                    self.push(Object::Global(global(module, name)?))?;
-                }
-                // BINPERSID
-                b'Q' => {
-                    let about = self.pop()?;
-                    let storage = self.objects.storage(about);
-                    let storage = storage.ok_or_else(|| {
-                        Fault::other("(\"storage\", type, key, location, number of elements)")
-                    })?;
-                    self.push(Object::Storage(storage))?;
-                }
-                // REDUCE
-                b'R' => {
-                    let (arguments, callable) = (self.pop()?, self.pop()?);
-                    match self.objects.call(callable, arguments)? {
-                        Made::New(object) => self.push(object)?,
-                        Made::Known(id) => self.push_id(id)?,
-                    }
-                }
-                // BUILD: attributes of a dictionary, as the versions of its modules.
-                b'b' => {
-                    self.pop()?;
-                    self.top()?;
-                }
-                instruction => {
-                    return Err(Fault::new(
-                        "an instruction that a dictionary of tensors needs; save model.state_dict() alone",
-                        format!("\"{}\"", instruction.escape_ascii()),
-                    ));
+    /// Runs an instruction that changes the stack, the memo, or an object on the stack.
+    fn change(&mut self, instruction: u8) -> Result<()> {
+        match instruction {
+            // PROTO, FRAME: the version, and how far a reader may read ahead.
+            0x80 => self.take(1).map(drop),
+            0x95 => self.take(8).map(drop),
+            // MARK
+            b'(' if self.marks.len() < MAX_MARKS => {
+                self.marks.push(self.stack.len());
+                Ok(())
+            }
+            // APPEND, APPENDS
+            b'a' => {
+                self.pop()?;
+                self.top_list()
+            }
+            b'e' => {
+                self.pop_to_mark()?;
+                self.top_list()
+            }
+            // SETITEM, SETITEMS
+            b's' => {
+                let (value, key) = (self.pop()?, self.pop()?);
+                self.set_items(&[key, value])
+            }
+            b'u' => {
+                let items = self.pop_to_mark()?;
+                self.set_items(&items)
+            }
+            // BINPUT, LONG_BINPUT, MEMOIZE
+            b'q' => {
+                let place = self.byte()?;
+                self.memoize(place.into())
+            }
+            b'r' => {
+                let place = self.u32()?;
+                self.memoize(place)
+            }
+            0x94 => self.memoize(self.memo.len() as u32),
+            // BINGET, LONG_BINGET
+            b'h' => {
+                let place = self.byte()?;
+                self.recall(place.into())
+            }
+            b'j' => {
+                let place = self.u32()?;
+                self.recall(place)
+            }
+            // REDUCE
+            b'R' => {
+                let (arguments, callable) = (self.pop()?, self.pop()?);
+                match self.objects.call(callable, arguments)? {
+                    Made::New(object) => self.push(object),
+                    Made::Known(id) => self.push_id(id),
                 }
             }
+            // BUILD: attributes of a dictionary, such as the versions of its modules.
+            b'b' => {
+                self.pop()?;
+                self.top().map(drop)
+            }
+            _ => Err(Fault::new(
+                "an instruction for a dictionary of tensors; save model.state_dict() alone",
+                format!("\"{}\"", instruction.escape_ascii()),
+            )),
         }
     }
 
@@ -238,7 +236,11 @@ impl<'a> Machine<'a> {
         self.array::<1>().map(|[byte]| byte)
     }
 
-    /// The text up to the end of the line.
+    fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    /// Reads the text up to the end of the line.
     fn line(&mut self) -> Result<&'a str> {
         let rest = &self.pickle[self.at..];
         let end = rest.iter().position(|&byte| byte == b'\n');
@@ -250,11 +252,6 @@ impl<'a> Machine<'a> {
     fn push(&mut self, object: Object<'a>) -> Result<()> {
         let id = self.objects.add(object);
         self.push_id(id.ok_or_else(|| Fault::new("fewer objects", "too many"))?)
-    }
-
-    fn push_text(&mut self, length: usize) -> Result<()> {
-        let text = utf8(self.take(length)?)?;
-        self.push(Object::Text(text))
     }
 
     fn push_id(&mut self, id: Id) -> Result<()> {
@@ -303,10 +300,10 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn remember(&mut self, place: u32) -> Result<()> {
+    fn memoize(&mut self, place: u32) -> Result<()> {
         let top = self.top()?;
         if self.memo.len() == MAX_HELD {
-            return Err(Fault::new(format!("at most {MAX_HELD} remembered"), "more"));
+            return Err(Fault::new(format!("a memo of at most {MAX_HELD}"), "more"));
         }
         self.memo.insert(place, top);
         Ok(())
@@ -315,7 +312,7 @@ impl<'a> Machine<'a> {
     fn recall(&mut self, place: u32) -> Result<()> {
         let known = self.memo.get(&place).copied();
         let id = known.ok_or_else(|| {
-            Fault::new("what was remembered", format!("{place}, where nothing is"))
+            Fault::new("an entry of the memo", format!("{place}, which has none"))
         })?;
         self.push_id(id)
     }
@@ -325,7 +322,8 @@ fn utf8(bytes: &[u8]) -> Result<&str> {
     str::from_utf8(bytes).map_err(|_| Fault::new("UTF-8", "other bytes"))
 }
 
-/// The number that LONG1 writes: little-endian, two's complement, as few bytes as it takes.
+/// Decodes the number of LONG1: little-endian two's complement in as few bytes as possible. Returns
+/// `None` if it does not fit into 64 bits.
 fn long(bytes: &[u8]) -> Option<i64> {
     let negative = bytes.last().is_some_and(|&byte| byte >= 0x80);
     let mut number = [if negative { 0xff } else { 0 }; 8];

@@ -1,9 +1,9 @@
-//! From a view of a storage to a place in the file.
+//! Locates the view of a storage in the file.
 
 use super::super::{
     CheckpointError,
     decode::{Layout, Stored},
-    stored_type::StoredType,
+    formats::StoredType,
 };
 use super::{
     archive::{Archive, Entry},
@@ -12,7 +12,7 @@ use super::{
 };
 
 impl Tensor<'_> {
-    /// Where the tensor `name` lies in the file, held against the storage that it is a view of.
+    /// Returns the place and layout of the tensor `name` in the file, checked against its storage.
     pub(super) fn locate(
         &self,
         name: &str,
@@ -33,7 +33,7 @@ impl Tensor<'_> {
         }
         let view = || {
             format!(
-                "{:?} from {} on, strides {:?}",
+                "shape {:?} at offset {}, strides {:?}",
                 self.shape, self.offset, self.strides
             )
         };
@@ -43,12 +43,12 @@ impl Tensor<'_> {
         };
         let layout = self.layout().ok_or_else(|| {
             let expected =
-                "rows or columns behind one another; save the tensor after .contiguous()";
+                "a row-major or column-major layout; save the tensor after .contiguous()";
             malformed(expected.into(), view())
         })?;
         Ok(Stored {
             dtype: storage.dtype,
-            // The dimensions of weights that are there are no longer than the file; others are refused with the checkpoint.
+            // Dimensions that do not fit are refused when the checkpoint adds the tensor.
             shape: self
                 .shape
                 .iter()
@@ -61,22 +61,22 @@ impl Tensor<'_> {
         })
     }
 
-    /// How many elements there are, if all of them lie in the storage.
+    /// Returns the number of elements, if all of them lie in the storage.
     fn count_inside(&self) -> Option<u64> {
         let count = self
             .shape
             .iter()
             .try_fold(1_u64, |count, &size| count.checked_mul(size))?;
-        let steps = self.shape.iter().zip(&self.strides);
+        let extents = self.shape.iter().zip(&self.strides);
         let end = match count {
             0 => Some(self.offset),
-            _ => steps
+            _ => extents
                 .map(|(&size, &stride)| (size - 1).checked_mul(stride))
-                .try_fold(self.offset.checked_add(1)?, |end, step| {
-                    end.checked_add(step?)
+                .try_fold(self.offset.checked_add(1)?, |end, extent| {
+                    end.checked_add(extent?)
                 }),
         };
-        // With strides of zero there are more elements than the storage has.
+        // Strides of 0 can give more elements than the storage has.
         let bytes = count.checked_mul(bytes_of(self.storage.dtype))?;
         (end? <= self.storage.elements && isize::try_from(bytes).is_ok()).then_some(count)
     }
@@ -97,7 +97,8 @@ impl Tensor<'_> {
     }
 }
 
-/// Whether elements lie behind one another, the last dimension first. The strides of dimensions of one element say nothing.
+/// Whether the elements are contiguous, the last dimension first. Strides of dimensions of size 1
+/// do not matter.
 fn is_contiguous(shape: &[u64], strides: &[u64]) -> bool {
     if shape.contains(&0) {
         return true;
@@ -111,9 +112,9 @@ fn is_contiguous(shape: &[u64], strides: &[u64]) -> bool {
 }
 
 fn bytes_of(dtype: StoredType) -> u64 {
-    match (dtype.block(), dtype) {
-        (Some(block), _) => block.bytes as u64,
-        (None, StoredType::Other(dtype)) => dtype.bitsize() as u64 / 8,
-        (None, _) => unreachable!("a pickle names no blocks"),
+    match dtype {
+        StoredType::Other(dtype) => dtype.bitsize() as u64 / 8,
+        // A pickle only names types of one element per block.
+        _ => dtype.bytes(&[1]).unwrap_or(1) as u64,
     }
 }

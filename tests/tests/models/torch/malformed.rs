@@ -164,7 +164,7 @@ fn tensors_larger_than_the_file_are_refused() {
     assert!(Checkpoint::open(folder(&repeated(4)).path()).is_ok());
     assert_error(
         &repeated(1 << 30),
-        &["tensor \"a\"", "at most 4 times as many bytes"],
+        &["tensor \"a\"", "at most 4 times the bytes"],
     );
     let view = View::whole("FloatStorage", "0", &[1000]);
     let tied = |count| {
@@ -175,7 +175,7 @@ fn tensors_larger_than_the_file_are_refused() {
         )
     };
     assert!(Checkpoint::open(folder(&tied(4)).path()).is_ok());
-    assert_error(&tied(10), &["at most 4 times as many bytes"]);
+    assert_error(&tied(10), &["at most 4 times the bytes"]);
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn invalid_pickles_name_the_position() {
         (b"(t0", "an instruction"),
         (b"t", "a mark on the stack"),
         (b"N(", "a value on the stack"),
-        (b"h\x07", "what was remembered"),
+        (b"h\x07", "an entry of the memo"),
         (b"N)R", "a function"),
         (b"NN\x93", "two names"),
         (b"N)Q", "storage"),

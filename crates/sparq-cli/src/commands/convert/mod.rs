@@ -14,7 +14,7 @@ use serde::Serialize;
 use sparq::SparqConfig;
 use sparq_device::DeviceChoice;
 use sparq_models::DecoderConfig;
-use sparq_models::checkpoint::{Checkpoint, Conversion, Manifest, StoredType, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, Manifest, StoredType};
 use sparq_models::progress::Progress;
 use sparq_output::files::OutputFolder;
 
@@ -61,8 +61,8 @@ pub struct ConvertArgs {
     #[arg(long, value_enum, default_value = "sparq")]
     to: Form,
     /// Type of the weights; q8 and q4 are for matrices [default: that of each tensor]
-    #[arg(long, value_parser = weight_type_parser(), value_name = "TYPE")]
-    dtype: Option<WeightType>,
+    #[arg(long, value_parser = stored_type_parser(), value_name = "TYPE")]
+    dtype: Option<StoredType>,
     #[command(flatten)]
     sparq: SparqArgs,
     /// Settings that read this share of dense attention's bytes, as 1/8 or 0.125
@@ -203,7 +203,7 @@ impl ConvertArgs {
                 "--to safetensors: expected no settings of SparQ, which a checkpoint has no place for, found some"
             );
         }
-        let in_blocks = matches!(self.dtype, Some(WeightType::Q8 | WeightType::Q4));
+        let in_blocks = self.dtype.is_some_and(StoredType::is_quantized);
         if self.to == Form::Safetensors && in_blocks {
             bail!("--dtype: expected f32, f16 or bf16 with --to safetensors, found q8 or q4");
         }
@@ -237,14 +237,14 @@ fn cpu(device: &DeviceChoice) -> Device {
     flex.map_or_else(|_| device.open(), |flex| flex.open())
 }
 
-/// Parses the name of a type.
-fn weight_type_parser() -> impl TypedValueParser<Value = WeightType> {
-    PossibleValuesParser::new(["f32", "f16", "bf16", "q8", "q4"]).map(|name| match name.as_str() {
-        "f16" => WeightType::F16,
-        "bf16" => WeightType::BF16,
-        "q8" => WeightType::Q8,
-        "q4" => WeightType::Q4,
-        _ => WeightType::F32,
+/// Parses the name of a type that a conversion writes.
+fn stored_type_parser() -> impl TypedValueParser<Value = StoredType> {
+    let names = PossibleValuesParser::new(StoredType::written().map(|(name, _)| name));
+    names.try_map(|name| {
+        let found = StoredType::written().find(|(own, _)| *own == name);
+        found
+            .map(|(_, dtype)| dtype)
+            .ok_or("expected a type that is written")
     })
 }
 

@@ -1,15 +1,13 @@
-//! Converted models: what comes back is what went in, and what was damaged is told.
-
-mod checkpoint_support;
+//! Converted models: the round trip changes nothing, and damage is detected.
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
+use crate::support::{checkpoint, f32_bytes, folder, safetensors};
 use burn::tensor::{Device, FloatDType};
-use checkpoint_support::{checkpoint, f32_bytes, folder, safetensors};
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use sparq::SparqConfig;
-use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, Weights};
 use tempfile::TempDir;
 
 fn open(path: &Path) -> Arc<Checkpoint> {
@@ -22,7 +20,7 @@ fn convert(source: &Path) -> TempDir {
     out
 }
 
-/// Type, shape and bytes of every tensor.
+/// Returns type, shape and bytes of every tensor.
 fn tensors(bytes: &[u8]) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
     let file = SafeTensors::deserialize(bytes).unwrap();
     let tensors = file.tensors().into_iter();
@@ -35,7 +33,7 @@ fn tensors(bytes: &[u8]) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
     parts.collect()
 }
 
-/// Bytes of finite floats of 16 bits: whatever they are but for the exponent of all ones.
+/// Returns the bytes of 16-bit floats, made finite: an exponent of all ones is cleared.
 fn finite_halves(seed: &[u16], ones: u16) -> Vec<u8> {
     let finite = seed.iter().map(|bits| {
         if bits & ones == ones {
@@ -51,7 +49,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn the_way_to_a_converted_model_and_back_changes_no_bit(
+    fn round_trip_changes_no_bit(
         words in prop::collection::vec(any::<u32>(), 15),
         halves in prop::collection::vec(any::<u16>(), 15),
     ) {
@@ -72,7 +70,7 @@ proptest! {
         Conversion::new(open(converted.path())).write_safetensors(back.path()).unwrap();
         let found = fs::read(back.path().join("model.safetensors")).unwrap();
         prop_assert_eq!(tensors(&found), tensors(&weights));
-        // Also from a converted model to a converted model.
+        // Converting a converted model changes nothing either.
         let again = convert(converted.path());
         for name in ["model.bpk", "sparq.json", "config.json"] {
             let read = |folder: &TempDir| fs::read(folder.path().join(name)).unwrap();
@@ -82,7 +80,7 @@ proptest! {
 }
 
 #[test]
-fn layers_are_the_same_from_both_in_every_type() {
+fn layers_equal_the_original_in_every_type() {
     let values: Vec<f32> = (0..12).map(|value| value as f32 / 4.0 - 1.0).collect();
     let weights = safetensors(&[
         ("proj.weight", Dtype::F32, &[3, 4], f32_bytes(&values)),
@@ -111,14 +109,14 @@ fn layers_are_the_same_from_both_in_every_type() {
 }
 
 #[test]
-fn a_type_may_be_asked_for_and_settings_go_along() {
+fn dtype_and_settings_are_written() {
     let weights = safetensors(&[("a.weight", Dtype::F32, &[2], f32_bytes(&[1.0, 0.1]))]);
     let source = checkpoint(&weights);
     let config = SparqConfig::new(4, 32);
     let out = tempfile::tempdir().unwrap();
     let conversion = Conversion::new(open(source.path()));
     let conversion = conversion
-        .with_dtype(Some(WeightType::BF16))
+        .with_dtype(Some(StoredType::BF16))
         .with_attention(Some(config));
     conversion.write(out.path()).unwrap();
     let converted = Checkpoint::open(out.path()).unwrap();
@@ -128,12 +126,12 @@ fn a_type_may_be_asked_for_and_settings_go_along() {
 }
 
 #[test]
-fn small_files_go_along_as_they_are() {
+fn small_files_are_copied() {
     let files: [(&str, &[u8]); 5] = [
         ("config.json", b"{ \"odd\":   1 }"),
         ("tokenizer.json", b"{}"),
         ("chat_template.jinja", b"hello"),
-        ("unrelated.txt", b"stays"),
+        ("unrelated.txt", b"is not copied"),
         (
             "model.safetensors",
             &safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]),
@@ -162,7 +160,7 @@ fn small_files_go_along_as_they_are() {
 }
 
 #[test]
-fn a_damaged_byte_is_told_or_does_no_harm() {
+fn damaged_bytes_are_found_or_harmless() {
     let weights = safetensors(&[
         ("a.weight", Dtype::F32, &[3, 2], f32_bytes(&[0.5; 6])),
         ("b", Dtype::F16, &[4], vec![0; 8]),
@@ -180,26 +178,29 @@ fn a_damaged_byte_is_told_or_does_no_harm() {
     for name in ["model.bpk", "config.json"] {
         let path = converted.path().join(name);
         let whole = fs::read(&path).unwrap();
-        // Another file each time: the old one may be mapped.
+        // A new file each time: the old one may be mapped.
         let replace = |bytes: &[u8]| {
             fs::remove_file(&path).unwrap();
             fs::write(&path, bytes).unwrap();
         };
-        let mut told = 0;
+        let mut found_errors = 0;
         for place in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[place] ^= 0x10;
             replace(&damaged);
             match read_all() {
-                // Between the tensors, or another spelling of the same header.
+                // The byte is padding, or the header still means the same.
                 Ok(found) => assert_eq!(found, whole_model, "{name}: byte {place}"),
                 Err(message) => {
                     assert!(message.contains(name), "{message}");
-                    told += 1;
+                    found_errors += 1;
                 }
             }
         }
-        assert!(told >= whole.len().min(100), "{name}: {told}");
+        assert!(
+            found_errors >= whole.len().min(100),
+            "{name}: {found_errors}"
+        );
         for length in 0..whole.len() {
             replace(&whole[..length]);
             assert!(read_all().is_err(), "{name}: {length}");
@@ -213,7 +214,7 @@ fn a_damaged_byte_is_told_or_does_no_harm() {
 }
 
 #[test]
-fn a_manifest_cannot_lead_out_of_the_folder_nor_leave_a_tensor_out() {
+fn manifest_stays_inside_and_covers_every_tensor() {
     let weights = safetensors(&[("a.weight", Dtype::F32, &[3, 2], f32_bytes(&[0.5; 6]))]);
     let converted = convert(checkpoint(&weights).path());
     let path = converted.path().join("sparq.json");
@@ -242,7 +243,7 @@ fn a_manifest_cannot_lead_out_of_the_folder_nor_leave_a_tensor_out() {
 }
 
 #[test]
-fn what_cannot_be_a_weight_is_refused() {
+fn unusable_weights_are_refused() {
     let convert = |weights: &[u8], dtype| {
         let source = checkpoint(weights);
         let out = tempfile::tempdir().unwrap();
@@ -256,7 +257,7 @@ fn what_cannot_be_a_weight_is_refused() {
                 .to_string(),
         ];
         assert_eq!(one, other);
-        // Nobody takes what is left for a model.
+        // The remains are not taken for a model.
         assert!(Checkpoint::open(out.path()).is_err());
         one
     };
@@ -267,7 +268,7 @@ fn what_cannot_be_a_weight_is_refused() {
         "{message}"
     );
     let large = safetensors(&[("a", Dtype::F32, &[2], f32_bytes(&[1.0, 1e6]))]);
-    let message = convert(&large, Some(WeightType::F16));
+    let message = convert(&large, Some(StoredType::F16));
     assert!(
         message.contains("expected weights within the range of F16"),
         "{message}"

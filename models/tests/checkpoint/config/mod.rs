@@ -1,14 +1,12 @@
-//! The configuration of a model, in the forms that checkpoints have it.
+//! The configuration of a model, in all forms of a checkpoint.
 
-#[path = "../checkpoint_support/mod.rs"]
-mod checkpoint_support;
 mod errors;
 mod families;
 
 use std::{fs, path::Path};
 
+use crate::support::{f32_bytes, fixture, folder, safetensors};
 use burn::tensor::FloatDType;
-use checkpoint_support::{f32_bytes, fixture, folder, safetensors};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use sparq::{RotaryConfig, RotaryScaling};
@@ -16,14 +14,14 @@ use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::{Architecture, ConfigError, HiddenAct, Keys, NormKind, Residual};
 
-/// The keys that have no default.
+/// Returns the keys without a default.
 fn minimal() -> Value {
     json!({
         "hidden_size": 48, "intermediate_size": 112, "num_hidden_layers": 3, "num_attention_heads": 6, "vocab_size": 199
     })
 }
 
-/// [`minimal`] with these entries added or replaced.
+/// Returns [`minimal`] with these entries added or replaced.
 fn with(entries: Value) -> Value {
     let mut config = minimal();
     let object = config.as_object_mut().unwrap();
@@ -42,7 +40,7 @@ fn of_fixture(name: &str) -> DecoderConfig {
 }
 
 #[test]
-fn the_published_forms_are_read_in_full() {
+fn fixtures_are_read_in_full() {
     let llama2 = DecoderConfig {
         hidden_size: 48,
         intermediate_size: 112,
@@ -93,7 +91,7 @@ fn the_published_forms_are_read_in_full() {
 }
 
 #[test]
-fn the_embedded_model_is_read() {
+fn embedded_model_is_read() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("embedded");
     let checkpoint = Checkpoint::open(&dir).unwrap();
     let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
@@ -107,7 +105,7 @@ fn the_embedded_model_is_read() {
 }
 
 #[test]
-fn what_a_file_leaves_out_is_what_transformers_assumes() {
+fn defaults_are_those_of_transformers() {
     let config = parse(&minimal()).unwrap();
     assert_eq!((config.num_key_value_heads, config.head_dim), (6, 8));
     assert_eq!(
@@ -125,14 +123,15 @@ fn what_a_file_leaves_out_is_what_transformers_assumes() {
         (None, None, None)
     );
     let nulls = json!({
-        "num_key_value_heads": null, "head_dim": null, "rope_scaling": null, "rope_parameters": null, "pad_token_id": null,
+        "num_key_value_heads": null, "head_dim": null, "rope_scaling": null,
+        "rope_parameters": null, "pad_token_id": null,
         "eos_token_id": null, "torch_dtype": null, "attention_bias": null
     });
     assert_eq!(parse(&with(nulls)).unwrap(), parse(&minimal()).unwrap());
 }
 
 #[test]
-fn rotary_parameters_read_the_same_in_the_older_and_the_newer_form() {
+fn rotary_reads_the_older_and_the_newer_form() {
     let llama3 = json!({
         "factor": 32.0, "low_freq_factor": 1, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192
     });
@@ -159,7 +158,7 @@ fn rotary_parameters_read_the_same_in_the_older_and_the_newer_form() {
             5e5,
             scaled.clone(),
         ),
-        // Both names of the type, as some files have it: the newer one counts.
+        // Some files have both names of the type: the newer one counts.
         (
             json!({"rope_scaling": with_entries(llama3.clone(), json!({"rope_type": "llama3", "type": "x"}))}),
             1e4,
@@ -202,7 +201,7 @@ fn rotary_parameters_read_the_same_in_the_older_and_the_newer_form() {
 }
 
 #[test]
-fn token_ids_come_alone_in_lists_or_not_at_all() {
+fn token_ids_are_numbers_lists_or_absent() {
     let ids = |entries| {
         let config = parse(&with(entries)).unwrap();
         (
@@ -219,7 +218,7 @@ fn token_ids_come_alone_in_lists_or_not_at_all() {
         ids(json!({"bos_token_id": [5], "eos_token_id": 7, "pad_token_id": 198})),
         (Some(5), vec![7], Some(198))
     );
-    // Neither can be looked up in an embedding of 199 tokens.
+    // Both exceed an embedding of 199 tokens.
     assert_eq!(
         ids(json!({"bos_token_id": 199, "pad_token_id": 32000})),
         (None, vec![], None)
@@ -227,7 +226,7 @@ fn token_ids_come_alone_in_lists_or_not_at_all() {
 }
 
 #[test]
-fn types_have_an_older_and_a_newer_key() {
+fn dtype_has_an_older_and_a_newer_key() {
     let dtype = |entries| parse(&with(entries)).unwrap().dtype;
     assert_eq!(
         dtype(json!({"torch_dtype": "bfloat16"})),
@@ -241,7 +240,7 @@ fn types_have_an_older_and_a_newer_key() {
 }
 
 #[test]
-fn the_generation_configuration_adds_the_tokens_that_end_a_turn() {
+fn generation_config_adds_end_tokens() {
     let weights = safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]);
     let config = with(json!({"model_type": "llama", "eos_token_id": 2})).to_string();
     let dir = folder(&[

@@ -1,9 +1,7 @@
-//! What comes out of a checkpoint: the right values in the right type, or an error that names the weight.
+//! The values of tensors: exact in the requested type, or an error that names the weight.
 
-mod checkpoint_support;
-
+use crate::support::{bf16_bytes, checkpoint, f16_bytes, f32_bytes, fixture, safetensors};
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use checkpoint_support::{bf16_bytes, checkpoint, f16_bytes, f32_bytes, fixture, safetensors};
 use safetensors::{Dtype, SafeTensors};
 use sparq_models::checkpoint::{Checkpoint, CheckpointError};
 
@@ -20,7 +18,7 @@ fn read(checkpoint: &Checkpoint, dtype: FloatDType) -> Result<Tensor<2>, Checkpo
 }
 
 #[test]
-fn every_stored_type_reads_as_every_type_of_the_device() {
+fn stored_types_read_as_every_float() {
     for (stored, bytes) in [
         (Dtype::F32, f32_bytes(&VALUES)),
         (Dtype::F16, f16_bytes(&VALUES)),
@@ -47,14 +45,14 @@ fn every_stored_type_reads_as_every_type_of_the_device() {
 }
 
 #[test]
-fn a_narrower_type_gets_the_nearest_value() {
-    // Between 1 and its next f16 (1 + 2^-10) and next bf16 (1 + 2^-7); ties go to the even one.
-    let step = |exponent: i32| 2f32.powi(exponent);
+fn narrower_types_round_to_nearest() {
+    // Between 1 and the next f16 (1 + 2^-10) and the next bf16 (1 + 2^-7). Ties round to even.
+    let power = |exponent: i32| 2f32.powi(exponent);
     let stored = [
-        1.0 + step(-11),
-        1.0 + 0.75 * step(-10),
-        1.0 + step(-8),
-        1.0 + 0.75 * step(-7),
+        1.0 + power(-11),
+        1.0 + 0.75 * power(-10),
+        1.0 + power(-8),
+        1.0 + 0.75 * power(-7),
         1e-9,
         65_519.0,
     ];
@@ -65,20 +63,20 @@ fn a_narrower_type_gets_the_nearest_value() {
     };
     let f16 = [
         1.0,
-        1.0 + step(-10),
-        1.0 + step(-8),
-        1.0 + 6.0 * step(-10),
+        1.0 + power(-10),
+        1.0 + power(-8),
+        1.0 + 6.0 * power(-10),
         0.0,
         65_504.0,
     ];
     assert_eq!(values(FloatDType::F16), f16);
     let bf16 = values(FloatDType::BF16);
-    assert_eq!(bf16[..4], [1.0, 1.0, 1.0, 1.0 + step(-7)]);
+    assert_eq!(bf16[..4], [1.0, 1.0, 1.0, 1.0 + power(-7)]);
     assert_eq!(bf16[5], 65_536.0);
 }
 
 #[test]
-fn a_tensor_longer_than_a_chunk_is_whole() {
+fn long_tensors_are_read_in_chunks() {
     let (rows, columns) = (1000, 257);
     let value = |at: usize| (at % 2039) as f32 - 1000.0;
     let values: Vec<_> = (0..rows * columns).map(value).collect();
@@ -100,7 +98,7 @@ fn a_tensor_longer_than_a_chunk_is_whole() {
 }
 
 #[test]
-fn every_tensor_of_the_shards_has_the_values_that_the_reference_reader_sees() {
+fn shards_equal_the_reference_reader() {
     let checkpoint = Checkpoint::open(&fixture("llama2")).unwrap();
     let names: Vec<_> = checkpoint.names().map(String::from).collect();
     let mut compared = 0;
@@ -131,14 +129,14 @@ fn every_tensor_of_the_shards_has_the_values_that_the_reference_reader_sees() {
 }
 
 #[test]
-fn a_wrong_shape_is_named_with_both_shapes() {
+fn wrong_shape_is_named_with_both_shapes() {
     let checkpoint = open(Dtype::F32, &[3, 2], f32_bytes(&VALUES));
     let error = read(&checkpoint, FloatDType::F32).unwrap_err();
     assert_eq!(
         error.to_string(),
         "test/model.safetensors: tensor \"layer.weight\": expected shape [2, 3], found [3, 2]"
     );
-    // The same number of dimensions matters, not only of weights.
+    // The number of dimensions matters as well.
     let checkpoint = open(Dtype::F32, &[6], f32_bytes(&VALUES));
     assert!(matches!(
         read(&checkpoint, FloatDType::F32),
@@ -147,7 +145,7 @@ fn a_wrong_shape_is_named_with_both_shapes() {
 }
 
 #[test]
-fn a_tensor_that_is_not_there_is_named() {
+fn missing_tensor_is_named() {
     let checkpoint = open(Dtype::F32, &[2, 3], f32_bytes(&VALUES));
     let device = Device::default();
     let tensor = checkpoint.tensor("layer.bias", [2], FloatDType::F32, &device);
@@ -158,7 +156,7 @@ fn a_tensor_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_type_that_is_not_read_is_named() {
+fn unsupported_type_is_named() {
     let checkpoint = open(Dtype::I8, &[2, 3], vec![0; 6]);
     let error = read(&checkpoint, FloatDType::F32).unwrap_err();
     assert_eq!(
@@ -168,7 +166,7 @@ fn a_type_that_is_not_read_is_named() {
 }
 
 #[test]
-fn weights_that_are_not_finite_are_counted_and_the_first_is_located() {
+fn non_finite_weights_are_counted_and_located() {
     let mut values = VALUES;
     values[4] = f32::NAN;
     values[5] = f32::NEG_INFINITY;
@@ -181,14 +179,15 @@ fn weights_that_are_not_finite_are_counted_and_the_first_is_located() {
             let error = read(&open(stored, &[2, 3], bytes.clone()), dtype).unwrap_err();
             assert_eq!(
                 error.to_string(),
-                "test/model.safetensors: tensor \"layer.weight\": expected finite weights, found 2 of 6 that are not, the first NaN at [1, 1]"
+                "test/model.safetensors: tensor \"layer.weight\": expected finite weights, \
+                 found 2 of 6 that are not, the first NaN at [1, 1]"
             );
         }
     }
 }
 
 #[test]
-fn weights_that_are_not_finite_are_found_beyond_the_first_chunk() {
+fn non_finite_weights_are_found_in_later_chunks() {
     let mut values = vec![0.5; 300_000];
     for at in [70_001, 70_002, 299_999] {
         values[at] = f32::INFINITY;
@@ -212,7 +211,7 @@ fn weights_that_are_not_finite_are_found_beyond_the_first_chunk() {
 }
 
 #[test]
-fn weights_beyond_the_range_of_the_type_are_told_from_infinite_ones() {
+fn overflow_differs_from_infinity() {
     let mut values = VALUES;
     values[2] = -1e6;
     let checkpoint = open(Dtype::BF16, &[2, 3], bf16_bytes(&values));
@@ -234,7 +233,7 @@ fn weights_beyond_the_range_of_the_type_are_told_from_infinite_ones() {
 }
 
 #[test]
-fn what_nobody_reads_is_listed() {
+fn unread_tensors_are_listed() {
     let one = || f32_bytes(&[1.0]);
     let weights = safetensors(&[
         ("a", Dtype::F32, &[1], one()),
@@ -252,7 +251,7 @@ fn what_nobody_reads_is_listed() {
 }
 
 #[test]
-fn a_file_that_is_cut_off_while_it_is_open_is_an_error() {
+fn file_truncated_while_open_is_an_error() {
     let dir = checkpoint(&safetensors(&[(
         "layer.weight",
         Dtype::F32,
@@ -272,7 +271,7 @@ fn a_file_that_is_cut_off_while_it_is_open_is_an_error() {
 
 #[cfg(feature = "ndarray")]
 #[test]
-fn a_type_that_the_device_does_not_compute_in_is_named() {
+fn unsupported_device_type_is_named() {
     #[allow(deprecated)] // the backend is
     let device = Device::ndarray();
     let checkpoint = open(Dtype::F16, &[2, 3], f16_bytes(&VALUES));

@@ -1,4 +1,4 @@
-//! What the families read differently, in the forms that transformers 4 and 5 write.
+//! The differences between families, in the forms of transformers 4 and 5.
 
 use std::path::Path;
 
@@ -8,14 +8,14 @@ use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::{Architecture, HiddenAct, NormKind, Residual};
 
-use crate::checkpoint_support::fixture;
-use crate::with;
+use super::with;
+use crate::support::fixture;
 
 fn of_fixture(name: &str) -> DecoderConfig {
     DecoderConfig::from_checkpoint(&Checkpoint::open(&fixture(name)).unwrap()).unwrap()
 }
 
-/// The smallest configuration of a family with these entries added or replaced.
+/// Reads the smallest configuration of a family with these entries added or replaced.
 fn read(architecture: Architecture, entries: Value) -> Result<DecoderConfig, String> {
     let config = architecture.read(&with(entries), Path::new("config.json"));
     config.map_err(|error| {
@@ -25,7 +25,7 @@ fn read(architecture: Architecture, entries: Value) -> Result<DecoderConfig, Str
 }
 
 #[test]
-fn published_files_are_read_by_their_family() {
+fn fixtures_are_read_by_their_family() {
     let mistral = of_fixture("mistral_sliding");
     assert_eq!(mistral.windows, [Some(24); 3]);
     assert_eq!((mistral.head_dim, mistral.num_key_value_heads), (8, 2));
@@ -59,7 +59,7 @@ fn published_files_are_read_by_their_family() {
 }
 
 #[test]
-fn what_a_file_leaves_out_is_the_default_of_its_family() {
+fn defaults_are_those_of_the_family() {
     let read = |architecture| read(architecture, json!({"head_dim": 8})).unwrap();
     let mistral = read(Architecture::Mistral);
     assert_eq!(mistral.windows, [Some(4096); 3]);
@@ -83,7 +83,7 @@ fn what_a_file_leaves_out_is_the_default_of_its_family() {
 }
 
 #[test]
-fn the_part_of_a_head_that_turns_has_three_names() {
+fn rotary_part_has_three_names() {
     let neox = |entries| read(Architecture::GptNeox, entries);
     let cases = [
         (json!({"rotary_pct": 0.5}), Some(4), 1e4),
@@ -98,7 +98,12 @@ fn the_part_of_a_head_that_turns_has_three_names() {
             1e4,
         ),
         (
-            json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 7.0}, "rotary_pct": 1.0}),
+            json!({
+                "rope_parameters": {
+                    "rope_type": "default", "partial_rotary_factor": 0.5, "rope_theta": 7.0,
+                },
+                "rotary_pct": 1.0,
+            }),
             Some(4),
             7.0,
         ),
@@ -142,7 +147,7 @@ fn the_part_of_a_head_that_turns_has_three_names() {
 }
 
 #[test]
-fn a_window_is_of_every_layer_of_some_or_of_none() {
+fn windows_apply_to_all_some_or_no_layers() {
     let windows = |architecture, entries: Value| {
         let config = read(architecture, entries).unwrap();
         [0, 1, 2].map(|layer| config.window(layer))
@@ -161,12 +166,15 @@ fn a_window_is_of_every_layer_of_some_or_of_none() {
     assert_eq!(windows(Architecture::Qwen3, used), [None, None, Some(7)]);
     let all = json!({"use_sliding_window": true, "max_window_layers": 0});
     assert_eq!(windows(qwen, all), [Some(4096); 3]);
-    let some = json!({"sliding_window": 7, "use_sliding_window": true, "layer_types": types(["sliding", "full", "sliding"])});
+    let some = json!({
+        "sliding_window": 7, "use_sliding_window": true,
+        "layer_types": types(["sliding", "full", "sliding"]),
+    });
     assert_eq!(windows(qwen, some), [Some(7), None, Some(7)]);
 }
 
 #[test]
-fn what_a_family_cannot_be_is_named() {
+fn unsupported_settings_are_named() {
     let (mistral, qwen) = (Architecture::Mistral, Architecture::Qwen2);
     let cases = [
         (
@@ -197,7 +205,8 @@ fn what_a_family_cannot_be_is_named() {
         (
             qwen,
             json!({"layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 7}),
-            "\"layer_types.0\": expected full_attention, since no sliding_window is in use, found \"sliding_attention\"",
+            "\"layer_types.0\": expected full_attention, since no sliding_window is in use, \
+             found \"sliding_attention\"",
         ),
         (
             qwen,
@@ -217,7 +226,8 @@ fn what_a_family_cannot_be_is_named() {
         (
             Architecture::Gemma,
             json!({"hidden_activation": "x"}),
-            "\"hidden_activation\": expected one of silu, swish, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu, found \"x\"",
+            "\"hidden_activation\": expected one of silu, swish, gelu, gelu_new, gelu_fast, \
+             gelu_pytorch_tanh, relu, found \"x\"",
         ),
         (
             Architecture::GptNeox,

@@ -1,16 +1,15 @@
-//! The modules that a loader builds.
+//! The modules that a loader makes.
 
-mod checkpoint_support;
-
+use crate::support::{f32_bytes, fixture, safetensors};
 use burn::{
     module::Module,
     tensor::{Device, FloatDType, Int, Tensor},
 };
-use checkpoint_support::{f32_bytes, fixture, safetensors};
 use safetensors::Dtype;
-use sparq_models::checkpoint::{Checkpoint, CheckpointError, Loader};
+use sparq_models::checkpoint::{Checkpoint, CheckpointError, Loader, Weights};
 
-/// A linear layer from 3 to 2 features, an embedding of 2 tokens and a norm of 3 features.
+/// Makes a checkpoint with a linear layer from 3 to 2 features, an embedding of 2 tokens and a norm
+/// of 3 features.
 fn checkpoint() -> Checkpoint {
     let weights = safetensors(&[
         (
@@ -51,7 +50,7 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 }
 
 #[test]
-fn a_linear_layer_multiplies_by_the_transpose_and_adds_the_bias() {
+fn linear_multiplies_by_the_transpose_and_adds_bias() {
     let (checkpoint, device) = (checkpoint(), Device::default());
     let x = || Tensor::<2>::from_floats([[1.0, 0.0, -1.0], [1.0, 1.0, 1.0]], &device);
     let linear = loader(&checkpoint).linear("proj", 3, 2, true).unwrap();
@@ -62,7 +61,7 @@ fn a_linear_layer_multiplies_by_the_transpose_and_adds_the_bias() {
 }
 
 #[test]
-fn a_linear_layer_survives_its_own_record() {
+fn linear_survives_its_own_record() {
     let (checkpoint, device) = (checkpoint(), Device::default());
     let linear = loader(&checkpoint).linear("proj", 3, 2, true).unwrap();
     let record = linear.clone().into_record();
@@ -74,7 +73,7 @@ fn a_linear_layer_survives_its_own_record() {
 }
 
 #[test]
-fn an_embedding_gives_the_rows_and_a_norm_scales() {
+fn embedding_returns_rows_and_norm_scales() {
     let (checkpoint, device) = (checkpoint(), Device::default());
     let embedding = loader(&checkpoint).embedding("embed.weight", 2, 3).unwrap();
     let tokens = Tensor::<2, Int>::from_ints([[1, 0]], &device);
@@ -82,21 +81,21 @@ fn an_embedding_gives_the_rows_and_a_norm_scales() {
         values(embedding.forward(tokens)),
         [4.0, 5.0, 6.0, 1.0, 2.0, 3.0]
     );
-    let norm = loader(&checkpoint).rms_norm("norm.weight", 3, 3.0).unwrap();
-    // The mean of the squares is 1, and with epsilon 4.
+    let norm = loader(&checkpoint).rms_norm("norm", 3, 3.0, 0.0).unwrap();
+    // The mean of the squares is 1, plus epsilon it is 4.
     let x = Tensor::<2>::from_floats([[1.0, 1.0, -1.0]], &device);
     assert_eq!(values(norm.forward(x)), [0.5, 1.0, 0.5]);
 }
 
 #[test]
-fn a_layer_norm_centres_scales_and_shifts() {
+fn layer_norm_centres_scales_and_shifts() {
     let weights = safetensors(&[
         ("ln.weight", Dtype::F32, &[2], f32_bytes(&[2.0, 3.0])),
         ("ln.bias", Dtype::F32, &[2], f32_bytes(&[10.0, 20.0])),
     ]);
     let checkpoint = Checkpoint::from_bytes("test", b"{}", weights).unwrap();
     let norm = loader(&checkpoint).layer_norm("ln", 2, 8.0).unwrap();
-    // Variance 1 and epsilon 8: a third of what is left without the mean.
+    // The variance is 1 and epsilon 8: the centred values are divided by 3.
     let x = Tensor::<2>::from_floats([[4.0, 6.0]], &Device::default());
     let expected = [10.0 - 2.0 / 3.0, 20.0 + 1.0];
     for (found, expected) in values(norm.forward(x)).iter().zip(expected) {
@@ -105,11 +104,11 @@ fn a_layer_norm_centres_scales_and_shifts() {
 }
 
 #[test]
-fn what_is_loaded_counts_as_parameters() {
+fn modules_count_their_parameters() {
     let checkpoint = checkpoint();
     let loader = loader(&checkpoint);
     let linear = loader.linear("proj", 3, 2, true).unwrap();
-    let norm = loader.rms_norm("norm.weight", 3, 1e-6).unwrap();
+    let norm = loader.rms_norm("norm", 3, 1e-6, 0.0).unwrap();
     let embedding = loader.embedding("embed.weight", 2, 3).unwrap();
     assert_eq!(
         [
@@ -122,8 +121,8 @@ fn what_is_loaded_counts_as_parameters() {
 }
 
 #[test]
-fn a_large_linear_layer_of_any_shape_is_the_transpose_of_what_is_stored() {
-    // Wider than a chunk is long, taller than one, and with a last chunk of fewer rows than the others.
+fn large_linear_is_the_transpose_in_any_shape() {
+    // Wide matrices, tall ones, and one whose last chunk has fewer rows than the others.
     for (rows, columns) in [
         (40, 3000),
         (3000, 40),
@@ -149,7 +148,7 @@ fn a_large_linear_layer_of_any_shape_is_the_transpose_of_what_is_stored() {
 }
 
 #[test]
-fn a_weight_that_is_not_finite_is_located_where_the_file_has_it() {
+fn non_finite_weight_is_located_as_stored() {
     let mut stored = vec![1.0; 100 * 3000];
     stored[70 * 3000 + 5] = f32::NAN;
     let weights = [("w.weight", Dtype::F32, &[100, 3000][..], f32_bytes(&stored))];
@@ -163,11 +162,11 @@ fn a_weight_that_is_not_finite_is_located_where_the_file_has_it() {
 
 #[cfg(feature = "autodiff")]
 #[test]
-fn what_is_loaded_is_trainable() {
+fn modules_are_trainable() {
     let (checkpoint, device) = (checkpoint(), Device::default().autodiff());
     let loader = Loader::new(&checkpoint, &device, FloatDType::F32).unwrap();
     let linear = loader.linear("proj", 3, 2, true).unwrap();
-    let norm = loader.rms_norm("norm.weight", 3, 1e-6).unwrap();
+    let norm = loader.rms_norm("norm", 3, 1e-6, 0.0).unwrap();
     let embedding = loader.embedding("embed.weight", 2, 3).unwrap();
     let tokens = Tensor::<2, Int>::from_ints([[1, 0]], &device);
     let y = linear.forward(norm.forward(embedding.forward(tokens)));
@@ -187,19 +186,19 @@ fn what_is_loaded_is_trainable() {
 }
 
 #[test]
-fn a_loader_counts_its_bytes_and_names_what_is_left() {
+fn loader_counts_bytes_and_names_unread_tensors() {
     let checkpoint = checkpoint();
     let loader = loader(&checkpoint);
     assert_eq!(loader.bytes_read(), 0);
     loader.linear("proj", 3, 2, false).unwrap();
-    loader.rms_norm("norm.weight", 3, 1e-6).unwrap();
+    loader.rms_norm("norm", 3, 1e-6, 0.0).unwrap();
     assert_eq!(loader.bytes_read(), 4 * (6 + 3));
-    // The table of rotary frequencies is no weight and not worth a warning.
+    // The table of RoPE frequencies is no weight and is not reported.
     assert_eq!(loader.finish(), ["embed.weight", "proj.bias"]);
 }
 
 #[test]
-fn a_loader_reads_a_whole_checkpoint() {
+fn loader_reads_a_whole_checkpoint() {
     let checkpoint = Checkpoint::open(&fixture("llama3")).unwrap();
     let loader = Loader::new(&checkpoint, &Device::default(), FloatDType::F16).unwrap();
     let names: Vec<_> = checkpoint.names().collect();
@@ -215,7 +214,7 @@ fn a_loader_reads_a_whole_checkpoint() {
 }
 
 #[test]
-fn errors_of_a_module_name_its_tensor() {
+fn errors_name_the_tensor() {
     let checkpoint = checkpoint();
     let loader = loader(&checkpoint);
     assert!(matches!(

@@ -1,10 +1,10 @@
-//! Configurations that no model can be built from, and what is said of them.
+//! The errors of unusable configurations.
 
 use serde_json::{Value, json};
 
-use crate::{parse, with};
+use super::{parse, with};
 
-/// The message of an error, behind the name of the file.
+/// Returns the message of the error, without the name of the file.
 #[track_caller]
 fn message(entries: Value) -> String {
     let message = parse(&with(entries)).unwrap_err().to_string();
@@ -12,7 +12,7 @@ fn message(entries: Value) -> String {
 }
 
 #[test]
-fn rotary_parameters_that_are_not_supported_are_named() {
+fn unsupported_rotary_parameters_are_named() {
     let kinds = "expected default, linear or llama3";
     let cases = [
         (
@@ -40,11 +40,17 @@ fn rotary_parameters_that_are_not_supported_are_named() {
             "\"rope_scaling\": expected an object, found a list of 2".into(),
         ),
         (
-            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
+            json!({"rope_scaling": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+            }}),
             "\"rope_scaling.high_freq_factor\": expected more than low_freq_factor, 4, found 4.0".into(),
         ),
         (
-            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}}),
+            json!({"rope_scaling": {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }}),
             "\"rope_scaling.original_max_position_embeddings\": expected a positive integer, found nothing".into(),
         ),
         (
@@ -62,7 +68,7 @@ fn rotary_parameters_that_are_not_supported_are_named() {
 }
 
 #[test]
-fn sizes_that_cannot_be_are_named() {
+fn impossible_sizes_are_named() {
     let cases = [
         (
             json!({"head_dim": 1_u64 << 40}),
@@ -131,11 +137,12 @@ fn sizes_that_cannot_be_are_named() {
 }
 
 #[test]
-fn entries_of_another_kind_are_named() {
+fn entries_of_wrong_kind_are_named() {
     let cases = [
         (
             json!({"hidden_act": "quick_gelu"}),
-            "\"hidden_act\": expected one of silu, swish, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu, found \"quick_gelu\"",
+            "\"hidden_act\": expected one of silu, swish, gelu, gelu_new, gelu_fast, \
+             gelu_pytorch_tanh, relu, found \"quick_gelu\"",
         ),
         (
             json!({"tie_word_embeddings": "yes"}),

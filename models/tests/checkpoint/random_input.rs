@@ -1,14 +1,13 @@
-//! Files that nobody thought of: opening and reading them ends in an answer or an error.
+//! Random files and configurations: opening and reading them returns a value or an error, and never
+//! panics.
 
-mod checkpoint_support;
-
+use crate::support::{f16_bytes, f32_bytes, safetensors, with_header};
 use burn::tensor::{Device, FloatDType};
-use checkpoint_support::{f16_bytes, f32_bytes, safetensors, with_header};
 use proptest::prelude::*;
 use safetensors::Dtype;
 use sparq_models::{checkpoint::Checkpoint, config::Architecture};
 
-/// Opens the bytes and reads every tensor that the header names, in whatever shape it says.
+/// Opens the bytes and reads every matrix of the header. Returns how many could be read.
 fn open_and_read(weights: Vec<u8>) -> Option<usize> {
     let checkpoint = Checkpoint::from_bytes("fuzz", b"{}", weights).ok()?;
     let mut read = 0;
@@ -31,7 +30,7 @@ fn good() -> Vec<u8> {
 }
 
 #[test]
-fn the_untouched_file_reads() {
+fn unchanged_file_is_read() {
     assert_eq!(open_and_read(good()), Some(2));
 }
 
@@ -42,7 +41,9 @@ proptest! {
     }
 
     #[test]
-    fn changed_bytes_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+    fn changed_bytes_never_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
         let mut bytes = good();
         for (index, byte) in changes {
             let at = index.index(bytes.len());
@@ -59,20 +60,26 @@ proptest! {
         dtype in prop::sample::select(vec!["F32", "F16", "BF16", "F64", "U8", "F4"]),
         length in 0..40usize,
     ) {
-        let header = format!(r#"{{"a": {{"dtype": "{dtype}", "shape": {shape:?}, "data_offsets": [{begin}, {end}]}}}}"#);
+        let header = format!(
+            r#"{{"a": {{"dtype": "{dtype}", "shape": {shape:?}, "data_offsets": [{begin}, {end}]}}}}"#
+        );
         open_and_read(with_header(&header, &vec![0; length]));
     }
 
     #[test]
-    fn configurations_with_any_numbers_never_panic(
+    fn configs_with_any_numbers_never_panic(
         sizes in prop::collection::vec(prop_oneof![0..9u64, any::<u64>()], 8),
         theta in any::<f64>(),
         part in any::<f64>(),
         window in prop_oneof![0..9u64, any::<u64>()],
         act in prop::sample::select(vec!["silu", "gelu", "x", ""]),
     ) {
-        let keys = ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"];
-        let mut config: serde_json::Map<_, _> = keys.iter().zip(sizes).map(|(key, size)| (key.to_string(), size.into())).collect();
+        let keys = [
+            "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings",
+        ];
+        let sizes = keys.iter().zip(sizes).map(|(key, size)| (key.to_string(), size.into()));
+        let mut config: serde_json::Map<_, _> = sizes.collect();
         config.insert("rope_theta".into(), theta.into());
         config.insert("rotary_pct".into(), part.into());
         config.insert("sliding_window".into(), window.into());

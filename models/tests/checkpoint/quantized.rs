@@ -1,27 +1,26 @@
 //! Weights in 8 and 4 bits: burn's quantisation, written and read.
 
-mod checkpoint_support;
-
 use std::{path::Path, sync::Arc};
 
+use crate::support::{checkpoint, f32_bytes, safetensors};
 use burn::tensor::{
     Bytes, DType, Device, FloatDType, Tensor, TensorData,
     quantization::{QuantScheme, QuantStore, QuantValue, ScaleDtype},
 };
-use checkpoint_support::{checkpoint, f32_bytes, safetensors};
 use safetensors::{Dtype, SafeTensors};
-use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, WeightType};
+use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, Weights};
 use tempfile::TempDir;
 
-const TYPES: [(WeightType, StoredType, QuantValue); 2] = [
-    (WeightType::Q8, StoredType::Q8, QuantValue::Q8S),
-    (WeightType::Q4, StoredType::Q4, QuantValue::Q4S),
+const TYPES: [(StoredType, StoredType, QuantValue); 2] = [
+    (StoredType::Q8, StoredType::Q8, QuantValue::Q8S),
+    (StoredType::Q4, StoredType::Q4, QuantValue::Q4S),
 ];
 
-/// Rows and columns: several chunks of a reader, and a row of several blocks.
+/// A matrix of several chunks, with several blocks in a row.
 const SHAPE: [usize; 2] = [640, 96];
 
-/// A scatter within (-1, 1) whose size differs from block to block; the first block is all zeros.
+/// Returns scattered numbers in (-1, 1) whose magnitude differs from block to block. The first
+/// block is all zeros.
 fn weights() -> Vec<f32> {
     let scatter = |index: usize| ((index * 7919) % 1999) as f32 / 1000.0 - 1.0;
     let size = |index: usize| ((index / 32) % 50) as f32 / 50.0;
@@ -41,7 +40,7 @@ fn source() -> TempDir {
     ]))
 }
 
-fn convert(source: &Path, dtype: WeightType) -> TempDir {
+fn convert(source: &Path, dtype: StoredType) -> TempDir {
     let out = tempfile::tempdir().unwrap();
     let conversion = Conversion::new(Arc::new(Checkpoint::open(source).unwrap()));
     conversion
@@ -56,7 +55,7 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 }
 
 #[test]
-fn the_codes_are_those_of_burn_and_so_are_the_weights_that_come_of_them() {
+fn codes_and_weights_equal_those_of_burn() {
     let device = Device::flex();
     for (dtype, stored, value) in TYPES {
         let converted = convert(source().path(), dtype);
@@ -74,7 +73,7 @@ fn the_codes_are_those_of_burn_and_so_are_the_weights_that_come_of_them() {
         let burn = values(original.quantize_dynamic(&scheme).dequantize());
         assert_eq!(read, burn, "{stored}");
 
-        // burn reads the file as it is.
+        // burn itself reads the file.
         let bytes =
             Bytes::from_bytes_vec(std::fs::read(converted.path().join("model.bpk")).unwrap());
         let tensors = burn_pack::Reader::from_bytes(bytes)
@@ -100,10 +99,10 @@ fn the_codes_are_those_of_burn_and_so_are_the_weights_that_come_of_them() {
 }
 
 #[test]
-fn a_weight_is_off_by_half_a_step_of_its_block_at_most() {
-    for (dtype, stored, steps) in [
-        (WeightType::Q8, StoredType::Q8, 127.0),
-        (WeightType::Q4, StoredType::Q4, 7.0),
+fn weights_are_off_by_at_most_half_a_scale() {
+    for (dtype, stored, codes) in [
+        (StoredType::Q8, StoredType::Q8, 127.0),
+        (StoredType::Q4, StoredType::Q4, 7.0),
     ] {
         let converted = convert(source().path(), dtype);
         let checkpoint = Checkpoint::open(converted.path()).unwrap();
@@ -115,22 +114,22 @@ fn a_weight_is_off_by_half_a_step_of_its_block_at_most() {
                 .iter()
                 .fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
             // The scale is rounded up to 16 bits.
-            let step = largest / steps * (1.0 + 1.0 / 1024.0) + 1e-7;
+            let scale = largest / codes * (1.0 + 1.0 / 1024.0) + 1e-7;
             for (read, original) in read.iter().zip(original) {
                 assert!(
-                    (read - original).abs() <= step / 2.0 + 1e-6,
+                    (read - original).abs() <= scale / 2.0 + 1e-6,
                     "{stored}: {read} for {original}"
                 );
-                worst = worst.max((read - original).abs() / step);
+                worst = worst.max((read - original).abs() / scale);
             }
         }
-        // It is quantised indeed.
+        // The weights are really quantised.
         assert!(worst > 0.4, "{stored}: {worst}");
     }
 }
 
 #[test]
-fn what_has_no_whole_blocks_keeps_its_type_and_tables_of_embeddings_keep_8_bits() {
+fn unsuitable_tensors_keep_their_type() {
     let types = |dtype| {
         let converted = convert(source().path(), dtype);
         let checkpoint = Checkpoint::open(converted.path()).unwrap();
@@ -143,17 +142,17 @@ fn what_has_no_whole_blocks_keeps_its_type_and_tables_of_embeddings_keep_8_bits(
             .join(", ")
     };
     assert_eq!(
-        types(WeightType::Q8),
+        types(StoredType::Q8),
         "embed.weight Q8, norm.weight F16, odd.weight F32, proj.bias F32, proj.weight Q8"
     );
     assert_eq!(
-        types(WeightType::Q4),
+        types(StoredType::Q4),
         "embed.weight Q8, norm.weight F16, odd.weight F32, proj.bias F32, proj.weight Q4"
     );
 }
 
 #[test]
-fn layers_and_the_way_back_have_the_same_weights() {
+fn layers_and_safetensors_have_the_same_weights() {
     for (dtype, stored, _) in TYPES {
         let converted = convert(source().path(), dtype);
         let checkpoint = Arc::new(Checkpoint::open(converted.path()).unwrap());
@@ -195,8 +194,8 @@ fn layers_and_the_way_back_have_the_same_weights() {
 }
 
 #[test]
-fn a_blank_checkpoint_builds_the_layers_of_the_real_one_with_zeros() {
-    for folder in [source(), convert(source().path(), WeightType::Q4)] {
+fn blank_checkpoint_builds_layers_of_zeros() {
+    for folder in [source(), convert(source().path(), StoredType::Q4)] {
         let blank = Checkpoint::open(folder.path()).unwrap().blank().unwrap();
         for dtype in [FloatDType::F32, FloatDType::F16] {
             let loader = Loader::new(&blank, &Device::flex(), dtype).unwrap();

@@ -1,14 +1,12 @@
-//! Folders and files that are not what they should be: each is an error that says what is wrong where, never a panic.
-
-mod checkpoint_support;
+//! Opening checkpoints: supported layouts, and malformed ones, whose errors name the file and key.
 
 use std::{fs, path::Path};
 
-use checkpoint_support::{checkpoint, f32_bytes, fixture, folder, safetensors, with_header};
+use crate::support::{checkpoint, f32_bytes, fixture, folder, safetensors, with_header};
 use safetensors::Dtype;
 use sparq_models::checkpoint::{Checkpoint, CheckpointError, JsonError, StoredType};
 
-/// The error of opening `dir`; it has to mention all of `parts`.
+/// Returns the error of opening `dir`, which has to mention all of `parts`.
 #[track_caller]
 fn error(dir: &Path, parts: &[&str]) -> CheckpointError {
     let error = Checkpoint::open(dir).map(|_| ()).unwrap_err();
@@ -24,7 +22,7 @@ fn one_tensor() -> Vec<u8> {
 }
 
 #[test]
-fn a_single_file_opens() {
+fn single_file_opens() {
     let checkpoint = Checkpoint::open(&fixture("llama3")).unwrap();
     assert_eq!(checkpoint.config()["model_type"], "llama");
     assert!(checkpoint.contains("model.norm.weight"));
@@ -41,7 +39,8 @@ fn a_single_file_opens() {
 #[test]
 fn shards_open_as_one_checkpoint() {
     let checkpoint = Checkpoint::open(&fixture("llama2")).unwrap();
-    // 3 layers of 9 tensors, the embedding, the norm and the output projection; the count of weights is from the index.
+    // 3 layers of 9 tensors, the embedding, the norm and the output projection. The number of
+    // weights is from the index.
     assert_eq!(checkpoint.names().count(), 3 * 9 + 3);
     assert_eq!(checkpoint.num_params(), 95_472);
     assert_eq!(checkpoint.num_bytes(), 381_888);
@@ -50,7 +49,7 @@ fn shards_open_as_one_checkpoint() {
 }
 
 #[test]
-fn a_file_of_another_name_opens_if_it_is_the_only_one() {
+fn only_safetensors_file_may_have_any_name() {
     let weights = one_tensor();
     let dir = folder(&[("config.json", b"{}"), ("llama.safetensors", &weights)]);
     assert!(Checkpoint::open(dir.path()).unwrap().contains("a"));
@@ -59,13 +58,13 @@ fn a_file_of_another_name_opens_if_it_is_the_only_one() {
 }
 
 #[test]
-fn a_missing_folder_is_named() {
+fn missing_folder_is_named() {
     let error = error(Path::new("/no/such/folder"), &["/no/such/folder"]);
     assert!(matches!(error, CheckpointError::MissingFolder { .. }));
 }
 
 #[test]
-fn a_file_in_place_of_the_folder_is_named() {
+fn file_instead_of_folder_is_named() {
     let dir = checkpoint(&one_tensor());
     let file = dir.path().join("model.safetensors");
     let error = error(&file, &["expected a folder", "found a file"]);
@@ -73,7 +72,7 @@ fn a_file_in_place_of_the_folder_is_named() {
 }
 
 #[test]
-fn a_folder_without_configuration_or_without_weights_is_named() {
+fn missing_config_or_weights_are_named() {
     let dir = folder(&[("model.safetensors", &one_tensor())]);
     assert!(matches!(
         error(dir.path(), &["config.json", "no such file"]),
@@ -94,17 +93,17 @@ fn a_folder_without_configuration_or_without_weights_is_named() {
 }
 
 #[test]
-fn folders_in_place_of_files_are_named() {
+fn folder_instead_of_file_is_named() {
     for name in ["config.json", "model.safetensors"] {
         let dir = checkpoint(&one_tensor());
         fs::remove_file(dir.path().join(name)).unwrap();
         fs::create_dir(dir.path().join(name)).unwrap();
-        error(dir.path(), &[name, "expected a file, found a folder"]);
+        error(dir.path(), &[name, "expected a file", "found a folder"]);
     }
 }
 
 #[test]
-fn a_configuration_that_is_not_json_is_named() {
+fn config_that_is_not_json_is_named() {
     let nested = "[".repeat(100_000);
     for config in ["", "{", "{\"a\": }", "\u{0}", &nested] {
         let dir = folder(&[
@@ -119,14 +118,14 @@ fn a_configuration_that_is_not_json_is_named() {
 }
 
 #[test]
-fn a_file_cut_off_anywhere_is_an_error() {
+fn truncated_file_is_refused() {
     let weights = one_tensor();
     for len in 0..weights.len() {
         let dir = checkpoint(&weights[..len]);
         assert!(matches!(
             error(
                 dir.path(),
-                &["model.safetensors", "not a whole safetensors file"]
+                &["model.safetensors", "not a complete safetensors file"]
             ),
             CheckpointError::Header { .. }
         ));
@@ -140,7 +139,7 @@ fn a_file_cut_off_anywhere_is_an_error() {
 }
 
 #[test]
-fn a_header_length_beyond_the_file_is_an_error_before_it_is_memory() {
+fn header_length_is_checked_before_allocation() {
     for length in [1 << 63, u64::MAX, u64::MAX - 7, 1 << 40, 1000] {
         let mut weights = one_tensor();
         weights[..8].copy_from_slice(&u64::to_le_bytes(length));
@@ -149,7 +148,7 @@ fn a_header_length_beyond_the_file_is_an_error_before_it_is_memory() {
 }
 
 #[test]
-fn headers_that_contradict_themselves_are_errors() {
+fn inconsistent_headers_are_refused() {
     let max = usize::MAX;
     let cases = [
         "".to_string(),
@@ -158,25 +157,30 @@ fn headers_that_contradict_themselves_are_errors() {
         "\u{7f}".into(),
         r#"{"a": 1}"#.into(),
         r#"{"a": {"dtype": "F32", "shape": [2]}}"#.into(),
-        // A type that the format does not have.
+        // An unknown type.
         r#"{"a": {"dtype": "F33", "shape": [2], "data_offsets": [0, 8]}}"#.into(),
         // Shape and length disagree.
         r#"{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}"#.into(),
         r#"{"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}"#.into(),
-        // Backwards, a gap in front, beyond the end, a gap behind.
+        // Reversed offsets, a gap before, an end beyond the file, a gap after.
         r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}"#.into(),
         r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#.into(),
         r#"{"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}"#.into(),
         r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}"#.into(),
-        // Two tensors in the same place, and one over the other.
-        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#.into(),
-        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#.into(),
+        // Two tensors at the same place, and two that overlap.
+        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#
+            .into(),
+        r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}"#
+            .into(),
         // Products and offsets that overflow.
         format!(r#"{{"a": {{"dtype": "F32", "shape": [{max}, {max}], "data_offsets": [0, 8]}}}}"#),
         format!(r#"{{"a": {{"dtype": "F32", "shape": [{max}], "data_offsets": [0, 8]}}}}"#),
         format!(r#"{{"a": {{"dtype": "F32", "shape": [2], "data_offsets": [{max}, 8]}}}}"#),
         format!(r#"{{"a": {{"dtype": "U8", "shape": [{max}], "data_offsets": [0, {max}]}}}}"#),
-        r#"{"a": {"dtype": "F32", "shape": [99999999999999999999999], "data_offsets": [0, 8]}}"#.into(),
+        r#"{"a": {"dtype": "F32", "shape": [99999999999999999999999], "data_offsets": [0, 8]}}"#
+            .into(),
         "[".repeat(100_000),
     ];
     for header in cases {
@@ -187,14 +191,13 @@ fn headers_that_contradict_themselves_are_errors() {
             other => panic!("{head}: {other:?}"),
         }
     }
-    // The same bytes with a header that is right open.
+    // The same bytes open with a correct header.
     let header = r#"{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}"#;
     assert!(Checkpoint::open(checkpoint(&with_header(header, &[0; 8])).path()).is_ok());
 }
 
-/// A folder with two shards that hold `a` and `b`, and an index.
 #[test]
-fn dimensions_that_cannot_be_multiplied_are_refused_where_there_is_no_weight() {
+fn overflowing_dimensions_are_refused() {
     for shape in [
         "[0, 1152921504606846976]",
         "[0, 1099511627776, 1099511627776]",
@@ -209,6 +212,7 @@ fn dimensions_that_cannot_be_multiplied_are_refused_where_there_is_no_weight() {
     }
 }
 
+/// Makes a folder with two shards, which have `a` and `b`, and an index.
 fn sharded(index: &str) -> tempfile::TempDir {
     let shard = |name| safetensors(&[(name, Dtype::F32, &[1], f32_bytes(&[1.0]))]);
     folder(&[
@@ -220,14 +224,14 @@ fn sharded(index: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn an_index_of_the_right_form_opens() {
+fn index_opens_its_shards() {
     let dir = sharded(r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#);
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
 }
 
 #[test]
-fn a_shard_that_is_not_there_is_named_with_a_tensor_it_should_hold() {
+fn missing_shard_is_named_with_its_tensor() {
     let dir = sharded(r#"{"weight_map": {"a": "1.safetensors", "b": "3.safetensors"}}"#);
     let parts = ["index.json", "weight_map.b", "3.safetensors"];
     assert!(matches!(
@@ -237,7 +241,7 @@ fn a_shard_that_is_not_there_is_named_with_a_tensor_it_should_hold() {
 }
 
 #[test]
-fn an_index_that_leads_out_of_the_folder_is_refused_before_the_file_is_opened() {
+fn index_cannot_leave_the_folder() {
     let outside = tempfile::tempdir().unwrap();
     let target = outside.path().join("b.safetensors");
     let weights = safetensors(&[("b", Dtype::F32, &[1], f32_bytes(&[1.0]))]);
@@ -264,7 +268,7 @@ fn an_index_that_leads_out_of_the_folder_is_refused_before_the_file_is_opened() 
 }
 
 #[test]
-fn an_index_of_another_form_is_an_error() {
+fn malformed_index_is_refused() {
     for (index, parts) in [
         ("", &["not valid JSON"][..]),
         ("[]", &["weight_map", "found nothing"]),
@@ -287,7 +291,7 @@ fn an_index_of_another_form_is_an_error() {
 }
 
 #[test]
-fn a_tensor_in_two_shards_is_an_error_that_names_both() {
+fn duplicate_tensor_names_both_files() {
     let dir = sharded(r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#);
     let path = dir.path().join("2.safetensors");
     let one = || f32_bytes(&[1.0]);
@@ -303,7 +307,7 @@ fn a_tensor_in_two_shards_is_an_error_that_names_both() {
 }
 
 #[test]
-fn a_checkpoint_in_memory_opens_by_the_same_rules() {
+fn checkpoint_in_memory_follows_the_same_rules() {
     let open = |config: &[u8], weights: Vec<u8>| {
         let checkpoint = Checkpoint::from_bytes("embedded", config, weights);
         checkpoint.map_err(|error| error.to_string())
@@ -319,6 +323,6 @@ fn a_checkpoint_in_memory_opens_by_the_same_rules() {
     assert!(
         open(b"{}", vec![1, 2, 3])
             .unwrap_err()
-            .starts_with("embedded/model.safetensors: not a whole")
+            .starts_with("embedded/model.safetensors: not a complete")
     );
 }

@@ -1,6 +1,5 @@
 //! The exit codes: what `--help` documents and the tests hold the program to.
 
-use std::io;
 use std::process::ExitCode;
 
 use crate::interrupt;
@@ -36,13 +35,4 @@ pub fn code(outcome: Outcome) -> ExitCode {
 /// The code of every error.
 pub fn error_code() -> ExitCode {
     ExitCode::from(2)
-}
-
-/// Whether an error only says that the reader of standard output has gone (`sparq inspect | head -1`), which is no failure of the command.
-pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
-    })
 }

@@ -11,8 +11,6 @@ mod method;
 mod model;
 mod output;
 mod progress;
-mod table;
-mod units;
 
 use std::ffi::OsString;
 use std::io;
@@ -21,6 +19,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use serde_json::json;
+use sparq_output::is_closed_pipe;
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command, GlobalArgs};
@@ -46,7 +45,7 @@ fn main() -> ExitCode {
     let out = Output::new(cli.global.json);
     match run(&cli, out) {
         Ok(outcome) => exit::code(outcome),
-        Err(error) if exit::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
             let message = format!("{error:#}");
             eprintln!("error: {message}");

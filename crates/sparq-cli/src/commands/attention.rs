@@ -15,7 +15,7 @@ use crate::exit::Outcome;
 use crate::model::{self, ModelSource};
 use crate::output::Output;
 use crate::progress;
-use crate::table::Table;
+use sparq_output::table::Table;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -185,5 +185,5 @@ fn print(document: &Document, out: Output) -> Result<()> {
             percent(row.kept),
         ]);
     }
-    out.text(&table.render())
+    out.text(&table.text())
 }

@@ -10,8 +10,8 @@ use crate::exit::Outcome;
 use crate::method::sketch_parser;
 use crate::model::{Description, ModelSource};
 use crate::output::Output;
-use crate::table::Table;
-use crate::units;
+use sparq_output::numbers;
+use sparq_output::table::Table;
 
 /// Lengths of the budget table.
 const LENGTHS: [usize; 6] = [4096, 8192, 16384, 32768, 65536, 131_072];
@@ -162,13 +162,13 @@ fn print(document: &Document, out: Output) -> Result<()> {
     let lines = [
         ("model", model.name.clone()),
         ("architecture", model.architecture.to_owned()),
-        ("parameters", units::count(model.parameters)),
+        ("parameters", numbers::count(model.parameters)),
         (
             "stored as",
             format!(
                 "{}, {}",
                 model.stored_types.join(" and "),
-                units::bytes(model.weight_bytes as f64)
+                numbers::binary_bytes(model.weight_bytes as f64)
             ),
         ),
         ("layers", model.layers.to_string()),
@@ -185,15 +185,15 @@ fn print(document: &Document, out: Output) -> Result<()> {
             "cache",
             format!(
                 "{} per token in 16 bits, {} at the whole context",
-                units::bytes(cache.bytes_per_token as f64),
-                units::bytes(cache.bytes_at_context as f64)
+                numbers::binary_bytes(cache.bytes_per_token as f64),
+                numbers::binary_bytes(cache.bytes_at_context as f64)
             ),
         ),
         (
             "sketch",
             format!(
                 "{} per token more for SparQ ({})",
-                units::bytes(cache.sketch_bytes_per_token as f64),
+                numbers::binary_bytes(cache.sketch_bytes_per_token as f64),
                 sketch_name(document.sketch)
             ),
         ),
@@ -225,9 +225,9 @@ fn print(document: &Document, out: Output) -> Result<()> {
     ]);
     for row in &document.budget {
         let (length, budget, dense) = (
-            units::positions(row.seq_len),
-            units::share(row.ratio),
-            units::bytes(row.dense_bytes),
+            numbers::positions(row.seq_len),
+            numbers::reciprocal(row.ratio),
+            numbers::binary_bytes(row.dense_bytes),
         );
         match &row.settings {
             Some(found) => table.row([
@@ -236,14 +236,14 @@ fn print(document: &Document, out: Output) -> Result<()> {
                 found.rank.to_string(),
                 found.top_k.to_string(),
                 dense,
-                units::bytes(found.bytes),
+                numbers::binary_bytes(found.bytes),
                 format!("{:.1}%", 100.0 * found.share),
-                units::bytes(found.saved_bytes),
+                numbers::binary_bytes(found.saved_bytes),
             ]),
             None => table.row([length, budget, "-".into(), "-".into(), dense]),
         }
     }
-    out.text(&table.render())
+    out.text(&table.text())
 }
 
 /// The sliding window in words.

@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 use sparq::{CacheShape, KvCache, Method, SparqError, Transfers};
 use sparq_models::{CausalLm, ModelCache};
 use sparq_output::charts::{PositionPlot, Row};
+use sparq_output::numbers;
+use sparq_output::table::{Cell, Table};
 
 use super::figures::{Figure, Picture};
-use super::format;
 use super::palette::Palette;
-use super::table::{Cell, Table};
 
 /// The version of the form of an [`AttentionRecord`].
 pub const FORMAT: u32 = 1;
@@ -268,7 +268,7 @@ impl AttentionRecord {
                 choice.method,
                 choice.positions.len(),
                 self.mass.len(),
-                format::percent(self.kept(choice))
+                numbers::percent(self.kept(choice))
             ),
             positions: choice.positions.clone(),
             paint: palette.style(&choice.method).0,
@@ -294,15 +294,15 @@ impl AttentionRecord {
         let cells = |choice: &Choice| {
             let kept = self.kept(choice);
             vec![
-                Cell::name(choice.settings.to_string()),
+                choice.settings.to_string().into(),
                 Cell::number(self.layer.to_string(), self.layer as f64),
                 Cell::number(self.kv_head.to_string(), self.kv_head as f64),
                 Cell::number(
                     choice.positions.len().to_string(),
                     choice.positions.len() as f64,
                 ),
-                Cell::number(format::percent(choice.transfer), choice.transfer),
-                Cell::number(format::percent(kept), kept),
+                Cell::number(numbers::percent(choice.transfer), choice.transfer),
+                Cell::number(numbers::percent(kept), kept),
             ]
         };
         let headings = [

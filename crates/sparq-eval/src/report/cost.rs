@@ -2,11 +2,12 @@
 
 use sparq::Method;
 use sparq_output::charts::{Axis, Chart, Marker, Paint, Scale, Series};
+use sparq_output::numbers;
+use sparq_output::table::{Cell, Table};
 use sparq_plan::Setup;
 
+use super::Section;
 use super::figures::{Figure, Picture};
-use super::table::{Cell, Table};
-use super::{Section, format};
 
 /// A model on a machine, and the steps to show.
 #[derive(Clone, Debug)]
@@ -97,7 +98,7 @@ impl Roofline {
             name: "roofline".into(),
             caption: format!(
                 "Three marks of a kind are S = {}.",
-                LENGTHS.map(format::positions).join(", ")
+                LENGTHS.map(numbers::positions).join(", ")
             ),
             picture: Picture::Lines(Chart {
                 title: title.clone(),
@@ -125,9 +126,9 @@ impl Roofline {
                 let work = self.setup.work(method, batch, length);
                 let step = self.setup.step(method, batch, length).total_us();
                 rows.push(vec![
-                    Cell::name(method.to_string()),
+                    method.to_string().into(),
                     number(batch as f64),
-                    Cell::number(format::positions(length), length as f64),
+                    Cell::number(numbers::positions(length), length as f64),
                     number(work.bytes / 1e9),
                     number(work.intensity()),
                     number(work.floor_us(&self.setup.machine) / 1e3),

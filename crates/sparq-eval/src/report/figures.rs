@@ -1,6 +1,7 @@
 //! What is no line: the needle heat maps, and variants beside each other.
 
 use sparq_output::charts::{Cell, Chart, ChartError, Dot, DotPlot, HeatMap, Layout, PositionPlot};
+use sparq_output::numbers;
 
 use super::palette::Palette;
 use super::{distinct, format, interval};
@@ -115,7 +116,7 @@ pub fn needles(name: &str, records: &[Record]) -> Vec<Figure> {
                 y_label: "depth of the needle".into(),
                 columns: contexts
                     .iter()
-                    .map(|&context| format::positions(context))
+                    .map(|&context| numbers::positions(context))
                     .collect(),
                 rows: depths
                     .iter()

@@ -1,5 +1,7 @@
 //! Names and numbers for people.
 
+use sparq_output::numbers::percent;
+
 use crate::{Estimate, Metric, Record, TaskName};
 
 /// A task's name in a heading.
@@ -85,25 +87,6 @@ pub fn budget(share: f64) -> String {
     }
 }
 
-/// Per cent with three digits or so.
-pub fn percent(share: f64) -> String {
-    let percent = 100.0 * share;
-    match percent {
-        size if size >= 99.95 => format!("{percent:.0}%"),
-        size if size >= 9.995 => format!("{percent:.1}%"),
-        _ => format!("{percent:.2}%"),
-    }
-}
-
-/// Positions in the way that context lengths are written: `8k`.
-pub fn positions(positions: usize) -> String {
-    if positions >= 1024 && positions.is_multiple_of(1024) {
-        format!("{}k", positions / 1024)
-    } else {
-        positions.to_string()
-    }
-}
-
 /// The same records as if all were of one context.
 pub fn pooled(records: &[Record]) -> Vec<Record> {
     let pooled = records.iter().cloned().map(|record| Record {
@@ -122,10 +105,6 @@ mod tests {
         assert_eq!(
             [budget(0.125), budget(0.3), budget(1.0)],
             ["1/8", "30.0%", "1/1"]
-        );
-        assert_eq!(
-            [percent(1.0), percent(0.1243), percent(0.0124)],
-            ["100%", "12.4%", "1.24%"]
         );
         let of = |mean, standard_error| Estimate {
             n: 2,

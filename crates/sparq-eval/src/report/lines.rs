@@ -1,6 +1,7 @@
 //! Scores as lines: against the budget, and against the length of the context.
 
 use sparq_output::charts::{Axis, Chart, Paint, Scale, Series};
+use sparq_output::numbers;
 
 use super::figures::{Figure, Picture};
 use super::palette::Palette;
@@ -96,7 +97,7 @@ pub fn score_by_context(
             ),
             x: Axis {
                 label: "context, tokens",
-                format: |tokens| format::positions(tokens as usize),
+                format: |tokens| numbers::positions(tokens as usize),
             },
             y: axis(task.metric()),
             y_scale: scale(task.metric(), &series),

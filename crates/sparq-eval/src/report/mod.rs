@@ -11,15 +11,15 @@ mod lines;
 mod page;
 mod palette;
 mod read;
-mod table;
+mod scores;
 
 pub use attention::{AttentionRecord, Choice, trace};
 pub use cost::Roofline;
 pub use figures::{Figure, Picture};
 pub use read::{ReportError, Results, read};
-pub use table::{Cell, Table};
 
 use sparq_output::charts::ChartError;
+use sparq_output::table::Table;
 
 use crate::{Estimate, Record, TaskName, summarize};
 use palette::Palette;
@@ -129,7 +129,7 @@ fn section(model: &str, task: TaskName, records: &[Record], palette: &Palette) -
     Section {
         title: format!("{}, {model}", format::title(task)),
         text: format::about(task).into(),
-        tables: vec![table::scores(&rows, &all)],
+        tables: vec![scores::table(&rows, &all)],
         figures,
     }
 }

@@ -2,8 +2,9 @@
 
 use minijinja::{Environment, syntax::SyntaxConfig, value::Value};
 use sparq_output::charts::{ChartError, INK, Layout, PAPER, Paint};
+use sparq_output::table::Table;
 
-use super::{Figure, Report, Section, Table};
+use super::{Figure, Report, Section};
 
 const TEMPLATE: &str = include_str!("page.html");
 

@@ -13,7 +13,7 @@ use sparq_models::checkpoint::Calibration;
 use crate::model::{self, LoadedModel, ModelSource};
 use crate::output::Output;
 use crate::progress;
-use crate::table::Table;
+use sparq_output::table::Table;
 
 /// Positions of the text at most, where --context says nothing else.
 const CONTEXT: usize = 2048;
@@ -269,7 +269,7 @@ impl Measured {
                 },
             ]);
         }
-        out.text(&table.render())?;
+        out.text(&table.text())?;
         let row = self.chosen();
         out.line(&format!(
             "\nPercent kept by r = {} and k = {}, for each layer and query head",
@@ -283,6 +283,6 @@ impl Measured {
             let cells = heads.iter().map(|kept| format!("{:.0}", 100.0 * kept));
             table.row(std::iter::once(layer.to_string()).chain(cells));
         }
-        out.text(&table.render())
+        out.text(&table.text())
     }
 }

@@ -24,8 +24,8 @@ use crate::interrupt;
 use crate::method::SparqArgs;
 use crate::model::{Description, ModelSource};
 use crate::output::Output;
-use crate::units;
 use calibrate::{CalibrateArgs, Measured, Text};
+use sparq_output::numbers;
 
 /// The forms that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -165,7 +165,7 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
     out.line(&format!(
         "{}: {} of weights in {}, in {:.1} s",
         args.out.display(),
-        units::bytes(document.bytes as f64),
+        numbers::binary_bytes(document.bytes as f64),
         document.stored_types.join(" and "),
         document.seconds,
     ))?;

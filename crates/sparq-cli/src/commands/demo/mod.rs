@@ -18,10 +18,10 @@ use crate::method::{SparqArgs, sketch_parser};
 use crate::model::{Description, ModelSource, element_bytes};
 use crate::output::{Mark, Output};
 use crate::progress;
-use crate::table::Table;
-use crate::units;
 use contest::{Contest, Record};
 use sparq_device::DeviceChoice;
+use sparq_output::numbers;
+use sparq_output::table::Table;
 use view::AnswerLine;
 
 /// Arguments of `sparq demo`.
@@ -247,24 +247,24 @@ fn print(document: &Document, out: Output) -> Result<()> {
         table.row([
             method.method.to_owned(),
             format!("{} of {}", method.right, method.questions),
-            units::bytes(method.cache_bytes_per_token),
+            numbers::binary_bytes(method.cache_bytes_per_token),
             format!(
                 "{:.1}% ({})",
                 100.0 * method.share_of_dense,
-                units::share(method.share_of_dense)
+                numbers::reciprocal(method.share_of_dense)
             ),
             format!("{:.0}", document.prefill.tokens_per_second),
             format!("{:.1}", method.decode_tokens_per_second),
         ]);
     }
-    out.text(&format!("\n{}", table.render()))?;
+    out.text(&format!("\n{}", table.text()))?;
     let memory = &document.cache_bytes;
     let plain = memory.keys + memory.values;
     out.line(&format!(
         "cache: {} of {} keys and values; the sketch adds {} ({:.0}%)",
-        units::bytes(plain as f64),
+        numbers::binary_bytes(plain as f64),
         document.dtype,
-        units::bytes(memory.sketch as f64),
+        numbers::binary_bytes(memory.sketch as f64),
         100.0 * memory.sketch as f64 / plain.max(1) as f64,
     ))?;
     for method in document

@@ -159,7 +159,7 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         interrupted: ending == Ending::Cancelled,
         rows: summarize(results.records()),
     };
-    out.text(&view::table(&document.rows).render())?;
+    out.text(&view::table(&document.rows).text())?;
     out.document(&document)?;
     if document.interrupted {
         eprintln!(

@@ -2,8 +2,8 @@
 
 use sparq_eval::{Estimate, Metric, SummaryRow};
 
-use crate::table::Table;
-use crate::units;
+use sparq_output::numbers;
+use sparq_output::table::Table;
 
 /// The rows in columns, with standard errors.
 pub fn table(rows: &[SummaryRow]) -> Table {
@@ -21,9 +21,9 @@ pub fn table(rows: &[SummaryRow]) -> Table {
         let dash = || "-".to_owned();
         table.row([
             format!("{} ({})", row.task, row.metric),
-            row.context.map_or_else(dash, units::positions),
+            row.context.map_or_else(dash, numbers::positions),
             row.method.clone(),
-            row.budget.map_or_else(dash, units::share),
+            row.budget.map_or_else(dash, numbers::reciprocal),
             format!("{:.2}%", 100.0 * row.transfer),
             estimate(&row.score, row.metric, false),
             row.score.n.to_string(),

@@ -7,8 +7,8 @@ use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfi
 
 use crate::args::dtype_name;
 use crate::model::{Description, element_bytes};
-use crate::units;
 use sparq_device::DeviceChoice;
+use sparq_output::numbers;
 
 /// The JSON document of `generate`.
 #[derive(Debug, Serialize)]
@@ -68,7 +68,7 @@ impl Report {
             Some(share) => format!(
                 "{} moved {} of cache per token, {:.1}% of dense",
                 self.attention.name(),
-                units::bytes(stats.cache_bytes_per_token),
+                numbers::binary_bytes(stats.cache_bytes_per_token),
                 100.0 * share,
             ),
             None => "no decode step".to_owned(),

@@ -6,8 +6,8 @@ use sparq_plan::Setup;
 
 use super::{Document, Prediction, Row};
 use crate::output::Output;
-use crate::table::Table;
-use crate::units;
+use sparq_output::numbers::{self, digits};
+use sparq_output::table::Table;
 
 /// Prints the plan.
 pub fn print(document: &Document, out: Output) -> Result<()> {
@@ -37,7 +37,7 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
     for row in rows(document) {
         table.row(step_cells(row, dense));
     }
-    out.text(&table.render())?;
+    out.text(&table.text())?;
     if rows(document).any(|row| !row.fits) {
         out.line("* does not fit into the memory")?;
     }
@@ -50,7 +50,7 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
 
     out.line(&format!(
         "\nThe batch that fits into {} ({:.0}% of the memory) beside the weights",
-        units::bytes(document.setup.memory_bytes()),
+        numbers::binary_bytes(document.setup.memory_bytes()),
         100.0 * document.setup.memory_share
     ))?;
     let priced = document.price_per_hour.is_some();
@@ -70,7 +70,7 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
     for row in rows(document) {
         table.row(batch_cells(row, dense, priced));
     }
-    out.text(&table.render())?;
+    out.text(&table.text())?;
     if let Some(quality) = &document.quality {
         out.line(&format!("\n{quality}"))?;
     }
@@ -95,9 +95,9 @@ fn head(document: &Document, out: Output) -> Result<()> {
             "weights",
             format!(
                 "{} in {}, of which a step reads {}",
-                units::bytes((model.parameters * setup.element_bytes) as f64),
+                numbers::binary_bytes((model.parameters * setup.element_bytes) as f64),
                 document.dtype,
-                units::bytes(document.read_bytes)
+                numbers::binary_bytes(document.read_bytes)
             ),
         ),
         (
@@ -153,12 +153,12 @@ fn step_cells(row: &Row, dense: Option<Prediction>) -> Vec<String> {
     } = row.at_batch;
     vec![
         format!("{}{}", row.label, if row.fits { "" } else { " *" }),
-        units::bytes(row.cache_bytes),
-        units::bytes(row.step_bytes),
-        units::share(row.share_of_dense),
+        numbers::binary_bytes(row.cache_bytes),
+        numbers::binary_bytes(row.step_bytes),
+        numbers::reciprocal(row.share_of_dense),
         ms(parts.attention_us),
         ms(step_us),
-        rate(tokens_per_s),
+        digits(tokens_per_s),
         gain(tokens_per_s, dense),
         match (&row.settings, row.break_even) {
             (Method::Sparq(_), Some(at)) => at.to_string(),
@@ -177,7 +177,7 @@ fn batch_cells(row: &Row, dense: Option<Prediction>, priced: bool) -> Vec<String
                 largest.batch.to_string(),
                 ms(largest.parts.attention_us),
                 ms(largest.step_us),
-                rate(largest.tokens_per_s),
+                digits(largest.tokens_per_s),
                 gain(largest.tokens_per_s, dense),
             ]);
             if let Some(price) = largest.price_per_million.filter(|_| priced) {
@@ -219,10 +219,6 @@ fn ms(us: f64) -> String {
     digits(us / 1e3)
 }
 
-fn rate(per_s: f64) -> String {
-    digits(per_s)
-}
-
 fn gain(tokens_per_s: f64, dense: Option<Prediction>) -> String {
     dense.map_or("-".into(), |dense| {
         format!("{:.2}", tokens_per_s / dense.tokens_per_s)
@@ -233,13 +229,4 @@ fn gain(tokens_per_s: f64, dense: Option<Prediction>) -> String {
 fn money(price: f64) -> String {
     let zeros = (-price.log10().floor()).clamp(0.0, 12.0) as usize;
     format!("{price:.*}", zeros + 2)
-}
-
-/// Three digits or so.
-fn digits(value: f64) -> String {
-    match value.abs() {
-        size if size >= 99.95 => format!("{value:.0}"),
-        size if size >= 9.995 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
-    }
 }

@@ -6,7 +6,8 @@ use sparq_output::table::{Cell, Table};
 use super::{distinct, format};
 use crate::SummaryRow;
 
-/// The scores of a task: a row for each method and budget, the difference to dense attention over all contexts, and a column for each context.
+/// Makes the table of a task: a row for each method and budget, with the difference to dense attention
+/// over all contexts, and a column for each context.
 pub fn table(rows: &[SummaryRow], all: &[SummaryRow]) -> Table {
     let mut contexts: Vec<Option<usize>> = distinct(rows.iter().map(|row| row.context)).collect();
     contexts.sort();
@@ -28,7 +29,7 @@ pub fn table(rows: &[SummaryRow], all: &[SummaryRow]) -> Table {
             ),
             Cell::number(numbers::percent(row.transfer), row.transfer),
         ];
-        // Of dense attention itself it would be 0.
+        // The difference of dense attention itself is 0.
         let difference = row.difference.filter(|_| row.budget.is_some());
         cells.push(match difference {
             Some(difference) => Cell::number(

@@ -1,11 +1,10 @@
-//! The table at the end.
+//! The table of scores.
 
 use sparq_eval::{Estimate, Metric, SummaryRow};
-
 use sparq_output::numbers;
 use sparq_output::table::Table;
 
-/// The rows in columns, with standard errors.
+/// Makes the table of scores with standard errors.
 pub fn table(rows: &[SummaryRow]) -> Table {
     let mut table = Table::new([
         "task",
@@ -35,19 +34,12 @@ pub fn table(rows: &[SummaryRow]) -> Table {
     table
 }
 
-/// A mean ± its standard error, with digits that suit the metric.
+/// Formats a mean ± its standard error with decimals that suit the metric.
 fn estimate(estimate: &Estimate, metric: Metric, signed: bool) -> String {
     let digits = match metric {
         Metric::BitsPerCharacter | Metric::RougeL => 4,
         Metric::PrefixMatch => 3,
         Metric::Characters => 1,
     };
-    let mean = match signed {
-        true => format!("{:+.digits$}", estimate.mean),
-        false => format!("{:.digits$}", estimate.mean),
-    };
-    match estimate.standard_error {
-        Some(error) => format!("{mean} ± {error:.digits$}"),
-        None => mean,
-    }
+    estimate.text(digits, signed)
 }

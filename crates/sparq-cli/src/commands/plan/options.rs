@@ -82,7 +82,7 @@ pub struct PlanArgs {
     #[arg(long = "method", value_name = "METHOD")]
     pub methods: Vec<String>,
     /// Compare the methods that are named, or all there are, each with the settings that move this share of dense attention's bytes
-    #[arg(long, value_parser = crate::commands::convert::share, value_name = "SHARE")]
+    #[arg(long, value_parser = crate::args::share, value_name = "SHARE")]
     pub budget: Option<f64>,
     /// Settings of SparQ [default: with the full sketch and with 4 bits, r = head_dim / 4, k = 128].
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `--eval`: the cheapest method of a file of results that kept enough.
+//! `--eval`: finds the cheapest method in results that keeps enough of dense attention's scores.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,44 +13,44 @@ use sparq_plan::Setup;
 use super::options::PlanArgs;
 use super::{Row, view};
 
-/// What the results say.
+/// The methods of results files, and the cheapest of them.
 #[derive(Serialize)]
 pub struct Quality {
     keep: f64,
     candidates: Vec<Candidate>,
-    /// The index of the cheapest candidate that kept enough and fits the model.
+    /// The index of the cheapest candidate that keeps enough and fits the model.
     cheapest: Option<usize>,
     row: Option<Row>,
 }
 
-/// A method at a budget, in every task.
+/// A method at a budget, with its scores over all tasks.
 #[derive(Serialize)]
 struct Candidate {
     #[serde(flatten)]
     settings: Method,
     label: String,
     budget: Option<f64>,
-    /// The least share of dense attention's score over the tasks and contexts.
+    /// The least share of dense attention's score over all tasks and contexts.
     kept: f64,
-    /// The task and context in which it is.
+    /// The task and context with that share.
     in_task: String,
-    /// How many tasks and contexts were compared.
+    /// The number of tasks and contexts compared.
     compared: usize,
-    /// The predicted step; `None` where the settings don't fit the model that is planned for.
+    /// The predicted step time. `None` if the settings do not fit the model to plan for.
     step_us: Option<f64>,
 }
 
 impl Quality {
-    /// The plan of the cheapest one.
+    /// Returns the predictions for the cheapest candidate.
     pub fn row(&self) -> Option<&Row> {
         self.row.as_ref()
     }
 }
 
-/// Compares what was evaluated and plans with the cheapest that kept `keep` of dense attention's score in every task and context.
+/// Finds the cheapest method that keeps `keep` of dense attention's score in every task and context.
 ///
 /// # Errors
-/// When a file is none of results, or has no method beside dense attention on the same examples.
+/// If a file is not a results file, or has no method beside dense attention on the same examples.
 pub fn cheapest(
     files: &[PathBuf],
     keep: f64,
@@ -73,7 +73,8 @@ pub fn cheapest(
         .collect();
     if candidates.is_empty() {
         bail!(
-            "--eval: expected results of dense attention and of another method on the same examples, found none in {} records",
+            "--eval: expected results of dense attention and of another method on the same examples, \
+             found none in {} records",
             records.len()
         );
     }
@@ -91,7 +92,7 @@ pub fn cheapest(
     })
 }
 
-/// A method at a budget; `None` where dense attention was not evaluated beside it.
+/// Makes a candidate. Returns `None` if dense attention was not evaluated on the same examples.
 fn candidate(
     rows: &[&SummaryRow],
     records: &[Record],
@@ -102,7 +103,7 @@ fn candidate(
     let shares = rows.iter().filter_map(|row| Some((kept(row)?, *row)));
     let (kept, worst) = shares.clone().min_by(|a, b| a.0.total_cmp(&b.0))?;
     let first = rows.first()?;
-    // Settings follow the context: those of the nearest one are planned with.
+    // Settings depend on the context. Uses those of the nearest context.
     let far = |record: &&Record| {
         let context = record.context.unwrap_or(record.prompt_tokens);
         context.abs_diff(args.context)
@@ -127,7 +128,8 @@ fn candidate(
     })
 }
 
-/// The share of dense attention's score, the inverse where less is better; `None` without dense attention, or where it scores nothing.
+/// Returns the share of dense attention's score, inverted if lower is better. Returns `None` without a
+/// score of dense attention or if it is 0.
 fn kept(row: &SummaryRow) -> Option<f64> {
     let dense = row.score.mean - row.difference?.mean;
     let share = match row.better {
@@ -148,7 +150,8 @@ impl fmt::Display for Quality {
         match self.cheapest.and_then(|index| self.candidates.get(index)) {
             Some(found) => write!(
                 f,
-                "Of {} methods and budgets evaluated, the cheapest that keeps {} of dense attention's score everywhere is {}{}: at least {}, in {}",
+                "Of {} methods and budgets evaluated, the cheapest that keeps {} of dense attention's \
+                 score in every task is {}{}: at least {}, in {}",
                 self.candidates.len(),
                 percent(self.keep),
                 found.label,
@@ -163,7 +166,8 @@ impl fmt::Display for Quality {
                     .max_by(|a, b| a.kept.total_cmp(&b.kept));
                 write!(
                     f,
-                    "None of {} methods and budgets evaluated keeps {} of dense attention's score everywhere",
+                    "None of {} methods and budgets evaluated keeps {} of dense attention's score in \
+                     every task",
                     self.candidates.len(),
                     percent(self.keep)
                 )?;

@@ -1,13 +1,13 @@
-//! What `sparq plan` prints for people.
+//! The text output of `sparq plan`.
 
 use anyhow::Result;
 use sparq::{Components, GroupScore, Method, Sketch};
+use sparq_output::numbers::{self, digits};
+use sparq_output::table::Table;
 use sparq_plan::Setup;
 
 use super::{Document, Prediction, Row};
 use crate::output::Output;
-use sparq_output::numbers::{self, digits};
-use sparq_output::table::Table;
 
 /// Prints the plan.
 pub fn print(document: &Document, out: Output) -> Result<()> {
@@ -39,17 +39,18 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
     }
     out.text(&table.text())?;
     if rows(document).any(|row| !row.fits) {
-        out.line("* does not fit into the memory")?;
+        out.line("* does not fit into memory")?;
     }
     let known = |row: &Row| matches!(row.settings, Method::Dense(_) | Method::Sparq(_));
     if rows(document).any(|row| !known(row)) {
         out.line(
-            "Methods other than dense and SparQ have no kernels here: theirs is the least time that their bytes can take, and what they keep beside K and V is not counted",
+            "Methods other than dense and SparQ have no kernels here. Their times are the least that \
+             their bytes take; memory beside K and V is not counted.",
         )?;
     }
 
     out.line(&format!(
-        "\nThe batch that fits into {} ({:.0}% of the memory) beside the weights",
+        "\nThe largest batch that fits into {} ({:.0}% of memory) beside the weights",
         numbers::binary_bytes(document.setup.memory_bytes()),
         100.0 * document.setup.memory_share
     ))?;
@@ -94,7 +95,7 @@ fn head(document: &Document, out: Output) -> Result<()> {
         (
             "weights",
             format!(
-                "{} in {}, of which a step reads {}",
+                "{} in {}; a step reads {}",
                 numbers::binary_bytes((model.parameters * setup.element_bytes) as f64),
                 document.dtype,
                 numbers::binary_bytes(document.read_bytes)
@@ -103,14 +104,14 @@ fn head(document: &Document, out: Output) -> Result<()> {
         (
             "cache",
             format!(
-                "{} layers with {} key/value heads of {} elements for {} query heads",
+                "{} layers with {} KV heads of dimension {} for {} query heads",
                 model.layers, model.kv_heads, model.head_dim, model.heads
             ),
         ),
         (
             "machine",
             format!(
-                "{gpus}{}, {:.0} GB at {:.0} GB/s; weights are read at {:.0} GB/s",
+                "{gpus}{}, {:.0} GB at {:.0} GB/s; reads weights at {:.0} GB/s",
                 machine.name,
                 machine.memory_gb,
                 machine.gb_per_s,
@@ -122,7 +123,7 @@ fn head(document: &Document, out: Output) -> Result<()> {
         lines.push((
             "measured",
             format!(
-                "{} of attention, off by {:.0}% on average and {:.0}% at most",
+                "{} of attention; predictions are off by {:.0}% on average and {:.0}% at most",
                 counted(measured.attention_steps, "step"),
                 100.0 * measured.mean_error,
                 100.0 * measured.worst_error
@@ -133,8 +134,8 @@ fn head(document: &Document, out: Output) -> Result<()> {
         lines.push((
             "split",
             match setup.all_reduce_us > 0.0 {
-                true => format!("two sums a layer, {} us each", setup.all_reduce_us),
-                false => "sums between the GPUs are not counted (--all-reduce-us)".into(),
+                true => format!("two all-reduces per layer, {} us each", setup.all_reduce_us),
+                false => "all-reduces between the GPUs are not counted (--all-reduce-us)".into(),
             },
         ));
     }
@@ -188,7 +189,7 @@ fn batch_cells(row: &Row, dense: Option<Prediction>, priced: bool) -> Vec<String
     cells
 }
 
-/// A method with its settings: `SparQ 4bits r=32 k=128`.
+/// Formats a method with its settings: `SparQ 4bits r=32 k=128`.
 pub fn label(method: &Method, grouped: bool) -> String {
     match method {
         Method::Sparq(config) => {
@@ -225,7 +226,7 @@ fn gain(tokens_per_s: f64, dense: Option<Prediction>) -> String {
     })
 }
 
-/// A price, small ones too with three digits.
+/// Formats a price with three significant digits or more.
 fn money(price: f64) -> String {
     let zeros = (-price.log10().floor()).clamp(0.0, 12.0) as usize;
     format!("{price:.*}", zeros + 2)

@@ -1,13 +1,11 @@
-//! `sparq attention` and `sparq report` from the outside.
-
-mod support;
+//! `sparq attention` and `sparq report`, and the tables of docs/quality.md.
 
 use std::fs;
 
-use support::{document, fails, sparq};
+use crate::support::{document, fails, sparq};
 
 #[test]
-fn attention_is_looked_at_and_shown() {
+fn attention_is_recorded_and_shown() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let text: String = (0..60)
@@ -73,7 +71,7 @@ fn attention_is_looked_at_and_shown() {
 }
 
 #[test]
-fn what_can_not_be_shown_is_refused() {
+fn invalid_input_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(at("text.txt"), "some words").unwrap();
@@ -115,9 +113,8 @@ fn what_can_not_be_shown_is_refused() {
     );
 }
 
-/// The page of results says what its records say.
 #[test]
-fn the_page_of_quality_has_the_tables_of_its_records() {
+fn quality_page_has_the_tables_of_its_records() {
     let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
     let page = fs::read_to_string(docs.join("quality.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();

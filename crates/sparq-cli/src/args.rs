@@ -9,8 +9,8 @@ use serde_json::Value;
 /// The model of a command.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ModelArgs {
-    /// Model: the folder of a Hugging Face checkpoint or of a converted model, a GGUF file, or an ID on
-    /// the Hugging Face Hub (org/name). Without it, the embedded model
+    /// Model: the folder of a Hugging Face checkpoint or of a converted model, a GGUF file, or an
+    /// ID on the Hugging Face Hub (org/name). Without it, the embedded model
     #[arg(long, value_name = "DIR|FILE.gguf|HUB-ID")]
     pub model: Option<String>,
 }

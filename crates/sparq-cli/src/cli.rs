@@ -28,8 +28,8 @@ Examples:
 
 /// Decode language models with SparQ attention, which reads a fraction of the KV cache.
 ///
-/// Without a command, the demo runs. Without --model, commands use the embedded model, a small Llama
-/// that is part of the program.
+/// Without a command, the demo runs. Without --model, commands use the embedded model, a small
+/// Llama that is part of the program.
 #[derive(Parser, Clone, Debug)]
 #[command(name = "sparq", version, after_help = format!("{EXAMPLES}\n\n{}", exit::HELP))]
 pub struct Cli {
@@ -47,8 +47,8 @@ pub struct GlobalArgs {
     /// Print one JSON document, and nothing else, on standard output. An error is {"error": ...}
     #[arg(long, global = true)]
     pub json: bool,
-    /// Device to compute on: flex, ndarray, cuda[:N], vulkan[:N], wgpu[:N], metal[:N] or rocm[:N]. A
-    /// build has some of them
+    /// Device to compute on: flex, ndarray, cuda[:N], vulkan[:N], wgpu[:N], metal[:N] or rocm[:N].
+    /// A build has some of them
     #[arg(
         long,
         global = true,
@@ -75,7 +75,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Write the logits of given tokens to a file, to compare with another implementation
     Logits(logits::LogitsArgs),
-    /// Convert a model to a folder that loads without conversion, with its attention settings, or back
+    /// Convert a model to a folder that loads without conversion, with its attention settings, or
+    /// back
     Convert(convert::ConvertArgs),
     /// Predict decode steps of a model on a machine: time, memory, and the batch that fits
     Plan(plan::PlanArgs),

@@ -16,7 +16,8 @@ pub fn install() -> Result<CancelToken> {
     let token = CancelToken::new();
     let switch = token.clone();
     handle(move || {
-        // A prefill cannot be cancelled inside a layer, so the second Ctrl-C ends the program at once.
+        // A prefill cannot be cancelled inside a layer, so the second Ctrl-C ends the program at
+        // once.
         if switch.is_cancelled() {
             std::process::exit(i32::from(EXIT_CODE));
         }

@@ -1,10 +1,10 @@
 //! The program `sparq`: generates text with SparQ attention, evaluates, plans and checks it.
 //!
 //! Imports go one way. [`cli`] is the command line and knows every command. Each command in
-//! [`commands`] owns its arguments, its JSON document and its text output. Commands share option groups
-//! ([`args`], [`method`]), models ([`model`]) and output ([`output`], [`progress`], [`exit`]), none of
-//! which know a command. An error travels up as [`anyhow::Error`] and becomes one message and one exit
-//! code here.
+//! [`commands`] owns its arguments, its JSON document and its text output. Commands share option
+//! groups ([`args`], [`method`]), models ([`model`]) and output ([`output`], [`progress`],
+//! [`exit`]), none of which know a command. An error travels up as [`anyhow::Error`] and becomes
+//! one message and one exit code here.
 
 mod args;
 mod cli;
@@ -30,7 +30,8 @@ fn main() -> ExitCode {
     let cli = match Cli::from_arguments(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
-            // clap knows that help and version go to standard output. A failed write is not an error.
+            // clap knows that help and version go to standard output. A failed write is not an
+            // error.
             let _ = error.print();
             if !error.use_stderr() {
                 return ExitCode::SUCCESS;

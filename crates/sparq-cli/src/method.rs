@@ -17,8 +17,8 @@ const DEFAULT_TOP_K: usize = 128;
 /// The names of methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MethodName {
-    /// SparQ if the cost model expects it to be faster than dense attention on this device, else dense
-    /// attention
+    /// SparQ if the cost model expects it to be faster than dense attention on this device, else
+    /// dense attention
     Auto,
     /// Attend to the positions that SparQ selects
     Sparq,
@@ -26,7 +26,8 @@ pub enum MethodName {
     Dense,
 }
 
-/// The settings of SparQ. Settings not given come from the model's `sparq.json`, or are the defaults.
+/// The settings of SparQ. Settings not given come from the model's `sparq.json`, or are the
+/// defaults.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct SparqArgs {
     /// r: number of query components that approximate the scores [default: head_dim / 4]
@@ -41,8 +42,8 @@ pub struct SparqArgs {
     /// Storage of the key sketch, the copy of the keys for approximate scores [default: 4bits]
     #[arg(long, value_parser = sketch_parser())]
     pub sketch: Option<Sketch>,
-    /// When the mean value stands for the positions not selected. `paper`: if every query head has its
-    /// own KV head [default: paper]
+    /// When the mean value stands for the positions not selected. `paper`: if every query head has
+    /// its own KV head [default: paper]
     #[arg(long, value_parser = named::<MeanValue>(&["always", "never", "paper"]))]
     pub mean_value: Option<MeanValue>,
     /// Scores that the query heads of a group sum to select positions [default: probabilities]

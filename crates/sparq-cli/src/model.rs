@@ -27,7 +27,8 @@ pub enum ModelSource {
 }
 
 impl ModelSource {
-    /// Finds the model of an argument: a folder or file if it exists, else a hub ID, which is downloaded.
+    /// Finds the model of an argument: a folder or file if it exists, else a hub ID, which is
+    /// downloaded.
     ///
     /// # Errors
     /// If there is no such folder or file, and the argument is not an ID or unknown to the hub.
@@ -220,8 +221,8 @@ impl Description {
         }
     }
 
-    /// Returns the bytes that a decode step at `seq_len` positions moves over all layers, sliding windows
-    /// considered. `transfers` counts the bytes of a cache shape at a number of positions.
+    /// Returns the bytes that a decode step at `seq_len` positions moves over all layers, sliding
+    /// windows considered. `transfers` counts the bytes of a cache shape at a number of positions.
     pub fn step_bytes(
         &self,
         element_bytes: usize,

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 /// Standard output, as text or as one JSON document.
 ///
-/// Nothing else in the program writes to standard output, so with `--json` it holds only the document.
+/// Nothing else in the program writes to standard output, so with `--json` it holds only the
+/// document.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     json: bool,

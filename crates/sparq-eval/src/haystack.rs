@@ -62,7 +62,8 @@ impl Needle {
     }
 }
 
-/// Returns the tokens that an answer as a sentence takes beyond the code alone, for the longest name.
+/// Returns the tokens that an answer as a sentence takes beyond the code alone, for the longest
+/// name.
 ///
 /// # Errors
 /// If the tokenizer refuses the sentence.
@@ -100,8 +101,8 @@ pub struct Haystack {
 
 impl Haystack {
     /// Makes a text for a context of `context` tokens, with room for any question, its answer and
-    /// `reserved` more tokens. Uses at most [`MAX_NEEDLES`] needles. The same draws of `rng` give the same
-    /// text.
+    /// `reserved` more tokens. Uses at most [`MAX_NEEDLES`] needles. The same draws of `rng` give
+    /// the same text.
     ///
     /// # Errors
     /// If the context is too short for the needles or longer than the prose.

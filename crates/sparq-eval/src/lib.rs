@@ -6,8 +6,8 @@
 //! 2. An [`Evaluation`] reads each text once into a cache. Every [`BudgetedMethod`] (a method at a
 //!    budget) answers the questions from there.
 //! 3. Each answer becomes a [`Record`], a line of a [`ResultsFile`].
-//! 4. [`summarize`] computes means with standard errors, and differences to dense attention over pairs
-//!    of the same example. [`report`] turns them into tables, figures and a page.
+//! 4. [`summarize`] computes means with standard errors, and differences to dense attention over
+//!    pairs of the same example. [`report`] turns them into tables, figures and a page.
 #![deny(missing_docs)]
 
 mod datasets;

@@ -7,8 +7,8 @@ use crate::score::Judge;
 /// A text and the questions about it. The text is read once for all questions and methods.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Passage {
-    /// The positions that text, question and answer were made to fill. `None` if the data determine the
-    /// length.
+    /// The positions that text, question and answer were made to fill. `None` if the data determine
+    /// the length.
     pub context: Option<usize>,
     /// The tokens before every question. May be empty.
     pub text: Vec<u32>,
@@ -59,8 +59,8 @@ impl Work {
 }
 
 impl Passage {
-    /// Returns the most positions a question takes with its answer. The last token of an answer is not
-    /// read.
+    /// Returns the most positions a question takes with its answer. The last token of an answer is
+    /// not read.
     pub fn positions(&self, question: &Question) -> usize {
         self.text.len() + question.prompt.len() + question.work.max_steps().saturating_sub(1)
     }

@@ -7,8 +7,8 @@ use sparq_models::text::TextTokenizer;
 
 use crate::EvalError;
 
-/// The end of the King James Bible (Hebrews to Revelation). Not in the training data of the embedded
-/// model.
+/// The end of the King James Bible (Hebrews to Revelation). Not in the training data of the
+/// embedded model.
 pub const BIBLE: &str = include_str!("../assets/bible.txt");
 
 /// Hamlet, Coriolanus and The Winter's Tale. Not in the training data of the embedded model.
@@ -62,8 +62,8 @@ impl Prose {
         Ok(self.tokenizer.decode(tokens, false)?)
     }
 
-    /// Returns `len` tokens that begin at `place`, from 0 (the beginning of the text) to 1 (the last place
-    /// with `len` tokens after it).
+    /// Returns `len` tokens that begin at `place`, from 0 (the beginning of the text) to 1 (the
+    /// last place with `len` tokens after it).
     ///
     /// # Errors
     /// If the text has fewer tokens.
@@ -103,7 +103,8 @@ pub fn text_or(
     }
 }
 
-/// Returns the place of example `index`, from 0 to 1. Places advance by the golden ratio from `first`.
+/// Returns the place of example `index`, from 0 to 1. Places advance by the golden ratio from
+/// `first`.
 ///
 /// Any number of places is spread evenly, and more examples do not move the earlier ones.
 pub fn place(first: f64, index: usize) -> f64 {

@@ -71,10 +71,10 @@ pub enum Better {
 
 /// The result of a method on an example.
 ///
-/// A results file holds JSON lines, one record per line, in the order in which the examples finished.
-/// Every line is complete in itself, so files can be cut, joined and sorted. Model, task, example,
-/// method and budget identify a record. Records that differ only in method and budget have the same
-/// tokens, so their scores can be compared in pairs.
+/// A results file holds JSON lines, one record per line, in the order in which the examples
+/// finished. Every line is complete in itself, so files can be cut, joined and sorted. Model, task,
+/// example, method and budget identify a record. Records that differ only in method and budget have
+/// the same tokens, so their scores can be compared in pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
@@ -94,12 +94,13 @@ pub struct Record {
     pub task: TaskName,
     /// The name of the example within the task, the same for all methods and budgets.
     pub example: String,
-    /// The number of positions the example was made to fill. `None` if the data determine the length.
+    /// The number of positions the example was made to fill. `None` if the data determine the
+    /// length.
     pub context: Option<usize>,
     /// The number of tokens read before the first was decoded.
     pub prompt_tokens: usize,
-    /// The CRC-32 of these tokens as little-endian u32, followed by the reference tokens if the task has
-    /// them.
+    /// The CRC-32 of these tokens as little-endian u32, followed by the reference tokens if the
+    /// task has them.
     pub prompt_crc32: u32,
     /// The method, spelled as on the command line.
     pub method: String,
@@ -107,8 +108,8 @@ pub struct Record {
     pub settings: Method,
     /// The share of dense attention's bytes that the settings were chosen for. `None` for dense.
     pub budget: Option<f64>,
-    /// The share of dense attention's bytes that a step moves with these settings, counted by the cost
-    /// model on a 16-bit cache of `context` positions (or the example's own length).
+    /// The share of dense attention's bytes that a step moves with these settings, counted by the
+    /// cost model on a 16-bit cache of `context` positions (or the example's own length).
     pub transfer: f64,
     /// The quantity that the score measures.
     pub metric: Metric,
@@ -161,7 +162,15 @@ impl Record {
 mod tests {
     use super::*;
 
-    const LINE: &str = r#"{"kind":"example","format":1,"model":"embedded","device":"flex","dtype":"f32","seed":0,"task":"needle","example":"context=4096 text=0 depth=0.25","context":4096,"prompt_tokens":4088,"prompt_crc32":7,"method":"sparq","settings":{"method":"sparq","rank":16,"top_k":128,"local_window":32,"sketch":"4bits","mean_value":"paper","group_score":"probabilities","components":"sum_abs"},"budget":0.125,"transfer":0.1243,"metric":"prefix_match","better":"higher","score":1.0,"detail":{"answer":" 123456.","depth":0.25},"steps":8,"seconds":1.2,"version":"0.1.0"}"#;
+    const LINE: &str = concat!(
+        r#"{"kind":"example","format":1,"model":"embedded","device":"flex","dtype":"f32","#,
+        r#""seed":0,"task":"needle","example":"context=4096 text=0 depth=0.25","context":4096,"#,
+        r#""prompt_tokens":4088,"prompt_crc32":7,"method":"sparq","settings":{"method":"sparq","#,
+        r#""rank":16,"top_k":128,"local_window":32,"sketch":"4bits","mean_value":"paper","#,
+        r#""group_score":"probabilities","components":"sum_abs"},"budget":0.125,"#,
+        r#""transfer":0.1243,"metric":"prefix_match","better":"higher","score":1.0,"#,
+        r#""detail":{"answer":" 123456.","depth":0.25},"steps":8,"seconds":1.2,"version":"0.1.0"}"#,
+    );
 
     #[test]
     fn records_serialize_to_the_line_they_were_read_from() {

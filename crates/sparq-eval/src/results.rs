@@ -68,8 +68,8 @@ pub(crate) fn key(record: &Record) -> Key {
 
 /// A results file open for appending.
 ///
-/// One write appends one record, so an interruption loses only unfinished examples. Opening a file drops
-/// a last line that a crash left incomplete. The file is locked while it is open.
+/// One write appends one record, so an interruption loses only unfinished examples. Opening a file
+/// drops a last line that a crash left incomplete. The file is locked while it is open.
 #[derive(Debug)]
 pub struct ResultsFile {
     path: PathBuf,
@@ -82,7 +82,8 @@ impl ResultsFile {
     /// Opens a file, or creates it with its parent folders.
     ///
     /// # Errors
-    /// If the file cannot be written, another program writes to it, or a line is not a record of `setup`.
+    /// If the file cannot be written, another program writes to it, or a line is not a record of
+    /// `setup`.
     pub fn open(path: &Path, setup: &Setup) -> Result<Self, EvalError> {
         let write = |source| EvalError::Write {
             path: path.to_owned(),
@@ -151,7 +152,8 @@ impl ResultsFile {
             .contains(&(task, question.example.clone(), method.clone(), budget))
     }
 
-    /// Checks that the records of these examples have the tokens and settings that a run would write now.
+    /// Checks that the records of these examples have the tokens and settings that a run would
+    /// write now.
     ///
     /// # Errors
     /// [`EvalError::Results`] with the first line that differs.

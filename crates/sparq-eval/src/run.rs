@@ -53,8 +53,8 @@ pub enum Ending {
 }
 
 impl<'a> Evaluation<'a> {
-    /// Returns the settings of a method for an example: those for the context it was made to fill, or for
-    /// its own length.
+    /// Returns the settings of a method for an example: those for the context it was made to fill,
+    /// or for its own length.
     ///
     /// # Errors
     /// If the method cannot keep its budget.
@@ -67,8 +67,8 @@ impl<'a> Evaluation<'a> {
         Ok(method.at(self.head_dim, passage.budget_positions(question))?)
     }
 
-    /// Runs the jobs on `threads` threads with an equal share of the processors each. Calls `on_record`
-    /// with each record as it is finished.
+    /// Runs the jobs on `threads` threads with an equal share of the processors each. Calls
+    /// `on_record` with each record as it is finished.
     ///
     /// After cancellation, unfinished examples are dropped and no new ones begin.
     ///
@@ -109,8 +109,8 @@ impl<'a> Evaluation<'a> {
             let mut outcome = Ok(());
             let mut keeps = true;
             for result in receiver {
-                // After a failure, records of other threads are still kept. If keeping them failed, half a
-                // line may be written, and nothing must follow it.
+                // After a failure, records of other threads are still kept. If keeping them failed,
+                // half a line may be written, and nothing must follow it.
                 let result = match result {
                     Ok(record) if keeps => {
                         let kept = on_record(record);
@@ -132,7 +132,8 @@ impl<'a> Evaluation<'a> {
         })
     }
 
-    /// Reads the text of a job once, then each question once after it. The methods answer from there.
+    /// Reads the text of a job once, then each question once after it. The methods answer from
+    /// there.
     fn finish(
         &self,
         job: &Job<'_>,
@@ -153,7 +154,8 @@ impl<'a> Evaluation<'a> {
             .new_shared_cache(1, capacity, self.dtype, &settings)?;
         read_while(self.model, &mut text, &job.passage.text, &continues)?;
         for (number, (question, methods)) in job.unanswered.iter().enumerate() {
-            // A clone copies the buffers when one of the two is written to. The last question needs no clone.
+            // A clone copies the buffers when one of the two is written to. The last question needs
+            // no clone.
             let last = number + 1 == job.unanswered.len();
             let mut asked = if last {
                 std::mem::replace(&mut text, ModelCache { layers: Vec::new() })
@@ -191,7 +193,8 @@ impl<'a> Evaluation<'a> {
         Ok(settings)
     }
 
-    /// Answers with a method, beginning with the question's last token. Returns `None` if cancelled.
+    /// Answers with a method, beginning with the question's last token. Returns `None` if
+    /// cancelled.
     fn answer(
         &self,
         question: &Question,
@@ -247,8 +250,8 @@ impl<'a> Evaluation<'a> {
         Ok(Some(answer))
     }
 
-    /// Excludes the end of the text as the first token. Models trained on conversations often end a text
-    /// that is not a conversation at once.
+    /// Excludes the end of the text as the first token. Models trained on conversations often end a
+    /// text that is not a conversation at once.
     fn forbid_end(&self, logits: &mut [f32]) {
         for &id in self.tokenizer.eos_ids() {
             if let Some(logit) = logits.get_mut(id as usize) {

@@ -17,7 +17,8 @@ pub struct Estimate {
     pub n: usize,
     /// The mean.
     pub mean: f64,
-    /// The sample standard deviation (with n - 1) divided by the square root of n. `None` for one value.
+    /// The sample standard deviation (with n - 1) divided by the square root of n. `None` for one
+    /// value.
     pub standard_error: Option<f64>,
 }
 
@@ -42,7 +43,8 @@ impl Estimate {
 
     /// Returns the mean of `score - reference` over pairs of the same example.
     ///
-    /// The difficulty of an example cancels, so the standard error is smaller than those of the two means.
+    /// The difficulty of an example cancels, so the standard error is smaller than those of the two
+    /// means.
     pub fn of_differences(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Self> {
         Self::of(
             pairs
@@ -51,7 +53,8 @@ impl Estimate {
         )
     }
 
-    /// Formats the mean and its standard error: `0.750 ± 0.250`. A signed mean has a plus if positive.
+    /// Formats the mean and its standard error: `0.750 ± 0.250`. A signed mean has a plus if
+    /// positive.
     pub fn text(&self, digits: usize, signed: bool) -> String {
         let mean = match signed {
             // No difference has no sign, also if it is -0.
@@ -74,7 +77,8 @@ mod tests {
 
     #[test]
     fn error_of_a_sample_equals_the_textbook() {
-        // Deviations of 2, 4, 4, 4, 5, 5, 7, 9 from 5: 9 + 1 + 1 + 1 + 0 + 0 + 4 + 16 = 32; 32 / 7 / 8 = 4/7.
+        // Deviations of 2, 4, 4, 4, 5, 5, 7, 9 from 5: 9 + 1 + 1 + 1 + 0 + 0 + 4 + 16 = 32; 32 / 7
+        // / 8 = 4/7.
         let estimate = Estimate::of([2.0, 4.0, 4.0, 4.0, 5.0, 5.0, 7.0, 9.0]).unwrap();
         assert_eq!((estimate.n, estimate.mean), (8, 5.0));
         assert!((estimate.standard_error.unwrap() - (4.0f64 / 7.0).sqrt()).abs() < 1e-15);

@@ -41,8 +41,8 @@ pub fn check_tokens(model: &dyn CausalLm, tokens: &[u32]) -> Result<(), EvalErro
     }
 }
 
-/// Reads the tokens of one sequence into the cache in pieces. Calls `on_progress` with the number of
-/// tokens read after each piece, and stops early if it returns false.
+/// Reads the tokens of one sequence into the cache in pieces. Calls `on_progress` with the number
+/// of tokens read after each piece, and stops early if it returns false.
 ///
 /// # Errors
 /// If the model refuses the tokens or the device fails.
@@ -65,8 +65,8 @@ pub fn read_while(
     Ok(())
 }
 
-/// Reads the tokens of one sequence into the cache in pieces. Calls `on_progress` with the number of
-/// tokens read after each piece.
+/// Reads the tokens of one sequence into the cache in pieces. Calls `on_progress` with the number
+/// of tokens read after each piece.
 ///
 /// # Errors
 /// If the model refuses the tokens or the device fails.

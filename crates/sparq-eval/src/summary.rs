@@ -28,8 +28,8 @@ pub struct SummaryRow {
     pub better: Better,
     /// The score.
     pub score: Estimate,
-    /// The score minus that of dense attention, over the examples that both finished. `None` if there are
-    /// none.
+    /// The score minus that of dense attention, over the examples that both finished. `None` if
+    /// there are none.
     pub difference: Option<Estimate>,
 }
 
@@ -39,8 +39,8 @@ pub const REFERENCE: &str = "dense";
 /// The key of the records that are averaged together.
 type Group<'a> = (&'a str, TaskName, Option<usize>, &'a str, Option<u64>);
 
-/// Averages records. Rows are sorted by model, task and context, then from large budgets to small ones,
-/// with methods in order of appearance.
+/// Averages records. Rows are sorted by model, task and context, then from large budgets to small
+/// ones, with methods in order of appearance.
 pub fn summarize(records: &[Record]) -> Vec<SummaryRow> {
     let mut reference: HashMap<(&str, TaskName, &str), f64> = HashMap::new();
     let mut groups: Vec<(Group<'_>, Vec<&Record>)> = Vec::new();

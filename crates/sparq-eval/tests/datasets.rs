@@ -62,7 +62,8 @@ impl Folder {
         self.write(name, &(lines.join("\n") + "\n"))
     }
 
-    /// Writes columns, each with its values by row. A value is a text, a list of texts or a list of numbers.
+    /// Writes columns, each with its values by row. A value is a text, a list of texts or a list of
+    /// numbers.
     fn parquet(&self, name: &str, schema: &str, columns: &[Vec<Value>]) -> PathBuf {
         let path = self.0.path().join(name);
         let schema = Arc::new(parse_message_type(schema).unwrap());
@@ -82,7 +83,8 @@ impl Folder {
                     .cloned()
                     .unwrap_or_else(|| vec![value.clone()]);
                 for (index, item) in list.iter().enumerate() {
-                    // Everything is optional and present: a list inside a group has definition level 4.
+                    // Everything is optional and present: a list inside a group has definition
+                    // level 4.
                     definitions.push(if value.is_array() { 4 } else { 1 });
                     repetitions.push(i16::from(index > 0));
                     match item {
@@ -133,7 +135,10 @@ fn squad_rows() -> Vec<Value> {
 }
 
 const SQUAD_SCHEMA: &str = "message schema {
-  optional binary id (UTF8); optional binary title (UTF8); optional binary context (UTF8); optional binary question (UTF8);
+  optional binary id (UTF8);
+  optional binary title (UTF8);
+  optional binary context (UTF8);
+  optional binary question (UTF8);
   optional group answers {
     optional group text (LIST) { repeated group list { optional binary element (UTF8); } }
     optional group answer_start (LIST) { repeated group list { optional int32 element; } }
@@ -285,7 +290,8 @@ fn trivia_qa_uses_suitable_pages_in_every_format() {
         .collect();
     let entries: Vec<Value> = (0..3)
         .map(|row| {
-            let files: Vec<Value> = (0..3).map(|file| json!({"Filename": format!("{row}_{file}.txt"), "Title": "t"})).collect();
+            let file = |file: i32| json!({"Filename": format!("{row}_{file}.txt"), "Title": "t"});
+            let files: Vec<Value> = (0..3).map(file).collect();
             for (file, text) in pages(row).iter().enumerate() {
                 folder.write(&format!("evidence/wikipedia/{row}_{file}.txt"), text);
             }
@@ -297,8 +303,12 @@ fn trivia_qa_uses_suitable_pages_in_every_format() {
         .collect();
     let schema = "message schema {
       optional binary question_id (UTF8); optional binary question (UTF8);
-      optional group entity_pages { optional group wiki_context (LIST) { repeated group list { optional binary element (UTF8); } } }
-      optional group answer { optional group aliases (LIST) { repeated group list { optional binary element (UTF8); } } }
+      optional group entity_pages {
+        optional group wiki_context (LIST) { repeated group list { optional binary element (UTF8); } }
+      }
+      optional group answer {
+        optional group aliases (LIST) { repeated group list { optional binary element (UTF8); } }
+      }
     }";
     let column = |get: &dyn Fn(&Value) -> Value| rows.iter().map(get).collect::<Vec<_>>();
     let forms = [
@@ -350,10 +360,20 @@ fn cnn_dailymail_is_scored_by_the_highlights() {
     let folder = Folder::new();
     let rows: Vec<Value> = [100, 5000, 6000, 9000]
         .iter()
-        .map(|&length| json!({"id": format!("story {length}"), "article": page(length, length), "highlights": "It goes on ."}))
+        .map(|&length| {
+            json!({
+                "id": format!("story {length}"),
+                "article": page(length, length),
+                "highlights": "It goes on .",
+            })
+        })
         .collect();
     let column = |key: &str| rows.iter().map(|row| row[key].clone()).collect::<Vec<_>>();
-    let schema = "message schema { optional binary article (UTF8); optional binary highlights (UTF8); optional binary id (UTF8); }";
+    let schema = "message schema {
+      optional binary article (UTF8);
+      optional binary highlights (UTF8);
+      optional binary id (UTF8);
+    }";
     let forms = [
         folder.lines("cnn.ndjson", &rows),
         folder.parquet(
@@ -406,7 +426,11 @@ fn invalid_files_are_refused_by_name_and_place() {
     let folder = Folder::new();
     let mut rows = squad_rows();
     rows[3].as_object_mut().unwrap().remove("question");
-    let schema = "message schema { optional binary article (UTF8); optional int32 highlights; optional binary id (UTF8); }";
+    let schema = "message schema {
+      optional binary article (UTF8);
+      optional int32 highlights;
+      optional binary id (UTF8);
+    }";
     let texts = || vec![json!("a"), json!("b")];
     let numbers = folder.parquet(
         "numbers.parquet",

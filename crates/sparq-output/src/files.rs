@@ -48,8 +48,8 @@ pub struct OutputFile {
 }
 
 impl OutputFile {
-    /// Creates a temporary file in the same folder, so that renaming stays within one file system. Create
-    /// it before long work, so that a typing error in the path fails early.
+    /// Creates a temporary file in the same folder, so that renaming stays within one file system.
+    /// Create it before long work, so that a typing error in the path fails early.
     ///
     /// # Errors
     /// If the parent folder is missing or cannot be written, or `path` is a folder.
@@ -115,7 +115,8 @@ impl OutputFile {
     }
 }
 
-/// A folder that gets its name when it is complete. Dropping it earlier removes it with its contents.
+/// A folder that gets its name when it is complete. Dropping it earlier removes it with its
+/// contents.
 #[derive(Debug)]
 pub struct OutputFolder {
     folder: TempDir,
@@ -126,8 +127,8 @@ impl OutputFolder {
     /// Creates a temporary folder in the same parent folder; see [`OutputFile::create`].
     ///
     /// # Errors
-    /// If the parent folder is missing or cannot be written, or `path` is something else than an empty
-    /// folder.
+    /// If the parent folder is missing or cannot be written, or `path` is something else than an
+    /// empty folder.
     pub fn create(path: &Path) -> Result<Self, OutputError> {
         let path = path.to_owned();
         let taken = match std::fs::read_dir(&path) {

@@ -1,5 +1,5 @@
-//! `sparq attention`: the attention of a text's last token by position, and the positions that methods
-//! read.
+//! `sparq attention`: the attention of a text's last token by position, and the positions that
+//! methods read.
 
 use std::path::PathBuf;
 
@@ -83,8 +83,8 @@ struct Document {
 /// Reads the text and records the attention of its last token.
 ///
 /// # Errors
-/// If the model or the text cannot be read, the layer, head or method does not exist, or the file cannot
-/// be written.
+/// If the model or the text cannot be read, the layer, head or method does not exist, or the file
+/// cannot be written.
 pub fn run(args: &AttentionArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let output = args.out.as_deref().map(OutputFile::create).transpose()?;
     let source = ModelSource::find(args.model.model.as_deref())?;

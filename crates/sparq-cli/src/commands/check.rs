@@ -41,8 +41,8 @@ pub struct CheckArgs {
     /// Seed of the first random case. Each further case has the next seed
     #[arg(long, value_name = "S", default_value_t = 0, requires = "random")]
     seed: u64,
-    /// Size of random cases: small, medium and large have up to 330, 6000 and 2^20 positions. huge has a
-    /// cache of more than 2^32 elements
+    /// Size of random cases: small, medium and large have up to 330, 6000 and 2^20 positions. huge
+    /// has a cache of more than 2^32 elements
     #[arg(long, value_parser = size_parser(), default_value = "medium", value_name = "SIZE", requires = "random")]
     size: Size,
 }

@@ -126,8 +126,8 @@ fn budget(model: &Description, seq_len: usize, part: usize, sketch: Sketch) -> B
         .with_sketch(sketch)
         .with_mean_value(MeanValue::Paper)
         .with_group_score(GroupScore::Probabilities);
-    // Layers with a sliding window save less. If only some layers have one, the settings for the others
-    // exceed the budget, and those for a smaller budget meet it.
+    // Layers with a sliding window save less. If only some layers have one, the settings for the
+    // others exceed the budget, and those for a smaller budget meet it.
     let attempts = (1..=ATTEMPTS).rev();
     let settings = attempts
         .filter_map(|attempt| {

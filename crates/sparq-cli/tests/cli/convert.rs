@@ -251,8 +251,8 @@ fn killed_conversion_leaves_no_folder_that_loads() {
     let program = assert_cmd::cargo::cargo_bin("sparq");
     for (form, last) in [("sparq", "sparq.json"), ("safetensors", "config.json")] {
         let (mut unfinished, mut finished) = (0, 0);
-        // The delay after the first file grows until a conversion finishes. A busy machine may catch no
-        // unfinished one, and the loop begins again.
+        // The delay after the first file grows until a conversion finishes. A busy machine may
+        // catch no unfinished one, and the loop begins again.
         let mut delay = Duration::ZERO;
         while unfinished == 0 || finished == 0 {
             assert!(unfinished + finished < 200, "{unfinished} unfinished");
@@ -312,8 +312,8 @@ fn full_disk_leaves_nothing() {
     let limits = [("sparq", "model.bpk"), ("safetensors", "model.safetensors")];
     for (form, file) in limits {
         let (folder, converted) = place();
-        // The limit in KiB allows the first weights. Ignoring the signal of the limit makes writing fail
-        // as on a full disk.
+        // The limit in KiB allows the first weights. Ignoring the signal of the limit makes writing
+        // fail as on a full disk.
         let script = "trap '' XFSZ; ulimit -f 2000; exec \"$0\" \"$@\"";
         let output = Command::new("bash")
             .args([

@@ -3,8 +3,8 @@
 use crate::support::{CONTEXT, Checkpoint, HEAD_DIM, VOCAB, document, fails, sparq, write_tensors};
 use serde_json::json;
 
-/// Runs `logits`, which reads headers, weights and tokens, on a damaged checkpoint. The message has to
-/// contain all `parts`, and no file may remain.
+/// Runs `logits`, which reads headers, weights and tokens, on a damaged checkpoint. The message has
+/// to contain all `parts`, and no file may remain.
 fn logits_fail(checkpoint: &Checkpoint, extra: &[&str], parts: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let (model, out) = (checkpoint.argument(), folder.path().join("out.safetensors"));

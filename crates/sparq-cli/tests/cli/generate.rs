@@ -67,7 +67,11 @@ fn chat_uses_the_template_of_the_checkpoint() {
     let vocab: std::collections::BTreeMap<String, usize> = (0..VOCAB)
         .map(|id| (char::from(b'A' + id as u8).to_string(), id))
         .collect();
-    let tokenizer = json!({ "version": "1.0", "added_tokens": [], "model": { "type": "BPE", "vocab": vocab, "merges": [] } });
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    });
     checkpoint.write_file("tokenizer.json", tokenizer.to_string().as_bytes());
     checkpoint.write_file(
         "chat_template.jinja",

@@ -6,15 +6,16 @@
 /// A checkpoint of a few kilobytes, and ways to run the program.
 mod support;
 
-/// Every kind of bad input: exit code 2 and a message that names file, key, expected and found value.
+/// Every kind of bad input: exit code 2 and a message that names file, key, expected and found
+/// value.
 mod errors;
 /// Help texts, completions and closed pipes.
 mod help;
 
 /// `sparq check`: reference cases, random cases and failures.
 mod check;
-/// `sparq convert`: results equal the source, and are complete or absent. Kills the program and fills a
-/// disk.
+/// `sparq convert`: results equal the source, and are complete or absent. Kills the program and
+/// fills a disk.
 mod convert;
 /// `sparq demo` on a short context.
 mod demo;

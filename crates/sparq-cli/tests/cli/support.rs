@@ -28,8 +28,8 @@ pub fn sparq() -> Command {
     command
 }
 
-/// Runs a command that has to fail on bad input: exit code 2, no panic, an empty standard output. Returns
-/// the message.
+/// Runs a command that has to fail on bad input: exit code 2, no panic, an empty standard output.
+/// Returns the message.
 pub fn fails(arguments: &[&str]) -> String {
     let output = sparq()
         .args(arguments)

@@ -13,12 +13,12 @@ use serde_json::{Map, Value};
 use super::{open, wrong};
 use crate::EvalError;
 
-/// Reads text columns, including lists and structures of text. Calls `on_row` with the index of each row
-/// and its content as a JSON object.
+/// Reads text columns, including lists and structures of text. Calls `on_row` with the index of
+/// each row and its content as a JSON object.
 ///
 /// # Errors
-/// If the file is not a parquet file, lacks a column, or a column holds something else than text. Also
-/// returns errors of `on_row`.
+/// If the file is not a parquet file, lacks a column, or a column holds something else than text.
+/// Also returns errors of `on_row`.
 pub(super) fn read(
     path: &Path,
     columns: &[&str],
@@ -91,7 +91,8 @@ fn is_text(field: &Type) -> Result<(), String> {
     }
 }
 
-/// Returns the part of a schema with the given columns, or `None` if it has none. Lists are read whole.
+/// Returns the part of a schema with the given columns, or `None` if it has none. Lists are read
+/// whole.
 fn project(field: &Type, path: &str, columns: &[&str]) -> parquet::errors::Result<Option<TypePtr>> {
     if columns.contains(&path) {
         return Ok(Some(Arc::new(field.clone())));

@@ -28,8 +28,8 @@ pub(crate) trait Row: DeserializeOwned {
     }
 }
 
-/// Reads the rows of a file: parquet, JSON lines (`jsonl`, `ndjson`) or JSON (an array of rows, or the
-/// document of the authors).
+/// Reads the rows of a file: parquet, JSON lines (`jsonl`, `ndjson`) or JSON (an array of rows, or
+/// the document of the authors).
 ///
 /// # Errors
 /// If the file cannot be read or a row has another form. The message names the row.

@@ -1,4 +1,5 @@
-//! [`AttentionRecord`]: the attention of one KV head by position, and the positions that methods read.
+//! [`AttentionRecord`]: the attention of one KV head by position, and the positions that methods
+//! read.
 
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
 use serde::{Deserialize, Serialize};
@@ -56,14 +57,15 @@ pub struct Choice {
     pub positions: Vec<usize>,
 }
 
-/// Decodes `token` with dense attention and records the attention of one KV head of a layer: the exact
-/// probabilities of its query heads, and the positions that each method reads for the same queries.
+/// Decodes `token` with dense attention and records the attention of one KV head of a layer: the
+/// exact probabilities of its query heads, and the positions that each method reads for the same
+/// queries.
 ///
 /// `cache` comes from [`CausalLm::new_shared_cache`] for all `methods`.
 ///
 /// # Errors
-/// If the layer or head does not exist, the model refuses the token, the settings of a method do not fit,
-/// or a method does not reveal the positions it reads.
+/// If the layer or head does not exist, the model refuses the token, the settings of a method do
+/// not fit, or a method does not reveal the positions it reads.
 pub fn trace(
     model: &dyn CausalLm,
     cache: &ModelCache,
@@ -127,8 +129,8 @@ pub fn trace(
     })
 }
 
-/// Decodes the token densely on a copy of the cache for `method`. Returns the query and the cache of the
-/// layer.
+/// Decodes the token densely on a copy of the cache for `method`. Returns the query and the cache
+/// of the layer.
 fn read_token(
     model: &dyn CausalLm,
     cache: &ModelCache,

@@ -129,7 +129,8 @@ pub fn needles(name: &str, records: &[Record]) -> Vec<Figure> {
     methods.iter().map(map).collect()
 }
 
-/// Plots the differences of SparQ variants to dense attention, at every budget with at least two variants.
+/// Plots the differences of SparQ variants to dense attention, at every budget with at least two
+/// variants.
 pub fn ablation(
     name: &str,
     model: &str,

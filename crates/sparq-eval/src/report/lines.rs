@@ -131,8 +131,8 @@ fn axis(metric: Metric) -> Axis {
     }
 }
 
-/// Chooses the range of the y axis: from 0 for most metrics, and only the range of the points for bits,
-/// which are never near 0.
+/// Chooses the range of the y axis: from 0 for most metrics, and only the range of the points for
+/// bits, which are never near 0.
 fn scale(metric: Metric, series: &[Series]) -> Scale {
     let points = series.iter().flat_map(|line| {
         let bars = line.bars.iter().flat_map(|&(_, low, high)| [low, high]);

@@ -46,7 +46,8 @@ pub struct Section {
 }
 
 impl Report {
-    /// Makes the report: a section for each task of each model, the roofline, and the recorded attention.
+    /// Makes the report: a section for each task of each model, the roofline, and the recorded
+    /// attention.
     pub fn of(results: &Results, roofline: Option<&Roofline>) -> Self {
         let records = &results.examples;
         let palette = Palette::of(results);

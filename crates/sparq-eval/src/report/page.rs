@@ -8,8 +8,8 @@ use super::{Figure, Report, Section};
 
 const TEMPLATE: &str = include_str!("page.html");
 
-/// Colours by name: the paint that charts use, and the colour on a light and on a dark background with
-/// enough contrast. The style of the page replaces the colours of the charts.
+/// Colours by name: the paint that charts use, and the colour on a light and on a dark background
+/// with enough contrast. The style of the page replaces the colours of the charts.
 const COLORS: [(&str, Option<Paint>, &str, &str); 10] = [
     ("paper", None, PAPER, "#15181D"),
     ("ink", Some(Paint::Black), INK, "#E8E6E1"),

@@ -49,8 +49,8 @@ pub enum ReportError {
     },
 }
 
-/// Reads the records of all files, plain or compressed with gzip. Ignores an unfinished last line, and
-/// records that repeat earlier ones, such as the dense examples that several files share.
+/// Reads the records of all files, plain or compressed with gzip. Ignores an unfinished last line,
+/// and records that repeat earlier ones, such as the dense examples that several files share.
 ///
 /// # Errors
 /// If a file cannot be read, a line is not a record of a known kind, or there are no records.

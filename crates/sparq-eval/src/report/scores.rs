@@ -6,8 +6,8 @@ use sparq_output::table::{Cell, Table};
 use super::{distinct, format};
 use crate::SummaryRow;
 
-/// Makes the table of a task: a row for each method and budget, with the difference to dense attention
-/// over all contexts, and a column for each context.
+/// Makes the table of a task: a row for each method and budget, with the difference to dense
+/// attention over all contexts, and a column for each context.
 pub fn table(rows: &[SummaryRow], all: &[SummaryRow]) -> Table {
     let mut contexts: Vec<Option<usize>> = distinct(rows.iter().map(|row| row.context)).collect();
     contexts.sort();

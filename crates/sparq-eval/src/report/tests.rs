@@ -8,8 +8,8 @@ use sparq_plan::{Machine, ModelShape, Setup};
 
 use super::*;
 
-/// Returns records of needles. Dense attention finds all needles, the others fewer at small budgets and
-/// large depths.
+/// Returns records of needles. Dense attention finds all needles, the others fewer at small budgets
+/// and large depths.
 fn records() -> Vec<Record> {
     let mut records = Vec::new();
     let task = TaskName::Needle;
@@ -167,7 +167,11 @@ fn invalid_lines_are_named() {
         ("{\"kind\":\"example\"}", "missing field"),
         ("nothing", "expected"),
         (
-            r#"{"kind":"attention","format":1,"model":"m","layer":0,"kv_head":0,"mass":[1.0],"choices":[{"method":"dense","settings":{"method":"dense"},"transfer":1.0,"positions":[1]}]}"#,
+            concat!(
+                r#"{"kind":"attention","format":1,"model":"m","layer":0,"kv_head":0,"#,
+                r#""mass":[1.0],"choices":[{"method":"dense","settings":{"method":"dense"},"#,
+                r#""transfer":1.0,"positions":[1]}]}"#,
+            ),
             "positions: expected less than 1, found 1",
         ),
     ] {
@@ -232,8 +236,8 @@ fn attention_records_have_the_positions_read() {
         .collect();
     assert_eq!(counts, [151, 24, 24, 24, 24, 24]);
     assert!((kept[0] - 1.0).abs() < 1e-4);
-    // With every component the scores are exact, but six of the 24 positions are the local window. The
-    // oracle keeps the most that 24 positions can.
+    // With every component the scores are exact, but six of the 24 positions are the local window.
+    // The oracle keeps the most that 24 positions can.
     assert!(
         kept[1..].iter().all(|share| *share <= kept[4] + 1e-9),
         "{kept:?}"

@@ -8,8 +8,8 @@ fn is_trimmed(character: char) -> bool {
 /// The leading articles. One is removed.
 const ARTICLES: [&str; 3] = ["the ", "a ", "an "];
 
-/// Returns the text in lower case, without quotes, spaces, full stops, commas and underscores at both
-/// ends and without a leading article.
+/// Returns the text in lower case, without quotes, spaces, full stops, commas and underscores at
+/// both ends and without a leading article.
 fn normalize(text: &str) -> String {
     let text = text.to_lowercase();
     let text = text.trim_start_matches(is_trimmed);
@@ -22,8 +22,8 @@ fn normalize(text: &str) -> String {
         .to_owned()
 }
 
-/// Returns whether `output` begins with one of `answers`. Both are normalised: lower case, without a
-/// leading article and punctuation around them. An answer that is then empty matches nothing.
+/// Returns whether `output` begins with one of `answers`. Both are normalised: lower case, without
+/// a leading article and punctuation around them. An answer that is then empty matches nothing.
 ///
 /// ```
 /// use sparq_eval::score::prefix_match;

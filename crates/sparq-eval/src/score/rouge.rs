@@ -8,8 +8,8 @@ const UNSTEMMED: usize = 3;
 /// Returns the F score of the longest common subsequence of words, from 0 to 1.
 ///
 /// Words are runs of ASCII letters and digits in lower case. Words of more than three letters are
-/// stemmed, with Snowball's stemmer for English. The paper's authors used the package `rouge_score`,
-/// whose stemmer (Porter's first) differs for a few words.
+/// stemmed, with Snowball's stemmer for English. The paper's authors used the package
+/// `rouge_score`, whose stemmer (Porter's first) differs for a few words.
 ///
 /// ```
 /// use sparq_eval::score::rouge_l;
@@ -43,7 +43,8 @@ fn words(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Returns the length of the longest common subsequence. Keeps one row of the dynamic programming table.
+/// Returns the length of the longest common subsequence. Keeps one row of the dynamic programming
+/// table.
 fn common_subsequence(a: &[String], b: &[String]) -> usize {
     let mut row = vec![0; b.len() + 1];
     for word in a {

@@ -1,5 +1,5 @@
-//! Language modelling: bits per character of the continuation of a long text. The continuation is read
-//! token by token, so that every token is a decode step with the method.
+//! Language modelling: bits per character of the continuation of a long text. The continuation is
+//! read token by token, so that every token is a decode step with the method.
 
 use rand::Rng;
 use sparq_models::text::TextTokenizer;
@@ -64,7 +64,8 @@ fn passage(prose: &Prose, context: usize, index: usize, at: f64) -> Result<Passa
 /// characters. Returns `None` if no token is left before them.
 fn scored(prose: &Prose, window: &[u32]) -> Result<Option<(usize, usize)>, EvalError> {
     let all = prose.decode(window)?.chars().count();
-    // Counts by the text before, because a tokenizer may decode the first token of a text differently.
+    // Counts by the text before, because a tokenizer may decode the first token of a text
+    // differently.
     let characters = |count: usize| -> Result<usize, EvalError> {
         let before = prose.decode(&window[..window.len() - count])?;
         Ok(all.saturating_sub(before.chars().count()))

@@ -110,7 +110,8 @@ impl fmt::Display for TaskName {
 pub struct TaskOptions {
     /// The seed of all random draws.
     pub seed: u64,
-    /// The number of examples of every task and context. A smaller number gives a prefix of a larger.
+    /// The number of examples of every task and context. A smaller number gives a prefix of a
+    /// larger.
     pub examples: usize,
     /// The numbers of positions to fill, for tasks whose data do not determine the length.
     pub contexts: Vec<usize>,
@@ -166,7 +167,8 @@ impl TaskOptions {
     }
 }
 
-/// The characters of a page or article: long enough for a test, short enough for the paper's models.
+/// The characters of a page or article: long enough for a test, short enough for the paper's
+/// models.
 const LENGTHS: RangeInclusive<usize> = 4000..=8000;
 
 /// The most tokens of a short answer.
@@ -199,8 +201,8 @@ fn short_answer(
 
 /// Chooses examples among the `count` rows of a data set, in an order that depends on the seed.
 ///
-/// Skips a row if `question` returns `None` or a question longer than the model's context. Cutting the
-/// text could remove the answer.
+/// Skips a row if `question` returns `None` or a question longer than the model's context. Cutting
+/// the text could remove the answer.
 fn choose(
     options: &TaskOptions,
     task: TaskName,

@@ -15,8 +15,8 @@ pub(super) const TASK: Task = Task {
     passages,
 };
 
-/// Makes texts with needles at the depths of a grid. After as many texts as depths, every depth has had
-/// the same number of questions.
+/// Makes texts with needles at the depths of a grid. After as many texts as depths, every depth has
+/// had the same number of questions.
 fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
     let task = TaskName::Needle;
     let contexts = options.checked_contexts(task)?;

@@ -1,5 +1,5 @@
-//! Repetition: after a long text comes an excerpt of it, which the model has to continue as the text
-//! does.
+//! Repetition: after a long text comes an excerpt of it, which the model has to continue as the
+//! text does.
 
 use rand::Rng;
 use sparq_models::text::TextTokenizer;
@@ -52,7 +52,8 @@ fn passage(
 ) -> Result<Passage, EvalError> {
     let task = TaskName::Repetition.name();
     let window = prose.window(task, at, context)?;
-    // Excerpt and answer take tokens from the text, and depend on it. The text shrinks until they fit.
+    // Excerpt and answer take tokens from the text, and depend on it. The text shrinks until they
+    // fit.
     let mut reserve = prose.opening().len();
     while reserve < context {
         let text = &window[..context - reserve];
@@ -96,8 +97,8 @@ struct Excerpt {
     depth: f64,
 }
 
-/// Takes whole words from a place in the text, and the characters that follow. Returns `None` if the
-/// text is too short.
+/// Takes whole words from a place in the text, and the characters that follow. Returns `None` if
+/// the text is too short.
 fn excerpt(text: &str, within: f64) -> Option<Excerpt> {
     let characters: Vec<char> = text.chars().collect();
     let is_space = |index: &usize| characters[*index].is_whitespace();

@@ -188,7 +188,9 @@ fn prompt(
         .iter()
         .min_by_key(|answer| answer.chars().count());
     format!(
-        "{}\nFrom what you've just read about {}, please answer the following questions.\nQuestion: {}\nAnswer: {}\nQuestion: {}\nAnswer:",
+        "{}\n\
+         From what you've just read about {}, please answer the following questions.\n\
+         Question: {}\nAnswer: {}\nQuestion: {}\nAnswer:",
         paragraphs.join("\n"),
         row.title.replace('_', " "),
         shot.question,

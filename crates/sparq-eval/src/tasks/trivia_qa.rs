@@ -36,8 +36,8 @@ struct Pages {
     files: Vec<PathBuf>,
 }
 
-/// The document published by the authors of TriviaQA (`qa/wikipedia-dev.json`). The pages are separate
-/// files.
+/// The document published by the authors of TriviaQA (`qa/wikipedia-dev.json`). The pages are
+/// separate files.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Document {

@@ -32,8 +32,8 @@ const ELEMENT_BYTES: usize = 2;
 /// The options of a calibration.
 #[derive(Args, Clone, Debug)]
 pub struct CalibrateArgs {
-    /// Measure on this text file how much attention the selected positions keep, for a grid of r and k,
-    /// and store the cheapest settings that keep --keep
+    /// Measure on this text file how much attention the selected positions keep, for a grid of r
+    /// and k, and store the cheapest settings that keep --keep
     #[arg(long, value_name = "FILE")]
     pub calibrate: Option<PathBuf>,
     /// Share of the attention probability to keep, averaged over layers and heads
@@ -93,8 +93,8 @@ impl CalibrateArgs {
     }
 }
 
-/// Measures a grid of settings and chooses the cheapest that keep `keep`. The grid replaces rank and k of
-/// `base` unless they are `fixed`.
+/// Measures a grid of settings and chooses the cheapest that keep `keep`. The grid replaces rank
+/// and k of `base` unless they are `fixed`.
 ///
 /// # Errors
 /// If the model fails, or no settings of the grid keep enough.

@@ -80,8 +80,8 @@ pub struct ConvertArgs {
         conflicts_with_all = ["rank", "top_k", "local_window", "calibrate"]
     )]
     compression: Option<f64>,
-    /// Number of positions for --compression, or of tokens for --calibrate [default for --calibrate:
-    /// at most 2048]
+    /// Number of positions for --compression, or of tokens for --calibrate [default for
+    /// --calibrate: at most 2048]
     #[arg(long, value_parser = at_least_one, value_name = "S")]
     context: Option<usize>,
     #[command(flatten)]
@@ -172,8 +172,8 @@ fn print(document: &Document, out: Output) -> Result<()> {
     Ok(())
 }
 
-/// Returns the name of the output projection if it is a copy of the embedding table, which PyTorch stores
-/// under both names.
+/// Returns the name of the output projection if it is a copy of the embedding table, which PyTorch
+/// stores under both names.
 fn tied_copy(checkpoint: &Checkpoint) -> Result<Option<String>> {
     let config = DecoderConfig::from_checkpoint(checkpoint)?;
     let [head, embed] = [config.keys.head, config.keys.embed].map(|key| format!("{key}.weight"));

@@ -78,8 +78,8 @@ pub struct Comparison<'a> {
 impl<'a> Comparison<'a> {
     /// Reads the text into a cache for `capacity` tokens.
     ///
-    /// The cache holds the sketch of `sketched` and serves every method. It is truncated between answers
-    /// instead of copied.
+    /// The cache holds the sketch of `sketched` and serves every method. It is truncated between
+    /// answers instead of copied.
     ///
     /// # Errors
     /// If the model cannot read the tokens.
@@ -95,8 +95,8 @@ impl<'a> Comparison<'a> {
         let mut cache = model.new_cache(1, capacity, dtype, sketched)?;
         let begin = Instant::now();
         progress::read(model, &mut cache, text, out)?;
-        // The ranges of a quantised sketch are determined once, by the text. Their time belongs to the
-        // prefill, not to the first decode step.
+        // The ranges of a quantised sketch are determined once, by the text. Their time belongs to
+        // the prefill, not to the first decode step.
         for layer in &mut cache.layers {
             layer.refresh_sketch();
         }
@@ -130,8 +130,8 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    /// Decodes the answer to the last question asked, from the question's last token on, with the method of
-    /// the tally. Leaves the cache unchanged.
+    /// Decodes the answer to the last question asked, from the question's last token on, with the
+    /// method of the tally. Leaves the cache unchanged.
     ///
     /// # Errors
     /// If the model cannot decode.
@@ -157,7 +157,8 @@ impl<'a> Comparison<'a> {
                 .transfers(&self.shape, self.cache.len())
                 .bytes();
             tally.dense_bytes += Transfers::dense(&self.shape, self.cache.len()).bytes();
-            // A token of this model is a byte. Other than printable characters would break the columns.
+            // A token of this model is a byte. Other than printable characters would break the
+            // columns.
             let byte = u8::try_from(token).unwrap_or(b'?');
             let shown = if byte.is_ascii_graphic() || byte == b' ' {
                 char::from(byte)

@@ -63,7 +63,8 @@ pub struct EvalArgs {
     /// Budgets: shares of dense attention's bytes, such as 1/8 or 0.125
     #[arg(long, value_delimiter = ',', default_value = "1/8", value_parser = share, value_name = "SHARE,...")]
     budgets: Vec<f64>,
-    /// Number of tokens of text, question and answer [default: 4096, or the model's context if shorter]
+    /// Number of tokens of text, question and answer [default: 4096, or the model's context if
+    /// shorter]
     #[arg(long, value_delimiter = ',', value_parser = at_least_one, value_name = "TOKENS,...")]
     context: Vec<usize>,
     /// Number of examples of every task and context
@@ -75,7 +76,8 @@ pub struct EvalArgs {
     /// Number of facts in a text, with a question for each (needle, key-value)
     #[arg(long, default_value_t = 4, value_parser = at_least_one, value_name = "N")]
     needles: usize,
-    /// Number of depths at which needles are placed, from the beginning of a text to its end (needle)
+    /// Number of depths at which needles are placed, from the beginning of a text to its end
+    /// (needle)
     #[arg(long, default_value_t = 17, value_parser = at_least_one, value_name = "N")]
     depths: usize,
     /// Text file to use instead of the embedded texts (repetition, needle, bpc)
@@ -84,8 +86,8 @@ pub struct EvalArgs {
     /// File of the data set (squad, trivia-qa, cnn-dailymail)
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Number of examples to run in parallel, each on an equal share of the processors [default: one per
-    /// processor, or one on a GPU]
+    /// Number of examples to run in parallel, each on an equal share of the processors [default:
+    /// one per processor, or one on a GPU]
     #[arg(long, value_parser = at_least_one, value_name = "N")]
     jobs: Option<usize>,
     /// Results file to create or continue
@@ -218,8 +220,8 @@ impl EvalArgs {
     }
 }
 
-/// Returns the name of a model in records: a hub ID, or the last part of a path, so that records do not
-/// contain the folders of a machine.
+/// Returns the name of a model in records: a hub ID, or the last part of a path, so that records do
+/// not contain the folders of a machine.
 fn label(source: &ModelSource) -> String {
     match source {
         ModelSource::Embedded => embedded::NAME.into(),

@@ -32,7 +32,8 @@ impl Plan {
         Ok(Self { tasks })
     }
 
-    /// Checks the names of methods. Warns of methods that cannot keep a budget and are left out there.
+    /// Checks the names of methods. Warns of methods that cannot keep a budget and are left out
+    /// there.
     ///
     /// # Errors
     /// If a name is unknown or no method can keep its budget.

@@ -8,8 +8,8 @@ use sparq_models::text::{ChatMessage, ChatTemplate};
 use super::Writer;
 use crate::exit::Outcome;
 
-/// Reads one message per line and answers each, until the input ends. Ctrl-C ends an answer, not the
-/// conversation.
+/// Reads one message per line and answers each, until the input ends. Ctrl-C ends an answer, not
+/// the conversation.
 ///
 /// # Errors
 /// If the model fails or the input cannot be read.
@@ -41,8 +41,8 @@ pub(super) fn talk(
         }
         writer.options.cancel.reset();
         messages.push(ChatMessage::user(line.trim()));
-        // A template may change earlier turns, so the whole conversation is rendered again. The session
-        // reads only the tokens that the cache does not hold.
+        // A template may change earlier turns, so the whole conversation is rendered again. The
+        // session reads only the tokens that the cache does not hold.
         let tokens = writer
             .session
             .tokenizer()

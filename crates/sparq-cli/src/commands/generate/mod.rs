@@ -48,7 +48,8 @@ pub struct GenerateArgs {
     /// File with the text to continue, or - for standard input
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
-    /// Message to answer, in the model's chat format. Without a text, a conversation on the terminal
+    /// Message to answer, in the model's chat format. Without a text, a conversation on the
+    /// terminal
     #[arg(long, value_name = "TEXT", num_args = 0..=1)]
     chat: Option<Option<String>>,
     /// Instructions for the whole conversation
@@ -60,8 +61,8 @@ pub struct GenerateArgs {
     dtype: DtypeArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Launch every kernel of every decode step. By default, devices with graphs capture the first step
-    /// and replay it
+    /// Launch every kernel of every decode step. By default, devices with graphs capture the first
+    /// step and replay it
     #[arg(long)]
     no_graph: bool,
     /// Print time and traffic to standard error after the text

@@ -17,7 +17,8 @@ pub struct SamplingArgs {
     /// Sample from the fewest most probable tokens whose probabilities reach this sum
     #[arg(long, default_value_t = 1.0, value_name = "P")]
     top_p: f32,
-    /// Sample from this number of most probable tokens. 0 allows all. (--top-k is a setting of SparQ)
+    /// Sample from this number of most probable tokens. 0 allows all. (--top-k is a setting of
+    /// SparQ)
     #[arg(long, default_value_t = 0, value_name = "N")]
     top_k_sampling: usize,
     /// Make tokens that occurred before less probable. 1 has no effect

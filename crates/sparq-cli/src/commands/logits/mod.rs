@@ -73,7 +73,8 @@ struct Document {
 /// Writes the logits.
 ///
 /// # Errors
-/// If the model or the tokens cannot be read or do not fit each other, or the file cannot be written.
+/// If the model or the tokens cannot be read or do not fit each other, or the file cannot be
+/// written.
 pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let source = ModelSource::find(args.model.model.as_deref())?;
     // Checks everything that needs no weights first.

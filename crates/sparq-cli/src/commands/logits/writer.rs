@@ -10,8 +10,8 @@ use sparq_output::files::OutputFile;
 
 /// A file with one tensor `logits` [B, T, vocab] in F32, written in pieces.
 ///
-/// The whole tensor is never in memory. It can be many times larger than the activations of the model: a
-/// vocabulary of 128k and 4k tokens make 2 GiB.
+/// The whole tensor is never in memory. It can be many times larger than the activations of the
+/// model: a vocabulary of 128k and 4k tokens make 2 GiB.
 pub struct LogitsWriter<'a> {
     file: OutputFile,
     path: &'a Path,
@@ -50,8 +50,8 @@ impl<'a> LogitsWriter<'a> {
     /// Writes the logits of the positions `from..from + n`, [B, n, vocab].
     ///
     /// # Errors
-    /// If the file cannot be written or a logit is not finite, which only broken weights or activations
-    /// beyond the range of the type cause.
+    /// If the file cannot be written or a logit is not finite, which only broken weights or
+    /// activations beyond the range of the type cause.
     pub fn write(&mut self, from: usize, logits: &[f32]) -> Result<()> {
         let [batch, len, vocab] = self.shape;
         let count = logits.len() / (batch * vocab);

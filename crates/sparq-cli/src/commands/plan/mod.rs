@@ -1,86 +1,26 @@
 //! `sparq plan`: predicts decode steps of a model on a machine.
 
+mod document;
 mod options;
 mod quality;
 mod view;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 use sparq::{Components, GroupScore, Method, Sketch, SparqConfig};
 use sparq_device::DeviceChoice;
 use sparq_output::files::OutputFile;
-use sparq_plan::{Setup, StepTime};
+use sparq_plan::Setup;
 
 use crate::exit::Outcome;
 use crate::output::Output;
+use document::{Document, Prediction, Row};
 pub use options::PlanArgs;
-
-/// The JSON document.
-#[derive(Serialize)]
-struct Document {
-    model: String,
-    dtype: &'static str,
-    setup: Setup,
-    /// The error of the fit to the measurements of `--measure`.
-    measured: Option<Measured>,
-    context: usize,
-    batch: usize,
-    /// The bytes of the weights on each GPU.
-    weight_bytes: f64,
-    /// The bytes of weights that a step reads, on all GPUs.
-    read_bytes: f64,
-    /// The price of all GPUs per hour.
-    price_per_hour: Option<f64>,
-    methods: Vec<Row>,
-    quality: Option<quality::Quality>,
-}
-
-/// The error of the fit to the measurements of `--measure`.
-#[derive(Serialize)]
-pub struct Measured {
-    attention_steps: usize,
-    mean_error: f64,
-    worst_error: f64,
-}
-
-/// The predictions of a method.
-#[derive(Clone, Serialize)]
-struct Row {
-    #[serde(flatten)]
-    settings: Method,
-    label: String,
-    /// The bytes of one sequence's cache, on each GPU.
-    cache_bytes: f64,
-    /// The bytes of cache that a step of all sequences moves, on all GPUs.
-    step_bytes: f64,
-    /// `step_bytes` divided by dense attention's.
-    share_of_dense: f64,
-    at_batch: Prediction,
-    /// Whether the caches of the batch fit into memory.
-    fits: bool,
-    /// The largest batch that fits, and its step. `None` if not even one sequence fits.
-    largest: Option<Prediction>,
-    /// The number of positions from which SparQ is faster than dense attention at this batch. `None` for
-    /// other methods, or if it never is.
-    break_even: Option<usize>,
-}
-
-/// The prediction of a step of a batch.
-#[derive(Clone, Copy, Serialize)]
-struct Prediction {
-    batch: usize,
-    #[serde(flatten)]
-    parts: StepTime,
-    step_us: f64,
-    tokens_per_s: f64,
-    /// The price of 10^6 tokens.
-    price_per_million: Option<f64>,
-}
 
 /// Predicts and prints.
 ///
 /// # Errors
-/// If the model, machine or results cannot be read, the GPUs cannot share the heads, or measuring fails.
+/// If the model, machine or results cannot be read, the GPUs cannot share the heads, or measuring
+/// fails.
 pub fn run(args: &PlanArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let model = args.model()?;
     let output = args.save.as_deref().map(OutputFile::create).transpose()?;
@@ -130,8 +70,8 @@ pub fn run(args: &PlanArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     Ok(Outcome::Done)
 }
 
-/// Returns the methods to compare, dense attention first: those named, all methods at a budget (each
-/// with its name), or SparQ with the given settings.
+/// Returns the methods to compare, dense attention first: those named, all methods at a budget
+/// (each with its name), or SparQ with the given settings.
 fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<(Option<&'static str>, Method)>> {
     let plain = |methods: Vec<Method>| methods.into_iter().map(|method| (None, method)).collect();
     let others: Vec<(Option<&'static str>, Method)> = match (&args.methods[..], args.budget) {
@@ -172,8 +112,8 @@ fn named(name: &str, budget: Option<f64>, context: usize, head_dim: usize) -> Re
     Ok(method)
 }
 
-/// Returns SparQ with the given settings. If they do not choose the sketch or the group scores, adds the
-/// variants with a full sketch and with a group that scores as one query.
+/// Returns SparQ with the given settings. If they do not choose the sketch or the group scores,
+/// adds the variants with a full sketch and with a group that scores as one query.
 fn sparq_methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<Method>> {
     let base = args.sparq.over(model.attention.unwrap_or_else(|| {
         SparqConfig::new((model.shape.head_dim / 4).max(1), 128).with_sketch(Sketch::Bits4)

@@ -1,53 +1,19 @@
 //! `--eval`: finds the cheapest method in results that keeps enough of dense attention's scores.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use serde::Serialize;
 use sparq::Method;
 use sparq_eval::{Better, Record, SummaryRow, summarize};
 use sparq_plan::Setup;
 
+use super::document::{Candidate, Quality, Row};
 use super::options::PlanArgs;
-use super::{Row, view};
+use super::view;
 
-/// The methods of results files, and the cheapest of them.
-#[derive(Serialize)]
-pub struct Quality {
-    keep: f64,
-    candidates: Vec<Candidate>,
-    /// The index of the cheapest candidate that keeps enough and fits the model.
-    cheapest: Option<usize>,
-    row: Option<Row>,
-}
-
-/// A method at a budget, with its scores over all tasks.
-#[derive(Serialize)]
-struct Candidate {
-    #[serde(flatten)]
-    settings: Method,
-    label: String,
-    budget: Option<f64>,
-    /// The least share of dense attention's score over all tasks and contexts.
-    kept: f64,
-    /// The task and context with that share.
-    in_task: String,
-    /// The number of tasks and contexts compared.
-    compared: usize,
-    /// The predicted step time. `None` if the settings do not fit the model to plan for.
-    step_us: Option<f64>,
-}
-
-impl Quality {
-    /// Returns the predictions for the cheapest candidate.
-    pub fn row(&self) -> Option<&Row> {
-        self.row.as_ref()
-    }
-}
-
-/// Finds the cheapest method that keeps `keep` of dense attention's score in every task and context.
+/// Finds the cheapest method that keeps `keep` of dense attention's score in every task and
+/// context.
 ///
 /// # Errors
 /// If a file is not a results file, or has no method beside dense attention on the same examples.
@@ -128,8 +94,8 @@ fn candidate(
     })
 }
 
-/// Returns the share of dense attention's score, inverted if lower is better. Returns `None` without a
-/// score of dense attention or if it is 0.
+/// Returns the share of dense attention's score, inverted if lower is better. Returns `None`
+/// without a score of dense attention or if it is 0.
 fn kept(row: &SummaryRow) -> Option<f64> {
     let dense = row.score.mean - row.difference?.mean;
     let share = match row.better {
@@ -137,52 +103,4 @@ fn kept(row: &SummaryRow) -> Option<f64> {
         Better::Lower => dense / row.score.mean,
     };
     share.is_finite().then_some(share)
-}
-
-impl fmt::Display for Quality {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-        let budget = |candidate: &Candidate| {
-            candidate
-                .budget
-                .map_or(String::new(), |budget| format!(" at {}", percent(budget)))
-        };
-        match self.cheapest.and_then(|index| self.candidates.get(index)) {
-            Some(found) => write!(
-                f,
-                "Of {} methods and budgets evaluated, the cheapest that keeps {} of dense attention's \
-                 score in every task is {}{}: at least {}, in {}",
-                self.candidates.len(),
-                percent(self.keep),
-                found.label,
-                budget(found),
-                percent(found.kept),
-                found.in_task
-            ),
-            None => {
-                let most = self
-                    .candidates
-                    .iter()
-                    .max_by(|a, b| a.kept.total_cmp(&b.kept));
-                write!(
-                    f,
-                    "None of {} methods and budgets evaluated keeps {} of dense attention's score in \
-                     every task",
-                    self.candidates.len(),
-                    percent(self.keep)
-                )?;
-                match most {
-                    Some(most) => write!(
-                        f,
-                        "; the most is {} by {}{}, in {}",
-                        percent(most.kept),
-                        most.label,
-                        budget(most),
-                        most.in_task
-                    ),
-                    None => Ok(()),
-                }
-            }
-        }
-    }
 }

@@ -6,7 +6,7 @@ use sparq_output::numbers::{self, digits};
 use sparq_output::table::Table;
 use sparq_plan::Setup;
 
-use super::{Document, Prediction, Row};
+use super::document::{Document, Prediction, Row};
 use crate::output::Output;
 
 /// Prints the plan.
@@ -79,7 +79,10 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
 }
 
 fn rows(document: &Document) -> impl Iterator<Item = &Row> {
-    let cheapest = document.quality.as_ref().and_then(|found| found.row());
+    let cheapest = document
+        .quality
+        .as_ref()
+        .and_then(|found| found.row.as_ref());
     document.methods.iter().chain(cheapest)
 }
 

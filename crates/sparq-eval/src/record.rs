@@ -80,7 +80,7 @@ pub enum Better {
 pub struct Record {
     /// The kind of the line.
     pub kind: Kind,
-    /// [`FORMAT`].
+    /// The version of the format, [`FORMAT`].
     pub format: u32,
     /// The model: `embedded`, the last part of a path, or an ID on the Hugging Face Hub.
     pub model: String,

@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn likelihood_of_large_logits_does_not_overflow() {
-        // 1 / (1 + e^-1): softplus of -1.
+        // -ln(1 / (1 + e^-1)) is the softplus of -1.
         let nll = negative_log_likelihood(&[1001.0, 1000.0, -3e38], 0);
         assert!((nll - (-1f64).exp().ln_1p()).abs() < 1e-12, "{nll}");
     }

@@ -40,7 +40,7 @@ fn failing_case_has_exit_code_1() {
     std::fs::write(&path, &bytes).unwrap();
     assert_eq!(document(&arguments)["passed"], 1);
 
-    // One number of what is expected is far from what any device computes.
+    // Changes one expected number far beyond any rounding.
     bytes[8 + header_len + offset..][..4].copy_from_slice(&1000.0_f32.to_le_bytes());
     std::fs::write(&path, &bytes).unwrap();
     let output = sparq().args(arguments).output().unwrap();

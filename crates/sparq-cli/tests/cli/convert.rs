@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::support::{Checkpoint, document, fails, read_logits, sparq};
+use crate::support::{Checkpoint, document, fails, read_logits, sparq, words};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -33,15 +33,10 @@ fn names(folder: &Path) -> Vec<String> {
 
 fn logits(model: &str, tokens: &str, folder: &Path) -> Vec<f32> {
     let out = folder.join("logits.safetensors");
-    document(&[
-        "logits",
-        "--model",
-        model,
-        "--tokens",
-        tokens,
-        "--out",
-        text(&out),
-    ]);
+    document(&words(&format!(
+        "logits --model {model} --tokens {tokens} --out {}",
+        text(&out)
+    )));
     let (_, logits) = read_logits(&out);
     std::fs::remove_file(out).unwrap();
     logits
@@ -61,13 +56,11 @@ fn converted_model_has_the_logits_of_its_source() {
     assert_eq!(report["stored_types"], json!(["f32"]));
     assert_eq!(report["bytes"], report["source_bytes"]);
     let back = folder.path().join("back");
-    document(&[
-        "convert",
+    document(&words(&format!(
+        "convert {} {} --to safetensors",
         text(&converted),
-        text(&back),
-        "--to",
-        "safetensors",
-    ]);
+        text(&back)
+    )));
     let expected = logits(&source.argument(), "1,2,3,4", folder.path());
     assert_eq!(logits(text(&converted), "1,2,3,4", folder.path()), expected);
     assert_eq!(logits(text(&back), "1,2,3,4", folder.path()), expected);
@@ -80,19 +73,11 @@ fn converted_model_has_the_logits_of_its_source() {
 #[test]
 fn generate_uses_the_settings_of_the_folder() {
     let (_folder, converted) = place();
-    let report = document(&[
-        "convert",
+    let report = document(&words(&format!(
+        "convert {} {} --dtype f32 --rank 6 --top-k 40 --group-score logits",
         embedded(),
-        text(&converted),
-        "--dtype",
-        "f32",
-        "--rank",
-        "6",
-        "--top-k",
-        "40",
-        "--group-score",
-        "logits",
-    ]);
+        text(&converted)
+    )));
     let expected = json!({
         "rank": 6, "top_k": 40, "local_window": 10, "sketch": "4bits",
         "mean_value": "paper", "group_score": "logits", "components": "sum_abs",
@@ -137,15 +122,11 @@ fn generate_uses_the_settings_of_the_folder() {
 #[test]
 fn compression_stores_the_settings_of_a_budget() {
     let (_folder, converted) = place();
-    let report = document(&[
-        "convert",
+    let report = document(&words(&format!(
+        "convert {} {} --compression 1/8 --context 16384",
         embedded(),
-        text(&converted),
-        "--compression",
-        "1/8",
-        "--context",
-        "16384",
-    ]);
+        text(&converted)
+    )));
     let budget = document(&["inspect", embedded()]);
     let rows = budget["budget"].as_array().unwrap().iter();
     let row = rows
@@ -258,15 +239,11 @@ fn killed_conversion_leaves_no_folder_that_loads() {
             assert!(unfinished + finished < 200, "{unfinished} unfinished");
             let (folder, converted) = place();
             let mut child = Command::new(&program)
-                .args([
-                    "convert",
+                .args(words(&format!(
+                    "convert {} {} --to {form} --dtype f32",
                     embedded(),
-                    text(&converted),
-                    "--to",
-                    form,
-                    "--dtype",
-                    "f32",
-                ])
+                    text(&converted)
+                )))
                 .env_remove("BURN_DEVICE")
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -316,16 +293,12 @@ fn full_disk_leaves_nothing() {
         // fail as on a full disk.
         let script = "trap '' XFSZ; ulimit -f 2000; exec \"$0\" \"$@\"";
         let output = Command::new("bash")
-            .args([
-                "-c",
-                script,
+            .args(words(&format!(
+                "-c {script} {} convert {} {} --to {form}",
                 text(&program),
-                "convert",
                 embedded(),
-                text(&converted),
-                "--to",
-                form,
-            ])
+                text(&converted)
+            )))
             .output()
             .unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
@@ -345,15 +318,12 @@ fn calibration_chooses_the_cheapest_settings() {
     let verse = "In the beginning God created the heaven and the earth. \
                  And the earth was without form, and void. ";
     std::fs::write(&book, verse.repeat(4)).unwrap();
-    let report = document(&[
-        "convert",
+    let report = document(&words(&format!(
+        "convert {} {} --calibrate {} --keep 0.9",
         embedded(),
         text(&converted),
-        "--calibrate",
-        text(&book),
-        "--keep",
-        "0.9",
-    ]);
+        text(&book)
+    )));
     let measured = &report["calibration"];
     let grid = measured["grid"].as_array().unwrap();
     assert_eq!((grid.len(), &measured["tokens"]), (4 * 5, &json!(388)));
@@ -389,19 +359,12 @@ fn calibration_chooses_the_cheapest_settings() {
 
     // Given settings stay.
     let (_again, again) = place();
-    let report = document(&[
-        "convert",
+    let report = document(&words(&format!(
+        "convert {} {} --calibrate {} --keep 0.5 --rank 12 --context 200",
         embedded(),
         text(&again),
-        "--calibrate",
-        text(&book),
-        "--keep",
-        "0.5",
-        "--rank",
-        "12",
-        "--context",
-        "200",
-    ]);
+        text(&book)
+    )));
     assert_eq!(
         (
             &report["attention"]["rank"],

@@ -1,6 +1,6 @@
 //! `sparq demo` on a short context: the fields of its document and their consistency.
 
-use crate::support::{document, sparq};
+use crate::support::{document, sparq, words};
 
 const SHORT: [&str; 7] = ["demo", "--context", "1024", "--needles", "2", "--seed", "1"];
 
@@ -45,15 +45,7 @@ fn document_is_complete_and_consistent() {
 
 #[test]
 fn k_beyond_the_context_is_dense_attention() {
-    let demo = document(&[
-        "demo",
-        "--context",
-        "1024",
-        "--needles",
-        "1",
-        "--top-k",
-        "2048",
-    ]);
+    let demo = document(&words("demo --context 1024 --needles 1 --top-k 2048"));
     assert_eq!(demo["methods"][1]["share_of_dense"], 1.0);
     assert_eq!(demo["methods"][1]["answers"], demo["methods"][0]["answers"]);
 }

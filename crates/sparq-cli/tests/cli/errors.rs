@@ -1,6 +1,8 @@
 //! Bad input ends with exit code 2 and a message that names file, key, expected and found value.
 
-use crate::support::{CONTEXT, Checkpoint, HEAD_DIM, VOCAB, document, fails, sparq, write_tensors};
+use crate::support::{
+    CONTEXT, Checkpoint, HEAD_DIM, VOCAB, document, fails, sparq, words, write_tensors,
+};
 use serde_json::json;
 
 /// Runs `logits`, which reads headers, weights and tokens, on a damaged checkpoint. The message has
@@ -29,15 +31,11 @@ fn undamaged_checkpoint_is_read() {
     // The other tests rely on this one: their commands fail only because of the damage.
     let checkpoint = Checkpoint::new();
     let out = checkpoint.path().join("out.safetensors");
-    let written = document(&[
-        "logits",
-        "--model",
-        &checkpoint.argument(),
-        "--tokens",
-        "1,2,3",
-        "--out",
-        out.to_str().unwrap(),
-    ]);
+    let written = document(&words(&format!(
+        "logits --model {} --tokens 1,2,3 --out {}",
+        checkpoint.argument(),
+        out.display()
+    )));
     assert_eq!(written["shape"], json!([1, 3, VOCAB]));
 }
 
@@ -356,15 +354,10 @@ fn missing_device_is_refused() {
 fn unwritable_output_is_refused() {
     let checkpoint = Checkpoint::new();
     for out in ["/no/such/folder/out.safetensors", &checkpoint.argument()] {
-        let message = fails(&[
-            "logits",
-            "--model",
-            &checkpoint.argument(),
-            "--tokens",
-            "1",
-            "--out",
-            out,
-        ]);
+        let message = fails(&words(&format!(
+            "logits --model {} --tokens 1 --out {out}",
+            checkpoint.argument()
+        )));
         assert!(message.contains(out), "{message}");
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Checkpoint, VOCAB, document, sparq, stdout};
+use crate::support::{Checkpoint, VOCAB, document, sparq, stdout, words};
 
 #[test]
 fn text_equals_the_document() {
@@ -24,7 +24,7 @@ fn text_equals_the_document() {
         format!("{}\n", generated["text"].as_str().unwrap())
     );
     let dense = document(&[&arguments[..], &["--method", "dense"]].concat());
-    // The default k covers this text: dense attention or SparQ, everything is read.
+    // The default k covers this text, so dense attention and SparQ read everything.
     assert_eq!(dense["text"], generated["text"]);
     let settings = ["--top-k", "16", "--rank", "8", "--method"];
     let share = |method| {
@@ -32,7 +32,7 @@ fn text_equals_the_document() {
         document["stats"]["share_of_dense"].as_f64().unwrap()
     };
     assert!(share("sparq") < 0.9);
-    // So few positions are read densely sooner than ranked.
+    // The cost model prefers dense attention for so few positions.
     assert_eq!(share("auto"), 1.0);
 }
 
@@ -77,18 +77,11 @@ fn chat_uses_the_template_of_the_checkpoint() {
         "chat_template.jinja",
         b"{% for message in messages %}{{ message.content }}Z{% endfor %}",
     );
-    let generated = document(&[
-        "generate",
-        "--model",
-        &checkpoint.argument(),
-        "--system",
-        "AB",
-        "--chat",
-        "CDE",
-        "--max-new-tokens",
-        "3",
-    ]);
-    // Two messages with an end mark each: AB Z CDE Z.
+    let generated = document(&words(&format!(
+        "generate --model {} --system AB --chat CDE --max-new-tokens 3",
+        checkpoint.argument()
+    )));
+    // Two messages, each with an end mark: AB Z CDE Z.
     assert_eq!(
         (
             &generated["stats"]["prompt_tokens"],
@@ -98,14 +91,10 @@ fn chat_uses_the_template_of_the_checkpoint() {
     );
 
     let talk = sparq()
-        .args([
-            "generate",
-            "--model",
-            &checkpoint.argument(),
-            "--chat",
-            "--max-new-tokens",
-            "3",
-        ])
+        .args(words(&format!(
+            "generate --model {} --chat --max-new-tokens 3",
+            checkpoint.argument()
+        )))
         .write_stdin("AB\n\nC\n")
         .output()
         .unwrap();

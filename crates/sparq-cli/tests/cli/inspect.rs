@@ -9,7 +9,7 @@ use crate::support::{CONTEXT, Checkpoint, HEAD_DIM, VOCAB, document, stdout};
 #[test]
 fn inspect_reads_headers_only() {
     let mut checkpoint = Checkpoint::new();
-    // NaN in a weight is refused when it is read.
+    // Reading a NaN weight would fail.
     checkpoint.tensors.get_mut("model.norm.weight").unwrap().1[0] = f32::NAN;
     checkpoint.write();
     let found = document(&["inspect", &checkpoint.argument(), "--sketch", "full"]);
@@ -75,7 +75,7 @@ fn bytes_follow_the_window_of_each_layer() {
             json!(3.0 * 2.0 * 2.0 * 8.0 * 2.0 * 25.0)
         );
     }
-    // One of three layers slides.
+    // One of three layers has a sliding window.
     let mut config: Value =
         serde_json::from_slice(&std::fs::read(hf.join("qwen2/config.json")).unwrap()).unwrap();
     config["use_sliding_window"] = json!(true);

@@ -1,6 +1,6 @@
 //! `sparq plan`: predictions for a configuration and for evaluated methods.
 
-use crate::support::{document, fails, sparq};
+use crate::support::{document, fails, sparq, words};
 use serde_json::{Value, json};
 
 /// Writes the configuration of Llama-3-8B, and returns its path.
@@ -41,16 +41,9 @@ fn number(value: &Value) -> f64 {
 fn configuration_alone_gives_a_plan() {
     let folder = tempfile::tempdir().unwrap();
     let config = llama3(folder.path());
-    let plan = document(&[
-        "plan",
-        &config,
-        "--machine",
-        "h100",
-        "--context",
-        "131072",
-        "--batch",
-        "2",
-    ]);
+    let plan = document(&words(&format!(
+        "plan {config} --machine h100 --context 131072 --batch 2"
+    )));
     // The model has 8.03 billion parameters. A step does not read the embedding table.
     assert_eq!(
         number(&plan["setup"]["model"]["parameters"]),
@@ -90,16 +83,9 @@ fn gpus_share_the_heads_and_the_price() {
     let folder = tempfile::tempdir().unwrap();
     let config = llama3(folder.path());
     let of = |gpus: &str| {
-        document(&[
-            "plan",
-            &config,
-            "--gpus",
-            gpus,
-            "--price",
-            "2.5",
-            "--all-reduce-us",
-            "10",
-        ])
+        document(&words(&format!(
+            "plan {config} --gpus {gpus} --price 2.5 --all-reduce-us 10"
+        )))
     };
     let (one, four) = (of("1"), of("4"));
     assert_eq!(number(&four["price_per_hour"]), 10.0);
@@ -123,19 +109,9 @@ fn gpus_share_the_heads_and_the_price() {
 
 #[test]
 fn methods_and_rates_can_be_given() {
-    let plan = document(&[
-        "plan",
-        "--context",
-        "4096",
-        "--method",
-        "h2o:k=64",
-        "--method",
-        "sparq-4bit:r=8,k=64",
-        "--weights-gb-per-s",
-        "1000",
-        "--memory-gb",
-        "1",
-    ]);
+    let plan = document(&words(
+        "plan --context 4096 --method h2o:k=64 --method sparq-4bit:r=8,k=64 --weights-gb-per-s 1000 --memory-gb 1",
+    ));
     let names: Vec<&str> = plan["methods"]
         .as_array()
         .unwrap()

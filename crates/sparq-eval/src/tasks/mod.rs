@@ -1,4 +1,4 @@
-//! The tasks. Adding one takes a file here with a `TASK`, and a line in the list `tasks!`.
+//! The tasks. A new task is a file in this folder with a `TASK`, and a line in `tasks!`.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -13,7 +13,7 @@ use sparq_models::text::TextTokenizer;
 use crate::score::Judge;
 use crate::{EvalError, Metric, Passage, Question, Work};
 
-/// Declares the tasks: the file of each, which is its name in records, and its name in code.
+/// Declares the tasks, each by its file and its name in code. The file gives the name in records.
 macro_rules! tasks {
     ($($file:ident: $name:ident,)*) => {
         $(mod $file;)*

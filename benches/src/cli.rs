@@ -26,6 +26,7 @@ use crate::shape::{CacheType, Shape};
 use crate::timing::Pace;
 use sparq_device::DeviceChoice;
 use sparq_output::files::OutputFile;
+use sparq_output::is_closed_pipe;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -249,7 +250,7 @@ pub fn main(bench: Option<&'static str>) -> ExitCode {
     };
     match outcome {
         Ok(code) => code,
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(2)
@@ -576,13 +577,4 @@ fn print(text: &str) -> Result<()> {
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .context("standard output")
-}
-
-/// Whether an error only says that the reader of standard output has gone.
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
-    })
 }

@@ -1,30 +1,29 @@
-//! The exit codes: what `--help` documents and the tests hold the program to.
+//! Exit codes. `--help` documents them.
 
-use std::io;
 use std::process::ExitCode;
 
 use crate::interrupt;
 
-/// How a command that came to its end ended.
+/// The outcome of a command that ran without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It did what was asked.
+    /// The command finished.
     Done,
-    /// `check` ran and found a case that fails.
+    /// `check` found a case that fails.
     CheckFailed,
-    /// Ctrl-C ended it early; what there was has been written.
+    /// Ctrl-C ended the command early. Partial results are written.
     Interrupted,
 }
 
-/// What `--help` says about exit codes.
+/// The section of `--help` on exit codes.
 pub const HELP: &str = "\
 Exit codes:
-  0    the command did what was asked (a wrong answer of `demo` is a result, not an error)
+  0    success; a wrong answer in the demo is a result, not an error
   1    `check` found a case that fails
-  2    usage error or bad input; the message names what was expected and what was found
+  2    usage error or bad input; the message names the expected and the found value
   130  interrupted by Ctrl-C";
 
-/// The code of an outcome.
+/// Returns the exit code of an outcome.
 pub fn code(outcome: Outcome) -> ExitCode {
     match outcome {
         Outcome::Done => ExitCode::SUCCESS,
@@ -33,16 +32,7 @@ pub fn code(outcome: Outcome) -> ExitCode {
     }
 }
 
-/// The code of every error.
+/// Returns the exit code of every error.
 pub fn error_code() -> ExitCode {
     ExitCode::from(2)
-}
-
-/// Whether an error only says that the reader of standard output has gone (`sparq inspect | head -1`), which is no failure of the command.
-pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
-    })
 }

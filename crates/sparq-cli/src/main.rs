@@ -1,9 +1,13 @@
-//! The program `sparq`: a demo of SparQ attention, text generation with it, and the tools to check both.
+//! The program `sparq`: generates text with SparQ attention, evaluates, plans and checks it.
 //!
-//! Every command is a file of [`commands`] with its arguments, its JSON document and its human form; what they share lies beside `main.rs`.
-//! Errors travel up as [`anyhow::Error`] and become one message and one exit code here.
+//! Imports go one way. [`cli`] is the command line and knows every command. Each command in
+//! [`commands`] owns its arguments, its JSON document and its text output. Commands share option
+//! groups ([`args`], [`method`]), models ([`model`]) and output ([`output`], [`progress`],
+//! [`exit`]), none of which know a command. An error travels up as [`anyhow::Error`] and becomes
+//! one message and one exit code here.
 
 mod args;
+mod cli;
 mod commands;
 mod exit;
 mod interrupt;
@@ -11,27 +15,23 @@ mod method;
 mod model;
 mod output;
 mod progress;
-mod table;
-mod units;
 
-use std::ffi::OsString;
 use std::io;
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::Parser;
 use serde_json::json;
+use sparq_output::is_closed_pipe;
 use tracing_subscriber::EnvFilter;
 
-use args::{Cli, Command, GlobalArgs};
-use exit::Outcome;
+use cli::Cli;
 use output::Output;
 
 fn main() -> ExitCode {
-    let cli = match parse(std::env::args_os().collect()) {
+    let cli = match Cli::from_arguments(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors and go to standard output; clap knows which is which. A closed pipe is nobody's loss.
+            // clap knows that help and version go to standard output. A failed write is not an
+            // error.
             let _ = error.print();
             if !error.use_stderr() {
                 return ExitCode::SUCCESS;
@@ -42,52 +42,24 @@ fn main() -> ExitCode {
             return exit::error_code();
         }
     };
-    start_log(&cli.global);
+    start_log(cli.global.verbose);
     let out = Output::new(cli.global.json);
-    match run(&cli, out) {
+    match cli.run(out) {
         Ok(outcome) => exit::code(outcome),
-        Err(error) if exit::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&*error) => ExitCode::SUCCESS,
         Err(error) => {
             let message = format!("{error:#}");
             eprintln!("error: {message}");
-            // Nothing is left to tell if even this can't be written.
+            // Standard error has the message already, so a failed write here loses nothing.
             let _ = out.document(&json!({ "error": message }));
             exit::error_code()
         }
     }
 }
 
-/// Parses the arguments; without a command, as if `demo` stood behind them.
-fn parse(mut arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
-    let cli = Cli::try_parse_from(&arguments)?;
-    if cli.command.is_some() {
-        return Ok(cli);
-    }
-    arguments.push("demo".into());
-    Cli::try_parse_from(&arguments)
-}
-
-fn run(cli: &Cli, out: Output) -> Result<Outcome> {
-    let device = &cli.global.device;
-    match &cli.command {
-        None => Ok(Outcome::Done),
-        Some(Command::Demo(args)) => commands::demo::run(args, device, out),
-        Some(Command::Eval(args)) => commands::eval::run(args, device, out),
-        Some(Command::Generate(args)) => commands::generate::run(args, device, out),
-        Some(Command::Inspect(args)) => commands::inspect::run(args, out),
-        Some(Command::Logits(args)) => commands::logits::run(args, device, out),
-        Some(Command::Convert(args)) => commands::convert::run(args, device, out),
-        Some(Command::Plan(args)) => commands::plan::run(args, device, out),
-        Some(Command::Report(args)) => commands::report::run(args, out),
-        Some(Command::Attention(args)) => commands::attention::run(args, device, out),
-        Some(Command::Check(args)) => commands::check::run(args, device, out),
-        Some(Command::Completions(args)) => commands::completions::run(args, out),
-    }
-}
-
-/// Sends the log to standard error, which leaves standard output to the results.
-fn start_log(global: &GlobalArgs) {
-    let level = match global.verbose {
+/// Sends the log to standard error, because standard output is for results.
+fn start_log(verbose: u8) {
+    let level = match verbose {
         0 => "warn",
         1 => "sparq=info,sparq_eval=info,sparq_models=info,sparq_conformance=info,warn",
         _ => "sparq=debug,sparq_eval=debug,sparq_models=debug,sparq_conformance=debug,info",

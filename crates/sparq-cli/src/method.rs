@@ -1,4 +1,4 @@
-//! The arguments that choose how a decode step attends.
+//! The options that choose the method of decode steps.
 
 use anyhow::Result;
 use burn::tensor::Device;
@@ -8,84 +8,77 @@ use sparq::{Auto, Components, GroupScore, MeanValue, Method, Sketch, SparqConfig
 use crate::args::named;
 use crate::model::Description;
 
-/// A share of head_dim that ranks well at every sketch: r = d/4.
-const DEFAULT_RANK_SHARE: usize = 4;
+/// The default rank is head_dim divided by this, which selects well with every sketch.
+const RANK_DIVISOR: usize = 4;
 
-/// The paper's k.
+/// The default k, that of the paper.
 const DEFAULT_TOP_K: usize = 128;
 
-/// The methods by name.
+/// The names of methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MethodName {
-    /// SparQ where the cost model expects it to be quicker than dense attention on this device, and dense attention elsewhere
+    /// SparQ if the cost model expects it to be faster than dense attention on this device, else
+    /// dense attention
     Auto,
-    /// Attend to the positions that SparQ chooses
+    /// Attend to the positions that SparQ selects
     Sparq,
     /// Attend to every position
     Dense,
 }
 
-/// The settings of SparQ.
-///
-/// What is left out is what the model's `sparq.json` says, or else the default.
+/// The settings of SparQ. Settings not given come from the model's `sparq.json`, or are the
+/// defaults.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct SparqArgs {
-    /// r: components of the query that scores are approximated with [default: a quarter of the model's head_dim]
+    /// r: number of query components that approximate the scores [default: head_dim / 4]
     #[arg(long, value_name = "R")]
     pub rank: Option<usize>,
-    /// k: positions attended to exactly, local window included [default: 128]
+    /// k: number of positions in exact attention, local window included [default: 128]
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// l: latest positions that are always kept [default: a quarter of k]
+    /// l: number of latest positions that are always among the k [default: k / 4]
     #[arg(long, value_name = "L")]
     pub local_window: Option<usize>,
-    /// How the copy of the keys that scores are read from is stored [default: 4bits]
+    /// Storage of the key sketch, the copy of the keys for approximate scores [default: 4bits]
     #[arg(long, value_parser = sketch_parser())]
     pub sketch: Option<Sketch>,
-    /// When the weight left out goes to the mean value; paper: where every query head has its own key/value head [default: paper]
+    /// When the mean value stands for the positions not selected. `paper`: if every query head has
+    /// its own KV head [default: paper]
     #[arg(long, value_parser = named::<MeanValue>(&["always", "never", "paper"]))]
     pub mean_value: Option<MeanValue>,
-    /// What the query heads of a group sum to agree on positions [default: probabilities]
+    /// Scores that the query heads of a group sum to select positions [default: probabilities]
     #[arg(long, value_parser = named::<GroupScore>(&["probabilities", "logits"]))]
     pub group_score: Option<GroupScore>,
-    /// How the query heads of a group agree on components: by the sum of |q|, or by |the sum of q| [default: sum-abs]
+    /// How the query heads of a group select components: by the sum of |q|, or by |the sum of q|
+    /// [default: sum-abs]
     #[arg(long, value_parser = named::<Components>(&["sum-abs", "abs-sum"]))]
     pub components: Option<Components>,
 }
 
-/// Parser of `--sketch`.
+/// Returns the parser of `--sketch`.
 pub fn sketch_parser() -> impl clap::builder::TypedValueParser<Value = Sketch> {
     named::<Sketch>(&["full", "8bits", "4bits"])
 }
 
 impl SparqArgs {
-    /// Whether anything was said.
+    /// Returns whether any setting was given.
     pub fn is_given(&self) -> bool {
-        let Self {
-            rank,
-            top_k,
-            local_window,
-            sketch,
-            mean_value,
-            group_score,
-            components,
-        } = *self;
-        rank.is_some()
-            || top_k.is_some()
-            || local_window.is_some()
-            || sketch.is_some()
-            || mean_value.is_some()
-            || group_score.is_some()
-            || components.is_some()
+        self.rank.is_some()
+            || self.top_k.is_some()
+            || self.local_window.is_some()
+            || self.sketch.is_some()
+            || self.mean_value.is_some()
+            || self.group_score.is_some()
+            || self.components.is_some()
     }
 
-    /// The settings for a model, checked.
+    /// Returns the settings for a model.
     ///
     /// # Errors
-    /// When they don't fit the model's head_dim.
+    /// If they do not fit the model's head_dim.
     pub fn config(&self, model: &Description) -> Result<SparqConfig> {
         let base = model.attention.unwrap_or_else(|| {
-            let rank = (model.head_dim / DEFAULT_RANK_SHARE).max(1);
+            let rank = (model.head_dim / RANK_DIVISOR).max(1);
             SparqConfig::new(rank, DEFAULT_TOP_K).with_sketch(Sketch::Bits4)
         });
         let config = self.over(base);
@@ -93,7 +86,7 @@ impl SparqArgs {
         Ok(config)
     }
 
-    /// What was said, and `base` where nothing was.
+    /// Replaces the settings of `base` by those given.
     pub fn over(&self, base: SparqConfig) -> SparqConfig {
         SparqConfig {
             rank: self.rank.unwrap_or(base.rank),
@@ -114,7 +107,7 @@ impl SparqArgs {
 /// A method and its settings.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct MethodArgs {
-    /// How a decode step attends (a prompt is always read densely, as in the paper)
+    /// Method of decode steps. Prompts are always read with dense attention, as in the paper
     #[arg(long, value_enum)]
     pub method: Option<MethodName>,
     /// The settings of SparQ.
@@ -123,10 +116,10 @@ pub struct MethodArgs {
 }
 
 impl MethodArgs {
-    /// The method for a model on a device, checked; `default` where none is named.
+    /// Returns the method for a model on a device. `default` is for no `--method`.
     ///
     /// # Errors
-    /// When the settings don't fit the head_dim, also for dense: a setting that is out of range is a mistake that deserves to be told.
+    /// If the settings do not fit the model's head_dim. Dense attention refuses such settings too.
     pub fn method(
         &self,
         default: MethodName,

@@ -1,37 +1,37 @@
-//! From the argument `--model` to a model, and what all commands do with one.
+//! Models of commands: from `--model` to a description, a tokenizer and weights.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, FloatDType};
 use serde::Serialize;
 use sparq::{CacheShape, SparqConfig, Transfers};
-pub use sparq_eval::steps::{PIECE, greedy_step, host, read, tensor};
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::Architecture;
 use sparq_models::text::{ChatTemplate, TextTokenizer};
 use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded, hub};
 
-/// Where a model comes from.
+/// The source of a model.
 #[derive(Clone, Debug)]
 pub enum ModelSource {
-    /// The model inside the program.
+    /// The embedded model.
     Embedded,
-    /// A folder, which was named so by the user.
+    /// A folder or GGUF file.
     Folder {
-        /// The folder.
+        /// The path.
         path: PathBuf,
-        /// A path, or an id on the hub.
+        /// The path or hub ID that the user gave.
         name: String,
     },
 }
 
 impl ModelSource {
-    /// The model that an argument names: a folder if there is one, else an id on the hub, which is downloaded.
+    /// Finds the model of an argument: a folder or file if it exists, else a hub ID, which is
+    /// downloaded.
     ///
     /// # Errors
-    /// When there is no such folder and the argument is no id, or the hub does not have it.
+    /// If there is no such folder or file, and the argument is not an ID or unknown to the hub.
     pub fn find(argument: Option<&str>) -> Result<Self> {
         let Some(name) = argument else {
             return Ok(Self::Embedded);
@@ -43,10 +43,10 @@ impl ModelSource {
         })
     }
 
-    /// The open checkpoint.
+    /// Opens the checkpoint.
     ///
     /// # Errors
-    /// When it can't be opened.
+    /// If it cannot be opened.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(match self {
             Self::Embedded => embedded::checkpoint()?,
@@ -54,26 +54,26 @@ impl ModelSource {
         })
     }
 
-    /// What the headers tell.
+    /// Describes the model from headers and configuration, without reading weights.
     ///
     /// # Errors
-    /// When the checkpoint can't be read or its architecture is unknown.
+    /// If the checkpoint cannot be read or its architecture is unknown.
     pub fn describe(&self) -> Result<Description> {
         Description::new(&self.checkpoint()?, self.to_string())
     }
 
-    /// The model on a device.
+    /// Loads the model to a device.
     ///
     /// # Errors
-    /// When the checkpoint can't be read or does not fit the device.
+    /// If the checkpoint cannot be read or does not fit the device.
     pub fn load(&self, device: &Device, dtype: FloatDType) -> Result<LoadedModel> {
         self.build(&self.checkpoint()?, device, dtype)
     }
 
-    /// The model of an open checkpoint of this source.
+    /// Loads the model from an open checkpoint of this source.
     ///
     /// # Errors
-    /// When the checkpoint can't be read or does not fit the device.
+    /// If the checkpoint cannot be read or does not fit the device.
     pub fn build(
         &self,
         checkpoint: &Checkpoint,
@@ -86,10 +86,10 @@ impl ModelSource {
         Ok(LoadedModel { model, description })
     }
 
-    /// The model's tokenizer.
+    /// Reads the tokenizer.
     ///
     /// # Errors
-    /// When there is none or it can't be read.
+    /// If it is missing or cannot be read.
     pub fn tokenizer(&self) -> Result<TextTokenizer> {
         Ok(match self {
             Self::Embedded => embedded::tokenizer()?,
@@ -97,67 +97,78 @@ impl ModelSource {
         })
     }
 
-    /// The model's chat template, if it has one.
+    /// Reads the chat template, if there is one.
     ///
     /// # Errors
-    /// When it is there and can't be read.
+    /// If it cannot be read.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
         Ok(match self {
             Self::Embedded => None,
             Self::Folder { path, .. } => ChatTemplate::from_folder(path, None)?,
         })
     }
+
+    /// Reads the first `limit` tokens of a text file, the value of the option `option`.
+    ///
+    /// # Errors
+    /// If the file is not a text in UTF-8 or the tokenizer cannot be read.
+    pub fn text_tokens(&self, option: &str, path: &Path, limit: usize) -> Result<Vec<u32>> {
+        let text = read_text(path).context(option.to_owned())?;
+        let mut tokens = self.tokenizer()?.encode(&text, true)?;
+        tokens.truncate(limit);
+        Ok(tokens)
+    }
 }
 
 impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Embedded => f.write_str("the model inside the program"),
+            Self::Embedded => f.write_str("the embedded model"),
             Self::Folder { name, .. } => f.write_str(name),
         }
     }
 }
 
-/// A model, ready to read tokens.
+/// A model with its weights on a device.
 pub struct LoadedModel {
     /// The model.
     pub model: Box<dyn CausalLm>,
-    /// What its headers tell.
+    /// The description.
     pub description: Description,
 }
 
-/// What headers and configuration tell of a model.
+/// The description of a model from headers and configuration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Description {
-    /// Where it comes from.
+    /// The path or hub ID.
     pub name: String,
-    /// As in `architectures`.
+    /// The name in `architectures` of the configuration.
     pub architecture: &'static str,
-    /// Weights in all tensors together.
+    /// The number of weights in all tensors.
     pub parameters: usize,
-    /// The types that weights are stored in.
+    /// The storage types of the weights.
     pub stored_types: Vec<String>,
-    /// Bytes of all weights as they are stored.
+    /// The stored bytes of all weights.
     pub weight_bytes: u64,
-    /// Layers.
+    /// The number of layers.
     pub layers: usize,
-    /// Query heads of a layer.
+    /// The number of query heads per layer.
     pub heads: usize,
-    /// Key/value heads of a layer.
+    /// The number of KV heads per layer.
     pub kv_heads: usize,
-    /// Elements of a head.
+    /// The head dimension.
     pub head_dim: usize,
-    /// Width of the residual stream.
+    /// The width of the residual stream.
     pub hidden_size: usize,
-    /// Tokens that there are.
+    /// The number of tokens in the vocabulary.
     pub vocab_size: usize,
-    /// Positions that the model was made for.
+    /// The number of positions the model was made for.
     pub context: usize,
-    /// The settings of SparQ that a converted model is meant to be run with.
+    /// The settings of SparQ stored with a converted model.
     pub attention: Option<SparqConfig>,
-    /// Positions that layers with a sliding window attend to.
+    /// The sliding window, in positions.
     pub sliding_window: Option<usize>,
-    /// Layers with a sliding window.
+    /// The number of layers with a sliding window.
     pub sliding_layers: usize,
 }
 
@@ -177,7 +188,7 @@ impl Description {
             name,
             architecture: architecture.name(),
             parameters: usize::try_from(checkpoint.num_params())
-                .context("more weights than this machine can count")?,
+                .context("num_params: expected a count that fits into usize")?,
             stored_types,
             weight_bytes: checkpoint.num_bytes(),
             layers: config.num_hidden_layers,
@@ -193,7 +204,7 @@ impl Description {
         })
     }
 
-    /// The cache of one sequence in all layers together, with elements of so many bytes.
+    /// Returns the shape of one sequence's cache over all layers, as if they were more KV heads.
     pub fn cache_shape(&self, element_bytes: usize) -> CacheShape {
         CacheShape {
             head_dim: self.head_dim,
@@ -202,7 +213,7 @@ impl Description {
         }
     }
 
-    /// How many of `seq_len` positions a step attends to, in the layer that attends to most.
+    /// Returns how many of `seq_len` positions the layer with the widest view attends to.
     pub fn attended(&self, seq_len: usize) -> usize {
         match self.sliding_window {
             Some(window) if self.sliding_layers == self.layers => seq_len.min(window),
@@ -210,8 +221,8 @@ impl Description {
         }
     }
 
-    /// The bytes that a step at `seq_len` positions moves in all layers together, each with what it attends to; `transfers` counts those of some heads at a
-    /// length.
+    /// Returns the bytes that a decode step at `seq_len` positions moves over all layers, sliding
+    /// windows considered. `transfers` counts the bytes of a cache shape at a number of positions.
     pub fn step_bytes(
         &self,
         element_bytes: usize,
@@ -234,7 +245,16 @@ impl Description {
     }
 }
 
-/// Bytes of an element of a type.
+/// Reads a text file.
+///
+/// # Errors
+/// If the file is not a text in UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path)
+        .with_context(|| format!("{}: expected a text file in UTF-8", path.display()))
+}
+
+/// Returns the bytes of an element of a float type.
 pub fn element_bytes(dtype: FloatDType) -> usize {
     DType::from(dtype).size()
 }

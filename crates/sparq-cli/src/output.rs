@@ -1,13 +1,14 @@
-//! Where results go: [`Output`] keeps standard output either human or exactly one JSON document.
+//! [`Output`]: standard output, as text or as exactly one JSON document.
 
 use std::io::{self, IsTerminal, Write};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-/// Standard output in one of its two forms.
+/// Standard output, as text or as one JSON document.
 ///
-/// Nothing else in the program writes there, so with `--json` the document is alone.
+/// Nothing else in the program writes to standard output, so with `--json` it holds only the
+/// document.
 #[derive(Clone, Copy, Debug)]
 pub struct Output {
     json: bool,
@@ -15,17 +16,17 @@ pub struct Output {
     color: bool,
 }
 
-/// What a mark says.
+/// The meaning of a mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
-    /// An answer is right, a case passes.
+    /// A correct answer.
     Good,
-    /// An answer is wrong, a case fails.
+    /// A wrong answer.
     Bad,
 }
 
 impl Output {
-    /// The form that `--json`, the terminal and NO_COLOR ask for.
+    /// Chooses the form by `--json`, the terminal and the variable NO_COLOR.
     pub fn new(json: bool) -> Self {
         let terminal = !json && io::stdout().is_terminal();
         let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
@@ -36,28 +37,28 @@ impl Output {
         }
     }
 
-    /// Whether the result is a JSON document.
+    /// Returns whether the output is a JSON document.
     pub fn is_json(&self) -> bool {
         self.json
     }
 
-    /// Whether a human sees the text as it comes, so that lines may be rewritten.
+    /// Returns whether text goes to a terminal, where lines can be rewritten.
     pub fn is_terminal(&self) -> bool {
         self.terminal
     }
 
-    /// Prints a line of the human form.
+    /// Prints a line, unless the output is a JSON document.
     ///
     /// # Errors
-    /// When standard output can't be written.
+    /// If standard output cannot be written.
     pub fn line(&self, text: &str) -> Result<()> {
         self.text(&format!("{text}\n"))
     }
 
-    /// Prints text of the human form as it is, at once.
+    /// Prints text without a line break and flushes it, unless the output is a JSON document.
     ///
     /// # Errors
-    /// When standard output can't be written.
+    /// If standard output cannot be written.
     pub fn text(&self, text: &str) -> Result<()> {
         if self.json {
             return Ok(());
@@ -65,20 +66,21 @@ impl Output {
         write_out(text.as_bytes())
     }
 
-    /// Prints the document, if that is the form.
+    /// Prints the document, if the output is a JSON document.
     ///
     /// # Errors
-    /// When standard output can't be written.
+    /// If standard output cannot be written.
     pub fn document<T: Serialize>(&self, document: &T) -> Result<()> {
         if !self.json {
             return Ok(());
         }
-        let mut text = serde_json::to_vec_pretty(document).context("the result as JSON")?;
+        let mut text =
+            serde_json::to_vec_pretty(document).context("cannot write the result as JSON")?;
         text.push(b'\n');
         write_out(&text)
     }
 
-    /// A mark with its colour, if the terminal wants colours: words elsewhere, since a file has no fonts to rely on.
+    /// Returns a mark: a coloured symbol on a terminal, a word in a file.
     pub fn mark(&self, mark: Mark) -> &'static str {
         match (mark, self.terminal, self.color) {
             (Mark::Good, true, true) => "\x1b[32m✓\x1b[0m",
@@ -93,7 +95,7 @@ impl Output {
 
 fn write_out(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
-    // The io::Error stays in the chain: a closed pipe is told from it.
+    // The io::Error stays in the chain, where `is_closed_pipe` looks for it.
     out.write_all(bytes)
         .and_then(|()| out.flush())
         .context("standard output")

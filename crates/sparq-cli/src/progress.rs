@@ -1,43 +1,56 @@
-//! The bar that shows how far a long text has been read.
+//! Progress bars on standard error.
 
+use std::time::Duration;
+
+use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sparq_eval::steps;
+use sparq_models::{CausalLm, ModelCache};
 
 use crate::output::Output;
 
-/// From so many tokens on, reading takes long enough to wonder what is going on.
-const WORTH_SHOWING: usize = 1024;
+/// The number of tokens from which reading takes long enough for a bar.
+const MIN_TOKENS: usize = 1024;
 
-/// A bar for reading `tokens`, on standard error if that is a terminal.
+/// Makes a bar for reading tokens.
 pub fn reading(tokens: usize, out: Output) -> ProgressBar {
-    // indicatif itself hides a bar where standard error is no terminal. A caller that wants JSON wants no bar either.
-    let hidden = out.is_json() || tokens < WORTH_SHOWING;
-    let target = if hidden {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let bar = ProgressBar::with_draw_target(Some(tokens as u64), target);
-    if let Ok(style) =
-        ProgressStyle::with_template("reading [{bar:30}] {pos}/{len} tokens ({eta} left)")
-    {
-        bar.set_style(style.progress_chars("=> "));
-    }
+    let style = "reading [{bar:30}] {pos}/{len} tokens ({eta} left)";
+    bar(tokens, style, out.is_json() || tokens < MIN_TOKENS)
+}
+
+/// Makes a bar for the answers of an evaluation.
+pub fn answers(count: usize, out: Output) -> ProgressBar {
+    let style = "[{bar:30}] {pos}/{len} answers ({elapsed} elapsed, {eta} left)";
+    let bar = bar(count, style, out.is_json());
+    bar.enable_steady_tick(Duration::from_millis(500));
     bar
 }
 
-/// A bar for `count` answers of an evaluation, on standard error if that is a terminal.
-pub fn answers(count: usize, out: Output) -> ProgressBar {
-    let target = if out.is_json() {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
+/// Reads the tokens of one sequence into the cache and shows a bar meanwhile.
+///
+/// # Errors
+/// If the model refuses the tokens or the device fails.
+pub fn read(
+    model: &dyn CausalLm,
+    cache: &mut ModelCache,
+    tokens: &[u32],
+    out: Output,
+) -> Result<()> {
+    let bar = reading(tokens.len(), out);
+    steps::read(model, cache, tokens, &|done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// Makes a bar, which indicatif hides if standard error is not a terminal.
+fn bar(length: usize, style: &str, hidden: bool) -> ProgressBar {
+    let target = match hidden {
+        true => ProgressDrawTarget::hidden(),
+        false => ProgressDrawTarget::stderr(),
     };
-    let bar = ProgressBar::with_draw_target(Some(count as u64), target);
-    if let Ok(style) =
-        ProgressStyle::with_template("[{bar:30}] {pos}/{len} answers ({elapsed} gone, {eta} left)")
-    {
+    let bar = ProgressBar::with_draw_target(Some(length as u64), target);
+    if let Ok(style) = ProgressStyle::with_template(style) {
         bar.set_style(style.progress_chars("=> "));
     }
-    bar.enable_steady_tick(std::time::Duration::from_millis(500));
     bar
 }

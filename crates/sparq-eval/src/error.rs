@@ -1,4 +1,4 @@
-//! What can go wrong in an evaluation.
+//! [`EvalError`]: the errors of an evaluation.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,103 +6,94 @@ use std::path::PathBuf;
 use sparq::SparqError;
 use sparq_models::text::{SamplingError, TokenizerError};
 
-/// Why an evaluation can't be made or go on.
+/// An error of an evaluation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
-    /// The model or a method is refused.
+    /// The model or a method was refused.
     #[error(transparent)]
     Sparq(#[from] SparqError),
-    /// The tokenizer fails.
+    /// The tokenizer failed.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// The model's logits are no numbers.
+    /// The model's logits are not finite.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
-    /// The tokenizer has a token that the model does not have.
+    /// The tokenizer has a token that the model lacks.
     #[error(
-        "tokens: expected ids below {vocab} (the model's vocabulary), found {found}; is the tokenizer that of the model?"
+        "tokens: expected IDs below {vocab} (the model's vocabulary), found {found}; \
+         does the tokenizer belong to the model?"
     )]
     Token {
-        /// Tokens of the model.
+        /// The size of the model's vocabulary.
         vocab: usize,
-        /// The id.
+        /// The token ID.
         found: u32,
     },
-    /// The device could not compute the logits or hand them over.
-    #[error("logits: cannot be read from the device: {reason}")]
+    /// The device failed to compute or return the logits.
+    #[error("logits: cannot read them from the device: {reason}")]
     Device {
-        /// What the device says.
+        /// The message of the device.
         reason: String,
     },
-    /// A context in which a task has no room, or that the model does not have.
+    /// A context is too short for a task or too long for the model.
     #[error("context of {task}: expected {expected}, found {found}")]
     Context {
         /// The task.
         task: &'static str,
-        /// What is allowed.
+        /// The allowed contexts.
         expected: String,
-        /// What was asked for.
+        /// The context requested.
         found: usize,
     },
-    /// No method has this name.
-    #[error("method: expected one of {expected}, found {found:?}")]
-    Method {
-        /// The names that there are.
-        expected: String,
-        /// The name given.
-        found: String,
-    },
-    /// More needles than there are places or names for.
-    #[error(
-        "--needles: expected 1 to {most} (the depths, or the names that there are), found {found}"
-    )]
+    /// There are more needles than depths or names.
+    #[error("--needles: expected 1 to {most} (the number of depths or of names), found {found}")]
     Needles {
-        /// The most.
+        /// The largest allowed number.
         most: usize,
-        /// The number given.
+        /// The number requested.
         found: usize,
     },
-    /// A task of a data set without its file.
+    /// The file of a data set is missing.
     #[error("--data: expected the file of the data set for {task}, found none")]
     NoData {
         /// The task.
         task: &'static str,
     },
-    /// A file can't be read.
+    /// A file cannot be read.
     #[error("{}: cannot be read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system error.
         source: io::Error,
     },
-    /// A file with data is not what its task reads.
+    /// A data file has a form that its task does not read.
     #[error("{}: {place}: {reason}", path.display())]
     Data {
         /// The file.
         path: PathBuf,
         /// The row or key.
         place: String,
-        /// What was expected and found.
+        /// The expected and the found content.
         reason: String,
     },
-    /// A file of results can't be written.
+    /// A results file cannot be written.
     #[error("{}: cannot be written", path.display())]
     Write {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system error.
         source: io::Error,
     },
-    /// A file of results has a line that is none, or that is of another evaluation.
+    /// A line of a results file is invalid or belongs to another evaluation.
     #[error("{}: line {line}: {reason}", path.display())]
     Results {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What was expected and found.
+        /// The expected and the found content.
         reason: String,
     },
 }

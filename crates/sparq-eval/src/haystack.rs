@@ -1,4 +1,4 @@
-//! Prose with facts in it, in the words that the model inside the program was trained on: [`Haystack`].
+//! [`Haystack`]: prose with hidden facts, in the words that the embedded model was trained on.
 
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -7,29 +7,29 @@ use serde::Serialize;
 
 use crate::{EvalError, Prose};
 
-/// Who has a secret code.
+/// The names that have a secret code.
 const NAMES: [&str; 24] = [
     "Abraham", "Babylon", "Caleb", "Daniel", "Egypt", "Esther", "Gideon", "Hebron", "Isaac",
     "Jacob", "Jericho", "Jonathan", "Joshua", "Lebanon", "Moses", "Nathan", "Pharaoh", "Rachel",
     "Samson", "Samuel", "Sarah", "Solomon", "Tarshish", "Zion",
 ];
 
-/// The most needles that there are names for.
+/// The largest number of needles: the number of names.
 pub const MAX_NEEDLES: usize = NAMES.len();
 
-/// A fact: someone's secret code.
+/// A fact: the secret code of a name.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Needle {
-    /// Whose code it is.
+    /// The name.
     pub name: String,
-    /// Six digits.
+    /// The code, six digits.
     pub code: String,
-    /// Where in the text the fact begins, in bytes.
+    /// The byte offset of the fact in the text.
     pub position: usize,
 }
 
 impl Needle {
-    /// A code for a name, that stands nowhere yet.
+    /// Draws a code for a name. The needle has no position yet.
     pub fn new(name: impl Into<String>, rng: &mut SmallRng) -> Self {
         Self {
             name: name.into(),
@@ -38,12 +38,12 @@ impl Needle {
         }
     }
 
-    /// What stands in the text.
+    /// Returns the fact as it stands in the text.
     pub fn fact(&self) -> String {
         format!(" The secret code of {} is {}. ", self.name, self.code)
     }
 
-    /// What the model is asked, behind the text.
+    /// Returns the question after the text.
     pub fn question(&self) -> String {
         format!(
             "\nQuestion: What is the secret code of {}?\nAnswer:",
@@ -51,21 +51,22 @@ impl Needle {
         )
     }
 
-    /// What it should say.
+    /// Returns the correct answer.
     pub fn answer(&self) -> String {
         format!(" {}.", self.code)
     }
 
-    /// The same in a whole sentence, as models do that were trained on conversations.
+    /// Returns the correct answer as a sentence, the way models trained on conversations answer.
     pub fn sentence(&self) -> String {
         self.fact().trim_end().to_owned()
     }
 }
 
-/// Tokens that a sentence takes more than the code alone, for the longest name.
+/// Returns the tokens that an answer as a sentence takes beyond the code alone, for the longest
+/// name.
 ///
 /// # Errors
-/// When the tokenizer refuses it.
+/// If the tokenizer refuses the sentence.
 pub fn sentence_excess(prose: &Prose) -> Result<usize, EvalError> {
     let mut most = 0;
     for name in NAMES {
@@ -80,30 +81,31 @@ pub fn sentence_excess(prose: &Prose) -> Result<usize, EvalError> {
     Ok(most)
 }
 
-/// Where needles are put.
+/// The places of needles.
 #[derive(Clone, Copy, Debug)]
 pub enum Depths<'a> {
-    /// Anywhere, so many.
+    /// This many random places.
     Random(usize),
-    /// One at each of these shares of the text, from 0 (its beginning) to 1 (its end).
+    /// One needle at each of these depths, from 0 (the beginning of the text) to 1 (its end).
     At(&'a [f64]),
 }
 
 /// A text with its needles.
 #[derive(Clone, Debug)]
 pub struct Haystack {
-    /// All of it.
+    /// The whole text.
     pub text: String,
-    /// The facts: in the order of the depths that were given, or else in any.
+    /// The facts, in the order of the given depths or in random order.
     pub needles: Vec<Needle>,
 }
 
 impl Haystack {
-    /// A text that leaves room in a `context` of so many tokens for each question and its answer and for `reserved` more, the same for the same draws of `rng`. At most
-    /// [`MAX_NEEDLES`].
+    /// Makes a text for a context of `context` tokens, with room for any question, its answer and
+    /// `reserved` more tokens. Uses at most [`MAX_NEEDLES`] needles. The same draws of `rng` give
+    /// the same text.
     ///
     /// # Errors
-    /// When the context is too short for the needles, or longer than the prose.
+    /// If the context is too short for the needles or longer than the prose.
     pub fn new(
         prose: &Prose,
         rng: &mut SmallRng,
@@ -128,7 +130,7 @@ impl Haystack {
             tail = tail.max(asked + prose.encode(&needle.answer())?.len());
         }
         tail += prose.opening().len() + reserved;
-        // Half of the text has to be prose, or there is nothing to search.
+        // At least half of the text has to be prose, or there is nothing to search.
         let least = 2 * facts + tail;
         let most = prose.tokens().len();
         if context < least || context > most {
@@ -137,7 +139,7 @@ impl Haystack {
         let length = context - facts - tail;
         let start = rng.random_range(0..=most - length);
         let window = &prose.tokens()[start..start + length];
-        // Words beside a fact may take other tokens than before: what is too much is left out at the end.
+        // Words beside a fact may be split into other tokens. Cuts the excess from the end.
         let mut kept = length;
         while kept > 0 {
             let text = prose.decode(&window[..kept])?;
@@ -154,7 +156,7 @@ impl Haystack {
         Err(room(&needles, least, most, context))
     }
 
-    /// The text with its needles put in.
+    /// Inserts the needles into the text.
     fn of(prose: &str, needles: &mut [Needle], rng: &mut SmallRng, depths: Depths<'_>) -> Self {
         let mut places: Vec<usize> = match depths {
             Depths::Random(_) => needles
@@ -197,7 +199,7 @@ fn room(needles: &[Needle], least: usize, most: usize, found: usize) -> EvalErro
     }
 }
 
-/// The end of the word at a place, so that facts stand between words.
+/// Returns the end of the word at a place, so that facts stand between words.
 fn word_end(prose: &str, mut place: usize) -> usize {
     while !prose.is_char_boundary(place) {
         place += 1;
@@ -230,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn every_question_fits_the_context_and_every_fact_is_where_it_is_said_to_be() {
+    fn questions_fit_the_context() {
         for seed in 0..20 {
             let haystack = haystack(seed, 2048, Depths::Random(8)).unwrap();
             assert_eq!(haystack.needles.len(), 8);
@@ -251,26 +253,26 @@ mod tests {
     }
 
     #[test]
-    fn needles_are_at_the_depths_asked_for() {
+    fn needles_are_at_the_given_depths() {
         let depths = [1.0, 0.0, 0.5];
         let haystack = haystack(1, 2048, Depths::At(&depths)).unwrap();
         for (needle, depth) in haystack.needles.iter().zip(depths) {
             let found = needle.position as f64 / haystack.text.len() as f64;
-            // A word and two facts may stand between the place and its depth.
+            // A word and two facts may lie between the place and its depth.
             assert!((found - depth).abs() < 0.05, "{found} for {depth}");
             assert!(haystack.text[needle.position..].starts_with(&needle.fact()));
         }
     }
 
     #[test]
-    fn a_seed_is_a_text() {
+    fn text_depends_on_the_seed() {
         let text = |seed| haystack(seed, 1024, Depths::Random(2)).unwrap().text;
         assert_eq!(text(3), text(3));
         assert_ne!(text(3), text(4));
     }
 
     #[test]
-    fn a_context_without_room_is_refused() {
+    fn contexts_that_are_too_short_are_refused() {
         let error = haystack(0, 200, Depths::Random(4)).unwrap_err().to_string();
         assert!(
             error.contains("context") && error.contains("found 200"),

@@ -1,15 +1,20 @@
-//! What attention methods keep of a model's abilities: tasks with scores, the records of finished examples, and their statistics.
+//! Evaluation of attention methods: tasks with scores, records of results, and their statistics.
 //!
-//! The data flows one way: [`tasks`] make [`Passage`]s (a text and questions about it), an [`Evaluation`] reads each text once into a cache and lets every
-//! [`Contender`] (a method at a budget) answer from there, each answer becomes a [`Record`], a line of a [`ResultsFile`] that is complete in itself, and [`summarize`]
-//! makes rows of a table of them, with standard errors and with differences to dense attention by pairs of the same example.
+//! The data flows one way:
+//!
+//! 1. [`tasks`] make [`Passage`]s, each a text and questions about it.
+//! 2. An [`Evaluation`] reads each text once into a cache. Every [`BudgetedMethod`] (a method at a
+//!    budget) answers the questions from there.
+//! 3. Each answer becomes a [`Record`], a line of a [`ResultsFile`].
+//! 4. [`summarize`] computes means with standard errors, and differences to dense attention over
+//!    pairs of the same example. [`report`] turns them into tables, figures and a page.
 #![deny(missing_docs)]
 
-mod contender;
 mod datasets;
 mod error;
 pub mod haystack;
 mod lines;
+mod method;
 mod passage;
 pub mod prose;
 mod record;
@@ -22,12 +27,13 @@ pub mod steps;
 mod summary;
 pub mod tasks;
 
-pub use contender::Contender;
 pub use error::EvalError;
+pub use method::BudgetedMethod;
 pub use passage::{Passage, Question, Work};
 pub use prose::Prose;
-pub use record::{Better, FORMAT, Kind, Metric, Record, TaskName};
+pub use record::{Better, FORMAT, Kind, Metric, Record};
 pub use results::{ResultsFile, Setup, read_records};
 pub use run::{Ending, Evaluation, Job};
 pub use statistics::Estimate;
 pub use summary::{REFERENCE, SummaryRow, summarize};
+pub use tasks::TaskName;

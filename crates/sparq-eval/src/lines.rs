@@ -1,4 +1,4 @@
-//! Files of lines, as they are written or packed with gzip.
+//! Files of lines, plain or compressed with gzip.
 
 use std::fs;
 use std::io::{self, Read};
@@ -6,13 +6,13 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
-/// What a file of gzip begins with (RFC 1952, section 2.3.1).
+/// The first bytes of a gzip file (RFC 1952, section 2.3.1).
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// The text of a file without a last line that its writer has not finished.
+/// Returns the text of a file without an unfinished last line.
 ///
 /// # Errors
-/// When the file can't be read, is packed but damaged, or is no text.
+/// If the file cannot be read, is compressed but damaged, or is not UTF-8.
 pub(crate) fn whole_lines(path: &Path) -> io::Result<String> {
     let mut bytes = fs::read(path)?;
     if bytes.starts_with(&GZIP) {
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_packed_file_reads_as_the_plain_one_and_a_damaged_one_is_refused() {
+    fn gzip_files_read_like_plain_ones() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lines");
         fs::write(&path, "one\ntwo\nunfini").unwrap();

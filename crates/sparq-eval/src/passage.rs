@@ -1,54 +1,55 @@
-//! [`Passage`]: what a task asks of a model.
+//! [`Passage`]: a text and the questions of a task about it.
 
 use serde_json::{Map, Value};
 
 use crate::score::Judge;
 
-/// A text and the questions about it. The text is read once, for all questions and methods.
+/// A text and the questions about it. The text is read once for all questions and methods.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Passage {
-    /// Positions that text, question and answer were made to fill; `None` where the data give the length.
+    /// The positions that text, question and answer were made to fill. `None` if the data determine
+    /// the length.
     pub context: Option<usize>,
-    /// The tokens before every question, which may be none.
+    /// The tokens before every question. May be empty.
     pub text: Vec<u32>,
-    /// What is asked.
+    /// The questions.
     pub questions: Vec<Question>,
 }
 
 /// An example: a question about a text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Question {
-    /// The example within its task.
+    /// The name of the example within its task.
     pub example: String,
-    /// The tokens behind the text, at least one. The last is the first that is read with the method.
+    /// The tokens after the text, at least one. The last one is the first that the method decodes.
     pub prompt: Vec<u32>,
-    /// What follows.
+    /// The work after the prompt.
     pub work: Work,
-    /// What is known of the example beforehand and goes into the record.
+    /// Details of the example for the record.
     pub detail: Map<String, Value>,
 }
 
-/// What is done behind a prompt.
+/// The work after a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
-    /// The most probable tokens are taken, and their text is judged.
+    /// Generate the most probable tokens and score their text.
     Answer {
-        /// The most tokens that are taken.
+        /// The most tokens to generate.
         max_tokens: usize,
-        /// What it is held to.
+        /// The scoring of the text.
         judge: Judge,
     },
-    /// Given tokens are read, and it is noted how probable they were.
+    /// Read given tokens and sum the negative log likelihood of each.
     Predict {
         /// The tokens.
         tokens: Vec<u32>,
-        /// How many characters they stand for.
+        /// The number of characters they decode to.
         characters: usize,
     },
 }
 
 impl Work {
-    /// The most decode steps that it takes.
+    /// Returns the most decode steps the work takes.
     pub fn max_steps(&self) -> usize {
         match self {
             Work::Answer { max_tokens, .. } => *max_tokens,
@@ -58,12 +59,19 @@ impl Work {
 }
 
 impl Passage {
-    /// The most positions that a question takes, its answer included. The last token of an answer is not read.
+    /// Returns the most positions a question takes with its answer. The last token of an answer is
+    /// not read.
     pub fn positions(&self, question: &Question) -> usize {
         self.text.len() + question.prompt.len() + question.work.max_steps().saturating_sub(1)
     }
 
-    /// CRC-32 of the tokens of a question, as [`Record::prompt_crc32`](crate::Record::prompt_crc32) has it.
+    /// Returns the positions that a method's budget is counted for.
+    pub fn budget_positions(&self, question: &Question) -> usize {
+        self.context.unwrap_or_else(|| self.positions(question))
+    }
+
+    /// Returns the CRC-32 of the tokens of a question; see
+    /// [`Record::prompt_crc32`](crate::Record::prompt_crc32).
     pub fn crc32(&self, question: &Question) -> u32 {
         let reference: &[u32] = match &question.work {
             Work::Answer { .. } => &[],

@@ -1,4 +1,4 @@
-//! The texts that tasks are made of: [`Prose`].
+//! [`Prose`]: the text that tasks take their examples from.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -7,26 +7,27 @@ use sparq_models::text::TextTokenizer;
 
 use crate::EvalError;
 
-/// The end of the King James Bible (Hebrews to Revelation), which the model inside the program has not seen in training.
+/// The end of the King James Bible (Hebrews to Revelation). Not in the training data of the
+/// embedded model.
 pub const BIBLE: &str = include_str!("../assets/bible.txt");
 
-/// Hamlet, Coriolanus and The Winter's Tale, which the model inside the program has not seen in training.
+/// Hamlet, Coriolanus and The Winter's Tale. Not in the training data of the embedded model.
 pub const PLAYS: &str = include_str!("../assets/plays.txt");
 
 /// A text as the tokens of a model.
 #[derive(Clone, Debug)]
 pub struct Prose {
     tokens: Vec<u32>,
-    /// What stands before a text: the token that begins a sequence, or nothing.
+    /// The tokens before every text: the token that begins a sequence, or none.
     opening: Vec<u32>,
     tokenizer: TextTokenizer,
 }
 
 impl Prose {
-    /// The tokens of a text.
+    /// Encodes a text.
     ///
     /// # Errors
-    /// When the tokenizer refuses the text.
+    /// If the tokenizer refuses the text.
     pub fn new(text: &str, tokenizer: &TextTokenizer) -> Result<Self, EvalError> {
         Ok(Self {
             tokens: tokenizer.encode(text, false)?,
@@ -35,41 +36,45 @@ impl Prose {
         })
     }
 
-    /// The tokens of all of it.
+    /// Returns the tokens of the whole text.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// What stands before every text that a model reads.
+    /// Returns the tokens before every text that a model reads.
     pub fn opening(&self) -> &[u32] {
         &self.opening
     }
 
-    /// The tokens of a text that goes on from another.
+    /// Encodes a text that continues another.
     ///
     /// # Errors
-    /// When the tokenizer refuses the text.
+    /// If the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, EvalError> {
         Ok(self.tokenizer.encode(text, false)?)
     }
 
-    /// The text of tokens.
+    /// Decodes tokens.
     ///
     /// # Errors
-    /// When the tokenizer refuses them.
+    /// If the tokenizer refuses them.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, EvalError> {
         Ok(self.tokenizer.decode(tokens, false)?)
     }
 
-    /// `len` tokens, from a `place` between 0 (the beginning of the text) and 1 (the last place where so many tokens follow).
+    /// Returns `len` tokens that begin at `place`, from 0 (the beginning of the text) to 1 (the
+    /// last place with `len` tokens after it).
     ///
     /// # Errors
-    /// When the text has fewer tokens.
+    /// If the text has fewer tokens.
     pub fn window(&self, task: &'static str, place: f64, len: usize) -> Result<&[u32], EvalError> {
         let Some(last) = self.tokens.len().checked_sub(len) else {
             return Err(EvalError::Context {
                 task,
-                expected: format!("at most {} tokens, which the text has", self.tokens.len()),
+                expected: format!(
+                    "at most {} tokens (the length of the text)",
+                    self.tokens.len()
+                ),
                 found: len,
             });
         };
@@ -78,13 +83,16 @@ impl Prose {
     }
 }
 
-/// The text of a file, or the one inside the program.
+/// Returns the text of a file, or the embedded text if there is no file.
 ///
 /// # Errors
-/// When the file can't be read or is no UTF-8.
-pub fn text_or(path: Option<&Path>, inside: &'static str) -> Result<Cow<'static, str>, EvalError> {
+/// If the file cannot be read or is not UTF-8.
+pub fn text_or(
+    path: Option<&Path>,
+    embedded: &'static str,
+) -> Result<Cow<'static, str>, EvalError> {
     let Some(path) = path else {
-        return Ok(Cow::Borrowed(inside));
+        return Ok(Cow::Borrowed(embedded));
     };
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Cow::Owned(text)),
@@ -95,9 +103,10 @@ pub fn text_or(path: Option<&Path>, inside: &'static str) -> Result<Cow<'static,
     }
 }
 
-/// The place of the example `index` of many, from 0 to 1: steps by the golden ratio from `first`.
+/// Returns the place of example `index`, from 0 to 1. Places advance by the golden ratio from
+/// `first`.
 ///
-/// However many there are, no two are close while there is room elsewhere, and none moves when more are asked for.
+/// Any number of places is spread evenly, and more examples do not move the earlier ones.
 pub fn place(first: f64, index: usize) -> f64 {
     const GOLDEN: f64 = 0.618_033_988_749_894_9;
     (first + index as f64 * GOLDEN).fract()
@@ -110,12 +119,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_texts_are_ascii_so_that_a_byte_is_a_token_and_any_cut_is_a_character() {
+    fn embedded_texts_are_ascii() {
+        // One byte is one token of the embedded model, and any cut is between characters.
         assert!(BIBLE.is_ascii() && PLAYS.is_ascii());
     }
 
     #[test]
-    fn windows_reach_both_ends_of_the_text_and_not_beyond() {
+    fn windows_reach_both_ends_of_the_text() {
         let prose = Prose::new("abcdef", &embedded::tokenizer().unwrap()).unwrap();
         let text = |place, len| {
             let window = prose.window("needle", place, len).unwrap();
@@ -133,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn places_keep_apart() {
+    fn places_keep_a_distance() {
         let mut places: Vec<f64> = (0..20).map(|index| place(0.3, index)).collect();
         places.sort_by(f64::total_cmp);
         let least = places

@@ -1,4 +1,4 @@
-//! [`Record`]: one finished example with one method, a line of a file of results.
+//! [`Record`]: the result of one method on one example, a line of a results file.
 
 use std::fmt;
 
@@ -6,97 +6,35 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sparq::Method;
 
-/// The version of the form of a [`Record`].
+use crate::TaskName;
+
+/// The version of the format of a [`Record`].
 pub const FORMAT: u32 = 1;
 
-/// What a line of a file of results is about.
+/// The kind of a line of a results file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// An example that a method has finished.
+    /// The result of a method on an example.
     Example,
 }
 
-/// The tasks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskName {
-    /// Go on with an excerpt of the text before.
-    Repetition,
-    /// Find a fact in a long text.
-    Needle,
-    /// Predict a text, token by token: bits per character.
-    Bpc,
-    /// Find the value of a key among many.
-    KeyValue,
-    /// SQuAD v1.1, one shot, the context among seven others.
-    Squad,
-    /// TriviaQA, zero shot, with a page of Wikipedia.
-    TriviaQa,
-    /// CNN/DailyMail 3.0.0: summaries.
-    CnnDailymail,
-}
-
-impl TaskName {
-    /// All tasks, in the order of tables.
-    pub const ALL: [TaskName; 7] = [
-        TaskName::Repetition,
-        TaskName::Needle,
-        TaskName::Bpc,
-        TaskName::KeyValue,
-        TaskName::Squad,
-        TaskName::TriviaQa,
-        TaskName::CnnDailymail,
-    ];
-
-    /// The name in records.
-    pub fn name(self) -> &'static str {
-        match self {
-            TaskName::Repetition => "repetition",
-            TaskName::Needle => "needle",
-            TaskName::Bpc => "bpc",
-            TaskName::KeyValue => "key_value",
-            TaskName::Squad => "squad",
-            TaskName::TriviaQa => "trivia_qa",
-            TaskName::CnnDailymail => "cnn_dailymail",
-        }
-    }
-
-    /// How an example of the task is scored.
-    pub fn metric(self) -> Metric {
-        match self {
-            TaskName::Repetition => Metric::Characters,
-            TaskName::Bpc => Metric::BitsPerCharacter,
-            TaskName::CnnDailymail => Metric::RougeL,
-            TaskName::Needle | TaskName::KeyValue | TaskName::Squad | TaskName::TriviaQa => {
-                Metric::PrefixMatch
-            }
-        }
-    }
-}
-
-impl fmt::Display for TaskName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-/// What a score counts.
+/// The quantity that a score measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// 1 where the normalised answer begins with a right one, else 0.
+    /// 1 if the normalised answer begins with a correct one, else 0.
     PrefixMatch,
-    /// Characters of the reference before the first difference.
+    /// The number of characters of the reference before the first difference.
     Characters,
-    /// Bits that predicting a character of the reference takes.
+    /// The bits needed to predict a character of the reference.
     BitsPerCharacter,
-    /// F of the longest common subsequence of words, 0 to 1.
+    /// The F score of the longest common subsequence of words, from 0 to 1.
     RougeL,
 }
 
 impl Metric {
-    /// The name in records.
+    /// Returns the name in records.
     pub fn name(self) -> &'static str {
         match self {
             Metric::PrefixMatch => "prefix_match",
@@ -106,7 +44,7 @@ impl Metric {
         }
     }
 
-    /// Which way is better.
+    /// Returns which direction is better.
     pub fn better(self) -> Better {
         match self {
             Metric::BitsPerCharacter => Better::Lower,
@@ -121,66 +59,69 @@ impl fmt::Display for Metric {
     }
 }
 
-/// Which way a score is better.
+/// The direction in which a score improves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Better {
-    /// More is better.
+    /// Higher is better.
     Higher,
-    /// Less is better.
+    /// Lower is better.
     Lower,
 }
 
-/// A finished example.
+/// The result of a method on an example.
 ///
-/// A file of results is JSON lines, one record each, in the order in which they were finished. A line is complete in itself, so that files can be
-/// cut, joined and sorted; what identifies it are model, task, example, method and budget. Records of different methods that agree in the others
-/// are of the same tokens, so that scores can be compared in pairs.
+/// A results file holds JSON lines, one record per line, in the order in which the examples
+/// finished. Every line is complete in itself, so files can be cut, joined and sorted. Model, task,
+/// example, method and budget identify a record. Records that differ only in method and budget have
+/// the same tokens, so their scores can be compared in pairs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
-    /// What the line is about.
+    /// The kind of the line.
     pub kind: Kind,
-    /// [`FORMAT`].
+    /// The version of the format, [`FORMAT`].
     pub format: u32,
-    /// The model: `embedded`, the last part of a path, or an id on the hub.
+    /// The model: `embedded`, the last part of a path, or an ID on the Hugging Face Hub.
     pub model: String,
-    /// The device, as on the command line.
+    /// The device, spelled as on the command line.
     pub device: String,
-    /// The type of weights and cache, as on the command line.
+    /// The type of weights and cache, spelled as on the command line.
     pub dtype: String,
-    /// What the examples were drawn from.
+    /// The seed that the examples were drawn with.
     pub seed: u64,
     /// The task.
     pub task: TaskName,
-    /// The example within the task: the same for all methods and budgets.
+    /// The name of the example within the task, the same for all methods and budgets.
     pub example: String,
-    /// Positions that the example was made to fill; `None` where the data give the length.
+    /// The number of positions the example was made to fill. `None` if the data determine the
+    /// length.
     pub context: Option<usize>,
-    /// Tokens that were read before the first was decoded.
+    /// The number of tokens read before the first was decoded.
     pub prompt_tokens: usize,
-    /// CRC-32 of these tokens as little-endian u32, followed by the tokens of the reference if the task has them.
+    /// The CRC-32 of these tokens as little-endian u32, followed by the reference tokens if the
+    /// task has them.
     pub prompt_crc32: u32,
-    /// The method, as on the command line.
+    /// The method, spelled as on the command line.
     pub method: String,
     /// The method with its settings.
     pub settings: Method,
-    /// The share of dense attention's bytes that the settings were chosen for; `None` for dense.
+    /// The share of dense attention's bytes that the settings were chosen for. `None` for dense.
     pub budget: Option<f64>,
-    /// The share of dense attention's bytes that a step moves with these settings, by the cost model, at `context` positions (or else the example's) of a
-    /// 16-bit cache.
+    /// The share of dense attention's bytes that a step moves with these settings, counted by the
+    /// cost model on a 16-bit cache of `context` positions (or the example's own length).
     pub transfer: f64,
-    /// What the score counts.
+    /// The quantity that the score measures.
     pub metric: Metric,
-    /// Which way it is better.
+    /// The direction in which the score improves.
     pub better: Better,
     /// The score.
     pub score: f64,
-    /// What the task has to add: the answer, the depth of a needle, nats and characters of a text.
+    /// Details of the task: the answer, the depth of a needle, the nats and characters of a text.
     pub detail: Map<String, Value>,
-    /// Tokens that were decoded with the method.
+    /// The number of tokens decoded with the method.
     pub steps: usize,
-    /// Time of these steps.
+    /// The time of these decode steps.
     pub seconds: f64,
     /// The version of the program.
     pub version: String,
@@ -188,7 +129,7 @@ pub struct Record {
 
 #[cfg(test)]
 impl Record {
-    /// A finished example of dense attention, for tests to change.
+    /// A record of dense attention, for tests to change.
     pub(crate) fn dense(task: TaskName) -> Self {
         Self {
             kind: Kind::Example,
@@ -221,16 +162,24 @@ impl Record {
 mod tests {
     use super::*;
 
-    const LINE: &str = r#"{"kind":"example","format":1,"model":"embedded","device":"flex","dtype":"f32","seed":0,"task":"needle","example":"context=4096 text=0 depth=0.25","context":4096,"prompt_tokens":4088,"prompt_crc32":7,"method":"sparq","settings":{"method":"sparq","rank":16,"top_k":128,"local_window":32,"sketch":"4bits","mean_value":"paper","group_score":"probabilities","components":"sum_abs"},"budget":0.125,"transfer":0.1243,"metric":"prefix_match","better":"higher","score":1.0,"detail":{"answer":" 123456.","depth":0.25},"steps":8,"seconds":1.2,"version":"0.1.0"}"#;
+    const LINE: &str = concat!(
+        r#"{"kind":"example","format":1,"model":"embedded","device":"flex","dtype":"f32","#,
+        r#""seed":0,"task":"needle","example":"context=4096 text=0 depth=0.25","context":4096,"#,
+        r#""prompt_tokens":4088,"prompt_crc32":7,"method":"sparq","settings":{"method":"sparq","#,
+        r#""rank":16,"top_k":128,"local_window":32,"sketch":"4bits","mean_value":"paper","#,
+        r#""group_score":"probabilities","components":"sum_abs"},"budget":0.125,"#,
+        r#""transfer":0.1243,"metric":"prefix_match","better":"higher","score":1.0,"#,
+        r#""detail":{"answer":" 123456.","depth":0.25},"steps":8,"seconds":1.2,"version":"0.1.0"}"#,
+    );
 
     #[test]
-    fn a_record_is_the_line_that_it_was_read_from() {
+    fn records_serialize_to_the_line_they_were_read_from() {
         let record: Record = serde_json::from_str(LINE).unwrap();
         assert_eq!(serde_json::to_string(&record).unwrap(), LINE);
     }
 
     #[test]
-    fn a_field_that_is_not_known_is_refused() {
+    fn unknown_fields_are_refused() {
         let line = LINE.replace("\"seed\"", "\"sede\"");
         let error = serde_json::from_str::<Record>(&line)
             .unwrap_err()
@@ -239,13 +188,9 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_serde() {
-        for task in TaskName::ALL {
-            assert_eq!(serde_json::to_value(task).unwrap(), task.name());
-            assert_eq!(
-                serde_json::to_value(task.metric()).unwrap(),
-                task.metric().name()
-            );
+    fn metrics_have_their_serialized_names() {
+        for metric in TaskName::ALL.iter().map(|task| task.metric()) {
+            assert_eq!(serde_json::to_value(metric).unwrap(), metric.name());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! [`ResultsFile`]: records on disk, one line each, of which none that is finished gets lost.
+//! [`ResultsFile`]: records on disk, one line each. An interruption loses no finished record.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::lines::whole_lines;
-use crate::{Contender, EvalError, FORMAT, Passage, Question, Record, TaskName};
+use crate::{BudgetedMethod, EvalError, FORMAT, Passage, Question, Record, TaskName};
 
-/// What all records of a file agree in.
+/// The fields common to all records of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Setup {
@@ -20,12 +20,12 @@ pub struct Setup {
     pub device: String,
     /// The type of weights and cache.
     pub dtype: String,
-    /// What the examples are drawn from.
+    /// The seed that the examples are drawn with.
     pub seed: u64,
 }
 
 impl Setup {
-    /// That of a record.
+    /// Returns the setup of a record.
     pub(crate) fn of(record: &Record) -> Self {
         Self {
             model: record.model.clone(),
@@ -35,7 +35,7 @@ impl Setup {
         }
     }
 
-    /// What is another in a record than here, as `key: expected x, found y`.
+    /// Describes the first difference to a record, as `key: expected x, found y`.
     fn difference(&self, record: &Record) -> Option<String> {
         let pairs = [
             ("format", FORMAT.to_string(), record.format.to_string()),
@@ -48,15 +48,15 @@ impl Setup {
             .into_iter()
             .find(|(_, expected, found)| expected != found);
         different.map(|(key, expected, found)| {
-            format!("{key}: expected {expected}, found {found}; take another file")
+            format!("{key}: expected {expected}, found {found}; use another file")
         })
     }
 }
 
-/// What is finished: task, example, method and budget.
+/// The identity of a record within a setup: task, example, method and budget.
 pub(crate) type Key = (TaskName, String, String, Option<u64>);
 
-/// What a record says is finished.
+/// Returns the identity of a record.
 pub(crate) fn key(record: &Record) -> Key {
     (
         record.task,
@@ -66,10 +66,10 @@ pub(crate) fn key(record: &Record) -> Key {
     )
 }
 
-/// A file of results that is open for more.
+/// A results file open for appending.
 ///
-/// A record is appended by one write and is then out of the program's hands, so that an interruption costs what was unfinished and nothing else. A last line
-/// that a crash left incomplete is dropped when the file is opened again. The file is locked while it is open.
+/// One write appends one record, so an interruption loses only unfinished examples. Opening a file
+/// drops a last line that a crash left incomplete. The file is locked while it is open.
 #[derive(Debug)]
 pub struct ResultsFile {
     path: PathBuf,
@@ -79,10 +79,11 @@ pub struct ResultsFile {
 }
 
 impl ResultsFile {
-    /// Opens a file, or begins it with the folders above.
+    /// Opens a file, or creates it with its parent folders.
     ///
     /// # Errors
-    /// When the file can't be written or another program writes to it; when a line is no record, or one of another setup.
+    /// If the file cannot be written, another program writes to it, or a line is not a record of
+    /// `setup`.
     pub fn open(path: &Path, setup: &Setup) -> Result<Self, EvalError> {
         let write = |source| EvalError::Write {
             path: path.to_owned(),
@@ -123,7 +124,7 @@ impl ResultsFile {
         Ok(results)
     }
 
-    /// The records, in the order of the file.
+    /// Returns the records in the order of the file.
     pub fn records(&self) -> &[Record] {
         &self.records
     }
@@ -131,7 +132,7 @@ impl ResultsFile {
     /// Appends a record.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// If the file cannot be written.
     pub fn append(&mut self, record: Record) -> Result<(), EvalError> {
         let write = |source| EvalError::Write {
             path: self.path.clone(),
@@ -144,22 +145,23 @@ impl ResultsFile {
         Ok(())
     }
 
-    /// Whether an example is there already.
-    pub fn has(&self, task: TaskName, question: &Question, contender: &Contender) -> bool {
-        let (method, budget) = (&contender.method, contender.budget.map(f64::to_bits));
+    /// Returns whether the file has the record of a method on an example.
+    pub fn has(&self, task: TaskName, question: &Question, method: &BudgetedMethod) -> bool {
+        let (method, budget) = (&method.method, method.budget.map(f64::to_bits));
         self.finished
             .contains(&(task, question.example.clone(), method.clone(), budget))
     }
 
-    /// Refuses a file whose records of these examples are of other tokens or other settings than a run would write now.
+    /// Checks that the records of these examples have the tokens and settings that a run would
+    /// write now.
     ///
     /// # Errors
-    /// [`EvalError::Results`], naming the first such line.
+    /// [`EvalError::Results`] with the first line that differs.
     pub fn check(
         &self,
         task: TaskName,
         passages: &[Passage],
-        settings: &dyn Fn(&Passage, &Question, &Contender) -> Option<sparq::Method>,
+        settings: &dyn Fn(&Passage, &Question, &BudgetedMethod) -> Option<sparq::Method>,
     ) -> Result<(), EvalError> {
         let questions = passages.iter().flat_map(|passage| {
             passage
@@ -177,23 +179,23 @@ impl ResultsFile {
             else {
                 continue;
             };
-            let contender = Contender {
+            let method = BudgetedMethod {
                 method: record.method.clone(),
                 budget: record.budget,
             };
             let reason = if record.prompt_crc32 != passage.crc32(question) {
-                "expected the tokens that the task has now, found others: another text, data set or option made them"
-            } else if settings(passage, question, &contender)
+                "expected the tokens of this task, found others, made from another text, data set or option"
+            } else if settings(passage, question, &method)
                 .is_some_and(|settings| settings != record.settings)
             {
-                "expected the settings that the method has now, found others"
+                "expected the current settings of the method, found others"
             } else {
                 continue;
             };
             return Err(self.wrong(
                 index + 1,
                 format!(
-                    "{reason} ({task}, {}, {contender}); take another file",
+                    "{reason} ({task}, {}, {method}); use another file",
                     record.example
                 ),
             ));
@@ -215,10 +217,10 @@ impl ResultsFile {
     }
 }
 
-/// The records of a file, plain or packed with gzip. A last line without its end is left out.
+/// Reads the records of a file, plain or compressed with gzip. Ignores an incomplete last line.
 ///
 /// # Errors
-/// When the file can't be read or a line is no record.
+/// If the file cannot be read or a line is not a record.
 pub fn read_records(path: &Path) -> Result<Vec<Record>, EvalError> {
     let text = whole_lines(path).map_err(|source| EvalError::Read {
         path: path.to_owned(),
@@ -279,7 +281,7 @@ mod tests {
     }
 
     fn has(results: &ResultsFile, example: &str) -> bool {
-        let dense = Contender {
+        let dense = BudgetedMethod {
             method: "dense".into(),
             budget: None,
         };
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn wherever_a_file_is_cut_its_whole_lines_are_kept_and_more_can_be_written() {
+    fn truncated_files_keep_their_whole_lines() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep").join("results.jsonl");
         let mut results = ResultsFile::open(&path, &setup()).unwrap();
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn one_program_writes_at_a_time() {
+    fn files_are_locked() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.jsonl");
         let first = ResultsFile::open(&path, &setup()).unwrap();
@@ -329,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn every_part_of_the_setup_has_to_agree() {
+    fn records_of_another_setup_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.jsonl");
         let mut results = ResultsFile::open(&path, &setup()).unwrap();
@@ -366,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_without_a_setup() {
+    fn records_are_read_without_a_setup() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.jsonl");
         let line = serde_json::to_string(&record(4)).unwrap();

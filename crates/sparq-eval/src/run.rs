@@ -1,4 +1,4 @@
-//! The evaluation itself: [`Evaluation`].
+//! [`Evaluation`]: runs methods on examples and records their scores.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -10,69 +10,70 @@ use sparq::Method;
 use sparq_models::text::{CancelToken, Sampler, SamplingConfig, TextTokenizer};
 use sparq_models::{CausalLm, ModelCache};
 
-use crate::contender::share;
+use crate::method::transfer_share;
 use crate::steps::{check_tokens, negative_log_likelihood, read_while, step};
-use crate::{Contender, EvalError, FORMAT, Kind, Passage, Question, Record, Setup, TaskName, Work};
+use crate::{
+    BudgetedMethod, EvalError, FORMAT, Kind, Passage, Question, Record, Setup, TaskName, Work,
+};
 
-/// A model and the methods that are tried on it.
+/// A model and the methods to evaluate on it.
 pub struct Evaluation<'a> {
     /// The model.
     pub model: &'a dyn CausalLm,
-    /// Its tokenizer.
+    /// The tokenizer of the model.
     pub tokenizer: &'a TextTokenizer,
-    /// d of the model.
+    /// The head dimension of the model.
     pub head_dim: usize,
     /// The type of the cache.
     pub dtype: FloatDType,
-    /// What goes into every record.
+    /// The fields common to all records.
     pub setup: Setup,
     /// The methods.
-    pub contenders: Vec<Contender>,
+    pub methods: Vec<BudgetedMethod>,
 }
 
-/// What is to be done about a passage: its questions, each with the contenders that have not answered it.
+/// The unanswered questions of a passage, each with the methods that have to answer it.
 #[derive(Clone, Debug)]
 pub struct Job<'a> {
     /// The task.
     pub task: TaskName,
     /// The text.
     pub passage: &'a Passage,
-    /// Questions and who is to answer them.
-    pub open: Vec<(&'a Question, Vec<&'a Contender>)>,
+    /// The questions and their methods.
+    pub unanswered: Vec<(&'a Question, Vec<&'a BudgetedMethod>)>,
 }
 
-/// Why an evaluation ended.
+/// The reason why an evaluation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// All is done.
+    /// All jobs are finished.
     Finished,
-    /// It was to stop.
+    /// The evaluation was cancelled.
     Cancelled,
 }
 
 impl<'a> Evaluation<'a> {
-    /// The settings of a contender for an example: those for the context that it was made to fill, or else for its own length.
+    /// Returns the settings of a method for an example: those for the context it was made to fill,
+    /// or for its own length.
     ///
     /// # Errors
-    /// When the method can't do with its budget.
+    /// If the method cannot keep its budget.
     pub fn settings(
         &self,
         passage: &Passage,
         question: &Question,
-        contender: &Contender,
+        method: &BudgetedMethod,
     ) -> Result<Method, EvalError> {
-        let positions = passage
-            .context
-            .unwrap_or_else(|| passage.positions(question));
-        Ok(contender.at(self.head_dim, positions)?)
+        Ok(method.at(self.head_dim, passage.budget_positions(question))?)
     }
 
-    /// Does the jobs, on `threads` threads with an equal part of the processors each, and hands over each record as it is finished.
+    /// Runs the jobs on `threads` threads with an equal share of the processors each. Calls
+    /// `on_record` with each record as it is finished.
     ///
-    /// Once `cancel` is on, what is unfinished is left and nothing new begun.
+    /// After cancellation, unfinished examples are dropped and no new ones begin.
     ///
     /// # Errors
-    /// When the model, the tokenizer or the device fails, or `on_record` does.
+    /// If the model, the tokenizer, the device or `on_record` fails.
     pub fn run(
         &self,
         jobs: &[Job<'_>],
@@ -85,7 +86,7 @@ impl<'a> Evaluation<'a> {
         let stop = || cancel.is_cancelled() || failed.load(Ordering::Relaxed);
         let work = |sender: &mpsc::Sender<Result<Record, EvalError>>| {
             while let Some(job) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                // The receiver is there until the last sender has gone.
+                // Sending cannot fail: the receiver outlives all senders.
                 let mut send = |record| drop(sender.send(Ok(record)));
                 match self.finish(job, &stop, &mut send) {
                     Ok(Ending::Finished) => {}
@@ -106,14 +107,14 @@ impl<'a> Evaluation<'a> {
             }
             drop(sender);
             let mut outcome = Ok(());
-            let mut handed_over = true;
+            let mut keeps = true;
             for result in receiver {
-                // After a failure what other threads have finished meanwhile is worth keeping, unless keeping it is what failed: half a line may be
-                // written, and nothing must come behind it.
+                // After a failure, records of other threads are still kept. If keeping them failed,
+                // half a line may be written, and nothing must follow it.
                 let result = match result {
-                    Ok(record) if handed_over => {
+                    Ok(record) if keeps => {
                         let kept = on_record(record);
-                        handed_over = kept.is_ok();
+                        keeps = kept.is_ok();
                         kept
                     }
                     other => other.map(drop),
@@ -131,17 +132,18 @@ impl<'a> Evaluation<'a> {
         })
     }
 
-    /// Reads the text of a job once, each question once behind it, and lets the methods answer from there.
+    /// Reads the text of a job once, then each question once after it. The methods answer from
+    /// there.
     fn finish(
         &self,
         job: &Job<'_>,
         stop: &dyn Fn() -> bool,
         on_record: &mut dyn FnMut(Record),
     ) -> Result<Ending, EvalError> {
-        let go_on = |_| !stop();
-        let methods = self.methods(job)?;
+        let continues = |_| !stop();
+        let settings = self.all_settings(job)?;
         let positions = job
-            .open
+            .unanswered
             .iter()
             .map(|(question, _)| job.passage.positions(question));
         let Some(capacity) = positions.max() else {
@@ -149,11 +151,12 @@ impl<'a> Evaluation<'a> {
         };
         let mut text = self
             .model
-            .new_shared_cache(1, capacity, self.dtype, &methods)?;
-        read_while(self.model, &mut text, &job.passage.text, &go_on)?;
-        for (number, (question, contenders)) in job.open.iter().enumerate() {
-            // A clone shares the buffers until one of the two is written to: the last reader needs none.
-            let last = number + 1 == job.open.len();
+            .new_shared_cache(1, capacity, self.dtype, &settings)?;
+        read_while(self.model, &mut text, &job.passage.text, &continues)?;
+        for (number, (question, methods)) in job.unanswered.iter().enumerate() {
+            // A clone copies the buffers when one of the two is written to. The last question needs
+            // no clone.
+            let last = number + 1 == job.unanswered.len();
             let mut asked = if last {
                 std::mem::replace(&mut text, ModelCache { layers: Vec::new() })
             } else {
@@ -163,33 +166,35 @@ impl<'a> Evaluation<'a> {
                 .prompt
                 .split_last()
                 .expect("a question has a token");
-            read_while(self.model, &mut asked, before, &go_on)?;
+            read_while(self.model, &mut asked, before, &continues)?;
             if stop() {
                 return Ok(Ending::Cancelled);
             }
-            for contender in contenders {
-                let method = self.settings(job.passage, question, contender)?;
-                let mut cache = asked.for_method(&method)?;
-                let Some(answer) = self.answer(question, first, &mut cache, &method, stop)? else {
+            for method in methods {
+                let settings = self.settings(job.passage, question, method)?;
+                let mut cache = asked.for_method(&settings)?;
+                let Some(answer) = self.answer(question, first, &mut cache, &settings, stop)?
+                else {
                     return Ok(Ending::Cancelled);
                 };
-                on_record(self.record(job, question, contender, method, answer));
+                on_record(self.record(job, question, method, settings, answer));
             }
         }
         Ok(Ending::Finished)
     }
 
-    fn methods(&self, job: &Job<'_>) -> Result<Vec<Method>, EvalError> {
-        let mut methods = Vec::new();
-        for (question, contenders) in &job.open {
-            for contender in contenders {
-                methods.push(self.settings(job.passage, question, contender)?);
+    fn all_settings(&self, job: &Job<'_>) -> Result<Vec<Method>, EvalError> {
+        let mut settings = Vec::new();
+        for (question, methods) in &job.unanswered {
+            for method in methods {
+                settings.push(self.settings(job.passage, question, method)?);
             }
         }
-        Ok(methods)
+        Ok(settings)
     }
 
-    /// Answers with a method, from the question's last token on; `None` when it was to stop.
+    /// Answers with a method, beginning with the question's last token. Returns `None` if
+    /// cancelled.
     fn answer(
         &self,
         question: &Question,
@@ -245,7 +250,8 @@ impl<'a> Evaluation<'a> {
         Ok(Some(answer))
     }
 
-    /// An answer has a token: models that were trained on conversations would often end a text that is none before it begins.
+    /// Excludes the end of the text as the first token. Models trained on conversations often end a
+    /// text that is not a conversation at once.
     fn forbid_end(&self, logits: &mut [f32]) {
         for &id in self.tokenizer.eos_ids() {
             if let Some(logit) = logits.get_mut(id as usize) {
@@ -258,14 +264,12 @@ impl<'a> Evaluation<'a> {
         &self,
         job: &Job<'_>,
         question: &Question,
-        contender: &Contender,
-        method: Method,
+        method: &BudgetedMethod,
+        settings: Method,
         answer: Answer,
     ) -> Record {
         let (passage, metric) = (job.passage, job.task.metric());
-        let positions = passage
-            .context
-            .unwrap_or_else(|| passage.positions(question));
+        let positions = passage.budget_positions(question);
         let mut detail = question.detail.clone();
         detail.extend(answer.detail);
         Record {
@@ -278,13 +282,13 @@ impl<'a> Evaluation<'a> {
             task: job.task,
             example: question.example.clone(),
             context: passage.context,
-            // The last token of the prompt is the first that is decoded.
+            // The last token of the prompt is the first one decoded.
             prompt_tokens: passage.text.len() + question.prompt.len() - 1,
             prompt_crc32: passage.crc32(question),
-            method: contender.method.clone(),
-            settings: method,
-            budget: contender.budget,
-            transfer: share(&method, self.head_dim, positions),
+            method: method.method.clone(),
+            settings,
+            budget: method.budget,
+            transfer: transfer_share(&settings, self.head_dim, positions),
             metric,
             better: metric.better(),
             score: answer.score,
@@ -296,7 +300,7 @@ impl<'a> Evaluation<'a> {
     }
 }
 
-/// What a method made of an example.
+/// The result of a method on an example.
 #[derive(Default)]
 struct Answer {
     score: f64,
@@ -305,7 +309,7 @@ struct Answer {
     seconds: f64,
 }
 
-/// Runs `work` so that what it computes in parallel takes an equal part of the processors, one at least.
+/// Runs `work` in a thread pool with an equal share of the processors, at least one.
 fn with_share_of_processors(threads: usize, work: impl FnOnce() + Send) {
     if threads <= 1 {
         return work();
@@ -313,7 +317,7 @@ fn with_share_of_processors(threads: usize, work: impl FnOnce() + Send) {
     let share = (rayon::current_num_threads() / threads).max(1);
     match rayon::ThreadPoolBuilder::new().num_threads(share).build() {
         Ok(pool) => pool.install(work),
-        // Slower, and right all the same.
+        // Slower, with the same results.
         Err(_) => work(),
     }
 }

@@ -1,4 +1,4 @@
-//! What every command does with a model: read a prompt, take a step, bring logits to the host.
+//! Steps of a model: read a prompt, decode a token, copy logits to the host.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use sparq::Method;
@@ -7,13 +7,14 @@ use sparq_models::{CausalLm, ModelCache};
 
 use crate::EvalError;
 
-/// Tokens that a prefill reads at once. Between two pieces a progress bar moves, and the logits of one piece are what has to be in memory.
+/// The number of tokens per prefill call. Only the logits of one piece are in memory at a time, and
+/// progress is reported after each.
 pub const PIECE: usize = 512;
 
-/// Tokens of a batch, row after row, as the tensor [batch, T] that models read.
+/// Makes the input tensor [batch, T] of the tokens of a batch, sequence after sequence.
 ///
 /// # Errors
-/// As [`check_tokens`].
+/// See [`check_tokens`].
 pub fn tensor(
     model: &dyn CausalLm,
     tokens: &[u32],
@@ -28,10 +29,10 @@ pub fn tensor(
     ))
 }
 
-/// Checks that the model knows all tokens: a tokenizer may come from elsewhere.
+/// Checks that all tokens are in the model's vocabulary. A tokenizer may belong to another model.
 ///
 /// # Errors
-/// [`EvalError::Token`] for the first that it does not know.
+/// [`EvalError::Token`] for the first unknown token.
 pub fn check_tokens(model: &dyn CausalLm, tokens: &[u32]) -> Result<(), EvalError> {
     let vocab = model.vocab_size();
     match tokens.iter().find(|&&token| token as usize >= vocab) {
@@ -40,11 +41,11 @@ pub fn check_tokens(model: &dyn CausalLm, tokens: &[u32]) -> Result<(), EvalErro
     }
 }
 
-/// Reads the tokens of one sequence into the cache, in pieces; after each, `on_progress` is told how many have been read, and reading ends early where it says
-/// false.
+/// Reads the tokens of one sequence into the cache in pieces. Calls `on_progress` with the number
+/// of tokens read after each piece, and stops early if it returns false.
 ///
 /// # Errors
-/// When the model refuses them or the device fails.
+/// If the model refuses the tokens or the device fails.
 pub fn read_while(
     model: &dyn CausalLm,
     cache: &mut ModelCache,
@@ -54,7 +55,7 @@ pub fn read_while(
     let mut done = 0;
     for piece in tokens.chunks(PIECE) {
         let logits = model.prefill(tensor(model, piece, 1)?, cache, 1)?;
-        // Reading the logits waits for the device, so that progress and time are true.
+        // Copying the logits waits for the device, so progress and times are correct.
         host(logits)?;
         done += piece.len();
         if !on_progress(done) {
@@ -64,10 +65,11 @@ pub fn read_while(
     Ok(())
 }
 
-/// Reads the tokens of one sequence into the cache, in pieces; after each, `on_progress` is told how many have been read.
+/// Reads the tokens of one sequence into the cache in pieces. Calls `on_progress` with the number
+/// of tokens read after each piece.
 ///
 /// # Errors
-/// When the model refuses them or the device fails.
+/// If the model refuses the tokens or the device fails.
 pub fn read(
     model: &dyn CausalLm,
     cache: &mut ModelCache,
@@ -80,10 +82,10 @@ pub fn read(
     })
 }
 
-/// Reads one token with the method and returns the logits behind it, one for each token of the vocabulary.
+/// Decodes one token with the method and returns the next token's logits, [vocab].
 ///
 /// # Errors
-/// When the model refuses it or the device fails.
+/// If the model refuses the token or the device fails.
 pub fn step(
     model: &dyn CausalLm,
     cache: &mut ModelCache,
@@ -93,10 +95,10 @@ pub fn step(
     host(model.decode(tensor(model, &[token], 1)?, cache, method)?)
 }
 
-/// Reads one token with the method and returns the most probable next one.
+/// Decodes one token with the method and returns the most probable next one.
 ///
 /// # Errors
-/// When the model refuses it, the device fails, or the logits are no numbers.
+/// If the model refuses the token, the device fails, or the logits are not finite.
 pub fn greedy_step(
     model: &dyn CausalLm,
     cache: &mut ModelCache,
@@ -107,10 +109,10 @@ pub fn greedy_step(
     Ok(Sampler::new(SamplingConfig::default())?.sample(&mut logits, &[])?)
 }
 
-/// Logits on the host.
+/// Copies logits to the host.
 ///
 /// # Errors
-/// When the device could not compute them or hand them over.
+/// If the device failed to compute or return them.
 pub fn host(logits: Tensor<3>) -> Result<Vec<f32>, EvalError> {
     logits
         .try_into_vec_as::<f32>()
@@ -119,7 +121,7 @@ pub fn host(logits: Tensor<3>) -> Result<Vec<f32>, EvalError> {
         })
 }
 
-/// -ln of the probability that logits give to a token.
+/// Returns -ln of the probability that the logits give to a token.
 pub fn negative_log_likelihood(logits: &[f32], token: u32) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits
@@ -137,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_that_the_model_does_not_have_are_an_error() {
+    fn tokens_beyond_the_vocabulary_are_refused() {
         let checkpoint = embedded::checkpoint().unwrap();
         let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
         let device = Device::default();
@@ -145,19 +147,19 @@ mod tests {
         let beyond = model.vocab_size() as u32;
         assert_eq!(tensor(&model, &[0, beyond - 1], 1).unwrap().dims(), [1, 2]);
         let error = tensor(&model, &[0, beyond], 1).unwrap_err().to_string();
-        let found = format!("expected ids below {beyond} (the model's vocabulary), found {beyond}");
+        let found = format!("expected IDs below {beyond} (the model's vocabulary), found {beyond}");
         assert!(error.contains(&found), "{error}");
     }
 
     #[test]
-    fn the_likelihood_of_equal_logits_is_that_of_a_die() {
+    fn likelihood_of_equal_logits_is_uniform() {
         let nll = negative_log_likelihood(&[7.0; 6], 2);
         assert!((nll - 6f64.ln()).abs() < 1e-12, "{nll}");
     }
 
     #[test]
-    fn large_logits_do_not_overflow() {
-        // 1 / (1 + e^-1): softplus of -1.
+    fn likelihood_of_large_logits_does_not_overflow() {
+        // -ln(1 / (1 + e^-1)) is the softplus of -1.
         let nll = negative_log_likelihood(&[1001.0, 1000.0, -3e38], 0);
         assert!((nll - (-1f64).exp().ln_1p()).abs() < 1e-12, "{nll}");
     }

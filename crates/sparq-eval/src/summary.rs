@@ -1,4 +1,4 @@
-//! The records of a file by task, context, method and budget: what a table shows.
+//! The mean scores of records by task, context, method and budget.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Better, Estimate, Metric, Record, TaskName};
 
-/// What the records of one method at one budget say about one task.
+/// The mean scores of one method at one budget in one task and context.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SummaryRow {
@@ -14,31 +14,33 @@ pub struct SummaryRow {
     pub model: String,
     /// The task.
     pub task: TaskName,
-    /// Positions that the examples fill; `None` where the data give the length.
+    /// The number of positions the examples fill. `None` if the data determine the length.
     pub context: Option<usize>,
     /// The method.
     pub method: String,
-    /// The share of dense attention's bytes that its settings were chosen for; `None` for dense.
+    /// The share of dense attention's bytes that the settings were chosen for. `None` for dense.
     pub budget: Option<f64>,
-    /// The share that they move, on average over the examples.
+    /// The share of dense attention's bytes that the settings move, averaged over the examples.
     pub transfer: f64,
-    /// What the score counts.
+    /// The quantity that the score measures.
     pub metric: Metric,
-    /// Which way it is better.
+    /// The direction in which the score improves.
     pub better: Better,
     /// The score.
     pub score: Estimate,
-    /// The score less that of dense attention, over the examples that both have finished; `None` without one.
+    /// The score minus that of dense attention, over the examples that both finished. `None` if
+    /// there are none.
     pub difference: Option<Estimate>,
 }
 
-/// The method that others are compared with.
+/// The method that the others are compared with.
 pub const REFERENCE: &str = "dense";
 
-/// What the records agree in that are averaged.
+/// The key of the records that are averaged together.
 type Group<'a> = (&'a str, TaskName, Option<usize>, &'a str, Option<u64>);
 
-/// The rows of a table: by model, task and context, then from large budgets to small ones, methods in the order in which they first appear.
+/// Averages records. Rows are sorted by model, task and context, then from large budgets to small
+/// ones, with methods in order of appearance.
 pub fn summarize(records: &[Record]) -> Vec<SummaryRow> {
     let mut reference: HashMap<(&str, TaskName, &str), f64> = HashMap::new();
     let mut groups: Vec<(Group<'_>, Vec<&Record>)> = Vec::new();
@@ -64,7 +66,7 @@ pub fn summarize(records: &[Record]) -> Vec<SummaryRow> {
         .iter()
         .filter_map(|(_, records)| row(records, &reference))
         .collect();
-    // Stable: equal keys stay in the order of their first record.
+    // Stable: rows with equal keys keep the order of their first records.
     rows.sort_by(|a, b| {
         let key = |row: &SummaryRow| (row.model.clone(), row.task, row.context);
         let budget = |row: &SummaryRow| row.budget.unwrap_or(f64::INFINITY);
@@ -119,14 +121,14 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_of_the_same_examples_and_rows_go_from_much_to_little() {
+    fn differences_are_of_the_same_examples() {
         let records = [
             record(0, "sparq", Some(0.125), 3.5),
             record(0, "sparq", Some(0.25), 3.25),
             record(0, "dense", None, 3.0),
             record(1, "dense", None, 5.0),
             record(1, "sparq", Some(0.125), 6.0),
-            // Dense has not come to this one.
+            // Dense attention did not finish this one.
             record(2, "sparq", Some(0.125), 100.0),
         ];
         let rows = summarize(&records);
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn without_dense_there_is_no_difference() {
+    fn differences_need_dense_attention() {
         let rows = summarize(&[record(0, "sparq", Some(0.125), 3.5)]);
         assert_eq!((rows.len(), rows[0].difference), (1, None));
     }

@@ -1,4 +1,4 @@
-//! Miniatures of the data sets, in every form that they are published in.
+//! Tasks on miniatures of the data sets, in every published format.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use serde_json::{Value, json};
 use sparq_eval::score::Judge;
-use sparq_eval::tasks::{TaskOptions, passages};
+use sparq_eval::tasks::TaskOptions;
 use sparq_eval::{EvalError, Passage, TaskName, Work};
 use sparq_models::embedded;
 
@@ -27,14 +27,14 @@ fn options(data: &Path, examples: usize) -> TaskOptions {
 }
 
 fn made(task: TaskName, data: &Path) -> Result<Vec<Passage>, EvalError> {
-    passages(task, &options(data, 100), &embedded::tokenizer().unwrap())
+    task.passages(&options(data, 100), &embedded::tokenizer().unwrap())
 }
 
 fn message(error: EvalError) -> String {
     error.to_string()
 }
 
-/// The prompt of an example as text.
+/// Returns the prompt of an example as text.
 fn prompt(passage: &Passage) -> String {
     let tokens = [passage.text.clone(), passage.questions[0].prompt.clone()].concat();
     embedded::tokenizer()
@@ -62,7 +62,8 @@ impl Folder {
         self.write(name, &(lines.join("\n") + "\n"))
     }
 
-    /// Writes columns, each with its values by row; a value is one text, a list of texts, or a list of numbers.
+    /// Writes columns, each with its values by row. A value is a text, a list of texts or a list of
+    /// numbers.
     fn parquet(&self, name: &str, schema: &str, columns: &[Vec<Value>]) -> PathBuf {
         let path = self.0.path().join(name);
         let schema = Arc::new(parse_message_type(schema).unwrap());
@@ -82,7 +83,8 @@ impl Folder {
                     .cloned()
                     .unwrap_or_else(|| vec![value.clone()]);
                 for (index, item) in list.iter().enumerate() {
-                    // Everything is optional and there: a value of a list inside a group is defined four times.
+                    // Everything is optional and present: a list inside a group has definition
+                    // level 4.
                     definitions.push(if value.is_array() { 4 } else { 1 });
                     repetitions.push(i16::from(index > 0));
                     match item {
@@ -116,7 +118,7 @@ impl Folder {
 
 const ARTICLES: usize = 9;
 
-/// Rows of SQuAD as the hub has them: nine paragraphs with two questions each.
+/// Returns rows of SQuAD in the form of the hub: nine paragraphs with two questions each.
 fn squad_rows() -> Vec<Value> {
     (0..2 * ARTICLES)
         .map(|row| {
@@ -133,7 +135,10 @@ fn squad_rows() -> Vec<Value> {
 }
 
 const SQUAD_SCHEMA: &str = "message schema {
-  optional binary id (UTF8); optional binary title (UTF8); optional binary context (UTF8); optional binary question (UTF8);
+  optional binary id (UTF8);
+  optional binary title (UTF8);
+  optional binary context (UTF8);
+  optional binary question (UTF8);
   optional group answers {
     optional group text (LIST) { repeated group list { optional binary element (UTF8); } }
     optional group answer_start (LIST) { repeated group list { optional int32 element; } }
@@ -183,7 +188,7 @@ fn squad_files(folder: &Folder) -> Vec<PathBuf> {
 }
 
 #[test]
-fn squad_is_the_same_in_all_its_forms() {
+fn squad_reads_every_format() {
     let folder = Folder::new();
     let forms: Vec<_> = squad_files(&folder)
         .iter()
@@ -196,7 +201,7 @@ fn squad_is_the_same_in_all_its_forms() {
 }
 
 #[test]
-fn a_prompt_of_squad_is_eight_paragraphs_a_solved_question_and_the_question() {
+fn squad_prompt_has_eight_paragraphs_and_one_shot() {
     let folder = Folder::new();
     for passage in made(TaskName::Squad, &squad_files(&folder)[0]).unwrap() {
         let question = &passage.questions[0];
@@ -217,7 +222,7 @@ fn a_prompt_of_squad_is_eight_paragraphs_a_solved_question_and_the_question() {
                 "{line}"
             );
         }
-        // The other question about the same paragraph is the example, with its shortest answer.
+        // The shot is the other question on the same paragraph, with its shortest answer.
         let other = row ^ 1;
         let expected = [
             format!(
@@ -244,7 +249,7 @@ fn a_prompt_of_squad_is_eight_paragraphs_a_solved_question_and_the_question() {
 }
 
 #[test]
-fn the_place_of_the_right_paragraph_is_shuffled() {
+fn squad_prompt_shuffles_the_paragraphs() {
     let folder = Folder::new();
     let places: std::collections::BTreeSet<usize> = made(TaskName::Squad, &squad_files(&folder)[0])
         .unwrap()
@@ -266,13 +271,13 @@ fn page(number: usize, length: usize) -> String {
     sentence.chars().cycle().take(length).collect()
 }
 
-/// Pages of TriviaQA: one too short, one that fits, one too long.
+/// Returns pages of TriviaQA: too short, suitable, too long.
 fn pages(number: usize) -> [String; 3] {
     [page(number, 100), page(number, 4100), page(number, 9000)]
 }
 
 #[test]
-fn trivia_qa_asks_about_a_page_of_fitting_length_in_all_its_forms() {
+fn trivia_qa_uses_suitable_pages_in_every_format() {
     let folder = Folder::new();
     let rows: Vec<Value> = (0..3)
         .map(|row| {
@@ -285,7 +290,8 @@ fn trivia_qa_asks_about_a_page_of_fitting_length_in_all_its_forms() {
         .collect();
     let entries: Vec<Value> = (0..3)
         .map(|row| {
-            let files: Vec<Value> = (0..3).map(|file| json!({"Filename": format!("{row}_{file}.txt"), "Title": "t"})).collect();
+            let file = |file: i32| json!({"Filename": format!("{row}_{file}.txt"), "Title": "t"});
+            let files: Vec<Value> = (0..3).map(file).collect();
             for (file, text) in pages(row).iter().enumerate() {
                 folder.write(&format!("evidence/wikipedia/{row}_{file}.txt"), text);
             }
@@ -297,8 +303,12 @@ fn trivia_qa_asks_about_a_page_of_fitting_length_in_all_its_forms() {
         .collect();
     let schema = "message schema {
       optional binary question_id (UTF8); optional binary question (UTF8);
-      optional group entity_pages { optional group wiki_context (LIST) { repeated group list { optional binary element (UTF8); } } }
-      optional group answer { optional group aliases (LIST) { repeated group list { optional binary element (UTF8); } } }
+      optional group entity_pages {
+        optional group wiki_context (LIST) { repeated group list { optional binary element (UTF8); } }
+      }
+      optional group answer {
+        optional group aliases (LIST) { repeated group list { optional binary element (UTF8); } }
+      }
     }";
     let column = |get: &dyn Fn(&Value) -> Value| rows.iter().map(get).collect::<Vec<_>>();
     let forms = [
@@ -346,14 +356,24 @@ fn trivia_qa_asks_about_a_page_of_fitting_length_in_all_its_forms() {
 }
 
 #[test]
-fn a_summary_of_cnn_dailymail_is_held_to_the_highlights() {
+fn cnn_dailymail_is_scored_by_the_highlights() {
     let folder = Folder::new();
     let rows: Vec<Value> = [100, 5000, 6000, 9000]
         .iter()
-        .map(|&length| json!({"id": format!("story {length}"), "article": page(length, length), "highlights": "It goes on ."}))
+        .map(|&length| {
+            json!({
+                "id": format!("story {length}"),
+                "article": page(length, length),
+                "highlights": "It goes on .",
+            })
+        })
         .collect();
     let column = |key: &str| rows.iter().map(|row| row[key].clone()).collect::<Vec<_>>();
-    let schema = "message schema { optional binary article (UTF8); optional binary highlights (UTF8); optional binary id (UTF8); }";
+    let schema = "message schema {
+      optional binary article (UTF8);
+      optional binary highlights (UTF8);
+      optional binary id (UTF8);
+    }";
     let forms = [
         folder.lines("cnn.ndjson", &rows),
         folder.parquet(
@@ -386,7 +406,7 @@ fn a_summary_of_cnn_dailymail_is_held_to_the_highlights() {
 }
 
 #[test]
-fn an_example_beyond_the_models_context_is_passed_over() {
+fn examples_beyond_the_context_are_skipped() {
     let folder = Folder::new();
     let path = squad_files(&folder).remove(0);
     let most = TaskOptions {
@@ -394,7 +414,7 @@ fn an_example_beyond_the_models_context_is_passed_over() {
         ..options(&path, 5)
     };
     let tokenizer = embedded::tokenizer().unwrap();
-    let error = message(passages(TaskName::Squad, &most, &tokenizer).unwrap_err());
+    let error = message(TaskName::Squad.passages(&most, &tokenizer).unwrap_err());
     assert!(
         error.contains("100 tokens") && error.contains("found none"),
         "{error}"
@@ -402,11 +422,15 @@ fn an_example_beyond_the_models_context_is_passed_over() {
 }
 
 #[test]
-fn a_file_that_is_not_what_it_should_be_is_refused_by_name_and_place() {
+fn invalid_files_are_refused_by_name_and_place() {
     let folder = Folder::new();
     let mut rows = squad_rows();
     rows[3].as_object_mut().unwrap().remove("question");
-    let schema = "message schema { optional binary article (UTF8); optional int32 highlights; optional binary id (UTF8); }";
+    let schema = "message schema {
+      optional binary article (UTF8);
+      optional int32 highlights;
+      optional binary id (UTF8);
+    }";
     let texts = || vec![json!("a"), json!("b")];
     let numbers = folder.parquet(
         "numbers.parquet",
@@ -483,7 +507,7 @@ fn a_file_that_is_not_what_it_should_be_is_refused_by_name_and_place() {
 }
 
 #[test]
-fn bytes_of_a_parquet_file_that_are_wrong_do_not_panic() {
+fn damaged_parquet_files_do_not_panic() {
     let folder = Folder::new();
     let whole = std::fs::read(&squad_files(&folder)[3]).unwrap();
     let path = folder.0.path().join("damaged.parquet");
@@ -491,7 +515,7 @@ fn bytes_of_a_parquet_file_that_are_wrong_do_not_panic() {
         let mut damaged = whole.clone();
         damaged[place] ^= 0x55;
         std::fs::write(&path, &damaged).unwrap();
-        // Text may have changed without harm; everything else is an error.
+        // A changed text is valid. Everything else is an error.
         if let Err(error) = made(TaskName::Squad, &path) {
             assert!(message(error).contains("damaged.parquet"), "byte {place}");
         }

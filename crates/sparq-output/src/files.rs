@@ -1,4 +1,4 @@
-//! Output files and folders that are there whole or not at all.
+//! Output files and folders that are complete or absent.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -6,40 +6,41 @@ use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempDir};
 use thiserror::Error;
 
-/// Why a file could not be written.
+/// An error of writing a file or folder.
 #[derive(Debug, Error)]
 pub enum OutputError {
-    /// The name is a folder's.
+    /// The path of a file is a folder.
     #[error("{}: expected a file to write, found a folder", .path.display())]
     Folder {
-        /// The name given.
+        /// The path.
         path: PathBuf,
     },
-    /// The name of a folder to write is taken.
-    #[error("{}: expected no such file or folder, or an empty one, found one; remove it or take another name", .path.display())]
+    /// The path of a folder exists already.
+    #[error("{}: expected a new or empty folder, found an existing file or folder; \
+             remove it or use another name", .path.display())]
     Taken {
-        /// The name given.
+        /// The path.
         path: PathBuf,
     },
-    /// The folder is not there, or the disk refused.
+    /// The parent folder is missing, or the disk refused.
     #[error("{}: cannot be written", .path.display())]
     Write {
-        /// The name given.
+        /// The path.
         path: PathBuf,
-        /// What the system says.
+        /// The system error.
         source: io::Error,
     },
-    /// The finished file could not take its name.
+    /// The finished file or folder could not get its name.
     #[error("{}: cannot be replaced", .path.display())]
     Replace {
-        /// The name given.
+        /// The path.
         path: PathBuf,
-        /// What the system says.
+        /// The system error.
         source: io::Error,
     },
 }
 
-/// A file that takes its name only when it is complete.
+/// A file that gets its name when it is complete. Dropping it earlier removes it.
 #[derive(Debug)]
 pub struct OutputFile {
     file: NamedTempFile,
@@ -47,11 +48,11 @@ pub struct OutputFile {
 }
 
 impl OutputFile {
-    /// Begins a file beside where it will be, so that the renaming stays within one file system. To be called before long work, which then
-    /// isn't lost to a typing error in the path.
+    /// Creates a temporary file in the same folder, so that renaming stays within one file system.
+    /// Create it before long work, so that a typing error in the path fails early.
     ///
     /// # Errors
-    /// When the folder is not there or can't be written, or `path` is a folder.
+    /// If the parent folder is missing or cannot be written, or `path` is a folder.
     pub fn create(path: &Path) -> Result<Self, OutputError> {
         let path = path.to_owned();
         if path.is_dir() {
@@ -59,7 +60,7 @@ impl OutputFile {
         }
         let folder = parent(&path);
         let mut builder = tempfile::Builder::new();
-        // What tempfile makes is for its owner only, which is right for secrets and wrong for results.
+        // tempfile makes files that only their owner can read, but results are not secrets.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder
@@ -72,7 +73,7 @@ impl OutputFile {
         }
     }
 
-    /// Where to write.
+    /// Returns the file to write to.
     pub fn writer(&mut self) -> &mut std::fs::File {
         self.file.as_file_mut()
     }
@@ -80,7 +81,7 @@ impl OutputFile {
     /// Gives the file its name.
     ///
     /// # Errors
-    /// When the last bytes can't be written or the name can't be taken.
+    /// If the last bytes cannot be written or the file cannot be renamed.
     pub fn finish(mut self) -> Result<(), OutputError> {
         let path = self.path;
         let written = self
@@ -99,10 +100,10 @@ impl OutputFile {
         }
     }
 
-    /// Writes the whole contents and gives the file its name.
+    /// Writes the contents and gives the file its name.
     ///
     /// # Errors
-    /// When the bytes can't be written or the name can't be taken.
+    /// If the bytes cannot be written or the file cannot be renamed.
     pub fn finish_with(mut self, contents: &[u8]) -> Result<(), OutputError> {
         match self.file.write_all(contents) {
             Ok(()) => self.finish(),
@@ -114,7 +115,8 @@ impl OutputFile {
     }
 }
 
-/// A folder that takes its name only when it is complete. Dropped before, it is removed with all that is in it.
+/// A folder that gets its name when it is complete. Dropping it earlier removes it with its
+/// contents.
 #[derive(Debug)]
 pub struct OutputFolder {
     folder: TempDir,
@@ -122,10 +124,11 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
-    /// Begins a folder beside where it will be, as [`OutputFile::create`] does it.
+    /// Creates a temporary folder in the same parent folder; see [`OutputFile::create`].
     ///
     /// # Errors
-    /// When the folder above is not there or can't be written, or there is something at `path` other than an empty folder.
+    /// If the parent folder is missing or cannot be written, or `path` is something else than an
+    /// empty folder.
     pub fn create(path: &Path) -> Result<Self, OutputError> {
         let path = path.to_owned();
         let taken = match std::fs::read_dir(&path) {
@@ -148,27 +151,27 @@ impl OutputFolder {
         }
     }
 
-    /// Where to write.
+    /// Returns the folder to write to.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Gives the folder its name. Its files are synced by who wrote them.
+    /// Gives the folder its name. The writers of its files have to sync them.
     ///
     /// # Errors
-    /// When the disk does not take the folder, or the name has been taken meanwhile.
+    /// If the disk refuses the folder, or `path` was created meanwhile.
     pub fn finish(self) -> Result<(), OutputError> {
         let path = self.path;
         if let Err(source) = sync_folder(self.folder.path()) {
             return Err(OutputError::Write { path, source });
         }
-        // The name of an empty folder can be taken over on Unix only.
+        // Only Unix can rename a folder to an existing empty one.
         #[cfg(not(unix))]
         let _ = std::fs::remove_dir(&path);
         if let Err(source) = std::fs::rename(self.folder.path(), &path) {
             return Err(OutputError::Replace { path, source });
         }
-        // There is nothing left to remove.
+        // After the renaming there is nothing left to remove.
         let _ = self.folder.keep();
         sync_folder(parent(&path)).map_err(|source| OutputError::Write { path, source })
     }
@@ -180,7 +183,7 @@ fn parent(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-/// Waits until the disk has the names in a folder, where the system can.
+/// Waits until the names in a folder are on disk, if the system supports it.
 fn sync_folder(path: &Path) -> io::Result<()> {
     if cfg!(unix) {
         std::fs::File::open(path)?.sync_all()?;
@@ -193,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_there_whole_or_not_at_all() {
+    fn file_is_complete_or_absent() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("result");
         let mut begun = OutputFile::create(&path).unwrap();
@@ -209,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_and_a_missing_folder_are_refused_by_name() {
+    fn invalid_paths_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let error = OutputFile::create(folder.path()).unwrap_err().to_string();
         assert!(error.contains("found a folder"), "{error}");
@@ -222,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_there_whole_or_not_at_all() {
+    fn folder_is_complete_or_absent() {
         let above = tempfile::tempdir().unwrap();
         let path = above.path().join("result");
         let begun = OutputFolder::create(&path).unwrap();
@@ -230,18 +233,21 @@ mod tests {
         assert!(!path.exists());
         drop(begun);
         assert_eq!(std::fs::read_dir(above.path()).unwrap().count(), 0);
-        // An empty folder gives way, and nothing else does.
+        // The result replaces an empty folder and nothing else.
         std::fs::create_dir(&path).unwrap();
         let begun = OutputFolder::create(&path).unwrap();
         std::fs::write(begun.path().join("a"), "whole").unwrap();
         begun.finish().unwrap();
         assert_eq!(std::fs::read(path.join("a")).unwrap(), b"whole");
         let error = OutputFolder::create(&path).unwrap_err().to_string();
-        assert!(error.contains("result: expected no such"), "{error}");
+        assert!(
+            error.contains("result: expected a new or empty folder"),
+            "{error}"
+        );
         let error = OutputFolder::create(&path.join("a"))
             .unwrap_err()
             .to_string();
-        assert!(error.contains("remove it or take another name"), "{error}");
+        assert!(error.contains("remove it or use another name"), "{error}");
         assert_eq!(std::fs::read_dir(above.path()).unwrap().count(), 1);
     }
 }

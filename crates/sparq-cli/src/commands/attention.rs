@@ -1,4 +1,5 @@
-//! `sparq attention`: where the attention of a text's last token lies, and which positions methods read.
+//! `sparq attention`: the attention of a text's last token by position, and the positions that
+//! methods read.
 
 use std::path::PathBuf;
 
@@ -9,27 +10,27 @@ use sparq::Method;
 use sparq_device::DeviceChoice;
 use sparq_eval::report::trace;
 use sparq_output::files::OutputFile;
+use sparq_output::table::Table;
 
-use crate::args::{DtypeArgs, ModelArgs, at_least_one};
+use crate::args::{DtypeArgs, ModelArgs, at_least_one, share};
 use crate::exit::Outcome;
-use crate::model::{self, ModelSource};
+use crate::model::ModelSource;
 use crate::output::Output;
 use crate::progress;
-use crate::table::Table;
 
 const EXAMPLES: &str = "\
 Examples:
   sparq attention --text README.md --layer 2 --out attention.jsonl
-  sparq attention --text book.txt --context 4096 --layer 5 --kv-head 1 --method sparq-4bit:r=8,k=64 --method h2o:k=64 --out attention.jsonl
-  sparq report attention.jsonl --out report.html        the picture of it";
+  sparq attention --text book.txt --layer 5 --kv-head 1 --method sparq-4bit:r=8,k=64 --method h2o:k=64
+  sparq report attention.jsonl --out report.html        show the record as a figure";
 
-/// Positions of the text at most, where --context says nothing else.
+/// The default of --context.
 const CONTEXT: usize = 2048;
 
-/// What is looked at where no method is named.
+/// The default methods.
 const METHODS: [&str; 4] = ["sparq", "sparq-4bit", "lm-infinite", "oracle"];
 
-/// Arguments of `sparq attention`.
+/// The arguments of `sparq attention`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct AttentionArgs {
@@ -37,25 +38,26 @@ pub struct AttentionArgs {
     model: ModelArgs,
     #[command(flatten)]
     dtype: DtypeArgs,
-    /// The text, whose last token attends
+    /// Text file. Its last token attends to the others
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
-    /// Tokens of the text that are read at most [default: 2048, or what the model was made for]
+    /// Number of tokens to read at most [default: 2048, or the model's context if shorter]
     #[arg(long, value_parser = at_least_one, value_name = "TOKENS")]
     context: Option<usize>,
-    /// The layer, from 0
+    /// Layer, counted from 0
     #[arg(long, value_name = "N", default_value = "0")]
     layer: usize,
-    /// The key/value head, from 0
+    /// KV head, counted from 0
     #[arg(long, value_name = "N", default_value = "0")]
     kv_head: usize,
-    /// A method, with settings behind a colon [default: sparq, sparq-4bit, lm-infinite and oracle at --budget]
+    /// Method, with settings after a colon [default: sparq, sparq-4bit, lm-infinite and oracle at
+    /// --budget]
     #[arg(long = "method", value_name = "METHOD")]
     methods: Vec<String>,
-    /// The share of dense attention's bytes that methods named without settings may move
-    #[arg(long, value_parser = super::convert::share, value_name = "SHARE", default_value = "1/8")]
+    /// Share of dense attention's bytes that a method without settings may move
+    #[arg(long, value_parser = share, value_name = "SHARE", default_value = "1/8")]
     budget: f64,
-    /// Write the record, for `sparq report`
+    /// Write the record to a file for `sparq report`
     #[arg(long, value_name = "FILE.jsonl")]
     out: Option<PathBuf>,
 }
@@ -78,31 +80,23 @@ struct Document {
     methods: Vec<Row>,
 }
 
-/// Reads the text and looks.
+/// Reads the text and records the attention of its last token.
 ///
 /// # Errors
-/// When the model or the text can't be read, there is no such layer, head or method, or the file can't be written.
+/// If the model or the text cannot be read, the layer, head or method does not exist, or the file
+/// cannot be written.
 pub fn run(args: &AttentionArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let output = args.out.as_deref().map(OutputFile::create).transpose()?;
-    let text = std::fs::read_to_string(&args.text).with_context(|| {
-        format!(
-            "--text {}: expected a file with text in UTF-8",
-            args.text.display()
-        )
-    })?;
     let source = ModelSource::find(args.model.model.as_deref())?;
     let description = source.describe()?;
-    let mut tokens = source.tokenizer()?.encode(&text, true)?;
-    tokens.truncate(args.context.unwrap_or(CONTEXT).min(description.context));
+    let limit = args.context.unwrap_or(CONTEXT).min(description.context);
+    let tokens = source.text_tokens("--text", &args.text, limit)?;
     let [before @ .., last] = &tokens[..] else {
-        bail!(
-            "--text {}: expected at least two tokens, found none",
-            args.text.display()
-        );
+        bail!("--text {}: expected text, found none", args.text.display());
     };
     if before.is_empty() {
         bail!(
-            "--text {}: expected at least two tokens, found one",
+            "--text {}: expected at least 2 tokens, found 1",
             args.text.display()
         );
     }
@@ -111,11 +105,7 @@ pub fn run(args: &AttentionArgs, device: &DeviceChoice, out: Output) -> Result<O
     let model = loaded.model.as_ref();
     let all: Vec<Method> = methods.iter().map(|(_, method)| *method).collect();
     let mut cache = model.new_shared_cache(1, tokens.len(), args.dtype.dtype, &all)?;
-    let bar = progress::reading(before.len(), out);
-    model::read(model, &mut cache, before, &|done| {
-        bar.set_position(done as u64)
-    })?;
-    bar.finish_and_clear();
+    progress::read(model, &mut cache, before, out)?;
 
     let name = description.name;
     let record = trace(
@@ -127,7 +117,7 @@ pub fn run(args: &AttentionArgs, device: &DeviceChoice, out: Output) -> Result<O
         &name,
     )?;
     if let Some(output) = output {
-        let mut line = serde_json::to_vec(&record).context("the record as JSON")?;
+        let mut line = serde_json::to_vec(&record).context("cannot write the record as JSON")?;
         line.push(b'\n');
         output.finish_with(&line)?;
     }
@@ -150,7 +140,7 @@ pub fn run(args: &AttentionArgs, device: &DeviceChoice, out: Output) -> Result<O
     Ok(Outcome::Done)
 }
 
-/// The methods with their settings; those named alone get what the budget allows.
+/// Returns the methods with their settings. Methods without settings get those of the budget.
 fn methods(args: &AttentionArgs, head_dim: usize, len: usize) -> Result<Vec<(String, Method)>> {
     let names: Vec<&str> = match &args.methods[..] {
         [] => METHODS.into(),
@@ -172,7 +162,7 @@ fn methods(args: &AttentionArgs, head_dim: usize, len: usize) -> Result<Vec<(Str
 
 fn print(document: &Document, out: Output) -> Result<()> {
     out.line(&format!(
-        "The last of {} tokens, layer {}, key/value head {} of {}",
+        "The last of {} tokens, layer {}, KV head {} of {}",
         document.positions, document.layer, document.kv_head, document.model
     ))?;
     let mut table = Table::new(["method", "positions", "moved", "probability kept"]);
@@ -185,5 +175,5 @@ fn print(document: &Document, out: Output) -> Result<()> {
             percent(row.kept),
         ]);
     }
-    out.text(&table.render())
+    out.text(&table.text())
 }

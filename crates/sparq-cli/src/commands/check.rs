@@ -1,4 +1,4 @@
-//! `sparq check`: holds a device to the reference cases, or to random ones.
+//! `sparq check`: compares a device with the reference cases, or with random ones.
 
 use std::path::PathBuf;
 
@@ -8,17 +8,20 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
 use sparq_conformance::{Random, Report, Size, embedded_cases, read_folder, run_all};
+use sparq_device::DeviceChoice;
 
 use crate::args::{dtype_name, dtype_parser};
 use crate::exit::Outcome;
 use crate::output::Output;
-use sparq_device::DeviceChoice;
 
-/// Arguments of `sparq check`.
+/// The arguments of `sparq check`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-A case is one decode step with its right result. Compared are the positions kept and the numbers; in f16 and bf16, as far as rounding the input allows.
-A random case fills a cache in steps, and is judged by float64 arithmetic at each decode step in between. Large ones need some GiB of the host's memory, huge ones 30 GiB on the device and 8 on the host.
+A reference case is a decode step with its expected output. The check compares the selected positions \
+and the numbers, in f16 and bf16 within the rounding of the inputs.
+
+A random case fills a cache in steps and compares each decode step in between with float64 arithmetic. \
+Large cases need some GiB of memory on the host, huge ones 30 GiB on the device and 8 GiB on the host.
 
 Examples:
   sparq check
@@ -26,19 +29,20 @@ Examples:
   sparq check --random 100 --seed 7
   sparq check --fixtures DIR --json")]
 pub struct CheckArgs {
-    /// Folder of safetensors files with cases; without it, the cases inside the program
+    /// Folder of safetensors files with cases. Without it, the embedded reference cases
     #[arg(long, value_name = "DIR")]
     fixtures: Option<PathBuf>,
-    /// Type of queries, keys and values [default: f32; of random cases, any that the device has]
+    /// Type of queries, keys and values [default: f32; for random cases, any type of the device]
     #[arg(long, value_parser = dtype_parser(), value_name = "TYPE")]
     dtype: Option<FloatDType>,
-    /// Run this many random cases instead
+    /// Run this number of random cases instead
     #[arg(long, value_name = "N", conflicts_with = "fixtures")]
     random: Option<u64>,
-    /// Seed of the first random case; those after it have the following numbers
+    /// Seed of the first random case. Each further case has the next seed
     #[arg(long, value_name = "S", default_value_t = 0, requires = "random")]
     seed: u64,
-    /// How large random cases are: up to 330, 6000 or 2^20 positions, or a cache of more than 2^32 elements
+    /// Size of random cases: small, medium and large have up to 330, 6000 and 2^20 positions. huge
+    /// has a cache of more than 2^32 elements
     #[arg(long, value_parser = size_parser(), default_value = "medium", value_name = "SIZE", requires = "random")]
     size: Size,
 }
@@ -63,7 +67,7 @@ fn size_parser() -> impl TypedValueParser<Value = Size> {
 
 #[derive(Serialize)]
 struct Document<'a> {
-    /// As on the command line; the report has the backend's own names.
+    /// The name on the command line. The report has the name of the backend.
     device: String,
     dtype: &'static str,
     passed: usize,
@@ -74,7 +78,7 @@ struct Document<'a> {
 /// Runs the cases.
 ///
 /// # Errors
-/// When a case can't be read.
+/// If a case cannot be read.
 pub fn run(args: &CheckArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let done = |outcome: &sparq_conformance::Outcome| {
         let result = outcome.reason.as_deref().unwrap_or("pass");
@@ -118,7 +122,7 @@ pub fn run(args: &CheckArgs, device: &DeviceChoice, out: Output) -> Result<Outco
     })
 }
 
-/// The failures, each with the command that repeats it, and the counts.
+/// Prints the failures, each with the command that repeats it, and the counts.
 fn print_random(
     args: &CheckArgs,
     device: &DeviceChoice,

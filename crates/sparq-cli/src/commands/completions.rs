@@ -1,21 +1,23 @@
-//! `sparq completions`: what makes a shell complete the program's arguments.
+//! `sparq completions`: prints a script that completes the program's arguments in a shell.
 
 use anyhow::Result;
-use clap::{Args, CommandFactory};
+use clap::Args;
 use clap_complete::Shell;
 use serde::Serialize;
 
-use crate::args::Cli;
 use crate::exit::Outcome;
 use crate::output::Output;
 
-/// Arguments of `sparq completions`.
+const EXAMPLES: &str = "\
+Examples:
+  sparq completions bash > ~/.local/share/bash-completion/completions/sparq
+  sparq completions fish > ~/.config/fish/completions/sparq.fish";
+
+/// The arguments of `sparq completions`.
 #[derive(Args, Clone, Debug)]
-#[command(
-    after_help = "Examples:\n  sparq completions bash > ~/.local/share/bash-completion/completions/sparq\n  sparq completions fish > ~/.config/fish/completions/sparq.fish"
-)]
+#[command(after_help = EXAMPLES)]
 pub struct CompletionsArgs {
-    /// The shell to write completions for
+    /// Shell to complete arguments in
     shell: Shell,
 }
 
@@ -25,13 +27,13 @@ struct Document {
     script: String,
 }
 
-/// Prints the script.
+/// Prints the script for the command line `cli`.
 ///
 /// # Errors
-/// When standard output can't be written.
-pub fn run(args: &CompletionsArgs, out: Output) -> Result<Outcome> {
+/// If standard output cannot be written.
+pub fn run(args: &CompletionsArgs, mut cli: clap::Command, out: Output) -> Result<Outcome> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "sparq", &mut script);
+    clap_complete::generate(args.shell, &mut cli, "sparq", &mut script);
     let script = String::from_utf8_lossy(&script).into_owned();
     out.text(&script)?;
     out.document(&Document {

@@ -1,42 +1,46 @@
-//! `sparq inspect`: what a model is, and what SparQ saves on it. Reads headers only.
+//! `sparq inspect`: describes a model and the savings of SparQ on it. Reads headers only.
 
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use sparq::{CacheShape, GroupScore, MeanValue, Sketch, SparqConfig, Transfers};
+use sparq_output::numbers;
+use sparq_output::table::Table;
 
 use crate::args::ModelArgs;
 use crate::exit::Outcome;
 use crate::method::sketch_parser;
 use crate::model::{Description, ModelSource};
 use crate::output::Output;
-use crate::table::Table;
-use crate::units;
 
-/// Lengths of the budget table.
+/// The numbers of positions in the budget table.
 const LENGTHS: [usize; 6] = [4096, 8192, 16384, 32768, 65536, 131_072];
 
-/// Budgets of the table, as parts of dense attention's bytes.
+/// The budgets in the table: dense attention's bytes divided by these.
 const PARTS: [usize; 4] = [2, 4, 8, 16];
 
-/// Parts of a budget that are tried, from the whole down.
+/// The number of fractions of a budget to try, from the whole budget down.
 const ATTEMPTS: usize = 64;
 
-/// Bytes of an element of the 16-bit cache that budgets are counted for.
+/// The bytes of a cache element. Budgets are counted for a 16-bit cache.
 const ELEMENT_BYTES: usize = 2;
 
-/// Arguments of `sparq inspect`.
+const EXAMPLES: &str = "\
+Examples:
+  sparq inspect
+  sparq inspect DIR --sketch full
+  sparq inspect --model org/name --json";
+
+/// The arguments of `sparq inspect`.
 #[derive(Args, Clone, Debug)]
-#[command(
-    after_help = "Examples:\n  sparq inspect\n  sparq inspect DIR --sketch full\n  sparq inspect --model org/name --json"
-)]
+#[command(after_help = EXAMPLES)]
 pub struct InspectArgs {
-    /// The same as --model
+    /// Same as --model
     #[arg(value_name = "DIR|HUB-ID", conflicts_with = "model")]
     folder: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
-    /// The sketch that the budget table counts with
+    /// Key sketch of the budget table
     #[arg(long, value_parser = sketch_parser(), default_value = "4bits")]
     sketch: Sketch,
 }
@@ -49,7 +53,7 @@ struct Document {
     budget: Vec<BudgetRow>,
 }
 
-/// What a position of a 16-bit cache costs in all layers together.
+/// The cost of one position of a 16-bit cache over all layers.
 #[derive(Serialize)]
 struct CacheCost {
     element_bytes: usize,
@@ -58,12 +62,12 @@ struct CacheCost {
     bytes_at_context: usize,
 }
 
-/// The settings that fit one budget at one length.
+/// The settings for one budget at one number of positions.
 #[derive(Serialize)]
 struct BudgetRow {
     seq_len: usize,
     ratio: f64,
-    /// `null` where not even r = 1 and k = 1 fit.
+    /// `null` if not even r = 1 and k = 1 fit.
     settings: Option<Settings>,
     dense_bytes: f64,
 }
@@ -81,7 +85,7 @@ struct Settings {
 /// Describes a model and prints its budget table.
 ///
 /// # Errors
-/// When the checkpoint can't be read.
+/// If the checkpoint cannot be read.
 pub fn run(args: &InspectArgs, out: Output) -> Result<Outcome> {
     let source = ModelSource::find(args.folder.as_deref().or(args.model.model.as_deref()))?;
     let model = source.describe()?;
@@ -122,7 +126,8 @@ fn budget(model: &Description, seq_len: usize, part: usize, sketch: Sketch) -> B
         .with_sketch(sketch)
         .with_mean_value(MeanValue::Paper)
         .with_group_score(GroupScore::Probabilities);
-    // Where only some layers slide a window, the settings of the others save less there: the budget is then met by a smaller one.
+    // Layers with a sliding window save less. If only some layers have one, the settings for the
+    // others exceed the budget, and those for a smaller budget meet it.
     let attempts = (1..=ATTEMPTS).rev();
     let settings = attempts
         .filter_map(|attempt| {
@@ -158,24 +163,36 @@ fn budget(model: &Description, seq_len: usize, part: usize, sketch: Sketch) -> B
 }
 
 fn print(document: &Document, out: Output) -> Result<()> {
+    for (key, value) in facts(document) {
+        out.line(&format!("{key:<13} {value}"))?;
+    }
+    out.line(&format!(
+        "\nSettings for a budget: bytes of a 16-bit cache read per token, sketch {}",
+        sketch_name(document.sketch)
+    ))?;
+    out.text(&budget_table(&document.budget).text())
+}
+
+/// Returns the facts on a model, each a name and a text.
+fn facts(document: &Document) -> Vec<(&'static str, String)> {
     let Document { model, cache, .. } = document;
-    let lines = [
+    let mut facts = vec![
         ("model", model.name.clone()),
         ("architecture", model.architecture.to_owned()),
-        ("parameters", units::count(model.parameters)),
+        ("parameters", numbers::count(model.parameters)),
         (
             "stored as",
             format!(
                 "{}, {}",
                 model.stored_types.join(" and "),
-                units::bytes(model.weight_bytes as f64)
+                numbers::binary_bytes(model.weight_bytes as f64)
             ),
         ),
         ("layers", model.layers.to_string()),
         (
             "heads",
             format!(
-                "{} query heads over {} key/value heads of {} elements",
+                "{} query heads over {} KV heads of dimension {}",
                 model.heads, model.kv_heads, model.head_dim
             ),
         ),
@@ -184,35 +201,37 @@ fn print(document: &Document, out: Output) -> Result<()> {
         (
             "cache",
             format!(
-                "{} per token in 16 bits, {} at the whole context",
-                units::bytes(cache.bytes_per_token as f64),
-                units::bytes(cache.bytes_at_context as f64)
+                "{} per token in 16 bits, {} for the full context",
+                numbers::binary_bytes(cache.bytes_per_token as f64),
+                numbers::binary_bytes(cache.bytes_at_context as f64)
             ),
         ),
         (
             "sketch",
             format!(
-                "{} per token more for SparQ ({})",
-                units::bytes(cache.sketch_bytes_per_token as f64),
+                "{} more per token for SparQ ({})",
+                numbers::binary_bytes(cache.sketch_bytes_per_token as f64),
                 sketch_name(document.sketch)
             ),
         ),
     ];
-    let attention = model.attention.map(|config| {
-        let sketch = sketch_name(config.sketch);
-        format!(
-            "r = {}, k = {}, local window {}, {sketch}",
-            config.rank, config.top_k, config.local_window
-        )
-    });
-    let attention = attention.map(|settings| ("attention", settings));
-    for (key, value) in lines.into_iter().chain(attention) {
-        out.line(&format!("{key:<13} {value}"))?;
+    if let Some(config) = model.attention {
+        facts.push((
+            "attention",
+            format!(
+                "r = {}, k = {}, local window {}, {}",
+                config.rank,
+                config.top_k,
+                config.local_window,
+                sketch_name(config.sketch)
+            ),
+        ));
     }
-    out.line(&format!(
-        "\nSettings for a budget: bytes of a 16-bit cache read per token, sketch {}",
-        sketch_name(document.sketch)
-    ))?;
+    facts
+}
+
+/// Makes the table of settings by length and budget.
+fn budget_table(rows: &[BudgetRow]) -> Table {
     let mut table = Table::new([
         "length",
         "budget",
@@ -223,11 +242,11 @@ fn print(document: &Document, out: Output) -> Result<()> {
         "share",
         "saved",
     ]);
-    for row in &document.budget {
+    for row in rows {
         let (length, budget, dense) = (
-            units::positions(row.seq_len),
-            units::share(row.ratio),
-            units::bytes(row.dense_bytes),
+            numbers::positions(row.seq_len),
+            numbers::reciprocal(row.ratio),
+            numbers::binary_bytes(row.dense_bytes),
         );
         match &row.settings {
             Some(found) => table.row([
@@ -236,17 +255,17 @@ fn print(document: &Document, out: Output) -> Result<()> {
                 found.rank.to_string(),
                 found.top_k.to_string(),
                 dense,
-                units::bytes(found.bytes),
+                numbers::binary_bytes(found.bytes),
                 format!("{:.1}%", 100.0 * found.share),
-                units::bytes(found.saved_bytes),
+                numbers::binary_bytes(found.saved_bytes),
             ]),
             None => table.row([length, budget, "-".into(), "-".into(), dense]),
         }
     }
-    out.text(&table.render())
+    table
 }
 
-/// The sliding window in words.
+/// Describes the sliding window.
 fn window(model: &Description) -> String {
     match model.sliding_window {
         Some(window) => format!(
@@ -257,7 +276,7 @@ fn window(model: &Description) -> String {
     }
 }
 
-/// A sketch in words.
+/// Describes a sketch.
 fn sketch_name(sketch: Sketch) -> &'static str {
     match sketch {
         Sketch::Full => "a full copy of the keys",

@@ -1,4 +1,4 @@
-//! One file (or folder) per command: its arguments, its `run`, its document.
+//! The commands: one file or folder each, with its arguments, its `run` and its JSON document.
 
 pub mod attention;
 pub mod check;

@@ -1,4 +1,4 @@
-//! `sparq report`: a page, tables and figures from results of evaluation.
+//! `sparq report`: makes a page, tables and figures from results.
 
 use std::path::PathBuf;
 
@@ -23,29 +23,29 @@ Examples:
   sparq report runs.jsonl attention.jsonl --out report.html --figures figures
   sparq report runs.jsonl --markdown quality.md --machine A100 --model DIR";
 
-/// Bytes of an element of weights and cache in the roofline.
+/// The bytes of an element of weights and cache in the roofline.
 const ELEMENT_BYTES: usize = 2;
 
-/// Arguments of `sparq report`.
+/// The arguments of `sparq report`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct ReportArgs {
-    /// Results of `sparq eval` and of `sparq attention`
+    /// Results files of `sparq eval` and `sparq attention`
     #[arg(value_name = "FILE.jsonl", required = true)]
     files: Vec<PathBuf>,
-    /// Write a page in HTML, which needs no other file and no network
+    /// Write an HTML page, which needs no other file and no network
     #[arg(long, value_name = "FILE.html")]
     out: Option<PathBuf>,
-    /// Write the tables in Markdown
+    /// Write the tables as Markdown
     #[arg(long, value_name = "FILE.md")]
     markdown: Option<PathBuf>,
-    /// Write the figures as SVG files into a folder
+    /// Write the figures as SVG files to a folder
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
     /// The model of the roofline.
     #[command(flatten)]
     model: ModelArgs,
-    /// The machine of the roofline: a part of a GPU's name, or a file of `sparq plan --save`
+    /// Machine of the roofline: part of a GPU's name, or a file written by `sparq plan --save`
     #[arg(long, value_name = "NAME|FILE", default_value = "H100")]
     machine: String,
 }
@@ -58,13 +58,13 @@ struct Document {
     written: Vec<PathBuf>,
 }
 
-/// Reads the results and writes what was asked for.
+/// Reads the results and writes the reports.
 ///
 /// # Errors
-/// When a file can't be read or written, holds something else, or nothing was asked for.
+/// If a file cannot be read or written or holds no results, or no report was requested.
 pub fn run(args: &ReportArgs, out: Output) -> Result<Outcome> {
     if args.out.is_none() && args.markdown.is_none() && args.figures.is_none() {
-        bail!("expected --out, --markdown or --figures, found none: there is nothing to write");
+        bail!("expected --out, --markdown or --figures, found none");
     }
     let results = read(&args.files)?;
     let report = Report::of(&results, Some(&roofline(args)?));

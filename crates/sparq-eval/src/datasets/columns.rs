@@ -1,4 +1,4 @@
-//! Columns of text from parquet files.
+//! Text columns of parquet files.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -13,16 +13,18 @@ use serde_json::{Map, Value};
 use super::{open, wrong};
 use crate::EvalError;
 
-/// Reads columns of text, lists and structures of it included, row after row, each as a JSON object.
+/// Reads text columns, including lists and structures of text. Calls `on_row` with the index of
+/// each row and its content as a JSON object.
 ///
 /// # Errors
-/// When the file is no parquet file, lacks a column, or has something else than text in it; and what `on_row` returns.
+/// If the file is not a parquet file, lacks a column, or a column holds something else than text.
+/// Also returns errors of `on_row`.
 pub(super) fn read(
     path: &Path,
     columns: &[&str],
     on_row: &mut dyn FnMut(usize, Value) -> Result<(), EvalError>,
 ) -> Result<(), EvalError> {
-    // The reader panics on some damaged files, and data come from strangers.
+    // The parquet reader panics on some damaged files, and data sets are untrusted.
     let read = catch_unwind(AssertUnwindSafe(|| read_rows(path, columns, on_row)));
     read.unwrap_or_else(|_| {
         Err(wrong(
@@ -56,7 +58,7 @@ fn read_rows(
     Ok(())
 }
 
-/// Whether a column is there and all of it is text.
+/// Checks that a column exists and holds only text.
 fn check(schema: &Type, column: &str) -> Result<(), String> {
     let mut field = schema;
     for name in column.split('.') {
@@ -69,7 +71,7 @@ fn check(schema: &Type, column: &str) -> Result<(), String> {
             .find(|field| field.name() == name)
             .ok_or_else(|| {
                 let names: Vec<&str> = fields.iter().map(|field| field.name()).collect();
-                format!("expected it, found the columns {}", names.join(", "))
+                format!("expected such a column, found {}", names.join(", "))
             })?;
     }
     is_text(field)
@@ -89,7 +91,8 @@ fn is_text(field: &Type) -> Result<(), String> {
     }
 }
 
-/// The part of a schema that the columns are in; `None` where it has none of them. Lists are read whole.
+/// Returns the part of a schema with the given columns, or `None` if it has none. Lists are read
+/// whole.
 fn project(field: &Type, path: &str, columns: &[&str]) -> parquet::errors::Result<Option<TypePtr>> {
     if columns.contains(&path) {
         return Ok(Some(Arc::new(field.clone())));
@@ -121,7 +124,7 @@ fn object(row: &Row) -> Value {
     Value::Object(fields.collect::<Map<String, Value>>())
 }
 
-/// Text and what is built of it; [`check`] has seen to it that there is nothing else.
+/// Converts text and lists and structures of text. [`check`] has refused everything else.
 fn value(field: &Field) -> Value {
     match field {
         Field::Str(text) => Value::String(text.clone()),

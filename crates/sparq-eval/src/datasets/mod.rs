@@ -1,4 +1,4 @@
-//! Rows of data sets, from the files that they are published as.
+//! Rows of data sets, read from their published files.
 
 mod columns;
 
@@ -13,25 +13,26 @@ use crate::EvalError;
 
 /// A row of a data set.
 pub(crate) trait Row: DeserializeOwned {
-    /// The columns that are read of a parquet file, those inside others with a dot.
+    /// The columns to read from a parquet file. A dot leads into a nested column.
     const COLUMNS: &'static [&'static str];
 
-    /// The rows of the data set's own JSON document.
+    /// Returns the rows of the JSON document published by the authors of the data set.
     ///
     /// # Errors
-    /// What was expected and found.
+    /// A message with the expected and the found content.
     fn from_document(document: Value, path: &Path) -> Result<Vec<Self>, String>;
 
-    /// Drops what is not needed, to save memory; false where nothing of the row is.
+    /// Drops unused parts of the row to save memory. Returns false if the row is unusable.
     fn trim(&mut self) -> bool {
         true
     }
 }
 
-/// The rows of a file: parquet, JSON lines (`jsonl`, `ndjson`), or JSON, which is an array of rows or the data set's own document.
+/// Reads the rows of a file: parquet, JSON lines (`jsonl`, `ndjson`) or JSON (an array of rows, or
+/// the document of the authors).
 ///
 /// # Errors
-/// When the file can't be read or a row is not what it should be; the message names the row.
+/// If the file cannot be read or a row has another form. The message names the row.
 pub(crate) fn rows<R: Row>(path: &Path) -> Result<Vec<R>, EvalError> {
     let mut rows = Vec::new();
     let mut add = |mut row: R| {
@@ -84,10 +85,10 @@ fn row<R: Row>(path: &Path, place: String, value: Value) -> Result<R, EvalError>
     parse(value).map_err(|reason| wrong(path, place, reason))
 }
 
-/// The value as what it should be.
+/// Converts a JSON value.
 ///
 /// # Errors
-/// The key at fault, what was expected there and what was found.
+/// A message with the key, the expected and the found value.
 pub(crate) fn parse<T: DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_path_to_error::deserialize(value).map_err(|error| error.to_string())
 }

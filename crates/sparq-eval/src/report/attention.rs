@@ -1,44 +1,45 @@
-//! Where the attention of one key/value head lies, and which positions methods read: [`AttentionRecord`].
+//! [`AttentionRecord`]: the attention of one KV head by position, and the positions that methods
+//! read.
 
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
 use serde::{Deserialize, Serialize};
 use sparq::{CacheShape, KvCache, Method, SparqError, Transfers};
 use sparq_models::{CausalLm, ModelCache};
 use sparq_output::charts::{PositionPlot, Row};
+use sparq_output::numbers;
+use sparq_output::table::{Cell, Table};
 
 use super::figures::{Figure, Picture};
-use super::format;
 use super::palette::Palette;
-use super::table::{Cell, Table};
 
-/// The version of the form of an [`AttentionRecord`].
+/// The version of the format of an [`AttentionRecord`].
 pub const FORMAT: u32 = 1;
 
-/// What a line of a file is about.
+/// The kind of a line of a results file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Attention that was looked at.
+    /// Recorded attention.
     Attention,
 }
 
-/// The attention of the last token of a text in one layer, over the query heads of one key/value head.
+/// The attention of the last token of a text in one layer and KV head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionRecord {
-    /// What the line is about.
+    /// The kind of the line.
     pub kind: Kind,
-    /// The version of the form of such lines.
+    /// The version of the format.
     pub format: u32,
     /// The model.
     pub model: String,
     /// The layer, from 0.
     pub layer: usize,
-    /// The key/value head, from 0.
+    /// The KV head, from 0.
     pub kv_head: usize,
-    /// The exact probability of each position, averaged over the group's query heads.
+    /// The exact probability of each position, averaged over the query heads of the group.
     pub mass: Vec<f32>,
-    /// What each method reads.
+    /// The positions that each method reads.
     pub choices: Vec<Choice>,
 }
 
@@ -46,21 +47,25 @@ pub struct AttentionRecord {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Choice {
-    /// The method, as on the command line.
+    /// The method, spelled as on the command line.
     pub method: String,
     /// The method with its settings.
     pub settings: Method,
-    /// The share of dense attention's bytes that it moves, of a 16-bit cache.
+    /// The share of dense attention's bytes that the method moves, on a 16-bit cache.
     pub transfer: f64,
-    /// The positions, from the least.
+    /// The positions in ascending order.
     pub positions: Vec<usize>,
 }
 
-/// Reads `token` behind what `cache` holds (one that [`CausalLm::new_shared_cache`] made for all `methods`), densely, and looks at one key/value head of a layer:
-/// the exact probabilities of its query heads, and the positions that each of the methods reads for these queries.
+/// Decodes `token` with dense attention and records the attention of one KV head of a layer: the
+/// exact probabilities of its query heads, and the positions that each method reads for the same
+/// queries.
+///
+/// `cache` comes from [`CausalLm::new_shared_cache`] for all `methods`.
 ///
 /// # Errors
-/// When there is no such layer or head, the model refuses the token, a method's settings don't fit, or a method does not tell what it reads.
+/// If the layer or head does not exist, the model refuses the token, the settings of a method do
+/// not fit, or a method does not reveal the positions it reads.
 pub fn trace(
     model: &dyn CausalLm,
     cache: &ModelCache,
@@ -86,12 +91,12 @@ pub fn trace(
             });
         }
     }
-    let (q, exact) = look(model, cache, token, layer, &Method::DENSE)?;
+    let (q, exact) = read_token(model, cache, token, layer, &Method::DENSE)?;
     let group = q.dims()[1] / kv_heads;
     let first = attended_from(&exact);
     let mass = mass(&q, &exact, kv_head, group)?;
     let choose = |(label, method): &(String, Method)| {
-        let (q, mut cache) = look(model, cache, token, layer, method)?;
+        let (q, mut cache) = read_token(model, cache, token, layer, method)?;
         let mut positions = positions(&q, &mut cache, method, kv_head, &mass)?;
         positions.retain(|&at| at >= first);
         positions.sort_unstable();
@@ -124,8 +129,9 @@ pub fn trace(
     })
 }
 
-/// Reads the token densely on a copy of the cache that has what `method` reads; the layer's query and its cache then.
-fn look(
+/// Decodes the token densely on a copy of the cache for `method`. Returns the query and the cache
+/// of the layer.
+fn read_token(
     model: &dyn CausalLm,
     cache: &ModelCache,
     token: u32,
@@ -141,19 +147,19 @@ fn look(
     let query = cache.query().cloned();
     let query = query.ok_or_else(|| SparqError::Value {
         what: "model",
-        expected: "one that attends through a Method".into(),
-        found: "another".into(),
+        expected: "a model that attends through `Method`".into(),
+        found: "another model".into(),
     })?;
     Ok((query, cache))
 }
 
-/// The first position that the current one attends to.
+/// Returns the first position inside the sliding window.
 fn attended_from(cache: &KvCache) -> usize {
     let window = cache.config().window.unwrap_or(cache.len());
     cache.len().saturating_sub(window)
 }
 
-/// The mean over the group of the exact probabilities, for every position of the cache.
+/// Returns the exact probability of every position, averaged over the query heads of a group.
 fn mass(
     q: &Tensor<4>,
     cache: &KvCache,
@@ -180,7 +186,7 @@ fn mass(
     Ok(hidden.chain(mean).collect())
 }
 
-/// What a method reads for a query.
+/// Returns the positions that a method reads for a query.
 fn positions(
     q: &Tensor<4>,
     cache: &mut KvCache,
@@ -216,7 +222,7 @@ fn positions(
             method.decode(q.clone(), cache)?;
             let received = cache
                 .received_attention()
-                .expect("H2O has read it just now");
+                .expect("H2O keeps the received attention");
             let received = received.slice_dim(1, kv_head..kv_head + 1);
             let received = received.try_into_vec_as::<f32>().map_err(device)?;
             let kept = received
@@ -227,7 +233,7 @@ fn positions(
         }
         other => Err(SparqError::Value {
             what: "method",
-            expected: "one that tells which positions it reads".into(),
+            expected: "a method that reveals the positions it reads".into(),
             found: other.name().into(),
         }),
     }
@@ -242,7 +248,7 @@ fn device(error: impl std::fmt::Display) -> SparqError {
 }
 
 impl AttentionRecord {
-    /// What is wrong with it.
+    /// Checks that the positions are within the text. Returns a message if not.
     pub(super) fn check(&self) -> Result<(), String> {
         let len = self.mass.len();
         if len == 0 {
@@ -255,7 +261,7 @@ impl AttentionRecord {
         }
     }
 
-    /// The share of the probability on a method's positions.
+    /// Returns the share of the attention probability on the positions of a method.
     pub fn kept(&self, choice: &Choice) -> f64 {
         let shares = choice.positions.iter().filter_map(|&at| self.mass.get(at));
         shares.copied().map(f64::from).sum()
@@ -268,13 +274,13 @@ impl AttentionRecord {
                 choice.method,
                 choice.positions.len(),
                 self.mass.len(),
-                format::percent(self.kept(choice))
+                numbers::percent(self.kept(choice))
             ),
             positions: choice.positions.clone(),
             paint: palette.style(&choice.method).0,
         };
         let title = format!(
-            "Layer {}, key/value head {} of {}",
+            "Layer {}, KV head {} of {}",
             self.layer, self.kv_head, self.model
         );
         Figure {
@@ -294,15 +300,15 @@ impl AttentionRecord {
         let cells = |choice: &Choice| {
             let kept = self.kept(choice);
             vec![
-                Cell::name(choice.settings.to_string()),
+                choice.settings.to_string().into(),
                 Cell::number(self.layer.to_string(), self.layer as f64),
                 Cell::number(self.kv_head.to_string(), self.kv_head as f64),
                 Cell::number(
                     choice.positions.len().to_string(),
                     choice.positions.len() as f64,
                 ),
-                Cell::number(format::percent(choice.transfer), choice.transfer),
-                Cell::number(format::percent(kept), kept),
+                Cell::number(numbers::percent(choice.transfer), choice.transfer),
+                Cell::number(numbers::percent(kept), kept),
             ]
         };
         let headings = [

@@ -1,6 +1,7 @@
-//! What is no line: the needle heat maps, and variants beside each other.
+//! [`Figure`], heat maps of needles, and differences of SparQ variants to dense attention.
 
 use sparq_output::charts::{Cell, Chart, ChartError, Dot, DotPlot, HeatMap, Layout, PositionPlot};
+use sparq_output::numbers;
 
 use super::palette::Palette;
 use super::{distinct, format, interval};
@@ -9,34 +10,34 @@ use crate::{Estimate, Record, SummaryRow, TaskName};
 /// A figure.
 #[derive(Clone, Debug)]
 pub struct Figure {
-    /// The name of its file, without `.svg`.
+    /// The file name without `.svg`.
     pub name: String,
-    /// What it shows.
+    /// The title.
     pub title: String,
-    /// How to read it.
+    /// The caption.
     pub caption: String,
     /// The picture.
     pub picture: Picture,
 }
 
-/// A picture of any kind.
+/// The picture of a figure.
 #[derive(Clone, Debug)]
 pub enum Picture {
     /// Lines.
     Lines(Chart),
     /// A grid of cells.
     Heat(HeatMap),
-    /// Values beside their names.
+    /// Named values as dots.
     Dots(DotPlot),
-    /// What lies over positions.
+    /// Values over positions.
     Positions(PositionPlot),
 }
 
 impl Picture {
-    /// The picture as SVG.
+    /// Draws the picture as SVG.
     ///
     /// # Errors
-    /// When it has nothing to show.
+    /// If there is nothing to draw.
     pub fn svg(&self, layout: Layout) -> Result<String, ChartError> {
         match self {
             Picture::Lines(chart) => chart.svg(layout),
@@ -46,13 +47,13 @@ impl Picture {
         }
     }
 
-    /// Whether several of them fit beside each other.
+    /// Returns whether several such pictures fit beside each other.
     pub fn is_small(&self) -> bool {
         matches!(self, Picture::Heat(_))
     }
 }
 
-/// A text as part of a file's name.
+/// Replaces the characters of a text that do not belong in a file name.
 pub fn file_name(text: &str) -> String {
     let plain = |c: char| match c.is_ascii_alphanumeric() || c == '-' || c == '_' {
         true => c,
@@ -61,7 +62,7 @@ pub fn file_name(text: &str) -> String {
     text.chars().map(plain).collect()
 }
 
-/// A heat map of depth and length for each method at each budget.
+/// Makes a heat map over depth and context for each method at each budget.
 pub fn needles(name: &str, records: &[Record]) -> Vec<Figure> {
     let depth = |record: &Record| record.detail.get("depth").and_then(|depth| depth.as_f64());
     let known: Vec<(&Record, f64, usize)> = records
@@ -81,7 +82,7 @@ pub fn needles(name: &str, records: &[Record]) -> Vec<Figure> {
             .map(|(record, ..)| (record.method.as_str(), record.budget)),
     )
     .collect();
-    // Small budgets first, where methods differ; dense attention before all.
+    // Dense attention first, then small budgets, where methods differ most.
     methods.sort_by(|a, b| a.1.unwrap_or(0.0).total_cmp(&b.1.unwrap_or(0.0)));
     let map = |(method, budget): &(&str, Option<f64>)| {
         let title = match budget {
@@ -115,7 +116,7 @@ pub fn needles(name: &str, records: &[Record]) -> Vec<Figure> {
                 y_label: "depth of the needle".into(),
                 columns: contexts
                     .iter()
-                    .map(|&context| format::positions(context))
+                    .map(|&context| numbers::positions(context))
                     .collect(),
                 rows: depths
                     .iter()
@@ -128,7 +129,8 @@ pub fn needles(name: &str, records: &[Record]) -> Vec<Figure> {
     methods.iter().map(map).collect()
 }
 
-/// How far variants of SparQ are off dense attention, at every budget that at least two of them were evaluated at.
+/// Plots the differences of SparQ variants to dense attention, at every budget with at least two
+/// variants.
 pub fn ablation(
     name: &str,
     model: &str,
@@ -167,11 +169,11 @@ pub fn ablation(
         return None;
     }
     let metric = task.metric();
-    let title = format!("{}, {model}: what each choice costs", format::title(task));
+    let title = format!("{}, {model}: the cost of each choice", task.title());
     Some(Figure {
         name: format!("{name}-ablation"),
-        caption: "Mean difference to dense attention on the same examples; bars hold the true one 95 times in 100, numbers are with standard errors. The \
-                  dashed line is dense attention."
+        caption: "Mean difference to dense attention on the same examples, with 95% confidence \
+                  intervals. Numbers are means ± standard errors. The dashed line is dense attention."
             .into(),
         picture: Picture::Dots(DotPlot {
             title: title.clone(),

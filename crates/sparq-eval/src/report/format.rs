@@ -1,59 +1,30 @@
-//! Names and numbers for people.
+//! Texts of metrics, budgets and estimates.
 
-use crate::{Estimate, Metric, Record, TaskName};
+use sparq_output::numbers::percent;
 
-/// A task's name in a heading.
-pub fn title(task: TaskName) -> &'static str {
-    match task {
-        TaskName::Repetition => "Repetition",
-        TaskName::Needle => "Needles in a haystack",
-        TaskName::Bpc => "Bits per character",
-        TaskName::KeyValue => "Keys and values",
-        TaskName::Squad => "SQuAD, one shot",
-        TaskName::TriviaQa => "TriviaQA, zero shot",
-        TaskName::CnnDailymail => "CNN/DailyMail summaries",
-    }
-}
+use crate::{Estimate, Metric, Record};
 
-/// What a task's scores are.
-pub fn about(task: TaskName) -> &'static str {
-    match task {
-        TaskName::Repetition => {
-            "Characters of an excerpt of the text before that are continued without an error; more is better."
-        }
-        TaskName::Needle => "The share of facts in a long text that are found; more is better.",
-        TaskName::Bpc => "Bits that predicting a character of a text takes; less is better.",
-        TaskName::KeyValue => {
-            "The share of keys whose values are found among many; more is better."
-        }
-        TaskName::Squad | TaskName::TriviaQa => {
-            "The share of questions whose answer begins with a right one; more is better."
-        }
-        TaskName::CnnDailymail => "ROUGE-L F of a summary, from 0 to 1; more is better.",
-    }
-}
-
-/// What an axis of a metric shows.
+/// Returns the axis label of a metric.
 pub fn axis(metric: Metric) -> &'static str {
     match metric {
-        Metric::PrefixMatch => "share of right answers",
+        Metric::PrefixMatch => "share of correct answers",
         Metric::Characters => "characters before the first error",
         Metric::BitsPerCharacter => "bits per character",
         Metric::RougeL => "ROUGE-L F",
     }
 }
 
-/// What an axis of differences of a metric shows.
+/// Returns the axis label of the differences of a metric to dense attention.
 pub fn difference_axis(metric: Metric) -> &'static str {
     match metric {
-        Metric::PrefixMatch => "share of right answers, less dense",
+        Metric::PrefixMatch => "share of correct answers, less dense",
         Metric::Characters => "characters before the first error, less dense",
         Metric::BitsPerCharacter => "bits per character, less dense (left is better)",
         Metric::RougeL => "ROUGE-L F, less dense",
     }
 }
 
-/// Digits behind the point that a metric is told with.
+/// Returns the number of decimals of a metric.
 pub fn digits(metric: Metric) -> usize {
     match metric {
         Metric::Characters => 1,
@@ -61,22 +32,12 @@ pub fn digits(metric: Metric) -> usize {
     }
 }
 
-/// A mean and its standard error: `0.750 ± 0.250`.
+/// Formats a mean and its standard error with the decimals of a metric: `0.750 ± 0.250`.
 pub fn estimate(estimate: &Estimate, metric: Metric, signed: bool) -> String {
-    let digits = digits(metric);
-    let mean = match signed {
-        // No difference has no sign, also where it is -0.
-        true if estimate.mean == 0.0 => format!("{:.digits$}", 0.0),
-        true => format!("{:+.digits$}", estimate.mean),
-        false => format!("{:.digits$}", estimate.mean),
-    };
-    match estimate.standard_error {
-        Some(error) => format!("{mean} ± {error:.digits$}"),
-        None => mean,
-    }
+    estimate.text(digits(metric), signed)
 }
 
-/// A share of dense attention's bytes: `1/8`, or in per cent where it is no such part.
+/// Formats a budget as a fraction, `1/8`, or as a percentage if the denominator is not an integer.
 pub fn budget(share: f64) -> String {
     let parts = 1.0 / share;
     match (parts - parts.round()).abs() < 1e-6 * parts {
@@ -85,26 +46,7 @@ pub fn budget(share: f64) -> String {
     }
 }
 
-/// Per cent with three digits or so.
-pub fn percent(share: f64) -> String {
-    let percent = 100.0 * share;
-    match percent {
-        size if size >= 99.95 => format!("{percent:.0}%"),
-        size if size >= 9.995 => format!("{percent:.1}%"),
-        _ => format!("{percent:.2}%"),
-    }
-}
-
-/// Positions in the way that context lengths are written: `8k`.
-pub fn positions(positions: usize) -> String {
-    if positions >= 1024 && positions.is_multiple_of(1024) {
-        format!("{}k", positions / 1024)
-    } else {
-        positions.to_string()
-    }
-}
-
-/// The same records as if all were of one context.
+/// Returns the records without their contexts, which averages over all contexts.
 pub fn pooled(records: &[Record]) -> Vec<Record> {
     let pooled = records.iter().cloned().map(|record| Record {
         context: None,
@@ -118,32 +60,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_read_well() {
+    fn budgets_are_fractions_or_percentages() {
         assert_eq!(
             [budget(0.125), budget(0.3), budget(1.0)],
             ["1/8", "30.0%", "1/1"]
-        );
-        assert_eq!(
-            [percent(1.0), percent(0.1243), percent(0.0124)],
-            ["100%", "12.4%", "1.24%"]
-        );
-        let of = |mean, standard_error| Estimate {
-            n: 2,
-            mean,
-            standard_error,
-        };
-        assert_eq!(
-            estimate(&of(0.75, Some(0.25)), Metric::PrefixMatch, false),
-            "0.750 ± 0.250"
-        );
-        assert_eq!(estimate(&of(0.75, None), Metric::RougeL, true), "+0.750");
-        assert_eq!(
-            estimate(&of(-0.0, Some(0.0)), Metric::Characters, true),
-            "0.0 ± 0.0"
-        );
-        assert_eq!(
-            estimate(&of(-12.25, None), Metric::Characters, true),
-            "-12.2"
         );
     }
 }

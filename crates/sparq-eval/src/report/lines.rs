@@ -1,16 +1,17 @@
-//! Scores as lines: against the budget, and against the length of the context.
+//! Scores as lines: against the budget and against the context.
 
 use sparq_output::charts::{Axis, Chart, Paint, Scale, Series};
+use sparq_output::numbers;
 
 use super::figures::{Figure, Picture};
 use super::palette::Palette;
 use super::{distinct, format, interval};
 use crate::{Better, Metric, REFERENCE, SummaryRow, TaskName};
 
-/// The budget that figures of one budget take: the paper's.
+/// The paper's budget, for figures of one budget.
 const BUDGET: f64 = 1.0 / 8.0;
 
-/// The score of each method over its budgets, with dense attention as a line to compare with.
+/// Plots the score of each method over its budgets, with dense attention as a dashed line.
 pub fn score_by_budget(
     name: &str,
     model: &str,
@@ -39,12 +40,12 @@ pub fn score_by_budget(
     }
     Some(Figure {
         name: format!("{name}-budget"),
-        title: format!("{}, {model}: score against budget", format::title(task)),
-        caption: caption(all, "Bars hold the true mean 95 times in 100. "),
+        title: format!("{}, {model}: score against budget", task.title()),
+        caption: caption(all, "Bars are 95% confidence intervals. "),
         picture: Picture::Lines(Chart {
-            title: format!("{}, {model}", format::title(task)),
+            title: format!("{}, {model}", task.title()),
             x: Axis {
-                label: "budget, share of the bytes that dense attention moves",
+                label: "budget, share of dense attention's bytes",
                 format: format::budget,
             },
             y: axis(task.metric()),
@@ -55,7 +56,7 @@ pub fn score_by_budget(
     })
 }
 
-/// The score of each method over the lengths, at the budget nearest to the paper's.
+/// Plots the score of each method over the contexts, at the budget nearest to the paper's.
 pub fn score_by_context(
     name: &str,
     model: &str,
@@ -84,19 +85,15 @@ pub fn score_by_context(
         name: format!("{name}-context"),
         title: format!(
             "{}, {model}: score against context, at {}",
-            format::title(task),
+            task.title(),
             format::budget(budget)
         ),
-        caption: caption(rows, "Bars hold the true mean 95 times in 100. "),
+        caption: caption(rows, "Bars are 95% confidence intervals. "),
         picture: Picture::Lines(Chart {
-            title: format!(
-                "{}, {model}, at {}",
-                format::title(task),
-                format::budget(budget)
-            ),
+            title: format!("{}, {model}, at {}", task.title(), format::budget(budget)),
             x: Axis {
                 label: "context, tokens",
-                format: |tokens| format::positions(tokens as usize),
+                format: |tokens| numbers::positions(tokens as usize),
             },
             y: axis(task.metric()),
             y_scale: scale(task.metric(), &series),
@@ -134,7 +131,8 @@ fn axis(metric: Metric) -> Axis {
     }
 }
 
-/// A share has the whole axis; bits, of which none are few, only what the points take.
+/// Chooses the range of the y axis: from 0 for most metrics, and only the range of the points for
+/// bits, which are never near 0.
 fn scale(metric: Metric, series: &[Series]) -> Scale {
     let points = series.iter().flat_map(|line| {
         let bars = line.bars.iter().flat_map(|&(_, low, high)| [low, high]);

@@ -1,59 +1,59 @@
-//! From files of results to something to look at: a page, tables and figures.
+//! Reports of results: tables and figures, as one HTML page, as Markdown or as SVG files.
 //!
-//! [`read`] takes the lines of files apart, [`Report::of`] makes tables and figures of them, and these are written as one HTML page that needs nothing
-//! else, as Markdown, or one by one as SVG.
+//! [`read`] parses results files and [`Report::of`] makes the tables and figures.
 
 mod attention;
-mod cost;
 mod figures;
 mod format;
 mod lines;
 mod page;
 mod palette;
 mod read;
-mod table;
+mod roofline;
+mod scores;
 
 pub use attention::{AttentionRecord, Choice, trace};
-pub use cost::Roofline;
 pub use figures::{Figure, Picture};
 pub use read::{ReportError, Results, read};
-pub use table::{Cell, Table};
+pub use roofline::Roofline;
 
 use sparq_output::charts::ChartError;
+use sparq_output::table::Table;
 
 use crate::{Estimate, Record, TaskName, summarize};
 use palette::Palette;
 
-/// A page of sections.
+/// A report: facts and sections.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What holds for all of it, by name.
+    /// Names and values that hold for all results.
     pub facts: Vec<(String, String)>,
     /// The sections.
     pub sections: Vec<Section>,
 }
 
-/// A part of the page.
+/// A section of a report.
 #[derive(Clone, Debug)]
 pub struct Section {
-    /// Its heading.
+    /// The heading.
     pub title: String,
-    /// What is to be known to read it.
+    /// The explanation.
     pub text: String,
-    /// Its tables.
+    /// The tables.
     pub tables: Vec<Table>,
-    /// Its figures.
+    /// The figures.
     pub figures: Vec<Figure>,
 }
 
 impl Report {
-    /// Everything that there is to show: each task of each model, what steps cost where a machine is known, and the attention that was looked at.
+    /// Makes the report: a section for each task of each model, the roofline, and the recorded
+    /// attention.
     pub fn of(results: &Results, roofline: Option<&Roofline>) -> Self {
         let records = &results.examples;
         let palette = Palette::of(results);
         let mut sections = Vec::new();
         for model in distinct(records.iter().map(|record| &record.model)) {
-            for task in TaskName::ALL {
+            for &task in TaskName::ALL {
                 let of_task = |record: &&Record| record.model == *model && record.task == task;
                 let records: Vec<Record> = records.iter().filter(of_task).cloned().collect();
                 if !records.is_empty() {
@@ -65,10 +65,11 @@ impl Report {
         if !results.attention.is_empty() {
             let figures = results.attention.iter();
             sections.push(Section {
-                title: "Where attention lies".into(),
-                text: "The exact attention probability of the last token of a text, averaged over the query heads that share a key/value head, on a \
-                       logarithmic axis; below it the positions that each method reads. Where several positions share a column of pixels, its bar is the \
-                       largest of them."
+                title: "Attention by position".into(),
+                text: "The exact attention probability of the last token of a text, averaged over the \
+                       query heads of a KV head, on a logarithmic axis. Below it are the positions \
+                       that each method reads. If several positions share a column of pixels, its \
+                       bar shows the largest of them."
                     .into(),
                 tables: results.attention.iter().map(AttentionRecord::table).collect(),
                 figures: figures.map(|record| record.figure(&palette)).collect(),
@@ -80,15 +81,15 @@ impl Report {
         }
     }
 
-    /// The page, with everything in it.
+    /// Renders the report as one HTML page that needs no other file.
     ///
     /// # Errors
-    /// When a figure can't be drawn.
+    /// If a figure cannot be drawn.
     pub fn html(&self) -> Result<String, ChartError> {
         page::render(self)
     }
 
-    /// The tables in Markdown.
+    /// Renders the facts and tables as Markdown.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
         for (name, value) in &self.facts {
@@ -107,13 +108,13 @@ impl Report {
         text
     }
 
-    /// All figures.
+    /// Returns all figures.
     pub fn figures(&self) -> impl Iterator<Item = &Figure> {
         self.sections.iter().flat_map(|section| &section.figures)
     }
 }
 
-/// A task of a model.
+/// Makes the section of a task and model.
 fn section(model: &str, task: TaskName, records: &[Record], palette: &Palette) -> Section {
     let pooled = format::pooled(records);
     let rows = summarize(records);
@@ -127,9 +128,9 @@ fn section(model: &str, task: TaskName, records: &[Record], palette: &Palette) -
     }
     figures.extend(figures::ablation(&name, model, task, &all, palette));
     Section {
-        title: format!("{}, {model}", format::title(task)),
-        text: format::about(task).into(),
-        tables: vec![table::scores(&rows, &all)],
+        title: format!("{}, {model}", task.title()),
+        text: task.about().into(),
+        tables: vec![scores::table(&rows, &all)],
         figures,
     }
 }
@@ -158,7 +159,7 @@ fn facts(results: &Results) -> Vec<(String, String)> {
     facts
 }
 
-/// Values without their repetitions, in the order in which they first appear.
+/// Returns the distinct values in order of appearance.
 fn distinct<T: PartialEq + Clone>(values: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
     let mut seen: Vec<T> = Vec::new();
     for value in values {
@@ -169,7 +170,7 @@ fn distinct<T: PartialEq + Clone>(values: impl Iterator<Item = T>) -> impl Itera
     seen.into_iter()
 }
 
-/// The ends of the interval that holds the true mean 95 times in 100, if the sample is not too small for a normal distribution.
+/// Returns the 95% confidence interval of a mean, which assumes a normal distribution.
 fn interval(estimate: &Estimate) -> Option<(f64, f64)> {
     let half = 1.96 * estimate.standard_error?;
     Some((estimate.mean - half, estimate.mean + half))

@@ -1,14 +1,15 @@
-//! The page: one HTML file that asks for nothing else.
+//! The HTML page of a report: one file that loads nothing else.
 
 use minijinja::{Environment, syntax::SyntaxConfig, value::Value};
 use sparq_output::charts::{ChartError, INK, Layout, PAPER, Paint};
+use sparq_output::table::Table;
 
-use super::{Figure, Report, Section, Table};
+use super::{Figure, Report, Section};
 
 const TEMPLATE: &str = include_str!("page.html");
 
-/// Colours by name: what a chart draws in it, and what it is on a light and on a dark ground, where it is dark or light enough to be read. The style of the page
-/// writes it over what the charts say.
+/// Colours by name: the paint that charts use, and the colour on a light and on a dark background
+/// with enough contrast. The style of the page replaces the colours of the charts.
 const COLORS: [(&str, Option<Paint>, &str, &str); 10] = [
     ("paper", None, PAPER, "#15181D"),
     ("ink", Some(Paint::Black), INK, "#E8E6E1"),
@@ -22,7 +23,7 @@ const COLORS: [(&str, Option<Paint>, &str, &str); 10] = [
     ("rule", None, "#D8D8D8", "#3A3F47"),
 ];
 
-/// Fills the template.
+/// Renders the template.
 pub fn render(report: &Report) -> Result<String, ChartError> {
     let sections = report.sections.iter().enumerate();
     let sections: Vec<Value> = sections
@@ -55,12 +56,11 @@ pub fn render(report: &Report) -> Result<String, ChartError> {
     let rendered = syntax.build().and_then(|syntax| {
         let mut environment = Environment::new();
         environment.set_syntax(syntax);
-        // Named as HTML, so that values are escaped.
+        // The ending .html turns on the escaping of values.
         environment.add_template("page.html", TEMPLATE)?;
         environment.get_template("page.html")?.render(values)
     });
-    // The template is a part of the program, and its values are plain data.
-    Ok(rendered.expect("the template of the page renders whatever its values"))
+    Ok(rendered.expect("the embedded template renders"))
 }
 
 fn section(index: usize, section: &Section) -> Result<Value, ChartError> {
@@ -87,7 +87,7 @@ fn figure(figure: &Figure) -> Result<Value, ChartError> {
         ("caption", Value::from(figure.caption.as_str())),
         ("small", Value::from(small)),
         ("wide", svg(Layout::Wide)?),
-        // What is as small as the narrow one is drawn once.
+        // A small picture is as narrow as the narrow layout and is drawn once.
         (
             "narrow",
             match small {

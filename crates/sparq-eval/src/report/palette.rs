@@ -1,17 +1,17 @@
-//! The colour and the mark of each method, the same in every figure.
+//! The colour and marker of each method, the same in every figure.
 
 use sparq_output::charts::{Marker, Paint};
 
 use super::{Results, distinct};
 use crate::REFERENCE;
 
-/// Methods in the order in which they first appear, dense attention apart.
+/// The methods in order of appearance, without dense attention.
 pub struct Palette {
     methods: Vec<String>,
 }
 
 impl Palette {
-    /// For all methods of these results.
+    /// Collects the methods of results.
     pub fn of(results: &Results) -> Self {
         let examples = results.examples.iter().map(|record| &record.method);
         let choices = results.attention.iter().flat_map(|record| &record.choices);
@@ -22,7 +22,7 @@ impl Palette {
         }
     }
 
-    /// What a method is drawn with. More methods than colours share them, with other marks.
+    /// Returns the colour and marker of a method. If colours repeat, their markers differ.
     pub fn style(&self, method: &str) -> (Paint, Marker) {
         if method == REFERENCE {
             return (Paint::Black, Marker::Circle);
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_of_many_methods_look_alike() {
+    fn methods_have_distinct_styles() {
         let methods: Vec<String> = (0..30).map(|index| format!("method {index}")).collect();
         let palette = Palette {
             methods: methods.clone(),

@@ -1,4 +1,4 @@
-//! The lines of files of results.
+//! [`read`]: parses results files.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -10,50 +10,50 @@ use crate::lines::whole_lines;
 use crate::results::{Key, key};
 use crate::{Record, Setup};
 
-/// What files of results hold.
+/// The contents of results files.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Results {
-    /// Finished examples.
+    /// The results of examples.
     pub examples: Vec<Record>,
-    /// Attention that was looked at.
+    /// The recorded attention.
     pub attention: Vec<AttentionRecord>,
 }
 
-/// Why there is no report.
+/// An error of reading results.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReportError {
-    /// A file can't be read.
+    /// A file cannot be read.
     #[error("{}: cannot be read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The system error.
         source: std::io::Error,
     },
-    /// A line is no record.
+    /// A line is not a record.
     #[error("{}, line {line}: expected a record of kind \"example\" or \"attention\": {reason}", path.display())]
     Line {
         /// The file.
         path: PathBuf,
-        /// Its line, from 1.
+        /// The line, from 1.
         line: usize,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
-    /// The files hold nothing.
+    /// The files have no records.
     #[error("expected at least one record, found none in {files} files")]
     Empty {
-        /// How many files there were.
+        /// The number of files.
         files: usize,
     },
 }
 
-/// Reads every line of all files, plain or packed with gzip. A last line that its writer has not finished is left out, and so is what an earlier line says
-/// already: the examples of dense attention, say, that several files were begun with.
+/// Reads the records of all files, plain or compressed with gzip. Ignores an unfinished last line,
+/// and records that repeat earlier ones, such as the dense examples that several files share.
 ///
 /// # Errors
-/// When a file can't be read, a line is no record of a kind that is known, or there is none.
+/// If a file cannot be read, a line is not a record of a known kind, or there are no records.
 pub fn read(files: &[PathBuf]) -> Result<Results, ReportError> {
     let mut results = Results::default();
     let mut known = HashSet::new();

@@ -8,7 +8,8 @@ use sparq_plan::{Machine, ModelShape, Setup};
 
 use super::*;
 
-/// Records of needles: dense attention finds all, the others the share of their budget that the depth leaves.
+/// Returns records of needles. Dense attention finds all needles, the others fewer at small budgets
+/// and large depths.
 fn records() -> Vec<Record> {
     let mut records = Vec::new();
     let task = TaskName::Needle;
@@ -67,9 +68,9 @@ fn roofline() -> Roofline {
 }
 
 #[test]
-fn a_page_needs_nothing_else_and_escapes_what_it_is_given() {
+fn page_is_self_contained_and_escapes_names() {
     let html = Report::of(&results(), Some(&roofline())).html().unwrap();
-    // The name space of SVG is the one address there is, and nothing is fetched from it.
+    // The XML namespace of SVG is the only address, and browsers do not fetch it.
     let addresses = html.matches("://").count();
     assert_eq!(
         addresses,
@@ -81,7 +82,7 @@ fn a_page_needs_nothing_else_and_escapes_what_it_is_given() {
 }
 
 #[test]
-fn tables_tell_scores_and_differences_by_pairs() {
+fn tables_have_scores_and_paired_differences() {
     let report = Report::of(&results(), None);
     let markdown = report.markdown();
     let line = |start: &str| {
@@ -104,7 +105,7 @@ fn tables_tell_scores_and_differences_by_pairs() {
 }
 
 #[test]
-fn every_figure_is_drawn_everywhere() {
+fn figures_render_in_every_layout() {
     let report = Report::of(&results(), Some(&roofline()));
     let names: Vec<&str> = report
         .figures()
@@ -130,7 +131,7 @@ fn every_figure_is_drawn_everywhere() {
         .figures()
         .find(|figure| figure.name.ends_with("sparq-at-1-8"));
     let Picture::Heat(map) = &map.unwrap().picture else {
-        panic!("needles are a heat map")
+        panic!("expected a heat map of needles")
     };
     assert_eq!(
         (&map.columns[..], &map.rows[..]),
@@ -144,7 +145,7 @@ fn every_figure_is_drawn_everywhere() {
 }
 
 #[test]
-fn lines_that_are_no_records_are_named() {
+fn invalid_lines_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("runs.jsonl");
     let [good, other] = [0, 1].map(|i| serde_json::to_string(&records()[i]).unwrap());
@@ -152,10 +153,10 @@ fn lines_that_are_no_records_are_named() {
         std::fs::write(&path, text).unwrap();
         read(std::slice::from_ref(&path))
     };
-    // The last line is still being written.
+    // The last line is unfinished.
     let found = read_text(&format!("{good}\n\n{other}\n{{\"kind\"")).unwrap();
     assert_eq!(found.examples, records()[..2]);
-    // What several files say counts once.
+    // Records that several files share count once.
     let again = read_text(&format!("{good}\n{other}\n{good}\n")).unwrap();
     assert_eq!(again, found);
     let twice = read(&[path.clone(), path.clone()]).unwrap();
@@ -166,7 +167,11 @@ fn lines_that_are_no_records_are_named() {
         ("{\"kind\":\"example\"}", "missing field"),
         ("nothing", "expected"),
         (
-            r#"{"kind":"attention","format":1,"model":"m","layer":0,"kv_head":0,"mass":[1.0],"choices":[{"method":"dense","settings":{"method":"dense"},"transfer":1.0,"positions":[1]}]}"#,
+            concat!(
+                r#"{"kind":"attention","format":1,"model":"m","layer":0,"kv_head":0,"#,
+                r#""mass":[1.0],"choices":[{"method":"dense","settings":{"method":"dense"},"#,
+                r#""transfer":1.0,"positions":[1]}]}"#,
+            ),
             "positions: expected less than 1, found 1",
         ),
     ] {
@@ -188,9 +193,8 @@ fn lines_that_are_no_records_are_named() {
     assert!(error.to_string().contains("no/such/file.jsonl"));
 }
 
-/// What the pictures of a method show is what the method reads.
 #[test]
-fn attention_is_looked_at() {
+fn attention_records_have_the_positions_read() {
     use burn::tensor::{Device, FloatDType, Int, Tensor};
     use sparq_models::{CausalLm, Decoder};
 
@@ -232,7 +236,8 @@ fn attention_is_looked_at() {
         .collect();
     assert_eq!(counts, [151, 24, 24, 24, 24, 24]);
     assert!((kept[0] - 1.0).abs() < 1e-4);
-    // With every component the scores are exact, but six of the 24 are the latest; the oracle has the most that 24 can have.
+    // With every component the scores are exact, but six of the 24 positions are the local window.
+    // The oracle keeps the most that 24 positions can.
     assert!(
         kept[1..].iter().all(|share| *share <= kept[4] + 1e-9),
         "{kept:?}"

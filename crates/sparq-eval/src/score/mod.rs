@@ -1,26 +1,26 @@
-//! How answers are judged.
+//! Scores of answers.
 
+mod matching_characters;
 mod prefix_match;
-mod repetition;
 mod rouge;
 
+pub use matching_characters::matching_characters;
 pub use prefix_match::prefix_match;
-pub use repetition::matching_characters;
 pub use rouge::rouge_l;
 
-/// What an answer is held to.
+/// The scoring of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Judge {
-    /// Any of these answers, by [`prefix_match`].
+    /// Compares with any of these answers by [`prefix_match`].
     Answers(Vec<String>),
-    /// How far it goes along this text, by [`matching_characters`].
+    /// Compares with this text by [`matching_characters`].
     Continuation(String),
-    /// This summary, by [`rouge_l`].
+    /// Compares with this summary by [`rouge_l`].
     Summary(String),
 }
 
 impl Judge {
-    /// The score of an answer.
+    /// Returns the score of an answer.
     pub fn score(&self, answer: &str) -> f64 {
         match self {
             Judge::Answers(answers) => f64::from(u8::from(prefix_match(answer, answers))),
@@ -29,9 +29,9 @@ impl Judge {
         }
     }
 
-    /// Whether the score stays what it is, whatever follows: the rest need not be generated.
+    /// Returns whether no further text can change the score, so that generation can stop.
     pub fn is_settled(&self, answer: &str) -> bool {
-        // A character whose last bytes have not come yet.
+        // The last bytes of a character are missing.
         if answer.ends_with(char::REPLACEMENT_CHARACTER) {
             return false;
         }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_continuation_is_settled_by_its_first_difference_and_by_its_end() {
+    fn continuations_settle_at_a_difference_or_the_end() {
         let judge = Judge::Continuation(" to be or".into());
         for (answer, settled) in [
             ("", false),
@@ -69,13 +69,13 @@ mod tests {
     }
 
     fn text() -> impl Strategy<Value = String> {
-        // Few letters, so that answers and references often begin alike.
+        // Few letters make answers and references often begin alike.
         "[ab\\. the]{0,8}"
     }
 
     proptest! {
         #[test]
-        fn what_is_settled_does_not_change(answer in text(), rest in text(), reference in text()) {
+        fn settled_scores_do_not_change(answer in text(), rest in text(), reference in text()) {
             for judge in [Judge::Answers(vec![reference.clone()]), Judge::Continuation(reference)] {
                 if judge.is_settled(&answer) {
                     prop_assert_eq!(judge.score(&answer), judge.score(&format!("{answer}{rest}")), "{:?}", judge);

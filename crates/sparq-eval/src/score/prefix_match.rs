@@ -1,14 +1,15 @@
-//! Whether an answer begins with a right one: the score of the question answering tasks.
+//! Prefix match, the score of question answering: whether an answer begins with a correct one.
 
-/// What stands around an answer without being a part of it.
+/// Returns whether a character around an answer is removed.
 fn is_trimmed(character: char) -> bool {
     character.is_whitespace() || matches!(character, '"' | '\'' | '_' | '.' | ',')
 }
 
-/// Leading articles, of which one is dropped.
+/// The leading articles. One is removed.
 const ARTICLES: [&str; 3] = ["the ", "a ", "an "];
 
-/// Lower case, without quotes, spaces, full stops, commas and underscores at both ends and without a leading article.
+/// Returns the text in lower case, without quotes, spaces, full stops, commas and underscores at
+/// both ends and without a leading article.
 fn normalize(text: &str) -> String {
     let text = text.to_lowercase();
     let text = text.trim_start_matches(is_trimmed);
@@ -21,8 +22,8 @@ fn normalize(text: &str) -> String {
         .to_owned()
 }
 
-/// Whether `output` begins with one of `answers`, both normalised: lower case, without an article and what stands around it. An answer of which
-/// nothing is left matches nothing.
+/// Returns whether `output` begins with one of `answers`. Both are normalised: lower case, without
+/// a leading article and punctuation around them. An answer that is then empty matches nothing.
 ///
 /// ```
 /// use sparq_eval::score::prefix_match;
@@ -38,11 +39,11 @@ pub fn prefix_match<S: AsRef<str>>(output: &str, answers: &[S]) -> bool {
         .any(|answer| !answer.is_empty() && output.starts_with(&answer))
 }
 
-/// Whether [`prefix_match`] stays what it is, whatever is written behind `output`.
+/// Returns whether no text after `output` can change the result of [`prefix_match`].
 pub(super) fn is_settled<S: AsRef<str>>(output: &str, answers: &[S]) -> bool {
     let lower = output.to_lowercase();
     let begun = lower.trim_start_matches(is_trimmed);
-    // "th" may become an article, which is dropped.
+    // "th" may become an article, which is removed.
     if ARTICLES.iter().any(|article| article.starts_with(begun)) {
         return false;
     }
@@ -51,7 +52,7 @@ pub(super) fn is_settled<S: AsRef<str>>(output: &str, answers: &[S]) -> bool {
         .find_map(|article| begun.strip_prefix(article));
     let begun = article.unwrap_or(begun);
     let mut answers = answers.iter().map(|answer| normalize(answer.as_ref()));
-    // A match stays one. One that is to come goes on from here.
+    // A match stays a match. A future match has to continue this beginning.
     prefix_match(output, &answers.clone().collect::<Vec<_>>())
         || answers.all(|answer| answer.is_empty() || !answer.starts_with(begun))
 }
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_sides_are_normalised() {
+    fn answers_and_outputs_are_normalised() {
         for (output, answers) in [
             ("bicycle", ["car", "bicycle"]),
             (" bicycle", ["car", "bicycle"]),
@@ -74,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_right_answer_elsewhere_is_none() {
+    fn answers_elsewhere_do_not_match() {
         for (output, answers) in [
             ("my bicycle", ["car", "bicycle"]),
             ("bicycle", ["car", "your bicycle"]),
@@ -88,14 +89,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_settled_when_it_is_there_or_can_no_longer_come() {
+    fn answers_settle_when_found_or_impossible() {
         for output in ["", " ", "t", "The", " the ", "the be", "beatle"] {
             assert!(!is_settled(output, &["The Beatles."]), "{output:?}");
         }
         for output in ["thx", "a band", "rolling", "the beatles", "Beatles of"] {
             assert!(is_settled(output, &["The Beatles."]), "{output:?}");
         }
-        // What looks like the answer is an article if a space follows.
+        // The answer "the" is an article if a space follows.
         assert!(!is_settled("the", &["the"]));
     }
 }

@@ -2,13 +2,14 @@
 
 use rust_stemmers::{Algorithm, Stemmer};
 
-/// Words of up to so many letters are not stemmed.
+/// The number of letters up to which words are not stemmed.
 const UNSTEMMED: usize = 3;
 
-/// The F of precision and recall of the longest common subsequence of words, 0 to 1.
+/// Returns the F score of the longest common subsequence of words, from 0 to 1.
 ///
-/// Words are runs of ASCII letters and digits in lower case, stemmed if they have more than three letters. The stemmer is Snowball's for English; the package
-/// `rouge_score`, which the paper's authors used, has Porter's first one, whose stems differ for a few words.
+/// Words are runs of ASCII letters and digits in lower case. Words of more than three letters are
+/// stemmed, with Snowball's stemmer for English. The paper's authors used the package
+/// `rouge_score`, whose stemmer (Porter's first) differs for a few words.
 ///
 /// ```
 /// use sparq_eval::score::rouge_l;
@@ -42,7 +43,8 @@ fn words(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The length of the longest common subsequence, a row of the table at a time.
+/// Returns the length of the longest common subsequence. Keeps one row of the dynamic programming
+/// table.
 fn common_subsequence(a: &[String], b: &[String]) -> usize {
     let mut row = vec![0; b.len() + 1];
     for word in a {
@@ -69,8 +71,8 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_of_the_paper() {
-        // Lin 2004, Section 3.1, with beta = 1: "police killed the gunman" against these has 3, 2 and 2 of 4 words in order.
+    fn scores_equal_those_of_the_paper() {
+        // Lin 2004, Section 3.1, with beta = 1: 4, 3, 2 and 2 of 4 words are in order.
         let reference = "police killed the gunman";
         assert!(
             close(rouge_l("police kill the gunman", reference), 1.0),
@@ -82,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn case_and_punctuation_are_no_words() {
+    fn case_and_punctuation_do_not_count() {
         assert!(close(
             rouge_l("Rouge -- is: French!", "rouge is french"),
             1.0
@@ -91,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_common_is_zero() {
+    fn texts_without_common_words_score_zero() {
         assert_eq!(rouge_l("blah blah", "please listen"), 0.0);
         assert_eq!(rouge_l("", "please"), 0.0);
         assert_eq!(rouge_l("please", ""), 0.0);
@@ -99,8 +101,8 @@ mod tests {
     }
 
     #[test]
-    fn order_counts() {
-        // b c of a b c against c a b: the longest common subsequences have two words of three.
+    fn word_order_counts() {
+        // The longest common subsequence, a b, has two of three words.
         assert!(close(rouge_l("a b c", "c a b"), 2.0 / 3.0));
     }
 }

@@ -1,20 +1,25 @@
-//! Language modelling: bits per character of what goes on from a long text, read token by token so that the method is at work.
+//! Language modelling: bits per character of the continuation of a long text. The continuation is
+//! read token by token, so that every token is a decode step with the method.
 
 use rand::Rng;
 use sparq_models::text::TextTokenizer;
 
-use super::TaskOptions;
+use super::{Task, TaskOptions};
 use crate::prose::{PLAYS, Prose, place, text_or};
-use crate::{EvalError, Passage, Question, TaskName, Work};
+use crate::{EvalError, Metric, Passage, Question, TaskName, Work};
 
-/// Characters that are scored: at least so many, as far as tokens divide them.
+/// The least number of characters scored. Whole tokens may add a few.
 const SCORED: usize = 400;
 
-/// Texts that fill a context, of which the last characters are scored.
-pub(super) fn passages(
-    options: &TaskOptions,
-    tokenizer: &TextTokenizer,
-) -> Result<Vec<Passage>, EvalError> {
+pub(super) const TASK: Task = Task {
+    title: "Bits per character",
+    about: "Bits needed to predict a character of a text; less is better.",
+    metric: Metric::BitsPerCharacter,
+    passages,
+};
+
+/// Makes texts that fill a context. Their last characters are scored.
+fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
     let contexts = options.checked_contexts(TaskName::Bpc)?;
     let prose = Prose::new(&text_or(options.text.as_deref(), PLAYS)?, tokenizer)?;
     let mut passages = Vec::new();
@@ -55,10 +60,12 @@ fn passage(prose: &Prose, context: usize, index: usize, at: f64) -> Result<Passa
     })
 }
 
-/// How many of the last tokens stand for [`SCORED`] characters, and for how many they do; `None` where that leaves nothing to read before.
+/// Returns the number of last tokens that hold [`SCORED`] characters, and their exact number of
+/// characters. Returns `None` if no token is left before them.
 fn scored(prose: &Prose, window: &[u32]) -> Result<Option<(usize, usize)>, EvalError> {
     let all = prose.decode(window)?.chars().count();
-    // By the text before them, because tokenizers may write a text's first token in another way than those inside it.
+    // Counts by the text before, because a tokenizer may decode the first token of a text
+    // differently.
     let characters = |count: usize| -> Result<usize, EvalError> {
         let before = prose.decode(&window[..window.len() - count])?;
         Ok(all.saturating_sub(before.chars().count()))
@@ -72,7 +79,6 @@ fn scored(prose: &Prose, window: &[u32]) -> Result<Option<(usize, usize)>, EvalE
             low = middle + 1;
         }
     }
-    // All tokens would leave none before.
     if low >= window.len() {
         return Ok(None);
     }
@@ -87,7 +93,7 @@ mod tests {
     use crate::tasks::tests::options;
 
     #[test]
-    fn a_text_fills_its_context_and_ends_in_what_is_scored() {
+    fn texts_fill_their_context() {
         let tokenizer = embedded::tokenizer().unwrap();
         let passages = passages(&options(&[1024, 500], 2), &tokenizer).unwrap();
         assert_eq!(passages.len(), 4);
@@ -110,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_context_that_what_is_scored_would_fill_is_refused() {
+    fn contexts_without_a_prompt_are_refused() {
         let tokenizer = embedded::tokenizer().unwrap();
         let error = passages(&options(&[SCORED], 1), &tokenizer).unwrap_err();
         assert!(error.to_string().contains("found 400"), "{error}");

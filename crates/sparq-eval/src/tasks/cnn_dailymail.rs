@@ -1,4 +1,4 @@
-//! CNN/DailyMail 3.0.0, zero shot: an article is summed up.
+//! CNN/DailyMail 3.0.0, zero shot: an article to summarise.
 
 use std::path::Path;
 
@@ -6,15 +6,15 @@ use serde::Deserialize;
 use serde_json::Value;
 use sparq_models::text::TextTokenizer;
 
-use super::{LENGTHS, TaskOptions, choose, opened};
+use super::{LENGTHS, Task, TaskOptions, choose};
 use crate::datasets::{self, Row};
 use crate::score::Judge;
-use crate::{EvalError, Passage, Question, TaskName, Work};
+use crate::{EvalError, Metric, Passage, Question, TaskName, Work};
 
 /// The most tokens of a summary.
 const MAX_TOKENS: usize = 128;
 
-/// An article, as the columns of the data set on the Hugging Face hub are named.
+/// An article. The fields are named as the columns of the data set on the Hugging Face Hub.
 #[derive(Clone, Debug, Deserialize)]
 struct Story {
     id: String,
@@ -37,11 +37,15 @@ impl Row for Story {
     }
 }
 
-/// Articles in an order of the seed's.
-pub(super) fn passages(
-    options: &TaskOptions,
-    tokenizer: &TextTokenizer,
-) -> Result<Vec<Passage>, EvalError> {
+pub(super) const TASK: Task = Task {
+    title: "CNN/DailyMail summaries",
+    about: "ROUGE-L F of a summary, from 0 to 1; more is better.",
+    metric: Metric::RougeL,
+    passages,
+};
+
+/// Makes examples of articles in an order that depends on the seed.
+fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
     let path = options.data(TaskName::CnnDailymail)?;
     let rows: Vec<Story> = datasets::rows(path)?;
     choose(
@@ -55,7 +59,7 @@ pub(super) fn passages(
             let reference = tokenizer.encode(&row.highlights, false)?;
             Ok(Some(Question {
                 example: row.id.clone(),
-                prompt: opened(tokenizer, &prompt)?,
+                prompt: tokenizer.encode(&prompt, true)?,
                 work: Work::Answer {
                     max_tokens: reference.len().clamp(1, MAX_TOKENS),
                     judge: Judge::Summary(row.highlights.clone()),

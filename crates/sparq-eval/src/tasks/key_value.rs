@@ -1,24 +1,28 @@
-//! Key-value retrieval: the text is nothing but facts of one form, so that what distinguishes them is the key alone.
+//! Key-value retrieval: a text of facts of one form, which only their keys distinguish.
 
 use std::collections::BTreeSet;
 
 use rand::seq::SliceRandom;
 use sparq_models::text::TextTokenizer;
 
-use super::TaskOptions;
 use super::needle::question;
+use super::{Task, TaskOptions};
 use crate::haystack::{MAX_NEEDLES, Needle};
 use crate::prose::{BIBLE, PLAYS, Prose};
-use crate::{EvalError, Passage, TaskName};
+use crate::{EvalError, Metric, Passage, TaskName};
 
-/// Letters of a name.
+/// The number of letters of a key.
 const LETTERS: std::ops::RangeInclusive<usize> = 4..=10;
 
-/// Texts of as many facts as the context has room for, of which some, evenly spread over the text, are asked for.
-pub(super) fn passages(
-    options: &TaskOptions,
-    tokenizer: &TextTokenizer,
-) -> Result<Vec<Passage>, EvalError> {
+pub(super) const TASK: Task = Task {
+    title: "Keys and values",
+    about: "The share of keys whose values are found among many; more is better.",
+    metric: Metric::PrefixMatch,
+    passages,
+};
+
+/// Makes texts of as many facts as fit into the context, with questions spread evenly over them.
+fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
     let task = TaskName::KeyValue;
     let contexts = options.checked_contexts(task)?;
     options.check_needles(MAX_NEEDLES)?;
@@ -30,13 +34,13 @@ pub(super) fn passages(
             let mut rng = options.rng(task, context, text);
             let mut names = names.clone();
             names.shuffle(&mut rng);
-            let mut table = Table::new(&prose)?;
+            let mut facts = Facts::new(&prose)?;
             for name in names {
-                if !table.add(Needle::new(name, &mut rng), context)? {
+                if !facts.add(Needle::new(name, &mut rng), context)? {
                     break;
                 }
             }
-            if table.needles.len() < 2 * options.needles {
+            if facts.needles.len() < 2 * options.needles {
                 return Err(EvalError::Context {
                     task: task.name(),
                     expected: format!("room for {} facts", 2 * options.needles),
@@ -46,13 +50,13 @@ pub(super) fn passages(
             let asked = options
                 .needles
                 .min(options.examples - text * options.needles);
-            passages.push(table.passage(context, text, options.needles, asked)?);
+            passages.push(facts.passage(context, text, options.needles, asked)?);
         }
     }
     Ok(passages)
 }
 
-/// The capitalised words of the texts inside the program.
+/// Returns the capitalised words of the embedded texts.
 fn names() -> Vec<&'static str> {
     let is_name = |word: &&str| {
         let mut letters = word.chars();
@@ -72,16 +76,16 @@ fn names() -> Vec<&'static str> {
         .collect()
 }
 
-/// Facts as tokens.
-struct Table<'a> {
+/// The tokens of facts.
+struct Facts<'a> {
     prose: &'a Prose,
     tokens: Vec<u32>,
     needles: Vec<Needle>,
-    /// Tokens of the longest question with its answer.
+    /// The number of tokens of the longest question with its answer.
     tail: usize,
 }
 
-impl<'a> Table<'a> {
+impl<'a> Facts<'a> {
     fn new(prose: &'a Prose) -> Result<Self, EvalError> {
         Ok(Self {
             prose,
@@ -91,7 +95,7 @@ impl<'a> Table<'a> {
         })
     }
 
-    /// Adds a fact; false where the context has no room for it.
+    /// Adds a fact. Returns false if it does not fit into the context.
     fn add(&mut self, needle: Needle, context: usize) -> Result<bool, EvalError> {
         let fact = self.prose.encode(&needle.fact())?;
         let asked = self.prose.encode(&needle.question())?.len();
@@ -116,7 +120,7 @@ impl<'a> Table<'a> {
     ) -> Result<Passage, EvalError> {
         let count = self.needles.len();
         let ask = |index: usize| {
-            // In the middle of equal parts, one fact further in every text.
+            // In the middle of equal parts, moved by one fact in every text.
             let at = ((2 * index + 1) * count / (2 * spread) + text) % count;
             let example = format!("context={context} text={text} key={at}");
             let mut question = question(self.prose, &self.needles[at], example)?;
@@ -141,7 +145,7 @@ mod tests {
     use crate::tasks::tests::options;
 
     #[test]
-    fn keys_are_unique_and_those_asked_for_are_there() {
+    fn keys_are_unique_and_present() {
         let tokenizer = embedded::tokenizer().unwrap();
         for passage in passages(&options(&[8192], 8), &tokenizer).unwrap() {
             let text = tokenizer.decode(&passage.text, false).unwrap();

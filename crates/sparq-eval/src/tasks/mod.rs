@@ -1,67 +1,134 @@
-//! The tasks: each is a file of its own that makes [`Passage`]s, and a line in the table [`passages`].
+//! The tasks. A new task is a file in this folder with a `TASK`, and a line in `tasks!`.
 
-mod bpc;
-mod cnn_dailymail;
-mod key_value;
-mod needle;
-mod repetition;
-mod squad;
-mod trivia_qa;
-
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
+use serde::{Deserialize, Serialize};
 use sparq_models::text::TextTokenizer;
 
 use crate::score::Judge;
-use crate::{EvalError, Passage, Question, TaskName, Work};
+use crate::{EvalError, Metric, Passage, Question, Work};
 
-/// What examples are made of.
-#[derive(Clone, Debug)]
-pub struct TaskOptions {
-    /// What they are drawn from.
-    pub seed: u64,
-    /// How many, of every task and context. The first ones are the same however many there are.
-    pub examples: usize,
-    /// Positions to fill, for the tasks whose data do not give the length.
-    pub contexts: Vec<usize>,
-    /// Facts in a text, each of which is asked for (needle, key_value).
-    pub needles: usize,
-    /// Places in a text where needles are put, from its beginning to its end (needle).
-    pub depths: usize,
-    /// A text in UTF-8 to take the place of the one inside the program (repetition, needle, bpc).
-    pub text: Option<PathBuf>,
-    /// The file of the data set (squad, trivia_qa, cnn_dailymail).
-    pub data: Option<PathBuf>,
-    /// The most positions that a question may take: the model's context.
-    pub most: usize,
+/// Declares the tasks, each by its file and its name in code. The file gives the name in records.
+macro_rules! tasks {
+    ($($file:ident: $name:ident,)*) => {
+        $(mod $file;)*
+
+        /// The name of a task.
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        #[serde(rename_all = "snake_case")]
+        pub enum TaskName {
+            $(#[doc = concat!("The task of the file `tasks/", stringify!($file), ".rs`.")] $name,)*
+        }
+
+        impl TaskName {
+            /// All tasks, in the order of tables.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// Returns the name in records.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($file),)*
+                }
+            }
+
+            fn task(self) -> &'static Task {
+                match self {
+                    $(Self::$name => &$file::TASK,)*
+                }
+            }
+        }
+    };
 }
 
-/// Makes the examples of a task.
-///
-/// # Errors
-/// When a context is longer than the model's or too short for the task, the text is too short, or a file is not what the task reads.
-pub fn passages(
-    task: TaskName,
-    options: &TaskOptions,
-    tokenizer: &TextTokenizer,
-) -> Result<Vec<Passage>, EvalError> {
-    match task {
-        TaskName::Repetition => repetition::passages(options, tokenizer),
-        TaskName::Needle => needle::passages(options, tokenizer),
-        TaskName::Bpc => bpc::passages(options, tokenizer),
-        TaskName::KeyValue => key_value::passages(options, tokenizer),
-        TaskName::Squad => squad::passages(options, tokenizer),
-        TaskName::TriviaQa => trivia_qa::passages(options, tokenizer),
-        TaskName::CnnDailymail => cnn_dailymail::passages(options, tokenizer),
+tasks! {
+    repetition: Repetition,
+    needle: Needle,
+    bpc: Bpc,
+    key_value: KeyValue,
+    squad: Squad,
+    trivia_qa: TriviaQa,
+    cnn_dailymail: CnnDailymail,
+}
+
+/// A kind of test for a model.
+struct Task {
+    /// The heading of reports and the description in help texts.
+    title: &'static str,
+    /// The meaning of a score, for reports.
+    about: &'static str,
+    /// The score of an example.
+    metric: Metric,
+    /// Makes the examples.
+    passages: fn(&TaskOptions, &TextTokenizer) -> Result<Vec<Passage>, EvalError>,
+}
+
+impl TaskName {
+    /// Returns the heading of reports.
+    pub fn title(self) -> &'static str {
+        self.task().title
+    }
+
+    /// Returns a sentence on the meaning of a score.
+    pub fn about(self) -> &'static str {
+        self.task().about
+    }
+
+    /// Returns the score of an example.
+    pub fn metric(self) -> Metric {
+        self.task().metric
+    }
+
+    /// Makes the examples.
+    ///
+    /// # Errors
+    /// If a context is longer than the model's or too short for the task, if the text is too short,
+    /// or if a file has another form than the task reads.
+    pub fn passages(
+        self,
+        options: &TaskOptions,
+        tokenizer: &TextTokenizer,
+    ) -> Result<Vec<Passage>, EvalError> {
+        (self.task().passages)(options, tokenizer)
     }
 }
 
+impl fmt::Display for TaskName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// The options that examples are made from.
+#[derive(Clone, Debug)]
+pub struct TaskOptions {
+    /// The seed of all random draws.
+    pub seed: u64,
+    /// The number of examples of every task and context. A smaller number gives a prefix of a
+    /// larger.
+    pub examples: usize,
+    /// The numbers of positions to fill, for tasks whose data do not determine the length.
+    pub contexts: Vec<usize>,
+    /// The number of facts in a text, each the subject of a question (needle, key_value).
+    pub needles: usize,
+    /// The number of depths at which needles are placed, from the beginning to the end (needle).
+    pub depths: usize,
+    /// A text in UTF-8 instead of the embedded one (repetition, needle, bpc).
+    pub text: Option<PathBuf>,
+    /// The file of the data set (squad, trivia_qa, cnn_dailymail).
+    pub data: Option<PathBuf>,
+    /// The most positions a question may take: the model's context.
+    pub most: usize,
+}
+
 impl TaskOptions {
-    /// The contexts, none longer than the model's.
+    /// Returns the contexts, after checking that none is longer than the model's.
     fn checked_contexts(&self, task: TaskName) -> Result<&[usize], EvalError> {
         match self.contexts.iter().find(|&&context| context > self.most) {
             Some(&found) => Err(EvalError::Context {
@@ -73,7 +140,7 @@ impl TaskOptions {
         }
     }
 
-    /// Refuses no needles and more than `most`.
+    /// Checks that there are 1 to `most` needles.
     fn check_needles(&self, most: usize) -> Result<(), EvalError> {
         match self.needles {
             found if found == 0 || found > most => Err(EvalError::Needles { most, found }),
@@ -81,14 +148,15 @@ impl TaskOptions {
         }
     }
 
-    /// The file of the data set.
+    /// Returns the file of the data set, or an error if none was given.
     fn data(&self, task: TaskName) -> Result<&Path, EvalError> {
         self.data
             .as_deref()
             .ok_or(EvalError::NoData { task: task.name() })
     }
 
-    /// Draws for the example `index` of a task at a context, independent of those for others.
+    /// Returns the random numbers of example `index` of a task at a context. Other examples have
+    /// independent ones.
     fn rng(&self, task: TaskName, context: usize, index: usize) -> SmallRng {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(task.name().as_bytes());
@@ -99,22 +167,22 @@ impl TaskOptions {
     }
 }
 
-/// Characters of a page or article: long enough to be a test, short enough for the models of the paper.
+/// The characters of a page or article: long enough for a test, short enough for the paper's
+/// models.
 const LENGTHS: RangeInclusive<usize> = 4000..=8000;
 
-/// The tokens of a whole prompt.
-fn opened(tokenizer: &TextTokenizer, prompt: &str) -> Result<Vec<u32>, EvalError> {
-    Ok(tokenizer.encode(prompt, true)?)
-}
+/// The most tokens of a short answer.
+const MAX_TOKENS: usize = 30;
 
-/// A question whose answer begins with one of `answers`. It may take a few tokens more than the longest of them.
-fn answered(
+/// The tokens of a short answer beyond the longest correct one.
+const SPARE_TOKENS: usize = 5;
+
+/// Makes a question whose correct answers begin with one of `answers`.
+fn short_answer(
     tokenizer: &TextTokenizer,
     example: String,
     prompt: &str,
     answers: &[String],
-    max_tokens: usize,
-    spare: usize,
 ) -> Result<Question, EvalError> {
     let mut longest = 0;
     for answer in answers {
@@ -122,19 +190,19 @@ fn answered(
     }
     Ok(Question {
         example,
-        prompt: opened(tokenizer, prompt)?,
+        prompt: tokenizer.encode(prompt, true)?,
         work: Work::Answer {
-            max_tokens: max_tokens.min(longest + spare),
+            max_tokens: MAX_TOKENS.min(longest + SPARE_TOKENS),
             judge: Judge::Answers(answers.to_vec()),
         },
         detail: serde_json::Map::new(),
     })
 }
 
-/// As many examples as are asked for of the `count` rows of a data set, in an order that the seed gives.
+/// Chooses examples among the `count` rows of a data set, in an order that depends on the seed.
 ///
-/// Rows of which `question` makes nothing are passed over, and so are those that are longer than the model's context: cutting them would take away what is
-/// asked for.
+/// Skips a row if `question` returns `None` or a question longer than the model's context. Cutting
+/// the text could remove the answer.
 fn choose(
     options: &TaskOptions,
     task: TaskName,
@@ -178,7 +246,14 @@ fn choose(
 mod tests {
     use super::*;
 
-    /// Options for the model inside the program.
+    #[test]
+    fn names_equal_the_serialized_ones() {
+        for task in TaskName::ALL {
+            assert_eq!(serde_json::to_value(task).unwrap(), task.name());
+        }
+    }
+
+    /// Options for the embedded model.
     pub(super) fn options(contexts: &[usize], examples: usize) -> TaskOptions {
         TaskOptions {
             seed: 0,
@@ -193,7 +268,7 @@ mod tests {
     }
 
     /// The tasks that need no file.
-    const OWN: [TaskName; 4] = [
+    const EMBEDDED: [TaskName; 4] = [
         TaskName::Repetition,
         TaskName::Needle,
         TaskName::Bpc,
@@ -202,12 +277,12 @@ mod tests {
 
     fn made(task: TaskName, options: &TaskOptions) -> Vec<Passage> {
         let tokenizer = sparq_models::embedded::tokenizer().unwrap();
-        passages(task, options, &tokenizer).unwrap()
+        task.passages(options, &tokenizer).unwrap()
     }
 
     #[test]
-    fn more_examples_begin_with_the_same_ones() {
-        for task in OWN {
+    fn examples_are_a_prefix_of_more_examples() {
+        for task in EMBEDDED {
             let examples = |count| {
                 let passages = made(task, &options(&[1536], count));
                 let questions = passages.iter().flat_map(|passage| {
@@ -223,8 +298,8 @@ mod tests {
     }
 
     #[test]
-    fn every_example_has_a_name_of_its_own_and_fits_its_context() {
-        for task in OWN {
+    fn examples_have_unique_names_and_fit_the_context() {
+        for task in EMBEDDED {
             let passages = made(task, &options(&[1024, 2048], 9));
             let mut names: Vec<&str> = Vec::new();
             for passage in &passages {
@@ -246,8 +321,8 @@ mod tests {
     }
 
     #[test]
-    fn another_seed_is_another_text() {
-        for task in OWN {
+    fn examples_depend_on_the_seed() {
+        for task in EMBEDDED {
             let text = |seed| {
                 let options = TaskOptions {
                     seed,
@@ -261,10 +336,12 @@ mod tests {
     }
 
     #[test]
-    fn a_context_beyond_the_models_is_refused() {
+    fn contexts_beyond_the_model_are_refused() {
         let tokenizer = sparq_models::embedded::tokenizer().unwrap();
-        for task in OWN {
-            let error = passages(task, &options(&[1024, 8193], 1), &tokenizer).unwrap_err();
+        for task in EMBEDDED {
+            let error = task
+                .passages(&options(&[1024, 8193], 1), &tokenizer)
+                .unwrap_err();
             let message = error.to_string();
             assert!(
                 message.contains("at most 8192") && message.contains("8193"),

@@ -1,18 +1,23 @@
-//! A needle in a haystack: prose with facts in it, each of which is asked for.
+//! Needle in a haystack: prose with hidden facts, and a question for each fact.
 
 use sparq_models::text::TextTokenizer;
 
-use super::TaskOptions;
+use super::{Task, TaskOptions};
 use crate::haystack::{Depths, Haystack, MAX_NEEDLES, Needle, sentence_excess};
 use crate::prose::{BIBLE, Prose, text_or};
 use crate::score::Judge;
-use crate::{EvalError, Passage, Question, TaskName, Work};
+use crate::{EvalError, Metric, Passage, Question, TaskName, Work};
 
-/// Texts with needles at depths of a grid, so that after as many texts as depths each depth has been asked for as often.
-pub(super) fn passages(
-    options: &TaskOptions,
-    tokenizer: &TextTokenizer,
-) -> Result<Vec<Passage>, EvalError> {
+pub(super) const TASK: Task = Task {
+    title: "Needles in a haystack",
+    about: "The share of facts found in a long text; more is better.",
+    metric: Metric::PrefixMatch,
+    passages,
+};
+
+/// Makes texts with needles at the depths of a grid. After as many texts as depths, every depth has
+/// had the same number of questions.
+fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
     let task = TaskName::Needle;
     let contexts = options.checked_contexts(task)?;
     options.check_needles(options.depths.min(MAX_NEEDLES))?;
@@ -44,7 +49,7 @@ pub(super) fn passages(
     Ok(passages)
 }
 
-/// The depths of a text's needles: as far from each other as the grid allows, and one further in every text.
+/// Returns the depths of a text's needles: spread over the grid, and moved by one in every text.
 fn depths(text: usize, needles: usize, grid: usize) -> Vec<f64> {
     let stride = grid / needles;
     (0..needles)
@@ -52,7 +57,7 @@ fn depths(text: usize, needles: usize, grid: usize) -> Vec<f64> {
         .collect()
 }
 
-/// The question for a needle. Right is the code alone or in a sentence.
+/// Makes the question for a needle. Correct answers are the code, alone or in its sentence.
 pub(super) fn question(
     prose: &Prose,
     needle: &Needle,
@@ -84,7 +89,7 @@ mod tests {
     use crate::tasks::tests::options;
 
     #[test]
-    fn every_depth_is_asked_for_as_often() {
+    fn depths_get_equally_many_questions() {
         let mut counts = BTreeMap::new();
         for text in 0..17 {
             let depths = depths(text, 4, 17);
@@ -98,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_right_alone_and_in_its_sentence_only() {
+    fn answers_are_the_code_or_its_sentence() {
         let tokenizer = embedded::tokenizer().unwrap();
         let passage = passages(&options(&[2048], 1), &tokenizer)
             .unwrap()
@@ -121,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_stands_once_in_the_text() {
+    fn answers_occur_once_in_the_text() {
         let tokenizer = embedded::tokenizer().unwrap();
         for passage in passages(&options(&[2048], 8), &tokenizer).unwrap() {
             let text = tokenizer.decode(&passage.text, false).unwrap();

@@ -1,27 +1,32 @@
-//! Repetition: a long text, an excerpt of it, and the model is to go on as the text does.
+//! Repetition: after a long text comes an excerpt of it, which the model has to continue as the
+//! text does.
 
 use rand::Rng;
 use sparq_models::text::TextTokenizer;
 
-use super::TaskOptions;
+use super::{Task, TaskOptions};
 use crate::prose::{PLAYS, Prose, place, text_or};
 use crate::score::Judge;
-use crate::{EvalError, Passage, Question, TaskName, Work};
+use crate::{EvalError, Metric, Passage, Question, TaskName, Work};
 
-/// Characters of the excerpt that is given, at least; it ends with a word.
+/// The least number of characters of the excerpt, which ends with a word.
 const GIVEN: usize = 128;
 
-/// Characters that are to follow.
+/// The number of characters the model has to continue with.
 const ASKED: usize = 256;
 
-/// What stands between text and excerpt.
+/// The text between the long text and the excerpt.
 const SEPARATOR: &str = "\n";
 
-/// Texts that fill a context, each with one excerpt.
-pub(super) fn passages(
-    options: &TaskOptions,
-    tokenizer: &TextTokenizer,
-) -> Result<Vec<Passage>, EvalError> {
+pub(super) const TASK: Task = Task {
+    title: "Repetition",
+    about: "Characters of an excerpt of the text continued without an error; more is better.",
+    metric: Metric::Characters,
+    passages,
+};
+
+/// Makes texts that fill a context, each with one excerpt.
+fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
     let task = TaskName::Repetition;
     let contexts = options.checked_contexts(task)?;
     let prose = Prose::new(&text_or(options.text.as_deref(), PLAYS)?, tokenizer)?;
@@ -37,7 +42,7 @@ pub(super) fn passages(
     Ok(passages)
 }
 
-/// The text from a place in the prose, and the excerpt from a place within the text.
+/// Makes an example of the text at `at` in the prose and the excerpt at `within` in the text.
 fn passage(
     prose: &Prose,
     context: usize,
@@ -47,7 +52,8 @@ fn passage(
 ) -> Result<Passage, EvalError> {
     let task = TaskName::Repetition.name();
     let window = prose.window(task, at, context)?;
-    // The text is what excerpt and answer leave of the context, and they are known only when it is: it shrinks until they fit.
+    // Excerpt and answer take tokens from the text, and depend on it. The text shrinks until they
+    // fit.
     let mut reserve = prose.opening().len();
     while reserve < context {
         let text = &window[..context - reserve];
@@ -87,17 +93,18 @@ fn passage(
 struct Excerpt {
     given: String,
     asked: String,
-    /// Where in the text it begins, from 0 to 1.
+    /// The place in the text where the excerpt begins, from 0 to 1.
     depth: f64,
 }
 
-/// Whole words from a place on, and the characters that follow; `None` where the text is too short for them.
+/// Takes whole words from a place in the text, and the characters that follow. Returns `None` if
+/// the text is too short.
 fn excerpt(text: &str, within: f64) -> Option<Excerpt> {
     let characters: Vec<char> = text.chars().collect();
     let is_space = |index: &usize| characters[*index].is_whitespace();
     let last = characters.len().checked_sub(GIVEN + ASKED + 1)?;
     let place = (within * last as f64) as usize;
-    // Backwards from the last start, so that a word is found wherever the place is.
+    // Searching backwards finds a word from any place.
     let begin = |place: usize| {
         (0..=place)
             .rev()
@@ -126,7 +133,7 @@ mod tests {
     use crate::tasks::tests::options;
 
     #[test]
-    fn the_excerpt_stands_in_the_text_and_goes_on_as_is_asked() {
+    fn excerpts_occur_in_the_text_with_their_answers() {
         let tokenizer = embedded::tokenizer().unwrap();
         for passage in passages(&options(&[1024, 2048], 12), &tokenizer).unwrap() {
             let question = &passage.questions[0];
@@ -148,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn excerpts_come_from_everywhere() {
+    fn excerpts_come_from_all_depths() {
         let tokenizer = embedded::tokenizer().unwrap();
         let passages = passages(&options(&[8192], 40), &tokenizer).unwrap();
         let depth = |passage: &Passage| passage.questions[0].detail["depth"].as_f64().unwrap();
@@ -158,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_context_without_room_is_refused() {
+    fn contexts_that_are_too_short_are_refused() {
         let tokenizer = embedded::tokenizer().unwrap();
         let error = passages(&options(&[600], 1), &tokenizer).unwrap_err();
         assert!(error.to_string().contains("found 600"), "{error}");

@@ -1,4 +1,4 @@
-//! SQuAD v1.1, one shot: the paragraph that has the answer is among seven others.
+//! SQuAD v1.1, one shot: the paragraph with the answer stands among seven others.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -9,22 +9,16 @@ use serde::Deserialize;
 use serde_json::Value;
 use sparq_models::text::TextTokenizer;
 
-use super::{TaskOptions, choose};
+use super::{Task, TaskOptions, choose, short_answer};
 use crate::datasets::{self, Row};
-use crate::{EvalError, Passage, TaskName};
+use crate::{EvalError, Metric, Passage, TaskName};
 
-/// Other paragraphs beside the one that has the answer.
+/// The number of paragraphs beside the one with the answer.
 const OTHERS: usize = 7;
 
-/// The most tokens of an answer.
-const MAX_TOKENS: usize = 30;
-
-/// Tokens of an answer beyond its longest right one.
-const SPARE_TOKENS: usize = 5;
-
-/// A question, as the columns of the data set on the Hugging Face hub are named.
+/// A question. The fields are named as the columns of the data set on the Hugging Face Hub.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-struct Asked {
+struct QuestionRow {
     id: String,
     title: String,
     context: String,
@@ -37,7 +31,7 @@ struct Answers {
     text: Vec<String>,
 }
 
-/// The document that the authors of SQuAD publish (`dev-v1.1.json`).
+/// The document published by the authors of SQuAD (`dev-v1.1.json`).
 #[derive(Deserialize)]
 struct Document {
     data: Vec<Article>,
@@ -67,7 +61,7 @@ struct Text {
     text: String,
 }
 
-impl Row for Asked {
+impl Row for QuestionRow {
     const COLUMNS: &'static [&'static str] =
         &["id", "title", "context", "question", "answers.text"];
 
@@ -77,7 +71,7 @@ impl Row for Asked {
         for article in document.data {
             for paragraph in article.paragraphs {
                 rows.extend(paragraph.qas.into_iter().map(|entry| {
-                    Asked {
+                    QuestionRow {
                         id: entry.id,
                         title: article.title.clone(),
                         context: paragraph.context.clone(),
@@ -96,26 +90,30 @@ impl Row for Asked {
         Ok(rows)
     }
 
-    /// A question without an answer can't be scored.
+    // A question without an answer cannot be scored.
     fn trim(&mut self) -> bool {
         !self.answers.text.is_empty()
     }
 }
 
-/// Questions in an order of the seed's.
-pub(super) fn passages(
-    options: &TaskOptions,
-    tokenizer: &TextTokenizer,
-) -> Result<Vec<Passage>, EvalError> {
+pub(super) const TASK: Task = Task {
+    title: "SQuAD, one shot",
+    about: "The share of questions whose answer begins with a correct one; more is better.",
+    metric: Metric::PrefixMatch,
+    passages,
+};
+
+/// Makes examples of questions in an order that depends on the seed.
+fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
     let path = options.data(TaskName::Squad)?;
-    let rows: Vec<Asked> = datasets::rows(path)?;
+    let rows: Vec<QuestionRow> = datasets::rows(path)?;
     let contexts: Vec<String> = rows
         .iter()
         .map(paragraph)
         .collect::<BTreeSet<_>>()
         .into_iter()
         .collect();
-    let mut of_context: HashMap<&str, Vec<&Asked>> = HashMap::new();
+    let mut of_context: HashMap<&str, Vec<&QuestionRow>> = HashMap::new();
     for row in &rows {
         of_context.entry(&row.context).or_default().push(row);
     }
@@ -136,18 +134,12 @@ pub(super) fn passages(
             return Ok(None);
         };
         let prompt = prompt(row, shot, &contexts, rng);
-        Ok(Some(super::answered(
-            tokenizer,
-            row.id.clone(),
-            &prompt,
-            &row.answers.text,
-            MAX_TOKENS,
-            SPARE_TOKENS,
-        )?))
+        let example = row.id.clone();
+        short_answer(tokenizer, example, &prompt, &row.answers.text).map(Some)
     })
 }
 
-fn paragraph(row: &Asked) -> String {
+fn paragraph(row: &QuestionRow) -> String {
     format!(
         "Title: {}. Background: {}",
         row.title.replace('_', " "),
@@ -155,14 +147,14 @@ fn paragraph(row: &Asked) -> String {
     )
 }
 
-/// The question that is shown with its answer: another one about the same paragraph, or else any other.
+/// Chooses the question shown with its answer: another one on the same paragraph, or any other.
 fn shot<'a>(
-    row: &Asked,
-    near: &[&'a Asked],
-    all: &'a [Asked],
+    row: &QuestionRow,
+    near: &[&'a QuestionRow],
+    all: &'a [QuestionRow],
     rng: &mut SmallRng,
-) -> Option<&'a Asked> {
-    let near: Vec<&Asked> = near
+) -> Option<&'a QuestionRow> {
+    let near: Vec<&QuestionRow> = near
         .iter()
         .copied()
         .filter(|other| other.id != row.id)
@@ -170,16 +162,21 @@ fn shot<'a>(
     if let Some(other) = near.choose(rng) {
         return Some(other);
     }
-    // Nearly every draw is another one.
+    // Nearly every draw succeeds.
     (0..100)
         .filter_map(|_| all.choose(rng))
         .find(|other| other.id != row.id)
 }
 
-/// The paragraphs, shuffled, an answered question and the question.
-fn prompt(row: &Asked, shot: &Asked, contexts: &[String], rng: &mut SmallRng) -> String {
+/// Writes the prompt: the paragraphs, shuffled, the question with its answer, and the question.
+fn prompt(
+    row: &QuestionRow,
+    shot: &QuestionRow,
+    contexts: &[String],
+    rng: &mut SmallRng,
+) -> String {
     let own = paragraph(row);
-    // One more than needed, in case the own one is among them.
+    // One more than needed, because the own one may be among them.
     let drawn = contexts.choose_multiple(rng, OTHERS + 1);
     let mut paragraphs: Vec<&String> = drawn.filter(|&other| *other != own).take(OTHERS).collect();
     paragraphs.push(&own);
@@ -191,7 +188,9 @@ fn prompt(row: &Asked, shot: &Asked, contexts: &[String], rng: &mut SmallRng) ->
         .iter()
         .min_by_key(|answer| answer.chars().count());
     format!(
-        "{}\nFrom what you've just read about {}, please answer the following questions.\nQuestion: {}\nAnswer: {}\nQuestion: {}\nAnswer:",
+        "{}\n\
+         From what you've just read about {}, please answer the following questions.\n\
+         Question: {}\nAnswer: {}\nQuestion: {}\nAnswer:",
         paragraphs.join("\n"),
         row.title.replace('_', " "),
         shot.question,

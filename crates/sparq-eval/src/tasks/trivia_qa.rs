@@ -1,4 +1,4 @@
-//! TriviaQA, zero shot, open book: a page of Wikipedia and a question.
+//! TriviaQA, zero shot, open book: a page of Wikipedia and a question on it.
 
 use std::path::{Path, PathBuf};
 
@@ -7,19 +7,13 @@ use serde::Deserialize;
 use serde_json::Value;
 use sparq_models::text::TextTokenizer;
 
-use super::{LENGTHS, TaskOptions, choose};
+use super::{LENGTHS, Task, TaskOptions, choose, short_answer};
 use crate::datasets::{self, Row};
-use crate::{EvalError, Passage, TaskName};
+use crate::{EvalError, Metric, Passage, TaskName};
 
-/// The most tokens of an answer.
-const MAX_TOKENS: usize = 30;
-
-/// Tokens of an answer beyond its longest right one.
-const SPARE_TOKENS: usize = 5;
-
-/// A question, as the columns of the data set on the Hugging Face hub are named (`rc`).
+/// A question. The fields are named as the columns of the data set `rc` on the Hugging Face Hub.
 #[derive(Clone, Debug, Deserialize)]
-struct Asked {
+struct QuestionRow {
     question_id: String,
     question: String,
     answer: Answer,
@@ -34,15 +28,16 @@ struct Answer {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 struct Pages {
-    /// The pages' text.
+    /// The text of the pages.
     #[serde(default)]
     wiki_context: Vec<String>,
-    /// The pages' files, where the text is not at hand.
+    /// The files of the pages, if the row holds no text.
     #[serde(skip)]
     files: Vec<PathBuf>,
 }
 
-/// The document that the authors of TriviaQA publish (`qa/wikipedia-dev.json`), with the pages in files beside it.
+/// The document published by the authors of TriviaQA (`qa/wikipedia-dev.json`). The pages are
+/// separate files.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Document {
@@ -71,10 +66,10 @@ struct Page {
     filename: String,
 }
 
-/// Where the pages are, from the folder of the document.
+/// The folder of the pages, relative to that of the document.
 const EVIDENCE: &str = "../evidence/wikipedia";
 
-impl Row for Asked {
+impl Row for QuestionRow {
     const COLUMNS: &'static [&'static str] = &[
         "question_id",
         "question",
@@ -85,7 +80,7 @@ impl Row for Asked {
     fn from_document(document: Value, path: &Path) -> Result<Vec<Self>, String> {
         let document: Document = datasets::parse(document)?;
         let folder = path.parent().unwrap_or(Path::new(".")).join(EVIDENCE);
-        let row = |entry: Entry| Asked {
+        let row = |entry: Entry| QuestionRow {
             question_id: entry.question_id,
             question: entry.question,
             answer: Answer {
@@ -111,13 +106,13 @@ impl Row for Asked {
     }
 }
 
-/// Whether a page is neither too short to be a test nor too long for the models of the paper.
+/// Returns whether a page is neither too short for a test nor too long for the paper's models.
 fn is_page(page: &str) -> bool {
     LENGTHS.contains(&page.chars().count())
 }
 
-impl Asked {
-    /// The pages of a fitting length.
+impl QuestionRow {
+    /// Returns the pages of a suitable length.
     fn pages(&self) -> Result<Vec<String>, EvalError> {
         let mut pages = self.entity_pages.wiki_context.clone();
         for path in &self.entity_pages.files {
@@ -131,13 +126,17 @@ impl Asked {
     }
 }
 
-/// Questions in an order of the seed's, each with one of its pages.
-pub(super) fn passages(
-    options: &TaskOptions,
-    tokenizer: &TextTokenizer,
-) -> Result<Vec<Passage>, EvalError> {
+pub(super) const TASK: Task = Task {
+    title: "TriviaQA, zero shot",
+    about: "The share of questions whose answer begins with a correct one; more is better.",
+    metric: Metric::PrefixMatch,
+    passages,
+};
+
+/// Makes examples of questions in an order that depends on the seed, each with one of its pages.
+fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
     let path = options.data(TaskName::TriviaQa)?;
-    let rows: Vec<Asked> = datasets::rows(path)?;
+    let rows: Vec<QuestionRow> = datasets::rows(path)?;
     choose(
         options,
         TaskName::TriviaQa,
@@ -149,16 +148,9 @@ pub(super) fn passages(
                 return Ok(None);
             };
             let prompt = format!("{page}\nQuestion: {}\nAnswer:", row.question);
-            // The same question may stand in the data twice.
+            // The data may contain a question twice.
             let example = format!("{} row={index}", row.question_id);
-            Ok(Some(super::answered(
-                tokenizer,
-                example,
-                &prompt,
-                &row.answer.aliases,
-                MAX_TOKENS,
-                SPARE_TOKENS,
-            )?))
+            short_answer(tokenizer, example, &prompt, &row.answer.aliases).map(Some)
         },
     )
 }

@@ -1,51 +1,51 @@
-//! Values with error bars beside their names: [`DotPlot`].
+//! [`DotPlot`]: named values with error bars.
 
 use plotters::prelude::*;
 
 use super::sheet::{self, Anchor, Area, text};
 use super::{ChartError, Layout, Marker, Paint};
 
-/// A value.
+/// A named value.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dot {
-    /// Its name.
+    /// The name.
     pub label: String,
     /// The value.
     pub value: f64,
-    /// The ends of its error bar.
+    /// The ends of the error bar.
     pub interval: Option<(f64, f64)>,
-    /// What is written behind it.
+    /// The text to the right of the value.
     pub note: String,
-    /// Its colour.
+    /// The colour.
     pub paint: Paint,
-    /// Its mark.
+    /// The marker.
     pub marker: Marker,
 }
 
-/// Values one below the other on one axis, with a dashed line to compare with.
+/// Values below each other on one axis, with a dashed reference line.
 #[derive(Clone, Debug)]
 pub struct DotPlot {
-    /// What it shows.
+    /// The title.
     pub title: String,
-    /// What the axis shows.
+    /// The label of the axis.
     pub x_label: String,
-    /// How its numbers are written.
+    /// The format of numbers on the axis.
     pub format: fn(f64) -> String,
-    /// The value of the dashed line.
+    /// The value of the reference line.
     pub reference: Option<f64>,
     /// The values from top to bottom.
     pub dots: Vec<Dot>,
 }
 
-/// The height of a value, in pixels; on a narrow screen its name has a line of its own.
+/// The height of a value in pixels. In the narrow layout the name has a separate line.
 const ROW: i32 = 26;
 const NARROW_ROW: i32 = 44;
 
 impl DotPlot {
-    /// The picture.
+    /// Draws the plot.
     ///
     /// # Errors
-    /// When there is no value, or one that is no number.
+    /// If there are no values or one is not finite.
     pub fn svg(&self, layout: Layout) -> Result<String, ChartError> {
         let ends = |dot: &Dot| dot.interval.unwrap_or((dot.value, dot.value));
         let values = self.dots.iter().flat_map(|dot| {
@@ -54,12 +54,12 @@ impl DotPlot {
         });
         let values: Vec<f64> = values.chain(self.reference).collect();
         if self.dots.is_empty() || values.iter().any(|value| !value.is_finite()) {
-            let why = "expected at least one value, and numbers only";
+            let why = "expected at least one value and only finite numbers";
             return Err(ChartError::new(&self.title, why));
         }
         let low = values.iter().copied().fold(f64::INFINITY, f64::min);
         let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        // All the same: an axis around it.
+        // Equal values need an axis around them.
         let room = if high > low {
             0.06 * (high - low)
         } else {
@@ -149,7 +149,7 @@ impl DotPlot {
     }
 }
 
-/// At most so many round numbers between two.
+/// Returns round numbers between two numbers, about `most`.
 fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
     let rough = (high - low) / most as f64;
     let magnitude = 10_f64.powf(rough.log10().floor());
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn one_value_has_an_axis_too() {
+    fn single_value_has_an_axis() {
         let plot = |value| DotPlot {
             title: "dots".into(),
             x_label: "score".into(),

@@ -1,4 +1,4 @@
-//! A grid of coloured cells: [`HeatMap`].
+//! [`HeatMap`]: a grid of coloured cells.
 
 use plotters::prelude::*;
 
@@ -8,17 +8,17 @@ use super::{ChartError, Layout};
 /// A cell.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cell {
-    /// The column's index.
+    /// The index of the column.
     pub column: usize,
-    /// The row's index.
+    /// The index of the row.
     pub row: usize,
-    /// From 0 to 1, which decides the colour.
+    /// The value from 0 to 1, shown as a colour.
     pub value: f64,
-    /// What is written in it.
+    /// The text in the cell.
     pub label: String,
 }
 
-/// Values over two lists of names, each as a colour and as a number.
+/// Values over named columns and rows, each as a colour and a text.
 ///
 /// ```
 /// use sparq_output::charts::{Cell, HeatMap, Layout};
@@ -36,21 +36,21 @@ pub struct Cell {
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeatMap {
-    /// What it shows.
+    /// The title.
     pub title: String,
-    /// What the columns are.
+    /// The label of the columns.
     pub x_label: String,
-    /// What the rows are.
+    /// The label of the rows.
     pub y_label: String,
     /// The columns from left to right.
     pub columns: Vec<String>,
     /// The rows from top to bottom.
     pub rows: Vec<String>,
-    /// What is known; a place without a cell stays empty.
+    /// The cells. Places without a cell stay empty.
     pub cells: Vec<Cell>,
 }
 
-/// Dark blue to light yellow through green, whose lightness alone tells the order (points of viridis).
+/// Colours from dark blue through green to light yellow, ordered by lightness (points of viridis).
 const RAMP: [(u8, u8, u8); 6] = [
     (68, 1, 84),
     (65, 68, 135),
@@ -60,28 +60,31 @@ const RAMP: [(u8, u8, u8); 6] = [
     (253, 231, 37),
 ];
 
-/// Text on cells is not quite ink and paper: it stays as it is where these change.
+/// The colours of text on cells. They differ from ink and paper, so dark mode does not change them.
 const ON_LIGHT: RGBColor = RGBColor(16, 16, 16);
 const ON_DARK: RGBColor = RGBColor(250, 250, 250);
 
-/// The height of a row and the most a column is wide, in pixels.
+/// The height of a row and the largest width of a column, in pixels.
 const ROW: i32 = 26;
 const COLUMN: i32 = 84;
 
 impl HeatMap {
-    /// The picture.
+    /// Draws the map.
     ///
     /// # Errors
-    /// When there is no row or column, a cell is outside of them, or its value is no number.
+    /// If there are no rows or columns, a cell is outside of them, or its value is not finite.
     pub fn svg(&self, layout: Layout) -> Result<String, ChartError> {
         let (columns, rows) = (self.columns.len(), self.rows.len());
         if columns == 0 || rows == 0 {
-            return Err(ChartError::new(&self.title, "no rows or no columns"));
+            return Err(ChartError::new(
+                &self.title,
+                "expected at least one row and column",
+            ));
         }
         let outside = |cell: &&Cell| cell.column >= columns || cell.row >= rows;
         if let Some(cell) = self.cells.iter().find(outside) {
             let why = format!(
-                "a cell at {}, {} of {columns} x {rows}",
+                "expected cells within {columns} x {rows}, found one at {}, {}",
                 cell.column, cell.row
             );
             return Err(ChartError::new(&self.title, why));
@@ -89,7 +92,7 @@ impl HeatMap {
         if self.cells.iter().any(|cell| !cell.value.is_finite()) {
             return Err(ChartError::new(
                 &self.title,
-                "the value of a cell is no number",
+                "expected finite values of cells",
             ));
         }
         let (left, top) = (64, if layout.is_titled() { 46 } else { 14 });
@@ -140,7 +143,7 @@ impl HeatMap {
             let y = top + ROW * index as i32 + ROW / 2;
             text(area, row, (left - 6, y), 12, Anchor::End, BLACK)?;
         }
-        // Where columns are narrower than their names, only some are named.
+        // Names wider than their columns are shown for some columns only.
         let widest = self.columns.iter().map(|name| name.chars().count()).max();
         let every = (widest.unwrap_or(0) as i32 * 8 + 6).div_euclid(wide) as usize + 1;
         for (index, column) in self.columns.iter().enumerate().step_by(every) {
@@ -166,7 +169,7 @@ impl HeatMap {
         self.draw_scale(area, (left, bottom + 54))
     }
 
-    /// What the colours mean.
+    /// Draws the scale of colours.
     fn draw_scale(
         &self,
         area: &Area<'_>,
@@ -194,7 +197,7 @@ impl HeatMap {
     }
 }
 
-/// The colour of a value from 0 to 1.
+/// Returns the colour of a value from 0 to 1.
 fn ramp(value: f64) -> RGBColor {
     let at = value.clamp(0.0, 1.0) * (RAMP.len() - 1) as f64;
     let low = (at as usize).min(RAMP.len() - 2);
@@ -204,7 +207,7 @@ fn ramp(value: f64) -> RGBColor {
     RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
 }
 
-/// How light a colour looks, from 0 to 1.
+/// Returns the perceived lightness of a colour, from 0 to 1.
 fn lightness(RGBColor(r, g, b): RGBColor) -> f64 {
     (0.299 * f64::from(r) + 0.587 * f64::from(g) + 0.114 * f64::from(b)) / 255.0
 }
@@ -214,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_larger_value_is_lighter() {
+    fn larger_values_are_lighter() {
         let light: Vec<f64> = (0..=20)
             .map(|n| lightness(ramp(f64::from(n) / 20.0)))
             .collect();
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_outside_is_refused() {
+    fn cells_outside_are_refused() {
         let mut map = HeatMap {
             title: "map".into(),
             x_label: "x".into(),
@@ -239,7 +242,7 @@ mod tests {
             }],
         };
         let error = map.svg(Layout::File).unwrap_err().to_string();
-        assert_eq!(error, "map: a cell at 1, 0 of 1 x 1");
+        assert_eq!(error, "map: expected cells within 1 x 1, found one at 1, 0");
         map.cells[0].column = 0;
         map.cells[0].value = f64::NAN;
         assert!(map.svg(Layout::File).is_err());

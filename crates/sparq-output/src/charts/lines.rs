@@ -1,4 +1,4 @@
-//! Lines over a logarithmic axis: [`Chart`].
+//! [`Chart`]: lines over a logarithmic axis.
 
 use std::ops::Range;
 
@@ -11,13 +11,13 @@ use super::{ChartError, Layout, Marker, Paint};
 /// A line of a chart.
 #[derive(Clone, Debug)]
 pub struct Series {
-    /// Its name in the legend.
+    /// The name in the legend.
     pub label: String,
-    /// Points from left to right.
+    /// The points from left to right.
     pub points: Vec<(f64, f64)>,
-    /// Error bars: x, and the ends in y.
+    /// The error bars: x and both ends in y.
     pub bars: Vec<(f64, f64, f64)>,
-    /// The mark at each point; lines of one chart that have none but discs are drawn without marks in the legend.
+    /// The marker of the points. If all lines have discs, the legend shows no markers.
     pub marker: Marker,
     color: RGBColor,
     stroke: Stroke,
@@ -26,14 +26,14 @@ pub struct Series {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stroke {
     Solid,
-    /// Without marks.
+    /// Solid without markers.
     Bare,
     Dashed,
     None,
 }
 
 impl Series {
-    /// A solid line with a mark at each point.
+    /// Creates a solid line with a marker at each point.
     pub fn new(label: &str, color: Paint) -> Self {
         Self {
             label: label.to_owned(),
@@ -45,7 +45,7 @@ impl Series {
         }
     }
 
-    /// A dashed line without marks.
+    /// Creates a dashed line without markers.
     pub fn dashed(label: &str, color: Paint) -> Self {
         Self {
             stroke: Stroke::Dashed,
@@ -53,7 +53,7 @@ impl Series {
         }
     }
 
-    /// A solid line without marks.
+    /// Creates a solid line without markers.
     pub fn bare(label: &str, color: Paint) -> Self {
         Self {
             stroke: Stroke::Bare,
@@ -61,7 +61,7 @@ impl Series {
         }
     }
 
-    /// Marks without a line.
+    /// Creates markers without a line.
     pub fn scattered(label: &str, color: Paint, marker: Marker) -> Self {
         Self {
             stroke: Stroke::None,
@@ -70,7 +70,7 @@ impl Series {
         }
     }
 
-    /// With another mark.
+    /// Replaces the marker.
     pub fn with_marker(self, marker: Marker) -> Self {
         Self { marker, ..self }
     }
@@ -79,20 +79,20 @@ impl Series {
 /// An axis.
 #[derive(Clone, Copy, Debug)]
 pub struct Axis {
-    /// What it shows.
+    /// The label.
     pub label: &'static str,
-    /// How its numbers are written.
+    /// The format of numbers.
     pub format: fn(f64) -> String,
 }
 
-/// How the y axis goes.
+/// The scale of the y axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scale {
-    /// Logarithmic, as far as the points reach.
+    /// Logarithmic over the range of the points.
     Log,
-    /// Linear, from 0 as far as the points reach.
+    /// Linear from 0 to the largest point.
     FromZero,
-    /// Linear, between these.
+    /// Linear between these ends.
     Between(f64, f64),
 }
 
@@ -117,29 +117,29 @@ pub enum Scale {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Chart {
-    /// What it shows.
+    /// The title.
     pub title: String,
     /// The x axis.
     pub x: Axis,
     /// The y axis.
     pub y: Axis,
-    /// How the y axis goes.
+    /// The scale of the y axis.
     pub y_scale: Scale,
-    /// Where the x axis has labels; at each point of a line where none are given.
+    /// The labels of the x axis. `None` for one at each point.
     pub ticks: Option<Vec<f64>>,
     /// The lines.
     pub series: Vec<Series>,
 }
 
 impl Chart {
-    /// The picture.
+    /// Draws the chart.
     ///
     /// # Errors
-    /// When there is no point, or one that is no number.
+    /// If there are no points or one is not finite.
     pub fn svg(&self, layout: Layout) -> Result<String, ChartError> {
         let points = || self.series.iter().flat_map(|series| &series.points);
         if points().any(|(x, y)| !(x.is_finite() && y.is_finite())) {
-            return Err(ChartError::new(&self.title, "a point is no number"));
+            return Err(ChartError::new(&self.title, "expected finite points"));
         }
         let largest = points()
             .map(|point| point.1)
@@ -166,10 +166,9 @@ impl Chart {
             .collect();
         x.sort_by(f64::total_cmp);
         x.dedup();
-        let (&first, &last) = x
-            .first()
-            .zip(x.last())
-            .ok_or_else(|| ChartError::new(&self.title, "a chart needs at least one point"))?;
+        let (&first, &last) = x.first().zip(x.last()).ok_or_else(|| {
+            ChartError::new(&self.title, "expected at least one point, found none")
+        })?;
         let ticks = self.ticks.clone().unwrap_or(x);
         let size = (layout.width(), layout.height(self.legend_lines(layout)));
         sheet::draw(&self.title, size, |area| {
@@ -238,7 +237,7 @@ impl Chart {
             if series.stroke == Stroke::Bare {
                 continue;
             }
-            // Marks that are not discs are a little larger, so that their corners show.
+            // Markers with corners are larger, to keep the corners visible.
             let radius = if series.marker == Marker::Circle {
                 3
             } else {
@@ -249,7 +248,7 @@ impl Chart {
                 series.marker.draw(area, place, radius, color)?;
             }
         }
-        // Beside the lines, which a legend among them would hide.
+        // The legend stands beside the lines, where it hides none.
         let marked = self.series.iter().any(|line| line.marker != Marker::Circle);
         let mut line = 0;
         for series in &self.series {
@@ -266,7 +265,7 @@ impl Chart {
 }
 
 impl Series {
-    /// What stands for it in the legend, with its mark where lines have different ones.
+    /// Returns the sample for the legend, with its marker if the lines have different ones.
     fn sample(&self, marked: bool) -> Sample {
         let (dashes, width, marks): (&[(i32, i32)], u32, bool) = match self.stroke {
             Stroke::Solid => (&[(0, 24)], 2, true),

@@ -1,8 +1,9 @@
-//! Charts as SVG, the same bytes for the same data: no fonts of the system are asked.
+//! Charts as SVG. The same data give the same bytes, because no system fonts are used.
 //!
-//! Each kind of chart is a file: lines ([`Chart`]), a grid of coloured cells ([`HeatMap`]), values with error bars beside their names ([`DotPlot`]), and what
-//! lies over positions ([`PositionPlot`]). All are drawn in a [`Layout`], in colours of [`Paint`], whose names a page may give other values in the dark:
-//! ink and paper are [`INK`] and [`PAPER`], and nothing else has these colours.
+//! There are four kinds: lines ([`Chart`]), coloured cells ([`HeatMap`]), named values with error
+//! bars ([`DotPlot`]) and values over positions ([`PositionPlot`]). All are drawn in a [`Layout`]
+//! with the colours of [`Paint`]. Text and background are [`INK`] and [`PAPER`], which nothing else
+//! uses, so a page can replace them in dark mode.
 
 mod dots;
 mod heat;
@@ -18,13 +19,13 @@ pub use paint::{INK, Marker, PAPER, Paint};
 pub use positions::{PositionPlot, Row};
 pub use sheet::Layout;
 
-/// Why a chart can't be drawn.
+/// An error of drawing a chart.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{title}: {why}")]
 pub struct ChartError {
-    /// The chart's title.
+    /// The title of the chart.
     pub title: String,
-    /// What is wrong.
+    /// The reason.
     pub why: String,
 }
 

@@ -1,21 +1,21 @@
-//! Colours and marks.
+//! Colours and markers.
 
 use plotters::prelude::*;
 
 use super::sheet::Area;
 
-/// The colour of text, axes and the black line, as it is written in the SVG.
+/// The colour of text, axes and black lines in the SVG.
 pub const INK: &str = "#000000";
 
-/// The colour of the background, as it is written in the SVG.
+/// The colour of the background in the SVG.
 pub const PAPER: &str = "#FFFFFF";
 
-/// Colours that are told apart with any kind of colour vision (Okabe and Ito).
+/// Colours that differ for any kind of colour vision (Okabe and Ito).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paint {
-    /// What stands for dense attention.
+    /// Black, the colour of dense attention.
     Black,
-    /// What is beside the point.
+    /// Grey, for secondary lines.
     Grey,
     /// Vermilion.
     Vermilion,
@@ -32,7 +32,7 @@ pub enum Paint {
 }
 
 impl Paint {
-    /// Colours of lines, the most different first.
+    /// The colours of lines, the most different first.
     pub const LINES: [Paint; 7] = [
         Paint::Vermilion,
         Paint::Blue,
@@ -56,7 +56,7 @@ impl Paint {
         }
     }
 
-    /// The colour as it is written in the SVG.
+    /// Returns the colour as written in the SVG.
     ///
     /// ```
     /// assert_eq!(sparq_output::charts::Paint::Blue.hex(), "#0072B2");
@@ -67,7 +67,7 @@ impl Paint {
     }
 }
 
-/// The mark of a point, so that lines are told apart without their colours too.
+/// The marker of a point, which distinguishes lines without their colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Marker {
     /// A disc.
@@ -75,18 +75,18 @@ pub enum Marker {
     Circle,
     /// A square.
     Square,
-    /// A triangle on its side.
+    /// A triangle that points up.
     Triangle,
     /// A square on its corner.
     Diamond,
     /// An X.
     Cross,
-    /// A triangle on its tip.
+    /// A triangle that points down.
     Tip,
 }
 
 impl Marker {
-    /// Every mark.
+    /// All markers.
     pub const ALL: [Marker; 6] = [
         Marker::Circle,
         Marker::Square,
@@ -96,7 +96,7 @@ impl Marker {
         Marker::Tip,
     ];
 
-    /// The corners of a mark of about this radius, beside its point; none for a disc.
+    /// Returns the corners of a marker of radius `r`, relative to its point. A disc has none.
     fn corners(self, r: i32) -> Vec<(i32, i32)> {
         match self {
             Marker::Circle => vec![],
@@ -125,7 +125,7 @@ impl Marker {
         }
     }
 
-    /// Draws the mark at a place.
+    /// Draws the marker at a place.
     pub(crate) fn draw(
         self,
         area: &Area<'_>,

@@ -1,56 +1,60 @@
-//! What lies over positions, and which of them were chosen: [`PositionPlot`].
+//! [`PositionPlot`]: shares over positions, and the positions selected by methods.
 
 use plotters::prelude::*;
 
 use super::sheet::{self, Anchor, Area, text};
 use super::{ChartError, Layout, Paint};
 
-/// The positions that one method chose.
+/// The positions that a method selects.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// The method.
     pub label: String,
-    /// The chosen positions, in any order.
+    /// The selected positions in any order.
     pub positions: Vec<usize>,
-    /// Its colour.
+    /// The colour.
     pub paint: Paint,
 }
 
-/// Shares of a whole over positions as bars on a logarithmic axis, and below them a row of ticks for each choice.
+/// Shares over positions as bars on a logarithmic axis, and below them a row of marks for each
+/// method.
 ///
-/// More positions than pixels share bars, which then show the largest of them.
+/// If there are more positions than pixels, a bar shows the largest of its positions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PositionPlot {
-    /// What it shows.
+    /// The title.
     pub title: String,
-    /// What the bars show.
+    /// The label of the bars.
     pub y_label: String,
     /// The share of each position.
     pub mass: Vec<f64>,
-    /// The choices.
+    /// The selections.
     pub rows: Vec<Row>,
 }
 
-/// Shares below this are not drawn.
+/// The least share drawn.
 const LEAST: f64 = 1e-5;
 
-/// The height of the bars, and of a row, in pixels.
+/// The heights of the bars and of a row, in pixels.
 const BARS: i32 = 190;
 const ROW: i32 = 40;
 
 impl PositionPlot {
-    /// The picture.
+    /// Draws the plot.
     ///
     /// # Errors
-    /// When there is no position, a share is no number, or a choice is beyond the positions.
+    /// If there are no positions, a share is not finite, or a selection is beyond the positions.
     pub fn svg(&self, layout: Layout) -> Result<String, ChartError> {
         if self.mass.is_empty() || self.mass.iter().any(|share| !share.is_finite()) {
-            let why = "expected at least one position, and numbers only";
+            let why = "expected at least one position and only finite numbers";
             return Err(ChartError::new(&self.title, why));
         }
         let positions = || self.rows.iter().flat_map(|row| &row.positions);
         if let Some(beyond) = positions().find(|&&at| at >= self.mass.len()) {
-            let why = format!("position {beyond} of {}", self.mass.len());
+            let why = format!(
+                "expected positions below {}, found {beyond}",
+                self.mass.len()
+            );
             return Err(ChartError::new(&self.title, why));
         }
         let top = if layout.is_titled() { 60 } else { 26 };
@@ -61,21 +65,29 @@ impl PositionPlot {
         sheet::draw(&self.title, size, |area| self.draw(area, layout, top))
     }
 
-    fn draw(
-        &self,
-        area: &Area<'_>,
-        layout: Layout,
-        top: i32,
-    ) -> Result<(), Box<dyn std::error::Error>> {
-        let (left, right) = (58, layout.width() - 14);
-        let (len, wide) = (self.mass.len(), (right - left) as usize);
-        let column = |at: usize| at * wide / len;
-        let width = (wide / len).max(1) as i32;
+    fn draw(&self, area: &Area<'_>, layout: Layout, top: i32) -> Drawn {
+        let frame = Frame {
+            left: 58,
+            right: layout.width() - 14,
+            len: self.mass.len(),
+        };
         if layout.is_titled() {
             text(area, &self.title, (14, 22), 16, Anchor::Start, BLACK)?;
         }
-
         let base = top + BARS;
+        self.draw_bars(area, &frame, base)?;
+        let label = (frame.left, top - 12);
+        text(area, &self.y_label, label, 12, Anchor::Start, BLACK)?;
+        for (index, row) in self.rows.iter().enumerate() {
+            row.draw(area, &frame, base + ROW * index as i32)?;
+        }
+        let marks = if layout == Layout::Narrow { 4 } else { 8 };
+        frame.draw_axis(area, base + ROW * self.rows.len() as i32, marks)
+    }
+
+    /// Draws the bars on the line `base`, and the logarithmic grid behind them.
+    fn draw_bars(&self, area: &Area<'_>, frame: &Frame, base: i32) -> Drawn {
+        let (left, right) = (frame.left, frame.right);
         let decades = -LEAST.log10();
         let height = |share: f64| match share > LEAST {
             true => ((1.0 + share.log10() / decades) * f64::from(BARS)) as i32,
@@ -84,88 +96,93 @@ impl PositionPlot {
         for decade in 0..=decades as i32 {
             let y = base - height(10_f64.powi(-decade).max(LEAST * 1.0001));
             area.draw(&PathElement::new([(left, y), (right, y)], BLACK.mix(0.12)))?;
-            text(
-                area,
-                &percent(decade),
-                (left - 6, y),
-                11,
-                Anchor::End,
-                BLACK,
-            )?;
+            let label = percent(decade);
+            text(area, &label, (left - 6, y), 11, Anchor::End, BLACK)?;
         }
-        let mut bars = vec![0.0_f64; wide];
+        let mut bars = vec![0.0_f64; frame.width()];
         for (at, &share) in self.mass.iter().enumerate() {
-            let bar = &mut bars[column(at)];
+            let bar = &mut bars[frame.column(at)];
             *bar = bar.max(share);
         }
         for (x, share) in bars.iter().enumerate().filter(|(_, share)| **share > LEAST) {
             let x = left + x as i32;
             area.draw(&Rectangle::new(
-                [(x, base - height(*share)), (x + width, base)],
+                [(x, base - height(*share)), (x + frame.bar(), base)],
                 BLACK.mix(0.75).filled(),
             ))?;
         }
         area.draw(&PathElement::new([(left, base), (right, base)], BLACK))?;
-        text(
-            area,
-            &self.y_label,
-            (left, top - 12),
-            12,
-            Anchor::Start,
-            BLACK,
-        )?;
-
-        for (index, row) in self.rows.iter().enumerate() {
-            let y = base + ROW * index as i32;
-            text(area, &row.label, (left, y + 12), 12, Anchor::Start, BLACK)?;
-            let mut taken = vec![false; wide];
-            for &at in &row.positions {
-                taken[column(at)] = true;
-            }
-            let color = row.paint.rgb();
-            // Runs of neighbours are one mark.
-            let mut x = 0;
-            while x < wide {
-                let run = taken[x..].iter().take_while(|&&taken| taken).count();
-                if run > 0 {
-                    let (from, to) = (left + x as i32, left + (x + run - 1) as i32 + width);
-                    area.draw(&Rectangle::new(
-                        [(from, y + 21), (to, y + 36)],
-                        color.filled(),
-                    ))?;
-                }
-                x += run.max(1);
-            }
-        }
-        let bottom = base + ROW * self.rows.len() as i32;
-        let marks = if layout == Layout::Narrow { 4 } else { 8 };
-        for mark in 0..=marks {
-            let at = (mark * len / marks).min(len - 1);
-            let x = left + column(at) as i32;
-            area.draw(&PathElement::new([(x, bottom), (x, bottom + 4)], BLACK))?;
-            text(
-                area,
-                &at.to_string(),
-                (x, bottom + 14),
-                11,
-                Anchor::Middle,
-                BLACK,
-            )?;
-        }
-        area.draw(&PathElement::new([(left, bottom), (right, bottom)], BLACK))?;
-        let middle = ((left + right) / 2, bottom + 36);
-        text(
-            area,
-            "position, tokens from the beginning",
-            middle,
-            13,
-            Anchor::Middle,
-            BLACK,
-        )
+        Ok(())
     }
 }
 
-/// 10^-n as percent.
+type Drawn = Result<(), Box<dyn std::error::Error>>;
+
+impl Row {
+    /// Draws the label and the positions below the line `y`.
+    fn draw(&self, area: &Area<'_>, frame: &Frame, y: i32) -> Drawn {
+        let (left, color) = (frame.left, self.paint.rgb());
+        text(area, &self.label, (left, y + 12), 12, Anchor::Start, BLACK)?;
+        let mut taken = vec![false; frame.width()];
+        for &at in &self.positions {
+            taken[frame.column(at)] = true;
+        }
+        // A run of neighbours is one mark.
+        let mut x = 0;
+        while x < taken.len() {
+            let run = taken[x..].iter().take_while(|&&taken| taken).count();
+            if run > 0 {
+                let (from, to) = (left + x as i32, left + (x + run - 1) as i32 + frame.bar());
+                let corners = [(from, y + 21), (to, y + 36)];
+                area.draw(&Rectangle::new(corners, color.filled()))?;
+            }
+            x += run.max(1);
+        }
+        Ok(())
+    }
+}
+
+/// The horizontal place of positions, in pixels.
+struct Frame {
+    left: i32,
+    right: i32,
+    /// The number of positions.
+    len: usize,
+}
+
+impl Frame {
+    fn width(&self) -> usize {
+        (self.right - self.left) as usize
+    }
+
+    /// Returns the column of pixels of a position.
+    fn column(&self, at: usize) -> usize {
+        at * self.width() / self.len
+    }
+
+    /// Returns the width of a position's bar.
+    fn bar(&self) -> i32 {
+        (self.width() / self.len).max(1) as i32
+    }
+
+    /// Draws the axis of positions below everything else.
+    fn draw_axis(&self, area: &Area<'_>, bottom: i32, marks: usize) -> Drawn {
+        let (left, right) = (self.left, self.right);
+        for mark in 0..=marks {
+            let at = (mark * self.len / marks).min(self.len - 1);
+            let x = left + self.column(at) as i32;
+            area.draw(&PathElement::new([(x, bottom), (x, bottom + 4)], BLACK))?;
+            let label = at.to_string();
+            text(area, &label, (x, bottom + 14), 11, Anchor::Middle, BLACK)?;
+        }
+        area.draw(&PathElement::new([(left, bottom), (right, bottom)], BLACK))?;
+        let label = "position, tokens from the beginning";
+        let middle = ((left + right) / 2, bottom + 36);
+        text(area, label, middle, 13, Anchor::Middle, BLACK)
+    }
+}
+
+/// Formats 10^-n as a percentage.
 fn percent(n: i32) -> String {
     match n {
         0..=2 => format!("{}%", 100 / 10_i32.pow(n as u32)),
@@ -191,10 +208,10 @@ mod tests {
     }
 
     #[test]
-    fn few_and_many_positions_are_drawn() {
+    fn neighbours_share_a_mark() {
         for layout in [Layout::File, Layout::Wide, Layout::Narrow] {
             let svg = plot(vec![0, 2]).svg(layout).unwrap();
-            // Two marks, since the position between is not taken.
+            // Two marks, because the position between is not selected.
             assert_eq!(svg.matches(&Paint::Blue.hex()).count(), 2, "{layout:?}");
         }
         let many = PositionPlot {
@@ -211,13 +228,16 @@ mod tests {
     }
 
     #[test]
-    fn a_position_that_is_not_there_is_refused() {
+    fn positions_outside_are_refused() {
         let error = plot(vec![3]).svg(Layout::File).unwrap_err();
-        assert_eq!(error.to_string(), "attention: position 3 of 3");
+        assert_eq!(
+            error.to_string(),
+            "attention: expected positions below 3, found 3"
+        );
     }
 
     #[test]
-    fn decades_are_written_as_percent() {
+    fn decades_are_percentages() {
         let all: Vec<String> = (0..=5).map(percent).collect();
         assert_eq!(all, ["100%", "10%", "1%", "0.1%", "0.01%", "0.001%"]);
     }

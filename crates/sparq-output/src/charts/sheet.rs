@@ -1,4 +1,4 @@
-//! What all charts are drawn on.
+//! The drawing area, layouts, text and legends of all charts.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -6,25 +6,25 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::{ChartError, Marker};
 
-/// Where a chart is shown.
+/// The place where a chart is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// A file of its own: its title above it, the legend at the right.
+    /// A separate file, with the title above and the legend on the right.
     File,
-    /// In a page that says what it is: no title.
+    /// A page that states the title.
     Wide,
-    /// In the page on a narrow screen: less wide, the legend below.
+    /// A page on a narrow screen, with the legend below.
     Narrow,
 }
 
-/// The part to the right that the legend takes, in pixels.
+/// The width of the legend on the right, in pixels.
 pub(crate) const LEGEND: i32 = 220;
 
-/// The height of a line of the legend below a chart, and of one beside it.
+/// The height of a line of the legend, in pixels.
 const LINE: i32 = 20;
 
 impl Layout {
-    /// The width of the picture, in pixels.
+    /// Returns the width of the picture in pixels.
     pub fn width(self) -> i32 {
         match self {
             Layout::File | Layout::Wide => 960,
@@ -32,7 +32,7 @@ impl Layout {
         }
     }
 
-    /// The height of a picture of lines with this many of them, in pixels.
+    /// Returns the height of a line chart in pixels. `lines` is the number of lines of its legend.
     pub(crate) fn height(self, lines: usize) -> i32 {
         match self {
             Layout::File => 480,
@@ -41,7 +41,7 @@ impl Layout {
         }
     }
 
-    /// Where the lines of a legend begin, and how far apart they are.
+    /// Returns the place of the first line of the legend.
     pub(crate) fn legend(self, lines: usize) -> (i32, i32) {
         match self {
             Layout::File => (self.width() - LEGEND + 4, 52),
@@ -50,13 +50,13 @@ impl Layout {
         }
     }
 
-    /// Whether the title is drawn.
+    /// Returns whether the title is drawn.
     pub(crate) fn is_titled(self) -> bool {
         self == Layout::File
     }
 }
 
-/// A drawing area that errors name the title of.
+/// A drawing area.
 pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Draws a picture of this size.
@@ -75,25 +75,25 @@ pub(crate) fn draw(
         area.present()
             .map_err(|error| ChartError::new(title, error))?;
     }
-    // A file ends with a line.
+    // A text file ends with a line break.
     if !svg.ends_with('\n') {
         svg.push('\n');
     }
     Ok(svg)
 }
 
-/// Where a text stands beside its place.
+/// The horizontal alignment of a text to its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Anchor {
-    /// It begins there.
+    /// The text begins at the place.
     Start,
-    /// Its middle is there.
+    /// The middle of the text is at the place.
     Middle,
-    /// It ends there.
+    /// The text ends at the place.
     End,
 }
 
-/// A text whose height is centred on the place.
+/// Draws a text, vertically centred on the place.
 pub(crate) fn text(
     area: &Area<'_>,
     text: &str,
@@ -115,15 +115,15 @@ pub(crate) fn text(
     Ok(())
 }
 
-/// Letters that fit into a line of the legend beside a chart, and below it.
+/// The number of letters in a line of the legend, beside a chart and below it.
 const LETTERS: [usize; 2] = [28, 52];
 
-/// The lines of a name that is too long for one: broken where words, settings and their values end.
+/// Breaks a name into lines of the legend, after spaces, commas and colons.
 pub(crate) fn wrap(name: &str, layout: Layout) -> Vec<String> {
     let letters = LETTERS[usize::from(layout == Layout::Narrow)];
     let mut lines = vec![String::new()];
     for part in name.split_inclusive([' ', ',', ':']) {
-        let line = lines.last_mut().expect("there is always a line");
+        let line = lines.last_mut().expect("lines begin with one");
         if line.is_empty() || line.chars().count() + part.trim_end().chars().count() <= letters {
             line.push_str(part);
         } else {
@@ -133,25 +133,25 @@ pub(crate) fn wrap(name: &str, layout: Layout) -> Vec<String> {
     lines
 }
 
-/// Lines that the legend of these names takes.
+/// Returns the number of lines of a legend.
 pub(crate) fn legend_lines<'a>(names: impl Iterator<Item = &'a str>, layout: Layout) -> usize {
     names.map(|name| wrap(name, layout).len()).sum()
 }
 
-/// How an entry of a legend is drawn.
+/// The sample of a line in the legend.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
     /// The colour.
     pub color: RGBColor,
-    /// The mark, if it is worth showing.
+    /// The marker, if it is shown.
     pub mark: Option<Marker>,
-    /// Ends of the strokes, from the left; none for marks alone.
+    /// The strokes, from the left. Empty for markers without a line.
     pub dashes: &'static [(i32, i32)],
-    /// Width of the strokes.
+    /// The width of the strokes.
     pub width: u32,
 }
 
-/// An entry of a legend: a stroke with its mark, and the name, at a line of it; the next free line.
+/// Draws an entry of the legend: the sample and the name. Returns the next free line.
 pub(crate) fn legend_entry(
     area: &Area<'_>,
     layout: Layout,
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_names_are_broken_between_settings() {
+    fn long_names_break_between_settings() {
         let name = "sparq-4bit:score=logits,components=abs-sum";
         let lines = ["sparq-4bit:score=logits,", "components=abs-sum"];
         assert_eq!(wrap(name, Layout::Wide), lines);

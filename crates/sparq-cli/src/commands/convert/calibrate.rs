@@ -1,56 +1,53 @@
-//! `--calibrate`: the cheapest setting that keeps a share of the attention on a text.
+//! `--calibrate`: finds the cheapest settings that keep a share of the attention on a text.
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
 use clap::Args;
 use serde::Serialize;
 use sparq::{CacheShape, Method, SparqConfig, Transfers};
+use sparq_eval::steps;
 use sparq_models::calibration::{self, KeptMass};
 use sparq_models::checkpoint::Calibration;
+use sparq_output::table::Table;
 
-use crate::model::{self, LoadedModel, ModelSource};
+use crate::args::share;
+use crate::model::{Description, LoadedModel, ModelSource};
 use crate::output::Output;
 use crate::progress;
-use crate::table::Table;
 
-/// Positions of the text at most, where --context says nothing else.
+/// The default of --context.
 const CONTEXT: usize = 2048;
 
-/// Steps that are measured, the last ones of the text.
+/// The number of decode steps to measure, the last ones of the text.
 const STEPS: usize = 32;
 
-/// Fewer tokens have nothing to choose among.
-const LEAST: usize = 64;
+/// The least number of tokens. Fewer leave no choice of k.
+const MIN_TOKENS: usize = 64;
 
-/// Bytes of an element of the cache that costs are counted for.
+/// The bytes of a cache element for the costs.
 const ELEMENT_BYTES: usize = 2;
 
-/// The arguments of a calibration.
+/// The options of a calibration.
 #[derive(Args, Clone, Debug)]
 pub struct CalibrateArgs {
-    /// Text file on which it is measured how much attention the chosen positions keep, for a grid of r and k; the cheapest setting that keeps --keep
-    /// is written down
+    /// Measure on this text file how much attention the selected positions keep, for a grid of r
+    /// and k, and store the cheapest settings that keep --keep
     #[arg(long, value_name = "FILE")]
     pub calibrate: Option<PathBuf>,
-    /// Share of the attention probability to keep, in the mean over layers and heads
-    #[arg(long, value_parser = super::share, value_name = "SHARE", default_value = "0.95", requires = "calibrate")]
+    /// Share of the attention probability to keep, averaged over layers and heads
+    #[arg(long, value_parser = share, value_name = "SHARE", default_value = "0.95", requires = "calibrate")]
     pub keep: f64,
 }
 
-/// A text, cut to what is measured.
-pub struct Text {
-    tokens: Vec<u32>,
-}
-
-/// What was measured.
+/// The measurements of a calibration.
 #[derive(Serialize)]
 pub struct Measured {
     tokens: usize,
     steps: usize,
     keep: f64,
-    /// Which of the grid was taken.
+    /// The index of the chosen settings in the grid.
     chosen: usize,
     grid: Vec<Row>,
 }
@@ -63,48 +60,46 @@ struct Row {
     kept: f64,
     worst_head: f64,
     share_of_dense: f64,
-    /// For each layer and query head.
+    /// The share kept by each layer and query head.
     layers: Vec<Vec<f64>>,
     #[serde(skip)]
     config: SparqConfig,
 }
 
-impl Text {
-    /// Reads the text, before anything long begins.
+impl CalibrateArgs {
+    /// Reads the tokens of the text, if there is one.
     ///
     /// # Errors
-    /// When it can't be read, or is too short.
-    pub fn read(
-        path: &PathBuf,
+    /// If the text cannot be read or is too short.
+    pub fn text(
+        &self,
         context: Option<usize>,
         source: &ModelSource,
-        model_context: usize,
-    ) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| {
-            format!(
-                "--calibrate {}: expected a file with text in UTF-8",
-                path.display()
-            )
-        })?;
-        let mut tokens = source.tokenizer()?.encode(&text, true)?;
-        tokens.truncate(context.unwrap_or(CONTEXT).min(model_context));
-        if tokens.len() < LEAST {
+        model: &Description,
+    ) -> Result<Option<Vec<u32>>> {
+        let Some(path) = &self.calibrate else {
+            return Ok(None);
+        };
+        let limit = context.unwrap_or(CONTEXT).min(model.context);
+        let tokens = source.text_tokens("--calibrate", path, limit)?;
+        if tokens.len() < MIN_TOKENS {
             bail!(
-                "--calibrate {}: expected at least {LEAST} tokens within the context, found {}",
+                "--calibrate {}: expected at least {MIN_TOKENS} tokens within the context, found {}",
                 path.display(),
                 tokens.len()
             );
         }
-        Ok(Self { tokens })
+        Ok(Some(tokens))
     }
 }
 
-/// Measures the grid around `base`, of which rank and k are replaced unless they are `fixed`, and chooses.
+/// Measures a grid of settings and chooses the cheapest that keep `keep`. The grid replaces rank
+/// and k of `base` unless they are `fixed`.
 ///
 /// # Errors
-/// When the model fails, or no setting of the grid keeps enough.
+/// If the model fails, or no settings of the grid keep enough.
 pub fn run(
-    text: &Text,
+    text: &[u32],
     keep: f64,
     base: SparqConfig,
     fixed: [bool; 2],
@@ -113,7 +108,6 @@ pub fn run(
 ) -> Result<Measured> {
     let model = loaded.model.as_ref();
     if let Some(&token) = text
-        .tokens
         .iter()
         .find(|&&token| token as usize >= model.vocab_size())
     {
@@ -122,14 +116,14 @@ pub fn run(
             model.vocab_size()
         );
     }
-    let length = text.tokens.len();
+    let length = text.len();
     let configs = grid(base, fixed, loaded.description.head_dim, length);
-    let steps = STEPS.min(length / 2);
-    let (before, measured) = text.tokens.split_at(length - steps);
+    let decoded = STEPS.min(length / 2);
+    let (before, measured) = text.split_at(length - decoded);
     let method = Method::from(base);
     let mut cache = model.new_cache(1, length, FloatDType::F32, &method)?;
     let bar = progress::reading(length, out);
-    model::read(model, &mut cache, before, &|done| {
+    steps::read(model, &mut cache, before, &|done| {
         bar.set_position(done as u64)
     })?;
     let kept = calibration::kept_mass(model, &mut cache, measured, &configs, &mut || bar.inc(1))?;
@@ -156,19 +150,19 @@ pub fn run(
             )
         });
         bail!(
-            "--keep: expected a setting that keeps {keep} of the attention, found {found}; ask for less"
+            "--keep: expected settings that keep {keep} of the attention, found {found}; use a lower share"
         );
     };
     Ok(Measured {
         tokens: length,
-        steps,
+        steps: decoded,
         keep,
         chosen,
         grid,
     })
 }
 
-/// The settings to measure.
+/// Returns the settings to measure.
 fn grid(
     base: SparqConfig,
     [fixed_rank, fixed_top_k]: [bool; 2],
@@ -229,12 +223,12 @@ impl Measured {
         &self.grid[self.chosen]
     }
 
-    /// The setting to write down.
+    /// Returns the chosen settings.
     pub fn config(&self) -> SparqConfig {
         self.chosen().config
     }
 
-    /// What the manifest tells of the measurement.
+    /// Returns the summary for the manifest.
     pub fn summary(&self) -> Calibration {
         Calibration {
             tokens: self.tokens,
@@ -244,14 +238,15 @@ impl Measured {
         }
     }
 
-    /// The tables for people.
+    /// Prints the tables.
     ///
     /// # Errors
-    /// When standard output can't be written.
+    /// If standard output cannot be written.
     pub fn print(&self, out: Output) -> Result<()> {
         let percent = |share: f64| format!("{:.1}%", 100.0 * share);
         out.line(&format!(
-            "\nAttention that the chosen positions keep, at the last {} of {} tokens (reads: of dense attention's bytes in a 16-bit cache)",
+            "\nAttention kept by the selected positions, at the last {} of {} tokens \
+             (reads: share of dense attention's bytes, 16-bit cache)",
             self.steps, self.tokens
         ))?;
         let mut table = Table::new(["rank r", "top-k k", "kept", "worst head", "reads", ""]);
@@ -263,16 +258,16 @@ impl Measured {
                 percent(row.worst_head),
                 percent(row.share_of_dense),
                 if index == self.chosen {
-                    "taken".into()
+                    "chosen".into()
                 } else {
                     String::new()
                 },
             ]);
         }
-        out.text(&table.render())?;
+        out.text(&table.text())?;
         let row = self.chosen();
         out.line(&format!(
-            "\nPercent kept by r = {} and k = {}, for each layer and query head",
+            "\nPercent kept by r = {} and k = {}, by layer and query head",
             row.rank, row.top_k
         ))?;
         let heads = row.layers.iter().map(Vec::len).max().unwrap_or(0);
@@ -283,6 +278,6 @@ impl Measured {
             let cells = heads.iter().map(|kept| format!("{:.0}", 100.0 * kept));
             table.row(std::iter::once(layer.to_string()).chain(cells));
         }
-        out.text(&table.render())
+        out.text(&table.text())
     }
 }

@@ -1,8 +1,8 @@
-//! `sparq convert`: a model in the form that loads at once, and back.
+//! `sparq convert`: converts a model to a folder that loads without conversion, and back.
 
 mod calibrate;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,32 +17,37 @@ use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::{Checkpoint, Conversion, Manifest, StoredType};
 use sparq_models::progress::Progress;
 use sparq_output::files::OutputFolder;
+use sparq_output::numbers;
 
-use crate::args::at_least_one;
+use crate::args::{at_least_one, share};
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::method::SparqArgs;
 use crate::model::{Description, ModelSource};
 use crate::output::Output;
-use crate::units;
-use calibrate::{CalibrateArgs, Measured, Text};
+use calibrate::{CalibrateArgs, Measured};
 
-/// The forms that are written.
+/// The formats to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Form {
-    /// Weights that are mapped into memory, the settings of attention, checksums
+enum Format {
+    /// Weights to map into memory, settings of attention, checksums
     Sparq,
     /// A Hugging Face checkpoint
     Safetensors,
 }
 
-/// Arguments of `sparq convert`.
+/// The arguments of `sparq convert`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-The folder takes its name when it is whole and has been read back; until then it is called .sparq-*.part and lies beside. Tensors are converted one by one. Without --dtype each keeps its type, so that --to safetensors gives back what was converted, bit for bit; blocks of a GGUF file become the f32 that they stand for. q8 and q4 make small files: a model that is loaded from one has its weights in the type that it computes in.
+The folder gets its name when it is complete and verified. Until then it is called .sparq-*.part in \
+the same parent folder. Tensors are converted one by one.
 
-Settings of SparQ are written down for `sparq generate --model OUT`, which takes them where it is told nothing else.
+Without --dtype each tensor keeps its type, so --to safetensors gives back the source bit for bit. \
+Blocks of a GGUF file become f32. q8 and q4 make small files; loading converts their weights to the \
+type of the computation.
+
+`sparq generate --model OUT` uses the stored settings of SparQ if its options give no others.
 
 Examples:
   sparq convert org/name model --dtype f16
@@ -51,24 +56,32 @@ Examples:
   sparq convert DIR model --calibrate book.txt --keep 0.95
   sparq convert model checkpoint --to safetensors")]
 pub struct ConvertArgs {
-    /// Folder of a checkpoint or of a converted model, GGUF file, or id on the hub (org/name)
+    /// Folder of a checkpoint or of a converted model, GGUF file, or ID on the Hugging Face Hub
+    /// (org/name)
     #[arg(value_name = "DIR|FILE.gguf|HUB-ID")]
     source: String,
-    /// Folder to write, which is not there yet or is empty
+    /// Folder to write. It must not exist or be empty
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// What to write
+    /// Format to write
     #[arg(long, value_enum, default_value = "sparq")]
-    to: Form,
-    /// Type of the weights; q8 and q4 are for matrices [default: that of each tensor]
+    to: Format,
+    /// Type of the weights. q8 and q4 apply to matrices [default: the type of each tensor]
     #[arg(long, value_parser = stored_type_parser(), value_name = "TYPE")]
     dtype: Option<StoredType>,
     #[command(flatten)]
     sparq: SparqArgs,
-    /// Settings that read this share of dense attention's bytes, as 1/8 or 0.125
-    #[arg(long, value_parser = share, value_name = "SHARE", requires = "context", conflicts_with_all = ["rank", "top_k", "local_window", "calibrate"])]
+    /// Store settings that read this share of dense attention's bytes, such as 1/8 or 0.125
+    #[arg(
+        long,
+        value_parser = share,
+        value_name = "SHARE",
+        requires = "context",
+        conflicts_with_all = ["rank", "top_k", "local_window", "calibrate"]
+    )]
     compression: Option<f64>,
-    /// Length of the context that --compression is counted for, or of the text that --calibrate takes (there at most 2048 if it is not given)
+    /// Number of positions for --compression, or of tokens for --calibrate [default for
+    /// --calibrate: at most 2048]
     #[arg(long, value_parser = at_least_one, value_name = "S")]
     context: Option<usize>,
     #[command(flatten)]
@@ -79,7 +92,7 @@ pub struct ConvertArgs {
 struct Document {
     source: String,
     out: PathBuf,
-    to: Form,
+    to: Format,
     attention: Option<SparqConfig>,
     #[serde(skip_serializing_if = "Option::is_none")]
     calibration: Option<Measured>,
@@ -89,52 +102,27 @@ struct Document {
     seconds: f64,
 }
 
-/// Converts.
+/// Converts the model.
 ///
 /// # Errors
-/// When the model can't be read, the settings don't fit it, or the folder can't be written.
+/// If the model cannot be read, the settings do not fit it, or the folder cannot be written.
 pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let begin = Instant::now();
     let source = ModelSource::find(Some(&args.source))?;
-    // Also refuses a model that could be converted and then not be run.
+    // Also refuses a model that could be converted but not run.
     let described = source.describe()?;
     let attention = args.attention(&described)?;
     args.check()?;
-    let text = match &args.calibration.calibrate {
-        Some(path) => Some(Text::read(path, args.context, &source, described.context)?),
-        None => None,
-    };
+    let text = args.calibration.text(args.context, &source, &described)?;
     let folder = OutputFolder::create(&args.out)?;
     interrupt::remove_on_interrupt(folder.path().to_owned())?;
 
-    let checkpoint = Arc::new(source.checkpoint()?);
-    // Whether all tensors are there in the shapes that the model wants, before any is read.
-    let blank = checkpoint.blank()?;
-    drop(source.build(&blank, &cpu(device), FloatDType::F32)?);
-    // Masks of an older time are no weights, and of types that are not read.
-    let is_weight = |name: &str| {
-        let entry = checkpoint.entry(name);
-        entry.is_none_or(|entry| !matches!(entry.dtype, StoredType::Other(_)))
-    };
-    let left_out = blank.unused().filter(|name| !is_weight(name));
-    let mut left_out: Vec<String> = left_out.map(str::to_owned).collect();
-    left_out.extend(tied_copy(&checkpoint)?);
-    let progress = Progress::bytes("Converting", checkpoint.num_bytes());
-    let conversion = Conversion::new(checkpoint)
-        .without(left_out)
-        .with_dtype(args.dtype)
-        .with_attention(attention)
-        .with_progress(move |bytes| progress.inc(bytes));
-    match args.to {
-        Form::Sparq => drop(conversion.write(folder.path())?),
-        Form::Safetensors => conversion.write_safetensors(folder.path())?,
-    }
-    drop(conversion);
+    args.write(&source, attention, device, folder.path())?;
     let written = ModelSource::Folder {
         path: folder.path().to_owned(),
         name: args.out.display().to_string(),
     };
-    // What the disk has now is what was meant.
+    // Reads the folder back and compares the checksums.
     written.checkpoint()?.verify()?;
     let measured = match &text {
         Some(text) => {
@@ -162,29 +150,30 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
         bytes: description.weight_bytes,
         seconds: begin.elapsed().as_secs_f64(),
     };
-    out.line(&format!(
-        "{}: {} of weights in {}, in {:.1} s",
-        args.out.display(),
-        units::bytes(document.bytes as f64),
-        document.stored_types.join(" and "),
-        document.seconds,
-    ))?;
-    if let Some(SparqConfig {
-        rank,
-        top_k,
-        local_window,
-        ..
-    }) = document.attention
-    {
-        out.line(&format!(
-            "attention: r = {rank}, k = {top_k}, local window {local_window}"
-        ))?;
-    }
+    print(&document, out)?;
     out.document(&document)?;
     Ok(Outcome::Done)
 }
 
-/// The output projection, where it is the embedding table and PyTorch has written that under both names.
+fn print(document: &Document, out: Output) -> Result<()> {
+    out.line(&format!(
+        "{}: {} of weights in {}, in {:.1} s",
+        document.out.display(),
+        numbers::binary_bytes(document.bytes as f64),
+        document.stored_types.join(" and "),
+        document.seconds,
+    ))?;
+    if let Some(config) = document.attention {
+        out.line(&format!(
+            "attention: r = {}, k = {}, local window {}",
+            config.rank, config.top_k, config.local_window
+        ))?;
+    }
+    Ok(())
+}
+
+/// Returns the name of the output projection if it is a copy of the embedding table, which PyTorch
+/// stores under both names.
 fn tied_copy(checkpoint: &Checkpoint) -> Result<Option<String>> {
     let config = DecoderConfig::from_checkpoint(checkpoint)?;
     let [head, embed] = [config.keys.head, config.keys.embed].map(|key| format!("{key}.weight"));
@@ -193,18 +182,51 @@ fn tied_copy(checkpoint: &Checkpoint) -> Result<Option<String>> {
 }
 
 impl ConvertArgs {
-    /// Refuses what does not go together.
+    /// Converts the tensors of `source` into `folder`.
+    fn write(
+        &self,
+        source: &ModelSource,
+        attention: Option<SparqConfig>,
+        device: &DeviceChoice,
+        folder: &Path,
+    ) -> Result<()> {
+        let checkpoint = Arc::new(source.checkpoint()?);
+        // Checks that all tensors exist in the right shapes before reading any.
+        let blank = checkpoint.blank()?;
+        drop(source.build(&blank, &cpu(device), FloatDType::F32)?);
+        // Some checkpoints store attention masks, in types that are never weights.
+        let is_weight = |name: &str| {
+            let entry = checkpoint.entry(name);
+            entry.is_none_or(|entry| !matches!(entry.dtype, StoredType::Other(_)))
+        };
+        let left_out = blank.unused().filter(|name| !is_weight(name));
+        let mut left_out: Vec<String> = left_out.map(str::to_owned).collect();
+        left_out.extend(tied_copy(&checkpoint)?);
+        let progress = Progress::bytes("Converting", checkpoint.num_bytes());
+        let conversion = Conversion::new(checkpoint)
+            .without(left_out)
+            .with_dtype(self.dtype)
+            .with_attention(attention)
+            .with_progress(move |bytes| progress.inc(bytes));
+        match self.to {
+            Format::Sparq => drop(conversion.write(folder)?),
+            Format::Safetensors => conversion.write_safetensors(folder)?,
+        }
+        Ok(())
+    }
+
+    /// Checks that the options go together.
     fn check(&self) -> Result<()> {
         let settings = self.sparq.is_given()
             || self.compression.is_some()
             || self.calibration.calibrate.is_some();
-        if self.to == Form::Safetensors && settings {
+        if self.to == Format::Safetensors && settings {
             bail!(
-                "--to safetensors: expected no settings of SparQ, which a checkpoint has no place for, found some"
+                "--to safetensors: expected no settings of SparQ, which a checkpoint cannot store, found some"
             );
         }
         let in_blocks = self.dtype.is_some_and(StoredType::is_quantized);
-        if self.to == Form::Safetensors && in_blocks {
+        if self.to == Format::Safetensors && in_blocks {
             bail!("--dtype: expected f32, f16 or bf16 with --to safetensors, found q8 or q4");
         }
         if self.context.is_some()
@@ -216,7 +238,7 @@ impl ConvertArgs {
         Ok(())
     }
 
-    /// The settings to write down, checked: those asked for, or else those that the source has.
+    /// Returns the settings to store: those given, or those of the source.
     fn attention(&self, model: &Description) -> Result<Option<SparqConfig>> {
         if !self.sparq.is_given() && self.compression.is_none() {
             return Ok(model.attention);
@@ -231,7 +253,7 @@ impl ConvertArgs {
     }
 }
 
-/// Where a model without weights costs nothing.
+/// Returns the device for a model without weights, the CPU if this build has it.
 fn cpu(device: &DeviceChoice) -> Device {
     let flex = "flex".parse::<DeviceChoice>();
     flex.map_or_else(|_| device.open(), |flex| flex.open())
@@ -246,34 +268,4 @@ fn stored_type_parser() -> impl TypedValueParser<Value = StoredType> {
             .map(|(_, dtype)| dtype)
             .ok_or("expected a type that is written")
     })
-}
-
-/// Parses a share, as 1/8 or 0.125.
-pub(crate) fn share(text: &str) -> Result<f64, String> {
-    let number = |text: &str| text.trim().parse::<f64>().ok();
-    let share = match text.split_once('/') {
-        Some((part, whole)) => number(part)
-            .zip(number(whole))
-            .map(|(part, whole)| part / whole),
-        None => number(text),
-    };
-    let share = share.filter(|share| *share > 0.0 && *share <= 1.0);
-    share.ok_or_else(|| {
-        format!("expected a share above 0 and at most 1, as 1/8 or 0.125, found {text:?}")
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_share_is_a_fraction_or_a_number() {
-        assert_eq!(share("1/8"), Ok(0.125));
-        assert_eq!(share("0.125"), Ok(0.125));
-        assert_eq!(share("1"), Ok(1.0));
-        for text in ["", "0", "2", "1/0", "-1/8", "1/", "eighth", "nan"] {
-            assert!(share(text).is_err(), "{text}");
-        }
-    }
 }

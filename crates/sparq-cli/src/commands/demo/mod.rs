@@ -1,6 +1,6 @@
-//! `sparq demo`: dense attention and SparQ answer the same questions about a long text, side by side.
+//! `sparq demo`: answers questions about a long text with dense attention and SparQ, side by side.
 
-mod contest;
+mod comparison;
 mod view;
 
 use anyhow::{Context, Result, bail};
@@ -9,48 +9,47 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde::Serialize;
 use sparq::{CacheMemory, Method, Sketch, SparqConfig};
+use sparq_device::DeviceChoice;
 use sparq_eval::haystack::{Depths, Haystack, MAX_NEEDLES, Needle};
 use sparq_eval::prose::{BIBLE, Prose};
+use sparq_output::numbers;
+use sparq_output::table::Table;
 
 use crate::args::{DtypeArgs, at_least_one, dtype_name};
 use crate::exit::Outcome;
 use crate::method::{SparqArgs, sketch_parser};
 use crate::model::{Description, ModelSource, element_bytes};
 use crate::output::{Mark, Output};
-use crate::progress;
-use crate::table::Table;
-use crate::units;
-use contest::{Contest, Record};
-use sparq_device::DeviceChoice;
+use comparison::{Comparison, Tally};
 use view::AnswerLine;
 
-/// Arguments of `sparq demo`.
+/// The arguments of `sparq demo`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-The text is read once, densely, as in the paper; so is each question, all but its last token. From that token on every method decodes its answer
-with its own attention, from the same cache, which is rolled back in between.
+The text is read once with dense attention, as in the paper, and so is each question except its last \
+token. From that token on, each method decodes its answer. All methods start from the same cache.
 
 Examples:
   sparq demo
   sparq demo --seed 7 --needles 4 --top-k 64
   sparq demo --context 2048 --sketch full --json")]
 pub struct DemoArgs {
-    /// Seed of the text and its needles
+    /// Seed of the text and its hidden facts
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Length of text, question and answer in bytes, which are the tokens of the model inside the program
+    /// Length of text, question and answer in bytes. A byte is a token of the embedded model
     #[arg(long, default_value_t = 8192, value_parser = at_least_one, value_name = "BYTES")]
     context: usize,
-    /// Facts hidden in the text
+    /// Number of facts hidden in the text
     #[arg(long, default_value_t = 5, value_parser = at_least_one, value_name = "N")]
     needles: usize,
-    /// r: components of the query that scores are approximated with [default: a quarter of head_dim]
+    /// r: number of query components that approximate the scores [default: head_dim / 4]
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
-    /// k: positions attended to exactly [default: 128]
+    /// k: number of positions in exact attention [default: 128]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// How the copy of the keys that scores are read from is stored
+    /// Storage of the key sketch, the copy of the keys for approximate scores
     #[arg(long, value_parser = sketch_parser(), default_value = "4bits")]
     sketch: Sketch,
     #[command(flatten)]
@@ -100,7 +99,7 @@ struct Answer {
 /// Runs the demo.
 ///
 /// # Errors
-/// When the settings don't fit the model or the text.
+/// If the settings do not fit the model or the text.
 pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     if args.needles > MAX_NEEDLES {
         bail!(
@@ -121,7 +120,6 @@ pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     }
     let config = args.config(&loaded.description)?;
     let methods = [Method::DENSE, Method::from(config)];
-    let tokens = |text: &str| text.bytes().map(u32::from).collect::<Vec<u32>>();
     let text = tokens(&haystack.text);
 
     out.line(&format!(
@@ -131,40 +129,16 @@ pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         config.rank,
         config.top_k
     ))?;
-    let bar = progress::reading(text.len(), out);
     let shape = loaded.description.cache_shape(element_bytes(dtype));
-    let mut contest = Contest::new(
-        model,
-        shape,
-        &text,
-        args.context,
-        dtype,
-        &methods[1],
-        &|done| bar.set_position(done as u64),
-    )?;
-    bar.finish_and_clear();
-    let prefill = Speed::new(text.len(), contest.prefill.as_secs_f64());
+    let sketched = &methods[1];
+    let mut comparison = Comparison::new(model, shape, &text, args.context, dtype, sketched, out)?;
+    let prefill = Speed::new(text.len(), comparison.prefill.as_secs_f64());
     out.line(&format!(
         "read once in {:.1} s ({:.0} tokens/s), shared by both methods\n",
         prefill.seconds, prefill.tokens_per_second
     ))?;
-
-    AnswerLine::header(out, &methods.map(|method| method.name()))?;
-    let mut records = methods.map(Record::new);
-    for needle in &haystack.needles {
-        let question = tokens(&needle.question());
-        contest.ask(&question)?;
-        let mut line = AnswerLine::new(out, &needle.name, &needle.code);
-        for record in &mut records {
-            contest.answer(&question, needle, record, &mut |text| line.push(text))?;
-            line.end_column(if record.answers.last() == Some(&needle.answer()) {
-                Mark::Good
-            } else {
-                Mark::Bad
-            });
-        }
-        line.finish()?;
-    }
+    let tallies = answer_all(&mut comparison, methods, &haystack.needles, out)?;
+    let reports = tallies.iter();
     let document = Document {
         seed: args.seed,
         context: args.context,
@@ -173,15 +147,44 @@ pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         text_tokens: text.len(),
         sparq: config,
         prefill,
-        cache_bytes: contest.memory(),
-        methods: records
-            .iter()
-            .map(|record| MethodReport::new(record, &haystack.needles))
+        cache_bytes: comparison.memory(),
+        methods: reports
+            .map(|tally| MethodReport::new(tally, &haystack.needles))
             .collect(),
     };
     print(&document, out)?;
     out.document(&document)?;
     Ok(Outcome::Done)
+}
+
+/// Returns the tokens of a text for the embedded model: its bytes.
+fn tokens(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
+}
+
+/// Answers every question with every method, and prints the answers.
+fn answer_all(
+    comparison: &mut Comparison<'_>,
+    methods: [Method; 2],
+    needles: &[Needle],
+    out: Output,
+) -> Result<[Tally; 2]> {
+    AnswerLine::header(out, &methods.map(|method| method.name()))?;
+    let mut tallies = methods.map(Tally::new);
+    for needle in needles {
+        let question = tokens(&needle.question());
+        comparison.ask(&question)?;
+        let mut line = AnswerLine::new(out, &needle.name, &needle.code);
+        for tally in &mut tallies {
+            comparison.answer(&question, needle, tally, &mut |text| line.push(text))?;
+            line.end_column(match tally.answers.last() == Some(&needle.answer()) {
+                true => Mark::Good,
+                false => Mark::Bad,
+            });
+        }
+        line.finish()?;
+    }
+    Ok(tallies)
 }
 
 impl DemoArgs {
@@ -214,21 +217,21 @@ impl Speed {
 }
 
 impl MethodReport {
-    fn new(record: &Record, needles: &[Needle]) -> Self {
+    fn new(tally: &Tally, needles: &[Needle]) -> Self {
         let answer = |(needle, answer): (&Needle, &String)| Answer {
             right: *answer == needle.answer(),
             needle: needle.clone(),
             answer: answer.trim().to_owned(),
         };
-        let answers: Vec<Answer> = needles.iter().zip(&record.answers).map(answer).collect();
+        let answers: Vec<Answer> = needles.iter().zip(&tally.answers).map(answer).collect();
         Self {
-            method: record.method.name(),
+            method: tally.method.name(),
             right: answers.iter().filter(|answer| answer.right).count(),
             questions: needles.len(),
-            cache_bytes_per_token: record.bytes_per_token(),
-            share_of_dense: record.share_of_dense(),
-            decoded_tokens: record.steps(),
-            decode_tokens_per_second: record.tokens_per_second(),
+            cache_bytes_per_token: tally.bytes_per_token(),
+            share_of_dense: tally.share_of_dense(),
+            decoded_tokens: tally.steps(),
+            decode_tokens_per_second: tally.tokens_per_second(),
             answers,
         }
     }
@@ -247,24 +250,24 @@ fn print(document: &Document, out: Output) -> Result<()> {
         table.row([
             method.method.to_owned(),
             format!("{} of {}", method.right, method.questions),
-            units::bytes(method.cache_bytes_per_token),
+            numbers::binary_bytes(method.cache_bytes_per_token),
             format!(
                 "{:.1}% ({})",
                 100.0 * method.share_of_dense,
-                units::share(method.share_of_dense)
+                numbers::reciprocal(method.share_of_dense)
             ),
             format!("{:.0}", document.prefill.tokens_per_second),
             format!("{:.1}", method.decode_tokens_per_second),
         ]);
     }
-    out.text(&format!("\n{}", table.render()))?;
+    out.text(&format!("\n{}", table.text()))?;
     let memory = &document.cache_bytes;
     let plain = memory.keys + memory.values;
     out.line(&format!(
-        "cache: {} of {} keys and values; the sketch adds {} ({:.0}%)",
-        units::bytes(plain as f64),
+        "cache: {} of keys and values in {}; the sketch adds {} ({:.0}%)",
+        numbers::binary_bytes(plain as f64),
         document.dtype,
-        units::bytes(memory.sketch as f64),
+        numbers::binary_bytes(memory.sketch as f64),
         100.0 * memory.sketch as f64 / plain.max(1) as f64,
     ))?;
     for method in document

@@ -1,29 +1,29 @@
-//! The demo on a terminal and in a file: two columns that fill as the answers come, and the table at the end.
+//! [`AnswerLine`]: the lines of the demo, whose columns fill as the answers come.
 
 use anyhow::Result;
 
 use crate::output::{Mark, Output};
 
-/// Width of the column of names.
+/// The width of the column of names.
 const NAME_WIDTH: usize = 10;
 
-/// Width of an answer's column: " 123456." and its mark, and a little air.
+/// The width of a column of answers: " 123456.", a mark and space.
 const ANSWER_WIDTH: usize = 16;
 
-/// A line of the contest: a name and an answer per method.
+/// A line of the demo: a name and an answer of each method.
 pub struct AnswerLine<'a> {
     out: Output,
     name: &'a str,
-    /// Finished columns as text, with their width on the screen.
+    /// The finished columns.
     done: String,
     current: String,
 }
 
 impl<'a> AnswerLine<'a> {
-    /// The line over the answers.
+    /// Prints the headings.
     ///
     /// # Errors
-    /// When standard output can't be written.
+    /// If standard output cannot be written.
     pub fn header(out: Output, methods: &[&str]) -> Result<()> {
         let columns: Vec<String> = methods
             .iter()
@@ -42,10 +42,10 @@ impl<'a> AnswerLine<'a> {
         }
     }
 
-    /// Adds text to the current column; on a terminal it is seen at once.
+    /// Adds text to the current column. A terminal shows it at once.
     ///
     /// # Errors
-    /// When standard output can't be written.
+    /// If standard output cannot be written.
     pub fn push(&mut self, text: &str) -> Result<()> {
         self.current.push_str(text);
         self.redraw()
@@ -55,7 +55,7 @@ impl<'a> AnswerLine<'a> {
     pub fn end_column(&mut self, mark: Mark) {
         let answer = self.current.trim().to_owned();
         let shown_mark = self.out.mark(mark);
-        // The colour takes no room on the screen, so that the width is counted without it.
+        // Escape codes of colours take no space on a terminal.
         let mark_width = if self.out.is_terminal() {
             1
         } else {
@@ -70,7 +70,7 @@ impl<'a> AnswerLine<'a> {
     /// Ends the line.
     ///
     /// # Errors
-    /// When standard output can't be written.
+    /// If standard output cannot be written.
     pub fn finish(mut self) -> Result<()> {
         self.current.clear();
         if self.out.is_terminal() {

@@ -1,4 +1,4 @@
-//! `sparq eval`: what a model can still do with each method, on tasks with scores.
+//! `sparq eval`: evaluates methods on tasks and writes a record of every answer.
 
 mod plan;
 mod view;
@@ -7,36 +7,39 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
+use sparq_device::DeviceChoice;
 use sparq_eval::tasks::TaskOptions;
 use sparq_eval::{
-    Contender, Ending, Evaluation, ResultsFile, Setup, SummaryRow, TaskName, summarize,
+    BudgetedMethod, Ending, Evaluation, ResultsFile, Setup, SummaryRow, TaskName, summarize,
 };
 use sparq_models::embedded;
 
-use crate::args::{DtypeArgs, ModelArgs, at_least_one, dtype_name, named};
+use crate::args::{DtypeArgs, ModelArgs, at_least_one, dtype_name, share};
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::model::ModelSource;
 use crate::output::Output;
 use crate::progress;
 use plan::Plan;
-use sparq_device::DeviceChoice;
 
-/// Positions of the examples where nothing is said, if the model has so many.
+/// The default of --context.
 const DEFAULT_CONTEXT: usize = 4096;
 
-/// Arguments of `sparq eval`.
+/// The arguments of `sparq eval`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-Every example is read once, densely, and each method answers from a copy of the cache. An answer is a line of the file --out, in JSON, written when it is
-finished; the same command again goes on where the file ends. Ctrl-C leaves what is unfinished; a second one ends the program.
+Every example is read once with dense attention, and every method answers from a copy of the cache. Each \
+answer becomes a line of JSON in the file --out. The same command continues an unfinished file. Ctrl-C \
+drops unfinished answers; a second Ctrl-C ends the program at once.
 
-A budget is a share of the bytes that dense attention moves in a step at the length of the example, on a 16-bit cache. Settings of a method that are no
-sizes are written behind its name: sparq:mean=never.
+A budget is a share of the bytes that dense attention moves per decode step at the length of the \
+example, with a 16-bit cache. Other settings of a method follow its name: sparq:mean=never.
 
-Data sets are read from the files that they are published as: SQuAD v1.1 (dev-v1.1.json), TriviaQA rc (qa/wikipedia-dev.json beside evidence/), or the
-parquet or JSON lines of SQuAD, TriviaQA rc and CNN/DailyMail 3.0.0 on the Hugging Face hub.
+Data sets are read from their published files: SQuAD v1.1 (dev-v1.1.json), TriviaQA rc \
+(qa/wikipedia-dev.json beside evidence/), or the parquet or JSON lines files of SQuAD, TriviaQA rc and \
+CNN/DailyMail 3.0.0 on the Hugging Face Hub.
 
 Examples:
   sparq eval --task needle --methods dense,sparq,h2o --budgets 1/8,1/16 --out runs/needle.jsonl
@@ -45,45 +48,64 @@ Examples:
 pub struct EvalArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tasks: repetition, needle, bpc and key-value bring their text, squad, trivia-qa and cnn-dailymail need --data
-    #[arg(long, value_delimiter = ',', default_value = "repetition,needle,bpc", value_name = "TASK,...",
-        value_parser = named::<TaskName>(&["repetition", "needle", "bpc", "key-value", "squad", "trivia-qa", "cnn-dailymail"]))]
+    /// Tasks to evaluate
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "repetition,needle,bpc",
+        value_name = "TASK,...",
+        value_parser = task_parser()
+    )]
     task: Vec<TaskName>,
-    /// Methods that are compared; dense is what the others' differences are from
+    /// Methods to compare. The others are compared with dense
     #[arg(long, default_value = "dense,sparq", value_name = "METHOD,...")]
     methods: String,
-    /// Shares of dense attention's bytes, as 1/8 or 0.125
-    #[arg(long, value_delimiter = ',', default_value = "1/8", value_parser = plan::budget, value_name = "SHARE,...")]
+    /// Budgets: shares of dense attention's bytes, such as 1/8 or 0.125
+    #[arg(long, value_delimiter = ',', default_value = "1/8", value_parser = share, value_name = "SHARE,...")]
     budgets: Vec<f64>,
-    /// Tokens that text, question and answer fill [default: 4096, or the model's context if it is shorter]
+    /// Number of tokens of text, question and answer [default: 4096, or the model's context if
+    /// shorter]
     #[arg(long, value_delimiter = ',', value_parser = at_least_one, value_name = "TOKENS,...")]
     context: Vec<usize>,
-    /// Examples of every task and context
+    /// Number of examples of every task and context
     #[arg(long, default_value_t = 20, value_parser = at_least_one, value_name = "N")]
     examples: usize,
-    /// What the examples are drawn from
+    /// Seed of the examples
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Facts in a text, each of which is asked for (needle, key-value)
+    /// Number of facts in a text, with a question for each (needle, key-value)
     #[arg(long, default_value_t = 4, value_parser = at_least_one, value_name = "N")]
     needles: usize,
-    /// Places in a text where needles are put, from its beginning to its end (needle)
+    /// Number of depths at which needles are placed, from the beginning of a text to its end
+    /// (needle)
     #[arg(long, default_value_t = 17, value_parser = at_least_one, value_name = "N")]
     depths: usize,
-    /// File of a text, instead of the ones inside the program (repetition, needle, bpc)
+    /// Text file to use instead of the embedded texts (repetition, needle, bpc)
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// File of the data set (squad, trivia-qa, cnn-dailymail)
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Examples that are done at the same time, each with a part of the processors [default: one per processor, or one on a GPU]
+    /// Number of examples to run in parallel, each on an equal share of the processors [default:
+    /// one per processor, or one on a GPU]
     #[arg(long, value_parser = at_least_one, value_name = "N")]
     jobs: Option<usize>,
-    /// File of results, which is begun or gone on with
+    /// Results file to create or continue
     #[arg(long, value_name = "FILE.jsonl")]
     out: PathBuf,
     #[command(flatten)]
     dtype: DtypeArgs,
+}
+
+/// Returns the parser of task names, which help lists with the titles of the tasks.
+fn task_parser() -> impl TypedValueParser<Value = TaskName> {
+    let argument = |task: &TaskName| task.name().replace('_', "-");
+    let values = TaskName::ALL.iter();
+    let values = values.map(|task| PossibleValue::new(argument(task)).help(task.title()));
+    PossibleValuesParser::new(values).try_map(move |name| {
+        let found = TaskName::ALL.iter().find(|task| argument(task) == name);
+        found.copied().ok_or("unknown task")
+    })
 }
 
 #[derive(Serialize)]
@@ -91,9 +113,9 @@ struct Document<'a> {
     #[serde(flatten)]
     setup: &'a Setup,
     out: &'a Path,
-    /// Answers that were in the file before.
+    /// The number of answers that the file had before.
     resumed: usize,
-    /// Answers that are new.
+    /// The number of new answers.
     finished: usize,
     interrupted: bool,
     rows: Vec<SummaryRow>,
@@ -102,7 +124,8 @@ struct Document<'a> {
 /// Runs the evaluation.
 ///
 /// # Errors
-/// When the model, a method, a task or a file can't be used, or the file of results is one of another evaluation.
+/// If the model, a method, a task or a file cannot be used, or the results file belongs to another
+/// evaluation.
 pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let source = ModelSource::find(args.model.model.as_deref())?;
     let described = source.describe()?;
@@ -114,9 +137,9 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     };
     let tokenizer = source.tokenizer()?;
     let options = args.options(described.context);
-    let contenders = Contender::all(&plan::methods(&args.methods), &args.budgets);
+    let methods = BudgetedMethod::all(&plan::methods(&args.methods), &args.budgets);
     let plan = Plan::new(&args.task, &options, &tokenizer)?;
-    plan.check(&contenders, described.head_dim)?;
+    plan.check(&methods, described.head_dim)?;
     let mut results = ResultsFile::open(&args.out, &setup)?;
 
     let cancel = interrupt::install()?;
@@ -127,16 +150,14 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         head_dim: described.head_dim,
         dtype: args.dtype.dtype,
         setup: setup.clone(),
-        contenders,
+        methods,
     };
     plan.compare(&evaluation, &results)?;
     let jobs = plan.jobs(&evaluation, &results)?;
-    let open = jobs
-        .iter()
-        .flat_map(|job| &job.open)
-        .map(|(_, contenders)| contenders.len());
+    let unanswered = jobs.iter().flat_map(|job| &job.unanswered);
+    let count = unanswered.map(|(_, methods)| methods.len()).sum();
     let resumed = results.records().len();
-    let bar = progress::answers(open.sum(), out);
+    let bar = progress::answers(count, out);
     let ending = evaluation.run(&jobs, args.jobs(device), &cancel, &mut |record| {
         tracing::info!(
             "{} {}: {} {:?} {}",
@@ -159,11 +180,11 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         interrupted: ending == Ending::Cancelled,
         rows: summarize(results.records()),
     };
-    out.text(&view::table(&document.rows).render())?;
+    out.text(&view::table(&document.rows).text())?;
     out.document(&document)?;
     if document.interrupted {
         eprintln!(
-            "interrupted; {} answers are in {}, and the same command goes on from there",
+            "interrupted; {} answers are in {}, and the same command continues from there",
             results.records().len(),
             args.out.display()
         );
@@ -199,7 +220,8 @@ impl EvalArgs {
     }
 }
 
-/// What records call a model: an id on the hub, or the last part of a path, so that results name no folder of the machine that they come from.
+/// Returns the name of a model in records: a hub ID, or the last part of a path, so that records do
+/// not contain the folders of a machine.
 fn label(source: &ModelSource) -> String {
     match source {
         ModelSource::Embedded => embedded::NAME.into(),

@@ -1,14 +1,14 @@
-//! What is to be done: the examples of all tasks, and who has not answered them yet.
+//! [`Plan`]: the examples of all tasks, and the methods that have to answer them.
 
 use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use sparq::SparqError;
-use sparq_eval::tasks::{self, TaskOptions};
-use sparq_eval::{Contender, EvalError, Evaluation, Job, Passage, ResultsFile, TaskName};
+use sparq_eval::tasks::TaskOptions;
+use sparq_eval::{BudgetedMethod, EvalError, Evaluation, Job, Passage, ResultsFile, TaskName};
 use sparq_models::text::TextTokenizer;
 
-/// The examples of the tasks, in the order of the command line.
+/// The examples of the tasks in the order of the command line.
 pub struct Plan {
     tasks: Vec<(TaskName, Vec<Passage>)>,
 }
@@ -17,7 +17,7 @@ impl Plan {
     /// Makes the examples.
     ///
     /// # Errors
-    /// When a task can't be made of the options, or several tasks would read the same data file.
+    /// If the options do not fit a task.
     pub fn new(
         names: &[TaskName],
         options: &TaskOptions,
@@ -26,23 +26,24 @@ impl Plan {
         let mut tasks: Vec<(TaskName, Vec<Passage>)> = Vec::new();
         for &name in names {
             if tasks.iter().all(|(known, _)| *known != name) {
-                tasks.push((name, tasks::passages(name, options, tokenizer)?));
+                tasks.push((name, name.passages(options, tokenizer)?));
             }
         }
         Ok(Self { tasks })
     }
 
-    /// Refuses methods that there are none of, and warns of those that can't do with a budget and are left out there.
+    /// Checks the names of methods. Warns of methods that cannot keep a budget and are left out
+    /// there.
     ///
     /// # Errors
-    /// When a name is unknown, or no method is left.
-    pub fn check(&self, contenders: &[Contender], head_dim: usize) -> Result<()> {
+    /// If a name is unknown or no method can keep its budget.
+    pub fn check(&self, methods: &[BudgetedMethod], head_dim: usize) -> Result<()> {
         let mut able = false;
-        for contender in contenders {
+        for method in methods {
             let mut left_out = BTreeSet::new();
             for (_, passages) in &self.tasks {
                 for positions in passages.iter().flat_map(positions) {
-                    match contender.at(head_dim, positions) {
+                    match method.at(head_dim, positions) {
                         Ok(_) => able = true,
                         Err(SparqError::Budget { .. }) => {
                             left_out.insert(positions);
@@ -57,35 +58,35 @@ impl Plan {
                     false => format!("{least} to {most}"),
                 };
                 tracing::warn!(
-                    "{contender} is left out at {at} positions: it can't do with so few bytes"
+                    "{method} is left out at {at} positions: it cannot move so few bytes"
                 );
             }
         }
         match able {
             true => Ok(()),
             false => {
-                bail!("--methods: expected one that can do with a budget of --budgets, found none")
+                bail!("--methods: expected one that can keep a budget of --budgets, found none")
             }
         }
     }
 
-    /// Refuses a file of results in which the examples are others.
+    /// Checks that the records of a results file are of the same examples and settings.
     ///
     /// # Errors
-    /// When a record in the file is of other tokens or settings.
+    /// If a record has other tokens or settings.
     pub fn compare(&self, evaluation: &Evaluation<'_>, results: &ResultsFile) -> Result<()> {
         for (task, passages) in &self.tasks {
-            results.check(*task, passages, &|passage, question, contender| {
-                evaluation.settings(passage, question, contender).ok()
+            results.check(*task, passages, &|passage, question, method| {
+                evaluation.settings(passage, question, method).ok()
             })?;
         }
         Ok(())
     }
 
-    /// What the file of results has not yet.
+    /// Returns the work that the results file does not have yet.
     ///
     /// # Errors
-    /// When the settings of a method can't be found, for another reason than its budget.
+    /// If a method is invalid for another reason than its budget.
     pub fn jobs<'a>(
         &'a self,
         evaluation: &'a Evaluation<'_>,
@@ -94,52 +95,48 @@ impl Plan {
         let mut jobs = Vec::new();
         for (task, passages) in &self.tasks {
             for passage in passages {
-                let mut open = Vec::new();
+                let mut unanswered = Vec::new();
                 for question in &passage.questions {
-                    let mut contenders = Vec::new();
-                    for contender in &evaluation.contenders {
-                        match evaluation.settings(passage, question, contender) {
-                            Ok(_) if results.has(*task, question, contender) => {}
-                            Ok(_) => contenders.push(contender),
+                    let mut methods = Vec::new();
+                    for method in &evaluation.methods {
+                        match evaluation.settings(passage, question, method) {
+                            Ok(_) if results.has(*task, question, method) => {}
+                            Ok(_) => methods.push(method),
                             Err(EvalError::Sparq(SparqError::Budget { .. })) => {}
                             Err(error) => return Err(error.into()),
                         }
                     }
-                    if !contenders.is_empty() {
-                        open.push((question, contenders));
+                    if !methods.is_empty() {
+                        unanswered.push((question, methods));
                     }
                 }
-                if !open.is_empty() {
+                if !unanswered.is_empty() {
                     jobs.push(Job {
                         task: *task,
                         passage,
-                        open,
+                        unanswered,
                     });
                 }
             }
         }
-        // The longest first: the last to be done is then a short one, and no thread waits long for it.
+        // The longest first, so that no thread waits long for the last one.
         jobs.sort_by_key(|job| std::cmp::Reverse(job.passage.context));
         Ok(jobs)
     }
 }
 
-/// The lengths that settings are chosen for.
+/// Returns the numbers of positions that settings are chosen for.
 fn positions(passage: &Passage) -> impl Iterator<Item = usize> {
-    let own = |question| {
-        passage
-            .context
-            .unwrap_or_else(|| passage.positions(question))
-    };
-    passage.questions.iter().map(own)
+    let questions = passage.questions.iter();
+    questions.map(|question| passage.budget_positions(question))
 }
 
-/// The methods of a list with commas, in which settings have commas too: `dense,sparq:r=16,mean=never,h2o`.
+/// Splits a list of methods whose settings contain commas too: `dense,sparq:r=16,mean=never,h2o`.
 pub fn methods(list: &str) -> Vec<String> {
     let mut methods: Vec<String> = Vec::new();
     for part in list.split(',').map(str::trim) {
         match methods.last_mut() {
-            // A setting without a name is one more of the method before.
+            // A setting without a method name belongs to the method before.
             Some(method) if part.contains('=') && !part.contains(':') => {
                 method.push(',');
                 method.push_str(part);
@@ -150,41 +147,14 @@ pub fn methods(list: &str) -> Vec<String> {
     methods
 }
 
-/// A share, as `1/8` or `0.125`.
-pub fn budget(text: &str) -> Result<f64, String> {
-    let number = |text: &str| text.trim().parse::<f64>().ok();
-    let share = match text.split_once('/') {
-        Some((above, below)) => number(above)
-            .zip(number(below))
-            .map(|(above, below)| above / below),
-        None => number(text),
-    };
-    share
-        .filter(|share| *share > 0.0 && *share <= 1.0)
-        .ok_or_else(|| {
-            format!("expected a share above 0 and at most 1, as 1/8 or 0.125, found {text:?}")
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn settings_stay_with_their_method() {
+    fn methods_keep_their_settings() {
         let list = "dense,sparq:r=16,mean=never,h2o:k=64,lm-infinite";
         let expected = ["dense", "sparq:r=16,mean=never", "h2o:k=64", "lm-infinite"];
         assert_eq!(methods(list), expected);
-    }
-
-    #[test]
-    fn a_share_is_a_fraction_or_a_decimal() {
-        assert_eq!(budget("1/8"), Ok(0.125));
-        assert_eq!(budget("0.125"), Ok(0.125));
-        assert_eq!(budget("1"), Ok(1.0));
-        for wrong in ["0", "1/0", "2", "-1/8", "a/8", "", "nan"] {
-            let error = budget(wrong).unwrap_err();
-            assert!(error.contains(&format!("{wrong:?}")), "{error}");
-        }
     }
 }

@@ -1,11 +1,10 @@
-//! The table at the end.
+//! The table of scores.
 
 use sparq_eval::{Estimate, Metric, SummaryRow};
+use sparq_output::numbers;
+use sparq_output::table::Table;
 
-use crate::table::Table;
-use crate::units;
-
-/// The rows in columns, with standard errors.
+/// Makes the table of scores with standard errors.
 pub fn table(rows: &[SummaryRow]) -> Table {
     let mut table = Table::new([
         "task",
@@ -21,9 +20,9 @@ pub fn table(rows: &[SummaryRow]) -> Table {
         let dash = || "-".to_owned();
         table.row([
             format!("{} ({})", row.task, row.metric),
-            row.context.map_or_else(dash, units::positions),
+            row.context.map_or_else(dash, numbers::positions),
             row.method.clone(),
-            row.budget.map_or_else(dash, units::share),
+            row.budget.map_or_else(dash, numbers::reciprocal),
             format!("{:.2}%", 100.0 * row.transfer),
             estimate(&row.score, row.metric, false),
             row.score.n.to_string(),
@@ -35,19 +34,12 @@ pub fn table(rows: &[SummaryRow]) -> Table {
     table
 }
 
-/// A mean ± its standard error, with digits that suit the metric.
+/// Formats a mean ± its standard error with decimals that suit the metric.
 fn estimate(estimate: &Estimate, metric: Metric, signed: bool) -> String {
     let digits = match metric {
         Metric::BitsPerCharacter | Metric::RougeL => 4,
         Metric::PrefixMatch => 3,
         Metric::Characters => 1,
     };
-    let mean = match signed {
-        true => format!("{:+.digits$}", estimate.mean),
-        false => format!("{:.digits$}", estimate.mean),
-    };
-    match estimate.standard_error {
-        Some(error) => format!("{mean} ± {error:.digits$}"),
-        None => mean,
-    }
+    estimate.text(digits, signed)
 }

@@ -8,10 +8,11 @@ use sparq_models::text::{ChatMessage, ChatTemplate};
 use super::Writer;
 use crate::exit::Outcome;
 
-/// Reads a message per line and answers each, until the input ends. Ctrl-C ends an answer, not the conversation.
+/// Reads one message per line and answers each, until the input ends. Ctrl-C ends an answer, not
+/// the conversation.
 ///
 /// # Errors
-/// When the model fails or the terminal can't be read.
+/// If the model fails or the input cannot be read.
 pub(super) fn talk(
     writer: &mut Writer<'_>,
     template: &ChatTemplate,
@@ -40,7 +41,8 @@ pub(super) fn talk(
         }
         writer.options.cancel.reset();
         messages.push(ChatMessage::user(line.trim()));
-        // The whole conversation is rendered again: a template may change earlier turns. What the cache already holds of it is not read again.
+        // A template may change earlier turns, so the whole conversation is rendered again. The
+        // session reads only the tokens that the cache does not hold.
         let tokens = writer
             .session
             .tokenizer()

@@ -1,4 +1,4 @@
-//! `sparq generate`: continue a text, or answer in a conversation.
+//! `sparq generate`: continues a text, or answers in a conversation.
 
 mod chat;
 mod options;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Args};
+use sparq_device::DeviceChoice;
 use sparq_models::text::{
     ChatMessage, ChatTemplate, FinishReason, GenerateEvent, GenerateOptions, Generated, Session,
 };
@@ -18,19 +19,20 @@ use crate::args::{DtypeArgs, ModelArgs};
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::method::{MethodArgs, MethodName};
-use crate::model::{LoadedModel, ModelSource};
+use crate::model::{LoadedModel, ModelSource, read_text};
 use crate::output::Output;
 use crate::progress;
 use options::SamplingArgs;
 use report::Report;
-use sparq_device::DeviceChoice;
 
-/// Arguments of `sparq generate`.
+/// The arguments of `sparq generate`.
 #[derive(Args, Clone, Debug)]
-#[command(group = ArgGroup::new("input").required(true).args(["prompt", "prompt_file", "chat"]), after_help = "\
-Without --method attention is auto, so that a short context is read densely where that is quicker; --method sparq takes SparQ at any length above k.
+#[command(group = ArgGroup::new("input").required(true).args(["prompt", "prompt_file", "chat"]))]
+#[command(after_help = "\
+The default method is auto: dense attention if that is faster, as at short contexts, else SparQ. With \
+--method sparq, SparQ attends at any length above k.
 
-Ctrl-C ends the text after the current token; a second one ends the program.
+Ctrl-C ends the text after the current token; a second Ctrl-C ends the program at once.
 
 Examples:
   sparq generate --prompt 'In the beginning' --max-new-tokens 64 --stats
@@ -43,10 +45,11 @@ pub struct GenerateArgs {
     /// Text to continue
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// File with the text to continue; - is standard input
+    /// File with the text to continue, or - for standard input
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
-    /// Message to answer, in the model's chat format; without a text, a conversation on the terminal
+    /// Message to answer, in the model's chat format. Without a text, a conversation on the
+    /// terminal
     #[arg(long, value_name = "TEXT", num_args = 0..=1)]
     chat: Option<Option<String>>,
     /// Instructions for the whole conversation
@@ -58,15 +61,16 @@ pub struct GenerateArgs {
     dtype: DtypeArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Launch every decode step anew instead of recording the first one as a graph and replaying it, which is done where the device has graphs
+    /// Launch every kernel of every decode step. By default, devices with graphs capture the first
+    /// step and replay it
     #[arg(long)]
     no_graph: bool,
-    /// Print time and traffic on standard error after the text
+    /// Print time and traffic to standard error after the text
     #[arg(long)]
     stats: bool,
 }
 
-/// What all turns of one call share.
+/// The session, model and options of all turns.
 struct Writer<'a> {
     session: Session,
     loaded: &'a LoadedModel,
@@ -74,14 +78,14 @@ struct Writer<'a> {
     out: Output,
 }
 
-/// Generates.
+/// Generates text.
 ///
 /// # Errors
-/// When the model, the prompt or a setting can't be used.
+/// If the model, the prompt or a setting cannot be used.
 pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     if out.is_json() && matches!(args.chat, Some(None)) {
         bail!(
-            "--chat: expected a text with --json, found none; a conversation on the terminal is no JSON document"
+            "--chat: expected a message with --json, found none; a conversation is not a JSON document"
         );
     }
     let source = ModelSource::find(args.model.model.as_deref())?;
@@ -145,24 +149,24 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
 }
 
 impl GenerateArgs {
-    /// The text that the user gives; `None` for a conversation on the terminal.
+    /// Reads the prompt or message. Returns `None` for a conversation on the terminal.
     fn read_prompt(&self) -> Result<Option<String>> {
         match (&self.prompt, &self.prompt_file, &self.chat) {
             (Some(text), ..) => Ok(Some(text.clone())),
-            (_, Some(path), _) => read_text(path).map(Some),
+            (_, Some(path), _) => read_prompt(path).map(Some),
             (_, _, Some(message)) => Ok(message.clone()),
             (None, None, None) => Ok(None),
         }
     }
 
-    /// What stands before the first message.
+    /// Returns the messages before the first one of the user.
     fn opening(&self) -> impl Iterator<Item = ChatMessage> {
         self.system.iter().map(ChatMessage::system)
     }
 }
 
 impl Writer<'_> {
-    /// Generates what follows the tokens, and streams it.
+    /// Generates the text after the tokens, and streams it.
     fn generate(&mut self, tokens: &[u32]) -> Result<Generated> {
         let out = self.out;
         let (mut failed, mut bar) = (None, None);
@@ -199,7 +203,7 @@ impl Writer<'_> {
     }
 }
 
-fn read_text(path: &Path) -> Result<String> {
+fn read_prompt(path: &Path) -> Result<String> {
     if path.as_os_str() == "-" {
         let mut text = String::new();
         std::io::stdin()
@@ -208,14 +212,14 @@ fn read_text(path: &Path) -> Result<String> {
             .context("standard input: expected text in UTF-8")?;
         return Ok(text);
     }
-    std::fs::read_to_string(path)
-        .with_context(|| format!("{}: expected a file with text in UTF-8", path.display()))
+    read_text(path)
 }
 
 fn chat_template(source: &ModelSource) -> Result<ChatTemplate> {
     let missing = || {
         format!(
-            "{source}: expected a chat template (chat_template.jinja, or in tokenizer_config.json), found none; use --prompt"
+            "{source}: expected a chat template (chat_template.jinja, or in tokenizer_config.json), \
+             found none; use --prompt"
         )
     };
     source.chat_template()?.with_context(missing)

@@ -1,14 +1,14 @@
-//! What a generation took.
+//! [`Report`]: the text, time and traffic of a generation.
 
 use burn::tensor::FloatDType;
 use serde::Serialize;
 use sparq::{CacheShape, KvCacheConfig, Method, Transfers};
+use sparq_device::DeviceChoice;
 use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfig};
+use sparq_output::numbers;
 
 use crate::args::dtype_name;
 use crate::model::{Description, element_bytes};
-use crate::units;
-use sparq_device::DeviceChoice;
 
 /// The JSON document of `generate`.
 #[derive(Debug, Serialize)]
@@ -33,14 +33,14 @@ struct Stats {
     prefill_tokens_per_second: f64,
     decode_seconds: f64,
     decode_tokens_per_second: f64,
-    /// Averaged over the decode steps; 0 where there was none.
+    /// The mean over the decode steps, 0 without any.
     cache_bytes_per_token: f64,
-    /// `null` where there was no decode step.
+    /// `null` without decode steps.
     share_of_dense: Option<f64>,
 }
 
 impl Report {
-    /// The report of one generation.
+    /// Makes the report of a generation.
     pub fn new(
         generated: &Generated,
         model: &Description,
@@ -61,20 +61,22 @@ impl Report {
         }
     }
 
-    /// Time and traffic for people.
+    /// Returns time and traffic as text.
     pub fn stats(&self) -> String {
         let stats = &self.stats;
         let traffic = match stats.share_of_dense {
             Some(share) => format!(
                 "{} moved {} of cache per token, {:.1}% of dense",
                 self.attention.name(),
-                units::bytes(stats.cache_bytes_per_token),
+                numbers::binary_bytes(stats.cache_bytes_per_token),
                 100.0 * share,
             ),
             None => "no decode step".to_owned(),
         };
         format!(
-            "prompt  {} tokens ({} from the cache), {:.1} tokens/s\ntext    {} tokens, {:.1} tokens/s\n{traffic}\n",
+            "prompt  {} tokens ({} from the cache), {:.1} tokens/s\n\
+             text    {} tokens, {:.1} tokens/s\n\
+             {traffic}\n",
             stats.prompt_tokens,
             stats.cached_tokens,
             stats.prefill_tokens_per_second,

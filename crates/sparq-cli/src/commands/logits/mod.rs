@@ -1,4 +1,4 @@
-//! `sparq logits`: the logits of given tokens, for comparison with another implementation.
+//! `sparq logits`: writes the logits of given tokens, to compare with another implementation.
 
 mod tokens;
 mod writer;
@@ -7,41 +7,46 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use burn::tensor::FloatDType;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use sparq::Method;
+use sparq_device::DeviceChoice;
+use sparq_eval::steps::{self, PIECE};
+use sparq_models::CausalLm;
+use sparq_models::text::CancelToken;
 
 use crate::args::{DtypeArgs, ModelArgs, dtype_name};
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::method::{MethodArgs, MethodName};
-use crate::model::{self, ModelSource};
+use crate::model::ModelSource;
 use crate::output::Output;
-use sparq_device::DeviceChoice;
 use tokens::Tokens;
 use writer::LogitsWriter;
 
-/// Arguments of `sparq logits`.
+/// The arguments of `sparq logits`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-Without --method attention is dense: the logits are the model's own, and those of another method are asked for by name, sparq rather than auto, so
-that every decoded position shows what it changes. Positions before --decode-from are read at once (densely, whatever the method), the others one by one.
+The default method is dense. To see the effect of SparQ at every decoded position, use --method sparq \
+rather than auto. Positions before --decode-from are read in one prefill, with dense attention for any \
+method. The others are decoded one by one.
 
 Examples:
   sparq logits --tokens 72,101,108,108,111 --out logits.safetensors
-  sparq logits --model DIR --tokens input.safetensors --out logits.safetensors --decode-from 16
-  sparq logits --model DIR --tokens input.safetensors --out sparq.safetensors --decode-from 16 --method sparq --top-k 64")]
+  sparq logits --model DIR --tokens in.safetensors --out dense.safetensors --decode-from 16
+  sparq logits --model DIR --tokens in.safetensors --out sparq.safetensors --decode-from 16 --method sparq")]
 pub struct LogitsArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Token ids with commas between them, or a safetensors file with `input_ids` [B, T] (I64 or I32)
+    /// Token IDs separated by commas, or a safetensors file with `input_ids` [B, T] (I64 or I32)
     #[arg(long, value_name = "IDS|FILE.safetensors")]
     tokens: String,
-    /// File to write `logits` [B, T, vocab] to, in F32
+    /// File to write `logits` [B, T, vocab] to, as F32
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
-    /// First position that is read by a single decode step [default: none]
+    /// First position to decode one by one [default: none]
     #[arg(long, value_name = "N")]
     decode_from: Option<usize>,
     #[command(flatten)]
@@ -68,10 +73,11 @@ struct Document {
 /// Writes the logits.
 ///
 /// # Errors
-/// When the model or the tokens can't be read, don't fit each other, or the file can't be written.
+/// If the model or the tokens cannot be read or do not fit each other, or the file cannot be
+/// written.
 pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let source = ModelSource::find(args.model.model.as_deref())?;
-    // What a header tells is checked before the weights are read.
+    // Checks everything that needs no weights first.
     let described = source.describe()?;
     let method = args
         .method
@@ -96,37 +102,26 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
 
     if decode_from == tokens.len && method != Method::DENSE {
         tracing::warn!(
-            "--method {} has no effect without --decode-from: what is read at once is read densely",
+            "--method {} has no effect without --decode-from: a prefill uses dense attention",
             method.name()
         );
     }
 
-    // Without this, Ctrl-C would leave the unfinished file behind.
+    // The handler lets Ctrl-C remove the unfinished file.
     let cancel = interrupt::install()?;
     let loaded = source.load(&device.open(), args.dtype.dtype)?;
-    let model = loaded.model.as_ref();
     let begin = Instant::now();
-    let mut cache = model.new_cache(tokens.batch, tokens.len, args.dtype.dtype, &method)?;
-    for from in (0..decode_from).step_by(model::PIECE) {
-        if cancel.is_cancelled() {
-            return interrupted(out);
-        }
-        let to = (from + model::PIECE).min(decode_from);
-        let piece = model::tensor(model, &tokens.columns(from, to), tokens.batch)?;
-        file.write(
-            from,
-            &model::host(model.prefill(piece, &mut cache, to - from)?)?,
-        )?;
-    }
-    for position in decode_from..tokens.len {
-        if cancel.is_cancelled() {
-            return interrupted(out);
-        }
-        let token = model::tensor(model, &tokens.columns(position, position + 1), tokens.batch)?;
-        file.write(
-            position,
-            &model::host(model.decode(token, &mut cache, &method)?)?,
-        )?;
+    let computation = Computation {
+        model: loaded.model.as_ref(),
+        tokens: &tokens,
+        decode_from,
+        method,
+        cancel,
+    };
+    if !computation.run(args.dtype.dtype, &mut file)? {
+        eprintln!("interrupted; nothing was written");
+        out.document(&json!({ "error": "interrupted" }))?;
+        return Ok(Outcome::Interrupted);
     }
     file.finish()?;
 
@@ -142,7 +137,7 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
         seconds: begin.elapsed().as_secs_f64(),
     };
     out.line(&format!(
-        "{}: logits {shape:?} in F32, {} positions by prefill and {} by {} decode steps",
+        "{}: logits {shape:?} in F32, {} positions by prefill and {} by decode steps with {}",
         document.out.display(),
         document.prefilled,
         document.decoded,
@@ -152,8 +147,35 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
     Ok(Outcome::Done)
 }
 
-fn interrupted(out: Output) -> Result<Outcome> {
-    eprintln!("interrupted; nothing was written");
-    out.document(&json!({ "error": "interrupted" }))?;
-    Ok(Outcome::Interrupted)
+/// The logits to compute.
+struct Computation<'a> {
+    model: &'a dyn CausalLm,
+    tokens: &'a Tokens,
+    decode_from: usize,
+    method: Method,
+    cancel: CancelToken,
+}
+
+impl Computation<'_> {
+    /// Computes the logits and writes them to the file. Returns false if interrupted.
+    fn run(&self, dtype: FloatDType, file: &mut LogitsWriter<'_>) -> Result<bool> {
+        let Tokens { batch, len, .. } = *self.tokens;
+        let mut cache = self.model.new_cache(batch, len, dtype, &self.method)?;
+        let prefills = (0..self.decode_from).step_by(PIECE);
+        let prefills = prefills.map(|from| from..(from + PIECE).min(self.decode_from));
+        let decodes = (self.decode_from..len).map(|position| position..position + 1);
+        for span in prefills.chain(decodes) {
+            if self.cancel.is_cancelled() {
+                return Ok(false);
+            }
+            let (from, count) = (span.start, span.len());
+            let input = steps::tensor(self.model, &self.tokens.columns(span), batch)?;
+            let logits = match from < self.decode_from {
+                true => self.model.prefill(input, &mut cache, count)?,
+                false => self.model.decode(input, &mut cache, &self.method)?,
+            };
+            file.write(from, &steps::host(logits)?)?;
+        }
+        Ok(true)
+    }
 }

@@ -1,5 +1,6 @@
-//! The tokens to read: from the command line or from a safetensors file.
+//! [`Tokens`]: token IDs from the command line or a safetensors file.
 
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -9,22 +10,22 @@ use safetensors::{Dtype, SafeTensors};
 /// The key of the tokens in a file.
 const KEY: &str = "input_ids";
 
-/// Token ids, [B, T], T at least 1.
+/// Token IDs, [B, T].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tokens {
-    /// B.
+    /// The number of sequences, B.
     pub batch: usize,
-    /// T.
+    /// The number of tokens per sequence, T, at least 1.
     pub len: usize,
-    /// Row after row.
+    /// The IDs, sequence after sequence.
     pub ids: Vec<u32>,
 }
 
 impl Tokens {
-    /// Reads `argument`: ids with commas between them, or the path of a safetensors file. Every id has to be below `vocab_size`.
+    /// Reads `argument`: IDs separated by commas, or the path of a safetensors file.
     ///
     /// # Errors
-    /// When it is neither, or an id or the shape is out of range.
+    /// If it is neither, an ID is not below `vocab_size`, or there are no tokens.
     pub fn read(argument: &str, vocab_size: usize) -> Result<Self> {
         let (origin, shape, ids) =
             if argument.ends_with(".safetensors") || Path::new(argument).is_file() {
@@ -37,7 +38,7 @@ impl Tokens {
         let [batch, len] = shape;
         if batch == 0 || len == 0 {
             bail!(
-                "{origin}: {KEY}: expected a sequence and a token at least, found shape {shape:?}"
+                "{origin}: {KEY}: expected at least one sequence and token, found shape {shape:?}"
             );
         }
         let valid = |(index, &id): (usize, &i64)| {
@@ -46,7 +47,7 @@ impl Tokens {
                 .filter(|&id| (id as usize) < vocab_size)
                 .with_context(|| {
                     format!(
-                        "{origin}: {KEY}[{}, {}]: expected a token id of 0 to {}, found {id}",
+                        "{origin}: {KEY}[{}, {}]: expected a token ID of 0 to {}, found {id}",
                         index / len,
                         index % len,
                         vocab_size - 1
@@ -60,11 +61,11 @@ impl Tokens {
         })
     }
 
-    /// The columns `from .. to` of every row, row after row.
-    pub fn columns(&self, from: usize, to: usize) -> Vec<u32> {
+    /// Returns the tokens of every sequence at the positions of a span, sequence after sequence.
+    pub fn columns(&self, span: Range<usize>) -> Vec<u32> {
         self.ids
             .chunks(self.len)
-            .flat_map(|row| &row[from..to])
+            .flat_map(|sequence| &sequence[span.clone()])
             .copied()
             .collect()
     }
@@ -73,7 +74,11 @@ impl Tokens {
 fn from_list(list: &str) -> Result<Vec<i64>> {
     let id = |text: &str| {
         let text = text.trim();
-        text.parse().with_context(|| format!("--tokens: expected ids with commas between them or a .safetensors file, found {text:?}"))
+        text.parse().with_context(|| {
+            format!(
+                "--tokens: expected IDs separated by commas or a .safetensors file, found {text:?}"
+            )
+        })
     };
     list.split(',').map(id).collect()
 }
@@ -134,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_one_sequence() {
+    fn list_is_one_sequence() {
         let tokens = Tokens::read("3, 1,2", 4).unwrap();
         assert_eq!(
             tokens,
@@ -144,15 +149,15 @@ mod tests {
                 ids: vec![3, 1, 2]
             }
         );
-        assert_eq!(tokens.columns(1, 3), [1, 2]);
+        assert_eq!(tokens.columns(1..3), [1, 2]);
     }
 
     #[test]
-    fn an_id_outside_the_vocabulary_is_named_with_its_place() {
+    fn ids_outside_the_vocabulary_are_located() {
         let error = Tokens::read("0,4", 4).unwrap_err().to_string();
         assert_eq!(
             error,
-            "--tokens: input_ids[0, 1]: expected a token id of 0 to 3, found 4"
+            "--tokens: input_ids[0, 1]: expected a token ID of 0 to 3, found 4"
         );
         assert!(Tokens::read("-1", 4).is_err());
         assert!(Tokens::read("", 4).is_err());

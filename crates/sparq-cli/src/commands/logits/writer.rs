@@ -1,4 +1,4 @@
-//! Logits on their way to a safetensors file.
+//! [`LogitsWriter`]: writes logits to a safetensors file.
 
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
@@ -8,29 +8,30 @@ use serde_json::json;
 
 use sparq_output::files::OutputFile;
 
-/// A file with one tensor `logits` [B, T, vocab] in F32 that is written piece by piece.
+/// A file with one tensor `logits` [B, T, vocab] in F32, written in pieces.
 ///
-/// The whole tensor can be many times larger than a model's activations (a vocabulary of 128 k and 4 k tokens make 2 GiB), so it is never in memory.
+/// The whole tensor is never in memory. It can be many times larger than the activations of the
+/// model: a vocabulary of 128k and 4k tokens make 2 GiB.
 pub struct LogitsWriter<'a> {
     file: OutputFile,
     path: &'a Path,
     shape: [usize; 3],
-    /// Where the data begins.
+    /// The offset of the data in the file.
     data: u64,
 }
 
 impl<'a> LogitsWriter<'a> {
-    /// Begins the file.
+    /// Creates the file.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// If it cannot be written.
     pub fn create(path: &'a Path, shape: [usize; 3]) -> Result<Self> {
         let mut file = OutputFile::create(path)?;
         let bytes = shape.iter().product::<usize>() * size_of::<f32>();
         let mut header =
             json!({ "logits": { "dtype": "F32", "shape": shape, "data_offsets": [0, bytes] } })
                 .to_string();
-        // The format wants data aligned to 8 bytes, and pads the header with spaces for it.
+        // The format aligns the data to 8 bytes and pads the header with spaces.
         header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
         let length = (header.len() as u64).to_le_bytes();
         let written = file
@@ -46,26 +47,28 @@ impl<'a> LogitsWriter<'a> {
         })
     }
 
-    /// Writes the logits of the positions `from .. from + n`, [B, n, vocab] row after row.
+    /// Writes the logits of the positions `from..from + n`, [B, n, vocab].
     ///
     /// # Errors
-    /// When one is not finite, which only broken weights or activations beyond the type's range can cause, or the file can't be written.
+    /// If the file cannot be written or a logit is not finite, which only broken weights or
+    /// activations beyond the range of the type cause.
     pub fn write(&mut self, from: usize, logits: &[f32]) -> Result<()> {
         let [batch, len, vocab] = self.shape;
         let count = logits.len() / (batch * vocab);
         if let Some(index) = logits.iter().position(|logit| !logit.is_finite()) {
-            let (row, position, token) = (
+            let (sequence, position, token) = (
                 index / (count * vocab),
                 from + index / vocab % count,
                 index % vocab,
             );
             bail!(
-                "logits[{row}, {position}, {token}]: expected a finite number, found {}; the weights are broken or --dtype is too narrow for them",
+                "logits[{sequence}, {position}, {token}]: expected a finite number, found {}; \
+                 the weights are broken or --dtype is too narrow for them",
                 logits[index]
             );
         }
-        for (row, logits) in logits.chunks(count * vocab).enumerate() {
-            let offset = self.data + ((row * len + from) * vocab * size_of::<f32>()) as u64;
+        for (sequence, logits) in logits.chunks(count * vocab).enumerate() {
+            let offset = self.data + ((sequence * len + from) * vocab * size_of::<f32>()) as u64;
             let bytes: Vec<u8> = logits
                 .iter()
                 .flat_map(|logit| logit.to_le_bytes())
@@ -82,7 +85,7 @@ impl<'a> LogitsWriter<'a> {
     /// Gives the file its name.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// If it cannot be written.
     pub fn finish(self) -> Result<()> {
         Ok(self.file.finish()?)
     }
@@ -95,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_of_a_batch_land_in_their_rows() {
+    fn pieces_of_a_batch_land_in_their_sequences() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("logits.safetensors");
         let mut writer = LogitsWriter::create(&path, [2, 3, 2]).unwrap();
@@ -125,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_logit_that_is_no_number_is_named_and_leaves_no_file() {
+    fn nan_is_located_and_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("logits.safetensors");
         let mut writer = LogitsWriter::create(&path, [2, 3, 2]).unwrap();

@@ -1,91 +1,33 @@
-//! `sparq plan`: what a model's decode steps cost on a machine, without running them.
+//! `sparq plan`: predicts decode steps of a model on a machine.
 
+mod document;
 mod options;
 mod quality;
 mod view;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 use sparq::{Components, GroupScore, Method, Sketch, SparqConfig};
 use sparq_device::DeviceChoice;
 use sparq_output::files::OutputFile;
-use sparq_plan::{Setup, StepTime};
+use sparq_plan::Setup;
 
 use crate::exit::Outcome;
 use crate::output::Output;
+use document::{Document, Prediction, Row};
 pub use options::PlanArgs;
-
-/// The answer.
-#[derive(Serialize)]
-struct Document {
-    model: String,
-    dtype: &'static str,
-    setup: Setup,
-    /// How well the measured attention is described, after `--measure`.
-    measured: Option<Measured>,
-    context: usize,
-    batch: usize,
-    /// Bytes of the weights on each GPU.
-    weight_bytes: f64,
-    /// Bytes of weights that a step reads, on all GPUs.
-    read_bytes: f64,
-    /// Price of all GPUs for an hour.
-    price_per_hour: Option<f64>,
-    methods: Vec<Row>,
-    quality: Option<quality::Quality>,
-}
-
-/// What `--measure` found besides the machine.
-#[derive(Serialize)]
-pub struct Measured {
-    attention_steps: usize,
-    mean_error: f64,
-    worst_error: f64,
-}
-
-/// A method's predictions.
-#[derive(Clone, Serialize)]
-struct Row {
-    #[serde(flatten)]
-    settings: Method,
-    label: String,
-    /// Bytes of one sequence's cache, on each GPU.
-    cache_bytes: f64,
-    /// Bytes that a step moves of the caches of all sequences, on all GPUs.
-    step_bytes: f64,
-    /// That over dense attention's.
-    share_of_dense: f64,
-    at_batch: Prediction,
-    /// Whether the caches of the batch fit.
-    fits: bool,
-    /// The most sequences that fit, and their step; `None` where not even one does.
-    largest: Option<Prediction>,
-    /// The length from which on SparQ's attention is the quicker one at this batch; `None` for other methods, and where it never is.
-    break_even: Option<usize>,
-}
-
-/// A step of so many sequences.
-#[derive(Clone, Copy, Serialize)]
-struct Prediction {
-    batch: usize,
-    #[serde(flatten)]
-    parts: StepTime,
-    step_us: f64,
-    tokens_per_s: f64,
-    /// Price of 10^6 tokens.
-    price_per_million: Option<f64>,
-}
 
 /// Predicts and prints.
 ///
 /// # Errors
-/// When the model or the machine can't be read, the heads can't be split so, the device fails while it is measured, or the file of results has nothing to say.
+/// If the model, machine or results cannot be read, the GPUs cannot share the heads, or measuring
+/// fails.
 pub fn run(args: &PlanArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let model = args.model()?;
     let output = args.save.as_deref().map(OutputFile::create).transpose()?;
     let (machine, measured) = args.machine(&model.shape, device)?;
     if let Some(output) = output {
-        let mut text = serde_json::to_vec_pretty(&machine).context("the machine as JSON")?;
+        let mut text =
+            serde_json::to_vec_pretty(&machine).context("cannot write the machine as JSON")?;
         text.push(b'\n');
         output.finish_with(&text)?;
     }
@@ -128,7 +70,8 @@ pub fn run(args: &PlanArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     Ok(Outcome::Done)
 }
 
-/// The methods to compare, dense attention first, each checked: those that were named, all at a budget (each under its name), or SparQ with the settings that were given.
+/// Returns the methods to compare, dense attention first: those named, all methods at a budget
+/// (each with its name), or SparQ with the given settings.
 fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<(Option<&'static str>, Method)>> {
     let plain = |methods: Vec<Method>| methods.into_iter().map(|method| (None, method)).collect();
     let others: Vec<(Option<&'static str>, Method)> = match (&args.methods[..], args.budget) {
@@ -136,7 +79,7 @@ fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<(Option<&'stat
         ([], Some(budget)) => Method::names()
             .into_iter()
             .filter_map(|name| {
-                // Some read too much for any budget.
+                // Some methods cannot keep any budget.
                 let method =
                     Method::for_budget(name, model.shape.head_dim, args.context, budget).ok()?;
                 Some((Some(name), method))
@@ -155,7 +98,7 @@ fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<(Option<&'stat
     Ok(methods)
 }
 
-/// A method by name, with its own settings or those for a budget.
+/// Returns the method of a name, with its own settings or those for a budget.
 fn named(name: &str, budget: Option<f64>, context: usize, head_dim: usize) -> Result<Method> {
     let method: Method = name.parse().with_context(|| format!("--method {name}"))?;
     let method = match budget {
@@ -169,7 +112,8 @@ fn named(name: &str, budget: Option<f64>, context: usize, head_dim: usize) -> Re
     Ok(method)
 }
 
-/// SparQ with the settings that were given, and where they leave it open with a full sketch and a group that scores as one query.
+/// Returns SparQ with the given settings. If they do not choose the sketch or the group scores,
+/// adds the variants with a full sketch and with a group that scores as one query.
 fn sparq_methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<Method>> {
     let base = args.sparq.over(model.attention.unwrap_or_else(|| {
         SparqConfig::new((model.shape.head_dim / 4).max(1), 128).with_sketch(Sketch::Bits4)

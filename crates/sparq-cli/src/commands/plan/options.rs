@@ -1,4 +1,4 @@
-//! The arguments of `sparq plan`, and what they name.
+//! The arguments of `sparq plan`, and the model and machine they name.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use sparq_device::DeviceChoice;
 use sparq_models::DecoderConfig;
 use sparq_plan::{Machine, ModelShape, Setup};
 
-use super::Measured;
+use super::document::Measured;
 use crate::args::{at_least_one, dtype_parser};
 use crate::method::SparqArgs;
 use crate::model::{ModelSource, element_bytes};
@@ -28,16 +28,17 @@ Examples:
   sparq plan DIR --measure --save machine.json
   sparq plan DIR --machine machine.json --eval runs.jsonl --keep 0.99
 
-Times are predictions: what they leave out, and how far they are off measured steps, is in docs/planning.md.";
+Times are predictions. docs/planning.md describes their errors and omissions.";
 
-/// Arguments of `sparq plan`.
+/// The arguments of `sparq plan`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct PlanArgs {
-    /// The model: a folder, a GGUF file, an id on the hub, or a config.json alone; without it, the model inside the program
+    /// Model: a folder, a GGUF file, an ID on the Hugging Face Hub, or a config.json alone. Without
+    /// it, the embedded model
     #[arg(value_name = "DIR|config.json|HUB-ID")]
     model: Option<String>,
-    /// The machine: a part of a GPU's name, or a file that --save wrote
+    /// Machine: part of a GPU's name, or a file written by --save
     #[arg(
         long,
         value_name = "NAME|FILE",
@@ -45,57 +46,61 @@ pub struct PlanArgs {
         conflicts_with = "measure"
     )]
     machine: String,
-    /// Measure this machine's --device first: attention on the model's heads, products of its width, and a small model
+    /// Measure the --device of this machine first: attention on the model's heads, matrix products
+    /// of its width, and a small model
     #[arg(long)]
     measure: bool,
-    /// Write what was measured to a file, for --machine
+    /// Write the measured machine to a file for --machine
     #[arg(long, value_name = "FILE", requires = "measure")]
     pub save: Option<PathBuf>,
-    /// S: positions in the cache of each sequence
+    /// S: number of positions in the cache of each sequence
     #[arg(long, value_parser = at_least_one, default_value = "32768", value_name = "S")]
     pub context: usize,
-    /// B: sequences that are decoded together
+    /// B: number of sequences decoded together
     #[arg(long, value_parser = at_least_one, default_value = "1", value_name = "B")]
     pub batch: usize,
     /// Type of weights and cache
     #[arg(long, value_parser = dtype_parser(), default_value = "f16", value_name = "TYPE")]
     pub dtype: FloatDType,
-    /// GPUs that share the key/value heads of each layer
+    /// Number of GPUs that share the KV heads of each layer
     #[arg(long, value_parser = at_least_one, default_value = "1", value_name = "N")]
     gpus: usize,
-    /// Microseconds of a sum between the GPUs, of which there are two a layer [default: not counted]
+    /// Microseconds of an all-reduce between the GPUs. A layer has two [default: not counted]
     #[arg(long, value_name = "US")]
     all_reduce_us: Option<f64>,
-    /// What a GPU costs for an hour, in any currency
+    /// Price of a GPU per hour, in any currency
     #[arg(long, value_parser = positive, value_name = "PRICE")]
     pub price: Option<f64>,
-    /// Memory of the machine (of each GPU) in 10^9 bytes, instead of what is known of it
+    /// Memory of the machine (of each GPU) in 10^9 bytes [default: that of --machine]
     #[arg(long, value_parser = positive, value_name = "GB")]
     memory_gb: Option<f64>,
-    /// The share of the memory that weights and caches may take
+    /// Share of the memory for weights and caches
     #[arg(long, value_parser = positive, default_value = "0.9", value_name = "SHARE")]
     memory_share: f64,
-    /// Bandwidth at which products read weights in 10^9 bytes a second, instead of what this program reaches
+    /// Bandwidth of matrix products that read weights, in 10^9 bytes per second [default: the
+    /// bandwidth this program reaches]
     #[arg(long, value_parser = positive, value_name = "GB/S")]
     weights_gb_per_s: Option<f64>,
-    /// A method to compare with dense attention, with settings behind a colon (h2o:k=64), instead of SparQ
+    /// Method to compare with dense attention instead of SparQ, with settings after a colon
+    /// (h2o:k=64)
     #[arg(long = "method", value_name = "METHOD")]
     pub methods: Vec<String>,
-    /// Compare the methods that are named, or all there are, each with the settings that move this share of dense attention's bytes
-    #[arg(long, value_parser = crate::commands::convert::share, value_name = "SHARE")]
+    /// Give the methods named, or all methods, the settings that move this share of dense
+    /// attention's bytes
+    #[arg(long, value_parser = crate::args::share, value_name = "SHARE")]
     pub budget: Option<f64>,
-    /// Settings of SparQ [default: with the full sketch and with 4 bits, r = head_dim / 4, k = 128].
+    /// The settings of SparQ. By default the full and the 4-bit sketch, r = head_dim / 4, k = 128.
     #[command(flatten)]
     pub sparq: SparqArgs,
-    /// Results of `sparq eval`: the cheapest method and budget in them that kept enough is planned with too
+    /// Results files of `sparq eval`. Adds their cheapest method and budget that keeps --keep
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub eval: Vec<PathBuf>,
-    /// The share of dense attention's score to keep in every task of --eval
+    /// Share of dense attention's score to keep in every task of --eval
     #[arg(long, value_parser = positive, default_value = "0.99", value_name = "SHARE", requires = "eval")]
     pub keep: f64,
 }
 
-/// A number above 0.
+/// Parses a number above 0.
 fn positive(text: &str) -> Result<f64, String> {
     let number = text.parse::<f64>().ok();
     number
@@ -103,18 +108,18 @@ fn positive(text: &str) -> Result<f64, String> {
         .ok_or_else(|| format!("expected a number above 0, found {text:?}"))
 }
 
-/// A model, as far as planning needs it.
+/// The parts of a model that planning needs.
 pub struct Model {
-    /// Where it comes from.
+    /// The path or hub ID.
     pub name: String,
-    /// Its sizes.
+    /// The sizes.
     pub shape: ModelShape,
-    /// The settings of SparQ that a converted model is meant to be run with.
+    /// The settings of SparQ stored with a converted model.
     pub attention: Option<SparqConfig>,
 }
 
 impl PlanArgs {
-    /// The model; of a `config.json` nothing else has to be there.
+    /// Reads the model. A `config.json` needs no other file.
     pub fn model(&self) -> Result<Model> {
         let name = self.model.as_deref();
         if let Some(path) = name.map(Path::new).filter(|path| is_config(path)) {
@@ -139,7 +144,7 @@ impl PlanArgs {
         })
     }
 
-    /// The machine, named or measured, with what the user knows better.
+    /// Finds or measures the machine, and applies the options that override its figures.
     pub fn machine(
         &self,
         model: &ModelShape,
@@ -171,7 +176,7 @@ impl PlanArgs {
             .or(known.map(|gpu| gpu.memory_gb))
             .or(host.map(|bytes| bytes as f64 / 1e9));
         let Some(memory_gb) = memory_gb else {
-            bail!("--measure: the memory of {device} is not known; give it by --memory-gb");
+            bail!("--measure: the memory of {device} is unknown; set it with --memory-gb");
         };
         let dtype = match self.dtype {
             FloatDType::F16 => CacheType::F16,
@@ -195,7 +200,7 @@ impl PlanArgs {
         Ok((found.machine, measured))
     }
 
-    /// The model on the machine, checked.
+    /// Returns the model on the machine, after checking that they fit.
     pub fn setup(&self, model: ModelShape, machine: Machine) -> Result<Setup> {
         let setup = Setup {
             gpus: self.gpus,
@@ -208,7 +213,7 @@ impl PlanArgs {
     }
 }
 
-/// Whether a path is that of a configuration alone.
+/// Returns whether a path is a configuration alone.
 fn is_config(path: &Path) -> bool {
     path.is_file()
         && path

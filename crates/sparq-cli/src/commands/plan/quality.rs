@@ -1,56 +1,22 @@
-//! `--eval`: the cheapest method of a file of results that kept enough.
+//! `--eval`: finds the cheapest method in results that keeps enough of dense attention's scores.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use serde::Serialize;
 use sparq::Method;
 use sparq_eval::{Better, Record, SummaryRow, summarize};
 use sparq_plan::Setup;
 
+use super::document::{Candidate, Quality, Row};
 use super::options::PlanArgs;
-use super::{Row, view};
+use super::view;
 
-/// What the results say.
-#[derive(Serialize)]
-pub struct Quality {
-    keep: f64,
-    candidates: Vec<Candidate>,
-    /// The index of the cheapest candidate that kept enough and fits the model.
-    cheapest: Option<usize>,
-    row: Option<Row>,
-}
-
-/// A method at a budget, in every task.
-#[derive(Serialize)]
-struct Candidate {
-    #[serde(flatten)]
-    settings: Method,
-    label: String,
-    budget: Option<f64>,
-    /// The least share of dense attention's score over the tasks and contexts.
-    kept: f64,
-    /// The task and context in which it is.
-    in_task: String,
-    /// How many tasks and contexts were compared.
-    compared: usize,
-    /// The predicted step; `None` where the settings don't fit the model that is planned for.
-    step_us: Option<f64>,
-}
-
-impl Quality {
-    /// The plan of the cheapest one.
-    pub fn row(&self) -> Option<&Row> {
-        self.row.as_ref()
-    }
-}
-
-/// Compares what was evaluated and plans with the cheapest that kept `keep` of dense attention's score in every task and context.
+/// Finds the cheapest method that keeps `keep` of dense attention's score in every task and
+/// context.
 ///
 /// # Errors
-/// When a file is none of results, or has no method beside dense attention on the same examples.
+/// If a file is not a results file, or has no method beside dense attention on the same examples.
 pub fn cheapest(
     files: &[PathBuf],
     keep: f64,
@@ -73,7 +39,8 @@ pub fn cheapest(
         .collect();
     if candidates.is_empty() {
         bail!(
-            "--eval: expected results of dense attention and of another method on the same examples, found none in {} records",
+            "--eval: expected results of dense attention and of another method on the same examples, \
+             found none in {} records",
             records.len()
         );
     }
@@ -91,7 +58,7 @@ pub fn cheapest(
     })
 }
 
-/// A method at a budget; `None` where dense attention was not evaluated beside it.
+/// Makes a candidate. Returns `None` if dense attention was not evaluated on the same examples.
 fn candidate(
     rows: &[&SummaryRow],
     records: &[Record],
@@ -102,7 +69,7 @@ fn candidate(
     let shares = rows.iter().filter_map(|row| Some((kept(row)?, *row)));
     let (kept, worst) = shares.clone().min_by(|a, b| a.0.total_cmp(&b.0))?;
     let first = rows.first()?;
-    // Settings follow the context: those of the nearest one are planned with.
+    // Settings depend on the context. Uses those of the nearest context.
     let far = |record: &&Record| {
         let context = record.context.unwrap_or(record.prompt_tokens);
         context.abs_diff(args.context)
@@ -127,7 +94,8 @@ fn candidate(
     })
 }
 
-/// The share of dense attention's score, the inverse where less is better; `None` without dense attention, or where it scores nothing.
+/// Returns the share of dense attention's score, inverted if lower is better. Returns `None`
+/// without a score of dense attention or if it is 0.
 fn kept(row: &SummaryRow) -> Option<f64> {
     let dense = row.score.mean - row.difference?.mean;
     let share = match row.better {
@@ -135,50 +103,4 @@ fn kept(row: &SummaryRow) -> Option<f64> {
         Better::Lower => dense / row.score.mean,
     };
     share.is_finite().then_some(share)
-}
-
-impl fmt::Display for Quality {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let percent = |share: f64| format!("{:.1}%", 100.0 * share);
-        let budget = |candidate: &Candidate| {
-            candidate
-                .budget
-                .map_or(String::new(), |budget| format!(" at {}", percent(budget)))
-        };
-        match self.cheapest.and_then(|index| self.candidates.get(index)) {
-            Some(found) => write!(
-                f,
-                "Of {} methods and budgets evaluated, the cheapest that keeps {} of dense attention's score everywhere is {}{}: at least {}, in {}",
-                self.candidates.len(),
-                percent(self.keep),
-                found.label,
-                budget(found),
-                percent(found.kept),
-                found.in_task
-            ),
-            None => {
-                let most = self
-                    .candidates
-                    .iter()
-                    .max_by(|a, b| a.kept.total_cmp(&b.kept));
-                write!(
-                    f,
-                    "None of {} methods and budgets evaluated keeps {} of dense attention's score everywhere",
-                    self.candidates.len(),
-                    percent(self.keep)
-                )?;
-                match most {
-                    Some(most) => write!(
-                        f,
-                        "; the most is {} by {}{}, in {}",
-                        percent(most.kept),
-                        most.label,
-                        budget(most),
-                        most.in_task
-                    ),
-                    None => Ok(()),
-                }
-            }
-        }
-    }
 }

@@ -1,13 +1,13 @@
-//! What `sparq plan` prints for people.
+//! The text output of `sparq plan`.
 
 use anyhow::Result;
 use sparq::{Components, GroupScore, Method, Sketch};
+use sparq_output::numbers::{self, digits};
+use sparq_output::table::Table;
 use sparq_plan::Setup;
 
-use super::{Document, Prediction, Row};
+use super::document::{Document, Prediction, Row};
 use crate::output::Output;
-use crate::table::Table;
-use crate::units;
 
 /// Prints the plan.
 pub fn print(document: &Document, out: Output) -> Result<()> {
@@ -37,20 +37,21 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
     for row in rows(document) {
         table.row(step_cells(row, dense));
     }
-    out.text(&table.render())?;
+    out.text(&table.text())?;
     if rows(document).any(|row| !row.fits) {
-        out.line("* does not fit into the memory")?;
+        out.line("* does not fit into memory")?;
     }
     let known = |row: &Row| matches!(row.settings, Method::Dense(_) | Method::Sparq(_));
     if rows(document).any(|row| !known(row)) {
         out.line(
-            "Methods other than dense and SparQ have no kernels here: theirs is the least time that their bytes can take, and what they keep beside K and V is not counted",
+            "Methods other than dense and SparQ have no kernels here. Their times are the least that \
+             their bytes take; memory beside K and V is not counted.",
         )?;
     }
 
     out.line(&format!(
-        "\nThe batch that fits into {} ({:.0}% of the memory) beside the weights",
-        units::bytes(document.setup.memory_bytes()),
+        "\nThe largest batch that fits into {} ({:.0}% of memory) beside the weights",
+        numbers::binary_bytes(document.setup.memory_bytes()),
         100.0 * document.setup.memory_share
     ))?;
     let priced = document.price_per_hour.is_some();
@@ -70,7 +71,7 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
     for row in rows(document) {
         table.row(batch_cells(row, dense, priced));
     }
-    out.text(&table.render())?;
+    out.text(&table.text())?;
     if let Some(quality) = &document.quality {
         out.line(&format!("\n{quality}"))?;
     }
@@ -78,7 +79,10 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
 }
 
 fn rows(document: &Document) -> impl Iterator<Item = &Row> {
-    let cheapest = document.quality.as_ref().and_then(|found| found.row());
+    let cheapest = document
+        .quality
+        .as_ref()
+        .and_then(|found| found.row.as_ref());
     document.methods.iter().chain(cheapest)
 }
 
@@ -94,23 +98,23 @@ fn head(document: &Document, out: Output) -> Result<()> {
         (
             "weights",
             format!(
-                "{} in {}, of which a step reads {}",
-                units::bytes((model.parameters * setup.element_bytes) as f64),
+                "{} in {}; a step reads {}",
+                numbers::binary_bytes((model.parameters * setup.element_bytes) as f64),
                 document.dtype,
-                units::bytes(document.read_bytes)
+                numbers::binary_bytes(document.read_bytes)
             ),
         ),
         (
             "cache",
             format!(
-                "{} layers with {} key/value heads of {} elements for {} query heads",
+                "{} layers with {} KV heads of dimension {} for {} query heads",
                 model.layers, model.kv_heads, model.head_dim, model.heads
             ),
         ),
         (
             "machine",
             format!(
-                "{gpus}{}, {:.0} GB at {:.0} GB/s; weights are read at {:.0} GB/s",
+                "{gpus}{}, {:.0} GB at {:.0} GB/s; reads weights at {:.0} GB/s",
                 machine.name,
                 machine.memory_gb,
                 machine.gb_per_s,
@@ -122,7 +126,7 @@ fn head(document: &Document, out: Output) -> Result<()> {
         lines.push((
             "measured",
             format!(
-                "{} of attention, off by {:.0}% on average and {:.0}% at most",
+                "{} of attention; predictions are off by {:.0}% on average and {:.0}% at most",
                 counted(measured.attention_steps, "step"),
                 100.0 * measured.mean_error,
                 100.0 * measured.worst_error
@@ -133,8 +137,8 @@ fn head(document: &Document, out: Output) -> Result<()> {
         lines.push((
             "split",
             match setup.all_reduce_us > 0.0 {
-                true => format!("two sums a layer, {} us each", setup.all_reduce_us),
-                false => "sums between the GPUs are not counted (--all-reduce-us)".into(),
+                true => format!("two all-reduces per layer, {} us each", setup.all_reduce_us),
+                false => "all-reduces between the GPUs are not counted (--all-reduce-us)".into(),
             },
         ));
     }
@@ -153,12 +157,12 @@ fn step_cells(row: &Row, dense: Option<Prediction>) -> Vec<String> {
     } = row.at_batch;
     vec![
         format!("{}{}", row.label, if row.fits { "" } else { " *" }),
-        units::bytes(row.cache_bytes),
-        units::bytes(row.step_bytes),
-        units::share(row.share_of_dense),
+        numbers::binary_bytes(row.cache_bytes),
+        numbers::binary_bytes(row.step_bytes),
+        numbers::reciprocal(row.share_of_dense),
         ms(parts.attention_us),
         ms(step_us),
-        rate(tokens_per_s),
+        digits(tokens_per_s),
         gain(tokens_per_s, dense),
         match (&row.settings, row.break_even) {
             (Method::Sparq(_), Some(at)) => at.to_string(),
@@ -177,7 +181,7 @@ fn batch_cells(row: &Row, dense: Option<Prediction>, priced: bool) -> Vec<String
                 largest.batch.to_string(),
                 ms(largest.parts.attention_us),
                 ms(largest.step_us),
-                rate(largest.tokens_per_s),
+                digits(largest.tokens_per_s),
                 gain(largest.tokens_per_s, dense),
             ]);
             if let Some(price) = largest.price_per_million.filter(|_| priced) {
@@ -188,7 +192,7 @@ fn batch_cells(row: &Row, dense: Option<Prediction>, priced: bool) -> Vec<String
     cells
 }
 
-/// A method with its settings: `SparQ 4bits r=32 k=128`.
+/// Formats a method with its settings: `SparQ 4bits r=32 k=128`.
 pub fn label(method: &Method, grouped: bool) -> String {
     match method {
         Method::Sparq(config) => {
@@ -219,27 +223,14 @@ fn ms(us: f64) -> String {
     digits(us / 1e3)
 }
 
-fn rate(per_s: f64) -> String {
-    digits(per_s)
-}
-
 fn gain(tokens_per_s: f64, dense: Option<Prediction>) -> String {
     dense.map_or("-".into(), |dense| {
         format!("{:.2}", tokens_per_s / dense.tokens_per_s)
     })
 }
 
-/// A price, small ones too with three digits.
+/// Formats a price with three significant digits or more.
 fn money(price: f64) -> String {
     let zeros = (-price.log10().floor()).clamp(0.0, 12.0) as usize;
     format!("{price:.*}", zeros + 2)
-}
-
-/// Three digits or so.
-fn digits(value: f64) -> String {
-    match value.abs() {
-        size if size >= 99.95 => format!("{value:.0}"),
-        size if size >= 9.995 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
-    }
 }

@@ -1,13 +1,11 @@
-//! `sparq demo` on a short context: the fields of its document, and that they agree with each other.
+//! `sparq demo` on a short context: the fields of its document and their consistency.
 
-mod support;
-
-use support::{document, sparq};
+use crate::support::{document, sparq, words};
 
 const SHORT: [&str; 7] = ["demo", "--context", "1024", "--needles", "2", "--seed", "1"];
 
 #[test]
-fn the_document_tells_everything() {
+fn document_is_complete_and_consistent() {
     let demo = document(&SHORT);
     assert_eq!(
         (&demo["seed"], &demo["context"], &demo["device"]),
@@ -40,28 +38,20 @@ fn the_document_tells_everything() {
     let bytes = |index: usize| methods[index]["cache_bytes_per_token"].as_f64().unwrap();
     assert_eq!(share(0), 1.0);
     assert!(share(1) < 0.5, "{}", share(1));
-    // Both methods took as many steps from the same text if both were right.
+    // Both methods took equally many steps, because both answered correctly.
     assert!((bytes(1) / bytes(0) - share(1)).abs() < 1e-9);
     assert!(demo["prefill"]["tokens_per_second"].as_f64().unwrap() > 0.0);
 }
 
 #[test]
-fn a_context_that_k_covers_is_read_densely() {
-    let demo = document(&[
-        "demo",
-        "--context",
-        "1024",
-        "--needles",
-        "1",
-        "--top-k",
-        "2048",
-    ]);
+fn k_beyond_the_context_is_dense_attention() {
+    let demo = document(&words("demo --context 1024 --needles 1 --top-k 2048"));
     assert_eq!(demo["methods"][1]["share_of_dense"], 1.0);
     assert_eq!(demo["methods"][1]["answers"], demo["methods"][0]["answers"]);
 }
 
 #[test]
-fn the_human_form_has_plain_lines_outside_a_terminal() {
+fn text_output_is_plain_outside_a_terminal() {
     let output = sparq().args(SHORT).output().unwrap();
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();

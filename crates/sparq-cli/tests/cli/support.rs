@@ -1,5 +1,4 @@
-//! What the tests of the program share: a checkpoint of a few kilobytes, and ways to run the program on it.
-#![allow(dead_code, reason = "every test file uses a part of it")]
+//! Helpers of all modules: a checkpoint of a few kilobytes, and ways to run the program.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,16 +9,16 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Vocabulary of the small checkpoint.
+/// The vocabulary of the small checkpoint.
 pub const VOCAB: usize = 32;
-/// Its context.
+/// The context of the small checkpoint.
 pub const CONTEXT: usize = 64;
-/// Elements of one of its heads.
+/// The head dimension of the small checkpoint.
 pub const HEAD_DIM: usize = 8;
 const HIDDEN: usize = 16;
 const INTERMEDIATE: usize = 24;
 
-/// The program, unaffected by the caller's environment.
+/// Returns the program, isolated from the environment of the caller.
 pub fn sparq() -> Command {
     let mut command = Command::cargo_bin("sparq").expect("the program is built with its tests");
     command
@@ -29,7 +28,8 @@ pub fn sparq() -> Command {
     command
 }
 
-/// Runs a command that has to fail as bad input does: exit code 2, no panic, nothing on standard output. Returns the message.
+/// Runs a command that has to fail on bad input: exit code 2, no panic, an empty standard output.
+/// Returns the message.
 pub fn fails(arguments: &[&str]) -> String {
     let output = sparq()
         .args(arguments)
@@ -46,7 +46,7 @@ pub fn fails(arguments: &[&str]) -> String {
     message
 }
 
-/// Runs a command that has to succeed with `--json`, and parses the one document.
+/// Runs a command that has to succeed with `--json`, and parses its document.
 pub fn document(arguments: &[&str]) -> Value {
     let output = sparq()
         .args(arguments)
@@ -58,19 +58,35 @@ pub fn document(arguments: &[&str]) -> Value {
         "{arguments:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    // from_slice refuses anything behind the first document.
+    // from_slice refuses anything after the first document.
     serde_json::from_slice(&output.stdout).expect("standard output is one JSON document")
+}
+
+/// Runs a command that has to succeed, and returns its standard output.
+pub fn stdout(arguments: &[&str]) -> String {
+    let output = sparq()
+        .args(arguments)
+        .output()
+        .expect("the program starts");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {message}");
+    String::from_utf8(output.stdout).expect("the output is UTF-8")
+}
+
+/// Splits a command line without quotes into arguments.
+pub fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
 }
 
 /// Tensors by name, each with shape and values.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// A folder with a whole Llama checkpoint, to be damaged.
+/// A folder with a complete Llama checkpoint, for tests to damage.
 pub struct Checkpoint {
     folder: TempDir,
-    /// What is in its weights file.
+    /// The tensors of the weights file.
     pub tensors: Tensors,
-    /// What is in its configuration.
+    /// The configuration.
     pub config: Value,
 }
 
@@ -92,7 +108,7 @@ impl Checkpoint {
         write_tensors(&self.path().join("model.safetensors"), &self.tensors);
     }
 
-    /// Moves the weights into two shards with an index, which it returns for changes.
+    /// Moves the weights into two shards with an index, and returns the index.
     pub fn shard(&mut self) -> Value {
         let is_first = |name: &str| name.contains("layers.0.self_attn");
         let part = |first: bool| {
@@ -125,23 +141,23 @@ impl Checkpoint {
         self.write_file("model.safetensors.index.json", index.to_string().as_bytes());
     }
 
-    /// Writes any file of the folder.
+    /// Writes a file of the folder.
     pub fn write_file(&self, name: &str, bytes: &[u8]) {
         std::fs::write(self.path().join(name), bytes).expect("the folder can be written");
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn path(&self) -> PathBuf {
         self.folder.path().to_path_buf()
     }
 
-    /// The folder as an argument.
+    /// Returns the folder as an argument.
     pub fn argument(&self) -> String {
         self.path().display().to_string()
     }
 }
 
-/// Writes tensors in F32.
+/// Writes tensors as F32.
 pub fn write_tensors(path: &Path, tensors: &Tensors) {
     let bytes: BTreeMap<&String, Vec<u8>> = tensors
         .iter()
@@ -195,10 +211,23 @@ pub fn read_logits(path: &Path) -> (Vec<usize>, Vec<f32>) {
 
 fn config() -> Value {
     json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": HEAD_DIM, "vocab_size": VOCAB,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": CONTEXT, "hidden_act": "silu",
-        "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false, "torch_dtype": "float32"
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": HEAD_DIM,
+        "vocab_size": VOCAB,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": CONTEXT,
+        "hidden_act": "silu",
+        "tie_word_embeddings": true,
+        "attention_bias": false,
+        "mlp_bias": false,
+        "torch_dtype": "float32"
     })
 }
 
@@ -207,7 +236,7 @@ fn weights() -> Tensors {
     let mut add = |name: String, shape: Vec<usize>| {
         let count: usize = shape.iter().product();
         let seed = name.len() + tensors.len() * 977;
-        // A fixed scatter within (-0.5, 0.5), no two tensors alike; norms are around 1.
+        // A fixed scatter within (-0.5, 0.5), different for every tensor. Norms are around 1.
         let scatter = |index: usize| ((index * 7919 + seed * 104_729) % 1999) as f32 / 1999.0 - 0.5;
         let values = (0..count)
             .map(|index| {

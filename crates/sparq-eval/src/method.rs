@@ -1,4 +1,4 @@
-//! [`Contender`]: a method and the share of dense attention's bytes that it may move.
+//! [`BudgetedMethod`]: a method and the share of dense attention's bytes that it may move.
 
 use std::fmt;
 
@@ -6,17 +6,17 @@ use sparq::{CacheShape, Method, SparqError, Transfers};
 
 use crate::summary::REFERENCE;
 
-/// A method by name and its budget. Its settings depend on the length of the example.
+/// A method at a budget. The settings follow from the budget and the length of the example.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Contender {
-    /// The method, as on the command line.
+pub struct BudgetedMethod {
+    /// The method, spelled as on the command line.
     pub method: String,
-    /// The share of dense attention's bytes; `None` for dense.
+    /// The share of dense attention's bytes. `None` for dense.
     pub budget: Option<f64>,
 }
 
-impl Contender {
-    /// Every method at every budget, and dense once.
+impl BudgetedMethod {
+    /// Returns every method at every budget, and dense once.
     pub fn all(methods: &[String], budgets: &[f64]) -> Vec<Self> {
         let mut all: Vec<Self> = Vec::new();
         for method in methods {
@@ -25,22 +25,20 @@ impl Contender {
                 false => budgets.iter().copied().map(Some).collect(),
             };
             for budget in budgets {
-                let contender = Self {
-                    method: method.clone(),
-                    budget,
-                };
-                if !all.contains(&contender) {
-                    all.push(contender);
+                let method = method.clone();
+                let budgeted = Self { method, budget };
+                if !all.contains(&budgeted) {
+                    all.push(budgeted);
                 }
             }
         }
         all
     }
 
-    /// The method with the settings for a model and a number of positions.
+    /// Returns the method with its settings for a model and a number of positions.
     ///
     /// # Errors
-    /// When there is no such method, or it can't do with its budget.
+    /// If the method is unknown or cannot keep its budget.
     pub fn at(&self, head_dim: usize, positions: usize) -> Result<Method, SparqError> {
         let method: Method = self.method.parse()?;
         match self.budget {
@@ -50,7 +48,7 @@ impl Contender {
     }
 }
 
-impl fmt::Display for Contender {
+impl fmt::Display for BudgetedMethod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.budget {
             Some(budget) => write!(f, "{} at 1/{}", self.method, 1.0 / budget),
@@ -59,8 +57,8 @@ impl fmt::Display for Contender {
     }
 }
 
-/// The share of dense attention's bytes that a step at so many positions of a 16-bit cache moves.
-pub(crate) fn share(method: &Method, head_dim: usize, positions: usize) -> f64 {
+/// Returns the share of dense attention's bytes that a step moves at `positions` of a 16-bit cache.
+pub(crate) fn transfer_share(method: &Method, head_dim: usize, positions: usize) -> f64 {
     let shape = CacheShape {
         head_dim,
         kv_heads: 1,

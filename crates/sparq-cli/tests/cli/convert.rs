@@ -1,18 +1,16 @@
-//! `sparq convert`: the folder works like what it was made from, and is there whole or not at all.
-
-mod support;
+//! `sparq convert`: the folder gives the results of its source, and is complete or absent.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::support::{Checkpoint, document, fails, read_logits, sparq, words};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-use support::{Checkpoint, document, fails, read_logits, sparq};
 use tempfile::TempDir;
 
-/// A folder for results, and the path of one.
+/// Returns a temporary folder, and a path in it for a result.
 fn place() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("converted");
@@ -23,7 +21,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// The names in a folder, hidden ones too.
+/// Returns the names in a folder, including hidden ones.
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     let mut names: Vec<String> = entries
@@ -35,27 +33,22 @@ fn names(folder: &Path) -> Vec<String> {
 
 fn logits(model: &str, tokens: &str, folder: &Path) -> Vec<f32> {
     let out = folder.join("logits.safetensors");
-    document(&[
-        "logits",
-        "--model",
-        model,
-        "--tokens",
-        tokens,
-        "--out",
-        text(&out),
-    ]);
+    document(&words(&format!(
+        "logits --model {model} --tokens {tokens} --out {}",
+        text(&out)
+    )));
     let (_, logits) = read_logits(&out);
     std::fs::remove_file(out).unwrap();
     logits
 }
 
-/// The embedded model as a checkpoint on disk, with a tokenizer.
+/// Returns the folder of the embedded model as a checkpoint with a tokenizer.
 fn embedded() -> &'static str {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/embedded")
 }
 
 #[test]
-fn a_converted_model_has_the_logits_of_what_it_was_made_from_and_the_way_back_too() {
+fn converted_model_has_the_logits_of_its_source() {
     let mut source = Checkpoint::new();
     source.shard();
     let (folder, converted) = place();
@@ -63,13 +56,11 @@ fn a_converted_model_has_the_logits_of_what_it_was_made_from_and_the_way_back_to
     assert_eq!(report["stored_types"], json!(["f32"]));
     assert_eq!(report["bytes"], report["source_bytes"]);
     let back = folder.path().join("back");
-    document(&[
-        "convert",
+    document(&words(&format!(
+        "convert {} {} --to safetensors",
         text(&converted),
-        text(&back),
-        "--to",
-        "safetensors",
-    ]);
+        text(&back)
+    )));
     let expected = logits(&source.argument(), "1,2,3,4", folder.path());
     assert_eq!(logits(text(&converted), "1,2,3,4", folder.path()), expected);
     assert_eq!(logits(text(&back), "1,2,3,4", folder.path()), expected);
@@ -80,21 +71,13 @@ fn a_converted_model_has_the_logits_of_what_it_was_made_from_and_the_way_back_to
 }
 
 #[test]
-fn generate_takes_the_settings_of_the_folder_where_it_is_told_nothing_else() {
+fn generate_uses_the_settings_of_the_folder() {
     let (_folder, converted) = place();
-    let report = document(&[
-        "convert",
+    let report = document(&words(&format!(
+        "convert {} {} --dtype f32 --rank 6 --top-k 40 --group-score logits",
         embedded(),
-        text(&converted),
-        "--dtype",
-        "f32",
-        "--rank",
-        "6",
-        "--top-k",
-        "40",
-        "--group-score",
-        "logits",
-    ]);
+        text(&converted)
+    )));
     let expected = json!({
         "rank": 6, "top_k": 40, "local_window": 10, "sketch": "4bits",
         "mean_value": "paper", "group_score": "logits", "components": "sum_abs",
@@ -123,7 +106,7 @@ fn generate_takes_the_settings_of_the_folder_where_it_is_told_nothing_else() {
         ),
         (&json!(6), &json!(8), &json!(2), &json!("full"))
     );
-    // A conversion of the folder keeps them, and inspect shows them.
+    // Converting the folder keeps the settings, and inspect shows them.
     let (_again, again) = place();
     let report = document(&["convert", text(&converted), text(&again), "--dtype", "f16"]);
     assert_eq!(
@@ -137,17 +120,13 @@ fn generate_takes_the_settings_of_the_folder_where_it_is_told_nothing_else() {
 }
 
 #[test]
-fn settings_may_be_those_of_a_budget() {
+fn compression_stores_the_settings_of_a_budget() {
     let (_folder, converted) = place();
-    let report = document(&[
-        "convert",
+    let report = document(&words(&format!(
+        "convert {} {} --compression 1/8 --context 16384",
         embedded(),
-        text(&converted),
-        "--compression",
-        "1/8",
-        "--context",
-        "16384",
-    ]);
+        text(&converted)
+    )));
     let budget = document(&["inspect", embedded()]);
     let rows = budget["budget"].as_array().unwrap().iter();
     let row = rows
@@ -160,7 +139,7 @@ fn settings_may_be_those_of_a_budget() {
 }
 
 #[test]
-fn what_cannot_be_converted_leaves_nothing() {
+fn refused_conversion_leaves_nothing() {
     let mut source = Checkpoint::new();
     let (folder, converted) = place();
     let refused = |source: &str, more: &[&str], expected: &str| {
@@ -186,7 +165,7 @@ fn what_cannot_be_converted_leaves_nothing() {
         "--to safetensors: expected no settings of SparQ",
     );
     refused("no/such/model", &[], "no/such/model");
-    // A tensor that the model needs and the checkpoint lacks shows when the result is loaded.
+    // A missing tensor is found before any is read.
     let norm = source.tensors.remove("model.norm.weight").unwrap();
     source.write();
     refused(
@@ -202,27 +181,27 @@ fn what_cannot_be_converted_leaves_nothing() {
 }
 
 #[test]
-fn a_folder_with_something_in_it_is_left_alone() {
+fn folder_with_files_is_refused() {
     let source = Checkpoint::new();
     let (folder, converted) = place();
     std::fs::create_dir(&converted).unwrap();
     document(&["convert", &source.argument(), text(&converted)]);
     let message = fails(&["convert", &source.argument(), text(&converted)]);
     assert!(
-        message.contains("remove it or take another name"),
+        message.contains("remove it or use another name"),
         "{message}"
     );
     assert_eq!(names(folder.path()), ["converted"]);
 }
 
 #[test]
-fn damage_is_told_with_the_tensor_and_what_to_do() {
+fn damage_names_the_tensor() {
     let source = Checkpoint::new();
     let (_folder, converted) = place();
     document(&["convert", &source.argument(), text(&converted)]);
     let path = converted.join("model.bpk");
     let mut bytes = std::fs::read(&path).unwrap();
-    // The last of the last tensor by name.
+    // The last byte of the last tensor by name.
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     let message = fails(&["generate", "--model", text(&converted), "--prompt", "a"]);
@@ -233,7 +212,7 @@ fn damage_is_told_with_the_tensor_and_what_to_do() {
     assert!(message.contains("convert the model again"), "{message}");
 }
 
-/// Whether a folder is a model that can be run.
+/// Returns whether a folder is a model that runs.
 fn loads(folder: &Path) -> bool {
     let out = folder.with_extension("logits");
     let arguments = [
@@ -249,25 +228,22 @@ fn loads(folder: &Path) -> bool {
 }
 
 #[test]
-fn a_killed_conversion_leaves_no_folder_that_loads() {
+fn killed_conversion_leaves_no_folder_that_loads() {
     let program = assert_cmd::cargo::cargo_bin("sparq");
     for (form, last) in [("sparq", "sparq.json"), ("safetensors", "config.json")] {
         let (mut unfinished, mut finished) = (0, 0);
-        // Longer and longer from the moment that there is something, until a conversion comes to its end; again where a busy machine let none be caught.
+        // The delay after the first file grows until a conversion finishes. A busy machine may
+        // catch no unfinished one, and the loop begins again.
         let mut delay = Duration::ZERO;
         while unfinished == 0 || finished == 0 {
             assert!(unfinished + finished < 200, "{unfinished} unfinished");
             let (folder, converted) = place();
             let mut child = Command::new(&program)
-                .args([
-                    "convert",
+                .args(words(&format!(
+                    "convert {} {} --to {form} --dtype f32",
                     embedded(),
-                    text(&converted),
-                    "--to",
-                    form,
-                    "--dtype",
-                    "f32",
-                ])
+                    text(&converted)
+                )))
                 .env_remove("BURN_DEVICE")
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -288,7 +264,7 @@ fn a_killed_conversion_leaves_no_folder_that_loads() {
                     assert!(loads(&path), "after {delay:?}");
                 } else {
                     unfinished += 1;
-                    // The last moment before the folder gets its name is the only one in which it may be a model, a whole one.
+                    // Only a complete folder, just before it gets its name, may load.
                     assert!(
                         !loads(&path) || names(&path).iter().any(|name| name == last),
                         "{:?}",
@@ -308,24 +284,21 @@ fn a_killed_conversion_leaves_no_folder_that_loads() {
 
 #[cfg(unix)]
 #[test]
-fn a_full_disk_leaves_nothing_and_is_told() {
+fn full_disk_leaves_nothing() {
     let program = assert_cmd::cargo::cargo_bin("sparq");
     let limits = [("sparq", "model.bpk"), ("safetensors", "model.safetensors")];
     for (form, file) in limits {
         let (folder, converted) = place();
-        // In KiB: enough for the beginning of the weights. The signal that goes with the limit is ignored, so that writing fails as on a full disk.
+        // The limit in KiB allows the first weights. Ignoring the signal of the limit makes writing
+        // fail as on a full disk.
         let script = "trap '' XFSZ; ulimit -f 2000; exec \"$0\" \"$@\"";
         let output = Command::new("bash")
-            .args([
-                "-c",
-                script,
+            .args(words(&format!(
+                "-c {script} {} convert {} {} --to {form}",
                 text(&program),
-                "convert",
                 embedded(),
-                text(&converted),
-                "--to",
-                form,
-            ])
+                text(&converted)
+            )))
             .output()
             .unwrap();
         let message = String::from_utf8(output.stderr).unwrap();
@@ -339,19 +312,18 @@ fn a_full_disk_leaves_nothing_and_is_told() {
 }
 
 #[test]
-fn a_calibration_takes_the_cheapest_setting_that_keeps_what_was_asked() {
+fn calibration_chooses_the_cheapest_settings() {
     let (folder, converted) = place();
     let book = folder.path().join("book.txt");
-    std::fs::write(&book, "In the beginning God created the heaven and the earth. And the earth was without form, and void. ".repeat(4)).unwrap();
-    let report = document(&[
-        "convert",
+    let verse = "In the beginning God created the heaven and the earth. \
+                 And the earth was without form, and void. ";
+    std::fs::write(&book, verse.repeat(4)).unwrap();
+    let report = document(&words(&format!(
+        "convert {} {} --calibrate {} --keep 0.9",
         embedded(),
         text(&converted),
-        "--calibrate",
-        text(&book),
-        "--keep",
-        "0.9",
-    ]);
+        text(&book)
+    )));
     let measured = &report["calibration"];
     let grid = measured["grid"].as_array().unwrap();
     assert_eq!((grid.len(), &measured["tokens"]), (4 * 5, &json!(388)));
@@ -366,7 +338,7 @@ fn a_calibration_takes_the_cheapest_setting_that_keeps_what_was_asked() {
     assert!(
         grid.iter().any(|row| kept(row) < 0.9) && grid.iter().any(|row| cost(row) > cost(chosen))
     );
-    // More positions keep more, whatever the rank.
+    // More positions keep more at every rank.
     assert!(grid.chunks(5).all(|rows| rows.is_sorted_by_key(kept)));
     let layers = chosen["layers"].as_array().unwrap();
     assert_eq!((layers.len(), layers[0].as_array().unwrap().len()), (6, 4));
@@ -385,21 +357,14 @@ fn a_calibration_takes_the_cheapest_setting_that_keeps_what_was_asked() {
         report["attention"]
     );
 
-    // What is given stays.
+    // Given settings stay.
     let (_again, again) = place();
-    let report = document(&[
-        "convert",
+    let report = document(&words(&format!(
+        "convert {} {} --calibrate {} --keep 0.5 --rank 12 --context 200",
         embedded(),
         text(&again),
-        "--calibrate",
-        text(&book),
-        "--keep",
-        "0.5",
-        "--rank",
-        "12",
-        "--context",
-        "200",
-    ]);
+        text(&book)
+    )));
     assert_eq!(
         (
             &report["attention"]["rank"],
@@ -410,7 +375,7 @@ fn a_calibration_takes_the_cheapest_setting_that_keeps_what_was_asked() {
 }
 
 #[test]
-fn a_text_that_cannot_be_measured_is_told() {
+fn calibration_refuses_unusable_texts() {
     let (folder, converted) = place();
     let book = folder.path().join("book.txt");
     let refused = |book: &Path, more: &[&str], expected: &str| {
@@ -430,7 +395,7 @@ fn a_text_that_cannot_be_measured_is_told() {
         assert!(message.contains(expected), "{message}");
         assert!(!converted.exists());
     };
-    refused(&book, &[], "book.txt: expected a file with text in UTF-8");
+    refused(&book, &[], "book.txt: expected a text file in UTF-8");
     std::fs::write(&book, "too short").unwrap();
     refused(
         &book,
@@ -445,7 +410,7 @@ fn a_text_that_cannot_be_measured_is_told() {
     refused(
         &book,
         &["--keep", "1"],
-        "--keep: expected a setting that keeps 1 of the attention, found at most 0.",
+        "--keep: expected settings that keep 1 of the attention, found at most 0.",
     );
     refused(
         &book,
@@ -461,7 +426,7 @@ fn a_text_that_cannot_be_measured_is_told() {
 }
 
 #[test]
-fn a_model_in_8_bits_is_nearly_the_model_and_a_smaller_file() {
+fn q8_model_is_close_to_its_source() {
     let (folder, converted) = place();
     let report = document(&["convert", embedded(), text(&converted), "--dtype", "q8"]);
     assert_eq!(report["stored_types"], json!(["f16", "q8"]));
@@ -469,9 +434,10 @@ fn a_model_in_8_bits_is_nearly_the_model_and_a_smaller_file() {
     // 34 bytes for 32 weights of 16 bits.
     let share = size(&report, "bytes") / size(&report, "source_bytes");
     assert!(share > 0.53 && share < 0.54, "{share}");
+    // "In the beginning"
+    let tokens = "73,110,32,116,104,101,32,98,101,103,105,110,110,105,110,103";
     let [expected, found] =
-        // "In the beginning"
-        [embedded(), text(&converted)].map(|model| logits(model, "73,110,32,116,104,101,32,98,101,103,105,110,110,105,110,103", folder.path()));
+        [embedded(), text(&converted)].map(|model| logits(model, tokens, folder.path()));
     let differences = expected.iter().zip(&found).map(|(a, b)| (a - b).abs());
     let worst = differences.fold(0.0, f32::max);
     assert!(worst > 0.0 && worst < 0.5, "{worst}");
@@ -491,7 +457,7 @@ fn a_model_in_8_bits_is_nearly_the_model_and_a_smaller_file() {
 }
 
 #[test]
-fn masks_that_no_model_reads_are_left_out() {
+fn attention_masks_are_left_out() {
     let source = Checkpoint::new();
     let path = source.path().join("model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
@@ -509,7 +475,7 @@ fn masks_that_no_model_reads_are_left_out() {
 }
 
 #[test]
-fn a_model_of_pytorch_is_converted_with_its_tied_weights_once() {
+fn tied_weights_of_pytorch_are_stored_once() {
     let source = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../../tests/fixtures/torch/llama"

@@ -1,14 +1,12 @@
-//! The program with a model from a hub that a local server plays.
+//! Models from a local server in the role of the Hugging Face Hub.
 
-#[path = "../../../models/tests/hub_download/server.rs"]
+#[path = "../../../../models/tests/hub_download/server.rs"]
 #[allow(dead_code, reason = "the tests of the downloads use the rest")]
 mod server;
-mod support;
-
+use crate::support::sparq;
 use serde_json::Value;
 use server::Hub;
 use sparq_models::embedded;
-use support::sparq;
 
 const GENERATE: [&str; 7] = [
     "generate",
@@ -20,7 +18,7 @@ const GENERATE: [&str; 7] = [
     "--json",
 ];
 
-/// The text that `generate` continues the prompt with, offline or from a hub.
+/// Returns the text that `generate` adds to the prompt.
 fn generated(model: &[&str], endpoint: &str, home: &std::path::Path, offline: &str) -> String {
     let output = sparq()
         .args(GENERATE)
@@ -38,7 +36,7 @@ fn generated(model: &[&str], endpoint: &str, home: &std::path::Path, offline: &s
 }
 
 #[test]
-fn a_hub_id_is_downloaded_once_and_then_works_offline() {
+fn model_is_downloaded_once() {
     let hub = Hub::start(&[
         ("config.json", embedded::CONFIG),
         ("model.safetensors", embedded::WEIGHTS),
@@ -58,7 +56,7 @@ fn a_hub_id_is_downloaded_once_and_then_works_offline() {
 }
 
 #[test]
-fn a_model_that_the_hub_lacks_is_an_error_that_names_it() {
+fn missing_model_is_named() {
     let hub = Hub::start(&[]);
     let home = tempfile::tempdir().unwrap();
     let output = sparq()

@@ -1,4 +1,4 @@
-//! One prefilled text, one question after the other, each answered by every method from the same cache.
+//! [`Comparison`]: every method answers every question on one text from the same cache.
 
 use std::time::{Duration, Instant};
 
@@ -6,27 +6,29 @@ use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
 use sparq::{CacheShape, Method, Transfers};
 use sparq_eval::haystack::Needle;
+use sparq_eval::steps;
 use sparq_models::{CausalLm, ModelCache};
 
-use crate::model::{self, read};
+use crate::output::Output;
+use crate::progress;
 
-/// How a method did over all questions.
+/// The answers of a method, with the time and bytes they took.
 #[derive(Clone, Debug)]
-pub struct Record {
+pub struct Tally {
     /// The method.
     pub method: Method,
-    /// What it said to each question.
+    /// The answer to each question.
     pub answers: Vec<String>,
-    /// Bytes of cache read and written, over all steps.
+    /// The bytes moved in all decode steps.
     bytes: f64,
-    /// What dense attention would have moved in these steps.
+    /// The bytes that dense attention moves in the same steps.
     dense_bytes: f64,
     steps: usize,
     time: Duration,
 }
 
-impl Record {
-    /// The record of a method that has not answered yet.
+impl Tally {
+    /// Creates the tally of a method without answers.
     pub fn new(method: Method) -> Self {
         Self {
             method,
@@ -38,12 +40,12 @@ impl Record {
         }
     }
 
-    /// Bytes of cache that a token moved, on average.
+    /// Returns the mean bytes of cache moved per token.
     pub fn bytes_per_token(&self) -> f64 {
         self.bytes / self.steps.max(1) as f64
     }
 
-    /// The same as a share of dense attention's.
+    /// Returns the bytes moved as a share of dense attention's.
     pub fn share_of_dense(&self) -> f64 {
         if self.dense_bytes > 0.0 {
             self.bytes / self.dense_bytes
@@ -52,34 +54,35 @@ impl Record {
         }
     }
 
-    /// Tokens decoded in a second.
+    /// Returns the number of tokens decoded per second.
     pub fn tokens_per_second(&self) -> f64 {
         self.steps as f64 / self.time.as_secs_f64().max(1e-9)
     }
 
-    /// Tokens decoded.
+    /// Returns the number of decode steps.
     pub fn steps(&self) -> usize {
         self.steps
     }
 }
 
-/// The text in the cache, and what it took to read it.
-pub struct Contest<'a> {
+/// A text in the cache of a model.
+pub struct Comparison<'a> {
     model: &'a dyn CausalLm,
     shape: CacheShape,
     cache: ModelCache,
     text_len: usize,
-    /// Time of the text's prefill.
+    /// The time of the text's prefill.
     pub prefill: Duration,
 }
 
-impl<'a> Contest<'a> {
-    /// Reads the text, in pieces: `on_progress` is told after each how many tokens have been read.
+impl<'a> Comparison<'a> {
+    /// Reads the text into a cache for `capacity` tokens.
     ///
-    /// The cache has room for `capacity` tokens. It holds the sketch of `sketched`, so that it serves every method: one prefill, and rolled back between the answers instead of copied.
+    /// The cache holds the sketch of `sketched` and serves every method. It is truncated between
+    /// answers instead of copied.
     ///
     /// # Errors
-    /// When the model can't read the tokens.
+    /// If the model cannot read the tokens.
     pub fn new(
         model: &'a dyn CausalLm,
         shape: CacheShape,
@@ -87,12 +90,13 @@ impl<'a> Contest<'a> {
         capacity: usize,
         dtype: FloatDType,
         sketched: &Method,
-        on_progress: &dyn Fn(usize),
+        out: Output,
     ) -> Result<Self> {
         let mut cache = model.new_cache(1, capacity, dtype, sketched)?;
         let begin = Instant::now();
-        read(model, &mut cache, text, on_progress)?;
-        // The ranges of a sketch in bits are set once, by the text. They belong to the prefill, not to the first token that is decoded.
+        progress::read(model, &mut cache, text, out)?;
+        // The ranges of a quantised sketch are determined once, by the text. Their time belongs to
+        // the prefill, not to the first decode step.
         for layer in &mut cache.layers {
             layer.refresh_sketch();
         }
@@ -107,51 +111,54 @@ impl<'a> Contest<'a> {
         })
     }
 
-    /// Bytes that the cache holds for the method: keys and values, and beside them what SparQ needs.
+    /// Returns the bytes of the cache: keys, values and the key sketch.
     pub fn memory(&self) -> sparq::CacheMemory {
         self.cache.memory()
     }
 
-    /// Reads a question behind the text, all but its last token, densely. Every [`Contest::answer`] then starts from here.
+    /// Reads a question after the text with dense attention, except its last token. Every
+    /// [`Comparison::answer`] begins there.
     ///
     /// # Errors
-    /// When the model can't read the tokens.
+    /// If the model cannot read the tokens.
     pub fn ask(&mut self, question: &[u32]) -> Result<()> {
         let Some((_, before)) = question.split_last() else {
-            bail!("question: expected a token at least, found none")
+            bail!("question: expected at least one token, found none")
         };
         self.cache.truncate(self.text_len);
-        read(self.model, &mut self.cache, before, &|_| ())?;
+        steps::read(self.model, &mut self.cache, before, &|_| ())?;
         Ok(())
     }
 
-    /// Decodes the answer to the question that was asked last, from the question's last token on with the method, and leaves the cache as it was.
+    /// Decodes the answer to the last question asked, from the question's last token on, with the
+    /// method of the tally. Leaves the cache unchanged.
     ///
     /// # Errors
-    /// When the model can't decode.
+    /// If the model cannot decode.
     pub fn answer(
         &mut self,
         question: &[u32],
         needle: &Needle,
-        record: &mut Record,
+        tally: &mut Tally,
         on_text: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<()> {
         let Some(&last) = question.last() else {
-            bail!("question: expected a token at least, found none")
+            bail!("question: expected at least one token, found none")
         };
         let asked = self.cache.len();
         let (mut token, mut answer) = (last, Vec::new());
         for _ in 0..needle.answer().len() {
             let begin = Instant::now();
-            token = model::greedy_step(self.model, &mut self.cache, token, &record.method)?;
-            record.time += begin.elapsed();
-            record.steps += 1;
-            record.bytes += record
+            token = steps::greedy_step(self.model, &mut self.cache, token, &tally.method)?;
+            tally.time += begin.elapsed();
+            tally.steps += 1;
+            tally.bytes += tally
                 .method
                 .transfers(&self.shape, self.cache.len())
                 .bytes();
-            record.dense_bytes += Transfers::dense(&self.shape, self.cache.len()).bytes();
-            // A token of this model is a byte. What is no printable character would disturb the terminal's columns.
+            tally.dense_bytes += Transfers::dense(&self.shape, self.cache.len()).bytes();
+            // A token of this model is a byte. Other than printable characters would break the
+            // columns.
             let byte = u8::try_from(token).unwrap_or(b'?');
             let shown = if byte.is_ascii_graphic() || byte == b' ' {
                 char::from(byte)
@@ -165,7 +172,7 @@ impl<'a> Contest<'a> {
             }
         }
         self.cache.truncate(asked);
-        record.answers.push(answer.into_iter().collect());
+        tally.answers.push(answer.into_iter().collect());
         Ok(())
     }
 }

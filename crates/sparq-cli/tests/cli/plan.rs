@@ -1,23 +1,32 @@
-//! `sparq plan` from the outside.
+//! `sparq plan`: predictions for a configuration and for evaluated methods.
 
-mod support;
-
+use crate::support::{document, fails, sparq, words};
 use serde_json::{Value, json};
-use support::{document, fails, sparq};
 
-/// Llama-3-8B's configuration, of which nothing else is needed.
+/// Writes the configuration of Llama-3-8B, and returns its path.
 fn llama3(folder: &std::path::Path) -> String {
     let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0, "tie_word_embeddings": false, "bos_token_id": 128000, "eos_token_id": 128001,
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": false,
+        "bos_token_id": 128000,
+        "eos_token_id": 128001,
     });
     let path = folder.join("config.json");
     std::fs::write(&path, config.to_string()).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
-/// The row of a method with a sketch.
+/// Returns the row of a method by its sketch.
 fn row<'a>(document: &'a Value, sketch: Option<&str>) -> &'a Value {
     let rows = document["methods"].as_array().unwrap();
     let found = rows.iter().find(|row| row["sketch"].as_str() == sketch);
@@ -29,20 +38,13 @@ fn number(value: &Value) -> f64 {
 }
 
 #[test]
-fn a_configuration_alone_is_planned_with() {
+fn configuration_alone_gives_a_plan() {
     let folder = tempfile::tempdir().unwrap();
     let config = llama3(folder.path());
-    let plan = document(&[
-        "plan",
-        &config,
-        "--machine",
-        "h100",
-        "--context",
-        "131072",
-        "--batch",
-        "2",
-    ]);
-    // The published 8.03 thousand million parameters, of which the embedding table is not read.
+    let plan = document(&words(&format!(
+        "plan {config} --machine h100 --context 131072 --batch 2"
+    )));
+    // The model has 8.03 billion parameters. A step does not read the embedding table.
     assert_eq!(
         number(&plan["setup"]["model"]["parameters"]),
         8_030_261_248.0
@@ -52,13 +54,13 @@ fn a_configuration_alone_is_planned_with() {
         2.0 * (8_030_261_248.0 - 128_256.0 * 4096.0)
     );
     let dense = row(&plan, None);
-    // K and V of 32 layers, 8 heads, 128 elements of two bytes, and the sum of V in fp32.
+    // K and V of 32 layers, 8 heads and 128 elements of 2 bytes, and the sum of V in f32.
     assert_eq!(
         number(&dense["cache_bytes"]),
         32.0 * 8.0 * 128.0 * (131_072.0 * 4.0 + 4.0)
     );
     assert_eq!(number(&dense["share_of_dense"]), 1.0);
-    // 80 GB x 0.9 less 16.06 for the weights are 55.9: three times 17.2.
+    // 80 GB x 0.9 minus 16.06 GB of weights are 55.9 GB, enough for 3 caches of 17.2 GB.
     assert_eq!(number(&dense["largest"]["batch"]), 3.0);
     assert_eq!(dense["fits"], true);
 
@@ -77,20 +79,13 @@ fn a_configuration_alone_is_planned_with() {
 }
 
 #[test]
-fn several_gpus_share_the_heads_and_the_price() {
+fn gpus_share_the_heads_and_the_price() {
     let folder = tempfile::tempdir().unwrap();
     let config = llama3(folder.path());
     let of = |gpus: &str| {
-        document(&[
-            "plan",
-            &config,
-            "--gpus",
-            gpus,
-            "--price",
-            "2.5",
-            "--all-reduce-us",
-            "10",
-        ])
+        document(&words(&format!(
+            "plan {config} --gpus {gpus} --price 2.5 --all-reduce-us 10"
+        )))
     };
     let (one, four) = (of("1"), of("4"));
     assert_eq!(number(&four["price_per_hour"]), 10.0);
@@ -113,20 +108,10 @@ fn several_gpus_share_the_heads_and_the_price() {
 }
 
 #[test]
-fn methods_and_figures_can_be_named() {
-    let plan = document(&[
-        "plan",
-        "--context",
-        "4096",
-        "--method",
-        "h2o:k=64",
-        "--method",
-        "sparq-4bit:r=8,k=64",
-        "--weights-gb-per-s",
-        "1000",
-        "--memory-gb",
-        "1",
-    ]);
+fn methods_and_rates_can_be_given() {
+    let plan = document(&words(
+        "plan --context 4096 --method h2o:k=64 --method sparq-4bit:r=8,k=64 --weights-gb-per-s 1000 --memory-gb 1",
+    ));
     let names: Vec<&str> = plan["methods"]
         .as_array()
         .unwrap()
@@ -147,7 +132,7 @@ fn methods_and_figures_can_be_named() {
 }
 
 #[test]
-fn the_human_form_has_a_line_for_each_method() {
+fn text_output_has_a_line_per_method() {
     let output = sparq()
         .args(["plan", "--context", "100000000", "--batch", "4"])
         .output()
@@ -165,21 +150,27 @@ fn the_human_form_has_a_line_for_each_method() {
 }
 
 #[test]
-fn the_cheapest_of_what_was_evaluated_is_planned_with() {
+fn results_give_the_cheapest_method() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("runs.jsonl");
     let line = |method: &str, settings: Value, budget: Option<f64>, example: usize, score: f64| {
         json!({
-            "kind": "example", "format": 1, "model": "embedded", "device": "flex", "dtype": "f32", "seed": 0, "task": "needle",
-            "example": example.to_string(), "context": 4096, "prompt_tokens": 4000, "prompt_crc32": 1, "method": method, "settings": settings,
-            "budget": budget, "transfer": budget.unwrap_or(1.0), "metric": "prefix_match", "better": "higher", "score": score, "detail": {},
-            "steps": 1, "seconds": 1.0, "version": "0",
+            "kind": "example", "format": 1, "version": "0",
+            "model": "embedded", "device": "flex", "dtype": "f32", "seed": 0,
+            "task": "needle", "example": example.to_string(), "detail": {},
+            "context": 4096, "prompt_tokens": 4000, "prompt_crc32": 1,
+            "method": method, "settings": settings,
+            "budget": budget, "transfer": budget.unwrap_or(1.0),
+            "metric": "prefix_match", "better": "higher", "score": score,
+            "steps": 1, "seconds": 1.0,
         })
         .to_string()
     };
     let sparq_of = |k| {
-        json!({"method": "sparq", "rank": 16, "top_k": k, "local_window": k / 4, "sketch": "4bits", "mean_value": "paper",
-               "group_score": "probabilities", "components": "sum_abs"})
+        json!({
+            "method": "sparq", "rank": 16, "top_k": k, "local_window": k / 4, "sketch": "4bits",
+            "mean_value": "paper", "group_score": "probabilities", "components": "sum_abs",
+        })
     };
     let mut lines = Vec::new();
     for example in 0..4 {
@@ -218,7 +209,7 @@ fn the_cheapest_of_what_was_evaluated_is_planned_with() {
 }
 
 #[test]
-fn what_is_no_machine_or_model_is_refused() {
+fn invalid_machines_and_models_are_refused() {
     let message = fails(&["plan", "--machine", "abacus"]);
     assert!(
         message.contains("--machine") && message.contains("\"abacus\"") && message.contains("A100"),

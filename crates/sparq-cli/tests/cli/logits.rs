@@ -1,11 +1,9 @@
-//! `sparq logits`: prefill and decode steps give the same numbers, rows of a batch don't see each other.
-
-mod support;
+//! `sparq logits`: prefill and decode steps agree, and equal the logits of transformers.
 
 use std::path::Path;
 
+use crate::support::{Checkpoint, VOCAB, document, read_logits, write_ids};
 use serde_json::json;
-use support::{Checkpoint, VOCAB, document, read_logits, write_ids};
 
 fn logits(model: &[&str], tokens: &Path, out: &Path, extra: &[&str]) -> (Vec<usize>, Vec<f32>) {
     let fixed = [
@@ -41,7 +39,7 @@ fn decode_steps_equal_a_prefill() {
     assert_eq!(shape, [2, 40, VOCAB]);
     assert!(
         prefill.iter().any(|logit| logit.abs() > 0.1),
-        "the logits say something"
+        "expected logits other than 0"
     );
     for from in ["0", "1", "17"] {
         let (_, decode) = logits(
@@ -56,7 +54,7 @@ fn decode_steps_equal_a_prefill() {
 }
 
 #[test]
-fn sparq_changes_the_decoded_positions_and_no_others() {
+fn sparq_changes_only_decoded_positions() {
     let checkpoint = Checkpoint::new();
     let model = checkpoint.argument();
     let (tokens, out) = (
@@ -84,12 +82,12 @@ fn sparq_changes_the_decoded_positions_and_no_others() {
     let (_, all) = logits(&["--model", &model], &tokens, &out, &all);
     assert!(
         max_diff(&dense, &all) < 1e-4,
-        "keeping every position is dense attention"
+        "expected dense attention if k covers all positions"
     );
 }
 
 #[test]
-fn the_model_inside_the_program_reads_a_list() {
+fn embedded_model_reads_a_list_of_tokens() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("logits.safetensors");
     let tokens: Vec<String> = b"In the beginning God created the heaven and the eart"
@@ -119,7 +117,7 @@ fn the_model_inside_the_program_reads_a_list() {
 }
 
 #[test]
-fn a_model_of_any_family_gives_the_logits_of_transformers() {
+fn families_have_the_logits_of_transformers() {
     let hf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/hf");
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("logits.safetensors");

@@ -1,11 +1,12 @@
-//! Every kind of bad input ends with exit code 2 and a message that names file, key, what was expected and what was found.
+//! Bad input ends with exit code 2 and a message that names file, key, expected and found value.
 
-mod support;
-
+use crate::support::{
+    CONTEXT, Checkpoint, HEAD_DIM, VOCAB, document, fails, sparq, words, write_tensors,
+};
 use serde_json::json;
-use support::{CONTEXT, Checkpoint, HEAD_DIM, VOCAB, fails};
 
-/// Runs `logits`, which reads headers, weights and tokens, on a damaged checkpoint. The message must hold all of `parts`, and no file may be left.
+/// Runs `logits`, which reads headers, weights and tokens, on a damaged checkpoint. The message has
+/// to contain all `parts`, and no file may remain.
 fn logits_fail(checkpoint: &Checkpoint, extra: &[&str], parts: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let (model, out) = (checkpoint.argument(), folder.path().join("out.safetensors"));
@@ -26,24 +27,20 @@ fn logits_fail(checkpoint: &Checkpoint, extra: &[&str], parts: &[&str]) {
 }
 
 #[test]
-fn the_undamaged_checkpoint_is_read() {
-    // Without this the other tests could fail for a reason of their own.
+fn undamaged_checkpoint_is_read() {
+    // The other tests rely on this one: their commands fail only because of the damage.
     let checkpoint = Checkpoint::new();
     let out = checkpoint.path().join("out.safetensors");
-    let written = support::document(&[
-        "logits",
-        "--model",
-        &checkpoint.argument(),
-        "--tokens",
-        "1,2,3",
-        "--out",
-        out.to_str().unwrap(),
-    ]);
+    let written = document(&words(&format!(
+        "logits --model {} --tokens 1,2,3 --out {}",
+        checkpoint.argument(),
+        out.display()
+    )));
     assert_eq!(written["shape"], json!([1, 3, VOCAB]));
 }
 
 #[test]
-fn a_missing_folder() {
+fn missing_folder_is_refused() {
     for command in [&["inspect"][..], &["generate", "--prompt", "x", "--model"]] {
         let message = fails(&[command, &["./no/such/folder"]].concat());
         assert!(
@@ -54,10 +51,10 @@ fn a_missing_folder() {
 }
 
 #[test]
-fn a_truncated_file() {
+fn truncated_file_is_refused() {
     let checkpoint = Checkpoint::new();
     let bytes = std::fs::read(checkpoint.path().join("model.safetensors")).unwrap();
-    // Within the length, the header and the data.
+    // Inside the length, the header and the data.
     for length in [0, 4, 100, bytes.len() - 1] {
         checkpoint.write_file("model.safetensors", &bytes[..length]);
         logits_fail(
@@ -69,7 +66,7 @@ fn a_truncated_file() {
 }
 
 #[test]
-fn a_header_length_of_2_to_the_63() {
+fn header_length_beyond_the_file_is_refused() {
     let checkpoint = Checkpoint::new();
     let mut bytes = std::fs::read(checkpoint.path().join("model.safetensors")).unwrap();
     for length in [1_u64 << 63, u64::MAX] {
@@ -84,7 +81,7 @@ fn a_header_length_of_2_to_the_63() {
 }
 
 #[test]
-fn a_shard_that_is_absent() {
+fn missing_shard_is_refused() {
     let mut checkpoint = Checkpoint::new();
     checkpoint.shard();
     std::fs::remove_file(checkpoint.path().join("model-00002-of-00002.safetensors")).unwrap();
@@ -101,7 +98,7 @@ fn a_shard_that_is_absent() {
 }
 
 #[test]
-fn an_index_that_points_outside_the_folder() {
+fn index_outside_the_folder_is_refused() {
     let mut checkpoint = Checkpoint::new();
     let mut index = checkpoint.shard();
     for outside in [
@@ -126,7 +123,7 @@ fn an_index_that_points_outside_the_folder() {
 }
 
 #[test]
-fn a_wrong_shape() {
+fn wrong_shape_is_refused() {
     let mut checkpoint = Checkpoint::new();
     let (shape, _) = checkpoint
         .tensors
@@ -146,7 +143,7 @@ fn a_wrong_shape() {
 }
 
 #[test]
-fn a_tensor_that_is_missing() {
+fn missing_tensor_is_refused() {
     let mut checkpoint = Checkpoint::new();
     checkpoint
         .tensors
@@ -164,7 +161,7 @@ fn a_tensor_that_is_missing() {
 }
 
 #[test]
-fn an_unknown_architecture() {
+fn unknown_architecture_is_refused() {
     let mut checkpoint = Checkpoint::new();
     checkpoint.config["architectures"] = json!(["MambaForCausalLM"]);
     checkpoint.config["model_type"] = json!("mamba");
@@ -183,7 +180,7 @@ fn an_unknown_architecture() {
 }
 
 #[test]
-fn weights_that_are_no_numbers() {
+fn nan_weights_are_refused() {
     let mut checkpoint = Checkpoint::new();
     checkpoint
         .tensors
@@ -204,7 +201,7 @@ fn weights_that_are_no_numbers() {
 }
 
 #[test]
-fn an_empty_prompt() {
+fn empty_prompt_is_refused() {
     for arguments in [
         &["generate", "--prompt", ""][..],
         &["generate", "--prompt-file", "/dev/null"],
@@ -220,7 +217,7 @@ fn an_empty_prompt() {
 }
 
 #[test]
-fn a_prompt_beyond_the_context() {
+fn prompt_beyond_the_context_is_refused() {
     let long = "x".repeat(8193);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("prompt.txt");
@@ -243,14 +240,14 @@ fn a_prompt_beyond_the_context() {
 }
 
 #[test]
-fn tokens_that_are_none() {
+fn invalid_tokens_are_refused() {
     let checkpoint = Checkpoint::new();
     logits_fail(
         &checkpoint,
         &["--tokens", "1,32"],
         &[
             "input_ids[0, 1]",
-            "expected a token id of 0 to 31",
+            "expected a token ID of 0 to 31",
             "found 32",
         ],
     );
@@ -265,7 +262,7 @@ fn tokens_that_are_none() {
         &["--tokens", file.to_str().unwrap()],
         &["no.safetensors"],
     );
-    support::write_tensors(
+    write_tensors(
         &file,
         &[("input_ids".to_owned(), (vec![1, 2], vec![0.0, 1.0]))].into(),
     );
@@ -287,7 +284,7 @@ fn tokens_that_are_none() {
 }
 
 #[test]
-fn a_rank_above_head_dim() {
+fn rank_above_head_dim_is_refused() {
     let rank = (HEAD_DIM + 1).to_string();
     logits_fail(
         &Checkpoint::new(),
@@ -308,7 +305,7 @@ fn a_rank_above_head_dim() {
 }
 
 #[test]
-fn a_top_k_of_zero() {
+fn top_k_of_zero_is_refused() {
     logits_fail(
         &Checkpoint::new(),
         &["--method", "sparq", "--top-k", "0"],
@@ -327,7 +324,7 @@ fn a_top_k_of_zero() {
 }
 
 #[test]
-fn a_device_that_is_not_there() {
+fn missing_device_is_refused() {
     for (device, parts) in [
         ("rocm", &["this build has", "flex", "--features rocm"][..]),
         ("metal:1", &["this build has", "--features metal"]),
@@ -345,7 +342,7 @@ fn a_device_that_is_not_there() {
             );
         }
     }
-    let output = support::sparq()
+    let output = sparq()
         .arg("demo")
         .env("BURN_DEVICE", "rocm")
         .output()
@@ -354,24 +351,19 @@ fn a_device_that_is_not_there() {
 }
 
 #[test]
-fn an_output_that_cannot_be_written() {
+fn unwritable_output_is_refused() {
     let checkpoint = Checkpoint::new();
     for out in ["/no/such/folder/out.safetensors", &checkpoint.argument()] {
-        let message = fails(&[
-            "logits",
-            "--model",
-            &checkpoint.argument(),
-            "--tokens",
-            "1",
-            "--out",
-            out,
-        ]);
+        let message = fails(&words(&format!(
+            "logits --model {} --tokens 1 --out {out}",
+            checkpoint.argument()
+        )));
         assert!(message.contains(out), "{message}");
     }
 }
 
 #[test]
-fn settings_out_of_range() {
+fn settings_out_of_range_are_refused() {
     for (arguments, parts) in [
         (
             &["generate", "--prompt", "x", "--temperature=-1"][..],
@@ -411,8 +403,8 @@ fn settings_out_of_range() {
 }
 
 #[test]
-fn an_error_is_a_document_too() {
-    let output = support::sparq()
+fn error_is_a_json_document() {
+    let output = sparq()
         .args(["demo", "--top-k", "0", "--json"])
         .output()
         .unwrap();

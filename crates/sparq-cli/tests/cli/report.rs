@@ -1,36 +1,22 @@
-//! `sparq attention` and `sparq report` from the outside.
-
-mod support;
+//! `sparq attention` and `sparq report`, and the tables of docs/quality.md.
 
 use std::fs;
 
-use support::{document, fails, sparq};
+use crate::support::{document, fails, sparq, words};
 
 #[test]
-fn attention_is_looked_at_and_shown() {
+fn attention_is_recorded_and_shown() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let text: String = (0..60)
         .map(|line| format!("Line {line} of a text that says little.\n"))
         .collect();
     fs::write(at("text.txt"), text).unwrap();
-    let found = document(&[
-        "attention",
-        "--text",
-        &at("text.txt"),
-        "--context",
-        "400",
-        "--layer",
-        "1",
-        "--method",
-        "dense",
-        "--method",
-        "sparq-4bit:r=16,k=32",
-        "--method",
-        "oracle:k=32",
-        "--out",
-        &at("attention.jsonl"),
-    ]);
+    let found = document(&words(&format!(
+        "attention --text {} --context 400 --layer 1 --method dense --method sparq-4bit:r=16,k=32 --method oracle:k=32 --out {}",
+        at("text.txt"),
+        at("attention.jsonl")
+    )));
     assert_eq!(found["positions"], 400);
     let kept: Vec<f64> = found["methods"]
         .as_array()
@@ -43,16 +29,13 @@ fn attention_is_looked_at_and_shown() {
         "{kept:?}"
     );
 
-    let page = document(&[
-        "report",
-        &at("attention.jsonl"),
-        "--out",
-        &at("report.html"),
-        "--markdown",
-        &at("report.md"),
-        "--figures",
-        &at("figures"),
-    ]);
+    let page = document(&words(&format!(
+        "report {} --out {} --markdown {} --figures {}",
+        at("attention.jsonl"),
+        at("report.html"),
+        at("report.md"),
+        at("figures")
+    )));
     assert_eq!(
         (&page["attention"], &page["examples"]),
         (&1.into(), &0.into())
@@ -73,19 +56,14 @@ fn attention_is_looked_at_and_shown() {
 }
 
 #[test]
-fn what_can_not_be_shown_is_refused() {
+fn invalid_input_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     fs::write(at("text.txt"), "some words").unwrap();
-    let message = fails(&[
-        "attention",
-        "--text",
-        &at("text.txt"),
-        "--method",
-        "sparq:r=16,k=4",
-        "--layer",
-        "99",
-    ]);
+    let message = fails(&words(&format!(
+        "attention --text {} --method sparq:r=16,k=4 --layer 99",
+        at("text.txt")
+    )));
     assert!(
         message.contains("layer: expected less than") && message.contains("99"),
         "{message}"
@@ -115,9 +93,8 @@ fn what_can_not_be_shown_is_refused() {
     );
 }
 
-/// The page of results says what its records say.
 #[test]
-fn the_page_of_quality_has_the_tables_of_its_records() {
+fn quality_page_has_the_tables_of_its_records() {
     let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
     let page = fs::read_to_string(docs.join("quality.md")).unwrap();
     let folder = tempfile::tempdir().unwrap();

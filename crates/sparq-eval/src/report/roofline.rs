@@ -1,17 +1,18 @@
-//! The roofline: how much arithmetic a step does on each byte, and how far that can take a machine.
+//! [`Roofline`]: the arithmetic intensity of decode steps and the rate a machine can reach with it.
 
 use sparq::Method;
 use sparq_output::charts::{Axis, Chart, Marker, Paint, Scale, Series};
+use sparq_output::numbers::{self, digits};
+use sparq_output::table::{Cell, Table};
 use sparq_plan::Setup;
 
+use super::Section;
 use super::figures::{Figure, Picture};
-use super::table::{Cell, Table};
-use super::{Section, format};
 
-/// A model on a machine, and the steps to show.
+/// A model on a machine, and the methods to show.
 #[derive(Clone, Debug)]
 pub struct Roofline {
-    /// The model's name.
+    /// The name of the model.
     pub model: String,
     /// The model on the machine.
     pub setup: Setup,
@@ -19,23 +20,24 @@ pub struct Roofline {
     pub methods: Vec<Method>,
 }
 
-/// The batches and lengths of the steps.
+/// The numbers of sequences and positions of the steps shown.
 const BATCHES: [usize; 3] = [1, 16, 64];
 const LENGTHS: [usize; 3] = [4096, 32_768, 131_072];
 
-/// Operations for each byte at which the roof is drawn.
+/// The operations per byte at which the roof is drawn.
 const INTENSITIES: [f64; 5] = [0.1, 1.0, 10.0, 100.0, 1000.0];
 
 impl Roofline {
-    /// The section of the page.
+    /// Makes the section of the report.
     pub fn section(&self) -> Section {
         let machine = &self.setup.machine;
         Section {
             title: format!("Arithmetic and bytes, {} on {}", self.model, machine.name),
             text: format!(
-                "A decode step does a few operations for each byte that it moves, and {} does {} of them in the time of a byte: steps are bound by the memory, \
-                 under the slope of the roof. Marks are steps of B sequences at S positions, at the height where the time that the cost model predicts puts \
-                 them (docs/planning.md).",
+                "A decode step does a few operations for each byte that it moves. {} can do {} \
+                 operations in the time of one byte, so steps are bound by memory, under the slope \
+                 of the roof. Marks are steps of B sequences at S positions. Their height follows \
+                 from the time that the cost model predicts (docs/planning.md).",
                 machine.name,
                 machine.tflops.map_or("an unknown number".into(), |tflops| {
                     format!("{:.0}", tflops * 1e3 / machine.gb_per_s)
@@ -52,7 +54,7 @@ impl Roofline {
             .flat_map(|batch| LENGTHS.map(|length| (batch, length)))
     }
 
-    /// 10^12 operations a second in the predicted time.
+    /// Returns the operations per second in the predicted time, in 10^12.
     fn tflops(&self, method: &Method, batch: usize, seq_len: usize) -> f64 {
         let flops = self.setup.work(method, batch, seq_len).flops;
         flops / self.setup.step(method, batch, seq_len).total_us() / 1e6
@@ -96,17 +98,17 @@ impl Roofline {
         Figure {
             name: "roofline".into(),
             caption: format!(
-                "Three marks of a kind are S = {}.",
-                LENGTHS.map(format::positions).join(", ")
+                "The three marks of a kind are S = {}.",
+                LENGTHS.map(numbers::positions).join(", ")
             ),
             picture: Picture::Lines(Chart {
                 title: title.clone(),
                 x: Axis {
-                    label: "arithmetic intensity, operations for each byte",
+                    label: "arithmetic intensity, operations per byte",
                     format: |value| value.to_string(),
                 },
                 y: Axis {
-                    label: "10^12 operations a second",
+                    label: "10^12 operations per second",
                     format: |value| value.to_string(),
                 },
                 y_scale: Scale::Log,
@@ -125,9 +127,9 @@ impl Roofline {
                 let work = self.setup.work(method, batch, length);
                 let step = self.setup.step(method, batch, length).total_us();
                 rows.push(vec![
-                    Cell::name(method.to_string()),
+                    method.to_string().into(),
                     number(batch as f64),
-                    Cell::number(format::positions(length), length as f64),
+                    Cell::number(numbers::positions(length), length as f64),
                     number(work.bytes / 1e9),
                     number(work.intensity()),
                     number(work.floor_us(&self.setup.machine) / 1e3),
@@ -160,7 +162,7 @@ impl Roofline {
     }
 }
 
-/// A method by its name, and the bits of a sketch.
+/// Returns the name of a method and the bits of its sketch.
 fn short(method: &Method) -> String {
     match method.sketch().and_then(|sketch| sketch.bits()) {
         Some(bits) => format!("{} {bits} bits", method.name()),
@@ -168,12 +170,10 @@ fn short(method: &Method) -> String {
     }
 }
 
-/// Three digits or so.
+/// Formats an integer as such and other numbers with about three significant digits.
 fn three(value: f64) -> String {
-    match value.abs() {
-        size if size >= 99.95 => format!("{value:.0}"),
-        size if size >= 9.995 => format!("{value:.1}"),
-        _ if value.fract() == 0.0 => format!("{value:.0}"),
-        _ => format!("{value:.2}"),
+    match value.fract() == 0.0 && value.abs() < 9.995 {
+        true => format!("{value:.0}"),
+        false => digits(value),
     }
 }

@@ -1,11 +1,9 @@
-//! `sparq eval` on short texts: its records, that it goes on where it ended, and what it refuses.
-
-mod support;
+//! `sparq eval` on short texts: its records, continuation after an interruption, and refusals.
 
 use std::path::{Path, PathBuf};
 
+use crate::support::{document, fails, sparq};
 use serde_json::Value;
-use support::{document, fails, sparq};
 use tempfile::TempDir;
 
 /// Two tasks, two examples and two methods: eight answers.
@@ -58,7 +56,7 @@ impl Results {
     }
 }
 
-/// What identifies a record, and its score.
+/// Returns the identity of each record with its score.
 fn scores(records: &[Value]) -> Vec<String> {
     let mut scores: Vec<String> = records
         .iter()
@@ -73,7 +71,7 @@ fn scores(records: &[Value]) -> Vec<String> {
 }
 
 #[test]
-fn a_record_is_a_line_that_tells_everything() {
+fn records_are_complete() {
     let results = Results::new();
     let document = results.run(&[]);
     assert_eq!(
@@ -150,7 +148,7 @@ fn a_record_is_a_line_that_tells_everything() {
 }
 
 #[test]
-fn a_file_that_was_cut_in_a_line_is_gone_on_with_and_comes_out_the_same() {
+fn truncated_file_continues_to_the_same_scores() {
     let results = Results::new();
     results.run(&[]);
     let whole = results.text();
@@ -171,7 +169,7 @@ fn a_file_that_was_cut_in_a_line_is_gone_on_with_and_comes_out_the_same() {
     assert!(results.text().starts_with(&kept));
     assert_eq!(scores(&results.records()), expected);
 
-    // Nothing is left to do, and nothing is done.
+    // A complete file stays unchanged.
     let before = results.text();
     let document = results.run(&[]);
     assert_eq!(
@@ -182,7 +180,7 @@ fn a_file_that_was_cut_in_a_line_is_gone_on_with_and_comes_out_the_same() {
 }
 
 #[test]
-fn more_examples_methods_and_tasks_are_added_to_what_is_there() {
+fn more_methods_and_tasks_are_appended() {
     let results = Results::new();
     results.run(&["--task", "bpc", "--methods", "dense"]);
     let document = results.run(&[]);
@@ -193,14 +191,14 @@ fn more_examples_methods_and_tasks_are_added_to_what_is_there() {
 }
 
 #[test]
-fn examples_at_the_same_time_give_what_they_give_one_by_one() {
+fn parallel_examples_give_the_same_scores() {
     let (one, three) = (Results::new(), Results::new());
     one.run(&["--jobs", "1"]);
     three.run(&["--jobs", "3"]);
     let rounded = |results: &Results| {
         let mut records = results.records();
         for record in &mut records {
-            // Sums over threads may be in another order.
+            // Threads may sum in another order.
             record["score"] = Value::from(format!("{:.4}", record["score"].as_f64().unwrap()));
         }
         scores(&records)
@@ -209,7 +207,7 @@ fn examples_at_the_same_time_give_what_they_give_one_by_one() {
 }
 
 #[test]
-fn a_file_of_another_evaluation_is_refused_and_left_as_it_is() {
+fn file_of_another_evaluation_is_refused() {
     let results = Results::new();
     results.run(&["--task", "bpc"]);
     let before = results.text();
@@ -249,7 +247,7 @@ fn a_file_of_another_evaluation_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn what_can_not_be_done_is_refused_before_anything_is_written() {
+fn invalid_options_are_refused_before_writing() {
     let results = Results::new();
     for (more, parts) in [
         (
@@ -284,7 +282,7 @@ fn what_can_not_be_done_is_refused_before_anything_is_written() {
 }
 
 #[test]
-fn a_method_without_a_fitting_budget_is_left_out_with_a_warning() {
+fn method_beyond_its_budget_is_left_out() {
     let results = Results::new();
     let output = sparq()
         .args(results.arguments(&["--task", "bpc", "--methods", "dense,flexgen"]))
@@ -297,7 +295,7 @@ fn a_method_without_a_fitting_budget_is_left_out_with_a_warning() {
 }
 
 #[test]
-fn the_human_form_is_a_table() {
+fn text_output_is_a_table() {
     let results = Results::new();
     let output = sparq().args(results.arguments(&[])).output().unwrap();
     assert!(output.status.success());
@@ -313,7 +311,7 @@ fn the_human_form_is_a_table() {
     }
 }
 
-/// Waits until the file has this many whole lines.
+/// Waits until the file has this number of whole lines.
 #[cfg(unix)]
 fn wait_for_lines(path: &Path, count: usize) {
     for _ in 0..6000 {
@@ -323,12 +321,12 @@ fn wait_for_lines(path: &Path, count: usize) {
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    panic!("{} has not got {count} lines in a minute", path.display());
+    panic!("{}: expected {count} lines within a minute", path.display());
 }
 
 #[test]
 #[cfg(unix)]
-fn ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on() {
+fn ctrl_c_keeps_finished_answers() {
     let results = Results::new();
     let more = ["--task", "bpc", "--examples", "40", "--jobs", "1"];
     let program = assert_cmd::cargo::cargo_bin("sparq");
@@ -347,14 +345,14 @@ fn ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on() {
     std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut message).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{message}");
     assert!(
-        message.contains("the same command goes on from there"),
+        message.contains("the same command continues from there"),
         "{message}"
     );
     let before = results.text();
     let count = results.records().len();
     assert!((2..80).contains(&count), "{count}");
 
-    // To the end of the examples that it has come to.
+    // Continues to the end of the examples that it began.
     let document = results.run(&["--task", "bpc", "--examples", "2"]);
     assert_eq!(document["resumed"], count);
     assert!(results.text().starts_with(&before));

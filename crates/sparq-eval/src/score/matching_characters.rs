@@ -1,6 +1,7 @@
-//! How far a text is repeated.
+//! Matching characters, the score of continuations.
 
-/// Characters of `reference` before the first that `output` has otherwise or not at all, white space at the beginning of both left out.
+/// Counts the characters of `reference` before the first that differs or is missing in `output`.
+/// Ignores white space at the beginning of both.
 ///
 /// ```
 /// use sparq_eval::score::matching_characters;
@@ -21,21 +22,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_comes_before_the_first_difference_counts() {
+    fn count_stops_at_the_first_difference() {
         assert_eq!(matching_characters("abcxef", "abcdef"), 3);
         assert_eq!(matching_characters("xabc", "abc"), 0);
         assert_eq!(matching_characters("  abc", "\nabc"), 3);
     }
 
     #[test]
-    fn an_output_that_ends_early_matches_as_far_as_it_goes() {
+    fn count_stops_at_the_end_of_the_output() {
         assert_eq!(matching_characters("ab", "abcdef"), 2);
         assert_eq!(matching_characters("", "abc"), 0);
         assert_eq!(matching_characters("abcdef", "abc"), 3);
     }
 
     #[test]
-    fn characters_are_counted_and_not_bytes() {
+    fn count_is_of_characters_not_bytes() {
         assert_eq!(matching_characters("äöx", "äöü"), 2);
     }
 }

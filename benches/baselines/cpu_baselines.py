@@ -1,13 +1,15 @@
-"""Dense decode attention on the CPU: PyTorch's scaled_dot_product_attention on the shapes of `sparq-bench op --preset cpu`.
+"""Times dense decode attention of PyTorch on the CPU, for the shapes of `--preset cpu`.
 
     python3 cpu_baselines.py > cpu.json
     python3 cpu_baselines.py --heads 8/8 --seq-len 4096 16384 --dtype f32 > cpu.json
 
-Prints one JSON document in the form of dense_baselines.py, for `--compare`; progress goes to standard error. Times are medians in microseconds of single
-calls on buffers that rotate, so that no call finds the next one's keys and values in the last-level cache.
+Prints one JSON document in the form of dense_baselines.py, for `--compare`; progress goes to
+standard error. Times are medians of single calls in microseconds. Buffers rotate, so that no call
+finds its keys and values in the last-level cache.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -21,7 +23,7 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def last_level_cache():
-    """Bytes of the processor's last-level cache, or 32 MiB where the system does not say."""
+    """Returns the bytes of the last-level cache, or 32 MiB if the system does not report it."""
     folder = "/sys/devices/system/cpu/cpu0/cache"
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     sizes = []
@@ -35,7 +37,7 @@ def last_level_cache():
 
 
 def available_memory():
-    """Bytes of memory that can be had without swapping."""
+    """Returns the bytes of memory available without swapping."""
     with open("/proc/meminfo") as file:
         for line in file:
             if line.startswith("MemAvailable:"):
@@ -44,7 +46,7 @@ def available_memory():
 
 
 def median_us(call, seconds):
-    """Median time of a call in microseconds, and the number of samples."""
+    """Returns the median time of a call in microseconds and the number of samples."""
     call()
     samples = []
     start = time.perf_counter()
@@ -56,7 +58,7 @@ def median_us(call, seconds):
 
 
 def copy_bandwidth(size, seconds):
-    """GB/s of a copy by all threads, bytes read and written together."""
+    """Returns the GB/s of a copy by all threads, bytes read and written together."""
     source = torch.zeros(size // 4)
     target = torch.zeros_like(source)
     us, _ = median_us(lambda: target.copy_(source), seconds)
@@ -64,7 +66,7 @@ def copy_bandwidth(size, seconds):
 
 
 def measure(B, H, Hkv, d, S, dtype, cache, memory, seconds):
-    """One row: the dense attention of PyTorch with groups, and with the group folded into the query's length."""
+    """Returns a row: dense attention with groups, also folded into the query length."""
     kv_bytes = 2 * B * Hkv * S * d * DTYPES[dtype].itemsize
     row = dict(B=B, H=H, Hkv=Hkv, d=d, S=S, dtype=dtype, kv_bytes=kv_bytes)
     n = min(max(2, 4 * cache // kv_bytes + 1), int(memory // kv_bytes))
@@ -77,15 +79,12 @@ def measure(B, H, Hkv, d, S, dtype, cache, memory, seconds):
     sets = [(K, V)] + [(K.clone(), V.clone()) for _ in range(n - 1)]
     q = torch.randn(B, H, 1, d).to(DTYPES[dtype])
     folded = q.view(B, Hkv, H // Hkv, d)
-    turn = [0]
+    rotation = itertools.cycle(sets)
 
-    def following():
-        turn[0] = (turn[0] + 1) % n
-        return sets[turn[0]]
-
-    calls = {"sdpa": lambda: F.scaled_dot_product_attention(q, *following(), enable_gqa=H != Hkv)}
+    sdpa = F.scaled_dot_product_attention
+    calls = {"sdpa": lambda: sdpa(q, *next(rotation), enable_gqa=H != Hkv)}
     if H != Hkv:
-        calls["sdpa_folded"] = lambda: F.scaled_dot_product_attention(folded, *following())
+        calls["sdpa_folded"] = lambda: sdpa(folded, *next(rotation))
     for name, call in calls.items():
         try:
             row[name + "_us"], row[name + "_samples"] = median_us(call, seconds)
@@ -99,7 +98,8 @@ def measure(B, H, Hkv, d, S, dtype, cache, memory, seconds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--heads", nargs="+", default=["8/8", "32/8", "32/32"], metavar="H/HKV")
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--seq-len", nargs="+", type=int, default=[4096, 8192, 16384, 32768, 65536])
@@ -121,7 +121,8 @@ def main():
         for heads in arguments.heads:
             H, Hkv = map(int, heads.split("/"))
             for dtype in arguments.dtype:
-                row = measure(1, H, Hkv, arguments.head_dim, S, dtype, cache, memory, arguments.seconds)
+                shape = (1, H, Hkv, arguments.head_dim, S)
+                row = measure(*shape, dtype, cache, memory, arguments.seconds)
                 out["rows"].append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
     print(json.dumps(out, indent=1))

@@ -1,10 +1,11 @@
-"""End-to-end dense decode of Llama-shaped models in PyTorch (static cache, torch.compile and CUDA graphs): the figure to beat.
+"""Times dense decode steps of Llama-shaped models in PyTorch, compiled and captured.
 
     python3 e2e_baseline.py > e2e.json
     python3 e2e_baseline.py --run llama3-8b,1,4096 --run llama3-8b,1,131072 > e2e.json
 
-Random weights, fp16, batch B, context S. Prints one JSON document; progress goes to standard error. `sparq-bench e2e --device cuda --compare e2e.json`
-puts the figures beside its own: run both on the same machine, one after the other.
+Random weights, fp16, static cache, batch B, context S. Prints one JSON document; progress goes to standard error.
+`sparq-bench e2e --device cuda --compare e2e.json` shows the times beside its own: run both on the
+same machine, one after the other.
 """
 
 import argparse
@@ -19,12 +20,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 DEVICE = "cuda"
 DTYPE = torch.float16
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-# layers, hidden size, H, H_kv, d, intermediate size, vocabulary
+# Layers, hidden size, H, H_kv, d, intermediate size, vocabulary
 MODELS = {
     "llama2-7b": (32, 4096, 32, 32, 128, 11008, 32000),
     "llama3-8b": (32, 4096, 32, 8, 128, 14336, 128256),
 }
-# model, B, S: those of `sparq-bench e2e`
+# Model, B, S: the default runs of `sparq-bench e2e`.
 RUNS = [
     ("llama3-8b", 1, 4096),
     ("llama3-8b", 1, 32768),
@@ -36,17 +37,22 @@ RUNS = [
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description="Dense decode steps of Llama-shaped models in PyTorch on one GPU.")
-    parser.add_argument("--run", type=run, action="append", metavar="MODEL,B,S", help=f"model of {', '.join(MODELS)}, B and S; may be repeated [default: six]")
-    parser.add_argument("--backend", choices=BACKENDS, action="append", help="kernels for attention; may be repeated [default: all]")
-    parser.add_argument("--replays", type=int, default=20, help="steps to take the mean of [default: 20]")
+    parser = argparse.ArgumentParser(
+        description="Dense decode steps of Llama-shaped models in PyTorch on one GPU.")
+    parser.add_argument("--run", type=run, action="append", metavar="MODEL,B,S",
+                        help=f"model ({', '.join(MODELS)}), B, S; may be repeated [default: six]")
+    parser.add_argument("--backend", choices=BACKENDS, action="append",
+                        help="kernels for attention; may be repeated [default: all]")
+    parser.add_argument("--replays", type=int, default=20,
+                        help="steps to average over [default: 20]")
     return parser.parse_args()
 
 
 def run(text):
     name, *sizes = text.split(",")
     if name not in MODELS or len(sizes) != 2 or min(map(int, sizes)) < 1:
-        raise argparse.ArgumentTypeError(f"expected MODEL,B,S such as llama3-8b,1,4096, found {text!r}")
+        expected = "MODEL,B,S such as llama3-8b,1,4096"
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
     return name, *map(int, sizes)
 
 
@@ -75,7 +81,7 @@ class Layer(nn.Module):
         q, k = rotate(q), rotate(k)
         K.index_copy_(2, pos, k)
         V.index_copy_(2, pos, v)
-        # The group is folded into the queries; the whole cache is live.
+        # The group is folded into the query length. Every position of the cache is valid.
         a = F.scaled_dot_product_attention(q.view(B, Hk, H // Hk, d), K, V)
         x = x + self.o(a.reshape(B, 1, -1))
         gate, up = self.gate_up(self.norm2(x)).split(self.intermediate, -1)
@@ -106,7 +112,7 @@ def build(name):
 
 
 def ms_per_step(model, backend, inputs, replays):
-    """Time of one step of a captured graph in milliseconds."""
+    """Returns the time of one step of a captured graph in milliseconds."""
     torch._dynamo.reset()
     step = torch.compile(model, mode="default")
     with sdpa_kernel(backend):
@@ -140,11 +146,12 @@ def measure(model, name, B, S, backends, replays):
     cos, sin = (torch.randn(d // 2, dtype=DTYPE, device=DEVICE) for _ in range(2))
     inputs = (token, caches(), caches(), pos, cos, sin)
     weights = sum(p.numel() for key, p in model.named_parameters() if not key.startswith("embed."))
-    row = dict(model=name, B=B, S=S, weights_bytes=weights * 2, kv_bytes=2 * layers * B * Hk * S * d * 2)
+    kv_bytes = 2 * layers * B * Hk * S * d * 2
+    row = dict(model=name, B=B, S=S, weights_bytes=weights * 2, kv_bytes=kv_bytes)
     for backend in backends:
         try:
             row[backend + "_ms_per_step"] = ms_per_step(model, BACKENDS[backend], inputs, replays)
-        except Exception as error:  # a backend without a kernel for the shape, or out of memory
+        except Exception as error:  # No kernel for the shape, or out of memory.
             row[backend + "_err"] = str(error)[:100]
     return row
 
@@ -155,14 +162,15 @@ def main():
     rows, model, built = [], None, None
     for name, B, S in args.run or RUNS:
         if built != name:
-            model = None  # the old weights go before the new ones come
+            model = None  # Frees the old weights before the new ones are allocated.
             torch.cuda.empty_cache()
             torch._dynamo.reset()
             model, built = build(name), name
         rows.append(measure(model, name, B, S, args.backend or list(BACKENDS), args.replays))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         torch.cuda.empty_cache()
-    print(json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}, indent=1))
+    out = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows}
+    print(json.dumps(out, indent=1))
 
 
 if __name__ == "__main__":

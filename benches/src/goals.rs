@@ -37,8 +37,8 @@ impl Goal {
     }
 }
 
-/// The goals, set from PyTorch's fastest dense attention and from the floors at the copy bandwidth of
-/// the GPU.
+/// The goals, set from PyTorch's fastest dense attention and from the floors at the copy bandwidth
+/// of the GPU.
 pub const GOALS: [Goal; 9] = [
     Goal::new((64, 32, 4096), 260.0, 125.0),
     Goal::new((16, 32, 16_384), 220.0, 80.0),

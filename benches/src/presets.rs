@@ -114,8 +114,8 @@ impl Preset {
                 shapes: [1, 4, 16, 64]
                     .into_iter()
                     .flat_map(|b| [4096, 16_384, 65_536].map(|s| Shape::new(b, 32, 32, 128, s)))
-                    // At most 8.6 GB of K and V: with the sketch and a second buffer set, a third of
-                    // a GPU with 80 GB.
+                    // At most 8.6 GB of K and V: with the sketch and a second buffer set, a third
+                    // of a GPU with 80 GB.
                     .filter(|shape| shape.batch * shape.seq_len <= 1 << 19)
                     .collect(),
                 ..grid

@@ -14,8 +14,8 @@ use sparq_output::files::OutputFile;
 /// The device to measure.
 #[derive(Args, Debug)]
 pub struct DeviceArgs {
-    /// Device to measure, if in this build: flex, ndarray, cuda[:N], vulkan[:N], wgpu[:N], metal[:N],
-    /// rocm[:N]
+    /// Device to measure, if in this build: flex, ndarray, cuda[:N], vulkan[:N], wgpu[:N],
+    /// metal[:N], rocm[:N]
     #[arg(
         long,
         env = "BURN_DEVICE",

@@ -42,7 +42,8 @@ pub struct E2eArgs {
     /// k
     #[arg(long, default_value_t = 128, value_name = "K")]
     top_k: usize,
-    /// GiB of memory for weights and caches [default: 76 on a GPU, half of the free memory on a CPU]
+    /// GiB of memory for weights and caches [default: 76 on a GPU, half of the free memory on a
+    /// CPU]
     #[arg(long, value_name = "GIB")]
     memory_gib: Option<f64>,
     /// Output of benches/baselines/e2e_baseline.py to show beside the times

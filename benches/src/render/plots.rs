@@ -38,86 +38,72 @@ pub fn of(named: &Named<Report>) -> Result<Vec<Plot>> {
     Ok(plots)
 }
 
-/// The plots of a run: one per set of shapes that differ only in S, and one per set that differ only
-/// in B.
+/// The plots of a run: one per set of shapes that differ only in S, and one per set that differ
+/// only in B.
 pub fn of_run(named: &Named<Report>, run: &Run) -> Result<Vec<Plot>> {
     let baselines = named.report.baselines.as_ref();
     let prefix = file_name(&format!("{PREFIX}{}-{}", named.name, run.device));
     let hardware = run.gpu.as_deref().unwrap_or(&run.device);
     let mut plots = Vec::new();
-
-    for (fixed, cases) in groups(run, |shape| Shape {
+    for ((shape, dtype), cases) in groups(run, |shape| Shape {
         seq_len: 0,
         ..shape
     }) {
-        let (shape, dtype) = fixed;
-        let heads = heads(&shape);
-        let chart = Chart {
-            title: format!(
-                "One decode step, {hardware}: B={}, {heads}, {}",
-                shape.batch,
-                dtype.name()
-            ),
-            x: Axis {
-                label: "S, positions in the cache",
-                format: |s| positions(s as usize),
+        let (heads, batch) = (heads(&shape), shape.batch);
+        plots.push(plot(
+            format!("{prefix}-time-b{batch}-{}", sizes(&shape, dtype)),
+            Chart {
+                title: format!(
+                    "One decode step, {hardware}: B={batch}, {heads}, {}",
+                    dtype.name()
+                ),
+                x: Axis {
+                    label: "S, positions in the cache",
+                    format: |s| positions(s as usize),
+                },
+                y: Axis {
+                    label: "time, us",
+                    format: |us| us.to_string(),
+                },
+                y_scale: Scale::Log,
+                ticks: None,
+                series: times(run, baselines, &cases),
             },
-            y: Axis {
-                label: "time, us",
-                format: |us| us.to_string(),
-            },
-            y_scale: Scale::Log,
-            ticks: None,
-            series: times(run, baselines, &cases),
-        };
-        plots.push(Plot {
-            name: format!(
-                "{prefix}-time-b{}-h{}-{}-d{}-{}",
-                shape.batch,
-                shape.heads,
-                shape.kv_heads,
-                shape.head_dim,
-                dtype.name()
-            ),
-            title: chart.title.clone(),
-            svg: chart.svg(Layout::File)?,
-        });
+        )?);
     }
-    for (fixed, cases) in groups(run, |shape| Shape { batch: 0, ..shape }) {
-        let (shape, dtype) = fixed;
-        let heads = heads(&shape);
-        let chart = Chart {
-            title: format!(
-                "Gain over dense, {hardware}: S={}, {heads}, {}",
-                positions(shape.seq_len),
-                dtype.name()
-            ),
-            x: Axis {
-                label: "B, sequences",
-                format: |b| b.to_string(),
+    for ((shape, dtype), cases) in groups(run, |shape| Shape { batch: 0, ..shape }) {
+        let (heads, seq_len) = (heads(&shape), shape.seq_len);
+        plots.push(plot(
+            format!("{prefix}-gain-s{seq_len}-{}", sizes(&shape, dtype)),
+            Chart {
+                title: format!(
+                    "Gain over dense, {hardware}: S={}, {heads}, {}",
+                    positions(seq_len),
+                    dtype.name()
+                ),
+                x: Axis {
+                    label: "B, sequences",
+                    format: |b| b.to_string(),
+                },
+                y: Axis {
+                    label: "speedup over the fastest dense attention",
+                    format: |gain| gain.to_string(),
+                },
+                y_scale: Scale::FromZero,
+                ticks: None,
+                series: gains(run, baselines, &cases),
             },
-            y: Axis {
-                label: "speedup over the fastest dense attention",
-                format: |gain| gain.to_string(),
-            },
-            y_scale: Scale::FromZero,
-            ticks: None,
-            series: gains(run, baselines, &cases),
-        };
-        plots.push(Plot {
-            name: format!(
-                "{prefix}-gain-s{}-h{}-{}-d{}-{}",
-                shape.seq_len,
-                shape.heads,
-                shape.kv_heads,
-                shape.head_dim,
-                dtype.name()
-            ),
-            title: chart.title.clone(),
-            svg: chart.svg(Layout::File)?,
-        });
+        )?);
     }
     Ok(plots)
+}
+
+fn plot(name: String, chart: Chart) -> Result<Plot> {
+    Ok(Plot {
+        name,
+        svg: chart.svg(Layout::File)?,
+        title: chart.title,
+    })
 }
 
 type Case = (Shape, CacheType);
@@ -243,6 +229,17 @@ fn gains(
     }
     all.retain(|series| !series.points.is_empty());
     all
+}
+
+/// The part of a file name that both kinds of plots share.
+fn sizes(shape: &Shape, dtype: CacheType) -> String {
+    let Shape {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = shape;
+    format!("h{heads}-{kv_heads}-d{head_dim}-{}", dtype.name())
 }
 
 fn heads(shape: &Shape) -> String {

@@ -8,7 +8,7 @@ use sparq_measure::shape::{CacheType, Shape};
 use super::performance::{commit, day, machine};
 use super::text::wrap;
 use super::{Named, Results};
-use crate::report::Head;
+use crate::report::{E2eReport, Head, Report};
 use crate::table::{Table, digits, or_dash};
 use crate::tables::summary;
 
@@ -109,7 +109,7 @@ fn find<'a, R>(reports: &'a [Named<R>], name: &str) -> Option<&'a R> {
     Some(&named.report)
 }
 
-fn step_line(report: &crate::report::E2eReport, run: RunShape) -> Option<Line<'_>> {
+fn step_line(report: &E2eReport, run: RunShape) -> Option<Line<'_>> {
     let rows = || report.run.rows.iter().filter(|row| row.run == run);
     let dense = rows().find(|row| row.method == MethodName::Dense);
     let of_sketch = |row: &&StepRow| row.settings.is_some_and(|found| found.sketch == SKETCH);
@@ -117,7 +117,7 @@ fn step_line(report: &crate::report::E2eReport, run: RunShape) -> Option<Line<'_
     Some(Line {
         head: &report.head,
         machine: machine(report.run.gpu.as_deref(), &report.head),
-        what: format!("decode step of {}", run.model.name()),
+        what: format!("{} decode step, {}", run.model.name(), sparq.dtype.name()),
         batch: run.batch,
         seq_len: run.seq_len,
         dense: dense.and_then(StepRow::step_us),
@@ -128,7 +128,7 @@ fn step_line(report: &crate::report::E2eReport, run: RunShape) -> Option<Line<'_
     })
 }
 
-fn attention_line(report: &crate::report::Report, case: (Shape, CacheType)) -> Option<Line<'_>> {
+fn attention_line(report: &Report, case: (Shape, CacheType)) -> Option<Line<'_>> {
     let run = report.runs.first()?;
     let dense = summary::fastest(run, case, |row| row.method == MethodName::Dense);
     let of_sketch = |row: &Row| row.settings.is_some_and(|found| found.sketch == SKETCH);
@@ -183,14 +183,14 @@ fn notes(lines: &[Line<'_>]) -> String {
     for (index, (config, machine)) in settings.iter().enumerate() {
         sparq += &match index {
             0 => sizes(config),
-            _ => format!(", on {machine} {}", sizes(config)),
+            _ => format!(" ({machine}: {})", sizes(config)),
         };
     }
     let text = format!(
-        "Medians of one decode step. PyTorch / SparQ above 1 means that SparQ is faster. SparQ \
-         reads a 4-bit sketch, with {sparq}. Floor: the bytes that SparQ has to move, divided by \
-         the memory bandwidth measured in the same run. Models have random weights. All results: \
-         [docs/performance.md](docs/performance.md)."
+        "Medians. PyTorch / SparQ above 1 means that SparQ is faster; dense is the dense attention \
+         of this project. SparQ reads a 4-bit sketch, with {sparq}. Floor: the bytes that SparQ has \
+         to move, divided by the memory bandwidth measured in the same run. Models have random \
+         weights. All results: [docs/performance.md](docs/performance.md)."
     );
     let mut text = wrap(&text, "") + "\n\n";
     for (source, commands) in sources {

@@ -47,8 +47,8 @@ pub fn fastest_dense(
     own.into_iter().chain(theirs).min_by(f64::total_cmp)
 }
 
-/// One line per shape: dense attention, SparQ with each sketch and group rule, and the gain of SparQ
-/// with the group rules of the paper.
+/// One line per shape: dense attention, SparQ with each sketch and group rule, and the gain of
+/// SparQ with the group rules of the paper.
 pub fn table(run: &Run, baselines: Option<&Baselines<AttentionBaseline>>) -> Table {
     let burn = run
         .rows

@@ -1,4 +1,4 @@
-//! What planning predicts, held to the committed results.
+//! The predictions of planning, compared with the committed results.
 
 use std::path::Path;
 
@@ -11,16 +11,15 @@ fn results() -> Results {
     read_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).unwrap()
 }
 
-/// The figures in the library fit the results they come from, and figures that have not seen a shape still foretell it.
 #[test]
-fn attention_is_predicted() {
+fn planning_predicts_attention() {
     let results = results();
     let runs = results
         .operations
         .iter()
         .flat_map(|named| &named.report.runs);
     let mut seen = 0;
-    // The kernels take other times by Vulkan; no figures are fitted to those.
+    // No figures are fitted to Vulkan, whose kernels take other times.
     let fitted = |run: &&Run| matches!(run.device.as_str(), "cuda" | "flex");
     for run in runs.filter(fitted) {
         let errors = shipped(run);
@@ -33,7 +32,8 @@ fn attention_is_predicted() {
             "{}: {found:?}",
             run.device
         );
-        // The CPU's results have two kinds of heads, and one of them alone cannot tell the time of scores from that of bytes.
+        // The results of the CPU have two head configurations. With one of them left out, the fit
+        // cannot separate the time per score from the time per byte.
         let bound = if run.gpu.is_some() { 0.20 } else { 0.60 };
         let errors = unseen(run).unwrap();
         assert!(
@@ -46,9 +46,8 @@ fn attention_is_predicted() {
     assert!(seen >= 60, "{seen}");
 }
 
-/// A whole step is the sum of its parts.
 #[test]
-fn whole_steps_are_predicted() {
+fn planning_predicts_whole_steps() {
     let mut steps = 0;
     for named in &results().steps {
         for row in &named.report.run.rows {

@@ -1,4 +1,4 @@
-//! The program from outside: the quick preset, the files it writes, the pages made from them, and what it says to wrong input.
+//! The program from outside: the quick preset, its files and pages, and its errors.
 
 use std::fs;
 use std::path::Path;
@@ -25,7 +25,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The message of a command that has to fail on its input.
+/// Returns the message of a command that fails on its input.
 fn refusal(arguments: &[&str]) -> String {
     let output = bench(arguments);
     assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -33,7 +33,7 @@ fn refusal(arguments: &[&str]) -> String {
     text(&output.stderr)
 }
 
-/// A device that this build and this machine have.
+/// A device of this build and machine.
 fn device() -> &'static str {
     static NAME: LazyLock<String> = LazyLock::new(|| sparq_device::available()[0].to_string());
     &NAME
@@ -63,7 +63,7 @@ fn run_quick(folder: &Path, more: &[&str]) -> Report {
     Report::read(&path).unwrap()
 }
 
-/// A repository to render into, with a quick report.
+/// A repository with a quick report to render.
 fn sample_repository() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let results = root.path().join("benches/results");
@@ -75,7 +75,7 @@ fn sample_repository() -> tempfile::TempDir {
 }
 
 #[test]
-fn the_quick_preset_measures_every_method_on_every_shape() {
+fn program_quick_preset_measures_every_method() {
     let folder = tempfile::tempdir().unwrap();
     let report = run_quick(folder.path(), &[]);
     assert_eq!(report.head.commit.as_deref(), Some("0123456789abcdef"));
@@ -92,7 +92,7 @@ fn the_quick_preset_measures_every_method_on_every_shape() {
     assert_eq!(of(MethodName::DenseBurn), 4);
     assert_eq!(of(MethodName::Sparq), 2 + 2 + 4 + 4);
     for row in &run.rows {
-        let measured = row.measured.expect("all of it runs on every device");
+        let measured = row.measured.expect("every row runs on every device");
         let time = measured.time;
         assert!(time.min_us <= time.p10_us && time.p10_us <= time.median_us);
         assert!(time.median_us <= time.p90_us && time.samples >= 3);
@@ -104,12 +104,12 @@ fn the_quick_preset_measures_every_method_on_every_shape() {
     assert_eq!(
         fs::read_dir(folder.path()).unwrap().count(),
         1,
-        "no part is left"
+        "no partial file is left"
     );
 }
 
 #[test]
-fn a_report_comes_back_from_json_as_it_was() {
+fn program_report_round_trips_through_json() {
     let folder = tempfile::tempdir().unwrap();
     let report = run_quick(folder.path(), &[]);
     let path = folder.path().join("again.json");
@@ -118,23 +118,24 @@ fn a_report_comes_back_from_json_as_it_was() {
 }
 
 #[test]
-fn peers_stand_beside_the_shapes_that_they_measured() {
+fn program_compare_adds_baselines_by_shape() {
     let folder = tempfile::tempdir().unwrap();
-    let peers = folder.path().join("peers.json");
-    let row = r#"{"B": 1, "H": 4, "Hkv": 2, "d": 64, "S": 512, "dtype": "f32", "sdpa_us": 1234.5, "best_dense_us": 1234.5}"#;
+    let baselines = folder.path().join("baselines.json");
+    let row = r#"{"B": 1, "H": 4, "Hkv": 2, "d": 64, "S": 512, "dtype": "f32",
+        "sdpa_us": 1234.5, "best_dense_us": 1234.5}"#;
     let other = r#"{"B": 1, "H": 4, "Hkv": 2, "d": 64, "S": 777, "best_dense_us": 5.0}"#;
     fs::write(
-        &peers,
+        &baselines,
         format!(r#"{{"device": "x", "rows": [{row}, {other}]}}"#),
     )
     .unwrap();
-    let report = run_quick(folder.path(), &["--compare", peers.to_str().unwrap()]);
+    let report = run_quick(folder.path(), &["--compare", baselines.to_str().unwrap()]);
     let found = report.baselines.expect("the report includes the baselines");
     assert_eq!((found.rows.len(), found.rows[0].best_dense_us), (1, 1234.5));
 }
 
 #[test]
-fn every_device_of_the_build_is_a_column() {
+fn program_backends_has_a_column_per_device() {
     let output = bench(&[
         "backends",
         "--seconds",
@@ -151,7 +152,7 @@ fn every_device_of_the_build_is_a_column() {
 }
 
 #[test]
-fn results_become_pages_that_a_check_accepts_until_something_changes() {
+fn program_render_check_detects_changes() {
     let root = sample_repository();
     let at = |path: &str| root.path().join(path);
     let folder = root.path().to_str().unwrap();
@@ -179,7 +180,7 @@ fn results_become_pages_that_a_check_accepts_until_something_changes() {
     assert!(readme.starts_with("# Title") && readme.ends_with("The end.\n"));
     assert!(
         readme.contains("No results yet"),
-        "a quick run is no figure"
+        "a quick run is not in the README"
     );
 
     fs::write(
@@ -201,14 +202,15 @@ fn results_become_pages_that_a_check_accepts_until_something_changes() {
 }
 
 #[test]
-fn a_small_model_is_measured_rendered_and_compared() {
+fn program_e2e_is_measured_and_rendered() {
     let root = tempfile::tempdir().unwrap();
     let at = |path: &str| root.path().join(path);
     fs::create_dir_all(at("benches/results")).unwrap();
     let readme = "# Title\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n";
     fs::write(at("README.md"), readme).unwrap();
-    let peers = r#"{"torch": "2.0", "rows": [{"model": "tiny", "B": 2, "S": 300, "flash_ms_per_step": 123.0}]}"#;
-    fs::write(at("e2e.json"), peers).unwrap();
+    let baselines = r#"{"torch": "2.0", "rows": [
+        {"model": "tiny", "B": 2, "S": 300, "flash_ms_per_step": 123.0}]}"#;
+    fs::write(at("e2e.json"), baselines).unwrap();
     let json = at("benches/results/small.json");
     let output = bench(&[
         "e2e",
@@ -234,15 +236,11 @@ fn a_small_model_is_measured_rendered_and_compared() {
     let report = E2eReport::read(&json).unwrap();
     assert!(report.head.command.starts_with("sparq-bench e2e --device"));
     let rows = &report.run.rows;
-    assert_eq!(
-        rows.len(),
-        2 * 3,
-        "dense, codes of 4 bits and the full sketch"
-    );
+    assert_eq!(rows.len(), 2 * 3, "dense, 4-bit sketch and full sketch");
     for row in rows {
         assert_eq!(row.skipped, None);
         let parts = row.parts.expect("parts are measured on every device");
-        // None is held against another: what else the machine does is different whenever something is timed.
+        // No comparison of times: the load of the machine varies.
         assert!(row.step_us().unwrap() > 0.0);
         for part in [parts.attention, parts.linears] {
             assert!(part.min_us > 0.0 && part.min_us <= part.median_us && part.samples >= 3);
@@ -256,7 +254,7 @@ fn a_small_model_is_measured_rendered_and_compared() {
     let page = fs::read_to_string(at("docs/performance.md")).unwrap();
     for part in [
         "## small",
-        "Where the time goes",
+        "The parts of each step",
         "tiny | 2 | 300",
         "123",
         "SparQ 4bits r=4 k=32",
@@ -266,15 +264,15 @@ fn a_small_model_is_measured_rendered_and_compared() {
     let readme = fs::read_to_string(at("README.md")).unwrap();
     assert!(
         readme.contains("No results yet"),
-        "a tiny model is no figure"
+        "a tiny model is not in the README"
     );
     assert!(refusal(&["fit", json.to_str().unwrap()]).contains("small.json"));
 }
 
 #[test]
-fn the_cost_model_is_fitted_to_results() {
+fn program_fit_prints_the_cost_model() {
     let folder = tempfile::tempdir().unwrap();
-    // Lengths so far apart that the time of a byte shows in samples this short.
+    // These lengths differ enough for the time per byte to show in such short samples.
     let shapes = [
         "--shape",
         "1,4,4,64,1024",
@@ -291,7 +289,7 @@ fn the_cost_model_is_fitted_to_results() {
     let json = shown
         .lines()
         .find(|line| line.starts_with('{'))
-        .expect("the figures are there as JSON");
+        .expect("the figures are printed as JSON");
     let costs: StepCosts = serde_json::from_str(json).unwrap();
     assert!(
         costs.validate().is_ok() && costs.gb_per_s > 0.0,
@@ -306,8 +304,8 @@ fn the_cost_model_is_fitted_to_results() {
 }
 
 #[test]
-fn the_goals_stand_beside_what_was_measured() {
-    // The preset itself is for a large card: here it names the table, and the shape is a small one of which there is no goal.
+fn program_goals_preset_prints_the_goals() {
+    // The preset selects the table of the goals. The shape is small and has no goal.
     let output = bench(&[
         "op",
         "--device",
@@ -332,19 +330,19 @@ fn the_goals_stand_beside_what_was_measured() {
     let line = shown
         .lines()
         .find(|line| line.starts_with("64") && line.contains("4096"))
-        .expect("a line for each goal");
+        .expect("one line per goal");
     assert!(line.contains("260") && line.contains("125"), "{line}");
 }
 
 #[test]
-fn the_committed_pages_are_what_the_committed_results_give() {
+fn program_committed_pages_are_up_to_date() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let output = bench(&["render", "--check", "--root", root]);
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
 #[test]
-fn wrong_input_is_refused_with_what_was_expected_and_found() {
+fn program_names_wrong_input() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let cases: [(&[&str], &[&str]); 9] = [
@@ -381,8 +379,14 @@ fn wrong_input_is_refused_with_what_was_expected_and_found() {
     );
     let missing = path("missing.json");
     assert!(refusal(&["op", "--device", device(), "--compare", &missing]).contains("missing.json"));
-    fs::write(path("peers.json"), "{\"runs\": 1}").unwrap();
-    let message = refusal(&["op", "--device", device(), "--compare", &path("peers.json")]);
+    fs::write(path("baselines.json"), "{\"runs\": 1}").unwrap();
+    let message = refusal(&[
+        "op",
+        "--device",
+        device(),
+        "--compare",
+        &path("baselines.json"),
+    ]);
     assert!(
         message.contains("\"rows\"") && message.contains("[\"runs\"]"),
         "{message}"
@@ -390,7 +394,7 @@ fn wrong_input_is_refused_with_what_was_expected_and_found() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_rendered_says_why() {
+fn program_render_names_wrong_files() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().to_str().unwrap();
     assert!(refusal(&["render", "--root", folder]).contains("benches/results"));

@@ -232,8 +232,8 @@ fn solve_free(points: &[Point], free: &[usize]) -> Option<[f64; UNKNOWNS]> {
     Some(found)
 }
 
-/// Compares the decisions of the cost model with the measured times, for every pair of a dense and a
-/// SparQ step on one shape.
+/// Compares the decisions of the cost model with the measured times, for every pair of a dense and
+/// a SparQ step on one shape.
 pub fn decisions(runs: &[&Run], costs: &StepCosts) -> Decisions {
     let mut found = Decisions::default();
     for run in runs {

@@ -1,8 +1,8 @@
 //! Measures the figures of a machine that [`sparq_plan`] predicts with.
 //!
 //! Attention of one layer is timed on the heads of a model at a few lengths, and the figures of the
-//! cost model are fitted to it. Products are timed with matrices of the model's width. The rest of a
-//! layer is timed with a model so small that attention and products take almost no time.
+//! cost model are fitted to it. Products are timed with matrices of the model's width. The rest of
+//! a layer is timed with a model so small that attention and products take almost no time.
 
 use anyhow::{Context, Result, bail};
 use burn::nn::Linear;
@@ -19,8 +19,8 @@ use crate::model::{self, ModelName, RunShape};
 use crate::shape::{CacheType, Shape};
 use crate::timing::{self, Pace};
 
-/// S of the caches that attention is timed on: on a CPU, and on a GPU, where with a small S only the
-/// launches show.
+/// S of the caches that attention is timed on: on a CPU, and on a GPU, where with a small S only
+/// the launches show.
 const LENGTHS: [[usize; 3]; 2] = [[1024, 4096, 16_384], [4096, 16_384, 65_536]];
 
 /// A measured machine.

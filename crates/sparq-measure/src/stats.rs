@@ -35,6 +35,21 @@ impl Summary {
     }
 }
 
+#[cfg(test)]
+impl Summary {
+    /// A summary of one sample.
+    pub(crate) fn single(us: f64) -> Self {
+        Self {
+            median_us: us,
+            min_us: us,
+            p10_us: us,
+            p90_us: us,
+            samples: 1,
+            calls_per_sample: 1,
+        }
+    }
+}
+
 /// The value below which `share` of the sorted values lie, interpolated linearly. `None` if empty.
 pub fn percentile(sorted: &[f64], share: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;

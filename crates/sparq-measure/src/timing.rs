@@ -38,8 +38,8 @@ pub struct Pace {
     pub min_samples: usize,
     /// The largest number of samples.
     pub max_samples: usize,
-    /// A sample is the mean over as many calls as fill this time, in seconds. This hides the cost of
-    /// waiting for the device at its end.
+    /// A sample is the mean over as many calls as fill this time, in seconds. This hides the cost
+    /// of waiting for the device at its end.
     pub sample_seconds: f64,
 }
 
@@ -91,8 +91,8 @@ pub fn eager(device: &Device, calls: &Calls, sets: usize, pace: &Pace) -> Result
     })
 }
 
-/// Times replays of a captured graph that calls on every buffer set. Also returns whether the device
-/// captured a hardware graph; otherwise each replay repeats the calls.
+/// Times replays of a captured graph that calls on every buffer set. Also returns whether the
+/// device captured a hardware graph; otherwise each replay repeats the calls.
 ///
 /// # Errors
 /// If the device fails.

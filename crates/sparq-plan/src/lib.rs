@@ -3,8 +3,8 @@
 //!
 //! The data flows one way: a configuration gives a [`ModelShape`], a name or a measurement gives a
 //! [`Machine`], and a [`Setup`] of both predicts the step of a [`Method`](sparq::Method). Attention
-//! follows the cost model of [`sparq::cost`], layer by layer. The weights are read once per step for
-//! all sequences, and each layer adds a fixed time:
+//! follows the cost model of [`sparq::cost`], layer by layer. The weights are read once per step
+//! for all sequences, and each layer adds a fixed time:
 //!
 //! ```text
 //! step = layers * (attention(B, S) + layer_us)

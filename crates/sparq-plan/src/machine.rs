@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use sparq::SparqError;
 use sparq::cost::{Gpu, REACHED, StepCosts};
 
-/// The share of the maker's bandwidth at which products with one token read 16-bit weights on a GPU.
-/// Measured on an H100 with burn's matrix products: 15.0 GB in 6.14 ms, so 2444 of 3350 GB/s. For
-/// another engine set [`Machine::weights_gb_per_s`].
+/// The share of the maker's bandwidth at which products with one token read 16-bit weights on a
+/// GPU. Measured on an H100 with burn's matrix products: 15.0 GB in 6.14 ms, so 2444 of 3350 GB/s.
+/// For another engine set [`Machine::weights_gb_per_s`].
 pub const PRODUCTS_REACHED: f64 = 0.73;
 
 /// The same for products with [`MANY_SEQUENCES`] tokens or more, for which burn uses matrix units:
@@ -20,8 +20,8 @@ pub const MANY_PRODUCTS_REACHED: f64 = 0.22;
 /// with 16.
 pub const MANY_SEQUENCES: usize = 2;
 
-/// Microseconds of a layer besides attention and products in a captured step on a GPU. Measured on an
-/// H100: 42 to 47, with dense attention and with SparQ.
+/// Microseconds of a layer besides attention and products in a captured step on a GPU. Measured on
+/// an H100: 42 to 47, with dense attention and with SparQ.
 const GPU_LAYER_US: f64 = 45.0;
 
 /// A machine, or one of several equal GPUs.
@@ -39,8 +39,8 @@ pub struct Machine {
     /// The same for [`MANY_SEQUENCES`] sequences or more. `None` if it does not differ.
     #[serde(default)]
     pub many_weights_gb_per_s: Option<f64>,
-    /// Arithmetic of products in 10^12 operations per second. `None` treats products as memory-bound
-    /// at any batch.
+    /// Arithmetic of products in 10^12 operations per second. `None` treats products as
+    /// memory-bound at any batch.
     pub tflops: Option<f64>,
     /// Microseconds of a layer besides attention and products: norms, RoPE, writing to the cache,
     /// launches.
@@ -159,7 +159,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// The bandwidth at which products for `batch` sequences read weights, in 10^9 bytes per second.
+    /// The bandwidth at which products for `batch` sequences read weights, in 10^9 bytes per
+    /// second.
     pub fn weights_rate(&self, batch: usize) -> f64 {
         match self.many_weights_gb_per_s {
             Some(rate) if batch >= MANY_SEQUENCES => rate,

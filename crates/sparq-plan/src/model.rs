@@ -32,8 +32,8 @@ pub struct ModelShape {
     pub head_dim: usize,
     /// The number of weights.
     pub parameters: usize,
-    /// The number of weights a step reads: all except an embedding table that is not also the output
-    /// head.
+    /// The number of weights a step reads: all except an embedding table that is not also the
+    /// output head.
     pub read_parameters: usize,
     /// W: positions that layers with a sliding window attend to.
     pub sliding_window: Option<usize>,
@@ -112,9 +112,9 @@ impl ModelShape {
         layers.into_iter().filter(|(n, _)| *n > 0).map(bytes).sum()
     }
 
-    /// The bytes of the cache of one sequence in all layers: K and V of every position, the key sketch
-    /// with its ranges, the sum of V, and for methods that read it the attention each position has
-    /// received. A sliding window frees no positions.
+    /// The bytes of the cache of one sequence in all layers: K and V of every position, the key
+    /// sketch with its ranges, the sum of V, and for methods that read it the attention each
+    /// position has received. A sliding window frees no positions.
     pub fn cache_bytes(&self, method: &Method, seq_len: usize, element_bytes: usize) -> f64 {
         let channels = self.layers * self.kv_heads * self.head_dim;
         let kv = 2 * channels * seq_len * element_bytes;

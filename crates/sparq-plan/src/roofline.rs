@@ -67,8 +67,8 @@ impl Setup {
         }
     }
 
-    /// The operations of attention in one layer: a multiplication and an addition per element of the
-    /// cache and query head that reads it.
+    /// The operations of attention in one layer: a multiplication and an addition per element of
+    /// the cache and query head that reads it.
     fn attention_flops(&self, method: &Method, batch: usize, seq_len: usize) -> f64 {
         let shape = CacheShape {
             head_dim: self.model.head_dim,

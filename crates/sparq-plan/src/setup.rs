@@ -22,8 +22,8 @@ pub struct Setup {
     pub gpus: usize,
     /// Microseconds of one all-reduce. Each layer has two.
     pub all_reduce_us: f64,
-    /// The share of the memory for weights and caches. The rest is for activations, workspaces and the
-    /// driver.
+    /// The share of the memory for weights and caches. The rest is for activations, workspaces and
+    /// the driver.
     pub memory_share: f64,
 }
 
@@ -32,9 +32,7 @@ pub struct Setup {
 #[non_exhaustive]
 pub enum PlanError {
     /// The heads cannot be split over the GPUs.
-    #[error(
-        "gpus: expected a divisor of the {kv_heads} KV heads of the model, found {found}"
-    )]
+    #[error("gpus: expected a divisor of the {kv_heads} KV heads of the model, found {found}")]
     Split {
         /// KV heads per layer.
         kv_heads: usize,
@@ -263,7 +261,8 @@ mod tests {
     #[test]
     fn setup_dense_step_matches_a_calculation() {
         let time = setup().step(&Method::DENSE, 2, 999);
-        // A layer: 2 sequences x 4 heads x (2 x 999 + 2) x 64 elements of 2 bytes = 2 048 000 bytes,
+        // A layer: 2 sequences x 4 heads x (2 x 999 + 2) x 64 elements of 2 bytes = 2 048 000
+        // bytes,
         // 20.48 us at 100 GB/s, plus 5.
         close(time.attention_us, 10.0 * (20.48 + 5.0));
         // 2 MB at 50 GB/s; the 4 million operations would take 4 us.
@@ -277,8 +276,8 @@ mod tests {
     fn setup_sparq_step_matches_a_calculation() {
         let config = SparqConfig::new(16, 128).with_sketch(Sketch::Bits4);
         let time = setup().step(&config.into(), 2, 1000);
-        // 8 heads x (1000 x 16 codes of half a byte + (2 x 128 + 4) x 64 elements of 2 bytes), and a
-        // score per position for 2 x 8 query heads.
+        // 8 heads x (1000 x 16 codes of half a byte + (2 x 128 + 4) x 64 elements of 2 bytes), and
+        // a score per position for 2 x 8 query heads.
         let bytes = 8.0 * (1000.0 * 16.0 / 2.0 + 260.0 * 64.0 * 2.0);
         close(time.attention_us, 10.0 * (15.0 + bytes / 1e5 + 16.0));
     }

@@ -66,8 +66,8 @@ impl Source {
     }
 }
 
-/// Draws normally distributed numbers in f32, some batch heads at a time: one buffer for all of them
-/// could exceed the buffer limit of the device.
+/// Draws normally distributed numbers in f32, some batch heads at a time: one buffer for all of
+/// them could exceed the buffer limit of the device.
 fn random(shape: [usize; 4], dtype: FloatDType, device: &Device) -> Tensor<4> {
     let [batch, heads, len, head_dim] = shape;
     let (batch_heads, size) = (batch * heads, len * head_dim);

@@ -36,10 +36,11 @@ impl Stage {
         }
     }
 
-    /// The bytes the stage has to move. With n scores per position over all heads and sequences, and
-    /// elements of e bytes:
+    /// The bytes the stage has to move. With n scores per position over all heads and sequences,
+    /// and elements of e bytes:
     ///
-    /// - score: per batch head, S r elements of the sketch and 2 d e of the query; S n scores written
+    /// - score: per batch head, S r elements of the sketch and 2 d e of the query; S n scores
+    ///   written
     /// - select: S n scores read
     /// - attend: per batch head, 2 k d e of K and V and 2 d e of the mean value and the output
     ///
@@ -83,8 +84,8 @@ pub struct StageTime {
     pub share_of_bandwidth: Option<f64>,
 }
 
-/// The times of the stages from those of the steps that end after them. The last stage ends with the
-/// whole step.
+/// The times of the stages from those of the steps that end after them. The last stage ends with
+/// the whole step.
 pub fn times(
     until: &[(Stage, Summary)],
     whole: &Summary,
@@ -148,24 +149,16 @@ mod tests {
 
     #[test]
     fn stage_times_are_differences() {
-        let summary = |median_us| Summary {
-            median_us,
-            min_us: median_us,
-            p10_us: median_us,
-            p90_us: median_us,
-            samples: 1,
-            calls_per_sample: 1,
-        };
         let bandwidth = Bandwidth {
             copy_gb_per_s: 1000.0,
             read_gb_per_s: None,
             buffer_bytes: 1,
         };
         let until = [
-            (Stage::Score, summary(10.0)),
-            (Stage::Select, summary(14.0)),
+            (Stage::Score, Summary::single(10.0)),
+            (Stage::Select, Summary::single(14.0)),
         ];
-        let found = times(&until, &summary(13.0), |_| 5e6, &bandwidth);
+        let found = times(&until, &Summary::single(13.0), |_| 5e6, &bandwidth);
         let of = |index: usize| (found[index].stage, found[index].us, found[index].gb_per_s);
         assert_eq!(of(0), (Stage::Score, 10.0, Some(500.0)));
         assert_eq!(of(1), (Stage::Select, 4.0, Some(1250.0)));

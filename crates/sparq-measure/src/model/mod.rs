@@ -41,7 +41,8 @@ pub struct Setup {
     pub settings: Vec<SparqConfig>,
 }
 
-/// Measures the bandwidth, then each run with dense attention and with SparQ, and passes each row to
+/// Measures the bandwidth, then each run with dense attention and with SparQ, and passes each row
+/// to
 /// `progress`.
 ///
 /// A run that does not fit gives a row with the reason. Consecutive runs of one model share its

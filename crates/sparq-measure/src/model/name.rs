@@ -101,8 +101,8 @@ impl ModelName {
         (sizes.heads, sizes.kv_heads, sizes.head_dim)
     }
 
-    /// Bytes of the weights that every step reads: all matrices except the embedding table, of which
-    /// a step reads one row per sequence.
+    /// Bytes of the weights that every step reads: all matrices except the embedding table, of
+    /// which a step reads one row per sequence.
     pub fn weight_bytes(self, dtype: CacheType) -> f64 {
         let s = self.sizes();
         let attention = s.hidden * s.head_dim * (2 * s.heads + 2 * s.kv_heads);

@@ -1,5 +1,5 @@
-//! The measured rows of whole decode steps. Their fields are part of the schema of the JSON reports:
-//! times in microseconds, sizes in bytes.
+//! The measured rows of whole decode steps. Their fields are part of the schema of the JSON
+//! reports: times in microseconds, sizes in bytes.
 
 use serde::{Deserialize, Serialize};
 use sparq::{SparqConfig, Transfers};
@@ -145,17 +145,6 @@ impl StepRow {
 mod tests {
     use super::*;
 
-    fn summary(median_us: f64) -> Summary {
-        Summary {
-            median_us,
-            min_us: median_us,
-            p10_us: median_us,
-            p90_us: median_us,
-            samples: 1,
-            calls_per_sample: 1,
-        }
-    }
-
     #[test]
     fn step_row_splits_time_into_parts_and_rest() {
         let bandwidth = Bandwidth {
@@ -166,14 +155,14 @@ mod tests {
         let run: RunShape = "tiny,1,64".parse().unwrap();
         let mut row = StepRow::new(run, CacheType::F16, None, &bandwidth);
         assert_eq!((row.step_us(), row.rest_us()), (None, None));
-        row.eager = Some(summary(100.0));
+        row.eager = Some(Summary::single(100.0));
         row.parts = Some(Parts {
-            attention: summary(20.0),
-            linears: summary(30.0),
+            attention: Summary::single(20.0),
+            linears: Summary::single(30.0),
         });
         assert_eq!((row.rest_us(), row.launches_us()), (Some(50.0), None));
         row.captured = Some(Captured {
-            time: summary(60.0),
+            time: Summary::single(60.0),
             hardware_graph: true,
         });
         assert_eq!((row.rest_us(), row.launches_us()), (Some(10.0), Some(40.0)));

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use burn::tensor::{Device, capture};
 use serde::{Deserialize, Serialize};
 
-pub use crate::calls::{Calls, Kept, check};
+pub use crate::calls::{Calls, Kept};
 use crate::stats::Summary;
 
 /// How calls reach the device.

@@ -5,7 +5,7 @@
 //! stays on the device. The caches are filled without a prefill, so that S = 131072 takes a second
 //! instead of minutes.
 
-mod decoder;
+mod filled;
 mod name;
 mod parts;
 mod record;
@@ -14,7 +14,7 @@ use anyhow::Result;
 use burn::tensor::Device;
 use sparq::{Method, SparqConfig};
 use sparq_device::DeviceChoice;
-use sparq_models::Llama;
+use sparq_models::Decoder;
 
 use crate::bandwidth;
 use crate::guard::guarded;
@@ -22,7 +22,7 @@ use crate::memory::DeviceMemory;
 use crate::shape::CacheType;
 use crate::stats::Summary;
 use crate::timing::Pace;
-use decoder::{Decoder, SLACK};
+use filled::{FilledModel, SLACK};
 pub use name::{ModelName, RunShape};
 pub use record::{Captured, DeviceRun, Parts, StepRow};
 
@@ -59,7 +59,7 @@ pub fn run(
     let device = setup.device.open();
     device.seed(0);
     let mut rows = Vec::new();
-    let mut built: Option<(ModelName, Llama)> = None;
+    let mut built: Option<(ModelName, Decoder)> = None;
     for &run in runs {
         // Frees the old weights before the new ones are allocated.
         built.take_if(|(model, _)| *model != run.model);
@@ -96,7 +96,7 @@ type Times = (Summary, Option<Captured>, Parts);
 
 fn measure(
     setup: &Setup,
-    model: &Llama,
+    model: &Decoder,
     run: &RunShape,
     settings: Option<SparqConfig>,
     device: &Device,
@@ -107,13 +107,13 @@ fn measure(
     }
     let method = settings.map_or(Method::DENSE, Method::from);
     guarded(|| {
-        let mut decoder = Decoder::new(model, run, setup.dtype, method)?;
-        let eager = decoder.eager(device)?;
+        let mut filled = FilledModel::new(model, run, setup.dtype, method)?;
+        let eager = filled.eager(device)?;
         let captured = match setup.device.is_gpu() {
-            true => Some(decoder.captured(device)?),
+            true => Some(filled.captured(device)?),
             false => None,
         };
-        let parts = parts::measure(setup, device, decoder, run)?;
+        let parts = parts::measure(setup, device, filled, run)?;
         Ok((eager, captured, parts))
     })
 }

@@ -7,9 +7,9 @@ use anyhow::Result;
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use sparq::{CacheShape, RotaryScaling};
-use sparq_models::Llama;
-use sparq_models::config::{HiddenAct, LlamaConfig};
+use sparq::{CacheShape, RotaryConfig};
+use sparq_models::config::HiddenAct;
+use sparq_models::{Decoder, DecoderConfig, Keys, NormKind, Residual};
 
 use crate::shape::CacheType;
 
@@ -131,9 +131,9 @@ impl ModelName {
     ///
     /// # Errors
     /// If the device does not support the element type.
-    pub fn build(self, dtype: CacheType, device: &Device) -> Result<Llama> {
+    pub fn build(self, dtype: CacheType, device: &Device) -> Result<Decoder> {
         let s = self.sizes();
-        let config = LlamaConfig {
+        let config = DecoderConfig {
             hidden_size: s.hidden,
             intermediate_size: s.inner,
             num_hidden_layers: s.layers,
@@ -141,21 +141,25 @@ impl ModelName {
             num_key_value_heads: s.kv_heads,
             head_dim: s.head_dim,
             vocab_size: s.vocab,
-            rms_norm_eps: 1e-5,
             // At least S of the longest run. Only the tables of RoPE depend on it.
             max_position_embeddings: 1 << 18,
-            rope_theta: 500_000.0,
-            rope_scaling: RotaryScaling::None,
-            tie_word_embeddings: false,
-            attention_bias: false,
+            rotary: RotaryConfig::new(s.head_dim).with_theta(500_000.0),
+            norm: NormKind::Rms { epsilon: 1e-5 },
+            residual: Residual::Serial,
+            qkv_bias: false,
+            o_bias: false,
             mlp_bias: false,
             hidden_act: HiddenAct::Silu,
+            embed_scale: None,
+            windows: vec![],
+            tie_word_embeddings: false,
+            keys: Keys::LLAMA,
             bos_token_id: None,
             eos_token_id: vec![],
             pad_token_id: None,
             dtype: None,
         };
-        Ok(Llama::init(&config, FloatDType::from(dtype), device)?)
+        Ok(Decoder::init(&config, FloatDType::from(dtype), device)?)
     }
 }
 

@@ -6,10 +6,10 @@ use anyhow::Result;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
-use sparq_models::Llama;
+use sparq_models::Decoder;
 
 use super::Setup;
-use super::decoder::Decoder;
+use super::filled::FilledModel;
 use super::name::RunShape;
 use super::record::Parts;
 use crate::calls::{Calls, Kept};
@@ -24,7 +24,7 @@ use crate::timing;
 pub(super) fn measure(
     setup: &Setup,
     device: &Device,
-    decoder: Decoder<'_>,
+    filled: FilledModel<'_>,
     run: &RunShape,
 ) -> Result<Parts> {
     let time = |calls: &Calls| -> Result<Summary> {
@@ -33,17 +33,17 @@ pub(super) fn measure(
             false => timing::eager(device, calls, 1, &setup.pace),
         }
     };
-    let linears = time(&products(decoder.model, run.batch, setup.dtype, device))?;
-    let attention = time(&attention(decoder, run, setup.dtype, device))?;
+    let linears = time(&products(filled.model, run.batch, setup.dtype, device))?;
+    let attention = time(&attention(filled, run, setup.dtype, device))?;
     Ok(Parts { attention, linears })
 }
 
 /// Calls of the attention of every layer, on the caches as they are.
-fn attention(decoder: Decoder<'_>, run: &RunShape, dtype: CacheType, device: &Device) -> Calls {
+fn attention(filled: FilledModel<'_>, run: &RunShape, dtype: CacheType, device: &Device) -> Calls {
     let (heads, _, head_dim) = run.model.heads();
     let q = random([run.batch, heads, 1, head_dim], dtype, device);
-    let method = decoder.method;
-    let layers = RefCell::new(decoder.cache.layers);
+    let method = filled.method;
+    let layers = RefCell::new(filled.cache.layers);
     Box::new(move |_| {
         let mut last = None;
         for layer in layers.borrow_mut().iter_mut() {
@@ -59,7 +59,7 @@ fn attention(decoder: Decoder<'_>, run: &RunShape, dtype: CacheType, device: &De
 
 /// Calls of the products of one vector per sequence with every matrix of the model, except the
 /// embedding table, of which a step reads one row per sequence.
-fn products(model: &Llama, batch: usize, dtype: CacheType, device: &Device) -> Calls {
+fn products(model: &Decoder, batch: usize, dtype: CacheType, device: &Device) -> Calls {
     let mut matrices = Matrices(Vec::new());
     model.visit(&mut matrices);
     // The first matrix is the embedding table.

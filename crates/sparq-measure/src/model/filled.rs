@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor};
 use sparq::Method;
-use sparq_models::{CapturedLm, CausalLm, Llama, ModelCache};
+use sparq_models::{CapturedLm, CausalLm, Decoder, ModelCache};
 
 use super::name::RunShape;
 use super::record::Captured;
@@ -25,16 +25,21 @@ const SAMPLE_SECONDS: f64 = 5e-3;
 const STEPS_PER_SAMPLE: usize = 12;
 
 /// A model with its caches.
-pub(super) struct Decoder<'a> {
-    pub model: &'a Llama,
+pub(super) struct FilledModel<'a> {
+    pub model: &'a Decoder,
     pub method: Method,
     pub cache: ModelCache,
     token: Tensor<2, Int>,
 }
 
-impl<'a> Decoder<'a> {
+impl<'a> FilledModel<'a> {
     /// Fills the caches with S - 1 random positions, so that the first step attends to S.
-    pub fn new(model: &'a Llama, run: &RunShape, dtype: CacheType, method: Method) -> Result<Self> {
+    pub fn new(
+        model: &'a Decoder,
+        run: &RunShape,
+        dtype: CacheType,
+        method: Method,
+    ) -> Result<Self> {
         let device = model.device();
         let (_, kv_heads, head_dim) = run.model.heads();
         let dtype = FloatDType::from(dtype);
@@ -116,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decoder_caches_hold_every_step() {
+    fn filled_caches_hold_every_step() {
         let once = WARM_UPS + SAMPLES * STEPS_PER_SAMPLE;
         // Eager steps, then captured ones.
         assert!(2 * once <= SLACK);

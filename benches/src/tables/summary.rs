@@ -69,25 +69,25 @@ pub fn table(run: &Run, baselines: Option<&Baselines<AttentionBaseline>>) -> Tab
     let mut table = Table::new(headings);
     for case in shapes(run) {
         let (shape, dtype) = case;
-        let best_of = |wanted: &dyn Fn(&Row) -> bool| fastest(run, case, wanted);
+        let fastest_of = |wanted: &dyn Fn(&Row) -> bool| fastest(run, case, wanted);
         let time = |found: Option<(&Row, f64)>| or_dash(found.map(|(_, us)| us));
         let mut cells = vec![
             shape.batch.to_string(),
             format!("{}/{}", shape.heads, shape.kv_heads),
             shape.seq_len.to_string(),
             dtype.name().to_owned(),
-            time(best_of(&|row| row.method == MethodName::Dense)),
+            time(fastest_of(&|row| row.method == MethodName::Dense)),
         ];
         if burn {
-            cells.push(time(best_of(&|row| row.method == MethodName::DenseBurn)));
+            cells.push(time(fastest_of(&|row| row.method == MethodName::DenseBurn)));
         }
         if let Some(baselines) = baselines {
             cells.push(or_dash(baselines.best_us(case)));
         }
         for family in &families {
-            cells.push(time(best_of(&|row| row.family() == *family)));
+            cells.push(time(fastest_of(&|row| row.family() == *family)));
         }
-        let sparq = best_of(&Row::is_default_sparq);
+        let sparq = fastest_of(&Row::is_default_sparq);
         let dense = fastest_dense(run, baselines, case);
         cells.push(or_dash(sparq.zip(dense).map(|((_, us), dense)| dense / us)));
         cells.push(sparq.map_or("-".into(), |(row, _)| floor(&run.bandwidth, row)));

@@ -1,15 +1,15 @@
-//! When, from which commit and by which command a result was made.
+//! Date, commit and command of a result.
 
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Now, in UTC: `2026-01-31T23:59:59Z`.
+/// The current time in UTC: `2026-01-31T23:59:59Z`.
 pub fn now() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     timestamp(since.map(|since| since.as_secs()).unwrap_or(0))
 }
 
-/// Seconds since 1970 as a date and time in UTC.
+/// Formats seconds since 1970 as a date and time in UTC.
 fn timestamp(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let leap = |year: u64| {
@@ -20,20 +20,8 @@ fn timestamp(seconds: u64) -> String {
         day -= 365 + u64::from(leap(year));
         year += 1;
     }
-    let lengths = [
-        31,
-        28 + u64::from(leap(year)),
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-        31,
-    ];
+    let february = 28 + u64::from(leap(year));
+    let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let mut month = 0;
     while day >= lengths[month] {
         day -= lengths[month];
@@ -49,7 +37,8 @@ fn timestamp(seconds: u64) -> String {
     )
 }
 
-/// The commit of the repository around the current folder, with `+changes` where files differ from it; `None` without git or a repository.
+/// The commit of the repository that contains the current folder, followed by `+changes` if tracked
+/// files differ from it. `None` without git or a repository.
 pub fn commit() -> Option<String> {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok()?;
@@ -66,7 +55,7 @@ pub fn commit() -> Option<String> {
     })
 }
 
-/// The command line that a reader can type: the arguments behind `program`, quoted where a shell needs it.
+/// The command line to repeat a run: `program` and its arguments, quoted for a shell.
 pub fn command(program: &str, arguments: impl IntoIterator<Item = String>) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,.:/@%".contains(c);
     arguments
@@ -84,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_know_leap_years() {
+    fn provenance_dates_have_leap_years() {
         assert_eq!(timestamp(0), "1970-01-01T00:00:00Z");
         assert_eq!(timestamp(951_782_399), "2000-02-28T23:59:59Z");
         assert_eq!(timestamp(951_782_400), "2000-02-29T00:00:00Z");
@@ -92,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_can_be_typed_again() {
+    fn provenance_command_is_quoted_for_a_shell() {
         let arguments = ["--shape", "1,2", "a b", "it's"].map(String::from);
         assert_eq!(
             command("sparq-bench op", arguments),

@@ -1,23 +1,31 @@
-//! The part of a hand-written page that is rendered.
+//! The rendered part of a hand-written page, between two markers.
 
 use anyhow::{Result, bail};
 
 const BEGIN: &str = "<!-- benchmarks -->";
 const END: &str = "<!-- /benchmarks -->";
 
-/// The page with `contents` between the two lines that mark their place.
+/// A page without hand-written text.
+pub fn empty_page(title: &str) -> String {
+    format!("# {title}\n\n{BEGIN}\n{END}\n")
+}
+
+/// Replaces the part of the page between the markers.
+///
+/// # Errors
+/// If the page does not have each marker once, in order.
 pub fn fill(page: &str, contents: &str) -> Result<String> {
-    let places: Vec<_> = page.match_indices(BEGIN).collect();
+    let begins: Vec<_> = page.match_indices(BEGIN).collect();
     let ends: Vec<_> = page.match_indices(END).collect();
-    let (&[(begin, _)], &[(end, _)]) = (&places[..], &ends[..]) else {
+    let (&[(begin, _)], &[(end, _)]) = (&begins[..], &ends[..]) else {
         bail!(
             "expected one line {BEGIN} and one line {END}, found {} and {}",
-            places.len(),
+            begins.len(),
             ends.len()
         );
     };
     if end < begin {
-        bail!("expected {BEGIN} before {END}, found them the other way round");
+        bail!("expected {BEGIN} before {END}, found the reverse order");
     }
     let (before, after) = (&page[..begin + BEGIN.len()], &page[end..]);
     Ok(format!("{before}\n{}\n{after}", contents.trim_end()))
@@ -28,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stands_between_the_lines_is_replaced() {
+    fn markers_part_is_replaced() {
         let page = format!("a\n\n{BEGIN}\nold\n{END}\n\nb\n");
         let new = fill(&page, "new\n").unwrap();
         assert_eq!(new, format!("a\n\n{BEGIN}\nnew\n{END}\n\nb\n"));
@@ -36,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_without_the_lines_says_which() {
+    fn markers_missing_are_named() {
         for page in [
             "",
             "<!-- benchmarks -->",

@@ -1,25 +1,24 @@
-//! The documentation's tables and plots, from the files in benches/results.
+//! Tables and plots of the documentation, from the files in benches/results.
 //!
-//! Everything that is rendered follows from those files alone, so that a check can tell whether what is committed is up to date.
+//! The rendered pages depend on those files alone, so that a check detects stale pages.
 
-mod markdown;
 mod markers;
+mod performance;
 pub mod planning;
 mod plots;
-mod summary;
+mod readme;
+mod text;
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::e2e::report::E2eReport;
-use crate::report::{self, Bench, Report};
+use crate::report::{self, Bench, E2eReport, Report};
 
 use sparq_output::files::OutputFile;
-pub use summary::goals;
 
-/// Where results lie, from the repository's root.
+/// The folder of the results, from the root of the repository.
 pub const RESULTS: &str = "benches/results";
 
 const PERFORMANCE: &str = "docs/performance.md";
@@ -27,36 +26,30 @@ const PLANNING: &str = "docs/planning.md";
 const PLOTS: &str = "docs/plots";
 const README: &str = "README.md";
 
-/// What performance.md is made from where it isn't there yet.
-const PERFORMANCE_TEMPLATE: &str = include_str!("performance.md");
-
-/// What planning.md is made from where it isn't there yet.
-const PLANNING_TEMPLATE: &str = include_str!("planning.md");
-
 /// A file of the documentation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// Its path from the repository's root, with `/`.
+    /// Path from the root of the repository, with `/`.
     pub path: String,
-    /// Its contents; `None` for a plot that no result gives any more.
+    /// Contents. `None` for a plot without a result, which is deleted.
     pub contents: Option<String>,
 }
 
-/// A report with the name of its file, without `.json`.
+/// A report and the name of its file without `.json`.
 #[derive(Clone, Debug)]
 pub struct Named<R> {
-    /// The name.
+    /// Name of the file.
     pub name: String,
     /// The report.
     pub report: R,
 }
 
-/// All reports, in the order of their names.
+/// All reports, sorted by name.
 #[derive(Clone, Debug, Default)]
 pub struct Results {
-    /// Single operations.
+    /// Reports on attention.
     pub operations: Vec<Named<Report>>,
-    /// Whole decode steps.
+    /// Reports on whole decode steps.
     pub steps: Vec<Named<E2eReport>>,
 }
 
@@ -66,10 +59,11 @@ impl Results {
     }
 }
 
-/// Everything that the results give.
+/// Renders every page and plot from the results.
 ///
 /// # Errors
-/// When a file in the results folder is no report, or the README lacks the lines between which its tables go.
+/// If a file in the results folder is not a report, or if a page lacks the markers of its rendered
+/// part.
 pub fn pages(root: &Path) -> Result<Vec<Page>> {
     let results = read_all(root)?;
     let mut pages = Vec::new();
@@ -89,37 +83,25 @@ pub fn pages(root: &Path) -> Result<Vec<Page>> {
             });
         }
     }
-    let performance = read_or(root, PERFORMANCE, PERFORMANCE_TEMPLATE)?;
-    pages.push(Page {
-        contents: Some(
-            markers::fill(&performance, &markdown::performance(&results)?)
-                .with_context(|| PERFORMANCE.to_owned())?,
-        ),
-        path: PERFORMANCE.into(),
-    });
-    let planning = read_or(root, PLANNING, PLANNING_TEMPLATE)?;
-    pages.push(Page {
-        contents: Some(
-            markers::fill(&planning, &planning::planning(&results))
-                .with_context(|| PLANNING.to_owned())?,
-        ),
-        path: PLANNING.into(),
-    });
-    let readme = read_or(root, README, "")?;
-    pages.push(Page {
-        contents: Some(
-            markers::fill(&readme, &markdown::readme(&results))
-                .with_context(|| README.to_owned())?,
-        ),
-        path: README.into(),
-    });
+    let parts = [
+        (PERFORMANCE, performance::performance(&results)?),
+        (PLANNING, planning::planning(&results)),
+        (README, readme::readme(&results)),
+    ];
+    for (path, part) in parts {
+        let page = page(root, path)?;
+        pages.push(Page {
+            path: path.into(),
+            contents: Some(markers::fill(&page, &part).with_context(|| path.to_owned())?),
+        });
+    }
     Ok(pages)
 }
 
-/// The paths whose files are not what the results give.
+/// The paths of the pages that differ from the files.
 ///
 /// # Errors
-/// When a file can't be read.
+/// If a file cannot be read.
 pub fn differences(root: &Path, pages: &[Page]) -> Result<Vec<String>> {
     let mut stale = Vec::new();
     for page in pages {
@@ -135,10 +117,10 @@ pub fn differences(root: &Path, pages: &[Page]) -> Result<Vec<String>> {
     Ok(stale)
 }
 
-/// Writes what differs.
+/// Writes the pages that differ from the files.
 ///
 /// # Errors
-/// When a file can't be written.
+/// If a file cannot be written.
 pub fn write(root: &Path, pages: &[Page]) -> Result<()> {
     let stale = differences(root, pages)?;
     for page in pages.iter().filter(|page| stale.contains(&page.path)) {
@@ -158,12 +140,13 @@ pub fn write(root: &Path, pages: &[Page]) -> Result<()> {
 /// Reads every report in the results folder.
 ///
 /// # Errors
-/// When there is no such folder, or a file in it is no report.
+/// If the folder does not exist, or if a file in it is not a report.
 pub fn read_all(root: &Path) -> Result<Results> {
     let folder = root.join(RESULTS);
     if !folder.is_dir() {
         bail!(
-            "expected the folder {RESULTS} in {}; run this in the repository's root or name it with --root",
+            "expected the folder {RESULTS} in {}; run in the root of the repository or name it with \
+             --root",
             root.display()
         );
     }
@@ -182,7 +165,7 @@ pub fn read_all(root: &Path) -> Result<Results> {
     Ok(results)
 }
 
-/// The plots that an earlier rendering left.
+/// The rendered plots in the folder.
 fn existing_plots(root: &Path) -> Result<Vec<String>> {
     let folder = root.join(PLOTS);
     if !folder.is_dir() {
@@ -196,7 +179,7 @@ fn existing_plots(root: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// The names of the files that end so, without the ending, in order.
+/// The sorted names of the files with this ending, without the ending.
 fn names_in(folder: &Path, ending: &str) -> Result<Vec<String>> {
     let mut names = Vec::new();
     let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
@@ -209,10 +192,12 @@ fn names_in(folder: &Path, ending: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn read_or(root: &Path, path: &str, otherwise: &str) -> Result<String> {
-    let path = root.join(path);
-    match path.exists() {
-        true => fs::read_to_string(&path).with_context(|| path.display().to_string()),
-        false => Ok(otherwise.to_owned()),
+/// The page of the documentation, or one with a title and markers if it does not exist.
+fn page(root: &Path, path: &str) -> Result<String> {
+    let file = root.join(path);
+    match (file.exists(), path) {
+        (true, _) => fs::read_to_string(&file).with_context(|| file.display().to_string()),
+        (false, README) => bail!("expected the file {path}, found none"),
+        (false, _) => Ok(markers::empty_page(path)),
     }
 }

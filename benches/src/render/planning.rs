@@ -1,4 +1,4 @@
-//! How far `sparq plan` is off what was measured.
+//! The rendered part of docs/planning.md: predictions of `sparq plan` beside measured times.
 
 use std::collections::BTreeSet;
 
@@ -6,32 +6,14 @@ use sparq::Method;
 use sparq::cost::{Gpu, StepCosts};
 use sparq_plan::{Machine, Setup, StepTime};
 
+use sparq_measure::attention::{Row, Run};
+use sparq_measure::fit::{self, Errors, fitted};
+use sparq_measure::model::StepRow;
+
+use super::text::wrap;
 use super::{Named, Results};
-use crate::e2e::report::{E2eReport, StepRow};
-use crate::fit::{self, fitted};
-use crate::report::{Report, Row, Run};
+use crate::report::{E2eReport, Report};
 use crate::table::{Table, digits, percent};
-
-/// Relative errors, predicted over measured less 1.
-#[derive(Clone, Debug, Default)]
-pub struct Errors(Vec<f64>);
-
-impl Errors {
-    /// How many.
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Their mean without the signs.
-    pub fn mean(&self) -> f64 {
-        self.0.iter().map(|error| error.abs()).sum::<f64>() / self.0.len().max(1) as f64
-    }
-
-    /// The largest without its sign.
-    pub fn worst(&self) -> f64 {
-        self.0.iter().map(|error| error.abs()).fold(0.0, f64::max)
-    }
-}
 
 /// The tables of the page.
 pub fn planning(results: &Results) -> String {
@@ -39,9 +21,9 @@ pub fn planning(results: &Results) -> String {
         "results",
         "steps",
         "mean error",
-        "worst",
-        "mean, shape left out",
-        "worst",
+        "worst error",
+        "mean error, shape left out",
+        "worst error, shape left out",
     ]);
     for (named, run) in runs(results) {
         let shipped = shipped(run);
@@ -59,16 +41,16 @@ pub fn planning(results: &Results) -> String {
             or_dash(Errors::worst),
         ]);
     }
-    let mut text = format!(
-        "Attention of one layer, predicted by the figures in the library, which are fitted to those of `flex` and `cuda`, and by figures that are fitted anew without the shape (heads and B) in question:\n\n{}",
-        attention.markdown()
-    );
+    let introduction = "Attention of one layer, predicted by the figures in the library, which are \
+        fitted to the results of `flex` and `cuda`, and by figures fitted without the predicted \
+        shape (heads and B):";
+    let mut text = format!("{}\n\n{}", wrap(introduction, ""), attention.markdown());
     let mut steps = Table::new([
         "model",
         "B",
         "S",
         "method",
-        "",
+        "source",
         "attention ms",
         "products ms",
         "rest ms",
@@ -83,12 +65,12 @@ pub fn planning(results: &Results) -> String {
         }
     }
     if !steps.is_empty() {
-        text += &format!("\nWhole steps, captured:\n\n{}", steps.markdown());
+        text += &format!("\nWhole captured steps:\n\n{}", steps.markdown());
     }
     text
 }
 
-/// The runs that the library's figures are meant for: of the devices that are measured and of the CPU's native implementation.
+/// The runs that the figures in the library describe: those of GPUs and of `flex`.
 fn runs(results: &Results) -> impl Iterator<Item = (&Named<Report>, &Run)> {
     let all = results.operations.iter();
     let all = all.flat_map(|named| named.report.runs.iter().map(move |run| (named, run)));
@@ -103,15 +85,14 @@ pub fn shipped_costs(run: &Run) -> StepCosts {
     }
 }
 
-/// How far the figures in the library are off.
+/// The errors of the figures in the library.
 pub fn shipped(run: &Run) -> Errors {
     let costs = shipped_costs(run);
-    let rows = fitted(run).into_iter();
-    Errors(rows.filter_map(|row| fit::error(row, &costs)).collect())
+    fit::errors(&fitted(run), &costs)
 }
 
-/// How far figures are off that were fitted to everything but the rows with the heads and the B of the row in question; `None` where too little is left to
-/// fit.
+/// The errors of figures that are fitted without the rows that share heads and B with the predicted
+/// row. `None` if the other rows are too few for a fit.
 pub fn unseen(run: &Run) -> Option<Errors> {
     let rows = fitted(run);
     let family = |row: &Row| (row.shape.batch, row.shape.heads, row.shape.kv_heads);
@@ -121,12 +102,12 @@ pub fn unseen(run: &Run) -> Option<Errors> {
         let (tested, known): (Vec<&Row>, Vec<&Row>) =
             rows.iter().partition(|row| family(row) == out);
         let costs = fit::costs(&known, &run.device).ok()?;
-        errors.extend(tested.iter().filter_map(|row| fit::error(row, &costs)));
+        errors.extend(fit::errors(&tested, &costs).0);
     }
     Some(Errors(errors))
 }
 
-/// What is predicted for a whole step, if the library knows the GPU.
+/// The predicted time of a whole step. `None` if the library does not know the GPU.
 pub fn prediction(report: &E2eReport, row: &StepRow) -> Option<StepTime> {
     let gpu = Gpu::named(report.run.gpu.as_deref()?)?;
     let setup = Setup::new(row.run.model.plan(), Machine::gpu(gpu), row.dtype.bytes());
@@ -134,7 +115,7 @@ pub fn prediction(report: &E2eReport, row: &StepRow) -> Option<StepTime> {
     Some(setup.step(&method, row.run.batch, row.run.seq_len))
 }
 
-/// The lines of a row that was measured: what was, and what is predicted.
+/// The measured and the predicted line of a row. Empty if the row was not measured.
 fn step_rows(report: &E2eReport, row: &StepRow) -> Vec<[String; 10]> {
     let times = (
         prediction(report, row),

@@ -1,4 +1,4 @@
-//! Time against S with the floors that bandwidth sets, and the gain against B.
+//! Plots: time against S with the floors of the memory bandwidth, and gain against B.
 
 use std::collections::BTreeMap;
 
@@ -6,24 +6,26 @@ use anyhow::Result;
 use sparq::Sketch;
 use sparq_output::charts::{Axis, Chart, Layout, Paint, Scale, Series};
 
-use super::{Named, summary};
-use crate::contender::MethodName;
-use crate::peers::Peers;
-use crate::report::{Report, Run, sketch_name};
-use crate::shape::{CacheType, Shape};
-use crate::table::positions;
+use sparq_measure::attention::{MethodName, Run, sketch_name};
+use sparq_measure::shape::{CacheType, Shape};
 
-/// What the names of these plots begin with, by which a rendering knows its own.
+use super::Named;
+use crate::baselines::{AttentionBaseline, Baselines};
+use crate::report::Report;
+use crate::table::positions;
+use crate::tables::summary;
+
+/// The prefix of the names of rendered plots.
 pub const PREFIX: &str = "op-";
 
 /// A plot.
 #[derive(Clone, Debug)]
 pub struct Plot {
-    /// The name of its file, without `.svg`.
+    /// Name of the file without `.svg`.
     pub name: String,
-    /// What it shows.
+    /// Title, also the alternative text.
     pub title: String,
-    /// The picture.
+    /// The image.
     pub svg: String,
 }
 
@@ -36,94 +38,81 @@ pub fn of(named: &Named<Report>) -> Result<Vec<Plot>> {
     Ok(plots)
 }
 
-/// The plots of a run: one for each set of shapes that differ in S alone, and in B alone.
+/// The plots of a run: one per set of shapes that differ only in S, and one per set that differ
+/// only in B.
 pub fn of_run(named: &Named<Report>, run: &Run) -> Result<Vec<Plot>> {
-    let peers = named.report.peers.as_ref();
+    let baselines = named.report.baselines.as_ref();
     let prefix = file_name(&format!("{PREFIX}{}-{}", named.name, run.device));
     let hardware = run.gpu.as_deref().unwrap_or(&run.device);
     let mut plots = Vec::new();
-
-    for (fixed, cases) in groups(run, |shape| Shape {
+    for ((shape, dtype), cases) in groups(run, |shape| Shape {
         seq_len: 0,
         ..shape
     }) {
-        let (shape, dtype) = fixed;
-        let heads = heads(&shape);
-        let chart = Chart {
-            title: format!(
-                "One decode step, {hardware}: B={}, {heads}, {}",
-                shape.batch,
-                dtype.name()
-            ),
-            x: Axis {
-                label: "S, positions in the cache",
-                format: |s| positions(s as usize),
+        let (heads, batch) = (heads(&shape), shape.batch);
+        plots.push(plot(
+            format!("{prefix}-time-b{batch}-{}", sizes(&shape, dtype)),
+            Chart {
+                title: format!(
+                    "One decode step, {hardware}: B={batch}, {heads}, {}",
+                    dtype.name()
+                ),
+                x: Axis {
+                    label: "S, positions in the cache",
+                    format: |s| positions(s as usize),
+                },
+                y: Axis {
+                    label: "time, us",
+                    format: |us| us.to_string(),
+                },
+                y_scale: Scale::Log,
+                ticks: None,
+                series: times(run, baselines, &cases),
             },
-            y: Axis {
-                label: "time, us",
-                format: |us| us.to_string(),
-            },
-            y_scale: Scale::Log,
-            ticks: None,
-            series: times(run, peers, &cases),
-        };
-        plots.push(Plot {
-            name: format!(
-                "{prefix}-time-b{}-h{}-{}-d{}-{}",
-                shape.batch,
-                shape.heads,
-                shape.kv_heads,
-                shape.head_dim,
-                dtype.name()
-            ),
-            title: chart.title.clone(),
-            svg: chart.svg(Layout::File)?,
-        });
+        )?);
     }
-    for (fixed, cases) in groups(run, |shape| Shape { batch: 0, ..shape }) {
-        let (shape, dtype) = fixed;
-        let heads = heads(&shape);
-        let chart = Chart {
-            title: format!(
-                "Gain over dense, {hardware}: S={}, {heads}, {}",
-                positions(shape.seq_len),
-                dtype.name()
-            ),
-            x: Axis {
-                label: "B, sequences",
-                format: |b| b.to_string(),
+    for ((shape, dtype), cases) in groups(run, |shape| Shape { batch: 0, ..shape }) {
+        let (heads, seq_len) = (heads(&shape), shape.seq_len);
+        plots.push(plot(
+            format!("{prefix}-gain-s{seq_len}-{}", sizes(&shape, dtype)),
+            Chart {
+                title: format!(
+                    "Gain over dense, {hardware}: S={}, {heads}, {}",
+                    positions(seq_len),
+                    dtype.name()
+                ),
+                x: Axis {
+                    label: "B, sequences",
+                    format: |b| b.to_string(),
+                },
+                y: Axis {
+                    label: "speedup over the fastest dense attention",
+                    format: |gain| gain.to_string(),
+                },
+                y_scale: Scale::FromZero,
+                ticks: None,
+                series: gains(run, baselines, &cases),
             },
-            y: Axis {
-                label: "times quicker than the quickest dense",
-                format: |gain| gain.to_string(),
-            },
-            y_scale: Scale::FromZero,
-            ticks: None,
-            series: gains(run, peers, &cases),
-        };
-        plots.push(Plot {
-            name: format!(
-                "{prefix}-gain-s{}-h{}-{}-d{}-{}",
-                shape.seq_len,
-                shape.heads,
-                shape.kv_heads,
-                shape.head_dim,
-                dtype.name()
-            ),
-            title: chart.title.clone(),
-            svg: chart.svg(Layout::File)?,
-        });
+        )?);
     }
     Ok(plots)
 }
 
+fn plot(name: String, chart: Chart) -> Result<Plot> {
+    Ok(Plot {
+        name,
+        svg: chart.svg(Layout::File)?,
+        title: chart.title,
+    })
+}
+
 type Case = (Shape, CacheType);
 
-/// The cases that are the same after `fix`, where there are at least two and SparQ was measured on them.
+/// Groups the cases with a time of SparQ that are equal after `fix`, if there are at least two.
 fn groups(run: &Run, fix: impl Fn(Shape) -> Shape) -> BTreeMap<Case, Vec<Case>> {
     let mut groups: BTreeMap<Case, Vec<Case>> = BTreeMap::new();
     for case in summary::shapes(run) {
-        let measured = summary::quickest(run, case, |row| row.method == MethodName::Sparq);
+        let measured = summary::fastest(run, case, |row| row.method == MethodName::Sparq);
         if measured.is_some() {
             groups.entry((fix(case.0), case.1)).or_default().push(case);
         }
@@ -135,16 +124,16 @@ fn groups(run: &Run, fix: impl Fn(Shape) -> Shape) -> BTreeMap<Case, Vec<Case>> 
     groups
 }
 
-/// A line of a plot: a method with the settings that don't follow S.
+/// A line of a plot: a method with the settings that do not depend on S.
 struct Family {
     label: String,
     method: MethodName,
     color: Paint,
-    /// Of a floor.
+    /// The sketch, which determines the floor.
     sketch: Option<Sketch>,
 }
 
-/// The families of these cases in the order of the rows; every plot gives each the same colour.
+/// The families of these cases, in the order of the rows. Colours are the same in every plot.
 fn families(run: &Run, cases: &[Case]) -> Vec<Family> {
     let mut families: Vec<Family> = Vec::new();
     for row in &run.rows {
@@ -172,10 +161,15 @@ fn families(run: &Run, cases: &[Case]) -> Vec<Family> {
     families
 }
 
-fn times(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
+fn times(
+    run: &Run,
+    baselines: Option<&Baselines<AttentionBaseline>>,
+    cases: &[Case],
+) -> Vec<Series> {
     let (mut all, mut floors) = (Vec::new(), Vec::<Series>::new());
     for family in families(run, cases) {
-        let best = |case: &Case| summary::quickest(run, *case, |row| row.family() == family.label);
+        let fastest =
+            |case: &Case| summary::fastest(run, *case, |row| row.family() == family.label);
         let mut series = Series::new(&family.label, family.color);
         let label = match family.sketch {
             Some(sketch) => format!("floor of SparQ {}", sketch_name(sketch)),
@@ -183,7 +177,7 @@ fn times(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
         };
         let mut floor = Series::dashed(&label, family.color);
         for case in cases {
-            if let Some((row, us)) = best(case) {
+            if let Some((row, us)) = fastest(case) {
                 let s = case.0.seq_len as f64;
                 series.points.push((s, us));
                 floor.points.push((s, run.bandwidth.floor_us(row.bytes)));
@@ -194,16 +188,11 @@ fn times(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
             floors.push(floor);
         }
     }
-    if let Some(peers) = peers {
+    if let Some(baselines) = baselines {
         let mut series = Series::new("dense (PyTorch)", Paint::Purple);
         series.points = cases
             .iter()
-            .filter_map(|(shape, dtype)| {
-                Some((
-                    shape.seq_len as f64,
-                    peers.find(shape, *dtype)?.best_dense_us,
-                ))
-            })
+            .filter_map(|&case| Some((case.0.seq_len as f64, baselines.best_us(case)?)))
             .collect();
         all.push(series);
     }
@@ -212,7 +201,11 @@ fn times(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
     all
 }
 
-fn gains(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
+fn gains(
+    run: &Run,
+    baselines: Option<&Baselines<AttentionBaseline>>,
+    cases: &[Case],
+) -> Vec<Series> {
     let mut all = Vec::new();
     for family in families(run, cases) {
         if family.method != MethodName::Sparq {
@@ -220,9 +213,9 @@ fn gains(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
         }
         let mut series = Series::new(&family.label, family.color);
         for case in cases {
-            let best = summary::quickest(run, *case, |row| row.family() == family.label);
-            let dense = summary::quickest_dense(run, peers, *case);
-            if let Some(((_, us), dense)) = best.zip(dense) {
+            let sparq = summary::fastest(run, *case, |row| row.family() == family.label);
+            let dense = summary::fastest_dense(run, baselines, *case);
+            if let Some(((_, us), dense)) = sparq.zip(dense) {
                 series.points.push((case.0.batch as f64, dense / us));
             }
         }
@@ -230,7 +223,7 @@ fn gains(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
     }
     let ends = cases.first().zip(cases.last());
     if let Some(((first, _), (last, _))) = ends {
-        let mut even = Series::dashed("as quick as dense", Paint::Grey);
+        let mut even = Series::dashed("same time as dense", Paint::Grey);
         even.points = vec![(first.batch as f64, 1.0), (last.batch as f64, 1.0)];
         all.push(even);
     }
@@ -238,14 +231,25 @@ fn gains(run: &Run, peers: Option<&Peers>, cases: &[Case]) -> Vec<Series> {
     all
 }
 
+/// The part of a file name that both kinds of plots share.
+fn sizes(shape: &Shape, dtype: CacheType) -> String {
+    let Shape {
+        heads,
+        kv_heads,
+        head_dim,
+        ..
+    } = shape;
+    format!("h{heads}-{kv_heads}-d{head_dim}-{}", dtype.name())
+}
+
 fn heads(shape: &Shape) -> String {
     format!(
-        "{} heads / {} of K and V, d={}",
+        "{} query heads, {} KV heads, d={}",
         shape.heads, shape.kv_heads, shape.head_dim
     )
 }
 
-/// The text as part of a file name.
+/// Replaces the characters that are not safe in a file name.
 fn file_name(text: &str) -> String {
     text.chars()
         .map(|c| match c.is_ascii_alphanumeric() || "-_.".contains(c) {

@@ -1,15 +1,20 @@
-//! What a decode step of a model costs on a machine, predicted without running it: time, memory, and the batch that fits.
+//! Predicts the decode steps of a model on a machine without running them: time, memory, and the
+//! batch that fits.
 //!
-//! The data flows one way: a configuration gives a [`ModelShape`], a name or a measurement a [`Machine`], and a [`Setup`] of both says what a step with
-//! a [`Method`](sparq::Method) takes. Attention is the cost model of [`sparq::cost`], layer by layer; to it come the weights, which every step reads once
-//! for all sequences, and what each layer takes beside both:
+//! The data flows one way: a configuration gives a [`ModelShape`], a name or a measurement gives a
+//! [`Machine`], and a [`Setup`] of both predicts the step of a [`Method`](sparq::Method). Attention
+//! follows the cost model of [`sparq::cost`], layer by layer. The weights are read once per step
+//! for all sequences, and each layer adds a fixed time:
 //!
 //! ```text
-//! step = layers * (attention(B, S) + layer_us) + max(weights / weight rate, 2 B weights / flops) + sums between GPUs
+//! step = layers * (attention(B, S) + layer_us)
+//!        + max(weights / weight rate, 2 B weights / flops)
+//!        + all-reduces between GPUs
 //! ```
 //!
-//! Left out are: the prefill, the choice of the token on the host, waiting for requests, batches whose sequences differ in length (S is then their mean),
-//! setting the ranges of a sketch again when a cache has doubled, and anything that a kernel of another shape does better or worse than its line says.
+//! Left out are the prefill, token selection on the host, waiting for requests, sequences of
+//! different lengths (S is then their mean), recomputing the ranges of a sketch after a cache has
+//! doubled, and deviations of the kernels from the cost model.
 #![deny(missing_docs)]
 
 mod machine;

@@ -1,4 +1,4 @@
-//! What of a machine decides the time of a step: [`Machine`].
+//! The figures of a machine that determine the time of a step: [`Machine`].
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,97 +7,103 @@ use serde::{Deserialize, Serialize};
 use sparq::SparqError;
 use sparq::cost::{Gpu, REACHED, StepCosts};
 
-/// The share of a maker's bandwidth at which the products of one token read 16-bit weights on a GPU: 15.0 GB in 6.14 ms, so 2444 of 3350 GB/s, as measured on
-/// an H100 with this program (burn's matrix products). For another engine see [`Machine::weights_gb_per_s`].
+/// The share of the maker's bandwidth at which products with one token read 16-bit weights on a
+/// GPU. Measured on an H100 with burn's matrix products: 15.0 GB in 6.14 ms, so 2444 of 3350 GB/s.
+/// For another engine set [`Machine::weights_gb_per_s`].
 pub const PRODUCTS_REACHED: f64 = 0.73;
 
-/// The same for the products of [`MANY_SEQUENCES`] tokens and more, which burn gives to matrix units: 13.2 GB in 18.0 ms, so 734 GB/s: burn is slower with
-/// them than with one.
+/// The same for products with [`MANY_SEQUENCES`] tokens or more, for which burn uses matrix units:
+/// 13.2 GB in 18.0 ms, so 734 GB/s. These products are slower than those with one token.
 pub const MANY_PRODUCTS_REACHED: f64 = 0.22;
 
-/// Sequences from which on a step's products are those of many tokens, for which burn has other kernels than for one. Measured with 16.
+/// The number of sequences from which burn uses the kernels of [`MANY_PRODUCTS_REACHED`]. Measured
+/// with 16.
 pub const MANY_SEQUENCES: usize = 2;
 
-/// Microseconds of a layer beside attention and products in a captured step on a GPU: 42 to 47 with either attention, measured on an H100.
+/// Microseconds of a layer besides attention and products in a captured step on a GPU. Measured on
+/// an H100: 42 to 47, with dense attention and with SparQ.
 const GPU_LAYER_US: f64 = 45.0;
 
 /// A machine, or one of several equal GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Machine {
-    /// Its name.
+    /// Name of the machine.
     pub name: String,
     /// Memory for weights and caches, in 10^9 bytes.
     pub memory_gb: f64,
-    /// Bandwidth of the memory, in 10^9 bytes a second: what the roofline is drawn with.
+    /// Memory bandwidth in 10^9 bytes per second, for the roofline.
     pub gb_per_s: f64,
-    /// Bandwidth at which the products of a step read weights, in 10^9 bytes a second.
+    /// Bandwidth at which the products of a step read weights, in 10^9 bytes per second.
     pub weights_gb_per_s: f64,
-    /// The same from [`MANY_SEQUENCES`] sequences on; without it, no other.
+    /// The same for [`MANY_SEQUENCES`] sequences or more. `None` if it does not differ.
     #[serde(default)]
     pub many_weights_gb_per_s: Option<f64>,
-    /// Arithmetic of products, in 10^12 operations a second; without it, products are taken to be bound by memory at any batch.
+    /// Arithmetic of products in 10^12 operations per second. `None` treats products as
+    /// memory-bound at any batch.
     pub tflops: Option<f64>,
-    /// Microseconds that a layer takes beside attention and products: norms, rotation, writing to the cache, launches.
+    /// Microseconds of a layer besides attention and products: norms, RoPE, writing to the cache,
+    /// launches.
     pub layer_us: f64,
-    /// What the attention of a layer costs.
+    /// The cost model of the attention of a layer.
     pub costs: StepCosts,
 }
 
-/// Why there is no such machine.
+/// A machine that cannot be found, read or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MachineError {
-    /// Neither a name of the table nor a file.
+    /// Neither the name of a known GPU nor a file.
     #[error(
-        "machine: expected a part of a known GPU's name ({known}) or a file that --measure wrote, found {found:?}"
+        "machine: expected a part of the name of a known GPU ({known}) or a file written by --save, \
+         found {found:?}"
     )]
     Unknown {
-        /// What was named.
+        /// The given name.
         found: String,
-        /// The names of the table.
+        /// The names of the known GPUs.
         known: String,
     },
-    /// The file can't be read.
+    /// The file cannot be read.
     #[error("{}: cannot be read", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The file is not one of a machine.
-    #[error("{}: expected a machine as JSON", path.display())]
+    /// The file is not a machine in JSON.
+    #[error("{}: expected a machine in JSON", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: serde_json::Error,
     },
-    /// A figure that no machine has.
+    /// A figure is out of range.
     #[error("machine {name}: {key}: expected {expected}, found {found}")]
     Value {
-        /// The machine.
+        /// Name of the machine.
         name: String,
-        /// The figure.
+        /// Key of the figure.
         key: &'static str,
-        /// What it may be.
+        /// The expected range.
         expected: &'static str,
-        /// What it is.
+        /// The value.
         found: f64,
     },
-    /// A cost that no machine has.
+    /// A figure of the cost model is out of range.
     #[error("machine {name}: costs")]
     Costs {
-        /// The machine.
+        /// Name of the machine.
         name: String,
-        /// Which, and why.
+        /// The figure and its expected range.
         source: SparqError,
     },
 }
 
 impl Machine {
-    /// A GPU of the table, decoding with this program.
+    /// The figures of a known GPU that decodes with this program.
     pub fn gpu(gpu: &Gpu) -> Self {
         Self {
             name: gpu.name.to_owned(),
@@ -111,7 +117,7 @@ impl Machine {
         }
     }
 
-    /// The machine that a user names: a GPU by a part of its name, or the file of a measured machine.
+    /// Finds a machine: a GPU by a part of its name, or the file of a measured machine.
     ///
     /// ```
     /// use sparq_plan::Machine;
@@ -121,7 +127,7 @@ impl Machine {
     /// ```
     ///
     /// # Errors
-    /// When it is neither, or the file holds no machine.
+    /// If it is neither, or if the file is not a valid machine.
     pub fn find(spec: &str) -> Result<Self, MachineError> {
         let path = Path::new(spec);
         if path.is_file() {
@@ -136,10 +142,10 @@ impl Machine {
         }
     }
 
-    /// Reads a machine from the file that a measurement wrote.
+    /// Reads a measured machine from a file.
     ///
     /// # Errors
-    /// When it can't be read, is no machine, or has figures that none has.
+    /// If the file cannot be read or is not a valid machine.
     pub fn read(path: &Path) -> Result<Self, MachineError> {
         let text = fs::read_to_string(path).map_err(|source| MachineError::Read {
             path: path.into(),
@@ -153,7 +159,8 @@ impl Machine {
         Ok(machine)
     }
 
-    /// Bandwidth at which the products of a step of `batch` sequences read weights, in 10^9 bytes a second.
+    /// The bandwidth at which products for `batch` sequences read weights, in 10^9 bytes per
+    /// second.
     pub fn weights_rate(&self, batch: usize) -> f64 {
         match self.many_weights_gb_per_s {
             Some(rate) if batch >= MANY_SEQUENCES => rate,
@@ -161,10 +168,10 @@ impl Machine {
         }
     }
 
-    /// Checks that every figure is one that a machine can have.
+    /// Checks that every figure is in range.
     ///
     /// # Errors
-    /// Naming the first that is not.
+    /// [`MachineError`], naming the first figure out of range.
     pub fn validate(&self) -> Result<(), MachineError> {
         let positive = [
             ("memory_gb", self.memory_gb),
@@ -205,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_is_a_name_or_a_file() {
+    fn machine_is_found_by_name_or_file() {
         assert_eq!(Machine::find("a100").unwrap().name, "A100");
         let unknown = Machine::find("abacus").unwrap_err().to_string();
         assert!(
@@ -234,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_that_no_machine_has_are_named() {
+    fn machine_figures_out_of_range_are_named() {
         let machine = Machine::find("H100").unwrap();
         assert!(machine.validate().is_ok());
         let slow = Machine {

@@ -1,14 +1,14 @@
-//! What of a model decides the cost of a step: [`ModelShape`].
+//! The sizes of a model that determine the cost of a step: [`ModelShape`].
 
 use serde::Serialize;
 use sparq::{CacheShape, Method, Sketch, Transfers};
 use sparq_models::DecoderConfig;
 use sparq_models::config::{MlpKeys, NormKind};
 
-/// Bytes of a number that is kept in fp32 whatever the type of the cache: the ranges of a sketch and the sum of V.
+/// Bytes of an fp32 number. The ranges of a sketch and the sum of V are fp32 for every cache type.
 const FP32: usize = 4;
 
-/// The sizes of a model, from its configuration alone: no weight is read.
+/// The sizes of a model, from its configuration. No weights are read.
 ///
 /// ```
 /// use sparq_models::{DecoderConfig, embedded};
@@ -21,28 +21,29 @@ const FP32: usize = 4;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ModelShape {
-    /// Layers.
+    /// The number of layers.
     pub layers: usize,
-    /// Width of the residual stream.
+    /// The width of the residual stream.
     pub hidden_size: usize,
-    /// H: query heads of a layer.
+    /// H: number of query heads per layer.
     pub heads: usize,
-    /// H_kv: key/value heads of a layer.
+    /// H_kv: number of KV heads per layer.
     pub kv_heads: usize,
-    /// d: elements of one key or value.
+    /// d: head dimension.
     pub head_dim: usize,
-    /// Weights.
+    /// The number of weights.
     pub parameters: usize,
-    /// Weights that a step reads: all but an embedding table that is not the head too, of which it reads a row.
+    /// The number of weights a step reads: all except an embedding table that is not also the
+    /// output head.
     pub read_parameters: usize,
-    /// Positions that layers with a sliding window attend to.
+    /// W: positions that layers with a sliding window attend to.
     pub sliding_window: Option<usize>,
-    /// Layers with a sliding window.
+    /// The number of layers with a sliding window.
     pub sliding_layers: usize,
 }
 
 impl ModelShape {
-    /// The sizes that a configuration says.
+    /// Takes the sizes from a configuration.
     pub fn of(config: &DecoderConfig) -> Self {
         let (hidden, inner, d) = (
             config.hidden_size,
@@ -81,7 +82,8 @@ impl ModelShape {
         }
     }
 
-    /// Layers that attend to the same number of positions: those without a sliding window, and those with one.
+    /// The layers without and with a sliding window: pairs of their number and the positions they
+    /// attend to.
     pub fn layers_at(&self, seq_len: usize) -> [(usize, usize); 2] {
         let window = self.sliding_window.unwrap_or(seq_len);
         [
@@ -90,7 +92,7 @@ impl ModelShape {
         ]
     }
 
-    /// Bytes that a step moves of the caches of `batch` sequences, in all layers.
+    /// The bytes a step moves of the caches of `batch` sequences, in all layers.
     pub fn step_bytes(
         &self,
         method: &Method,
@@ -111,8 +113,9 @@ impl ModelShape {
         layers.into_iter().filter(|(n, _)| *n > 0).map(bytes).sum()
     }
 
-    /// Bytes that the cache of one sequence takes in all layers: K and V of every position (a sliding window frees none), the key sketch with its ranges,
-    /// the sum of V, and where a method reads it the attention that every position has received.
+    /// The bytes of the cache of one sequence in all layers: K and V of every position, the key
+    /// sketch with its ranges, the sum of V, and for methods that read it the attention each
+    /// position has received. A sliding window frees no positions.
     pub fn cache_bytes(&self, method: &Method, seq_len: usize, element_bytes: usize) -> f64 {
         let channels = self.layers * self.kv_heads * self.head_dim;
         let kv = 2 * channels * seq_len * element_bytes;
@@ -156,13 +159,13 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_counted_as_the_checkpoints_of_every_family_hold_them() {
+    fn model_counts_the_weights_of_every_family() {
         let checkpoints = checkpoints();
         assert!(checkpoints.len() >= 10);
         for (name, checkpoint) in checkpoints {
             let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
             let model = ModelShape::of(&config);
-            // What the model asks for is what it has; files may store constants beside it.
+            // Loading checks that every weight exists. Files may store additional constants.
             Decoder::load(&checkpoint, &config, FloatDType::F32, &Device::default()).unwrap();
             let unused: u64 = config
                 .keys
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_takes_what_is_counted() {
+    fn model_counts_the_bytes_of_a_cache() {
         let (device, seq_len) = (Device::default(), 256);
         for (name, checkpoint) in checkpoints() {
             let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_with_a_window_move_what_is_inside() {
+    fn model_windows_bound_the_bytes_of_a_step() {
         let model = ModelShape {
             layers: 4,
             hidden_size: 64,
@@ -233,7 +236,7 @@ mod tests {
             sliding_window: Some(100),
             sliding_layers: 3,
         };
-        // One layer with 2 x 1000 x 16 elements and 2 x 16 new ones for each of 2 heads, three with 2 x 100 x 16.
+        // Per head: 2 x 1000 x 16 elements and 2 x 16 new ones in one layer, 2 x 100 x 16 in three.
         let bytes = model.step_bytes(&Method::DENSE, 5, 1000, 2);
         assert_eq!(bytes, (5 * 2 * 2 * 2 * 16 * (1001 + 3 * 101)) as f64);
         let shorter = model.step_bytes(&Method::DENSE, 1, 50, 2);

@@ -1,4 +1,4 @@
-//! Arithmetic against bytes: [`Work`].
+//! The arithmetic and the bytes of a step: [`Work`].
 
 use serde::Serialize;
 use sparq::{CacheShape, Method};
@@ -8,43 +8,46 @@ use crate::{Machine, Setup};
 /// The arithmetic and the bytes of a step, on one GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Work {
-    /// Multiplications and additions.
+    /// The number of multiplications and additions.
     pub flops: f64,
-    /// Bytes of weights and caches that have to be moved.
+    /// Bytes of weights and caches to move.
     pub bytes: f64,
 }
 
 impl Work {
-    /// Operations for each byte.
+    /// Operations per byte.
     pub fn intensity(&self) -> f64 {
         self.flops / self.bytes
     }
 
-    /// The 10^12 operations a second that a machine can reach at this intensity: what its bandwidth feeds, or else its arithmetic.
+    /// The rate a machine can reach at this intensity in 10^12 operations per second, bound by its
+    /// bandwidth or its arithmetic.
     pub fn attainable_tflops(&self, machine: &Machine) -> f64 {
         let fed = self.intensity() * machine.gb_per_s / 1e3;
         machine.tflops.map_or(fed, |tflops| fed.min(tflops))
     }
 
-    /// Microseconds below which the step can't come on a machine.
+    /// The floor: the least time of the step on a machine, in microseconds.
     pub fn floor_us(&self, machine: &Machine) -> f64 {
         self.flops / self.attainable_tflops(machine) / 1e6
     }
 }
 
 impl Setup {
-    /// The work of a step of `batch` sequences with `seq_len` positions each: the products with all matrices, and attention.
+    /// The work of a step of `batch` sequences with `seq_len` positions each: products with all
+    /// matrices, and attention.
     ///
     /// ```
     /// use sparq::Method;
     /// use sparq_plan::{Machine, ModelShape, Setup};
     ///
     /// let model = ModelShape {
-    ///     layers: 32, hidden_size: 4096, heads: 32, kv_heads: 32, head_dim: 128, parameters: 6_738_415_616, read_parameters: 6_607_343_616,
+    ///     layers: 32, hidden_size: 4096, heads: 32, kv_heads: 32, head_dim: 128,
+    ///     parameters: 6_738_415_616, read_parameters: 6_607_343_616,
     ///     sliding_window: None, sliding_layers: 0,
     /// };
     /// let setup = Setup::new(model, Machine::find("A100")?, 2);
-    /// // One operation for each byte: a decode step is far from the arithmetic of any GPU.
+    /// // One operation per byte: a decode step is far from the arithmetic limit of any GPU.
     /// assert!((setup.work(&Method::DENSE, 1, 4096).intensity() - 1.0).abs() < 0.01);
     /// # Ok::<(), sparq_plan::MachineError>(())
     /// ```
@@ -64,7 +67,8 @@ impl Setup {
         }
     }
 
-    /// Operations of one layer's attention: a multiplication and an addition for each element of the cache and query head that reads it.
+    /// The operations of attention in one layer: a multiplication and an addition per element of
+    /// the cache and query head that reads it.
     fn attention_flops(&self, method: &Method, batch: usize, seq_len: usize) -> f64 {
         let shape = CacheShape {
             head_dim: self.model.head_dim,
@@ -98,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn work_is_what_is_reckoned_by_hand() {
+    fn work_matches_a_calculation_by_hand() {
         let work = setup().work(&Method::DENSE, 3, 100);
         assert_eq!(
             work.flops,
@@ -116,12 +120,12 @@ mod tests {
     }
 
     #[test]
-    fn the_roof_is_bandwidth_and_then_arithmetic() {
+    fn work_is_bound_by_bandwidth_or_arithmetic() {
         let machine = Machine::find("H100").unwrap();
         let work = |flops| Work { flops, bytes: 1e6 };
         assert!((work(2e6).attainable_tflops(&machine) - 2.0 * 3.015).abs() < 1e-9);
         assert_eq!(work(1e12).attainable_tflops(&machine), 989.0);
-        // Bound by bandwidth, a step takes its bytes' time.
+        // A step bound by bandwidth takes the time of its bytes.
         assert!((work(2e6).floor_us(&machine) - 1e6 / 3015.0 / 1e3).abs() < 1e-9);
     }
 }

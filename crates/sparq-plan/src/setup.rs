@@ -1,4 +1,4 @@
-//! A model on a machine: [`Setup`], and what it predicts.
+//! A model on a machine: [`Setup`], with its predictions.
 
 use serde::Serialize;
 use sparq::cost::StepShape;
@@ -6,48 +6,47 @@ use sparq::{Method, SparqConfig, SparqError};
 
 use crate::{Machine, ModelShape};
 
-/// A model in one element type on one machine, or split over several of them.
+/// A model in one element type on one machine, or split over several equal GPUs.
 ///
-/// Several GPUs share each layer: every one has its part of the key/value heads with their caches and query heads, and its part of every matrix. Twice a layer
-/// they sum their residual streams.
+/// Several GPUs share each layer: each has its part of the KV heads, with their caches and query
+/// heads, and its part of every matrix. Twice per layer an all-reduce sums their outputs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Setup {
     /// The model.
     pub model: ModelShape,
-    /// The machine, or each of them.
+    /// The machine, or each of the GPUs.
     pub machine: Machine,
-    /// Bytes of an element of weights, K and V.
+    /// Bytes per element of weights, K and V.
     pub element_bytes: usize,
-    /// How many GPUs share the heads of each layer, a divisor of the key/value heads.
+    /// The number of GPUs that share each layer, a divisor of the number of KV heads.
     pub gpus: usize,
-    /// Microseconds of one sum between them, of which there are two a layer.
+    /// Microseconds of one all-reduce. Each layer has two.
     pub all_reduce_us: f64,
-    /// The share of the memory that weights and caches may take; the rest is for activations, workspaces and what the driver holds.
+    /// The share of the memory for weights and caches. The rest is for activations, workspaces and
+    /// the driver.
     pub memory_share: f64,
 }
 
-/// Why a setup can't be.
+/// A setup that is not possible.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// The heads can't be shared out.
-    #[error(
-        "gpus: expected a divisor of the model's {kv_heads} key/value heads, each of which has one place, found {found}"
-    )]
+    /// The heads cannot be split over the GPUs.
+    #[error("gpus: expected a divisor of the {kv_heads} KV heads of the model, found {found}")]
     Split {
-        /// Key/value heads of a layer.
+        /// KV heads per layer.
         kv_heads: usize,
-        /// Among how many they were to be shared.
+        /// The number of GPUs.
         found: usize,
     },
-    /// A figure out of its range.
-    #[error("{what}: expected {expected}, found {found}")]
+    /// A value is out of range.
+    #[error("{name}: expected {expected}, found {found}")]
     Value {
-        /// Which.
-        what: &'static str,
-        /// What it may be.
+        /// Name of the value.
+        name: &'static str,
+        /// The expected range.
         expected: &'static str,
-        /// What it is.
+        /// The value.
         found: f64,
     },
     /// The method does not fit the model.
@@ -60,23 +59,23 @@ pub enum PlanError {
 pub struct StepTime {
     /// The attention of all layers.
     pub attention_us: f64,
-    /// Products with all matrices.
+    /// The products with all matrices.
     pub weights_us: f64,
-    /// What the layers take beside both.
+    /// The rest of all layers.
     pub layers_us: f64,
-    /// Sums between GPUs.
+    /// All-reduces between GPUs.
     pub all_reduce_us: f64,
 }
 
 impl StepTime {
-    /// All of it.
+    /// The sum of the parts.
     pub fn total_us(&self) -> f64 {
         self.attention_us + self.weights_us + self.layers_us + self.all_reduce_us
     }
 }
 
 impl Setup {
-    /// A model on one machine, of whose memory nine tenths are for weights and caches.
+    /// A model on one machine, with nine tenths of the memory for weights and caches.
     ///
     /// ```
     /// use sparq::{Method, SparqConfig};
@@ -84,7 +83,8 @@ impl Setup {
     ///
     /// // Llama-3-8B.
     /// let model = ModelShape {
-    ///     layers: 32, hidden_size: 4096, heads: 32, kv_heads: 8, head_dim: 128, parameters: 8_030_261_248, read_parameters: 7_504_924_672,
+    ///     layers: 32, hidden_size: 4096, heads: 32, kv_heads: 8, head_dim: 128,
+    ///     parameters: 8_030_261_248, read_parameters: 7_504_924_672,
     ///     sliding_window: None, sliding_layers: 0,
     /// };
     /// let setup = Setup::new(model, Machine::find("H100")?, 2);
@@ -104,10 +104,10 @@ impl Setup {
         }
     }
 
-    /// Checks that the heads can be shared out and that the figures are in range.
+    /// Checks that the heads can be split and that the values are in range.
     ///
     /// # Errors
-    /// [`PlanError`], naming the first thing that is not.
+    /// [`PlanError`], naming the first value out of range.
     pub fn validate(&self) -> Result<(), PlanError> {
         let kv_heads = self.model.kv_heads;
         if self.gpus == 0 || !kv_heads.is_multiple_of(self.gpus) {
@@ -119,14 +119,14 @@ impl Setup {
         let share = self.memory_share;
         if !(share > 0.0 && share <= 1.0) {
             return Err(PlanError::Value {
-                what: "memory share",
+                name: "memory share",
                 expected: "above 0 and at most 1",
                 found: share,
             });
         }
         if !(self.all_reduce_us.is_finite() && self.all_reduce_us >= 0.0) {
             return Err(PlanError::Value {
-                what: "microseconds of a sum between GPUs",
+                name: "microseconds of an all-reduce",
                 expected: "0 or more",
                 found: self.all_reduce_us,
             });
@@ -134,7 +134,7 @@ impl Setup {
         Ok(())
     }
 
-    /// The attention of one layer on one GPU.
+    /// The shape of the attention of one layer on one GPU.
     pub fn attention(&self, batch: usize) -> StepShape {
         StepShape {
             batch,
@@ -145,7 +145,7 @@ impl Setup {
         }
     }
 
-    /// The time of a step of `batch` sequences with `seq_len` positions each.
+    /// Predicts the time of a step of `batch` sequences with `seq_len` positions each.
     pub fn step(&self, method: &Method, batch: usize, seq_len: usize) -> StepTime {
         let Self { model, machine, .. } = self;
         let shape = self.attention(batch);
@@ -168,33 +168,34 @@ impl Setup {
         }
     }
 
-    /// Tokens that all sequences together gain in a second.
+    /// Predicts the tokens per second of all sequences together.
     pub fn tokens_per_s(&self, method: &Method, batch: usize, seq_len: usize) -> f64 {
         batch as f64 * 1e6 / self.step(method, batch, seq_len).total_us()
     }
 
-    /// Bytes of the weights on one GPU.
+    /// The bytes of the weights on one GPU.
     pub fn weight_bytes(&self) -> f64 {
         (self.model.parameters * self.element_bytes) as f64 / self.gpus as f64
     }
 
-    /// Bytes of the cache of one sequence on one GPU.
+    /// The bytes of the cache of one sequence on one GPU.
     pub fn cache_bytes(&self, method: &Method, seq_len: usize) -> f64 {
         self.model.cache_bytes(method, seq_len, self.element_bytes) / self.gpus as f64
     }
 
-    /// Bytes that one GPU has for weights and caches.
+    /// The bytes of one GPU for weights and caches.
     pub fn memory_bytes(&self) -> f64 {
         self.machine.memory_gb * 1e9 * self.memory_share
     }
 
-    /// The most sequences of `seq_len` positions whose caches fit beside the weights; 0 where not even one does.
+    /// The largest number of sequences of `seq_len` positions that fit beside the weights.
     pub fn largest_batch(&self, method: &Method, seq_len: usize) -> usize {
         let left = self.memory_bytes() - self.weight_bytes();
         (left.max(0.0) / self.cache_bytes(method, seq_len)) as usize
     }
 
-    /// The length from which on SparQ's attention takes no longer than the dense one, in the layers that attend to most; `None` where it never does.
+    /// The length from which attention with SparQ takes at most the time of dense attention, in the
+    /// layers that attend to the most positions. `None` if there is none.
     pub fn break_even(&self, config: &SparqConfig, batch: usize) -> Option<usize> {
         let at = self
             .machine
@@ -216,7 +217,7 @@ mod tests {
     use super::*;
     use crate::MANY_SEQUENCES;
 
-    /// Figures that can be reckoned by hand.
+    /// Figures for calculations by hand.
     fn setup() -> Setup {
         let model = ModelShape {
             layers: 10,
@@ -258,9 +259,11 @@ mod tests {
     }
 
     #[test]
-    fn a_dense_step_is_what_is_reckoned_by_hand() {
+    fn setup_dense_step_matches_a_calculation() {
         let time = setup().step(&Method::DENSE, 2, 999);
-        // A layer: 2 sequences x 4 heads x (2 x 999 + 2) x 64 elements of 2 bytes = 2 048 000 bytes, at 100 GB/s 20.48 us, and 5.
+        // A layer: 2 sequences x 4 heads x (2 x 999 + 2) x 64 elements of 2 bytes = 2 048 000
+        // bytes,
+        // 20.48 us at 100 GB/s, plus 5.
         close(time.attention_us, 10.0 * (20.48 + 5.0));
         // 2 MB at 50 GB/s; the 4 million operations would take 4 us.
         close(time.weights_us, 40.0);
@@ -270,17 +273,18 @@ mod tests {
     }
 
     #[test]
-    fn a_sparq_step_is_what_is_reckoned_by_hand() {
+    fn setup_sparq_step_matches_a_calculation() {
         let config = SparqConfig::new(16, 128).with_sketch(Sketch::Bits4);
         let time = setup().step(&config.into(), 2, 1000);
-        // 8 heads x (1000 x 16 codes of half a byte + (2 x 128 + 4) x 64 elements of 2 bytes), and a score of every position for 2 x 8 query heads.
+        // 8 heads x (1000 x 16 codes of half a byte + (2 x 128 + 4) x 64 elements of 2 bytes), and
+        // a score per position for 2 x 8 query heads.
         let bytes = 8.0 * (1000.0 * 16.0 / 2.0 + 260.0 * 64.0 * 2.0);
         close(time.attention_us, 10.0 * (15.0 + bytes / 1e5 + 16.0));
     }
 
     #[test]
-    fn many_sequences_are_bound_by_arithmetic() {
-        // 2 x 100 x 10^6 operations at 10^12 a second are 200 us, above the 40 of reading.
+    fn setup_many_sequences_are_bound_by_arithmetic() {
+        // 2 x 100 x 10^6 operations at 10^12 per second take 200 us; reading takes 40 us.
         close(setup().step(&Method::DENSE, 100, 10).weights_us, 200.0);
         let mut unknown = setup();
         unknown.machine.tflops = None;
@@ -299,12 +303,13 @@ mod tests {
     }
 
     #[test]
-    fn the_batch_that_fits_is_what_is_left_over_caches() {
+    fn setup_largest_batch_fills_the_memory() {
         let setup = setup();
-        // 80 MB less 2.4 for the weights; a sequence takes 10 layers x 4 heads x 64 x (2 x 1000 x 2 bytes and 4 of a sum).
+        // 80 MB minus 2.4 MB of weights. A sequence takes 10 layers x 4 heads x 64 x (2 x 1000 x 2
+        // bytes + 4 bytes of the sum of V).
         close(setup.cache_bytes(&Method::DENSE, 1000), 2560.0 * 4004.0);
         assert_eq!(setup.largest_batch(&Method::DENSE, 1000), 7);
-        // A full copy of K takes half as much again.
+        // The full sketch adds half of that.
         let full = SparqConfig::new(16, 128).into();
         close(setup.cache_bytes(&full, 1000), 2560.0 * 6004.0);
         assert_eq!(setup.largest_batch(&full, 1000), 5);
@@ -312,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn two_gpus_have_half_of_everything_and_sums_between_them() {
+    fn setup_two_gpus_halve_the_work() {
         let two = Setup {
             gpus: 2,
             all_reduce_us: 7.0,
@@ -328,15 +333,13 @@ mod tests {
             let error = Setup { gpus, ..setup() }.validate().unwrap_err();
             assert_eq!(
                 error.to_string(),
-                format!(
-                    "gpus: expected a divisor of the model's 4 key/value heads, each of which has one place, found {gpus}"
-                )
+                format!("gpus: expected a divisor of the 4 KV heads of the model, found {gpus}")
             );
         }
     }
 
     #[test]
-    fn a_window_below_the_break_even_length_never_gets_there() {
+    fn setup_window_below_break_even_has_none() {
         let (mut setup, config) = (setup(), SparqConfig::new(16, 32));
         setup.machine.costs.scores_per_us = 1e6;
         let at = setup.break_even(&config, 1).unwrap();

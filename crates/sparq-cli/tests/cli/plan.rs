@@ -101,8 +101,7 @@ fn gpus_share_the_heads_and_the_price() {
     assert!((number(&at["price_per_million"]) / expected - 1.0).abs() < 1e-9);
     let message = fails(&["plan", &config, "--gpus", "3"]);
     assert!(
-        message.contains("a divisor of the model's 8 key/value heads")
-            && message.contains("found 3"),
+        message.contains("a divisor of the 8 KV heads of the model") && message.contains("found 3"),
         "{message}"
     );
 }

@@ -7,12 +7,12 @@ use burn::tensor::FloatDType;
 use clap::Args;
 use sparq::SparqConfig;
 use sparq::cost::Gpu;
-use sparq_benches::buffers::Room;
-use sparq_benches::machine;
-use sparq_benches::plan as measurement;
-use sparq_benches::shape::CacheType;
-use sparq_benches::timing::Pace;
 use sparq_device::DeviceChoice;
+use sparq_measure::host::Host;
+use sparq_measure::machine as measurement;
+use sparq_measure::memory::DeviceMemory;
+use sparq_measure::shape::CacheType;
+use sparq_measure::timing::Pace;
 use sparq_models::DecoderConfig;
 use sparq_plan::{Machine, ModelShape, Setup};
 
@@ -168,7 +168,7 @@ impl PlanArgs {
         let known = device.gpu_name();
         let known = known.as_deref().and_then(Gpu::named);
         let host = match device.is_gpu() {
-            false => machine::Machine::this().memory_bytes,
+            false => Host::this().memory_bytes,
             true => None,
         };
         let memory_gb = self
@@ -183,19 +183,20 @@ impl PlanArgs {
             FloatDType::BF16 => CacheType::Bf16,
             _ => CacheType::F32,
         };
-        let found = measurement::measure(
-            device,
-            model,
+        let setup = measurement::Setup {
+            device: device.clone(),
+            memory: DeviceMemory::estimate(device, None, None, true),
+            pace: Pace::BRIEF,
             dtype,
-            (memory_gb, known.map(|gpu| gpu.tflops)),
-            (Room::likely(device, None, None, true), &Pace::BRIEF),
-            |step| eprintln!("measuring {step} on {device} ..."),
-        )
-        .context("--measure")?;
+            memory_gb,
+            tflops: known.map(|gpu| gpu.tflops),
+        };
+        let progress = |stage: &str| eprintln!("measuring {stage} on {device} ...");
+        let found = measurement::measure(&setup, model, progress).context("--measure")?;
         let measured = Measured {
-            attention_steps: found.fit.steps,
-            mean_error: found.fit.mean_error,
-            worst_error: found.fit.worst_error,
+            attention_steps: found.fit.errors.count(),
+            mean_error: found.fit.errors.mean(),
+            worst_error: found.fit.errors.worst(),
         };
         Ok((found.machine, measured))
     }

@@ -1,0 +1,69 @@
+//! Arguments that several subcommands share, and output to the terminal.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use sparq_device::DeviceChoice;
+use sparq_output::files::OutputFile;
+
+/// The device to measure.
+#[derive(Args, Debug)]
+pub struct DeviceArgs {
+    /// Device to measure, if in this build: flex, ndarray, cuda[:N], vulkan[:N], wgpu[:N],
+    /// metal[:N], rocm[:N]
+    #[arg(
+        long,
+        env = "BURN_DEVICE",
+        default_value = "flex",
+        value_name = "NAME[:N]"
+    )]
+    pub device: DeviceChoice,
+}
+
+/// The report of a run.
+#[derive(Args, Debug)]
+pub struct OutputArgs {
+    /// Write the report to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The measured commit [default: that of the repository in the current folder]
+    #[arg(long, env = "SPARQ_COMMIT")]
+    pub commit: Option<String>,
+}
+
+impl OutputArgs {
+    /// Creates the file of `--json`.
+    pub fn create(&self) -> Result<Option<OutputFile>> {
+        Ok(self.json.as_deref().map(OutputFile::create).transpose()?)
+    }
+}
+
+/// Returns an error unless the value is a number above 0.
+pub fn check_positive(name: &str, value: Option<f64>) -> Result<()> {
+    match value.filter(|value| !(value.is_finite() && *value > 0.0)) {
+        Some(value) => bail!("{name}: expected a number above 0, found {value}"),
+        None => Ok(()),
+    }
+}
+
+/// Parses one of the names of a type in JSON.
+pub fn name_of<T: DeserializeOwned + Clone + Send + Sync + 'static>(
+    names: impl IntoIterator<Item = &'static str>,
+) -> impl TypedValueParser<Value = T> {
+    PossibleValuesParser::new(names)
+        .try_map(|name| serde_json::from_value::<T>(Value::String(name)))
+}
+
+/// Writes to standard output.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    // The io::Error stays in the chain, where a closed pipe is detected.
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .context("standard output")
+}

@@ -1,0 +1,127 @@
+//! Tables of a report on whole decode steps.
+
+use sparq_measure::attention::MethodName;
+use sparq_measure::model::{DeviceRun, StepRow};
+
+use crate::baselines::{Baselines, StepBaseline};
+use crate::table::{Table, bytes, digits, or_dash, percent};
+
+/// The time of a step with each method, and its ratio to dense attention and to PyTorch.
+pub fn steps(run: &DeviceRun, baselines: Option<&Baselines<StepBaseline>>) -> Table {
+    let mut headings = vec![
+        "model",
+        "B",
+        "S",
+        "type",
+        "method",
+        "cache moved",
+        "eager ms",
+        "captured ms",
+        "floor ms",
+        "floor / step",
+        "dense / this",
+    ];
+    if baselines.is_some() {
+        headings.extend(["PyTorch ms", "PyTorch / this"]);
+    }
+    let mut table = Table::new(headings);
+    for row in run.rows.iter().filter(|row| row.step_us().is_some()) {
+        let dense = run
+            .rows
+            .iter()
+            .find(|other| other.run == row.run && other.method == MethodName::Dense)
+            .and_then(StepRow::step_us);
+        let us = row.step_us();
+        let ratio = |other: Option<f64>| or_dash(other.zip(us).map(|(other, us)| other / us));
+        let mut cells = shape_cells(row);
+        cells.extend([
+            bytes(row.cache_bytes),
+            milliseconds(row.eager.map(|time| time.median_us)),
+            milliseconds(row.captured_us()),
+            milliseconds(Some(row.floor_us)),
+            us.map_or("-".into(), |us| percent(row.floor_us / us)),
+            ratio(dense),
+        ]);
+        if let Some(baselines) = baselines {
+            let us = baselines.best_us(row.run);
+            cells.extend([milliseconds(us), ratio(us)]);
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// The parts of each step, with the floors of attention and matrices.
+pub fn breakdown(run: &DeviceRun) -> Table {
+    let mut table = Table::new([
+        "model",
+        "B",
+        "S",
+        "type",
+        "method",
+        "step ms",
+        "attention ms",
+        "attention floor ms",
+        "matrices ms",
+        "matrices floor ms",
+        "rest ms",
+        "launches ms",
+    ]);
+    for row in &run.rows {
+        let Some(parts) = &row.parts else { continue };
+        let mut cells = shape_cells(row);
+        let ms = |us: f64| milliseconds(Some(us));
+        cells.extend([
+            milliseconds(row.step_us()),
+            ms(parts.attention.median_us),
+            ms(run.bandwidth.floor_us(row.cache_bytes)),
+            ms(parts.linears.median_us),
+            ms(run.bandwidth.floor_us(row.weight_bytes)),
+            milliseconds(row.rest_us()),
+            milliseconds(row.launches_us()),
+        ]);
+        table.row(cells);
+    }
+    table
+}
+
+/// The explanation of the columns of [`steps`] and [`breakdown`].
+pub const COLUMNS: &str = "\
+floor: the bytes of the weights and the bytes the method moves of the caches, divided by the memory
+bandwidth measured in the same run.
+attention, matrices: attention of all layers and products with all matrices, each captured and timed
+separately. rest: the step minus both: norms, elementwise operations, RoPE, appending to the caches,
+token selection. launches: the eager step minus the captured step.
+";
+
+/// Explains dashes in the columns of a run.
+pub fn notes(run: &DeviceRun) -> Vec<String> {
+    let repeated = |row: &StepRow| row.captured.is_some_and(|step| !step.hardware_graph);
+    match run.rows.iter().any(repeated) {
+        true => vec!["A dash under captured: the device captured no graph.".to_owned()],
+        false => vec![],
+    }
+}
+
+/// The runs that were not measured, with the reasons.
+pub fn skipped(run: &DeviceRun) -> Vec<String> {
+    let line = |row: &StepRow| {
+        let why = row.skipped.as_ref()?;
+        Some(format!("not measured: {} {}: {why}", row.run, row.label()))
+    };
+    run.rows.iter().filter_map(line).collect()
+}
+
+fn shape_cells(row: &StepRow) -> Vec<String> {
+    vec![
+        row.run.model.name().into(),
+        row.run.batch.to_string(),
+        row.run.seq_len.to_string(),
+        row.dtype.name().into(),
+        row.label(),
+    ]
+}
+
+fn milliseconds(us: Option<f64>) -> String {
+    us.map_or("-".into(), |us| digits(us / 1e3))
+}

@@ -1,0 +1,6 @@
+//! Reports as tables, for the terminal and for the documentation.
+
+pub mod e2e;
+pub mod fit;
+pub mod op;
+pub mod summary;

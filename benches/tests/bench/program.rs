@@ -1,0 +1,420 @@
+//! The program from outside: the quick preset, its files and pages, and its errors.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+use std::sync::LazyLock;
+
+use assert_cmd::Command;
+use sparq::cost::StepCosts;
+use sparq_benches::report::{E2eReport, Report, to_json};
+use sparq_measure::attention::{MethodName, Row};
+use sparq_measure::timing::Mode;
+
+fn bench(arguments: &[&str]) -> Output {
+    let mut command = Command::cargo_bin("sparq-bench").unwrap();
+    command
+        .env_remove("BURN_DEVICE")
+        .env_remove("SPARQ_COMMIT")
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Returns the message of a command that fails on its input.
+fn refusal(arguments: &[&str]) -> String {
+    let output = bench(arguments);
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+    text(&output.stderr)
+}
+
+/// A device of this build and machine.
+fn device() -> &'static str {
+    static NAME: LazyLock<String> = LazyLock::new(|| sparq_device::available()[0].to_string());
+    &NAME
+}
+
+fn run_quick(folder: &Path, more: &[&str]) -> Report {
+    let path = folder.join("quick.json");
+    let mut arguments = vec![
+        "op",
+        "--device",
+        device(),
+        "--preset",
+        "quick",
+        "--seconds",
+        "0.01",
+    ];
+    arguments.extend([
+        "--commit",
+        "0123456789abcdef",
+        "--json",
+        path.to_str().unwrap(),
+    ]);
+    arguments.extend(more);
+    let output = bench(&arguments);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("SparQ 4bits r=16 k=64"));
+    Report::read(&path).unwrap()
+}
+
+/// A repository with a quick report to render.
+fn sample_repository() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let results = root.path().join("benches/results");
+    fs::create_dir_all(&results).unwrap();
+    run_quick(&results, &[]);
+    let readme = "# Title\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n\nThe end.\n";
+    fs::write(root.path().join("README.md"), readme).unwrap();
+    root
+}
+
+#[test]
+fn program_quick_preset_measures_every_method() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = run_quick(folder.path(), &[]);
+    assert_eq!(report.head.commit.as_deref(), Some("0123456789abcdef"));
+    assert!(report.head.command.starts_with("sparq-bench op --device"));
+    let [run] = &report.runs[..] else {
+        panic!("one device, one run")
+    };
+    assert!(run.bandwidth.copy_gb_per_s > 0.0);
+    let of = |method| {
+        let wanted = |row: &&Row| row.method == method && row.mode == Mode::Eager;
+        run.rows.iter().filter(wanted).count()
+    };
+    assert_eq!(of(MethodName::Dense), 4);
+    assert_eq!(of(MethodName::DenseBurn), 4);
+    assert_eq!(of(MethodName::Sparq), 2 + 2 + 4 + 4);
+    for row in &run.rows {
+        let measured = row.measured.expect("every row runs on every device");
+        let time = measured.time;
+        assert!(time.min_us <= time.p10_us && time.p10_us <= time.median_us);
+        assert!(time.median_us <= time.p90_us && time.samples >= 3);
+        assert!((measured.gb_per_s - row.bytes / time.median_us / 1e3).abs() < 1e-9);
+        let ratio = measured.speedup_over_dense.expect("dense was measured too");
+        assert!(ratio > 0.0 && (row.method != MethodName::Dense || ratio == 1.0));
+        assert_eq!(row.settings.is_some(), row.method == MethodName::Sparq);
+    }
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        1,
+        "no partial file is left"
+    );
+}
+
+#[test]
+fn program_report_round_trips_through_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = run_quick(folder.path(), &[]);
+    let path = folder.path().join("again.json");
+    fs::write(&path, to_json(&report).unwrap()).unwrap();
+    assert_eq!(Report::read(&path).unwrap(), report);
+}
+
+#[test]
+fn program_compare_adds_baselines_by_shape() {
+    let folder = tempfile::tempdir().unwrap();
+    let baselines = folder.path().join("baselines.json");
+    let row = r#"{"B": 1, "H": 4, "Hkv": 2, "d": 64, "S": 512, "dtype": "f32",
+        "sdpa_us": 1234.5, "best_dense_us": 1234.5}"#;
+    let other = r#"{"B": 1, "H": 4, "Hkv": 2, "d": 64, "S": 777, "best_dense_us": 5.0}"#;
+    fs::write(
+        &baselines,
+        format!(r#"{{"device": "x", "rows": [{row}, {other}]}}"#),
+    )
+    .unwrap();
+    let report = run_quick(folder.path(), &["--compare", baselines.to_str().unwrap()]);
+    let found = report.baselines.expect("the report includes the baselines");
+    assert_eq!((found.rows.len(), found.rows[0].best_dense_us), (1, 1234.5));
+}
+
+#[test]
+fn program_backends_has_a_column_per_device() {
+    let output = bench(&[
+        "backends",
+        "--seconds",
+        "0.01",
+        "--shape",
+        "1,2,2,32,256",
+        "--rank",
+        "8",
+        "--top-k",
+        "32",
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains(&format!("{} us", device())));
+}
+
+#[test]
+fn program_render_check_detects_changes() {
+    let root = sample_repository();
+    let at = |path: &str| root.path().join(path);
+    let folder = root.path().to_str().unwrap();
+    let check = || bench(&["render", "--check", "--root", folder]);
+
+    let before = check();
+    assert_eq!(before.status.code(), Some(1));
+    assert!(text(&before.stderr).contains("docs/performance.md differs"));
+    assert!(!at("docs").exists(), "a check changes nothing");
+
+    assert!(bench(&["render", "--root", folder]).status.success());
+    assert_eq!(check().status.code(), Some(0));
+    let page = fs::read_to_string(at("docs/performance.md")).unwrap();
+    assert!(page.contains("## quick") && page.contains("0123456789"));
+    let plot = format!("op-quick-{}-time-b1-h4-4-d64-f32.svg", device());
+    assert!(page.contains(&plot), "{page}");
+    let svg = fs::read_to_string(at("docs/plots").join(plot)).unwrap();
+    assert!(svg.contains("floor of dense") && svg.contains("SparQ 4bits"));
+    let gain = format!(
+        "docs/plots/op-quick-{}-gain-s512-h4-2-d64-f32.svg",
+        device()
+    );
+    assert!(at(&gain).exists());
+    let readme = fs::read_to_string(at("README.md")).unwrap();
+    assert!(readme.starts_with("# Title") && readme.ends_with("The end.\n"));
+    assert!(
+        readme.contains("No results yet"),
+        "a quick run is not in the README"
+    );
+
+    fs::write(
+        at("docs/performance.md"),
+        page.replace("## quick", "## quack"),
+    )
+    .unwrap();
+    fs::write(at("docs/plots/op-old.svg"), "").unwrap();
+    fs::write(at("docs/plots/other.svg"), "").unwrap();
+    let stale = text(&check().stderr);
+    assert!(
+        stale.contains("docs/performance.md") && stale.contains("op-old.svg"),
+        "{stale}"
+    );
+    assert!(!stale.contains("other.svg"));
+    assert!(bench(&["render", "--root", folder]).status.success());
+    assert!(!at("docs/plots/op-old.svg").exists() && at("docs/plots/other.svg").exists());
+    assert_eq!(check().status.code(), Some(0));
+}
+
+#[test]
+fn program_e2e_is_measured_and_rendered() {
+    let root = tempfile::tempdir().unwrap();
+    let at = |path: &str| root.path().join(path);
+    fs::create_dir_all(at("benches/results")).unwrap();
+    let readme = "# Title\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n";
+    fs::write(at("README.md"), readme).unwrap();
+    let baselines = r#"{"torch": "2.0", "rows": [
+        {"model": "tiny", "B": 2, "S": 300, "flash_ms_per_step": 123.0}]}"#;
+    fs::write(at("e2e.json"), baselines).unwrap();
+    let json = at("benches/results/small.json");
+    let output = bench(&[
+        "e2e",
+        "--device",
+        device(),
+        "--dtype",
+        "f32",
+        "--run",
+        "tiny,2,300",
+        "--run",
+        "tiny,1,40",
+        "--rank",
+        "4",
+        "--top-k",
+        "32",
+        "--compare",
+        at("e2e.json").to_str().unwrap(),
+        "--json",
+        json.to_str().unwrap(),
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+
+    let report = E2eReport::read(&json).unwrap();
+    assert!(report.head.command.starts_with("sparq-bench e2e --device"));
+    let rows = &report.run.rows;
+    assert_eq!(rows.len(), 2 * 3, "dense, 4-bit sketch and full sketch");
+    for row in rows {
+        assert_eq!(row.skipped, None);
+        let parts = row.parts.expect("parts are measured on every device");
+        // No comparison of times: the load of the machine varies.
+        assert!(row.step_us().unwrap() > 0.0);
+        for part in [parts.attention, parts.linears] {
+            assert!(part.min_us > 0.0 && part.min_us <= part.median_us && part.samples >= 3);
+        }
+        assert_eq!(row.settings.is_some(), row.method == MethodName::Sparq);
+    }
+    assert!(rows[1].cache_bytes < rows[0].cache_bytes / 2.0);
+
+    let folder = root.path().to_str().unwrap();
+    assert!(bench(&["render", "--root", folder]).status.success());
+    let page = fs::read_to_string(at("docs/performance.md")).unwrap();
+    for part in [
+        "## small",
+        "The parts of each step",
+        "tiny | 2 | 300",
+        "123",
+        "SparQ 4bits r=4 k=32",
+    ] {
+        assert!(page.contains(part), "{part:?} is not in {page}");
+    }
+    let readme = fs::read_to_string(at("README.md")).unwrap();
+    assert!(
+        readme.contains("No results yet"),
+        "a tiny model is not in the README"
+    );
+    assert!(refusal(&["fit", json.to_str().unwrap()]).contains("small.json"));
+}
+
+#[test]
+fn program_fit_prints_the_cost_model() {
+    let folder = tempfile::tempdir().unwrap();
+    // These lengths differ enough for the time per byte to show in such short samples.
+    let shapes = [
+        "--shape",
+        "1,4,4,64,1024",
+        "--shape",
+        "1,4,4,64,8192",
+        "--shape",
+        "1,4,4,64,32768",
+    ];
+    run_quick(folder.path(), &shapes);
+    let path = folder.path().join("quick.json");
+    let output = bench(&["fit", path.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    let json = shown
+        .lines()
+        .find(|line| line.starts_with('{'))
+        .expect("the figures are printed as JSON");
+    let costs: StepCosts = serde_json::from_str(json).unwrap();
+    assert!(
+        costs.validate().is_ok() && costs.gb_per_s > 0.0,
+        "{costs:?}"
+    );
+    assert!(shown.contains("StepCosts {") && shown.contains("pairs of dense and SparQ"));
+    let error = refusal(&["fit", path.to_str().unwrap(), "--device", "abacus"]);
+    assert!(
+        error.contains("abacus") && error.contains("found 0 and 0"),
+        "{error}"
+    );
+}
+
+#[test]
+fn program_goals_preset_prints_the_goals() {
+    // The preset selects the table of the goals. The shape is small and has no goal.
+    let output = bench(&[
+        "op",
+        "--device",
+        device(),
+        "--preset",
+        "goals",
+        "--shape",
+        "1,2,2,32,256",
+        "--dtype",
+        "f32",
+        "--rank",
+        "8",
+        "--top-k",
+        "32",
+        "--seconds",
+        "0.01",
+        "--cache-mib",
+        "0.1",
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    let line = shown
+        .lines()
+        .find(|line| line.starts_with("64") && line.contains("4096"))
+        .expect("one line per goal");
+    assert!(line.contains("260") && line.contains("125"), "{line}");
+}
+
+#[test]
+fn program_committed_pages_are_up_to_date() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let output = bench(&["render", "--check", "--root", root]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn program_names_wrong_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let cases: [(&[&str], &[&str]); 9] = [
+        (&["op", "--preset", "huge"], &["huge", "quick", "field"]),
+        (&["op", "--device", "abacus"], &["abacus", "flex", "cuda"]),
+        (&["op", "--shape", "1,2,3"], &["B,H,H_kv,d,S", "1,2,3"]),
+        (&["op", "--sketch", "5bits"], &["5bits", "4bits"]),
+        (
+            &["op", "--rank", "65", "--top-k", "8"],
+            &["found 65", "1 to 64", "d=64"],
+        ),
+        (&["op", "--compression", "1e-9"], &["no rank and top_k"]),
+        (&["op", "--seconds=-1"], &["--seconds", "above 0", "-1"]),
+        (&["e2e", "--run", "gpt,1,2"], &["llama3-8b", "gpt,1,2"]),
+        (
+            &["e2e", "--run", "tiny,1,2", "--rank", "17"],
+            &["tiny", "found 17", "1 to 16"],
+        ),
+    ];
+    for (arguments, expected) in cases {
+        let mut arguments = arguments.to_vec();
+        if !arguments.contains(&"--device") {
+            arguments.extend(["--device", device()]);
+        }
+        let message = refusal(&arguments);
+        for part in expected {
+            assert!(message.contains(part), "{part:?} is not in: {message}");
+        }
+    }
+
+    let in_nowhere = path("nowhere/x.json");
+    assert!(
+        refusal(&["op", "--device", device(), "--json", &in_nowhere]).contains("cannot be written")
+    );
+    let missing = path("missing.json");
+    assert!(refusal(&["op", "--device", device(), "--compare", &missing]).contains("missing.json"));
+    fs::write(path("baselines.json"), "{\"runs\": 1}").unwrap();
+    let message = refusal(&[
+        "op",
+        "--device",
+        device(),
+        "--compare",
+        &path("baselines.json"),
+    ]);
+    assert!(
+        message.contains("\"rows\"") && message.contains("[\"runs\"]"),
+        "{message}"
+    );
+}
+
+#[test]
+fn program_render_names_wrong_files() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().to_str().unwrap();
+    assert!(refusal(&["render", "--root", folder]).contains("benches/results"));
+
+    let results = root.path().join("benches/results");
+    fs::create_dir_all(&results).unwrap();
+    let no_place = refusal(&["render", "--root", folder]);
+    assert!(no_place.contains("README.md") && no_place.contains("<!-- benchmarks -->"));
+
+    for (contents, why) in [
+        ("[", "expected JSON"),
+        ("{}", "no schema"),
+        ("{\"schema\": 99}", "found schema 99"),
+        ("{\"schema\": 1}", "missing field"),
+    ] {
+        fs::write(results.join("x.json"), contents).unwrap();
+        let message = refusal(&["render", "--root", folder]);
+        assert!(
+            message.contains("x.json") && message.contains(why),
+            "{message}"
+        );
+    }
+}

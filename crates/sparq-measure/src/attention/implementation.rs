@@ -1,0 +1,209 @@
+//! The implementations of attention that are timed on each case.
+//!
+//! To add one, implement [`Implementation`] for a type and add a line to [`all`].
+
+use std::rc::Rc;
+
+use anyhow::Result;
+use burn::tensor::Tensor;
+use burn::tensor::module::attention;
+use sparq::ops::Extent;
+use sparq::{CacheShape, CacheTensors, RowSpans, Sketch, SparqConfig, Transfers, ops};
+
+use super::buffers::{Source, copy};
+use super::case::{Case, Scope};
+use super::record::MethodName;
+use super::stage::Stage;
+use crate::calls::{Calls, Kept, check};
+
+/// An implementation with its buffers.
+pub struct Prepared {
+    /// Calls of the whole step.
+    pub whole: Calls,
+    /// Calls on the same buffers that end after a stage, in the order of the stages. The last stage
+    /// ends with the whole step.
+    pub until: Vec<(Stage, Calls)>,
+}
+
+impl From<Calls> for Prepared {
+    fn from(whole: Calls) -> Self {
+        Self {
+            whole,
+            until: vec![],
+        }
+    }
+}
+
+/// An implementation of attention to time.
+pub trait Implementation {
+    /// The method.
+    fn method(&self) -> MethodName;
+
+    /// SparQ's settings, if the method is SparQ.
+    fn settings(&self) -> Option<SparqConfig> {
+        None
+    }
+
+    /// The elements and bytes the method has to move. The implementation may move more.
+    fn transfers(&self, case: &Case) -> Transfers;
+
+    /// The size of one buffer set in bytes.
+    fn set_bytes(&self, case: &Case) -> f64;
+
+    /// Makes `sets` buffer sets and the calls on them.
+    ///
+    /// # Errors
+    /// If the device cannot hold them.
+    fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared>;
+}
+
+/// Every implementation that is timed on a case. Dense attention of this project comes first: the
+/// others are compared with it.
+pub fn all(case: &Case, scope: &Scope) -> Vec<Box<dyn Implementation>> {
+    let mut all: Vec<Box<dyn Implementation>> = vec![Box::new(Dense)];
+    if DenseBurn.set_bytes(case) <= scope.dense_burn_bytes {
+        all.push(Box::new(DenseBurn));
+    }
+    for &settings in &case.settings {
+        all.push(Box::new(Sparq(settings)));
+    }
+    all
+}
+
+/// Makes a step that ends after a stage.
+type Prefix = fn(Tensor<4>, CacheTensors, &RowSpans, &SparqConfig) -> Kept;
+
+/// The stages before the last that [`op`] can end after.
+const PREFIXES: &[(Stage, Prefix)] = &[
+    (Stage::Score, |q, cache, rows, config| {
+        Kept::rest(ops::sparq_decode_to(q, cache, rows, config, Extent::Scores))
+    }),
+    (Stage::Select, |q, cache, rows, config| {
+        Kept::rest(ops::sparq_decode_to(q, cache, rows, config, Extent::Choice))
+    }),
+];
+
+/// Bytes of a whole cache with this sketch.
+fn cache_bytes(case: &Case, sketch: Option<Sketch>) -> f64 {
+    let kv = case.shape.kv_bytes(case.dtype);
+    let element_bits = (case.dtype.bytes() * 8) as f64;
+    let share = sketch.map_or(0.0, |sketch| {
+        sketch.bits().map_or(1.0, |bits| bits as f64 / element_bits)
+    });
+    kv * (1.0 + share / 2.0)
+}
+
+struct Dense;
+
+impl Implementation for Dense {
+    fn method(&self) -> MethodName {
+        MethodName::Dense
+    }
+
+    fn transfers(&self, case: &Case) -> Transfers {
+        Transfers::dense(&cache_shape(case), case.shape.seq_len)
+    }
+
+    fn set_bytes(&self, case: &Case) -> f64 {
+        cache_bytes(case, None)
+    }
+
+    fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared> {
+        let caches = source.caches(None, sets)?;
+        let q = source.q.clone();
+        let calls: Calls = Box::new(move |set| {
+            let cache = caches.sets[set].clone();
+            Kept::output(ops::dense_decode(q.clone(), cache, &caches.rows))
+        });
+        Ok(calls.into())
+    }
+}
+
+struct DenseBurn;
+
+impl Implementation for DenseBurn {
+    fn method(&self) -> MethodName {
+        MethodName::DenseBurn
+    }
+
+    fn transfers(&self, case: &Case) -> Transfers {
+        Dense.transfers(case)
+    }
+
+    fn set_bytes(&self, case: &Case) -> f64 {
+        cache_bytes(case, None) * case.shape.group_size() as f64
+    }
+
+    fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared> {
+        let [batch, kv_heads, len, head_dim] = source.k.dims();
+        let group = source.group_size;
+        let expanded = |tensor: &Tensor<4>| match group {
+            1 => copy(tensor),
+            _ => tensor
+                .clone()
+                .unsqueeze_dim::<5>(2)
+                .expand([batch, kv_heads, group, len, head_dim])
+                .reshape([batch, kv_heads * group, len, head_dim]),
+        };
+        let caches = (0..sets)
+            .map(|_| {
+                let (k, v) = (expanded(&source.k), expanded(&source.v));
+                // Checked before attention, for which burn would autotune kernel after kernel.
+                check(k.clone())?;
+                check(v.clone())?;
+                Ok((k, v))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let q = source.q.clone();
+        let calls: Calls = Box::new(move |set| {
+            let (k, v) = caches[set].clone();
+            Kept::output(attention(q.clone(), k, v, None, None, Default::default()))
+        });
+        Ok(calls.into())
+    }
+}
+
+struct Sparq(SparqConfig);
+
+impl Implementation for Sparq {
+    fn method(&self) -> MethodName {
+        MethodName::Sparq
+    }
+
+    fn settings(&self) -> Option<SparqConfig> {
+        Some(self.0)
+    }
+
+    fn transfers(&self, case: &Case) -> Transfers {
+        Transfers::sparq(&cache_shape(case), case.shape.seq_len, &self.0)
+    }
+
+    fn set_bytes(&self, case: &Case) -> f64 {
+        cache_bytes(case, Some(self.0.sketch))
+    }
+
+    fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared> {
+        let caches = Rc::new(source.caches(Some(self.0.sketch), sets)?);
+        let (q, config) = (source.q.clone(), self.0);
+        let calls = |step: Prefix| -> Calls {
+            let (q, caches) = (q.clone(), Rc::clone(&caches));
+            Box::new(move |set| {
+                let cache = caches.sets[set].clone();
+                step(q.clone(), cache, &caches.rows, &config)
+            })
+        };
+        Ok(Prepared {
+            whole: calls(|q, cache, rows, config| {
+                Kept::output(ops::sparq_decode(q, cache, rows, config))
+            }),
+            until: PREFIXES
+                .iter()
+                .map(|&(stage, prefix)| (stage, calls(prefix)))
+                .collect(),
+        })
+    }
+}
+
+fn cache_shape(case: &Case) -> CacheShape {
+    case.shape.cache(case.dtype)
+}

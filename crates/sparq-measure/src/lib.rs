@@ -1,0 +1,25 @@
+//! Measures a device: its memory bandwidth, and decode steps of attention and of whole models.
+//!
+//! A decode step does little arithmetic on many bytes. Two figures describe it: the share of the
+//! memory bandwidth at which it moves the bytes it has to ([`sparq::Transfers`]), and its time
+//! relative to dense attention. Both come from one process, so that they share one machine state.
+//!
+//! - [`bandwidth`] measures the memory bandwidth that every other figure is related to.
+//! - [`attention`] times one decode step of attention, dense and SparQ, stage by stage.
+//! - [`model`] times whole decode steps of models with random weights.
+//! - [`fit`] finds the figures of [`sparq::cost`] in measured steps.
+//! - [`machine`] measures everything that [`sparq_plan`] has to know of a machine.
+#![deny(missing_docs)]
+
+pub mod attention;
+pub mod bandwidth;
+mod calls;
+pub mod fit;
+mod guard;
+pub mod host;
+pub mod machine;
+pub mod memory;
+pub mod model;
+pub mod shape;
+pub mod stats;
+pub mod timing;

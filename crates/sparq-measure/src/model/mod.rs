@@ -1,0 +1,132 @@
+//! Times whole decode steps of models with random weights: dense and SparQ, eager and captured.
+//!
+//! The models have published shapes. Weights and cache contents are random numbers, which does not
+//! change the bytes to move. A step takes a token through the whole model to the next token, which
+//! stays on the device. The caches are filled without a prefill, so that S = 131072 takes a second
+//! instead of minutes.
+
+mod filled;
+mod name;
+mod parts;
+mod record;
+
+use anyhow::Result;
+use burn::tensor::Device;
+use sparq::{Method, SparqConfig};
+use sparq_device::DeviceChoice;
+use sparq_models::Decoder;
+
+use crate::bandwidth;
+use crate::guard::guarded;
+use crate::memory::DeviceMemory;
+use crate::shape::CacheType;
+use crate::stats::Summary;
+use crate::timing::Pace;
+use filled::{FilledModel, SLACK};
+pub use name::{ModelName, RunShape};
+pub use record::{Captured, DeviceRun, Parts, StepRow};
+
+/// The settings that all runs share.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The device.
+    pub device: DeviceChoice,
+    /// Its memory and cache.
+    pub memory: DeviceMemory,
+    /// How long to measure the bandwidth and the parts.
+    pub pace: Pace,
+    /// The element type of weights and caches.
+    pub dtype: CacheType,
+    /// SparQ's settings, each compared with dense attention.
+    pub settings: Vec<SparqConfig>,
+}
+
+/// Measures the bandwidth, then each run with dense attention and with SparQ, and passes each row
+/// to
+/// `progress`.
+///
+/// A run that does not fit gives a row with the reason. Consecutive runs of one model share its
+/// weights.
+///
+/// # Errors
+/// If the device fails while its bandwidth is measured, or does not support the element type.
+pub fn run(
+    setup: &Setup,
+    runs: &[RunShape],
+    mut progress: impl FnMut(&StepRow),
+) -> Result<DeviceRun> {
+    let bandwidth = bandwidth::measure(&setup.device, &setup.memory, &setup.pace)?;
+    let device = setup.device.open();
+    device.seed(0);
+    let mut rows = Vec::new();
+    let mut built: Option<(ModelName, Decoder)> = None;
+    for &run in runs {
+        // Frees the old weights before the new ones are allocated.
+        built.take_if(|(model, _)| *model != run.model);
+        device.memory_cleanup();
+        let (_, model) = match &mut built {
+            Some(built) => built,
+            none => none.insert((run.model, run.model.build(setup.dtype, &device)?)),
+        };
+        let sparq = setup.settings.iter().map(|&config| Some(config));
+        for settings in std::iter::once(None).chain(sparq) {
+            let mut row = StepRow::new(run, setup.dtype, settings, &bandwidth);
+            match measure(setup, model, &run, settings, &device) {
+                Ok((eager, captured, parts)) => {
+                    row.eager = Some(eager);
+                    row.captured = captured;
+                    row.parts = Some(parts);
+                }
+                Err(why) => row.skipped = Some(why),
+            }
+            progress(&row);
+            rows.push(row);
+            device.memory_cleanup();
+        }
+    }
+    Ok(DeviceRun {
+        device: setup.device.to_string(),
+        gpu: setup.device.gpu_name(),
+        bandwidth,
+        rows,
+    })
+}
+
+type Times = (Summary, Option<Captured>, Parts);
+
+fn measure(
+    setup: &Setup,
+    model: &Decoder,
+    run: &RunShape,
+    settings: Option<SparqConfig>,
+    device: &Device,
+) -> Result<Times, String> {
+    let needed = memory_bytes(run, setup.dtype, settings);
+    if needed > setup.memory.available {
+        return Err(setup.memory.too_small_for(needed));
+    }
+    let method = settings.map_or(Method::DENSE, Method::from);
+    guarded(|| {
+        let mut filled = FilledModel::new(model, run, setup.dtype, method)?;
+        let eager = filled.eager(device)?;
+        let captured = match setup.device.is_gpu() {
+            true => Some(filled.captured(device)?),
+            false => None,
+        };
+        let parts = parts::measure(setup, device, filled, run)?;
+        Ok((eager, captured, parts))
+    })
+}
+
+/// Bytes of weights and caches, with the memory that filling the caches takes.
+fn memory_bytes(run: &RunShape, dtype: CacheType, settings: Option<SparqConfig>) -> f64 {
+    let kv = run.kv_bytes(dtype) * (1.0 + SLACK as f64 / run.seq_len as f64);
+    let sketch = settings.map_or(0.0, |config| match config.sketch.bits() {
+        None => 0.5,
+        Some(bits) => bits as f64 / (16 * dtype.bytes()) as f64,
+    });
+    let table = (run.model.vocab_size() * run.model.hidden_size() * dtype.bytes()) as f64;
+    // The values of a layer in f32 for their sum, and its keys transposed.
+    let filling = 2.0 * kv / run.model.layers() as f64;
+    run.model.weight_bytes(dtype) + table + kv * (1.0 + sketch) + filling
+}

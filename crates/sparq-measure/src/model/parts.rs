@@ -1,0 +1,124 @@
+//! The parts of a step, timed separately: attention of all layers, and products with all matrices.
+
+use std::cell::RefCell;
+
+use anyhow::Result;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::nn::Linear;
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use sparq_models::Decoder;
+
+use super::Setup;
+use super::filled::FilledModel;
+use super::name::RunShape;
+use super::record::Parts;
+use crate::calls::{Calls, Kept};
+use crate::shape::CacheType;
+use crate::stats::Summary;
+use crate::timing;
+
+/// Times the parts, captured if the device is a GPU.
+///
+/// # Errors
+/// If the device fails.
+pub(super) fn measure(
+    setup: &Setup,
+    device: &Device,
+    filled: FilledModel<'_>,
+    run: &RunShape,
+) -> Result<Parts> {
+    let time = |calls: &Calls| -> Result<Summary> {
+        match setup.device.is_gpu() {
+            true => Ok(timing::captured(device, calls, 1, &setup.pace)?.0),
+            false => timing::eager(device, calls, 1, &setup.pace),
+        }
+    };
+    let linears = time(&products(filled.model, run.batch, setup.dtype, device))?;
+    let attention = time(&attention(filled, run, setup.dtype, device))?;
+    Ok(Parts { attention, linears })
+}
+
+/// Calls of the attention of every layer, on the caches as they are.
+fn attention(filled: FilledModel<'_>, run: &RunShape, dtype: CacheType, device: &Device) -> Calls {
+    let (heads, _, head_dim) = run.model.heads();
+    let q = random([run.batch, heads, 1, head_dim], dtype, device);
+    let method = filled.method;
+    let layers = RefCell::new(filled.cache.layers);
+    Box::new(move |_| {
+        let mut last = None;
+        for layer in layers.borrow_mut().iter_mut() {
+            last = Some(
+                method
+                    .decode(q.clone(), layer)
+                    .expect("a step with these caches succeeded before"),
+            );
+        }
+        Kept::rest(last)
+    })
+}
+
+/// Calls of the products of one vector per sequence with every matrix of the model, except the
+/// embedding table, of which a step reads one row per sequence.
+fn products(model: &Decoder, batch: usize, dtype: CacheType, device: &Device) -> Calls {
+    let mut matrices = Matrices(Vec::new());
+    model.visit(&mut matrices);
+    // The first matrix is the embedding table.
+    let layers: Vec<(Linear, Tensor<3>)> = matrices
+        .0
+        .split_off(1)
+        .into_iter()
+        .map(|weight| {
+            let x = random([batch, 1, weight.dims()[0]], dtype, device);
+            let weight = Param::from_tensor(weight);
+            (Linear { weight, bias: None }, x)
+        })
+        .collect();
+    Box::new(move |_| {
+        let mut last = None;
+        for (linear, x) in &layers {
+            last = Some(linear.forward(x.clone()));
+        }
+        Kept::rest(last)
+    })
+}
+
+fn random<const D: usize>(shape: [usize; D], dtype: CacheType, device: &Device) -> Tensor<D> {
+    let dtype = DType::from(FloatDType::from(dtype));
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), (device, dtype))
+}
+
+/// The matrices of a model in order, sharing its buffers.
+struct Matrices(Vec<Tensor<2>>);
+
+impl ModuleVisitor for Matrices {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let [rows, columns] = param.dims()[..] {
+            self.0.push(param.val().reshape([rows, columns]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::name::ModelName;
+    use super::*;
+    use sparq_models::CausalLm;
+
+    #[test]
+    fn parts_use_every_matrix_except_the_embedding() {
+        let device = sparq_device::available()[0].open();
+        let shape = ModelName::Tiny;
+        let model = shape.build(CacheType::F32, &device).unwrap();
+        let mut matrices = Matrices(Vec::new());
+        model.visit(&mut matrices);
+        let table = matrices.0.remove(0);
+        assert_eq!(table.dims(), [model.vocab_size(), shape.hidden_size()]);
+        assert_eq!(matrices.0.len(), 7 * shape.layers() + 1);
+        let elements: usize = matrices
+            .0
+            .iter()
+            .map(|matrix| matrix.shape().num_elements())
+            .sum();
+        assert_eq!((4 * elements) as f64, shape.weight_bytes(CacheType::F32));
+    }
+}

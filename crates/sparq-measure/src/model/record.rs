@@ -1,0 +1,170 @@
+//! The measured rows of whole decode steps. Their fields are part of the schema of the JSON
+//! reports: times in microseconds, sizes in bytes.
+
+use serde::{Deserialize, Serialize};
+use sparq::{SparqConfig, Transfers};
+
+use super::name::{ModelName, RunShape};
+use crate::attention::{MethodName, sparq_label};
+use crate::bandwidth::Bandwidth;
+use crate::shape::CacheType;
+use crate::stats::Summary;
+
+/// The results of one device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeviceRun {
+    /// Name of the device on the command line.
+    pub device: String,
+    /// Name of the GPU, as reported by the driver.
+    pub gpu: Option<String>,
+    /// The memory bandwidth, measured just before the rows.
+    pub bandwidth: Bandwidth,
+    /// The rows, in the order of the runs.
+    pub rows: Vec<StepRow>,
+}
+
+/// One method on one model, B and S.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRow {
+    /// Model, B and S. During the measurement of a row, the caches grow by some positions.
+    pub run: RunShape,
+    /// The element type of weights, K and V.
+    pub dtype: CacheType,
+    /// The method.
+    pub method: MethodName,
+    /// SparQ's settings, if the method is SparQ.
+    pub settings: Option<SparqConfig>,
+    /// Bytes of the weights a step has to read.
+    pub weight_bytes: f64,
+    /// Bytes of the caches a step has to move, counted by [`Transfers`].
+    pub cache_bytes: f64,
+    /// Both divided by the bandwidth.
+    pub floor_us: f64,
+    /// Eager steps, each on the token of the step before.
+    pub eager: Option<Summary>,
+    /// Captured steps, on GPUs.
+    pub captured: Option<Captured>,
+    /// Parts of a step, timed separately; captured on GPUs.
+    pub parts: Option<Parts>,
+    /// The reason why the row was not measured.
+    pub skipped: Option<String>,
+}
+
+/// The time of captured steps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Captured {
+    /// Time of one step.
+    pub time: Summary,
+    /// True if the device captured a graph, false if each replay repeats the calls.
+    pub hardware_graph: bool,
+}
+
+/// Times of the parts of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Parts {
+    /// Attention of all layers, without projections and without appending to the caches.
+    pub attention: Summary,
+    /// Products with all matrices.
+    pub linears: Summary,
+}
+
+impl DeviceRun {
+    /// Returns whether every row is of the tiny model, whose times have no meaning.
+    pub fn is_tiny(&self) -> bool {
+        self.rows.iter().all(|row| row.run.model == ModelName::Tiny)
+    }
+}
+
+impl StepRow {
+    /// A row of this run without measurements.
+    pub(super) fn new(
+        run: RunShape,
+        dtype: CacheType,
+        settings: Option<SparqConfig>,
+        bandwidth: &Bandwidth,
+    ) -> Self {
+        let cache = run.cache(dtype);
+        let (method, transfers) = match &settings {
+            None => (MethodName::Dense, Transfers::dense(&cache, run.seq_len)),
+            Some(config) => (
+                MethodName::Sparq,
+                Transfers::sparq(&cache, run.seq_len, config),
+            ),
+        };
+        let weight_bytes = run.model.weight_bytes(dtype);
+        Self {
+            run,
+            dtype,
+            method,
+            settings,
+            weight_bytes,
+            cache_bytes: transfers.bytes(),
+            floor_us: bandwidth.floor_us(weight_bytes + transfers.bytes()),
+            eager: None,
+            captured: None,
+            parts: None,
+            skipped: None,
+        }
+    }
+
+    /// Median time of a step in microseconds: captured if a graph was captured, otherwise eager.
+    pub fn step_us(&self) -> Option<f64> {
+        let eager = self.eager.map(|time| time.median_us);
+        self.captured_us().or(eager)
+    }
+
+    /// Median time of captured steps, if a graph was captured.
+    pub fn captured_us(&self) -> Option<f64> {
+        self.captured
+            .filter(|captured| captured.hardware_graph)
+            .map(|captured| captured.time.median_us)
+    }
+
+    /// The time of a step minus its parts: norms, elementwise operations, RoPE, appending to the
+    /// caches, token selection.
+    pub fn rest_us(&self) -> Option<f64> {
+        let parts = self.parts?;
+        Some(self.step_us()? - parts.attention.median_us - parts.linears.median_us)
+    }
+
+    /// The time of an eager step minus that of a captured one: launches the device waits for.
+    pub fn launches_us(&self) -> Option<f64> {
+        Some(self.eager?.median_us - self.captured_us()?)
+    }
+
+    /// The method with its settings.
+    pub fn label(&self) -> String {
+        match &self.settings {
+            None => "dense".into(),
+            Some(settings) => sparq_label(settings),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn step_row_splits_time_into_parts_and_rest() {
+        let bandwidth = Bandwidth {
+            copy_gb_per_s: 1000.0,
+            read_gb_per_s: None,
+            buffer_bytes: 1,
+        };
+        let run: RunShape = "tiny,1,64".parse().unwrap();
+        let mut row = StepRow::new(run, CacheType::F16, None, &bandwidth);
+        assert_eq!((row.step_us(), row.rest_us()), (None, None));
+        row.eager = Some(Summary::single(100.0));
+        row.parts = Some(Parts {
+            attention: Summary::single(20.0),
+            linears: Summary::single(30.0),
+        });
+        assert_eq!((row.rest_us(), row.launches_us()), (Some(50.0), None));
+        row.captured = Some(Captured {
+            time: Summary::single(60.0),
+            hardware_graph: true,
+        });
+        assert_eq!((row.rest_us(), row.launches_us()), (Some(10.0), Some(40.0)));
+    }
+}

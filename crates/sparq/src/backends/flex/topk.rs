@@ -1,32 +1,34 @@
-//! Step 4: the positions with the largest keys, exactly.
+//! Exact top-k over sort keys (stage 2).
 
-use super::simd::{Kernel, Level, MOST_LANES, Simd};
+use super::simd::{Kernel, Level, MAX_LANES, Simd};
 
-/// Fewer keys than this are all looked at by the selection.
+/// Fewer keys than this are selected from without a sample.
 const SMALL: usize = 2048;
 
-/// Memory that a selection works in, kept from one to the next.
+/// A top-k selection. Holds its memory for the next one.
 #[derive(Default)]
-pub(super) struct Selection {
+pub(super) struct TopK {
     sample: Vec<u32>,
     keys: Vec<u32>,
     indices: Vec<u32>,
-    order: Vec<u32>,
+    partitioned: Vec<u32>,
 }
 
-impl Selection {
-    /// Appends to `chosen` the indices of the `count` largest keys, ascending. Keys of 0 are no candidates; there must be `candidates` others, at
-    /// least `count`. Among equal keys at the border the first ones are taken.
+impl TopK {
+    /// Appends the indices of the `count` largest keys to `selected`, ascending. Of equal keys at
+    /// the threshold, the first ones are selected.
     ///
-    /// A selection reads every key several times and branches on it. So a sample of the keys says first where the border is likely to be, and one
-    /// pass over all keys drops most of them.
-    pub(super) fn choose(
+    /// Keys of 0 are excluded. `candidates` is the number of the others, at least `count`.
+    ///
+    /// The selection itself reads every key several times and branches on it. So a sample first
+    /// estimates the threshold, and one pass over all keys drops most of them.
+    pub(super) fn select(
         &mut self,
         level: Level,
         keys: &[u32],
         candidates: usize,
         count: usize,
-        chosen: &mut Vec<u32>,
+        selected: &mut Vec<u32>,
     ) {
         if count == 0 {
             return;
@@ -40,38 +42,38 @@ impl Selection {
         if count == 0 {
             return;
         }
-        self.order.clear();
-        self.order.extend_from_slice(&self.keys[..kept]);
+        self.partitioned.clear();
+        self.partitioned.extend_from_slice(&self.keys[..kept]);
         let (above, &mut border, _) = self
-            .order
+            .partitioned
             .select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
         let mut equal = count - above.iter().filter(|&&key| key > border).count();
 
-        // Every index is written and kept or not, which takes no branch.
-        let first = chosen.len();
-        chosen.resize(first + count + 1, 0);
-        let (to, mut next) = (&mut chosen[first..], 0);
+        // Without a branch: every index is written, and `next` advances past the selected ones.
+        let first = selected.len();
+        selected.resize(first + count + 1, 0);
+        let (to, mut next) = (&mut selected[first..], 0);
         for (&key, &index) in self.keys[..kept].iter().zip(&self.indices[..kept]) {
             let tie = (key == border && equal > 0) as usize;
             equal -= tie;
             to[next] = index;
             next += (key > border) as usize | tie;
         }
-        chosen.truncate(first + count);
+        selected.truncate(first + count);
     }
 
-    /// A key that is probably exceeded by `count` keys and not by many more.
+    /// Returns a key that probably at least `count` keys reach, and not many more.
     fn likely_threshold(&mut self, keys: &[u32], candidates: usize, count: usize) -> u32 {
         if keys.len() < SMALL || count == candidates {
             return 1;
         }
-        // Odd, so that the lanes of a vector all have their turn.
+        // Odd, so that the sample contains every lane of the vectors.
         let stride = (keys.len() / 1024).clamp(8, 64) | 1;
         self.sample.clear();
         self.sample
             .extend(keys.iter().step_by(stride).filter(|&&key| key > 0));
         let expected = (count * self.sample.len()) as f64 / candidates as f64;
-        // Three standard deviations of how many of the largest keys a sample holds.
+        // The sample holds `expected` of the largest keys, give or take three standard deviations.
         let rank = (expected + 3.0 * expected.sqrt() + 4.0) as usize;
         if rank >= self.sample.len() {
             return 1;
@@ -79,9 +81,9 @@ impl Selection {
         *self.sample.select_nth_unstable_by(rank, |a, b| b.cmp(a)).1
     }
 
-    /// Copies the keys from `threshold` up and their indices, and returns how many.
+    /// Copies the keys at or above `threshold` with their indices. Returns their number.
     fn filter(&mut self, level: Level, keys: &[u32], threshold: u32) -> usize {
-        let room = keys.len() + MOST_LANES;
+        let room = keys.len() + MAX_LANES;
         if self.keys.len() < room {
             self.keys.resize(room, 0);
             self.indices.resize(room, 0);
@@ -109,7 +111,7 @@ impl Kernel for Filter<'_> {
     fn run<S: Simd>(self, simd: S) -> usize {
         let (mut count, mut first) = (0, 0);
         while first + S::LANES <= self.keys.len() {
-            count += simd.at_least(
+            count += simd.compress_at_least(
                 &self.keys[first..],
                 self.threshold,
                 first as u32,
@@ -133,12 +135,12 @@ impl Kernel for Filter<'_> {
 mod tests {
     use super::*;
 
-    /// The keys that the selection chose, checked to be distinct and ascending by index.
-    fn chosen(level: Level, keys: &[u32], count: usize) -> Vec<u32> {
+    /// Returns the selected keys, after checking that their indices are distinct and ascending.
+    fn selected_keys(level: Level, keys: &[u32], count: usize) -> Vec<u32> {
         let candidates = keys.iter().filter(|&&key| key > 0).count();
         let mut indices = vec![77];
-        Selection::default().choose(level, keys, candidates, count, &mut indices);
-        assert_eq!(indices[0], 77, "what was there stays");
+        TopK::default().select(level, keys, candidates, count, &mut indices);
+        assert_eq!(indices[0], 77, "earlier entries are kept");
         assert!(indices[1..].windows(2).all(|pair| pair[0] < pair[1]));
         let mut keys: Vec<u32> = indices[1..].iter().map(|&i| keys[i as usize]).collect();
         keys.sort_unstable_by(|a, b| b.cmp(a));
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_keys_are_chosen_whatever_their_distribution() {
+    fn selection_is_exact_for_any_distribution() {
         for level in Level::all() {
             for len in [1, 5, 100, 2047, 2048, 5000, 40_003] {
                 let random = pseudo_random(len, 9);
@@ -169,7 +171,7 @@ mod tests {
                     .map(|&key| if key % 16 == 0 { key } else { 0 })
                     .collect();
                 let ascending = (1..=len as u32).collect();
-                // What a sample with a fixed stride never meets.
+                // Large keys that a sample with stride 8 would miss.
                 let hidden = (0..len as u32)
                     .map(|i| if i % 8 == 3 { i + 9 } else { 1 })
                     .collect();
@@ -187,7 +189,7 @@ mod tests {
                     for count in [0, 1, 2, len / 100, len / 8, len / 2, len] {
                         let count = count.min(expected.len());
                         assert_eq!(
-                            chosen(level, &keys, count),
+                            selected_keys(level, &keys, count),
                             expected[..count],
                             "{level:?} {len} {count}"
                         );

@@ -1,4 +1,4 @@
-//! Turning the query or key of one token to its position.
+//! RoPE of the query or key of one token.
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
@@ -7,22 +7,24 @@ use burn::tensor::{DType, TensorData};
 use super::{as_slice, cast};
 use crate::RowSpans;
 
-/// Turns x [B, H, 1, d] to the position behind `rows`: [B, H, 1, d] in the type of x. `table` is a [`Rotary::table`](crate::Rotary::table) in fp32.
-pub(super) fn token(
+/// Rotates x [B, H, 1, d] for the position after `spans`. Returns [B, H, 1, d] in the type of x.
+///
+/// `table` is a [`Rotary::table`](crate::Rotary::table) in fp32.
+pub(super) fn rotate_token(
     x: FloatTensor<Flex>,
     table: &FloatTensor<Flex>,
-    rows: &RowSpans,
+    spans: &RowSpans,
 ) -> FloatTensor<Flex> {
     let (dtype, shape) = (x.dtype(), x.layout().shape().clone());
     let (heads, d) = (shape[1], shape[3]);
     let width = table.layout().shape()[1];
     let x = cast(x, DType::F32);
     let (Some(values), Some(table)) = (as_slice::<f32>(&x), as_slice::<f32>(table)) else {
-        unreachable!("a cast makes its tensor contiguous, in fp32")
+        unreachable!("cast returns contiguous fp32 tensors")
     };
     let mut values = values.to_vec();
-    for (row, sequence) in values.chunks_exact_mut(heads * d).enumerate() {
-        let angles = &table[rows.count(row) * width..][..width];
+    for (index, sequence) in values.chunks_exact_mut(heads * d).enumerate() {
+        let angles = &table[spans.count(index) * width..][..width];
         let (cos, sin) = angles.split_at(width / 2);
         for head in sequence.chunks_exact_mut(d) {
             let (first, second) = head[..width].split_at_mut(width / 2);

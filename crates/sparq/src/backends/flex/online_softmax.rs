@@ -1,14 +1,19 @@
-//! The exponential on vectors, and the state of a softmax that has not seen everything yet.
+//! Online softmax: the exponential on vectors, and a state that merges.
 
 use super::simd::Simd;
 
-/// The smallest maximum of a softmax: where all logits are -inf, their weights are then 0 and not NaN.
+/// The maximum of a softmax before its first logit. With it, logits that are all -inf have weights
+/// of 0 and not NaN.
 pub(super) const LOWEST: f32 = -f32::MAX;
 
-/// e^x for x up to 0, with a relative error of at most (3 + |x|) / 10^7; exactly 1 at 0, exactly 0 from -104 down (on some instruction sets from -88 down), NaN for NaN.
+/// Returns e^x for x <= 0.
+///
+/// The relative error is at most (3 + |x|) / 10^7. The result is exactly 1 at 0, exactly 0 at and
+/// below -104 (on some instruction sets -88), and NaN for NaN.
 #[inline(always)]
 pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
-    // e^x = 2^n 2^f for a whole n and |f| up to 1/2; the minimax polynomial of 2^f with its last coefficient held at 1.
+    // e^x = 2^n 2^f with an integer n and |f| <= 1/2. The coefficients are those of the minimax
+    // polynomial of 2^f whose constant term is fixed at 1.
     const COEFFICIENTS: [f32; 6] = [
         1.534_581_2e-4,
         1.339_993_1e-3,
@@ -18,7 +23,7 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
         6.931_472e-1,
     ];
     let log2e = simd.splat(std::f32::consts::LOG2_E);
-    let x = simd.max(simd.splat(S::EXP_ZERO), x);
+    let x = simd.max(simd.splat(S::EXP_UNDERFLOW), x);
     let n = simd.round(simd.mul(x, log2e));
     let f = simd.mul_add(x, log2e, simd.sub(simd.splat(0.0), n));
     let mut power = simd.splat(COEFFICIENTS[0]);
@@ -30,22 +35,23 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.scale(simd.mul_add(power, f, simd.splat(1.0)), n)
 }
 
-/// The softmax-weighted sum of the values seen so far, for g query heads.
+/// The state of a softmax-weighted sum over the values so far, for g query heads.
 ///
-/// For the logits x_i and values v_i of a head: m = max x_i, l = sum e^(x_i - m), o = sum e^(x_i - m) v_i.
+/// For the logits x_i and values v_i of a head: m = max x_i, l = sum e^(x_i - m),
+/// o = sum e^(x_i - m) v_i.
 #[derive(Clone, Debug)]
-pub(super) struct State {
+pub(super) struct OnlineSoftmax {
     /// m: [g].
     pub(super) largest: Vec<f32>,
     /// l: [g].
     pub(super) weight: Vec<f32>,
-    /// o: [g, width], where the width is the head dim d rounded up to whole vectors; 0 behind d.
+    /// o: [g, width], the width being d rounded up to whole vectors. Elements past d are 0.
     pub(super) sum: Vec<f32>,
     width: usize,
 }
 
-impl State {
-    /// Nothing seen.
+impl OnlineSoftmax {
+    /// Returns the state before the first value.
     pub(super) fn new(heads: usize, width: usize) -> Self {
         Self {
             largest: vec![LOWEST; heads],
@@ -55,7 +61,7 @@ impl State {
         }
     }
 
-    /// What both have seen.
+    /// Returns the state over the values of both.
     pub(super) fn merge(mut self, other: &Self) -> Self {
         for head in 0..self.largest.len() {
             let (mine, others) = (self.largest[head], other.largest[head]);
@@ -71,7 +77,7 @@ impl State {
         self
     }
 
-    /// The weighted mean of a head's values, written to `output` [d]; zeros if nothing was seen.
+    /// Writes the weighted mean of a head's values to `output` [d], or zeros if there were none.
     pub(super) fn write(&self, head: usize, output: &mut [f32]) {
         let scale = 1.0 / self.weight[head].max(f32::MIN_POSITIVE);
         let sum = &self.sum[head * self.width..];

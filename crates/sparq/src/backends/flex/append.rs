@@ -12,7 +12,7 @@ use crate::sketch::codes_per_word;
 /// `counts[b]` = 1, as [`write::append`](crate::ops::reference::write::append) does. Copies the
 /// buffers that another tensor shares.
 ///
-/// Returns false, with nothing written, if a buffer is not contiguous from the start of its storage.
+/// Writes nothing and returns false if a buffer is not contiguous from the start of its storage.
 pub(super) fn append_token<T: Element>(
     cache: &mut CacheBuffers<Flex>,
     k: &[T],

@@ -1,8 +1,8 @@
 //! SparQ on the CPU backend `flex`, on the slices of its buffers.
 //!
-//! A decode step reads each needed byte of the cache once, for all query heads of a group: one pass
-//! over the selected rows of the key sketch, a top-k selection, and one gather of K rows and V rows.
-//! The work is divided among threads by batch head and, if those are few, by ranges of positions.
+//! A decode step reads each needed byte of the cache once, for all query heads of a group: one
+//! pass over the selected rows of the key sketch, a top-k selection, and one gather of K rows and
+//! V rows. The work is divided among threads by batch head and, if those are few, by ranges of positions.
 //! Sums are kept in fp32.
 //!
 //! | module | content |
@@ -52,8 +52,8 @@ use crate::ops::{
 };
 use crate::{RowSpans, SparqConfig};
 
-/// Evaluates an expression with a type alias for the cache's element type. Returns `None` for a type
-/// that the kernels do not support.
+/// Evaluates an expression with a type alias for the cache's element type. Returns `None` for a
+/// type that the kernels do not support.
 macro_rules! with_element {
     ($dtype:expr, $element:ident => $value:expr) => {
         match $dtype {

@@ -1,12 +1,14 @@
-//! A sliding window: every step is what it would be on a cache that holds nothing but the window.
-
-mod common;
+//! Sliding windows: every step equals the step on a cache of the window's positions alone.
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use common::{Noise, cache_of, devices, max_difference, values};
 use sparq::{
-    CapturedStep, Components, GroupScore, KvCache, KvCacheConfig, MeanValue, Method, RotaryConfig,
-    Sketch, SparqAttention, SparqAttentionConfig, SparqConfig, SparqError, reference,
+    Components, GroupScore, KvCache, KvCacheConfig, MeanValue, Method, RotaryConfig, Sketch,
+    SparqAttention, SparqAttentionConfig, SparqConfig, SparqError, reference,
+};
+
+use crate::common::{
+    Noise, cache_config, cache_f32, devices, is_finite, max_difference, method_for, new_cache,
+    positions, sequence, values,
 };
 
 const WINDOW: usize = 24;
@@ -15,13 +17,8 @@ const TOLERANCE: f32 = 1e-5;
 
 fn config(batch: usize, kv_heads: usize, sketch: Option<Sketch>, window: usize) -> KvCacheConfig {
     KvCacheConfig {
-        batch,
-        kv_heads,
-        head_dim: HEAD_DIM,
-        capacity: 1,
-        dtype: FloatDType::F32,
-        sketch,
         window: Some(window),
+        ..cache_config([batch, kv_heads, HEAD_DIM], sketch)
     }
 }
 
@@ -33,30 +30,27 @@ fn settings(sketch: Sketch) -> Vec<SparqConfig> {
             .with_components(Components::AbsSum)
             .with_mean_value(MeanValue::Always),
         base.with_local_window(0).with_mean_value(MeanValue::Never),
-        // As many as the window has: dense attention over it.
+        // The whole window is selected, so this is dense attention.
         SparqConfig::new(6, WINDOW).with_sketch(sketch),
     ]
 }
 
-/// The positions of one sequence that are inside the window and not padding, as a cache of their own.
+/// Returns a cache of those positions of one sequence that are in the window and not padding.
 fn sliced(
     [k, v]: [&Tensor<4>; 2],
-    row: usize,
+    index: usize,
     start: usize,
     end: usize,
     sketch: Option<Sketch>,
 ) -> KvCache {
     let first = end.saturating_sub(WINDOW).max(start);
-    let part = |t: &Tensor<4>| {
-        t.clone()
-            .slice_dim(0, row..row + 1)
-            .slice_dim(2, first..end)
-    };
-    cache_of(&part(k), &part(v), FloatDType::F32, sketch)
+    let part = |t| positions(&sequence(t, index), first..end);
+    cache_f32(&part(k), &part(v), sketch)
 }
 
-/// Fills a windowed cache of two sequences with `prompt` positions at once and the rest one by one; after each, `check` gets the cache, a query and
-/// what each sequence's window holds alone.
+/// Fills a windowed cache of two sequences with `prompt` positions at once and the rest one by one.
+/// After each append, calls `check` with the cache, a query, the caches of each sequence's window
+/// alone, and the length.
 fn along_a_sequence(
     heads: usize,
     kv_heads: usize,
@@ -68,31 +62,32 @@ fn along_a_sequence(
     for device in devices() {
         let mut noise = Noise(5 + prompt as u64);
         let len = prompt + 2 * WINDOW + 3;
-        let [k, v] = [(); 2].map(|()| noise.tensor([2, kv_heads, len, HEAD_DIM], &device));
-        let mut cache = KvCache::new(&config(2, kv_heads, sketch, WINDOW), &device).unwrap();
+        let [k, v] = noise.tensors([2, kv_heads, len, HEAD_DIM], &device);
+        let mut cache = new_cache(&config(2, kv_heads, sketch, WINDOW), &device);
         cache.set_left_padding(&padding).unwrap();
         for end in prompt..len {
             let new = if end == prompt { 0..end } else { end - 1..end };
-            let part = |t: &Tensor<4>| t.clone().slice_dim(2, new.clone());
+            let part = |t| positions(t, new.clone());
             cache.append(part(&k), part(&v)).unwrap();
             let q = noise.tensor([2, heads, 1, HEAD_DIM], &device);
-            let mut alone = [0, 1].map(|row| sliced([&k, &v], row, padding[row], end, sketch));
+            let mut alone =
+                [0, 1].map(|index| sliced([&k, &v], index, padding[index], end, sketch));
             check(&mut cache, &q, &mut alone, end);
         }
     }
 }
 
-/// The decode of each sequence alone, put together.
+/// Decodes each sequence alone and returns the outputs as a batch.
 fn each_alone(method: &Method, q: &Tensor<4>, alone: &mut [KvCache; 2]) -> Tensor<4> {
-    let rows = alone.iter_mut().enumerate().map(|(row, cache)| {
-        let q = q.clone().slice_dim(0, row..row + 1);
-        method.decode(q, cache).unwrap()
-    });
-    Tensor::cat(rows.collect(), 0)
+    let outputs = alone
+        .iter_mut()
+        .enumerate()
+        .map(|(index, cache)| method.decode(sequence(q, index), cache).unwrap());
+    Tensor::cat(outputs.collect(), 0)
 }
 
 #[test]
-fn dense_attention_sees_the_window_alone() {
+fn dense_attention_reads_only_the_window() {
     for (heads, kv_heads) in [(2, 2), (4, 2)] {
         for padding in [[0, 0], [0, 9]] {
             for prompt in [12, WINDOW, 60] {
@@ -115,7 +110,7 @@ fn dense_attention_sees_the_window_alone() {
 }
 
 #[test]
-fn sparq_sees_the_window_alone_at_every_step() {
+fn sparq_reads_only_the_window() {
     for settings in settings(Sketch::Full) {
         for (heads, kv_heads) in [(2, 2), (4, 2)] {
             for padding in [[0, 0], [0, 9]] {
@@ -144,13 +139,13 @@ fn sparq_sees_the_window_alone_at_every_step() {
 }
 
 #[test]
-fn ranges_are_those_of_the_window_where_they_are_set() {
+fn ranges_are_set_from_the_window() {
     for sketch in [Sketch::Bits8, Sketch::Bits4] {
         for settings in settings(sketch) {
             for padding in [[0, 0], [0, 9]] {
                 let method = Method::from(settings);
                 along_a_sequence(4, 2, Some(sketch), padding, 60, |cache, q, alone, end| {
-                    // The first use sets them, and as many appends later as the window is long they are set again.
+                    // The first use sets the ranges. They are set again after every WINDOW appends.
                     if !(end - 60).is_multiple_of(WINDOW) {
                         cache.refresh_sketch();
                         return;
@@ -168,7 +163,7 @@ fn ranges_are_those_of_the_window_where_they_are_set() {
 }
 
 #[test]
-fn every_intermediate_result_is_that_of_the_reference_on_the_slice() {
+fn traces_equal_the_reference_on_a_slice() {
     let settings = SparqConfig::new(6, 8).with_mean_value(MeanValue::Always);
     along_a_sequence(
         2,
@@ -179,12 +174,12 @@ fn every_intermediate_result_is_that_of_the_reference_on_the_slice() {
         |cache, q, alone, end| {
             let found = settings.decode_traced(q.clone(), cache).unwrap();
             let kept: Vec<i32> = found.positions.into_data().iter::<i32>().collect();
-            for (row, alone) in alone.iter().enumerate() {
-                let own = q.clone().slice_dim(0, row..row + 1);
+            for (index, alone) in alone.iter().enumerate() {
+                let own = sequence(q, index);
                 let trace = reference::sparq_decode(own, alone.tensors(), alone.rows(), &settings);
-                let part = |t: Tensor<4>| t.slice_dim(0, row..row + 1);
-                assert!(max_difference(&part(found.output.clone()), &trace.output) < TOLERANCE);
-                let alpha = found.alpha.clone().slice_dim(0, row..row + 1);
+                let output = sequence(&found.output, index);
+                assert!(max_difference(&output, &trace.output) < TOLERANCE);
+                let alpha = sequence(&found.alpha, index);
                 assert!(max_difference(&alpha, &trace.alpha) < TOLERANCE);
                 let first = (end - alone.len()) as i32;
                 let expected = trace.positions.into_data();
@@ -195,12 +190,12 @@ fn every_intermediate_result_is_that_of_the_reference_on_the_slice() {
                     .enumerate()
                 {
                     let mut expected: Vec<i32> = expected.iter().map(|at| at + first).collect();
-                    let mut kept = kept[(row * 2 + head) * 8..][..8].to_vec();
+                    let mut kept = kept[(index * 2 + head) * 8..][..8].to_vec();
                     expected.sort_unstable();
                     kept.sort_unstable();
                     assert_eq!(
                         kept, expected,
-                        "sequence {row}, head {head}, {end} positions"
+                        "sequence {index}, head {head}, {end} positions"
                     );
                 }
             }
@@ -209,13 +204,13 @@ fn every_intermediate_result_is_that_of_the_reference_on_the_slice() {
 }
 
 #[test]
-fn the_window_on_the_device_is_that_of_the_host() {
+fn windows_on_the_device_equal_those_of_the_host() {
     for device in devices() {
         let mut noise = Noise(7);
-        let mut cache = KvCache::new(&config(3, 1, None, WINDOW), &device).unwrap();
+        let mut cache = new_cache(&config(3, 1, None, WINDOW), &device);
         cache.set_left_padding(&[0, 70, 200]).unwrap();
         for counts in [[10, 90, 90], [14, 0, 0], [1, 3, 4], [60, 10, 1]] {
-            let [k, v] = [(); 2].map(|()| noise.tensor([3, 1, 90, HEAD_DIM], &device));
+            let [k, v] = noise.tensors([3, 1, 90, HEAD_DIM], &device);
             cache.append_rows(k, v, &counts).unwrap();
             let spans = reference::write::last_spans(cache.tensors().spans.clone(), WINDOW);
             let found: Vec<usize> = spans
@@ -231,19 +226,19 @@ fn the_window_on_the_device_is_that_of_the_host() {
 }
 
 #[test]
-fn the_mean_follows_the_window_through_steps_pieces_and_rollbacks() {
+fn the_sum_of_v_follows_the_window() {
     for device in devices() {
         let mut noise = Noise(9);
-        let [k, v] = [(); 2].map(|()| noise.tensor([1, 2, 200, HEAD_DIM], &device));
+        let [k, v] = noise.tensors([1, 2, 200, HEAD_DIM], &device);
         let sketch = Some(Sketch::Full);
-        let mut cache = KvCache::new(&config(1, 2, sketch, WINDOW), &device).unwrap();
+        let mut cache = new_cache(&config(1, 2, sketch, WINDOW), &device);
         let append = |cache: &mut KvCache, range: std::ops::Range<usize>| {
-            let part = |t: &Tensor<4>| t.clone().slice_dim(2, range.clone());
+            let part = |t| positions(t, range.clone());
             cache.append(part(&k), part(&v)).unwrap();
         };
         let check = |cache: &KvCache| {
             let end = cache.len();
-            let inside = v.clone().slice_dim(2, end.saturating_sub(WINDOW)..end);
+            let inside = positions(&v, end.saturating_sub(WINDOW)..end);
             let sum = inside.sum_dim(2).squeeze_dim::<3>(2);
             let worst = max_difference(&cache.tensors().v_sum, &sum);
             assert!(worst < TOLERANCE, "{end} positions on {device:?}: {worst}");
@@ -260,7 +255,7 @@ fn the_mean_follows_the_window_through_steps_pieces_and_rollbacks() {
             cache.truncate(len);
             check(&cache);
         }
-        // Positions that had left the window are inside again.
+        // After the truncation, positions that had left the window are in it again.
         append(&mut cache, 20..90);
         cache.truncate(70);
         let q = noise.tensor([1, 4, 1, HEAD_DIM], &device);
@@ -273,42 +268,38 @@ fn the_mean_follows_the_window_through_steps_pieces_and_rollbacks() {
 }
 
 #[test]
-fn a_nan_ends_with_the_window_that_it_was_in() {
+fn nan_leaves_with_the_window() {
     for device in devices() {
         let mut noise = Noise(11);
         let method = Method::from(SparqConfig::new(6, 8).with_mean_value(MeanValue::Always));
-        let mut cache = KvCache::new(&config(1, 2, method.sketch(), WINDOW), &device).unwrap();
+        let mut cache = new_cache(&config(1, 2, method.sketch(), WINDOW), &device);
         let mut append = |cache: &mut KvCache, len: usize, factor: f32| {
-            let [k, v] = [(); 2].map(|()| noise.tensor([1, 2, len, HEAD_DIM], &device));
+            let [k, v] = noise.tensors([1, 2, len, HEAD_DIM], &device);
             cache.append(k, v * factor).unwrap();
             method
                 .decode(noise.tensor([1, 2, 1, HEAD_DIM], &device), cache)
                 .unwrap()
         };
         append(&mut cache, 40, 1.0);
-        let poisoned = append(&mut cache, 1, f32::NAN);
-        assert!(values(&poisoned).iter().any(|y| y.is_nan()));
+        let spoiled = append(&mut cache, 1, f32::NAN);
+        assert!(values(&spoiled).iter().any(|y| y.is_nan()));
         for _ in 0..2 * WINDOW {
             append(&mut cache, 1, 1.0);
         }
         let clean = append(&mut cache, 1, 1.0);
-        assert!(values(&clean).iter().all(|y| y.is_finite()), "{device:?}");
+        assert!(is_finite(&clean), "{device:?}");
     }
 }
 
 #[test]
-fn a_window_longer_than_the_sequence_changes_nothing() {
+fn a_window_longer_than_the_sequence_has_no_effect() {
     for device in devices() {
         for sketch in [Sketch::Full, Sketch::Bits4] {
             let mut noise = Noise(13);
-            let [k, v] = [(); 2].map(|()| noise.tensor([2, 2, 90, HEAD_DIM], &device));
-            let method = Method::from(
-                SparqConfig::new(6, 8)
-                    .with_sketch(sketch)
-                    .with_mean_value(MeanValue::Always),
-            );
-            let mut plain = cache_of(&k, &v, FloatDType::F32, Some(sketch));
-            let mut windowed = KvCache::new(&config(2, 2, Some(sketch), 90), &device).unwrap();
+            let [k, v] = noise.tensors([2, 2, 90, HEAD_DIM], &device);
+            let method = method_for(Some(sketch), 6, 8);
+            let mut plain = cache_f32(&k, &v, Some(sketch));
+            let mut windowed = new_cache(&config(2, 2, Some(sketch), 90), &device);
             windowed.append(k, v).unwrap();
             let q = noise.tensor([2, 4, 1, HEAD_DIM], &device);
             for method in [method, Method::DENSE] {
@@ -321,7 +312,7 @@ fn a_window_longer_than_the_sequence_changes_nothing() {
 }
 
 #[test]
-fn a_window_of_at_most_k_positions_is_read_densely() {
+fn a_window_of_at_most_k_positions_is_dense() {
     let config = config(1, 2, Some(Sketch::Full), WINDOW);
     let method = |top_k| Method::from(SparqConfig::new(6, top_k));
     assert!(!method(WINDOW).is_sparse(&config, 1000));
@@ -348,7 +339,7 @@ fn input(noise: &mut Noise, len: usize, device: &Device) -> Tensor<3> {
 }
 
 #[test]
-fn training_prefill_and_steps_see_the_same_window() {
+fn training_prefill_and_decode_read_one_window() {
     for device in devices() {
         let attention = attention(&device, Some(WINDOW));
         let x = input(&mut Noise(15), 90, &device);
@@ -356,7 +347,7 @@ fn training_prefill_and_steps_see_the_same_window() {
         let whole = attention.forward(x.clone(), None).unwrap();
         for method in [Method::DENSE, SparqConfig::new(4, WINDOW).into()] {
             let cache = attention.cache_config(1, 1, FloatDType::F32, &method);
-            let mut cache = KvCache::new(&cache, &device).unwrap();
+            let mut cache = new_cache(&cache, &device);
             let mut parts = vec![
                 attention.forward(part(0, 10), Some(&mut cache)).unwrap(),
                 attention.forward(part(10, 50), Some(&mut cache)).unwrap(),
@@ -376,37 +367,7 @@ fn training_prefill_and_steps_see_the_same_window() {
 }
 
 #[test]
-fn a_captured_step_slides_its_window_on_the_device() {
-    for device in devices() {
-        let attention = attention(&device, Some(WINDOW));
-        for sketch in [Sketch::Full, Sketch::Bits4] {
-            let method = Method::from(
-                SparqConfig::new(6, 8)
-                    .with_sketch(sketch)
-                    .with_mean_value(MeanValue::Always),
-            );
-            let cache = attention.cache_config(1, 1, FloatDType::F32, &method);
-            let mut noise = Noise(17);
-            let mut written = KvCache::new(&cache, &device).unwrap();
-            let prompt = input(&mut noise, 10, &device);
-            attention.forward(prompt, Some(&mut written)).unwrap();
-            let captured = written.clone();
-            let step = |x: &Tensor<3>, cache: &mut KvCache, method: &Method| {
-                attention.decode(x.clone(), cache, method)
-            };
-            let mut captured = CapturedStep::new(captured, method, step);
-            for at in 0..100 {
-                let x = input(&mut noise, 1, &device);
-                let expected = attention.decode(x.clone(), &mut written, &method).unwrap();
-                let worst = max_difference(&captured.step(x).unwrap(), &expected);
-                assert!(worst < TOLERANCE, "step {at} on {device:?}: {worst}");
-            }
-        }
-    }
-}
-
-#[test]
-fn a_window_of_nothing_and_a_cache_of_another_window_are_refused() {
+fn invalid_and_mismatched_windows_are_refused() {
     let device = &devices()[0];
     for window in [0, 1 << 31, usize::MAX] {
         let refused = KvCache::new(&config(1, 2, None, window), device).unwrap_err();
@@ -424,7 +385,7 @@ fn a_window_of_nothing_and_a_cache_of_another_window_are_refused() {
         })
     ));
     let cache = attention(device, None).cache_config(1, 1, FloatDType::F32, &Method::DENSE);
-    let mut cache = KvCache::new(&cache, device).unwrap();
+    let mut cache = new_cache(&cache, device);
     let x = input(&mut Noise(19), 1, device);
     let attention = attention(device, Some(WINDOW));
     let expected = "window of the cache: expected 24 positions (the attention's), found none";

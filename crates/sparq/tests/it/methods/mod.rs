@@ -1,13 +1,13 @@
-//! Every method against cases computed by hand, and against what must hold for any input.
+//! The baselines, and the methods as a whole.
 
-mod any_input;
-mod by_hand;
-#[path = "../common/mod.rs"]
-mod common;
-mod sizes;
+// The bytes that methods move, settings for a budget, and methods as text.
+mod budget;
+// Properties of every method for random inputs.
+mod properties;
+// Cases computed by hand.
+mod worked_examples;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use common::{Noise, cache_of, devices, max_difference, values};
 use proptest::prelude::*;
 use sparq::{
     CacheShape, Directions, FlexGen, GroupScore, H2o, Hybrid, KeyPrecision, KvCache, KvCacheConfig,
@@ -15,29 +15,30 @@ use sparq::{
     SparqAttentionConfig, SparqConfig, SparqError, SparqVariant, Temperature, Transfers,
 };
 
+use crate::common::{
+    Noise, SKETCHES, cache_config, cache_f32, devices, max_difference, new_cache, positions,
+    sequence, values,
+};
+
 fn tensor(values: &[f32], shape: [usize; 4], device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
 }
 
-fn config(batch: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> KvCacheConfig {
+/// Returns settings of a cache without a sketch for a shape [B, H_kv, d].
+fn config(shape: [usize; 3], window: Option<usize>) -> KvCacheConfig {
     KvCacheConfig {
-        batch,
-        kv_heads,
-        head_dim,
-        capacity: 1,
-        dtype: FloatDType::F32,
-        sketch: None,
         window,
+        ..cache_config(shape, None)
     }
 }
 
-/// A cache of one head with keys of one component whose weights for q = 1 are 4, 1, 2, 1, 8, and the values 1 to 5.
+/// Returns a cache of one head with d = 1, five keys whose weights for q = 1 are 4, 1, 2, 1, 8, and
+/// the values 1 to 5.
 fn five(device: &Device) -> KvCache {
     let keys = [4f32, 1.0, 2.0, 1.0, 8.0].map(f32::ln);
-    cache_of(
+    cache_f32(
         &tensor(&keys, [1, 1, 5, 1], device),
         &tensor(&[1.0, 2.0, 3.0, 4.0, 5.0], [1, 1, 5, 1], device),
-        FloatDType::F32,
         None,
     )
 }
@@ -45,12 +46,15 @@ fn five(device: &Device) -> KvCache {
 fn assert_close(found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(expected) {
-        assert!((found - expected).abs() < 1e-5, "{found} is not {expected}");
+        assert!(
+            (found - expected).abs() < 1e-5,
+            "{found} instead of {expected}"
+        );
     }
 }
 
 #[test]
-fn what_a_method_reads_has_to_be_there() {
+fn missing_state_and_bad_settings_are_errors() {
     for device in devices() {
         let mut cache = five(&device);
         let q = || tensor(&[1.0], [1, 1, 1, 1], &device);
@@ -61,7 +65,7 @@ fn what_a_method_reads_has_to_be_there() {
             cache.for_method(&h2o),
             Err(SparqError::MissingAttention { .. })
         ));
-        assert!(cache.record_attention().is_err(), "it is not empty");
+        assert!(cache.record_attention().is_err(), "the cache is not empty");
         for (method, field) in [
             (
                 Method::from(H2o {
@@ -112,27 +116,27 @@ fn what_a_method_reads_has_to_be_there() {
 fn one_prefill_serves_every_method() {
     for device in devices() {
         let mut noise = Noise(8);
-        let [k, v] = [(); 2].map(|()| noise.tensor([2, 2, 70, 16], &device));
+        let [k, v] = noise.tensors([2, 2, 70, 16], &device);
         let new = |sketch| {
             let config = KvCacheConfig {
                 sketch,
-                ..config(2, 2, 16, Some(40))
+                ..config([2, 2, 16], Some(40))
             };
-            let mut cache = KvCache::new(&config, &device).unwrap();
+            let mut cache = new_cache(&config, &device);
             cache
-                .append(k.clone().slice_dim(2, 0..60), v.clone().slice_dim(2, 0..60))
+                .append(positions(&k, 0..60), positions(&v, 0..60))
                 .unwrap();
             cache
         };
         let prefilled = new(None);
-        for sketch in [Sketch::Full, Sketch::Bits8, Sketch::Bits4] {
+        for sketch in SKETCHES {
             let base = SparqConfig::new(4, 12).with_mean_value(MeanValue::Always);
             let method = Method::from(base.with_sketch(sketch));
             let (mut own, mut copy) = (new(Some(sketch)), prefilled.for_method(&method).unwrap());
             for at in 60..70 {
                 let q = noise.tensor([2, 4, 1, 16], &device);
                 let steps = [&mut own, &mut copy].map(|cache| {
-                    let new = |t: &Tensor<4>| t.clone().slice_dim(2, at..at + 1);
+                    let new = |t| positions(t, at..at + 1);
                     cache.append(new(&k), new(&v)).unwrap();
                     method.decode(q.clone(), cache).unwrap()
                 });

@@ -9,7 +9,7 @@ fn outputs(method: impl Into<Method>, queries: &[f32], cache: &mut KvCache) -> V
 }
 
 #[test]
-fn the_first_and_the_latest_positions_are_lm_infinites() {
+fn lm_infinite_reads_the_first_and_last_positions() {
     for device in devices() {
         let method = LmInfinite { top_k: 3, first: 1 };
         // Positions 0, 3 and 4: (4 1 + 1 4 + 8 5) / 13.
@@ -20,7 +20,7 @@ fn the_first_and_the_latest_positions_are_lm_infinites() {
 }
 
 #[test]
-fn flexgen_does_not_renormalise_and_the_oracle_does() {
+fn flexgen_keeps_weights_the_oracle_renormalises() {
     for device in devices() {
         // Positions 0 and 4: (4 1 + 8 5) of 16, or of 12.
         let mut cache = five(&device);
@@ -29,7 +29,8 @@ fn flexgen_does_not_renormalise_and_the_oracle_does() {
             &outputs(Oracle { top_k: 2 }, &[1.0], &mut cache),
             &[44.0 / 12.0],
         );
-        // With a head of q = -1, whose weights are 1/4, 1, 1/2, 1, 1/8, the sums of probabilities are .34, .41, .30, .41, .54: positions 1, 3 and 4.
+        // A second head with q = -1 has the weights 1/4, 1, 1/2, 1, 1/8. The sums of probabilities
+        // are .34, .41, .30, .41, .54: positions 1, 3 and 4.
         let expected = [(2.0 + 4.0 + 40.0) / 10.0, (2.0 + 4.0 + 0.625) / 2.125];
         assert_close(
             &outputs(Oracle { top_k: 3 }, &[1.0, -1.0], &mut cache),
@@ -44,15 +45,16 @@ fn flexgen_does_not_renormalise_and_the_oracle_does() {
 }
 
 #[test]
-fn quest_keeps_the_pages_with_the_best_bounds() {
+fn quest_selects_pages_by_their_bounds() {
     for device in devices() {
-        // Three pages of two positions. For q = (1, -1) the bounds of the first are 3 + 1, though its positions score 3 - 2 and 0 + 1; of the second, 1 + 1, where a
-        // position has both. The last one is current.
+        // Three pages of two positions. For q = (1, -1) the bound of the first is 3 + 1, although its
+        // positions score 3 - 2 and 0 + 1. The bound of the second is 1 + 1, which a position
+        // reaches. The last page holds the current token.
         let keys = [3.0, 2.0, 0.0, -1.0, 1.0, -1.0, 0.0, 0.0, 0.0, 0.0];
         let ones = [1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0, 5.0, 5.0];
         let k = tensor(&keys, [1, 1, 5, 2], &device);
         let v = tensor(&ones, [1, 1, 5, 2], &device);
-        let mut cache = cache_of(&k, &v, FloatDType::F32, None);
+        let mut cache = cache_f32(&k, &v, None);
         let q = tensor(&[1.0, -1.0], [1, 1, 1, 2], &device);
         for group_score in [GroupScore::Probabilities, GroupScore::Logits] {
             let quest = Quest {
@@ -66,8 +68,9 @@ fn quest_keeps_the_pages_with_the_best_bounds() {
             let expected = (3.0 * e + 5.0) / (2.0 * e + 1.0);
             assert_close(&values(&found), &[expected, expected]);
         }
-        // One component alone, the first (of equal ones, whichever: the two queries differ). Its bounds are 3, 1, 0; with all 4 of two pages as candidates, the
-        // best two positions and the current one are 0, 1 and 4.
+        // The first component alone, which is the larger one of this query. Its bounds are 3, 1, 0.
+        // With the 4 positions of two pages as candidates, the top two and the current position are
+        // 0, 1 and 4.
         let q = tensor(&[1.0, -0.5], [1, 1, 1, 2], &device);
         let hybrid = Hybrid {
             rank: 1,
@@ -84,7 +87,7 @@ fn quest_keeps_the_pages_with_the_best_bounds() {
     }
 }
 
-/// What H2O does, in loops: the weights of each step for one head of one component, and what positions have received.
+/// H2O in plain loops, for one KV head with d = 1.
 struct H2oByHand {
     received: Vec<f32>,
     alive: Vec<bool>,
@@ -124,7 +127,7 @@ impl H2oByHand {
 }
 
 #[test]
-fn h2o_evicts_what_has_received_least_and_forever() {
+fn h2o_evicts_the_least_attended_for_good() {
     for device in devices() {
         for method in [
             H2o {
@@ -136,7 +139,7 @@ fn h2o_evicts_what_has_received_least_and_forever() {
                 local_window: 3,
             },
         ] {
-            let mut cache = KvCache::new(&config(1, 1, 1, None), &device).unwrap();
+            let mut cache = new_cache(&config([1, 1, 1], None), &device);
             cache.record_attention().unwrap();
             let mut hand = H2oByHand {
                 received: Vec::new(),
@@ -162,7 +165,7 @@ fn h2o_evicts_what_has_received_least_and_forever() {
                     false => assert_eq!(found, f32::NEG_INFINITY),
                 }
             }
-            // Nobody else can read what is left.
+            // No other method can read a cache with evicted positions.
             let error = Method::DENSE.decode(tensor(&[1.0], [1, 1, 1, 1], &device), &mut cache);
             assert!(matches!(error, Err(SparqError::Value { .. })), "{error:?}");
             assert!(cache.for_method(&Method::DENSE).is_err());
@@ -171,7 +174,7 @@ fn h2o_evicts_what_has_received_least_and_forever() {
 }
 
 #[test]
-fn a_prefill_records_what_its_tokens_record_one_by_one() {
+fn prefill_records_attention_like_single_steps() {
     for device in devices() {
         for window in [None, Some(7)] {
             let attention = SparqAttentionConfig::new(16, 4, 2, 8)
@@ -182,7 +185,7 @@ fn a_prefill_records_what_its_tokens_record_one_by_one() {
             let method = Method::from(H2o::new(64));
             let new = || {
                 let config = attention.cache_config(2, 1, FloatDType::F32, &method);
-                let mut cache = KvCache::new(&config, &device).unwrap();
+                let mut cache = new_cache(&config, &device);
                 cache.set_left_padding(&[0, 3]).unwrap();
                 cache.record_attention().unwrap();
                 cache
@@ -200,14 +203,14 @@ fn a_prefill_records_what_its_tokens_record_one_by_one() {
                 .unwrap();
             for at in 5..20 {
                 let token = x.clone().slice_dim(1, at..at + 1);
-                // The dense step records for H2O, and H2O for itself.
+                // Both the dense steps and H2O's own record attention.
                 let method = if at % 2 == 0 { Method::DENSE } else { method };
                 attention.decode(token, &mut stepwise, &method).unwrap();
             }
             let [whole, stepwise] =
                 [whole, stepwise].map(|cache| cache.received_attention().unwrap());
             assert!(max_difference(&whole, &stepwise) < 1e-5);
-            // Every query gives a weight of 1 in all, and padding none.
+            // The weights of each query sum to 1, and those of padding to 0.
             let sums = values(&whole.sum_dim(2));
             assert_close(&sums, &[20.0, 20.0, 17.0, 17.0]);
         }

@@ -1,13 +1,11 @@
-//! The method that chooses: each step is dense attention or SparQ, and the choice follows the cost model.
+//! The method `auto`: each step is dense attention or SparQ, whichever costs less in the model.
 
-mod common;
-
-use burn::tensor::{FloatDType, Tensor};
-use common::{Noise, cache_of, devices, max_difference};
 use sparq::cost::StepCosts;
-use sparq::{Auto, KvCache, KvCacheConfig, Method, Sketch, SparqConfig};
+use sparq::{Auto, KvCacheConfig, Method, Sketch, SparqConfig};
 
-/// Costs under which the step of this file breaks even within the lengths that it tries.
+use crate::common::{Noise, cache_config, cache_f32, devices, max_difference, positions};
+
+/// Costs at which SparQ becomes cheaper within the tested lengths.
 const COSTS: StepCosts = StepCosts {
     dense_us: 1.0,
     sparq_us: 2.0,
@@ -23,41 +21,33 @@ fn auto(sketch: Sketch) -> Auto {
     }
 }
 
-fn cache_config(sketch: Sketch) -> KvCacheConfig {
+fn config(sketch: Sketch) -> KvCacheConfig {
     KvCacheConfig {
-        batch: 1,
-        kv_heads: 2,
-        head_dim: 16,
         capacity: 200,
-        dtype: FloatDType::F32,
-        sketch: Some(sketch),
-        window: None,
+        ..cache_config([1, 2, 16], Some(sketch))
     }
 }
 
 #[test]
-fn a_growing_cache_changes_over_once_at_the_break_even_length() {
+fn switches_to_sparq_at_the_break_even_length() {
     for device in devices() {
         for sketch in [Sketch::Full, Sketch::Bits4] {
             let auto = auto(sketch);
-            let config = cache_config(sketch);
+            let config = config(sketch);
             let at = COSTS.break_even(&auto.step(&config), &auto.sparq).unwrap();
             assert!((20..200).contains(&at), "{at}");
             let mut noise = Noise(3);
-            let (k, v) = (
-                noise.tensor([1, 2, 200, 16], &device),
-                noise.tensor([1, 2, 200, 16], &device),
-            );
-            let q: Tensor<4> = noise.tensor([1, 4, 1, 16], &device);
+            let [k, v] = noise.tensors([1, 2, 200, 16], &device);
+            let q = noise.tensor([1, 4, 1, 16], &device);
             for len in [4, 8, 9, at - 1, at, at + 1, 200] {
-                let part = |t: &Tensor<4>| t.clone().slice_dim(2, 0..len);
-                let cache = || cache_of(&part(&k), &part(&v), FloatDType::F32, Some(sketch));
+                let part = |t| positions(t, 0..len);
+                let cache = || cache_f32(&part(&k), &part(&v), Some(sketch));
                 let decode = |method: Method| method.decode(q.clone(), &mut cache()).unwrap();
                 let chosen = Method::from(auto).at(&config, len);
                 assert_eq!(chosen != Method::DENSE, len >= at);
                 let found = decode(auto.into());
                 assert!(max_difference(&found, &decode(chosen)) < 1e-5, "{len}");
-                // The other method would have given something else.
+                // The other method gives a different output.
                 if len > auto.sparq.top_k {
                     let other = match len >= at {
                         true => Method::DENSE,
@@ -71,13 +61,13 @@ fn a_growing_cache_changes_over_once_at_the_break_even_length() {
 }
 
 #[test]
-fn the_sketch_is_there_while_steps_are_dense() {
+fn requires_the_sketch_for_dense_steps_too() {
     let method = Method::from(auto(Sketch::Bits4));
     assert_eq!(method.sketch(), Some(Sketch::Bits4));
     for device in devices() {
         let mut noise = Noise(4);
         let k = noise.tensor([1, 2, 5, 16], &device);
-        let mut without: KvCache = cache_of(&k, &k, FloatDType::F32, None);
+        let mut without = cache_f32(&k, &k, None);
         let q = noise.tensor([1, 4, 1, 16], &device);
         let error = method.decode(q, &mut without).unwrap_err().to_string();
         assert!(
@@ -88,15 +78,15 @@ fn the_sketch_is_there_while_steps_are_dense() {
 }
 
 #[test]
-fn settings_and_costs_are_checked_and_stored() {
+fn settings_and_costs_are_validated_and_serialized() {
     let good = Method::from(auto(Sketch::Full));
     assert!(good.validate(16).is_ok());
     assert!(good.validate(3).unwrap_err().to_string().contains("rank"));
     for device in devices() {
         let mut noise = Noise(5);
         let k = noise.tensor([1, 2, 20, 16], &device);
-        let mut cache = cache_of(&k, &k, FloatDType::F32, Some(Sketch::Full));
-        // One query head for each key/value head, where the method was made for two.
+        let mut cache = cache_f32(&k, &k, Some(Sketch::Full));
+        // One query head per KV head, but the method expects two.
         let q = noise.tensor([1, 2, 1, 16], &device);
         let error = good.decode(q, &mut cache).unwrap_err().to_string();
         assert!(

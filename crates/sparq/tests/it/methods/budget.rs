@@ -1,10 +1,10 @@
-//! What methods move, the sizes that a budget leaves them, and methods as words.
+//! The bytes that methods move, settings for a budget, and methods as text.
 
 use super::*;
 
 #[test]
-fn each_method_moves_what_its_formula_says() {
-    // One head of d = 64 in 16 bits at S = 1000: dense 2 S d + 2 d = 128128 elements.
+fn transfers_follow_each_methods_formula() {
+    // One head of d = 64 in 16 bits at S = 1000. Dense attention moves 2 S d + 2 d elements.
     let shape = CacheShape {
         head_dim: 64,
         kv_heads: 1,
@@ -19,7 +19,7 @@ fn each_method_moves_what_its_formula_says() {
         elements(FlexGen { top_k: 100 }.into()),
         1000 * 64 + 100 * 64 + 128
     );
-    // 63 pages, 6 of them kept.
+    // Six of 63 pages are selected.
     assert_eq!(
         elements(Quest::new(100).into()),
         2 * 63 * 64 + 2 * 96 * 64 + 4 * 64
@@ -53,7 +53,7 @@ fn each_method_moves_what_its_formula_says() {
     );
     for name in Method::names() {
         let method: Method = name.parse().unwrap();
-        // H2O has its sums to read and write all the same.
+        // H2O always reads and writes its sums.
         let more = if name == "h2o" { 2 * 128 } else { 0 };
         let dense = Transfers::dense(&shape, 128).elements;
         assert_eq!(
@@ -65,7 +65,7 @@ fn each_method_moves_what_its_formula_says() {
 }
 
 #[test]
-fn a_budget_is_kept_and_nearly_spent() {
+fn a_budget_is_met_and_nearly_used_up() {
     let shape = CacheShape {
         head_dim: 64,
         kv_heads: 1,
@@ -76,7 +76,7 @@ fn a_budget_is_kept_and_nearly_spent() {
         for ratio in [0.5, 0.25, 0.125, 0.0625, 0.03125] {
             for name in Method::names() {
                 let Ok(method) = Method::for_budget(name, 64, seq_len, ratio) else {
-                    // Bounds and a page take 2 S/p + 2 p rows, at least 4 sqrt(S).
+                    // Bounds and a page take 2 S/p + 2 p K rows, at least 4 sqrt(S).
                     let rows = 2.0 * seq_len as f64 * ratio;
                     let small = name == "quest" && 4.0 * (seq_len as f64).sqrt() + 4.0 > rows;
                     assert!(
@@ -87,14 +87,14 @@ fn a_budget_is_kept_and_nearly_spent() {
                 };
                 method.validate(64).unwrap();
                 let share = method.transfers(&shape, seq_len).bytes() / dense;
-                // A page of Quest's is the coarsest step there is.
-                let step = if name == "quest" {
+                // Quest rounds to whole pages, the coarsest of all methods.
+                let rounding = if name == "quest" {
                     64.0 / seq_len as f64
                 } else {
                     4.0 / seq_len as f64
                 };
                 assert!(
-                    share <= ratio && share > ratio - step - 0.002,
+                    share <= ratio && share > ratio - rounding - 0.002,
                     "{method}: {share} of {ratio}"
                 );
             }
@@ -116,7 +116,7 @@ fn a_budget_is_kept_and_nearly_spent() {
 }
 
 #[test]
-fn methods_are_written_and_read_as_words() {
+fn methods_round_trip_through_text_and_json() {
     for name in Method::names() {
         let method = Method::named(name).unwrap();
         assert_eq!(
@@ -146,7 +146,8 @@ fn methods_are_written_and_read_as_words() {
     );
     assert_eq!(
         parsed("sparq-two-stage:then=none").to_string(),
-        "sparq-variant:r=16,then=none,k=128,l=32,keys=4bits,temperature=coverage,mean=paper,score=probabilities,components=sum-abs"
+        "sparq-variant:r=16,then=none,k=128,l=32,keys=4bits,temperature=coverage,mean=paper,\
+         score=probabilities,components=sum-abs"
     );
     for (text, message) in [
         ("h3o", "method: expected one of dense, sparq, sparq-8bit"),
@@ -164,4 +165,54 @@ fn methods_are_written_and_read_as_words() {
         let error = text.parse::<Method>().unwrap_err().to_string();
         assert!(error.starts_with(message), "{error}");
     }
+}
+
+#[test]
+fn a_compression_is_met_and_nearly_used_up() {
+    let shape = CacheShape {
+        head_dim: 128,
+        kv_heads: 8,
+        element_bytes: 2,
+    };
+    for sketch in SKETCHES {
+        for seq_len in [4096, 16384, 131072] {
+            for ratio in [0.5, 0.25, 0.125, 0.0625] {
+                let config = SparqConfig::new(1, 1)
+                    .with_sketch(sketch)
+                    .for_compression(128, seq_len, ratio)
+                    .unwrap();
+                config.validate(128).unwrap();
+                let share = Transfers::sparq(&shape, seq_len, &config).bytes()
+                    / Transfers::dense(&shape, seq_len).bytes();
+                assert!(
+                    share <= ratio && share > 0.98 * ratio,
+                    "{sketch:?} {seq_len} {ratio}: {share}"
+                );
+            }
+        }
+    }
+    let error = SparqConfig::new(1, 1)
+        .for_compression(128, 64, 0.001)
+        .unwrap_err();
+    assert!(error.to_string().contains("0.001"), "{error}");
+    for ratio in [0.0, 1.5] {
+        let refused = SparqConfig::new(1, 1).for_compression(128, 4096, ratio);
+        assert!(refused.is_err(), "{ratio}");
+    }
+}
+
+#[test]
+fn json_refuses_unknown_fields() {
+    let config = SparqConfig::new(16, 128)
+        .with_sketch(Sketch::Bits4)
+        .with_mean_value(MeanValue::Never);
+    let json = serde_json::to_string(&config).unwrap();
+    assert!(json.contains(r#""sketch":"4bits""#), "{json}");
+    assert_eq!(serde_json::from_str::<SparqConfig>(&json).unwrap(), config);
+    assert!(serde_json::from_str::<SparqConfig>(&json.replace("rank", "rang")).is_err());
+    let method = Method::from(config);
+    assert_eq!(
+        serde_json::from_str::<Method>(&serde_json::to_string(&method).unwrap()).unwrap(),
+        method
+    );
 }

@@ -1,14 +1,13 @@
-//! The attention module: prefill and decode against dense attention over the whole sequence.
-
-mod common;
+//! The attention module: prefill and decode steps against dense attention over the whole sequence.
 
 use burn::module::Param;
 use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor, Tolerance};
-use common::{Noise, devices};
 use sparq::{
     KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig, SparqConfig,
     SparqError,
 };
+
+use crate::common::{Noise, devices, new_cache, positions, sequence};
 
 const D_MODEL: usize = 48;
 
@@ -44,11 +43,8 @@ fn cache_for(
     method: &Method,
     device: &Device,
 ) -> KvCache {
-    KvCache::new(
-        &attention.cache_config(batch, 8, FloatDType::F32, method),
-        device,
-    )
-    .unwrap()
+    let config = attention.cache_config(batch, 8, FloatDType::F32, method);
+    new_cache(&config, device)
 }
 
 fn part(x: &Tensor<3>, from: usize, to: usize) -> Tensor<3> {
@@ -62,7 +58,7 @@ fn assert_close(found: Tensor<3>, expected: Tensor<3>, tolerance: f32) {
 }
 
 #[test]
-fn prefill_and_steps_equal_the_whole_sequence_at_once() {
+fn prefill_and_decode_equal_the_whole_sequence() {
     let everything = Method::from(SparqConfig::new(16, 30));
     for (device, attention) in modules() {
         let x = inputs(2, 30, &device);
@@ -86,7 +82,7 @@ fn prefill_and_steps_equal_the_whole_sequence_at_once() {
 }
 
 #[test]
-fn a_prefill_in_parts_equals_one_at_once() {
+fn prefill_in_parts_equals_one_prefill() {
     for (device, attention) in modules() {
         let x = inputs(2, 30, &device);
         let mut cache = cache_for(&attention, 2, &Method::DENSE, &device);
@@ -104,7 +100,7 @@ fn a_prefill_in_parts_equals_one_at_once() {
 }
 
 #[test]
-fn sequences_with_left_padding_equal_the_same_sequences_without() {
+fn left_padding_changes_no_valid_output() {
     let padding = [0, 7, 20];
     for (device, attention) in modules() {
         let x = inputs(3, 24, &device);
@@ -122,28 +118,24 @@ fn sequences_with_left_padding_equal_the_same_sequences_without() {
         let padded = Tensor::cat(parts.to_vec(), 1);
         assert!(
             padded.clone().is_finite().all().into_scalar::<bool>(),
-            "padding must not spread NaN into later layers"
+            "the outputs of padding must be finite, since later layers read them"
         );
-        for (row, &pad) in padding.iter().enumerate() {
-            let alone = attention
-                .forward(part(&x, pad, 24).slice_dim(0, row..row + 1), None)
-                .unwrap();
-            assert_close(
-                part(&padded, pad, 24).slice_dim(0, row..row + 1),
-                alone,
-                1e-5,
-            );
+        for (index, &pad) in padding.iter().enumerate() {
+            let alone = sequence(&part(&x, pad, 24), index);
+            let alone = attention.forward(alone, None).unwrap();
+            let found = sequence(&part(&padded, pad, 24), index);
+            assert_close(found, alone, 1e-5);
         }
     }
 }
 
 #[test]
-fn a_step_after_rows_of_different_lengths_equals_each_row_alone() {
+fn ragged_sequences_equal_each_sequence_alone() {
     let lengths = [9, 4];
     for (device, attention) in modules() {
         let x = inputs(2, 12, &device);
         let mut cache = cache_for(&attention, 2, &Method::DENSE, &device);
-        // Fills the buffers with keys and values that must not be seen afterwards.
+        // Fills the buffers with keys and values that later steps must not read.
         attention
             .forward(inputs(2, 12, &device) * f32::INFINITY, Some(&mut cache))
             .unwrap();
@@ -151,30 +143,17 @@ fn a_step_after_rows_of_different_lengths_equals_each_row_alone() {
         let mut alone: Vec<KvCache> = (0..2)
             .map(|_| cache_for(&attention, 1, &Method::DENSE, &device))
             .collect();
-        for (row, &len) in lengths.iter().enumerate() {
-            attention
-                .forward(
-                    part(&x, 0, len).slice_dim(0, row..row + 1),
-                    Some(&mut alone[row]),
-                )
-                .unwrap();
+        for (index, &len) in lengths.iter().enumerate() {
+            let x = sequence(&part(&x, 0, len), index);
+            attention.forward(x, Some(&mut alone[index])).unwrap();
         }
-        // The rows' keys and values side by side, the shorter one filled up with something.
-        let padded = |t: &Tensor<4>| t.clone().slice_dim(2, 0..9);
-        let k = Tensor::cat(
-            alone
-                .iter()
-                .map(|cache| padded(&cache.tensors().k))
-                .collect(),
-            0,
-        );
-        let v = Tensor::cat(
-            alone
-                .iter()
-                .map(|cache| padded(&cache.tensors().v))
-                .collect(),
-            0,
-        );
+        // One batch of both caches. Past its length, the shorter one holds unused memory.
+        let batch = |buffer: fn(&KvCache) -> &Tensor<4>| {
+            let parts = alone.iter().map(|cache| positions(buffer(cache), 0..9));
+            Tensor::cat(parts.collect(), 0)
+        };
+        let k = batch(|cache| &cache.tensors().k);
+        let v = batch(|cache| &cache.tensors().v);
         cache.append_rows(k, v, &lengths).unwrap();
 
         let next = part(&x, 9, 11);
@@ -182,26 +161,25 @@ fn a_step_after_rows_of_different_lengths_equals_each_row_alone() {
         let third = attention
             .decode(part(&x, 11, 12), &mut cache, &Method::DENSE)
             .unwrap();
-        for (row, own) in alone.iter_mut().enumerate() {
-            let rows = row..row + 1;
+        for (index, own) in alone.iter_mut().enumerate() {
             let expected = attention
-                .forward(next.clone().slice_dim(0, rows.clone()), Some(own))
+                .forward(sequence(&next, index), Some(own))
                 .unwrap();
-            assert_close(two.clone().slice_dim(0, rows.clone()), expected, 1e-5);
-            let expected = attention
-                .decode(
-                    part(&x, 11, 12).slice_dim(0, rows.clone()),
-                    own,
-                    &Method::DENSE,
-                )
-                .unwrap();
-            assert_close(third.clone().slice_dim(0, rows), expected, 1e-5);
+            assert_close(sequence(&two, index), expected, 1e-5);
+            let last = sequence(&part(&x, 11, 12), index);
+            let expected = attention.decode(last, own, &Method::DENSE).unwrap();
+            assert_close(sequence(&third, index), expected, 1e-5);
         }
     }
 }
 
-/// The module with weights that are the same in every run.
-fn repeatable(noise: &mut Noise, heads: usize, kv_heads: usize, device: &Device) -> SparqAttention {
+/// Returns a module with the same weights in every run.
+fn deterministic(
+    noise: &mut Noise,
+    heads: usize,
+    kv_heads: usize,
+    device: &Device,
+) -> SparqAttention {
     let mut attention = config(heads, kv_heads).init(device).unwrap();
     let projections = [
         &mut attention.q_proj,
@@ -218,11 +196,11 @@ fn repeatable(noise: &mut Noise, heads: usize, kv_heads: usize, device: &Device)
 }
 
 #[test]
-fn a_sparse_step_is_the_method_between_the_projections() {
+fn decode_is_the_method_between_projections() {
     for device in devices() {
         for (heads, kv_heads) in [(4, 4), (4, 2), (3, 1)] {
             let mut noise = Noise(21);
-            let attention = repeatable(&mut noise, heads, kv_heads, &device);
+            let attention = deterministic(&mut noise, heads, kv_heads, &device);
             let settings = SparqConfig::new(12, 24).with_sketch(Sketch::Bits4);
             let method = Method::from(settings);
             let x = noise
@@ -241,9 +219,9 @@ fn a_sparse_step_is_the_method_between_the_projections() {
             let heads_of =
                 |y: Tensor<3>, heads: usize| y.reshape([1, 1, heads, 16]).swap_dims(1, 2);
             let at = Tensor::<2, Int>::from_ints([[64]], &device);
-            let turn = |y| attention.rotary.as_ref().unwrap().apply(y, at.clone());
-            let q = turn(heads_of(attention.q_proj.forward(token.clone()), heads));
-            let k = turn(heads_of(attention.k_proj.forward(token.clone()), kv_heads));
+            let rotate = |y| attention.rotary.as_ref().unwrap().apply(y, at.clone());
+            let q = rotate(heads_of(attention.q_proj.forward(token.clone()), heads));
+            let k = rotate(heads_of(attention.k_proj.forward(token.clone()), kv_heads));
             let v = heads_of(attention.v_proj.forward(token.clone()), kv_heads);
             by_hand.append(k, v).unwrap();
             let step = settings.decode_traced(q, &mut by_hand).unwrap();
@@ -255,7 +233,7 @@ fn a_sparse_step_is_the_method_between_the_projections() {
             let difference = (sparse - dense).abs().max().into_scalar::<f32>();
             assert!(
                 difference > 1e-2,
-                "24 of 65 positions can't give the same: {difference}"
+                "24 of 65 positions must not give the output of all: {difference}"
             );
         }
     }
@@ -263,18 +241,15 @@ fn a_sparse_step_is_the_method_between_the_projections() {
 
 #[test]
 #[cfg(feature = "flex")]
-fn caches_of_16_bits_serve_a_module_of_fp32() {
+fn a_16_bit_cache_serves_an_fp32_module() {
     let device = Device::flex();
     let attention = config(4, 2).init(&device).unwrap();
     let x = inputs(1, 30, &device);
     let whole = attention.forward(x.clone(), None).unwrap();
-    // One rounding of K and of V: half a unit in the last of 11 (8) bits on values up to about 4, averaged by the attention.
+    // K and V are rounded once: half a unit in the last of 11 or 8 bits, for elements up to about 4.
     for (dtype, tolerance) in [(FloatDType::F16, 4e-3), (FloatDType::BF16, 3e-2)] {
-        let mut cache = KvCache::new(
-            &attention.cache_config(1, 8, dtype, &Method::DENSE),
-            &device,
-        )
-        .unwrap();
+        let config = attention.cache_config(1, 8, dtype, &Method::DENSE);
+        let mut cache = new_cache(&config, &device);
         let first = attention
             .forward(part(&x, 0, 29), Some(&mut cache))
             .unwrap();
@@ -286,7 +261,7 @@ fn caches_of_16_bits_serve_a_module_of_fp32() {
 }
 
 #[test]
-fn what_does_not_fit_is_an_error_and_leaves_the_cache_as_it_was() {
+fn refused_inputs_leave_the_cache_unchanged() {
     for device in devices() {
         let attention = config(4, 2).init(&device).unwrap();
         let mut cache = cache_for(&attention, 2, &Method::DENSE, &device);
@@ -330,10 +305,11 @@ fn what_does_not_fit_is_an_error_and_leaves_the_cache_as_it_was() {
 }
 
 #[test]
-fn sizes_that_make_no_module_are_errors_that_say_so() {
+fn invalid_sizes_are_errors() {
     let error =
         |config: SparqAttentionConfig| config.init(&Device::default()).unwrap_err().to_string();
-    let uneven = "n_heads: expected a multiple of 3 (the n_kv_heads), found 4; every key/value head serves as many query heads";
+    let uneven = "n_heads: expected a multiple of 3 (the n_kv_heads), found 4; \
+                  every key/value head serves as many query heads";
     assert_eq!(error(config(4, 3)), uneven);
     assert!(error(config(4, 0)).starts_with("n_kv_heads: expected at least 1, found 0"));
     assert!(error(config(0, 1)).starts_with("n_heads: expected at least 1, found 0"));

@@ -1,14 +1,13 @@
-//! Preparing a token (turn query and key, append key and value) on every device, held to the plain tensor operations.
-
-mod common;
+//! Preparing a token (RoPE of query and key, append of key and value) against tensor operations.
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use common::{Noise, devices, max_difference};
 use sparq::sketch::unpack;
 use sparq::{
     CacheTensors, KvCache, KvCacheConfig, Method, Rotary, RotaryConfig, RotaryScaling, Sketch,
     SketchTensors, SparqConfig, SparqError, reference,
 };
+
+use crate::common::{ALL_SKETCHES, Noise, cache_config, devices, max_difference, new_cache};
 
 const KV_HEADS: usize = 2;
 const HEAD_DIM: usize = 24;
@@ -31,62 +30,61 @@ fn rotaries(device: &Device) -> Vec<Option<Rotary>> {
 
 fn cache(batch: usize, dtype: FloatDType, sketch: Option<Sketch>, device: &Device) -> KvCache {
     let config = KvCacheConfig {
-        batch,
-        kv_heads: KV_HEADS,
-        head_dim: HEAD_DIM,
         capacity: 8,
         dtype,
-        sketch,
-        window: None,
+        ..cache_config([batch, KV_HEADS, HEAD_DIM], sketch)
     };
-    KvCache::new(&config, device).unwrap()
+    new_cache(&config, device)
 }
 
-/// The buffers are the same but for what rounding explains: half a unit of 16-bit types, a step of a code.
+/// Asserts that the buffers agree up to rounding: half a unit of 16-bit types, one for codes.
 fn assert_alike(found: &CacheTensors, want: &CacheTensors, tolerance: f32, case: &str) {
-    for (what, found, want) in [("keys", &found.k, &want.k), ("values", &found.v, &want.v)] {
+    for (name, found, want) in [("keys", &found.k, &want.k), ("values", &found.v, &want.v)] {
         let difference = max_difference(found, want);
-        assert!(difference < tolerance, "{case}: {what} by {difference}");
+        assert!(
+            difference < tolerance,
+            "{case}: {name} differ by {difference}"
+        );
     }
     let difference = max_difference(&found.v_sum, &want.v_sum);
-    assert!(difference < 1e-5, "{case}: sum by {difference}");
+    assert!(difference < 1e-5, "{case}: the sums differ by {difference}");
     let spans = |tensors: &CacheTensors| tensors.spans.clone().into_data();
     spans(found).assert_eq(&spans(want), false);
     match (&found.sketch, &want.sketch) {
         (SketchTensors::None, SketchTensors::None) => {}
         (SketchTensors::Full(found), SketchTensors::Full(want)) => {
-            assert!(max_difference(found, want) < tolerance, "{case}: sketch");
+            assert!(
+                max_difference(found, want) < tolerance,
+                "{case}: the sketches differ"
+            );
         }
         (SketchTensors::Codes { bits, codes, .. }, SketchTensors::Codes { codes: want, .. }) => {
             let codes = unpack(codes.clone(), *bits).into_data();
             let want = unpack(want.clone(), *bits).into_data();
             for (found, want) in codes.iter::<i64>().zip(want.iter::<i64>()) {
-                assert!((found - want).abs() <= 1, "{case}: code {found}, {want}");
+                assert!(
+                    (found - want).abs() <= 1,
+                    "{case}: code {found} instead of {want}"
+                );
             }
         }
-        (found, want) => panic!("{case}: {found:?}, {want:?}"),
+        (found, want) => panic!("{case}: {found:?} instead of {want:?}"),
     }
 }
 
 #[test]
-fn a_prepared_token_is_what_plain_operations_make_of_it() {
-    let sketches = [
-        None,
-        Some(Sketch::Full),
-        Some(Sketch::Bits8),
-        Some(Sketch::Bits4),
-    ];
+fn buffers_equal_those_of_tensor_operations() {
     for device in devices() {
         for dtype in [FloatDType::F32, FloatDType::F16] {
             if !device.supports_dtype(dtype) {
                 continue;
             }
             for (index, rotary) in rotaries(&device).iter().enumerate() {
-                for sketch in sketches {
+                for sketch in ALL_SKETCHES {
                     for heads in [KV_HEADS, 3 * KV_HEADS] {
                         let case =
                             format!("{device:?} {dtype:?} rotary {index} {sketch:?} {heads} heads");
-                        one_case(&device, dtype, rotary.as_ref(), sketch, heads, &case);
+                        check_steps(&device, dtype, rotary.as_ref(), sketch, heads, &case);
                     }
                 }
             }
@@ -94,8 +92,9 @@ fn a_prepared_token_is_what_plain_operations_make_of_it() {
     }
 }
 
-/// Steps behind a prompt, with left padding that one of the sequences has not yet left behind, over a growth of the buffers.
-fn one_case(
+/// Checks steps after a prompt in which the buffers grow and one sequence is still in its left
+/// padding.
+fn check_steps(
     device: &Device,
     dtype: FloatDType,
     rotary: Option<&Rotary>,
@@ -109,54 +108,57 @@ fn one_case(
     let prompt = noise.tensor([3, KV_HEADS, 62, HEAD_DIM], device);
     found.append(prompt.clone(), prompt).unwrap();
     found.refresh_sketch();
-    let mut rows = found.rows().clone();
+    let mut spans = found.rows().clone();
     let mut want = found.tensors().clone();
     let tolerance = if dtype == FloatDType::F32 { 2e-6 } else { 4e-3 };
     for step in 0..5 {
         let mut token = |heads| noise.tensor([3, heads, 1, HEAD_DIM], device).cast(dtype);
         let (q, k, v) = (token(heads), token(KV_HEADS), token(KV_HEADS));
-        let turned = found
+        let rotated = found
             .prepare(q.clone(), k.clone(), v.clone(), rotary)
             .unwrap();
 
         want = want.grown(found.capacity());
         let table = rotary.map(|rotary| rotary.table(found.capacity()));
-        let coded = sketch.and_then(Sketch::bits).is_some();
+        let encode = sketch.and_then(Sketch::bits).is_some();
         let (want_q, after) =
-            reference::write::prepare(want, [q, k, v], table.as_ref(), &rows, coded);
+            reference::write::prepare(want, [q, k, v], table.as_ref(), &spans, encode);
         want = after;
-        rows = rows.grown(&[1; 3]);
+        spans = spans.grown(&[1; 3]);
 
         let case = format!("{case} step {step}");
-        assert_eq!(found.rows(), &rows, "{case}");
-        assert_eq!(turned.dtype(), want_q.dtype(), "{case}");
-        let difference = max_difference(&turned, &want_q);
-        assert!(difference < tolerance, "{case}: queries by {difference}");
+        assert_eq!(found.rows(), &spans, "{case}");
+        assert_eq!(rotated.dtype(), want_q.dtype(), "{case}");
+        let difference = max_difference(&rotated, &want_q);
+        assert!(
+            difference < tolerance,
+            "{case}: the queries differ by {difference}"
+        );
         assert_alike(found.tensors(), &want, tolerance, &case);
     }
-    assert_eq!(found.capacity(), 128, "{case}: the steps grow the buffers");
+    assert_eq!(found.capacity(), 128, "{case}: the buffers must grow");
 }
 
 #[test]
-fn a_prepared_token_attends_like_one_that_was_turned_before() {
+fn decode_equals_one_with_separate_rope() {
     for device in devices() {
         let mut noise = Noise(43);
         let rotary = RotaryConfig::new(HEAD_DIM).init(&device).unwrap();
         let method = Method::from(SparqConfig::new(6, 12));
         let mut prepared = cache(1, FloatDType::F32, method.sketch(), &device);
-        let mut turned = cache(1, FloatDType::F32, method.sketch(), &device);
+        let mut rotated = cache(1, FloatDType::F32, method.sketch(), &device);
         for position in 0..40 {
             let mut token = |heads| noise.tensor([1, heads, 1, HEAD_DIM], &device);
             let (q, k, v) = (token(4), token(KV_HEADS), token(KV_HEADS));
             let at = Tensor::<2, Int>::from_ints([[position]], &device);
             let by_hand = rotary.apply(q.clone(), at.clone());
-            turned
+            rotated
                 .append(rotary.apply(k.clone(), at), v.clone())
                 .unwrap();
             let q = prepared.prepare(q, k, v, Some(&rotary)).unwrap();
             assert!(max_difference(&q, &by_hand) < 2e-6, "{device:?} {position}");
             let found = method.decode(q, &mut prepared).unwrap();
-            let want = method.decode(by_hand, &mut turned).unwrap();
+            let want = method.decode(by_hand, &mut rotated).unwrap();
             assert!(
                 max_difference(&found, &want) < 1e-5,
                 "{device:?} {position}"
@@ -166,7 +168,7 @@ fn a_prepared_token_attends_like_one_that_was_turned_before() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_and_changes_nothing() {
+fn refused_inputs_leave_the_cache_empty() {
     for device in devices() {
         let mut noise = Noise(47);
         let mut cache = cache(1, FloatDType::F32, None, &device);

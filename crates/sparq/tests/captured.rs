@@ -152,8 +152,8 @@ fn compare(method: Method, batch: usize, steps: usize, device: &Device) -> usize
 fn a_thousand_replays_equal_single_launches() {
     let _alone = alone();
     for device in devices() {
-        // Steps are dense up to 40 positions. Sketch ranges are set at 41, 82 and so on, and buffers
-        // grow at 64, 128 and so on.
+        // Steps are dense up to 40 positions. Sketch ranges are set at 41, 82 and so on, and
+        // buffers grow at 64, 128 and so on.
         let method = Method::from(SparqConfig::new(6, 40).with_sketch(Sketch::Bits4));
         let replays = compare(method, 2, 1050, &device);
         match has_graphs(&device) {
@@ -279,8 +279,8 @@ fn steps_that_cannot_be_captured_run_directly() {
     }
 }
 
-/// The case of a server: a thread takes steps with weights of its own or, if the device supports it,
-/// of the main thread.
+/// The case of a server: a thread takes steps with weights of its own or, if the device supports
+/// it, of the main thread.
 #[test]
 fn another_thread_can_capture() {
     let _alone = alone();

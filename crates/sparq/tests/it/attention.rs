@@ -246,7 +246,8 @@ fn a_16_bit_cache_serves_an_fp32_module() {
     let attention = config(4, 2).init(&device).unwrap();
     let x = inputs(1, 30, &device);
     let whole = attention.forward(x.clone(), None).unwrap();
-    // K and V are rounded once: half a unit in the last of 11 or 8 bits, for elements up to about 4.
+    // K and V are rounded once: half a unit in the last of 11 or 8 bits, for elements up to about
+    // 4.
     for (dtype, tolerance) in [(FloatDType::F16, 4e-3), (FloatDType::BF16, 3e-2)] {
         let config = attention.cache_config(1, 8, dtype, &Method::DENSE);
         let mut cache = new_cache(&config, &device);

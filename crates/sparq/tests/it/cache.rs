@@ -275,9 +275,9 @@ fn an_unsupported_dtype_is_an_error() {
 /// f16 keeps 11 significant bits and bf16 8, so rounding changes each element of K and V by at most
 /// u = 2^-11 or 2^-8 of itself.
 ///
-/// A logit q.k / sqrt(d) then changes by at most e = u |q|_1 max|k| / sqrt(d), a softmax weight by a
-/// factor within exp(+-2e), and the output by at most (exp(2e) - 1) max|v| + u max|v|. If the same
-/// positions are selected, the bound of dense attention also holds for SparQ.
+/// A logit q.k / sqrt(d) then changes by at most e = u |q|_1 max|k| / sqrt(d), a softmax weight by
+/// a factor within exp(+-2e), and the output by at most (exp(2e) - 1) max|v| + u max|v|. If the
+/// same positions are selected, the bound of dense attention also holds for SparQ.
 #[cfg(feature = "flex")]
 #[test]
 fn a_16_bit_cache_differs_by_rounding_only() {

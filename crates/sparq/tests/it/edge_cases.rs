@@ -1,5 +1,5 @@
-//! Inputs at the edges of arithmetic. The results are those that [`sparq::reference`] documents, and
-//! nothing panics or hangs.
+//! Inputs at the edges of arithmetic. The results are those that [`sparq::reference`] documents,
+//! and nothing panics or hangs.
 
 use burn::tensor::{Device, Int, Tensor};
 use sparq::ops::SparqOutput;

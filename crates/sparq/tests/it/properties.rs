@@ -78,8 +78,8 @@ fn settings() -> impl Strategy<Value = SparqConfig> {
         )
 }
 
-/// Returns the selected positions of each batch head, ascending, without the -1 of sequences that have
-/// fewer valid positions than the longest selects.
+/// Returns the selected positions of each batch head, ascending, without the -1 of sequences that
+/// have fewer valid positions than the longest selects.
 fn positions(t: &Tensor<3, Int>) -> Vec<Vec<i64>> {
     let k = t.dims()[2];
     let flat: Vec<i64> = t.clone().into_data().iter::<i64>().collect();
@@ -118,10 +118,11 @@ fn group_scores(trace: &SparqTrace, config: &SparqConfig, valid: Range<usize>) -
         .collect()
 }
 
-/// Returns whether two selections are equal, head by head, or `None` if they differ by more than a tie.
+/// Returns whether two selections are equal, head by head, or `None` if they differ by more than a
+/// tie.
 ///
-/// Codes make many equal scores, of which any may be selected, and a batch adds in another order than
-/// a single sequence.
+/// Codes make many equal scores, of which any may be selected, and a batch adds in another order
+/// than a single sequence.
 fn same_selection(one: &[Vec<i64>], other: &[Vec<i64>], scores: &[Vec<f32>]) -> Option<Vec<bool>> {
     let tied = |one: &[i64], other: &[i64], scores: &[f32]| {
         let only = |a: &[i64], b: &[i64]| -> Vec<f32> {

@@ -173,7 +173,7 @@ fn traces_equal_the_reference_on_a_slice() {
         40,
         |cache, q, alone, end| {
             let found = settings.decode_traced(q.clone(), cache).unwrap();
-            let kept: Vec<i32> = found.positions.into_data().iter::<i32>().collect();
+            let selected: Vec<i32> = found.positions.into_data().iter::<i32>().collect();
             for (index, alone) in alone.iter().enumerate() {
                 let own = sequence(q, index);
                 let trace = reference::sparq_decode(own, alone.tensors(), alone.rows(), &settings);
@@ -190,11 +190,11 @@ fn traces_equal_the_reference_on_a_slice() {
                     .enumerate()
                 {
                     let mut expected: Vec<i32> = expected.iter().map(|at| at + first).collect();
-                    let mut kept = kept[(index * 2 + head) * 8..][..8].to_vec();
+                    let mut selected = selected[(index * 2 + head) * 8..][..8].to_vec();
                     expected.sort_unstable();
-                    kept.sort_unstable();
+                    selected.sort_unstable();
                     assert_eq!(
-                        kept, expected,
+                        selected, expected,
                         "sequence {index}, head {head}, {end} positions"
                     );
                 }

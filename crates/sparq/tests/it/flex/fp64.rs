@@ -256,8 +256,8 @@ impl Scores {
     }
 }
 
-/// Compares a SparQ step with fp64. Selections may differ if scores differ by no more than rounding.
-/// The remaining stages are checked for the positions that the step selected.
+/// Compares a SparQ step with fp64. Selections may differ if scores differ by no more than
+/// rounding. The remaining stages are checked for the positions that the step selected.
 pub fn check_sparq(shape: Shape, cache: &mut KvCache, q: &Tensor<4>, config: &SparqConfig) {
     let config = &without_tie(shape, q, *config);
     let case = format!("{config:?} {shape:?} {:?}", cache.rows());

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Returns methods of every kind whose weights over k positions sum to 1. They need a head_dim of at
-/// least 8.
+/// Returns methods of every kind whose weights over k positions sum to 1. They need a head_dim of
+/// at least 8.
 fn methods(k: usize) -> Vec<Method> {
     let variant = SparqVariant::new(3, k).with_mean_value(MeanValue::Never);
     let mut methods: Vec<Method> = vec![
@@ -183,9 +183,9 @@ proptest! {
                     let alone = filled(&part(&keys), &part(&v), &[0], &[end - first], None);
                     let one = decode(&method, &sequence(&q, index), &alone);
                     let same = max_difference(&one, &sequence(&all, index)) < 1e-4;
-                    // Codes make many equal scores, of which any may be selected, and a second stage
-                    // rescores a quarter of the longest sequence. H2O has no sums yet, so that all
-                    // positions outside the local window tie.
+                    // Codes make many equal scores, of which any may be selected, and a second
+                    // stage rescores a quarter of the longest sequence. H2O has no sums yet, so
+                    // that all positions outside the local window tie.
                     let coded = matches!(
                         method,
                         Method::SparqVariant(SparqVariant { keys, .. }) if keys != KeyPrecision::Full

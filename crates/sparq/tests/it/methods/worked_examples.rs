@@ -47,8 +47,8 @@ fn flexgen_keeps_weights_the_oracle_renormalises() {
 #[test]
 fn quest_selects_pages_by_their_bounds() {
     for device in devices() {
-        // Three pages of two positions. For q = (1, -1) the bound of the first is 3 + 1, although its
-        // positions score 3 - 2 and 0 + 1. The bound of the second is 1 + 1, which a position
+        // Three pages of two positions. For q = (1, -1) the bound of the first is 3 + 1, although
+        // its positions score 3 - 2 and 0 + 1. The bound of the second is 1 + 1, which a position
         // reaches. The last page holds the current token.
         let keys = [3.0, 2.0, 0.0, -1.0, 1.0, -1.0, 0.0, 0.0, 0.0, 0.0];
         let ones = [1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0, 5.0, 5.0];

@@ -1,9 +1,9 @@
 //! SparQ on the CPU backend `flex`, on the slices of its buffers.
 //!
-//! A decode step reads each needed byte of the cache once, for all query heads of a group: one
-//! pass over the selected rows of the key sketch, a top-k selection, and one gather of K rows and
-//! V rows. The work is divided among threads by batch head and, if those are few, by ranges of positions.
-//! Sums are kept in fp32.
+//! A decode step reads each needed byte of the cache once, for all query heads of a group: one pass
+//! over the selected rows of the key sketch, a top-k selection, and one gather of K rows and V
+//! rows. The work is divided among threads by batch head and, if those are few, by ranges of
+//! positions. Sums are kept in fp32.
 //!
 //! | module | content |
 //! |---|---|

@@ -2,8 +2,8 @@
 //! this backend is in this module.
 //!
 //! A [`Kernel`] is written once, generic over [`Simd`]. [`Level::run`] compiles it into one
-//! function per instruction set. Every function that a kernel calls down to the vector operations must be
-//! `#[inline(always)]`: only then is it compiled with the instructions of that function.
+//! function per instruction set. Every function that a kernel calls down to the vector operations
+//! must be `#[inline(always)]`: only then is it compiled with the instructions of that function.
 //!
 //! `Avx2` and `Avx512` are zero-sized proofs that the CPU has the instructions. Only
 //! [`Level::detect`] creates them.

@@ -1,8 +1,8 @@
-//! The files against the steps on the host: an implementation that shares nothing with the one that wrote the files.
+//! The files against the float64 stages, which share no code with the program that wrote the files.
 
 use std::path::Path;
 
-use super::{Choices, expected, regret};
+use super::{Selections, expected, regret};
 use crate::{Array, Case, Kind, read_folder};
 
 fn all_cases() -> Vec<Case> {
@@ -10,8 +10,8 @@ fn all_cases() -> Vec<Case> {
     read_folder(&fixtures).unwrap()
 }
 
-fn choices(case: &Case) -> Choices {
-    Choices {
+fn selections(case: &Case) -> Selections {
+    Selections {
         components: case.expected.components.clone(),
         selected: case.expected.selected.clone(),
         codes: case
@@ -29,16 +29,16 @@ fn largest_difference(a: &Array<f32>, b: &Array<f32>) -> f32 {
 }
 
 #[test]
-fn the_folder_holds_all_cases_of_both_kinds() {
+fn all_fixtures_are_read() {
     let cases = all_cases();
     let count = |kind| cases.iter().filter(|case| case.kind == kind).count();
     assert_eq!((count(Kind::Authors), count(Kind::Sketch)), (23, 12));
 }
 
 #[test]
-fn the_choices_of_every_file_are_the_best_ones() {
+fn selections_of_every_file_are_optimal() {
     for case in all_cases() {
-        let regret = regret(&case, &choices(&case));
+        let regret = regret(&case, &selections(&case));
         assert!(
             regret.components == 0.0 && regret.selected == 0.0,
             "{}: {regret:?}",
@@ -49,9 +49,9 @@ fn the_choices_of_every_file_are_the_best_ones() {
 }
 
 #[test]
-fn the_results_of_every_file_follow_from_its_input() {
+fn results_of_every_file_follow_from_its_inputs() {
     for case in all_cases() {
-        let (file, host) = (&case.expected, expected(&case, &choices(&case)));
+        let (file, host) = (&case.expected, expected(&case, &selections(&case)));
         let mut pairs = vec![
             ("logits", &file.logits, &host.logits),
             ("mean_value", &file.mean_value, &host.mean_value),
@@ -61,13 +61,16 @@ fn the_results_of_every_file_follow_from_its_input() {
             pairs.push(("alpha", file, host));
         }
         if let (Some(file), Some(host)) = (&file.sketch, &host.sketch) {
-            pairs.extend([("lo", &file.lo, &host.lo), ("step", &file.step, &host.step)]);
+            pairs.extend([
+                ("zero point", &file.zero_point, &host.zero_point),
+                ("scale", &file.scale, &host.scale),
+            ]);
         }
-        for (what, file, host) in pairs {
+        for (name, file, host) in pairs {
             let difference = largest_difference(file, host);
             assert!(
                 difference < 2e-5,
-                "{}: {what} differs by {difference}",
+                "{}: {name} differs by {difference}",
                 case.name
             );
         }
@@ -75,12 +78,12 @@ fn the_results_of_every_file_follow_from_its_input() {
 }
 
 #[test]
-fn a_worse_choice_is_regretted() {
+fn worse_selections_have_regret() {
     let case = all_cases()
         .into_iter()
         .find(|case| case.name == "b4_p_h4_kv4_d32_S200")
         .unwrap();
-    let best = choices(&case);
+    let best = selections(&case);
 
     let mut worse = best.clone();
     let mut marks = best.selected.values().to_vec();
@@ -95,7 +98,7 @@ fn a_worse_choice_is_regretted() {
     assert_eq!(
         regret(&case, &worse).selected,
         f64::INFINITY,
-        "the current token is always kept"
+        "the current token must be selected"
     );
 
     let mut worse = best.clone();

@@ -1,76 +1,77 @@
-//! The steps of the algorithm for one sequence and key/value head.
+//! The stages of the algorithm for one batch head.
 
 use std::ops::Range;
 
 use sparq::{Components, GroupScore, SparqConfig};
 
-/// The input of a step for one sequence and key/value head.
+/// The inputs of a decode step for one batch head.
 #[derive(Clone)]
-pub(crate) struct Row<'a> {
+pub(crate) struct HeadInput<'a> {
     /// The settings.
     pub(crate) config: &'a SparqConfig,
-    /// The queries of the group, g rows of d.
+    /// The queries of the group, [g, d].
     pub(crate) q: &'a [f32],
-    /// The keys, S rows of d.
+    /// The keys, [S, d].
     pub(crate) k: &'a [f32],
-    /// The values, S rows of d.
+    /// The values, [S, d].
     pub(crate) v: &'a [f32],
     /// d.
     pub(crate) head_dim: usize,
-    /// The positions that hold a token.
+    /// The valid positions.
     pub(crate) valid: Range<usize>,
 }
 
-/// The keys as the sketch holds them in few bits.
+/// The codes of the key sketch.
 #[derive(Clone, Copy)]
 pub(crate) struct Codes<'a> {
-    /// d rows of S.
+    /// [d, S].
     pub(crate) codes: &'a [u8],
-    /// The step of each channel, d of them.
-    pub(crate) step: &'a [f32],
+    /// The scale of each channel, [d].
+    pub(crate) scales: &'a [f32],
 }
 
-/// The approximate logits of one query head, S of them.
+/// The approximate logits of one query head.
 pub(crate) struct Approximation {
-    /// The logits.
+    /// [S].
     pub(crate) logits: Vec<f64>,
-    /// The sum of the magnitudes of what was added up to each, which rounding errors are in proportion to.
+    /// The sums of the magnitudes of the terms, [S]. Rounding errors are proportional to them.
     pub(crate) magnitudes: Vec<f64>,
 }
 
-impl<'a> Row<'a> {
-    /// S: the positions of the buffers.
+impl<'a> HeadInput<'a> {
+    /// Returns S, the number of positions of the buffers.
     pub(crate) fn seq(&self) -> usize {
         self.k.len() / self.head_dim
     }
 
-    /// The positions that are always kept.
+    /// Returns the local window.
     pub(crate) fn window(&self) -> Range<usize> {
         let Range { start, end } = self.valid;
         end.saturating_sub(self.config.local_window).max(start)..end
     }
 
-    /// How many positions are kept.
-    pub(crate) fn kept(&self) -> usize {
+    /// Returns the number of positions to select.
+    pub(crate) fn count(&self) -> usize {
         self.config.top_k.min(self.valid.len())
     }
 
-    /// The queries of the group.
+    /// Returns the queries of the group.
     pub(crate) fn queries(&self) -> impl ExactSizeIterator<Item = &'a [f32]> + Clone + use<'a> {
         self.q.chunks_exact(self.head_dim)
     }
 
-    /// The key at position `s`, d elements.
+    /// Returns the key at position `s`, [d].
     pub(crate) fn key_at(&self, s: usize) -> &'a [f32] {
         &self.k[s * self.head_dim..][..self.head_dim]
     }
 
-    /// The value at position `s`, d elements.
+    /// Returns the value at position `s`, [d].
     pub(crate) fn value_at(&self, s: usize) -> &'a [f32] {
         &self.v[s * self.head_dim..][..self.head_dim]
     }
 
-    /// The lower end and the step of a channel's codes, in fp32 as they are stored. What is not finite does not enter.
+    /// Returns zero point and scale of a channel, in fp32 as stored. Ignores keys that are not
+    /// finite.
     fn range(&self, c: usize, levels: f32) -> (f32, f32) {
         let channel = || {
             let keys = self.valid.clone().map(|s| self.key_at(s)[c]);
@@ -81,26 +82,27 @@ impl<'a> Row<'a> {
         if lo > hi {
             return (0.0, 0.0);
         }
-        let step = (hi - lo) / levels;
-        (lo, if step.is_finite() { step } else { 0.0 })
+        let scale = (hi - lo) / levels;
+        (lo, if scale.is_finite() { scale } else { 0.0 })
     }
 
-    /// [`Row::range`] of every channel, d of them.
+    /// Returns zero point and scale of every channel, [d].
     pub(crate) fn ranges(&self, levels: f32) -> Vec<(f32, f32)> {
         let channels = 0..self.head_dim;
         channels.map(|c| self.range(c, levels)).collect()
     }
 
-    /// How far a code is from its key beyond the half that rounding is due, in codes: the most over the valid positions. Keys beyond the range
-    /// count as its ends; the code of what is no number, and of every key of a channel that does not vary, is 0.
+    /// Returns the largest distance of a scaled key from its code over the valid positions, minus
+    /// the 0.5 of correct rounding. Keys outside the range are clamped. The code of NaN is 0, and
+    /// so is every code of a channel with a scale of 0.
     pub(crate) fn distance(&self, codes: &[u8], ranges: &[(f32, f32)], levels: f32) -> f64 {
         let mut farthest = 0f64;
-        for (c, &(lo, step)) in ranges.iter().enumerate() {
+        for (c, &(zero_point, scale)) in ranges.iter().enumerate() {
             for s in self.valid.clone() {
                 let key = self.key_at(s)[c];
-                let scaled = match step == 0.0 || key.is_nan() {
+                let scaled = match scale == 0.0 || key.is_nan() {
                     true => 0.0,
-                    false => f64::from((key - lo) / step).clamp(0.0, f64::from(levels)),
+                    false => f64::from((key - zero_point) / scale).clamp(0.0, f64::from(levels)),
                 };
                 let code = f64::from(codes[c * self.seq() + s]);
                 farthest = farthest.max((scaled - code).abs());
@@ -109,7 +111,7 @@ impl<'a> Row<'a> {
         farthest - 0.5
     }
 
-    /// What step 1 ranks the components by, d of them.
+    /// Returns the magnitudes by which stage 1 ranks the components, [d].
     pub(crate) fn component_scores(&self) -> Vec<f64> {
         let sum = |c: usize, term: fn(f64) -> f64| -> f64 {
             self.queries().map(|q| term(f64::from(q[c]))).sum()
@@ -122,7 +124,8 @@ impl<'a> Row<'a> {
             .collect()
     }
 
-    /// Step 3 before the softmax for every query head of the group, by the codes if there are any and else by the keys.
+    /// Returns the approximate logits of every query head of the group, from the codes if there are
+    /// any, else from the keys.
     pub(crate) fn approximate(
         &self,
         components: &[usize],
@@ -135,7 +138,7 @@ impl<'a> Row<'a> {
         self.queries().map(head).collect()
     }
 
-    /// The sum of the group's logits: those of one query, the sum of the heads'.
+    /// Returns the sum of the group's logits, computed with the sum of the heads' weights.
     pub(crate) fn summed(&self, components: &[usize], codes: Option<Codes<'_>>) -> Approximation {
         let heads: Vec<(&[f32], f64)> = self
             .queries()
@@ -147,9 +150,9 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// The products of the keys with a query whose weight on a component is the sum of `terms`.
-    ///
-    /// As the algorithm has it, what is no number counts as the lowest finite one, and infinities as the largest.
+    /// Returns the products of the keys with a query whose weight on a component is the sum of
+    /// `terms`. As in the algorithm, NaN becomes the lowest finite number, and infinities become
+    /// the nearest finite ones.
     fn logits(
         &self,
         components: &[usize],
@@ -169,9 +172,10 @@ impl<'a> Row<'a> {
             for (s, (logit, magnitude)) in sums.enumerate() {
                 let key = match codes {
                     None => f64::from(self.key_at(s)[c]),
-                    // The lower end is the same at every position and drops out of the softmax and of the ranking.
-                    Some(Codes { codes, step }) => {
-                        f64::from(step[c]) * f64::from(codes[c * seq + s])
+                    // The zero point adds the same to every position, so softmax and ranking ignore
+                    // it.
+                    Some(Codes { codes, scales }) => {
+                        f64::from(scales[c]) * f64::from(codes[c * seq + s])
                     }
                 };
                 *logit += weight * key;
@@ -182,14 +186,16 @@ impl<'a> Row<'a> {
         found
     }
 
-    /// Step 3: the approximate probabilities of one head, S of them, 0 at what is not valid.
+    /// Returns the approximate scores of one head, [S], 0 at invalid positions.
     pub(crate) fn probabilities(&self, logits: &[f64]) -> Vec<f64> {
         softmax(logits, |s| self.valid.contains(&s))
     }
 
-    /// What step 4 ranks the positions by, S of them: the group's logits, or the logarithm of summed probabilities.
+    /// Returns the scores by which stage 2 ranks the positions, [S]: the group's logits, or the
+    /// logarithm of summed probabilities.
     ///
-    /// The logarithm ranks like its argument, and puts leads of both group scores on one scale, on which they compare with errors of logits.
+    /// The logarithm does not change the ranking, and makes leads of both group scores comparable
+    /// with errors of logits.
     pub(crate) fn scores(&self, components: &[usize], codes: Option<Codes<'_>>) -> Vec<f64> {
         match self.config.group_score {
             GroupScore::Logits => self.summed(components, codes).logits,
@@ -197,13 +203,14 @@ impl<'a> Row<'a> {
                 let heads = self.approximate(components, codes);
                 let all = heads.iter().map(|head| self.probabilities(&head.logits));
                 let all: Vec<Vec<f64>> = all.collect();
-                let sum = |s: usize| all.iter().map(|row| row[s]).sum::<f64>();
+                let sum = |s: usize| all.iter().map(|head| head[s]).sum::<f64>();
                 (0..self.seq()).map(|s| sum(s).ln()).collect()
             }
         }
     }
 
-    /// Step 6 before the softmax, for one query head: q . k / sqrt(d) at position `s`, and the sum of the magnitudes of its terms.
+    /// Returns the exact logit q . k / sqrt(d) at position `s`, and the sum of the magnitudes of
+    /// its terms.
     pub(crate) fn exact_logit(&self, q: &[f32], s: usize) -> (f64, f64) {
         let products = q.iter().zip(self.key_at(s));
         let products = products.map(|(&a, &b)| f64::from(a) * f64::from(b));
@@ -213,7 +220,7 @@ impl<'a> Row<'a> {
         (sum / scale, magnitude / scale)
     }
 
-    /// Step 6 of one query head: exact attention over the selected positions, d elements.
+    /// Returns exact attention of one query head over the selected positions, [d].
     pub(crate) fn attend(&self, q: &[f32], selected: &[u8]) -> Vec<f64> {
         let logits: Vec<f64> = (0..selected.len())
             .map(|s| self.exact_logit(q, s).0)
@@ -227,7 +234,7 @@ impl<'a> Row<'a> {
         output
     }
 
-    /// The mean of V over the valid positions, d elements; 0 where there are none.
+    /// Returns the mean of V over the valid positions, [d], or 0 if there are none.
     pub(crate) fn mean_value(&self) -> Vec<f64> {
         let mut mean = vec![0.0; self.head_dim];
         for s in self.valid.clone() {
@@ -239,15 +246,15 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Step 2: the temperature of one head.
+/// Returns the temperature of one head.
 fn temperature(q: &[f32], components: &[usize]) -> f64 {
-    let part: f64 = components.iter().map(|&c| f64::from(q[c]).abs()).sum();
-    let whole: f64 = q.iter().map(|&x| f64::from(x).abs()).sum();
-    let ratio = if part == 0.0 { 1.0 } else { part / whole };
+    let selected: f64 = components.iter().map(|&c| f64::from(q[c]).abs()).sum();
+    let all: f64 = q.iter().map(|&x| f64::from(x).abs()).sum();
+    let ratio = if selected == 0.0 { 1.0 } else { selected / all };
     (q.len() as f64 * ratio).sqrt()
 }
 
-/// What is no number as the lowest finite number of fp32, and infinities as the largest.
+/// Replaces NaN by the lowest finite number of fp32, and clamps to the finite numbers of fp32.
 pub(crate) fn finite(x: f64) -> f64 {
     let largest = f64::from(f32::MAX);
     match x.is_nan() {
@@ -256,7 +263,7 @@ pub(crate) fn finite(x: f64) -> f64 {
     }
 }
 
-/// The softmax over the positions `within`; 0 at the others.
+/// Returns the softmax over the positions `within`, and 0 at the others.
 pub(crate) fn softmax(logits: &[f64], within: impl Fn(usize) -> bool) -> Vec<f64> {
     let logit = |s: usize| {
         if within(s) {

@@ -1,52 +1,53 @@
-//! What the queries, keys and values of a row are like: ordinary numbers, and those at which kernels break.
+//! The queries, keys and values of a batch head: ordinary numbers, and numbers likely to break
+//! kernels.
 
 use burn::tensor::FloatDType;
 
-use super::draws::Draws;
+use super::rng::Rng;
 
-/// The keys of a row.
+/// The keys of a batch head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Keys {
     /// Normal, with a scale for each channel.
     Normal,
-    /// Every key the same.
+    /// Equal keys.
     Equal,
-    /// Small whole numbers: many scores are equal.
+    /// Small integers: many scores are equal.
     Integers,
     /// One key with a thousandth of noise: scores differ in their low bits.
     Close,
-    /// Signs and exponents at random.
+    /// Random signs and exponents.
     Wide,
-    /// Numbers below the smallest normal one of the cache's type.
+    /// Subnormal numbers of the cache's type.
     Subnormal,
     /// Normal, with NaN in some.
     NotNumbers,
     /// Normal, with infinities of both signs in some.
     Infinities,
-    /// Normal, with a huge one here and there.
+    /// Normal, with a few huge ones.
     Huge,
-    /// Along one direction, growing with the position.
+    /// Multiples of one direction that grow with the position.
     Ascending,
-    /// Along one direction, falling with the position.
+    /// Multiples of one direction that fall with the position.
     Descending,
     /// Zeros.
     Zero,
-    /// Seven keys in turn.
+    /// Seven keys, repeated.
     Repeated,
 }
 
-/// The values of a row.
+/// The values of a batch head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Values {
     /// Normal.
     Normal,
-    /// Every value the same.
+    /// Equal values.
     Equal,
     /// Normal, with NaN and infinities in some.
     Special,
-    /// Normal, with a huge one here and there.
+    /// Normal, with a few huge ones.
     Huge,
-    /// Numbers below the smallest normal one of the cache's type.
+    /// Subnormal numbers of the cache's type.
     Subnormal,
 }
 
@@ -57,26 +58,27 @@ enum Queries {
     Normal,
     /// Zeros.
     Zero,
-    /// 1 and -1: every component is as large as any other.
+    /// 1 and -1: all components have the same magnitude.
     Signs,
-    /// A thousand times as large as usual, so that one position has all the weight.
+    /// A thousand times larger than normal, so that one position has all the weight.
     Sharp,
-    /// Below the smallest normal number of fp32.
+    /// Subnormal numbers of fp32.
     Subnormal,
-    /// A single component.
+    /// A single nonzero component.
     One,
     /// The first head is zero.
     FirstZero,
 }
 
-/// One sequence and key/value head: what its numbers are like, from the first position to the last.
+/// The content of one batch head.
 #[derive(Clone)]
-pub(super) struct Source {
+pub(super) struct Content {
     keys: Keys,
     values: Values,
     queries: Queries,
-    /// d numbers that the kinds use in their own ways.
+    /// A vector that each kind uses differently, [d].
     direction: Vec<f32>,
+    /// The keys of [`Keys::Repeated`], [7, d].
     seven: Vec<f32>,
 }
 
@@ -95,7 +97,8 @@ impl Edges {
                 subnormal: 1e-5,
                 exponent: 12,
             },
-            // Far enough from the largest number that no sum of products overflows in one order of terms and not in another.
+            // So far from the largest number that whether a sum of products overflows does not
+            // depend on the order of its terms.
             _ => Self {
                 huge: 1e28,
                 subnormal: 1e-39,
@@ -105,13 +108,13 @@ impl Edges {
     }
 }
 
-impl Source {
-    /// Every third row has something unusual; in `plain` cases none.
-    pub(super) fn draw(draws: &mut Draws, head_dim: usize, plain: bool) -> Self {
-        let unusual = |draws: &mut Draws, times| !plain && draws.once_in(times);
-        let keys = match unusual(draws, 2) {
+impl Content {
+    /// Draws the content. `plain` content is normal everywhere.
+    pub(super) fn draw(rng: &mut Rng, head_dim: usize, plain: bool) -> Self {
+        let unusual = |rng: &mut Rng, times| !plain && rng.once_in(times);
+        let keys = match unusual(rng, 2) {
             false => Keys::Normal,
-            true => draws.pick(&[
+            true => rng.pick(&[
                 Keys::Equal,
                 Keys::Integers,
                 Keys::Close,
@@ -126,18 +129,18 @@ impl Source {
                 Keys::Repeated,
             ]),
         };
-        let values = match unusual(draws, 4) {
+        let values = match unusual(rng, 4) {
             false => Values::Normal,
-            true => draws.pick(&[
+            true => rng.pick(&[
                 Values::Equal,
                 Values::Special,
                 Values::Huge,
                 Values::Subnormal,
             ]),
         };
-        let queries = match unusual(draws, 4) {
+        let queries = match unusual(rng, 4) {
             false => Queries::Normal,
-            true => draws.pick(&[
+            true => rng.pick(&[
                 Queries::Zero,
                 Queries::Signs,
                 Queries::Sharp,
@@ -150,12 +153,12 @@ impl Source {
             keys,
             values,
             queries,
-            direction: (0..head_dim).map(|_| draws.normal()).collect(),
-            seven: (0..7 * head_dim).map(|_| draws.normal()).collect(),
+            direction: (0..head_dim).map(|_| rng.normal()).collect(),
+            seven: (0..7 * head_dim).map(|_| rng.normal()).collect(),
         }
     }
 
-    /// In words, for a failure.
+    /// Describes the content for error messages.
     pub(super) fn describe(&self) -> String {
         format!(
             "queries {:?}, keys {:?}, values {:?}",
@@ -163,14 +166,14 @@ impl Source {
         )
     }
 
-    /// The key at a position.
-    pub(super) fn key(&self, draws: &mut Draws, at: usize, dtype: FloatDType, key: &mut [f32]) {
+    /// Writes the key at a position.
+    pub(super) fn key(&self, rng: &mut Rng, at: usize, dtype: FloatDType, key: &mut [f32]) {
         let edges = Edges::of(dtype);
-        let unusual = draws.below(key.len());
-        let odd = draws.once_in(12) || at == 3;
-        let sign = draws.sign();
+        let unusual = rng.below(key.len());
+        let odd = rng.once_in(12) || at == 3;
+        let sign = rng.sign();
         for (c, x) in key.iter_mut().enumerate() {
-            let noise = draws.normal();
+            let noise = rng.normal();
             let direction = self.direction[c];
             let normal = noise * (0.5 + direction.abs());
             *x = match self.keys {
@@ -179,7 +182,7 @@ impl Source {
                 Keys::Integers => noise.round(),
                 Keys::Close => direction + 1e-3 * noise,
                 Keys::Wide => {
-                    let exponent = draws.below(2 * edges.exponent + 1) as i32;
+                    let exponent = rng.below(2 * edges.exponent + 1) as i32;
                     noise.signum() * 2f32.powi(exponent - edges.exponent as i32)
                 }
                 Keys::Subnormal => noise * edges.subnormal,
@@ -195,14 +198,14 @@ impl Source {
         }
     }
 
-    /// The value at a position.
-    pub(super) fn value(&self, draws: &mut Draws, at: usize, dtype: FloatDType, value: &mut [f32]) {
+    /// Writes the value at a position.
+    pub(super) fn value(&self, rng: &mut Rng, at: usize, dtype: FloatDType, value: &mut [f32]) {
         let edges = Edges::of(dtype);
-        let unusual = draws.below(value.len());
-        let odd = draws.once_in(24) || at == 2;
-        let special = draws.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
+        let unusual = rng.below(value.len());
+        let odd = rng.once_in(24) || at == 2;
+        let special = rng.pick(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
         for (c, x) in value.iter_mut().enumerate() {
-            let normal = draws.normal() + 0.5 * self.direction[c];
+            let normal = rng.normal() + 0.5 * self.direction[c];
             *x = match self.values {
                 Values::Equal => self.direction[c],
                 Values::Special if odd && c == unusual => special,
@@ -213,14 +216,14 @@ impl Source {
         }
     }
 
-    /// The queries of the group, g rows of d.
-    pub(super) fn query(&self, draws: &mut Draws, queries: &mut [f32]) {
+    /// Writes the queries of the group, [g, d].
+    pub(super) fn query(&self, rng: &mut Rng, queries: &mut [f32]) {
         let head_dim = self.direction.len();
-        let one = draws.below(head_dim);
+        let one = rng.below(head_dim);
         for (h, q) in queries.chunks_exact_mut(head_dim).enumerate() {
             for (c, x) in q.iter_mut().enumerate() {
                 let outlier = if self.direction[c] > 1.5 { 4.0 } else { 1.0 };
-                let normal = outlier * (draws.normal() + 0.5 * self.direction[c]);
+                let normal = outlier * (rng.normal() + 0.5 * self.direction[c]);
                 *x = match self.queries {
                     Queries::Zero => 0.0,
                     Queries::Signs => normal.signum(),

@@ -1,28 +1,28 @@
-//! A file to be changed.
+//! Edits of a reference case's file.
 
 use std::collections::HashMap;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::{Case, GoldenError};
+use crate::{Case, ConformanceError};
 
-/// Three sequences of which two are padded; batch 3, heads 4, d 32, S 96, r 8, k 16.
+/// Three sequences, two of them padded: H = 4, d = 32, S = 96, r = 8, k = 16.
 pub(super) const PADDED: &[u8] =
     include_bytes!("../../../fixtures/authors/19_mha_pad_finfo_min.safetensors");
-/// Batch 1, heads 4, d 32, S 200, r 8, k 48, 4 bits.
+/// One sequence with 4-bit codes: H = 4, d = 32, S = 200, r = 8, k = 48.
 pub(super) const SKETCH: &[u8] =
     include_bytes!("../../../fixtures/sketch/00_b4_p_h4_kv4_d32_S200.safetensors");
 pub(super) const NO_REALLOCATION: &[u8] =
     include_bytes!("../../../fixtures/authors/01_mha_r8_norealloc.safetensors");
 
-/// A file taken apart, to be changed and put together again.
-pub(super) struct Parts {
+/// The metadata and tensors of a file, to be edited and serialized again.
+pub(super) struct EditedFile {
     pub(super) metadata: HashMap<String, String>,
     pub(super) tensors: HashMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
 }
 
-impl Parts {
+impl EditedFile {
     pub(super) fn of(bytes: &[u8]) -> Self {
         let file = SafeTensors::deserialize(bytes).unwrap();
         let (_, header) = SafeTensors::read_metadata(bytes).unwrap();
@@ -64,7 +64,7 @@ impl Parts {
         safetensors::serialize(views, Some(self.metadata.clone())).unwrap()
     }
 
-    pub(super) fn read(&self) -> Result<Case, GoldenError> {
+    pub(super) fn read(&self) -> Result<Case, ConformanceError> {
         Case::from_bytes("a.safetensors", &self.to_bytes())
     }
 

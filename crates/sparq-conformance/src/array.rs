@@ -1,8 +1,6 @@
-//! Tensors in the host's memory.
+//! Tensors in host memory.
 
-/// A dense row-major tensor in the host's memory.
-///
-/// `values` holds the product of `shape` elements; the fields cannot be changed apart from each other.
+/// A dense row-major tensor in host memory. The number of elements is the product of the shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array<T> {
     shape: Vec<usize>,
@@ -10,7 +8,7 @@ pub struct Array<T> {
 }
 
 impl<T> Array<T> {
-    /// A tensor of `shape`, or `None` where the number of `values` is not the shape's.
+    /// Returns a tensor, or `None` if the number of `values` does not match `shape`.
     pub fn new(shape: Vec<usize>, values: Vec<T>) -> Option<Self> {
         let elements = shape
             .iter()
@@ -18,23 +16,23 @@ impl<T> Array<T> {
         (elements == values.len()).then_some(Self { shape, values })
     }
 
-    /// The size of every dimension.
+    /// Returns the size of every dimension.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The elements, last dimension fastest.
+    /// Returns the elements, with the last dimension contiguous.
     pub fn values(&self) -> &[T] {
         &self.values
     }
 
-    /// The elements as consecutive rows along the last dimension; none where that dimension is empty.
+    /// Returns the rows along the last dimension, or none if that dimension is empty.
     pub fn rows(&self) -> std::slice::ChunksExact<'_, T> {
         self.values
             .chunks_exact(self.shape.last().copied().unwrap_or(1).max(1))
     }
 
-    /// A tensor of the same shape with `f` of every element.
+    /// Returns a tensor of the same shape with `f` applied to every element.
     pub fn map<U>(&self, f: impl FnMut(&T) -> U) -> Array<U> {
         Array {
             shape: self.shape.clone(),
@@ -48,7 +46,7 @@ mod tests {
     use super::Array;
 
     #[test]
-    fn a_shape_that_does_not_fit_the_values_is_refused() {
+    fn mismatched_shapes_are_refused() {
         assert!(Array::new(vec![2, 3], vec![0.0f32; 6]).is_some());
         assert!(Array::new(vec![2, 3], vec![0.0f32; 5]).is_none());
         assert!(Array::new(vec![usize::MAX, 2], vec![0u8; 1]).is_none());

@@ -1,65 +1,66 @@
-//! A reference case: the input of one decode step and what must come out.
+//! Reference cases: the inputs and expected results of one decode step.
 
 use std::path::Path;
 
 use sparq::SparqConfig;
 
-use crate::{Array, GoldenError, Problem, format};
+use crate::{Array, ConformanceError, Problem, format};
 
-/// Where a case comes from, and so in which format its file is, if it has one.
+/// The origin of a case, which determines the format of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// A step of the paper's authors' published code, with a full copy of K.
+    /// A step of the code published by the paper's authors, with a full sketch.
     Authors,
     /// A step with a key sketch of 8 or 4 bits, computed in float64.
     Sketch,
-    /// A drawn case, judged by float64 arithmetic.
+    /// A random case, judged by float64 arithmetic.
     Random,
 }
 
 /// One decode step: settings, input and expected results.
 ///
-/// Every tensor has the shape that `problem` and `config` give it, all numbers are finite, and every sequence has a valid position.
+/// All tensors have the shapes that follow from `problem` and `config`, all numbers are finite, and
+/// every sequence has a valid position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
-    /// The name within its set.
+    /// The name, unique among the cases of its kind.
     pub name: String,
-    /// The format that it was read from.
+    /// The origin.
     pub kind: Kind,
     /// The sizes.
     pub problem: Problem,
-    /// The settings of the step, in the paper's way of counting.
+    /// The settings of the step. As in the paper, k and l count the current token.
     pub config: SparqConfig,
-    /// Positions at the start of each sequence that hold no token, B of them.
+    /// Positions of left padding in each sequence, [B].
     pub left_padding: Vec<usize>,
-    /// What goes in.
+    /// The inputs.
     pub inputs: Inputs,
-    /// What must come out.
+    /// The expected results.
     pub expected: Expected,
 }
 
-/// The input of a decode step.
+/// The inputs of a decode step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Inputs {
-    /// The query of the current token, after rotary embedding, [B, H, 1, d].
+    /// The query of the current token, after RoPE, [B, H, 1, d].
     pub q: Array<f32>,
-    /// The keys, the current token's last, [B, H_kv, S, d].
+    /// The keys, with the current token last, [B, H_kv, S, d].
     pub k: Array<f32>,
-    /// The values, the current token's last, [B, H_kv, S, d].
+    /// The values, with the current token last, [B, H_kv, S, d].
     pub v: Array<f32>,
 }
 
 /// The results of a decode step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Expected {
-    /// The chosen components of the query, ascending, [B, H_kv, r].
+    /// The selected components, ascending, [B, H_kv, r].
     pub components: Array<i64>,
-    /// The approximate logits, [B, H_kv, g, S]; without meaning in the left padding.
+    /// The approximate logits, [B, H_kv, g, S]. Those of left padding have no meaning.
     pub logits: Array<f32>,
-    /// 1 at the positions that are kept and valid, else 0, [B, H_kv, S].
+    /// 1 at positions that are selected and valid, else 0, [B, H_kv, S].
     pub selected: Array<u8>,
-    /// The approximate probability of the kept positions, [B, H]. `None` where the file does not tell: the authors' code without reallocation.
+    /// Alpha, [B, H]. `None` if the file lacks it: the authors' code without reallocation.
     pub alpha: Option<Array<f32>>,
     /// The mean of V over the valid positions, [B, H_kv, d].
     pub mean_value: Array<f32>,
@@ -69,19 +70,19 @@ pub struct Expected {
     pub sketch: Option<ExpectedSketch>,
 }
 
-/// A key sketch: key = lo + step * code, rounded to the nearest code.
+/// A key sketch: key = zero point + scale * code, rounded to the nearest code.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ExpectedSketch {
-    /// The codes, one a byte, [B, H_kv, d, S].
+    /// The codes, one per byte, [B, H_kv, d, S].
     pub codes: Array<u8>,
-    /// The least key of each channel, [B, H_kv, d].
-    pub lo: Array<f32>,
-    /// The distance between two codes, [B, H_kv, d].
-    pub step: Array<f32>,
+    /// The zero point: the smallest key of each channel, [B, H_kv, d].
+    pub zero_point: Array<f32>,
+    /// The scale: the distance between two codes of a channel, [B, H_kv, d].
+    pub scale: Array<f32>,
 }
 
 impl Case {
-    /// Reads a case from the bytes of a safetensors file; `file` names it in messages.
+    /// Reads a case from the bytes of a safetensors file. Errors name the file `file`.
     ///
     /// ```
     /// let error = sparq_conformance::Case::from_bytes("a.safetensors", b"").unwrap_err();
@@ -89,17 +90,18 @@ impl Case {
     /// ```
     ///
     /// # Errors
-    /// [`GoldenError::Format`], [`GoldenError::Key`] or [`GoldenError::Config`] where the file is in neither format, or contradicts itself.
-    pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Self, GoldenError> {
+    /// [`ConformanceError::Format`], [`ConformanceError::Key`] or [`ConformanceError::Config`] if
+    /// the file has neither format or contradicts itself.
+    pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Self, ConformanceError> {
         format::read(file, bytes)
     }
 
     /// Reads a case from a safetensors file.
     ///
     /// # Errors
-    /// [`GoldenError::Io`] where the file cannot be read, and those of [`Case::from_bytes`].
-    pub fn from_file(path: &Path) -> Result<Self, GoldenError> {
-        let bytes = std::fs::read(path).map_err(|source| GoldenError::Io {
+    /// [`ConformanceError::Io`] if the file cannot be read, and those of [`Case::from_bytes`].
+    pub fn from_file(path: &Path) -> Result<Self, ConformanceError> {
+        let bytes = std::fs::read(path).map_err(|source| ConformanceError::Io {
             path: path.to_path_buf(),
             source,
         })?;

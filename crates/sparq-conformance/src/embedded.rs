@@ -1,6 +1,6 @@
-//! The cases that are part of the program.
+//! Reference cases embedded in the program.
 
-use crate::{Case, GoldenError};
+use crate::{Case, ConformanceError};
 
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
@@ -8,7 +8,7 @@ macro_rules! files {
     };
 }
 
-/// The smallest files of the two sets that together have every feature once.
+/// The smallest files that together cover every feature.
 static FILES: [(&str, &[u8]); 20] = files![
     "authors/00_mha_r8",
     "authors/01_mha_r8_norealloc",
@@ -32,17 +32,17 @@ static FILES: [(&str, &[u8]); 20] = files![
     "sketch/10_b4_l_h4_kv2_d256_S260",
 ];
 
-/// The cases that are part of the program: a subset of the files in `fixtures/` that has every feature at least once.
+/// Returns the embedded cases: a subset of the files in `fixtures/` that covers every feature.
 ///
 /// ```
 /// let cases = sparq_conformance::embedded_cases()?;
 /// assert!(cases.iter().any(|case| case.name == "gqa_pad_fewer_than_k"));
-/// # Ok::<(), sparq_conformance::GoldenError>(())
+/// # Ok::<(), sparq_conformance::ConformanceError>(())
 /// ```
 ///
 /// # Errors
-/// Those of [`Case::from_bytes`]: none, unless the program was built from damaged files.
-pub fn embedded_cases() -> Result<Vec<Case>, GoldenError> {
+/// Those of [`Case::from_bytes`], if the program was built from damaged files.
+pub fn embedded_cases() -> Result<Vec<Case>, ConformanceError> {
     let read = |(name, bytes): &(&str, &[u8])| {
         Case::from_bytes(&format!("embedded {name}.safetensors"), bytes)
     };
@@ -57,16 +57,16 @@ mod tests {
     use crate::Case;
 
     #[test]
-    fn the_embedded_cases_have_every_feature() {
+    fn cases_cover_every_feature() {
         let cases = embedded_cases().unwrap();
-        let has = |what: &str, test: &dyn Fn(&Case) -> bool| {
-            assert!(cases.iter().any(test), "no embedded case has {what}");
+        let has = |feature: &str, test: &dyn Fn(&Case) -> bool| {
+            assert!(cases.iter().any(test), "no embedded case has {feature}");
         };
         let group = |case: &Case| case.problem.group_size();
         let valid = |case: &Case| case.problem.seq - case.left_padding.iter().max().unwrap();
-        has("one query head per key/value head", &|c| group(c) == 1);
+        has("one query head per KV head", &|c| group(c) == 1);
         has("groups", &|c| group(c) > 1 && c.problem.n_kv_heads > 1);
-        has("one key/value head", &|c| {
+        has("one KV head", &|c| {
             group(c) > 1 && c.problem.n_kv_heads == 1
         });
         has("several sequences", &|c| c.problem.batch > 1);
@@ -77,24 +77,20 @@ mod tests {
         has("no reallocation", &|c| {
             c.config.mean_value == MeanValue::Never
         });
-        has("only the current token as window", &|c| {
+        has("only the current token as local window", &|c| {
             c.config.local_window == 1
         });
-        has("a window of all that is kept", &|c| {
+        has("a local window of k positions", &|c| {
             c.config.local_window == c.config.top_k
         });
-        has("one choice besides the window", &|c| {
+        has("one selected position outside the local window", &|c| {
             c.config.local_window + 1 == c.config.top_k
         });
-        has("fewer positions than are kept", &|c| {
+        has("fewer than k positions", &|c| {
             valid(c) < c.config.top_k && valid(c) > 1
         });
-        has("as many positions as are kept", &|c| {
-            valid(c) == c.config.top_k
-        });
-        has("one position more than is kept", &|c| {
-            valid(c) == c.config.top_k + 1
-        });
+        has("k positions", &|c| valid(c) == c.config.top_k);
+        has("k + 1 positions", &|c| valid(c) == c.config.top_k + 1);
         has("a single position", &|c| c.problem.seq == 1);
         has("left padding", &|c| c.left_padding.iter().any(|&n| n > 0));
         has("a full sketch", &|c| c.config.sketch == Sketch::Full);
@@ -106,7 +102,7 @@ mod tests {
         has("summed logits", &|c| {
             c.config.group_score == GroupScore::Logits
         });
-        has("the magnitude of the sum", &|c| {
+        has("components by the magnitude of the sum", &|c| {
             c.config.components == Components::AbsSum
         });
         for head_dim in [32, 64, 128, 256] {
@@ -115,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_embedded_files_stay_small() {
+    fn files_stay_small() {
         let bytes: usize = FILES.iter().map(|(_, bytes)| bytes.len()).sum();
         assert!(bytes < 8_000_000, "{bytes} bytes");
     }

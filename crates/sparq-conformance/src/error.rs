@@ -1,21 +1,21 @@
-//! What can be wrong with a reference case.
+//! Errors of reading reference cases.
 
 use std::path::PathBuf;
 
-/// A case that cannot be read. Every message names the file, and the key within it where one is at fault.
+/// A reference case that cannot be read. Every message names the file and, if possible, the key.
 #[derive(Debug, thiserror::Error)]
-pub enum GoldenError {
+pub enum ConformanceError {
     /// A file or folder cannot be read.
     #[error("{path}: {source}", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A folder holds no case.
+    /// A folder contains no case.
     #[error(
-        "{path}: expected files named *.safetensors, in this folder or in a folder directly within it, found none",
+        "{path}: expected files named *.safetensors in this folder or its direct subfolders, found none",
         path = path.display()
     )]
     EmptyFolder {
@@ -27,27 +27,28 @@ pub enum GoldenError {
     Format {
         /// The file.
         file: String,
-        /// What the parser said.
+        /// The error of the parser.
         source: safetensors::SafeTensorError,
     },
-    /// An entry of the metadata or a tensor is missing, of another type or shape, or contradicts the rest of the file.
+    /// A metadata entry or a tensor is missing, has another type or shape, or contradicts the rest
+    /// of the file.
     #[error("{file}: {key}: expected {expected}, found {found}")]
     Key {
         /// The file.
         file: String,
         /// The metadata entry or the tensor.
         key: String,
-        /// What is allowed.
+        /// The allowed values.
         expected: String,
-        /// What the file has.
+        /// The value in the file.
         found: String,
     },
-    /// The settings of a case are out of their range.
+    /// The settings of a case are invalid.
     #[error("{file}: {source}")]
     Config {
         /// The file.
         file: String,
-        /// What is wrong with them.
+        /// The invalid setting.
         source: sparq::SparqError,
     },
 }

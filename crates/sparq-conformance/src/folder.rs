@@ -1,17 +1,17 @@
-//! Cases from a folder.
+//! Reads reference cases from a folder.
 
 use std::path::{Path, PathBuf};
 
-use crate::{Case, GoldenError};
+use crate::{Case, ConformanceError};
 
-/// Reads every file named `*.safetensors` in a folder and in the folders directly within it, in the order of their names.
-///
-/// The files may be of either format. Folders further down are not searched.
+/// Reads all files named `*.safetensors` in a folder and its direct subfolders, in the order of
+/// their names. The files may have either format.
 ///
 /// # Errors
-/// [`GoldenError::Io`] where a folder or file cannot be read, [`GoldenError::EmptyFolder`] where there is no such file, and those of
-/// [`Case::from_bytes`]. One bad file is an error: a check that left it out would seem to have passed.
-pub fn read_folder(folder: &Path) -> Result<Vec<Case>, GoldenError> {
+/// [`ConformanceError::Io`] if a folder or file cannot be read, [`ConformanceError::EmptyFolder`]
+/// if there is no such file, and those of [`Case::from_bytes`]. One bad file is an error: a check
+/// that skipped it would seem to pass.
+pub fn read_folder(folder: &Path) -> Result<Vec<Case>, ConformanceError> {
     let mut files = Vec::new();
     for path in entries(folder)? {
         if path.is_dir() {
@@ -21,7 +21,7 @@ pub fn read_folder(folder: &Path) -> Result<Vec<Case>, GoldenError> {
         }
     }
     if files.is_empty() {
-        return Err(GoldenError::EmptyFolder {
+        return Err(ConformanceError::EmptyFolder {
             path: folder.to_path_buf(),
         });
     }
@@ -35,9 +35,9 @@ fn is_case(path: &Path) -> bool {
     named && !path.is_dir()
 }
 
-/// The paths in a folder, sorted.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, GoldenError> {
-    let io = |source| GoldenError::Io {
+/// Returns the paths in a folder, sorted.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, ConformanceError> {
+    let io = |source| ConformanceError::Io {
         path: folder.to_path_buf(),
         source,
     };
@@ -53,12 +53,12 @@ mod tests {
     use std::fs;
 
     use super::read_folder;
-    use crate::GoldenError;
+    use crate::ConformanceError;
 
     const CASE: &[u8] = include_bytes!("../fixtures/authors/14_mha_S1.safetensors");
 
     #[test]
-    fn files_of_a_folder_and_of_the_folders_in_it_are_read_in_order() {
+    fn files_and_direct_subfolders_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let nested = folder.path().join("b/c");
         fs::create_dir_all(&nested).unwrap();
@@ -75,17 +75,17 @@ mod tests {
     fn a_folder_without_cases_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let error = read_folder(folder.path()).unwrap_err();
-        assert!(matches!(error, GoldenError::EmptyFolder { .. }));
+        assert!(matches!(error, ConformanceError::EmptyFolder { .. }));
         let path = folder.path().display().to_string();
         assert!(error.to_string().starts_with(&path), "{error}");
 
         let error = read_folder(&folder.path().join("missing")).unwrap_err();
-        assert!(matches!(error, GoldenError::Io { .. }));
+        assert!(matches!(error, ConformanceError::Io { .. }));
         assert!(error.to_string().contains("missing"), "{error}");
     }
 
     #[test]
-    fn one_bad_file_is_an_error_that_names_it() {
+    fn a_bad_file_is_named() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("a.safetensors"), CASE).unwrap();
         fs::write(folder.path().join("b.safetensors"), &CASE[..100]).unwrap();

@@ -1,13 +1,16 @@
-//! Reference cases for SparQ attention, and a runner that holds a device to them.
+//! The conformance check: runs reference cases and random cases on a device and judges the results.
 //!
-//! A case is one decode step: its settings, its input, and everything that must come out, down to which components of the query were chosen
-//! and which positions were kept. Cases are safetensors files of two kinds, told apart by their metadata: steps of the paper's authors'
-//! published code, and steps with a key sketch of 8 or 4 bits. The READMEs in `fixtures/authors` and `fixtures/sketch` describe both formats.
+//! A reference case is one decode step: settings, inputs and all expected results, including the
+//! selected components of the query and the selected positions. Reference cases are safetensors
+//! files of two kinds: steps of the code published by the paper's authors, and steps with a key
+//! sketch of 8 or 4 bits. The READMEs in `fixtures/authors` and `fixtures/sketch` describe both
+//! formats.
 //!
-//! Beside these cases there are [`Random`] ones, drawn from a seed and judged by float64 arithmetic.
+//! A [`Random`] case is drawn from a seed and judged by float64 arithmetic.
 //!
-//! The discrete results are compared for equality and not by their effect, because a wrong position among a hundred right ones hardly shows in
-//! the output: the files were chosen so that no choice is closer than rounding in another order could turn.
+//! Selections are compared for equality, because one wrong position in a hundred hardly changes the
+//! output. The inputs of the files were searched so that every selection has a clear margin: fp32
+//! sums in another order select the same.
 //!
 //! ```
 //! use burn::tensor::{Device, FloatDType};
@@ -16,16 +19,16 @@
 //! let cases = embedded_cases()?;
 //! let outcome = run(&cases[0], &Device::default(), FloatDType::F32);
 //! assert!(outcome.passed, "{:?}", outcome.reason);
-//! # Ok::<(), sparq_conformance::GoldenError>(())
+//! # Ok::<(), sparq_conformance::ConformanceError>(())
 //! ```
 
 mod array;
 mod case;
 mod embedded;
 mod error;
+mod float64;
 mod folder;
 mod format;
-mod host;
 mod judge;
 mod observe;
 mod problem;
@@ -36,7 +39,7 @@ mod runner;
 pub use array::Array;
 pub use case::{Case, Expected, ExpectedSketch, Inputs, Kind};
 pub use embedded::embedded_cases;
-pub use error::GoldenError;
+pub use error::ConformanceError;
 pub use folder::read_folder;
 pub use problem::Problem;
 pub use random::{Random, Size};

@@ -1,35 +1,36 @@
-//! What a device makes of a case.
+//! Runs a reference case on a device and reads back every result.
 
 use burn::tensor::kind::Basic;
 use burn::tensor::{DType, Device, Element, FloatDType, Int, Tensor, TensorData};
 use sparq::{KvCache, KvCacheConfig, Method, SketchTensors, reference, sketch};
 
 use crate::case::ExpectedSketch;
-use crate::host::Choices;
+use crate::float64::Selections;
 use crate::{Array, Case, Problem};
 
-/// The results of the step, once with everything in between and once as the operation gives them.
+/// The results of the reference, with all intermediate ones, and those of the operation.
 pub(crate) struct Observed {
-    /// Of the reference: the components, the codes, and the positions as marks.
-    pub(crate) choices: Choices,
+    /// Of the reference: components, codes, and positions as marks.
+    pub(crate) selections: Selections,
     /// Of the reference: approximate logits, [B, H_kv, g, S].
     pub(crate) logits: Array<f32>,
     /// Of the reference: the mean of V, [B, H_kv, d].
     pub(crate) mean_value: Array<f32>,
-    /// Of the cache: the key sketch in bits.
+    /// Of the cache: the codes of the key sketch.
     pub(crate) sketch: Option<ExpectedSketch>,
-    /// Of the operation: 1 at the kept positions, [B, H_kv, S].
+    /// Of the operation: 1 at selected positions, [B, H_kv, S].
     pub(crate) selected: Array<u8>,
-    /// Of the operation: the approximate probability of the kept positions, [B, H].
+    /// Of the operation: alpha, [B, H].
     pub(crate) alpha: Array<f32>,
-    /// Of the operation, and of the method where it goes another way: the attention output, [B, H, 1, d].
+    /// Attention outputs [B, H, 1, d]: of the operation, and of the method if it runs dense
+    /// attention.
     pub(crate) outputs: Vec<Array<f32>>,
 }
 
 /// Runs a case on a device, with queries, keys and values in `dtype`.
 ///
 /// # Errors
-/// What the device or the library refused or got wrong, in words.
+/// The error of the device or the library, or a description of malformed results.
 pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result<Observed, String> {
     let problem = &case.problem;
     let mut cache = fill(case, device, dtype).map_err(|error| error.to_string())?;
@@ -40,7 +41,7 @@ pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result
         .map_err(|error| error.to_string())?;
     let mut outputs = vec![floats("output", step.output)?];
     if problem.seq <= case.config.top_k {
-        // Where everything is kept, the method may answer with dense attention; it must make no difference.
+        // If all positions are selected, the method may run dense attention with the same result.
         let dense = Method::from(case.config)
             .decode(q.clone(), &mut cache)
             .map_err(|error| error.to_string())?;
@@ -51,7 +52,7 @@ pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result
     let tensors = cache.tensors().clone().to_device(&host);
     let trace = reference::sparq_decode(q.to_device(&host), &tensors, cache.rows(), &case.config);
     Ok(Observed {
-        choices: Choices {
+        selections: Selections {
             components: components(case, trace.components)?,
             selected: marks(problem, case.config.top_k, trace.positions)?,
             codes: sketch.as_ref().map(|sketch| sketch.codes.clone()),
@@ -65,10 +66,11 @@ pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result
     })
 }
 
-/// Where the reference runs for what was written on `device`: on a CPU, since the matrix products of a GPU may round its fp32 operands to fewer bits.
+/// Returns the device on which the reference runs for a cache on `device`: a CPU, since matrix
+/// products on a GPU may round fp32 operands to fewer bits.
 #[allow(
     deprecated,
-    reason = "burn marks ndarray as deprecated; it stays the second opinion on flex"
+    reason = "burn deprecates ndarray, which here serves as a second implementation beside flex"
 )]
 fn reference_device(device: &Device) -> Device {
     let cpus = [
@@ -83,7 +85,7 @@ fn reference_device(device: &Device) -> Device {
     }
 }
 
-/// A cache that holds the keys and values of the case.
+/// Returns a cache that holds the keys and values of the case.
 fn fill(case: &Case, device: &Device, dtype: FloatDType) -> Result<KvCache, sparq::SparqError> {
     let mut cache = KvCache::new(
         &KvCacheConfig {
@@ -103,7 +105,7 @@ fn fill(case: &Case, device: &Device, dtype: FloatDType) -> Result<KvCache, spar
     Ok(cache)
 }
 
-/// The codes of a key sketch in bits, one a byte, with their ranges.
+/// Reads the codes of the key sketch, one per byte, with scales and zero points.
 fn coded(case: &Case, cache: &KvCache) -> Result<Option<ExpectedSketch>, String> {
     let SketchTensors::Codes {
         bits,
@@ -121,12 +123,12 @@ fn coded(case: &Case, cache: &KvCache) -> Result<Option<ExpectedSketch>, String>
     }
     Ok(Some(ExpectedSketch {
         codes: codes.map(|&code| code as u8),
-        lo: floats("lo", lo)?,
-        step: floats("step", step)?,
+        zero_point: floats("zero point", lo)?,
+        scale: floats("scale", step)?,
     }))
 }
 
-/// The chosen components, in ascending order.
+/// Reads the selected components, ascending.
 fn components(case: &Case, found: Tensor<3, Int>) -> Result<Array<i64>, String> {
     let problem = &case.problem;
     let found: Array<i64> = read("components", found)?;
@@ -137,7 +139,7 @@ fn components(case: &Case, found: Tensor<3, Int>) -> Result<Array<i64>, String> 
         row.sort_unstable();
         let twice = row.windows(2).find(|pair| pair[0] == pair[1]);
         if let Some(pair) = twice {
-            return Err(format!("components: {} was chosen twice", pair[0]));
+            return Err(format!("components: {} is selected twice", pair[0]));
         }
         let within = |&&c: &&i64| !usize::try_from(c).is_ok_and(|c| c < problem.head_dim);
         if let Some(c) = row.iter().find(within) {
@@ -149,22 +151,22 @@ fn components(case: &Case, found: Tensor<3, Int>) -> Result<Array<i64>, String> 
     Array::new(found.shape().to_vec(), all).ok_or_else(|| "components: incomplete".into())
 }
 
-/// The kept positions as marks over all positions; -1 stands for a place that is not used.
+/// Reads the selected positions as marks over all positions. -1 is an unused entry.
 pub(crate) fn marks(
     problem: &Problem,
     top_k: usize,
     found: Tensor<3, Int>,
 ) -> Result<Array<u8>, String> {
     let found: Array<i64> = read("positions", found)?;
-    let kept = top_k.min(problem.seq);
-    check_shape("positions", &found, &problem.per_kv_head(kept))?;
+    let count = top_k.min(problem.seq);
+    check_shape("positions", &found, &problem.per_kv_head(count))?;
     let mut marks = vec![0; problem.batch * problem.n_kv_heads * problem.seq];
     for (row, positions) in marks.chunks_exact_mut(problem.seq).zip(found.rows()) {
         for &position in positions.iter().filter(|&&position| position != -1) {
             let at = usize::try_from(position).ok();
             match at.and_then(|at| row.get_mut(at)) {
                 Some(mark) if *mark == 0 => *mark = 1,
-                Some(_) => return Err(format!("positions: {position} was chosen twice")),
+                Some(_) => return Err(format!("positions: {position} is selected twice")),
                 None => {
                     let end = problem.seq;
                     return Err(format!(
@@ -178,12 +180,12 @@ pub(crate) fn marks(
     Array::new(shape, marks).ok_or_else(|| "positions: incomplete".into())
 }
 
-fn check_shape<T>(what: &str, found: &Array<T>, expected: &[usize]) -> Result<(), String> {
+fn check_shape<T>(name: &str, found: &Array<T>, expected: &[usize]) -> Result<(), String> {
     if found.shape() == expected {
         return Ok(());
     }
     Err(format!(
-        "{what}: expected shape {expected:?}, found {:?}",
+        "{name}: expected shape {expected:?}, found {:?}",
         found.shape()
     ))
 }
@@ -193,17 +195,18 @@ fn tensor<const D: usize>(array: &Array<f32>, device: &Device) -> Tensor<D> {
     Tensor::from_data(data, (device, DType::F32))
 }
 
-fn floats<const D: usize>(what: &str, tensor: Tensor<D>) -> Result<Array<f32>, String> {
-    read(what, tensor)
+fn floats<const D: usize>(name: &str, tensor: Tensor<D>) -> Result<Array<f32>, String> {
+    read(name, tensor)
 }
 
-/// Reads a tensor back, which is also when a device reports what went wrong before.
+/// Reads a tensor back. Here a device also reports earlier errors.
 pub(crate) fn read<const D: usize, K: Basic, E: Element>(
-    what: &str,
+    name: &str,
     tensor: Tensor<D, K>,
 ) -> Result<Array<E>, String> {
     let shape = tensor.dims().to_vec();
     let values = tensor.try_into_vec_as::<E>();
-    let values = values.map_err(|error| format!("{what}: {error}"))?;
-    Array::new(shape, values).ok_or_else(|| format!("{what}: the device read back another size"))
+    let values = values.map_err(|error| format!("{name}: {error}"))?;
+    Array::new(shape, values)
+        .ok_or_else(|| format!("{name}: the device returned another number of elements"))
 }

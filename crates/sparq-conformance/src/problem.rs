@@ -9,36 +9,36 @@ pub struct Problem {
     pub batch: usize,
     /// H: query heads.
     pub n_heads: usize,
-    /// H_kv: key/value heads, a divisor of H.
+    /// H_kv: KV heads, a divisor of H.
     pub n_kv_heads: usize,
-    /// d: components of a head.
+    /// d: the head dimension.
     pub head_dim: usize,
-    /// S: positions in the cache, left padding and the current token included.
+    /// S: positions of the cache, including left padding and the current token.
     pub seq: usize,
 }
 
 impl Problem {
-    /// g: the query heads that share a key/value head.
+    /// Returns g, the number of query heads that share a KV head.
     pub fn group_size(&self) -> usize {
         self.n_heads / self.n_kv_heads
     }
 
-    /// [B, H, 1, d]: the shape of the query and of the output.
+    /// Returns the shape of the query and of the output, [B, H, 1, d].
     pub(crate) fn query(&self) -> [usize; 4] {
         [self.batch, self.n_heads, 1, self.head_dim]
     }
 
-    /// [B, H_kv, S, d]: the shape of the keys and of the values.
+    /// Returns the shape of the keys and of the values, [B, H_kv, S, d].
     pub(crate) fn cache(&self) -> [usize; 4] {
         [self.batch, self.n_kv_heads, self.seq, self.head_dim]
     }
 
-    /// [B, H_kv, g, S]: the shape of the approximate logits.
+    /// Returns the shape of the approximate logits, [B, H_kv, g, S].
     pub(crate) fn logits(&self) -> [usize; 4] {
         [self.batch, self.n_kv_heads, self.group_size(), self.seq]
     }
 
-    /// [B, H_kv, n]: the shape of `n` elements per key/value head.
+    /// Returns the shape of `n` elements per batch head, [B, H_kv, n].
     pub(crate) fn per_kv_head(&self, n: usize) -> [usize; 3] {
         [self.batch, self.n_kv_heads, n]
     }

@@ -1,4 +1,4 @@
-//! What a check found.
+//! The results of a check.
 
 use std::fmt;
 
@@ -6,16 +6,17 @@ use serde::Serialize;
 
 use crate::{Case, Kind};
 
-/// The largest differences between what a device computed and what is right; `None` for what was not compared.
+/// The largest differences from the expected results, or `None` if not compared.
 ///
-/// A difference that is not a number is infinite, and so null in JSON like one that was not made; `reason` tells them apart.
+/// A NaN counts as an infinite difference. In JSON both an infinite and a missing difference are
+/// null; `reason` distinguishes them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Differences {
-    /// Of the lower ends and steps of a key sketch in bits.
+    /// Of the zero points and scales of a key sketch of codes.
     pub ranges: Option<f32>,
     /// Of the approximate logits at valid positions.
     pub logits: Option<f32>,
-    /// Of the approximate probability of the kept positions.
+    /// Of alpha.
     pub alpha: Option<f32>,
     /// Of the mean of V.
     pub mean_value: Option<f32>,
@@ -23,40 +24,42 @@ pub struct Differences {
     pub output: Option<f32>,
 }
 
-/// What came of one case.
+/// The result of one case.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
-    /// The name of the case; the seed of a drawn one.
+    /// The name of the case, or the seed of a random case.
     pub name: String,
-    /// Where it comes from.
+    /// The origin of the case.
     pub kind: Kind,
-    /// Its sizes and settings in short, such as "B2 H9/3 d64 S257 r16 k33".
+    /// Sizes and settings in short, such as "B2 H9/3 d64 S257 r16 k33".
     pub shape: String,
-    /// Whether the right codes are in the key sketch. `None` without one, or if the device did not get that far.
+    /// True if the codes of the key sketch are right. `None` without codes, or if the case failed
+    /// before.
     pub codes_equal: Option<bool>,
-    /// Whether the right components were chosen. `None` if the device did not get that far.
+    /// True if the selected components are right. `None` if the case failed before.
     pub components_equal: Option<bool>,
-    /// Whether the right positions were kept. `None` if the device did not get that far.
+    /// True if the selected positions are right. `None` if the case failed before.
     pub sets_equal: Option<bool>,
     /// The largest differences.
     pub differences: Differences,
-    /// The difference that is allowed in the output; in a drawn case, where the output came closest to it.
+    /// The allowed difference of the output. In a random case, the one of the element whose
+    /// difference came closest to it.
     pub tolerance: f32,
-    /// Whether everything was right.
+    /// True if every result is right.
     pub passed: bool,
-    /// What was wrong first.
+    /// The first wrong result.
     pub reason: Option<String>,
 }
 
 impl Outcome {
-    /// The outcome of a reference case of which nothing is known yet.
+    /// Returns the outcome of a reference case before it runs.
     pub(crate) fn of(case: &Case) -> Self {
         let (rank, top_k) = (case.config.rank, case.config.top_k);
         let shape = format!("{} r{rank} k{top_k}", case.problem);
         Self::new(case.name.clone(), case.kind, shape)
     }
 
-    /// The outcome of a case of which nothing is known yet.
+    /// Returns the outcome of a case before it runs.
     pub(crate) fn new(name: String, kind: Kind, shape: String) -> Self {
         Self {
             name,
@@ -72,23 +75,24 @@ impl Outcome {
         }
     }
 
-    /// Notes that something was wrong. The first reason stays: what follows from a wrong choice is wrong as well.
+    /// Marks the case as failed. Keeps the first reason, since a wrong selection makes later
+    /// results wrong too.
     pub(crate) fn fail(&mut self, reason: impl FnOnce() -> String) {
         self.passed = false;
         self.reason.get_or_insert_with(reason);
     }
 }
 
-/// What came of all cases on one device.
+/// The results of all cases on one device.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The device, as its backend names it.
     pub device: String,
     /// The type of queries, keys and values.
     pub dtype: String,
-    /// How many cases passed.
+    /// The number of cases that passed.
     pub passed: usize,
-    /// How many cases failed.
+    /// The number of cases that failed.
     pub failed: usize,
     /// The outcomes, in the order of the cases.
     pub outcomes: Vec<Outcome>,
@@ -107,14 +111,14 @@ impl Report {
         }
     }
 
-    /// Whether there were cases and all of them passed.
+    /// Returns whether all cases passed, and there was at least one.
     pub fn all_passed(&self) -> bool {
         self.failed == 0 && self.passed > 0
     }
 }
 
 impl fmt::Display for Report {
-    /// A table with a line for every case, and the counts.
+    /// Writes a table with one row per case, and the counts.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = |text: fn(&Outcome) -> &str, least: usize| {
             let widths = self

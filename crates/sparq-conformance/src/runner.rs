@@ -1,4 +1,4 @@
-//! Running cases on a device.
+//! Runs reference cases on a device.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,14 +9,16 @@ use crate::judge::{Precision, judge};
 use crate::observe::observe;
 use crate::{Case, Outcome, Report};
 
-/// Runs a case on a device, with queries, keys and values in `dtype`, and compares every step with what is right.
+/// Runs a case on a device, with queries, keys and values in `dtype`, and compares every result.
 ///
-/// In fp32 and fp64 the file tells what is right: the same codes, components and kept positions, and numbers that differ by less than 1e-4
-/// (of the largest one, where that exceeds 1). For fp16 and bf16 the input is rounded to the type, and the results are held to float64
-/// arithmetic on the rounded input to the same tolerance; to the output's is added what rounding it to the type costs. As rounding can turn
-/// a close choice, a choice then counts as right if it is within 1e-4 of the best one.
+/// In fp32 and fp64, codes, components and positions must equal those of the file. Numbers may
+/// differ by less than 1e-4, times the largest number if that exceeds 1.
 ///
-/// Whatever goes wrong, a panic of the backend included, makes a failed outcome.
+/// In fp16 and bf16, the inputs are rounded to the type first, and the expected results are those
+/// of float64 arithmetic on the rounded inputs. The output's tolerance includes its own rounding.
+/// Since rounding can change a close selection, one within 1e-4 of the optimum is right.
+///
+/// Every error, including a panic of the backend, makes a failed outcome.
 pub fn run(case: &Case, device: &Device, dtype: FloatDType) -> Outcome {
     let failed = |reason: String| {
         let mut outcome = Outcome::of(case);
@@ -31,10 +33,10 @@ pub fn run(case: &Case, device: &Device, dtype: FloatDType) -> Outcome {
     }
     let Some(case) = precision.rounded(case) else {
         return failed(format!(
-            "the input has numbers beyond the range of {dtype:?}"
+            "the inputs contain numbers out of the range of {dtype:?}"
         ));
     };
-    // Nothing of what the closure touches is used after a panic.
+    // Nothing that the closure borrows is used after a panic.
     let checked = AssertUnwindSafe(|| {
         let found = observe(&case, device, dtype)?;
         Ok(judge(&case, &found, &precision))
@@ -46,7 +48,7 @@ pub fn run(case: &Case, device: &Device, dtype: FloatDType) -> Outcome {
     }
 }
 
-/// [`run`] for all cases; `done` is called after each one, for a progress bar.
+/// Runs all cases. Calls `done` after each one, for example for a progress bar.
 pub fn run_all(
     cases: &[Case],
     device: &Device,
@@ -62,7 +64,7 @@ pub fn run_all(
     Report::new(name(device), format!("{dtype:?}"), outcomes)
 }
 
-/// The device, as its backend names it.
+/// Returns the backend's name of the device.
 pub(crate) fn name(device: &Device) -> String {
     let device = format!("{device:?}");
     let name = device
@@ -71,7 +73,7 @@ pub(crate) fn name(device: &Device) -> String {
     name.unwrap_or(&device).to_string()
 }
 
-/// What a panic said, in one line.
+/// Returns the message of a panic in one line.
 pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());

@@ -1,4 +1,4 @@
-//! All reference cases, and some random ones, on every device.
+//! All reference cases and some random cases on every device.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ fn check(device: &Device, dtype: FloatDType) -> Report {
 }
 
 #[test]
-fn every_case_passes_in_fp32() {
+fn all_cases_pass_in_fp32() {
     for device in devices() {
         let report = check(&device, FloatDType::F32);
         assert!(report.all_passed(), "{report}");
@@ -36,7 +36,7 @@ fn every_case_passes_in_fp32() {
 }
 
 #[test]
-fn every_case_passes_in_16_bits_where_the_device_has_them() {
+fn all_cases_pass_in_supported_16_bit_types() {
     for device in devices() {
         for dtype in [FloatDType::F16, FloatDType::BF16] {
             let report = check(&device, dtype);
@@ -52,7 +52,7 @@ fn every_case_passes_in_16_bits_where_the_device_has_them() {
 }
 
 #[test]
-fn a_case_with_a_wrong_expectation_fails() {
+fn wrong_expectations_fail() {
     let cases = all_cases();
     for device in devices() {
         let mut case = cases
@@ -69,11 +69,11 @@ fn a_case_with_a_wrong_expectation_fails() {
 }
 
 #[test]
-fn a_panic_fails_the_case_and_is_quoted_in_one_line() {
+fn a_panic_fails_the_case_with_its_message() {
     let cases = all_cases();
     for device in devices() {
         let mut case = cases[0].clone();
-        // burn panics where data of three dimensions is to become a tensor of four.
+        // burn panics if data of three dimensions becomes a tensor of four.
         let values = case.inputs.q.values().to_vec();
         case.inputs.q = Array::new(vec![1, 4, 32], values).unwrap();
         let outcome = run(&case, &device, FloatDType::F32);
@@ -87,7 +87,7 @@ fn a_panic_fails_the_case_and_is_quoted_in_one_line() {
 }
 
 #[test]
-fn what_the_library_refuses_fails_the_case() {
+fn errors_of_the_library_fail_the_case() {
     let cases = all_cases();
     for device in devices() {
         let mut case = cases[0].clone();
@@ -98,7 +98,7 @@ fn what_the_library_refuses_fails_the_case() {
 }
 
 #[test]
-fn a_report_counts_and_names_its_outcomes() {
+fn reports_count_and_name_their_outcomes() {
     let cases = all_cases();
     for device in devices() {
         let mut two = cases[..2].to_vec();
@@ -126,7 +126,7 @@ fn a_report_counts_and_names_its_outcomes() {
 #[test]
 fn random_cases_pass_on_cpus() {
     let devices = sparq_device::for_tests().unwrap();
-    // On a GPU every case compiles kernels of its own: `sparq check --random` is for those.
+    // On a GPU every case compiles its own kernels. `sparq check --random` covers GPUs.
     for device in devices.iter().filter(|device| !device.is_gpu()) {
         let random = Random {
             size: Size::Small,
@@ -136,8 +136,9 @@ fn random_cases_pass_on_cpus() {
         let failed = report.outcomes.iter().find(|outcome| !outcome.passed);
         assert!(report.all_passed(), "{failed:?}");
         let shapes: Vec<&str> = report.outcomes.iter().map(|o| &o.shape[..]).collect();
-        for what in ["Full", "Bits8", "Bits4", "Logits", "AbsSum", "Never"] {
-            assert!(shapes.iter().any(|shape| shape.contains(what)), "{what}");
+        for setting in ["Full", "Bits8", "Bits4", "Logits", "AbsSum", "Never"] {
+            let found = shapes.iter().any(|shape| shape.contains(setting));
+            assert!(found, "no case has {setting}");
         }
         assert_eq!(random.run(3, &device.open()), report.outcomes[3]);
     }

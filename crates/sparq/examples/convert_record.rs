@@ -1,7 +1,8 @@
-//! From a burn record with separate linear layers for queries, keys, values and output to one of [`SparqAttention`]: here that of burn's
-//! [`MultiHeadAttention`].
+//! Converts a burn record of an attention with separate linear layers, here burn's
+//! [`MultiHeadAttention`], to one of [`SparqAttention`].
 //!
-//! A record knows its tensors by the names of the fields. So it is loaded into the module that it came from, whose layers then move.
+//! A record names its tensors by the fields of the module. So the record is loaded into the module
+//! that wrote it, and that module's layers become those of the new one.
 //!
 //! `cargo run --release -p sparq --example convert_record`
 
@@ -36,7 +37,8 @@ fn convert(from: &Path, to: &Path, device: &Device) -> Result<(), Box<dyn Error>
     Ok(())
 }
 
-/// Saves a module with random weights, converts its record, and compares what both compute: the largest difference.
+/// Saves a module with random weights, converts its record, and returns the largest difference
+/// between the outputs of both modules.
 fn difference(folder: &Path, device: &Device) -> Result<f32, Box<dyn Error>> {
     device.seed(7);
     let (from, to) = (folder.join("mha.bpk"), folder.join("sparq.bpk"));
@@ -73,7 +75,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
-fn the_converted_record_computes_the_same() {
+fn converted_records_give_equal_outputs() {
     let difference = run().unwrap();
     assert!(difference < 1e-5, "{difference}");
 }

@@ -1,7 +1,9 @@
-//! SparQ in a model of your own: a transformer block around [`SparqAttention`], generating tokens densely and with SparQ.
+//! SparQ in a custom model: transformer blocks around [`SparqAttention`] generate tokens with dense
+//! attention and with SparQ.
 //!
-//! The weights are random, so the tokens mean nothing, and the heads of an untrained model spread their attention widely, which is the hardest case
-//! for any sparse method. What the example shows is how the parts fit together and how many bytes of the cache a step moves.
+//! The example shows how the parts fit together, and how many bytes of the cache a decode step
+//! moves. The weights are random, so the tokens have no meaning. Untrained heads spread their
+//! attention widely, which is the hardest case for any sparse method.
 //!
 //! `cargo run --release -p sparq --example custom_model`
 
@@ -52,7 +54,7 @@ impl Block {
         })
     }
 
-    /// x [B, T, D] -> [B, T, D]: a prompt without `method`, one token with it.
+    /// Runs x [B, T, D] -> [B, T, D]: a decode step with `method`, or a prefill without.
     fn forward(
         &self,
         x: Tensor<3>,
@@ -94,7 +96,7 @@ impl Model {
         })
     }
 
-    /// The most likely token after `tokens`, which are appended to the caches.
+    /// Returns the most likely token after `tokens`, which are appended to the caches.
     fn next(
         &self,
         tokens: &[i64],
@@ -115,7 +117,7 @@ impl Model {
             .into_scalar::<i64>())
     }
 
-    /// Reads the prompt densely and generates greedily with `method`.
+    /// Prefills the prompt with dense attention, then generates greedily with `method`.
     fn generate(
         &self,
         prompt: &[i64],
@@ -146,7 +148,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = Model::new(&device)?;
     let prompt: Vec<i64> = (0..PROMPT as i64).map(|at| at * at % 251).collect();
 
-    // r and k that read at most a quarter of what dense attention reads, with scores from a 4-bit copy of K.
+    // Chooses r and k so that a step moves at most a quarter of the bytes of dense attention. The
+    // approximate scores come from a 4-bit sketch of K.
     let sparq = SparqConfig::new(1, 1)
         .with_sketch(Sketch::Bits4)
         .for_compression(HEAD_DIM, PROMPT, 0.25)?;
@@ -175,7 +178,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 #[test]
-fn both_methods_generate_and_begin_with_the_token_of_the_dense_prefill() {
+fn both_methods_start_with_the_prefills_token() {
     let device = Device::default();
     device.seed(42);
     let model = Model::new(&device).unwrap();
@@ -185,7 +188,7 @@ fn both_methods_generate_and_begin_with_the_token_of_the_dense_prefill() {
     let sparq = generate(Method::from(SparqConfig::new(8, 128)));
     assert_eq!((dense.len(), sparq.len()), (NEW_TOKENS, NEW_TOKENS));
     assert_eq!(dense[0], sparq[0]);
-    // With every position and every component SparQ is dense attention.
+    // With every position and every component, SparQ equals dense attention.
     let all = SparqConfig::new(HEAD_DIM, PROMPT + NEW_TOKENS);
     assert_eq!(generate(Method::from(all)), dense);
 }

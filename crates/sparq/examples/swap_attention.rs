@@ -1,6 +1,7 @@
-//! [`SparqAttention`] in the place of an attention of one's own, around the same weights.
+//! Replaces a hand-written attention by [`SparqAttention`] with the same weights.
 //!
-//! With a cache in which k covers every position the new module computes what the old one did; with a smaller k it reads a fraction of the cache.
+//! If k covers every position of the cache, the outputs stay the same. With a smaller k, a step
+//! reads a fraction of the cache.
 //!
 //! `cargo run --release -p sparq --example swap_attention`
 
@@ -15,7 +16,7 @@ const HEADS: usize = 4;
 const HEAD_DIM: usize = D_MODEL / HEADS;
 const LEN: usize = 96;
 
-/// Causal attention as it is often written: no cache, every score at once.
+/// Plain causal attention: no cache, all scores at once.
 #[derive(Module, Debug)]
 struct OwnAttention {
     query: Linear,
@@ -35,7 +36,7 @@ impl OwnAttention {
         }
     }
 
-    /// x [B, T, D] -> [B, T, D].
+    /// Runs x [B, T, D] -> [B, T, D].
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, len, _] = x.dims();
         let heads = |linear: &Linear| {
@@ -52,14 +53,14 @@ impl OwnAttention {
             .forward(y.swap_dims(1, 2).reshape([batch, len, D_MODEL]))
     }
 
-    /// The same weights in the module that decodes with a cache.
+    /// Moves the weights into the module that decodes with a cache.
     fn into_sparq(self) -> Result<SparqAttention, SparqError> {
         SparqAttentionConfig::new(D_MODEL, HEADS, HEADS, HEAD_DIM)
             .init_with([self.query, self.key, self.value, self.out])
     }
 }
 
-/// Reads all of x but the last vector into a cache, and the last as a step with `method`.
+/// Prefills all of x except the last vector, then decodes the last one with `method`.
 fn last_step(
     attention: &SparqAttention,
     x: &Tensor<3>,
@@ -72,7 +73,8 @@ fn last_step(
     attention.decode(x.clone().slice_dim(1, len - 1..len), &mut cache, method)
 }
 
-/// The largest differences between the old output and the new: of the whole sequence, of a step that sees everything, of a step with r = 8 and k = 32.
+/// Returns the largest differences between the old and the new outputs: of the whole sequence, of a
+/// step with all positions, and of a step with r = 8 and k = 32.
 fn differences(device: &Device) -> Result<[f32; 3], SparqError> {
     device.seed(1);
     let own = OwnAttention::new(device);
@@ -94,7 +96,7 @@ fn differences(device: &Device) -> Result<[f32; 3], SparqError> {
 
 fn main() -> Result<(), SparqError> {
     let [whole, everything, fraction] = differences(&Device::default())?;
-    println!("largest difference to the attention before:");
+    println!("largest difference from the replaced attention:");
     println!("  whole sequence                {whole:.1e}");
     println!("  a step with k = all positions {everything:.1e}");
     println!("  a step with r = 8, k = 32     {fraction:.1e}");

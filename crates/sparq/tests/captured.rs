@@ -1,11 +1,15 @@
-//! Captured decode steps against steps that are launched one by one, on every device; on those without graphs both are the same code.
+//! Captured decode steps against steps whose kernels are launched one by one. On devices without
+//! graphs, both are the same code.
+//!
+//! A binary of its own: while a device captures, no other test may allocate on it. For the same
+//! reason the tests run one at a time.
 
 mod common;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use common::{Noise, devices, max_difference};
+use common::{Noise, devices, max_difference, method_for, new_cache};
 use sparq::ops::can_be_recorded;
 use sparq::{
     CapturedStep, KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig,
@@ -14,13 +18,13 @@ use sparq::{
 
 const D_MODEL: usize = 32;
 
-/// While a device records, nobody else may allocate on it: one test at a time.
+/// Lets one test run at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Two layers of attention, as a model has them.
+/// Two residual layers of attention.
 struct Layers([SparqAttention; 2]);
 
 impl Layers {
@@ -31,13 +35,13 @@ impl Layers {
         Self([(); 2].map(|()| config.init(device).unwrap()))
     }
 
-    /// Caches that hold a prompt, left-padded in the second sequence of two.
+    /// Returns caches that hold a prompt. If there are two sequences, the second is left-padded.
     fn caches(&self, prompt: &Tensor<3>, capacity: usize, method: &Method) -> [KvCache; 2] {
         let batch = prompt.dims()[0];
         let mut x = prompt.clone();
         [0, 1].map(|index| {
             let config = self.0[index].cache_config(batch, capacity, FloatDType::F32, method);
-            let mut cache = KvCache::new(&config, &prompt.device()).unwrap();
+            let mut cache = new_cache(&config, &prompt.device());
             if batch == 2 {
                 cache.set_left_padding(&[0, 5]).unwrap();
             }
@@ -47,7 +51,7 @@ impl Layers {
         })
     }
 
-    /// Takes steps of one sequence that are recorded where they can be, and the same ones call by call on other caches.
+    /// Asserts that captured steps of one sequence equal uncaptured steps on other caches.
     fn assert_equal<F>(
         &self,
         captured: &mut CapturedStep<Tensor<3>, [KvCache; 2], Tensor<3>, F>,
@@ -68,12 +72,12 @@ impl Layers {
         }
     }
 
-    /// One of the weights.
+    /// Returns one of the weights.
     fn weight(&self) -> Tensor<2> {
         self.0[0].q_proj.weight.val()
     }
 
-    /// [`Self::decode`] as a step to capture.
+    /// Returns [`Self::decode`] as a step to capture.
     fn step(
         &self,
     ) -> impl Fn(&Tensor<3>, &mut [KvCache; 2], &Method) -> Result<Tensor<3>, SparqError> {
@@ -100,13 +104,13 @@ fn random(noise: &mut Noise, batch: usize, len: usize, device: &Device) -> Tenso
         .squeeze_dim::<3>(0)
 }
 
-/// Whether the device records launches, as burn tells.
+/// Returns whether burn captures graphs on the device.
 fn has_graphs(device: &Device) -> bool {
     let x = Tensor::<1>::from_floats([1.0, 2.0], device);
     burn::tensor::capture(device, || x.clone() * 2.0).is_hardware()
 }
 
-/// Steps beside steps that are launched one by one, from the same prompt. Returns how many were replays.
+/// Compares captured and uncaptured steps after the same prompt. Returns the number of replays.
 fn compare(method: Method, batch: usize, steps: usize, device: &Device) -> usize {
     let (layers, mut noise) = (Layers::new(device), Noise(53));
     let prompt = random(&mut noise, batch, 20, device);
@@ -119,11 +123,12 @@ fn compare(method: Method, batch: usize, steps: usize, device: &Device) -> usize
         let want = layers.decode(&x, &mut caches, &method).unwrap();
         let found = captured.step(x).unwrap();
         let difference = max_difference(&found, &want);
-        // Launches of another size add up in another order. Where two positions score the same but for that, either may be kept.
+        // Launches of another size add in another order. Of two positions whose scores differ only
+        // by that, either may be selected.
         ties += usize::from(difference > 1e-4);
         assert!(
             difference < 0.2 && ties <= steps / 200,
-            "{device:?} {method:?} step {step}: {difference}, the {ties}th"
+            "{device:?} {method:?} step {step}: {difference}, tie number {ties}"
         );
         replays += usize::from(captured.is_captured());
         let [first, second] = captured.state();
@@ -139,15 +144,16 @@ fn compare(method: Method, batch: usize, steps: usize, device: &Device) -> usize
     caches[0].truncate(steps);
     spans(&first).assert_eq(&spans(&caches[0]), true);
     let sums = max_difference(&first.tensors().v_sum, &caches[0].tensors().v_sum);
-    assert!(sums < 1e-2, "{device:?}: sums of V by {sums}");
+    assert!(sums < 1e-2, "{device:?}: the sums of V differ by {sums}");
     replays
 }
 
 #[test]
-fn a_thousand_replays_over_growing_lengths_give_what_single_launches_give() {
+fn a_thousand_replays_equal_single_launches() {
     let _alone = alone();
     for device in devices() {
-        // Dense while at most 40 positions are held; ranges of the sketch at 41, 82 and so on; buffers grow at 64, 128 and so on.
+        // Steps are dense up to 40 positions. Sketch ranges are set at 41, 82 and so on, and
+        // buffers grow at 64, 128 and so on.
         let method = Method::from(SparqConfig::new(6, 40).with_sketch(Sketch::Bits4));
         let replays = compare(method, 2, 1050, &device);
         match has_graphs(&device) {
@@ -175,7 +181,6 @@ fn every_method_can_be_captured() {
     }
 }
 
-/// What a step gives back belongs to the caller: later steps leave it alone. So do they a clone of the caches.
 #[test]
 fn outputs_and_clones_keep_their_values() {
     let _alone = alone();
@@ -210,9 +215,10 @@ fn outputs_and_clones_keep_their_values() {
     }
 }
 
-/// A change of the caches between steps, another thread and inputs of the step that come out again: each would move or miss a buffer of the recording.
+/// Changed caches, another thread and an input that is also an output would each move or miss a
+/// buffer of the graph.
 #[test]
-fn whatever_would_disturb_a_recording_ends_it() {
+fn disturbances_end_the_capture() {
     let _alone = alone();
     for device in devices() {
         let (layers, mut noise) = (Layers::new(&device), Noise(61));
@@ -249,14 +255,14 @@ fn whatever_would_disturb_a_recording_ends_it() {
 }
 
 #[test]
-fn a_step_that_can_not_be_recorded_runs_as_it_is_written() {
+fn steps_that_cannot_be_captured_run_directly() {
     let _alone = alone();
     for device in devices() {
         let (layers, mut noise) = (Layers::new(&device), Noise(67));
         let prompt = random(&mut noise, 1, 20, &device);
         let method = Method::DENSE;
         let [mut caches, state] = [(); 2].map(|()| layers.caches(&prompt, 64, &method));
-        // Two positions a step.
+        // Appends two positions per step.
         let twice = |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
             layers.decode(x, caches, method)?;
             layers.decode(x, caches, method)
@@ -273,9 +279,10 @@ fn a_step_that_can_not_be_recorded_runs_as_it_is_written() {
     }
 }
 
-/// The case of a server: steps on a thread of its own, with weights that it made or, where the device can do with that, the main thread.
+/// The case of a server: a thread takes steps with weights of its own or, if the device supports
+/// it, of the main thread.
 #[test]
-fn a_thread_of_its_own_records() {
+fn another_thread_can_capture() {
     let _alone = alone();
     for device in devices() {
         let others = Layers::new(&device);
@@ -303,9 +310,9 @@ fn a_thread_of_its_own_records() {
     }
 }
 
-/// Caches that another thread made are read and written, whether the device could record that or not.
+/// Works whether or not the device can capture such caches.
 #[test]
-fn caches_of_another_thread_are_taken_over() {
+fn caches_of_another_thread_are_usable() {
     let _alone = alone();
     for device in devices() {
         let (layers, mut noise) = (Layers::new(&device), Noise(83));
@@ -322,9 +329,9 @@ fn caches_of_another_thread_are_taken_over() {
     }
 }
 
-/// What is uploaded inside of a recording is refused, or recorded: then it comes again with each replay.
+/// An upload inside a capture is refused, or captured and repeated with each replay.
 #[test]
-fn a_step_that_uploads_is_refused_or_uploads_the_same_again() {
+fn uploads_are_refused_or_repeated() {
     let _alone = alone();
     for device in devices() {
         let (layers, mut noise) = (Layers::new(&device), Noise(71));
@@ -359,7 +366,7 @@ fn a_step_that_uploads_is_refused_or_uploads_the_same_again() {
 }
 
 #[test]
-fn an_error_of_the_step_leaves_the_caches_as_they_were() {
+fn errors_of_the_step_leave_the_caches_unchanged() {
     let _alone = alone();
     for device in devices() {
         let (layers, mut noise) = (Layers::new(&device), Noise(73));
@@ -374,5 +381,36 @@ fn an_error_of_the_step_leaves_the_caches_as_they_were() {
         assert_eq!(captured.state()[1].len(), 21);
         captured.step(random(&mut noise, 1, 1, &device)).unwrap();
         assert_eq!(captured.state()[1].len(), 22);
+    }
+}
+
+#[test]
+fn a_sliding_window_moves_on_the_device() {
+    let _alone = alone();
+    for device in devices() {
+        let attention = SparqAttentionConfig::new(D_MODEL, 4, 2, 16)
+            .with_rotary(Some(RotaryConfig::new(16)))
+            .with_qk_norm_eps(Some(1e-6))
+            .with_window(Some(24))
+            .init(&device)
+            .unwrap();
+        for sketch in [Sketch::Full, Sketch::Bits4] {
+            let method = method_for(Some(sketch), 6, 8);
+            let config = attention.cache_config(1, 1, FloatDType::F32, &method);
+            let mut noise = Noise(17);
+            let mut cache = new_cache(&config, &device);
+            let prompt = random(&mut noise, 1, 10, &device);
+            attention.forward(prompt, Some(&mut cache)).unwrap();
+            let step = |x: &Tensor<3>, cache: &mut KvCache, method: &Method| {
+                attention.decode(x.clone(), cache, method)
+            };
+            let mut captured = CapturedStep::new(cache.clone(), method, step);
+            for at in 0..100 {
+                let x = random(&mut noise, 1, 1, &device);
+                let expected = attention.decode(x.clone(), &mut cache, &method).unwrap();
+                let worst = max_difference(&captured.step(x).unwrap(), &expected);
+                assert!(worst < 1e-5, "step {at} on {device:?}: {worst}");
+            }
+        }
     }
 }

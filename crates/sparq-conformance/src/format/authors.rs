@@ -1,15 +1,17 @@
 //! Cases of the paper's authors: one decode step of their `AnnAttention`.
 //!
-//! Their code counts the current token apart, so that (k, local_k) there is (k + 1, local_k + 1) in the paper and here; the heads of a group
-//! choose by the sum of their logits; and masked positions are ranked last, so that they fill up a set for which there are too few valid ones.
+//! Their code differs from the paper and from this library in its counting: (k, local_k) exclude
+//! the current token, so they are (k + 1, local_k + 1) here. The heads of a group rank by the sum
+//! of their logits. Masked positions rank last, and fill up the selection if there are too few
+//! valid ones.
 
 use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
 
 use super::Reader;
 use crate::case::{Expected, Kind};
-use crate::{Array, Case, GoldenError, Problem};
+use crate::{Array, Case, ConformanceError, Problem};
 
-pub(super) fn read(reader: &Reader<'_>) -> Result<Case, GoldenError> {
+pub(super) fn read(reader: &Reader<'_>) -> Result<Case, ConformanceError> {
     let problem = reader.problem()?;
     let config = config(reader, &problem)?;
     let inputs = super::inputs(reader, &problem)?;
@@ -36,7 +38,7 @@ pub(super) fn read(reader: &Reader<'_>) -> Result<Case, GoldenError> {
     })
 }
 
-fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, GoldenError> {
+fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, ConformanceError> {
     let and_current = |key| {
         let number = reader.number(key, 0)?;
         let too_large = || reader.error(key, "a smaller number", number);
@@ -58,8 +60,8 @@ fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, GoldenE
     Ok(config)
 }
 
-/// The left padding of each sequence, of which the metadata and the mask must say the same.
-fn left_padding(reader: &Reader<'_>, problem: &Problem) -> Result<Vec<usize>, GoldenError> {
+/// Reads the left padding of each sequence. Metadata and mask must agree.
+fn left_padding(reader: &Reader<'_>, problem: &Problem) -> Result<Vec<usize>, ConformanceError> {
     let masked = reader.choice(
         "mask",
         &[
@@ -68,13 +70,13 @@ fn left_padding(reader: &Reader<'_>, problem: &Problem) -> Result<Vec<usize>, Go
             ("neg_inf", Some(f32::NEG_INFINITY)),
         ],
     )?;
-    let lengths = "a JSON list of lengths, one a sequence or none";
+    let lengths = "a JSON list of lengths, one per sequence or none";
     let mut padding: Vec<usize> = reader.json("pad", lengths)?;
     if padding.is_empty() {
         padding = vec![0; problem.batch];
     }
     if padding.len() != problem.batch {
-        let expected = format!("{} lengths, one a sequence, or none", problem.batch);
+        let expected = format!("{} lengths, one per sequence, or none", problem.batch);
         return Err(reader.error("pad", expected, padding.len()));
     }
     if let Some(length) = padding.iter().find(|&&length| length >= problem.seq) {
@@ -87,7 +89,7 @@ fn left_padding(reader: &Reader<'_>, problem: &Problem) -> Result<Vec<usize>, Go
             let expected = if s < length { masked } else { Some(0.0) };
             if expected != Some(found) {
                 let expected = match expected {
-                    Some(expected) => format!("{expected} at [{b}, {s}], as pad and mask say"),
+                    Some(expected) => format!("{expected} at [{b}, {s}], to match pad and mask"),
                     None => format!("no left padding at [{b}, {s}], since mask is none"),
                 };
                 return Err(reader.error("logmask", expected, found));
@@ -97,17 +99,17 @@ fn left_padding(reader: &Reader<'_>, problem: &Problem) -> Result<Vec<usize>, Go
     Ok(padding)
 }
 
-/// The approximate probability of the kept positions, which the authors' code does not compute where it does not reallocate.
+/// Reads alpha, which the authors' code only computes if it reallocates to the mean value.
 fn alpha(
     reader: &Reader<'_>,
     problem: &Problem,
     config: &SparqConfig,
-) -> Result<Option<Array<f32>>, GoldenError> {
+) -> Result<Option<Array<f32>>, ConformanceError> {
     let alpha = reader.finite("alpha", &[problem.batch, problem.n_heads])?;
     if config.mean_value == MeanValue::Always {
         return Ok(Some(alpha));
     }
-    // Their sum of exact weights, which rounding may keep from being 1.
+    // Without reallocation, the file holds the sum of the exact weights, which is 1 up to rounding.
     let other = |alpha: &&f32| (**alpha - 1.0).abs() > 1e-5;
     match alpha.values().iter().find(other) {
         Some(found) => Err(reader.error("alpha", "1 without reallocation", found)),
@@ -115,24 +117,26 @@ fn alpha(
     }
 }
 
-/// The weights are not compared with a device's, which has no use for them; but they must not contradict the selection.
+/// Checks that the weights do not contradict the selection. Devices do not return weights to
+/// compare.
 fn check_weights(
     reader: &Reader<'_>,
     problem: &Problem,
     selected: &Array<u8>,
-) -> Result<(), GoldenError> {
+) -> Result<(), ConformanceError> {
     let shape = [problem.batch, problem.n_heads, problem.seq];
     let weights = reader.finite("weights", &shape)?;
-    // Heads of a group follow each other, so that head row i reads key/value row i / g.
+    // The heads of a group are consecutive, so query head i of all reads batch head i / g.
     for (head, weights) in weights.rows().enumerate() {
-        let row = head / problem.group_size();
-        let selected = &selected.values()[row * problem.seq..][..problem.seq];
+        let batch_head = head / problem.group_size();
+        let selected = &selected.values()[batch_head * problem.seq..][..problem.seq];
         let stray = weights
             .iter()
             .zip(selected)
             .position(|(weight, selected)| *weight != 0.0 && *selected == 0);
         if let Some(s) = stray {
-            let expected = format!("0 at position {s} of head row {head}, which is not selected");
+            let expected =
+                format!("0 at position {s} of query head {head} of all, which is not selected");
             return Err(reader.error("weights", expected, weights[s]));
         }
     }

@@ -1,11 +1,11 @@
-//! Entries and tensors of a safetensors file, by name, with errors that name both.
+//! Reads metadata entries and tensors of a safetensors file. Errors name the file and the key.
 
 use std::collections::HashMap;
 use std::fmt::{Debug, Display};
 
 use safetensors::{Dtype, SafeTensors};
 
-use crate::{Array, GoldenError, Problem};
+use crate::{Array, ConformanceError, Problem};
 
 /// A parsed safetensors file.
 pub(crate) struct Reader<'a> {
@@ -16,15 +16,15 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Parses the header.
-    pub(crate) fn new(file: &'a str, bytes: &'a [u8]) -> Result<Self, GoldenError> {
-        let format = |source| GoldenError::Format {
+    pub(crate) fn new(file: &'a str, bytes: &'a [u8]) -> Result<Self, ConformanceError> {
+        let format = |source| ConformanceError::Format {
             file: file.to_string(),
             source,
         };
         let tensors = SafeTensors::deserialize(bytes).map_err(format)?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(format)?;
         let Some(metadata) = header.metadata().clone() else {
-            return Err(GoldenError::Key {
+            return Err(ConformanceError::Key {
                 file: file.to_string(),
                 key: "__metadata__".into(),
                 expected: "the settings of the case".into(),
@@ -38,24 +38,24 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The name of the file.
+    /// Returns the name of the file.
     pub(crate) fn file(&self) -> &str {
         self.file
     }
 
-    /// Whether the metadata has an entry `key`.
+    /// Returns whether the metadata has an entry `key`.
     pub(crate) fn has_entry(&self, key: &str) -> bool {
         self.metadata.contains_key(key)
     }
 
-    /// The error that `key` should have been `expected`.
+    /// Returns the error that `key` was expected to be `expected`.
     pub(crate) fn error(
         &self,
         key: &str,
         expected: impl Display,
         found: impl Display,
-    ) -> GoldenError {
-        GoldenError::Key {
+    ) -> ConformanceError {
+        ConformanceError::Key {
             file: self.file.to_string(),
             key: key.to_string(),
             expected: expected.to_string(),
@@ -63,27 +63,27 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The metadata entry `key` as text.
-    pub(crate) fn text(&self, key: &str) -> Result<&str, GoldenError> {
+    /// Reads the metadata entry `key` as text.
+    pub(crate) fn text(&self, key: &str) -> Result<&str, ConformanceError> {
         self.metadata
             .get(key)
             .map(String::as_str)
-            .ok_or_else(|| self.error(key, "an entry of the metadata", "nothing"))
+            .ok_or_else(|| self.error(key, "a metadata entry", "nothing"))
     }
 
-    /// The metadata entry `key` as JSON.
+    /// Reads the metadata entry `key` as JSON.
     pub(crate) fn json<T: serde::de::DeserializeOwned>(
         &self,
         key: &str,
         expected: &str,
-    ) -> Result<T, GoldenError> {
+    ) -> Result<T, ConformanceError> {
         let text = self.text(key)?;
         serde_json::from_str(text).map_err(|_| self.error(key, expected, quoted(text)))
     }
 
-    /// The metadata entry `key` as a whole number of at least `least`.
-    pub(crate) fn number(&self, key: &str, least: usize) -> Result<usize, GoldenError> {
-        let expected = format!("a whole number from {least} on");
+    /// Reads the metadata entry `key` as an integer of at least `least`.
+    pub(crate) fn number(&self, key: &str, least: usize) -> Result<usize, ConformanceError> {
+        let expected = format!("an integer of at least {least}");
         let number = self.json(key, &expected)?;
         if number < least {
             return Err(self.error(key, expected, number));
@@ -91,17 +91,17 @@ impl<'a> Reader<'a> {
         Ok(number)
     }
 
-    /// The metadata entry `key` as `true` or `false`.
-    pub(crate) fn boolean(&self, key: &str) -> Result<bool, GoldenError> {
+    /// Reads the metadata entry `key` as `true` or `false`.
+    pub(crate) fn boolean(&self, key: &str) -> Result<bool, ConformanceError> {
         self.json(key, "true or false")
     }
 
-    /// The metadata entry `key` as one of the named choices.
+    /// Reads the metadata entry `key` as one of the named choices.
     pub(crate) fn choice<T: Copy>(
         &self,
         key: &str,
         choices: &[(&str, T)],
-    ) -> Result<T, GoldenError> {
+    ) -> Result<T, ConformanceError> {
         let text = self.text(key)?;
         match choices.iter().find(|(name, _)| *name == text) {
             Some((_, choice)) => Ok(*choice),
@@ -112,18 +112,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The name of the case.
-    pub(crate) fn name(&self) -> Result<String, GoldenError> {
+    /// Reads the name of the case.
+    pub(crate) fn name(&self) -> Result<String, ConformanceError> {
         let name = self.text("name")?;
-        // The name ends up in tables on terminals.
+        // The name is printed in tables on terminals.
         if name.is_empty() || name.chars().any(char::is_control) {
             return Err(self.error("name", "printable text", quoted(name)));
         }
         Ok(name.to_string())
     }
 
-    /// The sizes of the case, which every tensor is then held to.
-    pub(crate) fn problem(&self) -> Result<Problem, GoldenError> {
+    /// Reads the sizes of the case.
+    pub(crate) fn problem(&self) -> Result<Problem, ConformanceError> {
         let problem = Problem {
             batch: self.number("batch", 1)?,
             n_heads: self.number("n_heads", 1)?,
@@ -138,13 +138,13 @@ impl<'a> Reader<'a> {
         Ok(problem)
     }
 
-    /// The fp32 tensor `key` of `shape`, without NaN and, unless `infinite`, without infinities.
+    /// Reads the fp32 tensor `key` of `shape`. Refuses NaN and, unless `infinite`, infinities.
     fn floats(
         &self,
         key: &str,
         shape: &[usize],
         infinite: bool,
-    ) -> Result<Array<f32>, GoldenError> {
+    ) -> Result<Array<f32>, ConformanceError> {
         let array = self.tensor(key, Dtype::F32, shape, f32::from_le_bytes)?;
         let refused = |x: &&f32| x.is_nan() || (x.is_infinite() && !infinite);
         match array.values().iter().find(refused) {
@@ -154,23 +154,28 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The fp32 tensor `key` of `shape`, all of it finite.
-    pub(crate) fn finite(&self, key: &str, shape: &[usize]) -> Result<Array<f32>, GoldenError> {
+    /// Reads the fp32 tensor `key` of `shape`. All elements must be finite.
+    pub(crate) fn finite(
+        &self,
+        key: &str,
+        shape: &[usize],
+    ) -> Result<Array<f32>, ConformanceError> {
         self.floats(key, shape, false)
     }
 
-    /// The fp32 tensor `key` of `shape`, which may hold infinities.
-    pub(crate) fn mask(&self, key: &str, shape: &[usize]) -> Result<Array<f32>, GoldenError> {
+    /// Reads the fp32 tensor `key` of `shape`, which may contain infinities.
+    pub(crate) fn mask(&self, key: &str, shape: &[usize]) -> Result<Array<f32>, ConformanceError> {
         self.floats(key, shape, true)
     }
 
-    /// The tensor `key` of `shape`: along the last dimension strictly ascending numbers from 0 to below `end`.
+    /// Reads the tensor `key` of `shape`: indices below `end`, strictly ascending along the last
+    /// dimension.
     pub(crate) fn ascending(
         &self,
         key: &str,
         shape: &[usize],
         end: usize,
-    ) -> Result<Array<i64>, GoldenError> {
+    ) -> Result<Array<i64>, ConformanceError> {
         let array = self.tensor(key, Dtype::I64, shape, i64::from_le_bytes)?;
         let within = |&x: &i64| usize::try_from(x).is_ok_and(|x| x < end);
         for row in array.rows() {
@@ -185,13 +190,13 @@ impl<'a> Reader<'a> {
         Ok(array)
     }
 
-    /// The tensor `key` of `shape`, whose elements are at most `most`.
+    /// Reads the byte tensor `key` of `shape`, whose elements are at most `most`.
     pub(crate) fn bytes(
         &self,
         key: &str,
         shape: &[usize],
         most: u8,
-    ) -> Result<Array<u8>, GoldenError> {
+    ) -> Result<Array<u8>, ConformanceError> {
         let array = self.tensor(key, Dtype::U8, shape, |[byte]| byte)?;
         match array.values().iter().find(|&&x| x > most) {
             Some(x) => Err(self.error(key, format!("numbers up to {most}"), x)),
@@ -199,14 +204,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The tensor `key`, which must be of this type and shape.
+    /// Reads the tensor `key`, which must have this type and shape.
     fn tensor<T, const N: usize>(
         &self,
         key: &str,
         dtype: Dtype,
         shape: &[usize],
         element: impl Fn([u8; N]) -> T,
-    ) -> Result<Array<T>, GoldenError> {
+    ) -> Result<Array<T>, ConformanceError> {
         let wanted = describe(dtype, shape);
         let Ok(view) = self.tensors.tensor(key) else {
             return Err(self.error(key, format!("a tensor {wanted}"), "nothing"));
@@ -225,7 +230,7 @@ fn describe(dtype: Dtype, shape: &[usize]) -> String {
     format!("{dtype:?} {shape:?}")
 }
 
-/// Text of a file for a message: control characters escaped, and no longer than a line.
+/// Quotes text of a file for a message: escapes control characters and cuts it after 60 characters.
 fn quoted(text: impl AsRef<str> + Debug) -> String {
     let mut short: String = text.as_ref().chars().take(60).collect();
     if short.len() < text.as_ref().len() {

@@ -1,15 +1,15 @@
 //! Cases with a key sketch of 8 or 4 bits.
 //!
-//! They count as the paper does (top_k and local_window in all, the current token included), mask nothing, and take the ranges of the codes over
-//! all positions.
+//! As in the paper, top_k and local_window count the current token. Nothing is masked, and the
+//! ranges of the codes cover all positions.
 
 use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
 
 use super::Reader;
 use crate::case::{Expected, ExpectedSketch, Kind};
-use crate::{Array, Case, GoldenError, Problem};
+use crate::{Array, Case, ConformanceError, Problem};
 
-pub(super) fn read(reader: &Reader<'_>) -> Result<Case, GoldenError> {
+pub(super) fn read(reader: &Reader<'_>) -> Result<Case, ConformanceError> {
     let problem = reader.problem()?;
     let config = config(reader, &problem)?;
     let inputs = super::inputs(reader, &problem)?;
@@ -32,14 +32,14 @@ pub(super) fn read(reader: &Reader<'_>) -> Result<Case, GoldenError> {
             output: reader.finite("output", &problem.query())?,
             sketch: Some(ExpectedSketch {
                 codes: codes(reader, &problem, &config)?,
-                lo: reader.finite("lo", &channels)?,
-                step: steps(reader, &channels)?,
+                zero_point: reader.finite("lo", &channels)?,
+                scale: scales(reader, &channels)?,
             }),
         },
     })
 }
 
-fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, GoldenError> {
+fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, ConformanceError> {
     let config = SparqConfig {
         rank: reader.number("rank", 1)?,
         top_k: reader.number("top_k", 1)?,
@@ -72,7 +72,7 @@ fn codes(
     reader: &Reader<'_>,
     problem: &Problem,
     config: &SparqConfig,
-) -> Result<Array<u8>, GoldenError> {
+) -> Result<Array<u8>, ConformanceError> {
     let Problem {
         batch,
         n_kv_heads,
@@ -88,10 +88,10 @@ fn codes(
     reader.bytes("codes", &[batch, n_kv_heads, head_dim, seq], most)
 }
 
-fn steps(reader: &Reader<'_>, channels: &[usize]) -> Result<Array<f32>, GoldenError> {
-    let steps = reader.finite("step", channels)?;
-    match steps.values().iter().find(|&&step| step < 0.0) {
-        Some(found) => Err(reader.error("step", "numbers from 0 on", found)),
-        None => Ok(steps),
+fn scales(reader: &Reader<'_>, channels: &[usize]) -> Result<Array<f32>, ConformanceError> {
+    let scales = reader.finite("step", channels)?;
+    match scales.values().iter().find(|&&scale| scale < 0.0) {
+        Some(found) => Err(reader.error("step", "numbers of at least 0", found)),
+        None => Ok(scales),
     }
 }

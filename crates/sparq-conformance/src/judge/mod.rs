@@ -1,33 +1,33 @@
-//! What a device computed against what is right.
+//! Judges the results of a reference case.
 
 use burn::tensor::FloatDType;
 use half::{bf16, f16};
 
 use crate::case::Expected;
-use crate::host::{self, Choices};
+use crate::float64::{self, Selections};
 use crate::observe::Observed;
 use crate::{Array, Case, Outcome};
 
-/// The difference that fp32 accumulation in another order makes, with an order of magnitude to spare; relative to the largest number where
+/// Ten times the difference that fp32 sums in another order make. Relative to the largest number if
 /// that exceeds 1.
 const TOLERANCE: f32 = 1e-4;
 
-/// The lead by which a choice may be wrong for input in a short type, of which nobody made sure that no choice is close. In units of the
-/// scores (or their logarithm, for probabilities), of the components and of codes.
+/// The lead by which a selection may miss the optimum for rounded inputs, which may have close
+/// selections. In units of scores (of their logarithm for probabilities), components and codes.
 const CLOSE: f64 = 1e-4;
 
-/// How a type rounds.
+/// The rounding of a type.
 pub(crate) struct Precision {
-    /// The type's value for a number.
+    /// Rounds a number to the type.
     pub(crate) round: fn(f32) -> f32,
-    /// The largest relative error of that.
+    /// The largest relative error of rounding.
     error: f32,
-    /// Whether every fp32 number is a value of the type.
+    /// True if the type represents every fp32 number.
     exact: bool,
 }
 
 impl Precision {
-    /// How `dtype` rounds, or `None` for a type whose rounding is the device's own affair.
+    /// Returns the rounding of `dtype`, or `None` for a type whose rounding depends on the device.
     pub(crate) fn of(dtype: FloatDType) -> Option<Self> {
         let precision = |round, error, exact| {
             Some(Self {
@@ -44,7 +44,7 @@ impl Precision {
         }
     }
 
-    /// The case with its input in the type's values, or `None` where they are beyond its range.
+    /// Returns the case with rounded inputs, or `None` if any is out of range.
     pub(crate) fn rounded(&self, case: &Case) -> Option<Case> {
         let mut rounded = case.clone();
         let inputs = &mut rounded.inputs;
@@ -58,70 +58,71 @@ impl Precision {
     }
 }
 
-/// Compares the results for a [rounded](Precision::rounded) case.
+/// Judges the results of a [rounded](Precision::rounded) case.
 ///
-/// Where rounding changed nothing, the file tells what is right. Otherwise each step is held to what float64 gives for the choices of the
-/// steps before it, and the choices are held to be the best ones but for leads below [`CLOSE`].
+/// If rounding is exact, the results must equal those of the file. Otherwise selections must be
+/// optimal up to [`CLOSE`], and numbers must equal those that float64 computes from the device's
+/// selections.
 pub(crate) fn judge(case: &Case, found: &Observed, precision: &Precision) -> Outcome {
     let mut outcome = Outcome::of(case);
     let expected = if precision.exact {
-        compare_choices(&mut outcome, case, &found.choices);
+        compare_selections(&mut outcome, case, &found.selections);
         case.expected.clone()
     } else {
-        weigh_choices(&mut outcome, case, &found.choices);
-        host::expected(case, &found.choices)
+        weigh_selections(&mut outcome, case, &found.selections);
+        float64::expected(case, &found.selections)
     };
     compare_results(&mut outcome, case, found, &expected, precision);
     outcome
 }
 
-/// The choices that come before the logits against those of the file.
-fn compare_choices(outcome: &mut Outcome, case: &Case, found: &Choices) {
+/// Compares codes and components with those of the file.
+fn compare_selections(outcome: &mut Outcome, case: &Case, found: &Selections) {
     let expected = &case.expected;
     if let (Some(sketch), Some(codes)) = (&expected.sketch, &found.codes) {
-        let wrong = sketch.codes.values().iter().zip(codes.values());
-        let wrong = wrong.filter(|(expected, found)| expected != found).count();
+        let pairs = sketch.codes.values().iter().zip(codes.values());
+        let wrong = pairs.filter(|(expected, found)| expected != found).count();
         outcome.codes_equal = Some(wrong == 0);
         if wrong > 0 {
             outcome.fail(|| format!("codes: {wrong} of {} differ", codes.values().len()));
         }
     }
-    let rows = expected.components.rows().zip(found.components.rows());
-    let wrong = rows
+    let heads = expected.components.rows().zip(found.components.rows());
+    let wrong = heads
         .enumerate()
         .find(|(_, (expected, found))| expected != found);
     outcome.components_equal = Some(wrong.is_none());
-    if let Some((row, (expected, found))) = wrong {
-        let at = at_row(case, row);
+    if let Some((head, (expected, found))) = wrong {
+        let at = place(case, head);
         outcome.fail(|| format!("components at {at}: expected {expected:?}, found {found:?}"));
     }
 }
 
-/// The kept positions against the right ones.
+/// Compares the selected positions with the expected ones.
 fn compare_sets(outcome: &mut Outcome, case: &Case, expected: &Array<u8>, found: &Array<u8>) {
-    let rows = expected.rows().zip(found.rows());
-    let wrong = rows
+    let heads = expected.rows().zip(found.rows());
+    let wrong = heads
         .enumerate()
         .find(|(_, (expected, found))| expected != found);
     outcome.sets_equal = Some(wrong.is_none() && outcome.sets_equal != Some(false));
-    if let Some((row, (expected, found))) = wrong {
+    if let Some((head, (expected, found))) = wrong {
         let only = |a: &[u8], b: &[u8]| -> Vec<usize> {
             (0..a.len()).filter(|&s| a[s] > b[s]).take(8).collect()
         };
         let (missing, extra) = (only(expected, found), only(found, expected));
-        let at = at_row(case, row);
+        let at = place(case, head);
         outcome.fail(|| format!("positions at {at}: {missing:?} are missing, {extra:?} are extra"));
     }
 }
 
-/// The choices against the best ones for the rounded input.
-fn weigh_choices(outcome: &mut Outcome, case: &Case, found: &Choices) {
-    let regret = host::regret(case, found);
-    let mut weigh = |what: &str, lead: f64| {
-        // A lead that is not a number is a wrong choice as well.
+/// Compares the selections with the optimum for the rounded inputs.
+fn weigh_selections(outcome: &mut Outcome, case: &Case, found: &Selections) {
+    let regret = float64::regret(case, found);
+    let mut weigh = |name: &str, lead: f64| {
+        // A NaN lead is wrong too.
         let close = lead <= CLOSE;
         if !close {
-            outcome.fail(|| format!("{what}: another choice is better by {lead:.1e}"));
+            outcome.fail(|| format!("{name}: another selection is better by {lead:.1e}"));
         }
         Some(close)
     };
@@ -133,7 +134,7 @@ fn weigh_choices(outcome: &mut Outcome, case: &Case, found: &Choices) {
     outcome.sets_equal = selected;
 }
 
-/// The numbers against the right ones, in the order in which they are computed.
+/// Compares the numbers with the expected ones, in the order of their computation.
 fn compare_results(
     outcome: &mut Outcome,
     case: &Case,
@@ -142,17 +143,29 @@ fn compare_results(
     precision: &Precision,
 ) {
     if let (Some(expected), Some(found)) = (&expected.sketch, &found.sketch) {
-        let lo = compare(outcome, "lo", &expected.lo, &found.lo, 0.0);
-        let step = compare(outcome, "step", &expected.step, &found.step, 0.0);
-        outcome.differences.ranges = Some(lo.max(step));
+        let zero_point = compare(
+            outcome,
+            "zero point",
+            &expected.zero_point,
+            &found.zero_point,
+            0.0,
+        );
+        let scale = compare(outcome, "scale", &expected.scale, &found.scale, 0.0);
+        outcome.differences.ranges = Some(zero_point.max(scale));
     }
     let logits = valid_only(case, &expected.logits);
     let found_logits = valid_only(case, &found.logits);
     let logits = compare(outcome, "score", &logits, &found_logits, 0.0);
     outcome.differences.logits = Some(logits);
 
-    // The operation is held to the same set as the reference; for rounded input, to the one that the reference chose.
-    compare_sets(outcome, case, &expected.selected, &found.choices.selected);
+    // Reference and operation must select the same positions. For rounded inputs, those of the
+    // reference are the expected ones.
+    compare_sets(
+        outcome,
+        case,
+        &expected.selected,
+        &found.selections.selected,
+    );
     compare_sets(outcome, case, &expected.selected, &found.selected);
     if let Some(expected) = &expected.alpha {
         let alpha = compare(outcome, "alpha", expected, &found.alpha, 0.0);
@@ -177,35 +190,38 @@ fn compare_results(
     outcome.differences.output = Some(worst);
 }
 
-/// The largest difference of two tensors, noted as a failure where it exceeds the tolerance.
+/// Returns the largest difference of two tensors. The case fails if it exceeds the tolerance.
 fn compare(
     outcome: &mut Outcome,
-    what: &str,
+    name: &str,
     expected: &Array<f32>,
     found: &Array<f32>,
     rounding: f32,
 ) -> f32 {
     if expected.shape() != found.shape() {
         let (expected, found) = (expected.shape(), found.shape());
-        outcome.fail(|| format!("{what}: expected shape {expected:?}, found {found:?}"));
+        outcome.fail(|| format!("{name}: expected shape {expected:?}, found {found:?}"));
         return f32::INFINITY;
     }
     let pairs = expected.values().iter().zip(found.values());
     let differences = pairs.map(|(expected, found)| (expected - found).abs());
-    // Not f32::max, which leaves out what is not a number.
+    // Not f32::max, which ignores NaN.
     let difference = differences.fold(0.0, |worst: f32, difference| match difference.is_nan() {
         true => f32::INFINITY,
         false => worst.max(difference),
     });
     let allowed = tolerance(expected, rounding);
-    // Where infinity is expected, any difference would be allowed.
+    // An expected infinity would allow any difference.
     if difference > allowed || difference.is_infinite() {
-        outcome.fail(|| format!("{what}: differs by {difference:.1e}, allowed are {allowed:.1e}"));
+        outcome.fail(|| {
+            format!("{name}: differs by {difference:.1e}, expected at most {allowed:.1e}")
+        });
     }
     difference
 }
 
-/// The difference allowed from `expected`, of which the result is rounded with a relative error of `rounding`.
+/// Returns the allowed difference from `expected` of a result that is rounded with a relative error
+/// of `rounding`.
 fn tolerance(expected: &Array<f32>, rounding: f32) -> f32 {
     let largest = expected
         .values()
@@ -214,7 +230,7 @@ fn tolerance(expected: &Array<f32>, rounding: f32) -> f32 {
     TOLERANCE * largest.max(1.0) + rounding * largest
 }
 
-/// Logits [B, H_kv, g, S] with 0 in the left padding, where they have no meaning.
+/// Returns logits [B, H_kv, g, S] with 0 in the left padding, where they have no meaning.
 fn valid_only(case: &Case, logits: &Array<f32>) -> Array<f32> {
     let (seq, heads) = (case.problem.seq, case.problem.n_heads);
     let mut at = 0..;
@@ -229,10 +245,10 @@ fn valid_only(case: &Case, logits: &Array<f32>) -> Array<f32> {
     })
 }
 
-/// The sequence and key/value head of a row.
-fn at_row(case: &Case, row: usize) -> String {
+/// Returns the sequence and KV head of a batch head, for messages.
+fn place(case: &Case, head: usize) -> String {
     let kv_heads = case.problem.n_kv_heads;
-    format!("[{}, {}]", row / kv_heads, row % kv_heads)
+    format!("[{}, {}]", head / kv_heads, head % kv_heads)
 }
 
 #[cfg(test)]

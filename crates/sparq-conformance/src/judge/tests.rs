@@ -6,13 +6,13 @@ fn case(name: &str) -> Case {
     cases.find(|case| case.name == name).unwrap()
 }
 
-/// What a device without rounding errors would compute.
+/// Returns the results of a device without rounding errors.
 fn perfect(case: &Case, expected: &Expected) -> Observed {
     let alpha = expected.alpha.clone();
     let heads = [case.problem.batch, case.problem.n_heads];
     let ones = Array::new(heads.to_vec(), vec![1.0; heads.iter().product()]);
     Observed {
-        choices: Choices {
+        selections: Selections {
             components: expected.components.clone(),
             selected: expected.selected.clone(),
             codes: expected.sketch.as_ref().map(|sketch| sketch.codes.clone()),
@@ -32,7 +32,7 @@ fn judge_f32(case: &Case, change: impl FnOnce(&mut Observed)) -> Outcome {
     judge(case, &found, &Precision::of(FloatDType::F32).unwrap())
 }
 
-/// The tensor with `change` made to its elements.
+/// Returns the tensor with edited elements.
 fn changed<T: Clone>(array: &Array<T>, change: impl FnOnce(&mut Vec<T>)) -> Array<T> {
     let mut values = array.values().to_vec();
     change(&mut values);
@@ -43,17 +43,18 @@ fn added(array: &Array<f32>, at: usize, by: f32) -> Array<f32> {
     changed(array, |values| values[at] += by)
 }
 
-/// The marks with the last kept position of the first row moved to the first one that is not kept.
-fn moved(marks: &Array<u8>, row: usize) -> Array<u8> {
+/// Returns the marks with the first selected position of the first batch head, of `seq` positions,
+/// exchanged for the first unselected one.
+fn moved(marks: &Array<u8>, seq: usize) -> Array<u8> {
     changed(marks, |marks| {
-        let left_out = marks[..row].iter().position(|&mark| mark == 0).unwrap();
-        let taken = marks[..row].iter().position(|&mark| mark == 1).unwrap();
+        let left_out = marks[..seq].iter().position(|&mark| mark == 0).unwrap();
+        let taken = marks[..seq].iter().position(|&mark| mark == 1).unwrap();
         marks.swap(left_out, taken);
     })
 }
 
 #[test]
-fn what_equals_the_file_passes() {
+fn results_equal_to_the_file_pass() {
     for case in embedded_cases().unwrap() {
         let outcome = judge_f32(&case, |_| {});
         assert!(outcome.passed && outcome.reason.is_none(), "{outcome:?}");
@@ -68,7 +69,7 @@ fn what_equals_the_file_passes() {
 }
 
 #[test]
-fn every_wrong_result_fails_and_is_named() {
+fn every_wrong_result_is_named() {
     let case = case("b4_p_h4_kv4_d32_S200");
     let seq = case.problem.seq;
     type Change<'a> = Box<dyn FnOnce(&mut Observed) + 'a>;
@@ -76,18 +77,18 @@ fn every_wrong_result_fails_and_is_named() {
         (
             "codes",
             Box::new(|found| {
-                let codes = found.choices.codes.as_ref().unwrap();
-                found.choices.codes = Some(changed(codes, |codes| codes[0] ^= 1));
+                let codes = found.selections.codes.as_ref().unwrap();
+                found.selections.codes = Some(changed(codes, |codes| codes[0] ^= 1));
             }),
         ),
         (
             "components at [0, 0]",
             Box::new(|found| {
-                let components = &found.choices.components;
+                let components = &found.selections.components;
                 let free = (0..32)
                     .find(|c| !components.values()[..8].contains(c))
                     .unwrap();
-                found.choices.components = changed(components, |all| {
+                found.selections.components = changed(components, |all| {
                     all[0] = free;
                     all[..8].sort_unstable();
                 });
@@ -96,7 +97,7 @@ fn every_wrong_result_fails_and_is_named() {
         (
             "positions at [0, 0]",
             Box::new(|found| {
-                found.choices.selected = moved(&found.choices.selected, seq);
+                found.selections.selected = moved(&found.selections.selected, seq);
             }),
         ),
         (
@@ -106,17 +107,17 @@ fn every_wrong_result_fails_and_is_named() {
             }),
         ),
         (
-            "lo",
+            "zero point",
             Box::new(|found| {
                 let sketch = found.sketch.as_mut().unwrap();
-                sketch.lo = added(&sketch.lo, 3, 1e-3);
+                sketch.zero_point = added(&sketch.zero_point, 3, 1e-3);
             }),
         ),
         (
-            "step",
+            "scale",
             Box::new(|found| {
                 let sketch = found.sketch.as_mut().unwrap();
-                sketch.step = added(&sketch.step, 3, 1e-3);
+                sketch.scale = added(&sketch.scale, 3, 1e-3);
             }),
         ),
         (
@@ -158,7 +159,7 @@ fn every_wrong_result_fails_and_is_named() {
 }
 
 #[test]
-fn a_wrong_set_shows_which_positions() {
+fn wrong_positions_are_listed() {
     let case = case("b4_p_h4_kv4_d32_S200");
     let seq = case.problem.seq;
     let marks = &case.expected.selected.values()[..seq];
@@ -187,19 +188,20 @@ fn logits_in_the_padding_are_not_compared() {
 }
 
 #[test]
-fn rounded_input_is_held_to_what_follows_from_it() {
+fn rounded_inputs_are_judged_by_their_own_results() {
     for dtype in [FloatDType::F16, FloatDType::BF16] {
         let precision = Precision::of(dtype).unwrap();
         for case in embedded_cases().unwrap() {
             let case = precision.rounded(&case).unwrap();
-            let choices = perfect(&case, &case.expected).choices;
-            let mut found = perfect(&case, &host::expected(&case, &choices));
+            let selections = perfect(&case, &case.expected).selections;
+            let mut found = perfect(&case, &float64::expected(&case, &selections));
             found.outputs[0] = found.outputs[0].map(|&x| (precision.round)(x));
             let mut outcome = judge(&case, &found, &precision);
-            // The file's choices may not be the best ones for rounded input, but what follows from them is right.
+            // The file's selections may not be optimal for rounded inputs, but the numbers are
+            // right.
             outcome.reason = outcome
                 .reason
-                .filter(|reason| !reason.contains("another choice"));
+                .filter(|reason| !reason.contains("another selection"));
             assert_eq!(outcome.reason, None, "{}", case.name);
             assert!(outcome.differences.output <= Some(outcome.tolerance));
 
@@ -211,28 +213,28 @@ fn rounded_input_is_held_to_what_follows_from_it() {
 }
 
 #[test]
-fn a_wrong_choice_for_rounded_input_fails() {
+fn wrong_selections_of_rounded_inputs_fail() {
     let precision = Precision::of(FloatDType::F16).unwrap();
     let case = precision.rounded(&case("mha_r8")).unwrap();
-    let mut choices = perfect(&case, &case.expected).choices;
+    let mut selections = perfect(&case, &case.expected).selections;
     let right = judge(
         &case,
-        &perfect(&case, &host::expected(&case, &choices)),
+        &perfect(&case, &float64::expected(&case, &selections)),
         &precision,
     );
     assert!(right.passed, "{:?}", right.reason);
 
-    choices.selected = moved(&choices.selected, case.problem.seq);
+    selections.selected = moved(&selections.selected, case.problem.seq);
     let wrong = judge(
         &case,
-        &perfect(&case, &host::expected(&case, &choices)),
+        &perfect(&case, &float64::expected(&case, &selections)),
         &precision,
     );
     assert_eq!((wrong.passed, wrong.sets_equal), (false, Some(false)));
 }
 
 #[test]
-fn input_beyond_the_range_of_a_type_is_not_rounded_to_infinity() {
+fn inputs_out_of_range_are_not_rounded() {
     let mut case = case("mha_r8");
     case.inputs.k = added(&case.inputs.k, 0, 1e6);
     assert!(

@@ -1,25 +1,26 @@
-//! A cache of more bytes and elements than 32 bits count, with numbers drawn on the device, of which some rows are judged.
+//! A cache whose bytes and elements exceed 32-bit indices, filled with random numbers of the
+//! device. Three of its heads are judged.
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig};
 
-use super::draws::Draws;
+use super::rng::Rng;
 use super::session::{floats, part, positions};
 use super::verdict::{self, Found, Worst};
 use crate::Problem;
-use crate::host::row::Row;
+use crate::float64::stages::HeadInput;
 
 /// Sizes and settings of the case.
 pub(super) struct Huge {
     pub(super) problem: Problem,
     pub(super) config: SparqConfig,
     pub(super) dtype: FloatDType,
-    /// Positions of one append.
+    /// Positions per append.
     pub(super) chunk: usize,
 }
 
 impl Huge {
-    /// K and V of 8.5 GiB each in a 16-bit type, and as much for the sketch; more than 2^32 elements.
+    /// K, V and sketch take 8.5 GiB each in a 16-bit type, and have more than 2^32 elements each.
     pub(super) fn new(dtype: FloatDType) -> Self {
         Self {
             problem: Problem {
@@ -35,18 +36,19 @@ impl Huge {
         }
     }
 
-    /// The sizes and settings in short.
+    /// Returns sizes and settings in short.
     pub(super) fn describe(&self) -> String {
         let (rank, top_k) = (self.config.rank, self.config.top_k);
         let dtype = format!("{:?}", self.dtype).to_lowercase();
         format!("{} r{rank} k{top_k} Full {dtype}", self.problem)
     }
 
-    /// Fills the cache, the last position by an append of its own, and judges one decode step of the first, the last and one other head.
+    /// Fills the cache, with the last position in an append of its own. Judges one decode step of
+    /// the first, the last and one other head.
     ///
     /// # Errors
-    /// What was wrong first.
-    pub(super) fn play(&self, draws: &mut Draws, device: &Device) -> Result<Worst, String> {
+    /// Describes the first wrong result.
+    pub(super) fn run(&self, rng: &mut Rng, device: &Device) -> Result<Worst, String> {
         let problem = &self.problem;
         let (heads, d, seq) = (problem.n_kv_heads, problem.head_dim, problem.seq);
         let error = |error: sparq::SparqError| error.to_string();
@@ -60,12 +62,12 @@ impl Huge {
             window: None,
         };
         let mut cache = KvCache::new(&config, device).map_err(error)?;
-        let judged = [0, draws.below(heads), heads - 1];
+        let judged = [0, rng.below(heads), heads - 1];
         let mut keys = judged.map(|_| Vec::with_capacity(seq * d));
         let mut values = keys.clone();
-        device.seed(draws.below(1 << 30) as u64);
+        device.seed(rng.below(1 << 30) as u64);
         while cache.len() < seq {
-            // The last one is written as a token of its own.
+            // The last position is appended as a single token.
             let len = self.chunk.min(seq - 1 - cache.len()).max(1);
             let drawn = || {
                 let shape = [1, heads, len, d];
@@ -81,7 +83,7 @@ impl Huge {
         }
 
         let group = problem.group_size();
-        let q: Vec<f32> = (0..problem.n_heads * d).map(|_| draws.normal()).collect();
+        let q: Vec<f32> = (0..problem.n_heads * d).map(|_| rng.normal()).collect();
         let query = burn::tensor::TensorData::new(q.clone(), problem.query());
         let query = Tensor::<4>::from_data(query, (device, burn::tensor::DType::F32));
         let step = self.config.decode_traced(query.clone(), &mut cache);
@@ -93,7 +95,7 @@ impl Huge {
         let each = group * d;
         let mut worst = Worst::default();
         for (i, &h) in judged.iter().enumerate() {
-            let row = Row {
+            let input = HeadInput {
                 config: &self.config,
                 q: part(&q, h, each),
                 k: &keys[i],
@@ -107,9 +109,9 @@ impl Huge {
                 output: part(&output, h, each),
                 dtype: FloatDType::F32,
             };
-            let here = verdict::sparse(&row, None, &found).and_then(|one| {
+            let here = verdict::sparse(&input, None, &found).and_then(|one| {
                 Ok(one.and(verdict::dense(
-                    &row,
+                    &input,
                     part(&dense, h, each),
                     FloatDType::F32,
                 )?))
@@ -124,10 +126,10 @@ impl Huge {
 mod tests {
     use burn::tensor::{Device, FloatDType};
 
-    use super::{Draws, Huge};
+    use super::{Huge, Rng};
 
     #[test]
-    fn the_same_in_small_is_right() {
+    fn a_small_version_passes() {
         let mut small = Huge::new(FloatDType::F32);
         assert!(small.problem.cache().iter().product::<usize>() > 1 << 32);
         small.problem.n_heads = 6;
@@ -135,7 +137,7 @@ mod tests {
         small.problem.head_dim = 32;
         small.problem.seq = 1000;
         small.chunk = 300;
-        let played = small.play(&mut Draws::new(1), &Device::default());
-        assert!(played.is_ok(), "{played:?}");
+        let done = small.run(&mut Rng::new(1), &Device::default());
+        assert!(done.is_ok(), "{done:?}");
     }
 }

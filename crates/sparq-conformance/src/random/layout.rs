@@ -1,19 +1,19 @@
-//! Tensors that are not laid out in the order of their dimensions.
+//! Memory layouts of tensors.
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
-/// How a tensor [B, H, T, d] lies in memory.
+/// The memory layout of a tensor [B, H, T, d].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// In the order of its dimensions.
+    /// Contiguous.
     Plain,
-    /// As projections leave it: [B, T, H, d].
+    /// As a projection returns it: [B, T, H, d].
     HeadsInside,
-    /// With the positions innermost: [B, H, d, T].
+    /// With contiguous positions: [B, H, d, T].
     Transposed,
-    /// Part of a larger tensor.
-    Cut,
-    /// The same memory for every head.
+    /// A slice of a larger tensor.
+    Slice,
+    /// Heads that share their memory.
     Broadcast,
 }
 
@@ -22,12 +22,12 @@ impl Layout {
         Layout::Plain,
         Layout::HeadsInside,
         Layout::Transposed,
-        Layout::Cut,
+        Layout::Slice,
         Layout::Broadcast,
     ];
 
-    /// Gives `values` the form that the layout can hold: for heads that share their memory, all that of the first.
-    pub(super) fn settle(self, values: &mut [f32], shape: [usize; 4]) {
+    /// Adapts `values` to the layout: if heads share memory, all get the values of the first.
+    pub(super) fn adapt(self, values: &mut [f32], shape: [usize; 4]) {
         if self == Layout::Broadcast {
             let head = shape[2] * shape[3];
             for sequence in values.chunks_exact_mut(shape[1] * head) {
@@ -38,7 +38,7 @@ impl Layout {
         }
     }
 
-    /// The tensor of `shape` with these values, row-major, in `dtype`.
+    /// Returns the tensor of `shape` with these row-major values, in `dtype`.
     pub(super) fn tensor(
         self,
         values: &[f32],
@@ -74,12 +74,12 @@ impl Layout {
                 let shape = [b, h, d, t];
                 upload(permuted(shape, |[b, h, d, t]| [b, h, t, d]), shape).swap_dims(2, 3)
             }
-            Layout::Cut => {
+            Layout::Slice => {
                 let (wide, long) = (d + 3, t + 2);
-                // What lies around it must not be read.
+                // Reading outside the slice would give NaN.
                 let mut around = vec![f32::NAN; b * h * long * wide];
-                for (row, part) in values.chunks_exact(d).enumerate() {
-                    let at = (row / t * long + row % t + 1) * wide + 2;
+                for (index, part) in values.chunks_exact(d).enumerate() {
+                    let at = (index / t * long + index % t + 1) * wide + 2;
                     around[at..][..d].copy_from_slice(part);
                 }
                 upload(around, [b, h, long, wide]).slice([0..b, 0..h, 1..t + 1, 2..d + 2])
@@ -104,7 +104,7 @@ mod tests {
         let device = Device::default();
         for layout in Layout::ALL {
             let mut values: Vec<f32> = (0..120).map(|x| x as f32).collect();
-            layout.settle(&mut values, shape);
+            layout.adapt(&mut values, shape);
             let tensor = layout.tensor(&values, shape, FloatDType::F32, &device);
             assert_eq!(tensor.dims(), shape);
             let found: Vec<f32> = tensor.into_data().iter::<f32>().collect();

@@ -1,16 +1,19 @@
 //! Random cases, judged by float64 arithmetic on the host.
 //!
-//! A case is drawn from a number, its seed: shapes, settings, types, memory layouts, ragged lengths, and a way to fill a cache: prefills, single
-//! tokens, rolling back, with decode steps in between. Rows are ordinary, or made of what breaks kernels: equal scores,
-//! NaN, infinities, subnormal and huge numbers. At each decode step the kept positions have to be a best choice, and alpha, the outputs of
-//! SparQ and of dense attention, and at last the contents of the cache what follows from the input.
+//! A seed determines the whole case: shapes, settings, types, memory layouts, ragged lengths, and
+//! the operations on the cache: prefills, single tokens, truncation, and decode steps in between.
+//! The content of a batch head is ordinary, or likely to break kernels: equal scores, NaN,
+//! infinities, subnormal and huge numbers.
+//!
+//! At each decode step, the selected positions must be optimal, and alpha and the outputs of SparQ
+//! and dense attention must follow from them. In the end the buffers of the cache are compared.
 
-mod draws;
+mod content;
 mod huge;
 mod layout;
 mod mirror;
 mod plan;
-mod rows;
+mod rng;
 mod session;
 mod verdict;
 
@@ -20,55 +23,56 @@ use burn::tensor::{Device, FloatDType};
 
 use crate::runner::{message, name};
 use crate::{Differences, Kind, Outcome, Report};
-use draws::Draws;
 use huge::Huge;
 use plan::Plan;
+use rng::Rng;
 
-/// How large random cases are.
+/// The size of random cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// At most 330 positions and 64 kept: seconds for a hundred on a CPU, and little enough for a tool that watches every access to memory.
+    /// At most 330 positions, of which 64 are selected. A hundred cases take seconds on a CPU, and
+    /// memory checkers can run them.
     Small,
-    /// Up to 6000 positions and 4096 kept.
+    /// Up to 6000 positions, of which 4096 are selected.
     Medium,
-    /// 2^17 to 2^20 positions of one or two heads; some GiB of the host's memory.
+    /// 2^17 to 2^20 positions of one or two KV heads. Takes several GiB of host memory.
     Large,
-    /// A cache of more than 2^32 elements, filled with numbers drawn on the device: 30 GiB there and 8 on the host.
+    /// A cache of more than 2^32 elements, filled with random numbers of the device. Takes 30 GiB
+    /// on the device and 8 GiB on the host.
     Huge,
 }
 
-/// What random cases have in common.
+/// The settings that all random cases share.
 #[derive(Clone, Copy, Debug)]
 pub struct Random {
-    /// How large they are.
+    /// The size.
     pub size: Size,
-    /// The type of the cache; `None` draws one that the device has for each case.
+    /// The type of the cache. `None` draws a type that the device supports for each case.
     pub dtype: Option<FloatDType>,
 }
 
 impl Random {
-    /// Runs the case of one seed. Whatever goes wrong, a panic of the backend included, makes a failed outcome, named after the seed.
+    /// Runs the case of one seed, which becomes its name. Every error, including a panic of the
+    /// backend, makes a failed outcome.
     pub fn run(&self, seed: u64, device: &Device) -> Outcome {
-        let mut draws = Draws::new(seed);
+        let mut rng = Rng::new(seed);
         let known = |dtype| device.supports_dtype(dtype);
         let mut outcome = Outcome::new(seed.to_string(), Kind::Random, String::new());
         if let Some(dtype) = self.dtype.filter(|&dtype| !known(dtype)) {
             outcome.fail(|| format!("the device does not compute in {dtype:?}"));
             return outcome;
         }
-        // Nothing of what the closures touch is used after a panic.
-        let played = if self.size == Size::Huge {
+        // Nothing that the closures borrow is used after a panic.
+        let done = if self.size == Size::Huge {
             let huge = Huge::new(self.dtype.unwrap_or(FloatDType::F16));
             outcome.shape = huge.describe();
-            catch_unwind(AssertUnwindSafe(|| huge.play(&mut draws, device)))
+            catch_unwind(AssertUnwindSafe(|| huge.run(&mut rng, device)))
         } else {
-            let plan = Plan::draw(&mut draws, self.size, self.dtype, known);
+            let plan = Plan::draw(&mut rng, self.size, self.dtype, known);
             outcome.shape = plan.describe();
-            catch_unwind(AssertUnwindSafe(|| {
-                session::play(&plan, &mut draws, device)
-            }))
+            catch_unwind(AssertUnwindSafe(|| session::run(&plan, &mut rng, device)))
         };
-        match played {
+        match done {
             Ok(Ok(worst)) => {
                 outcome.sets_equal = Some(true);
                 outcome.tolerance = worst.allowed as f32;
@@ -84,7 +88,7 @@ impl Random {
         outcome
     }
 
-    /// [`Random::run`] for `count` seeds from `first`; `done` is called after each one.
+    /// Runs `count` cases with consecutive seeds. Calls `done` after each one.
     pub fn run_all(
         &self,
         first: u64,

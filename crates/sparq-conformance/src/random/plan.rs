@@ -1,92 +1,93 @@
-//! What a random case consists of.
+//! The plan of a random case.
 
 use burn::tensor::FloatDType;
 use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
 
 use super::Size;
-use super::draws::Draws;
+use super::content::Content;
 use super::layout::Layout;
-use super::rows::Source;
+use super::rng::Rng;
 use crate::Problem;
 
-/// A random case: a cache that is filled in steps, and decode steps in between.
+/// A random case: operations on a cache, with decode steps in between.
 pub(super) struct Plan {
-    /// The sizes in the end.
+    /// The sizes after the last operation.
     pub(super) problem: Problem,
     /// The settings of SparQ.
     pub(super) config: SparqConfig,
-    /// Positions that the cache has room for at first.
+    /// The initial capacity of the cache.
     pub(super) capacity: usize,
     /// The left padding of each sequence.
     pub(super) padding: Vec<usize>,
-    /// What is done, in this order.
-    pub(super) steps: Vec<Step>,
-    /// What each sequence and key/value head is like.
-    pub(super) sources: Vec<Source>,
+    /// The operations, in order.
+    pub(super) operations: Vec<Operation>,
+    /// The content of each batch head.
+    pub(super) contents: Vec<Content>,
     /// The type of the cache.
     pub(super) dtype: FloatDType,
-    /// The type of keys and values when they are appended.
+    /// The type of appended keys and values.
     pub(super) input: FloatDType,
     /// The type of the query.
     pub(super) query: FloatDType,
 }
 
-/// Something that is done with a cache.
+/// An operation on a cache.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Step {
-    /// Keys and values are appended, `counts[b]` of them to sequence b; with `shared`, while a clone of the cache is alive.
+pub(super) enum Operation {
+    /// Appends `counts[b]` keys and values to sequence b. If `shared`, a clone of the cache is
+    /// alive.
     Append {
         counts: Vec<usize>,
         layout: Layout,
         shared: bool,
     },
-    /// Every sequence is rolled back to this many positions.
+    /// Truncates every sequence to this length.
     Truncate(usize),
-    /// A decode step, dense and sparse.
+    /// Runs a decode step of dense attention and one of SparQ.
     Decode { layout: Layout },
 }
 
 const TILES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
 impl Plan {
-    /// The plan of a seed. `dtype` is the type of the cache where one is asked for, and `known` says which types the device has; where it
-    /// lacks the one that was drawn, the case is in fp32.
+    /// Draws a plan. `dtype` is the requested type of the cache. `known` returns whether the device
+    /// supports a type: a drawn type that it does not support becomes fp32.
     pub(super) fn draw(
-        draws: &mut Draws,
+        rng: &mut Rng,
         size: Size,
         dtype: Option<FloatDType>,
         known: impl Fn(FloatDType) -> bool,
     ) -> Self {
-        let drawn = draws.pick(&[FloatDType::F32, FloatDType::F16, FloatDType::BF16]);
+        let drawn = rng.pick(&[FloatDType::F32, FloatDType::F16, FloatDType::BF16]);
         let drawn = if known(drawn) { drawn } else { FloatDType::F32 };
         let dtype = dtype.unwrap_or(drawn);
-        let mixed = draws.once_in(4);
+        let mixed = rng.once_in(4);
         let (input, query) = match mixed {
             true => (FloatDType::F32, FloatDType::F32),
             false => (dtype, dtype),
         };
 
-        let (longest, most_kept, elements) = match size {
+        let (longest, most_selected, elements) = match size {
             Size::Small => (330, 64, 60_000),
             Size::Medium => (6000, 4096, 1_500_000),
-            // Huge ones are not drawn here.
+            // Huge cases are drawn elsewhere.
             Size::Large | Size::Huge => (1 << 20, 4096, 1 << 27),
         };
-        let head_dim = match draws.once_in(10) && size != Size::Large {
-            true => draws.pick(&[4, 8, 20, 36, 48, 112, 160]),
-            false => draws.pick(&[32, 64, 80, 96, 128, 256]),
+        let head_dim = match rng.once_in(10) && size != Size::Large {
+            true => rng.pick(&[4, 8, 20, 36, 48, 112, 160]),
+            false => rng.pick(&[32, 64, 80, 96, 128, 256]),
         };
-        let top_k = draws.doubling(1, most_kept);
+        let top_k = rng.doubling(1, most_selected);
         let seq = match size {
             Size::Large => {
-                let doubled = 1usize << draws.within(17, 20);
-                (doubled + draws.below(3) - 1).min(1 << 20)
+                let doubled = 1usize << rng.within(17, 20);
+                (doubled + rng.below(3) - 1).min(1 << 20)
             }
-            _ => sequence(draws, top_k, longest.min(elements / head_dim)),
+            _ => sequence(rng, top_k, longest.min(elements / head_dim)),
         };
-        let mut batch = draws.within(1, 4);
-        let mut kv_heads = draws.pick(&[1, 1, 2, 3, 4, 5, 8]);
-        let mut group = draws.pick(&[1, 1, 2, 3, 4, 5, 7, 8]);
+        let mut batch = rng.within(1, 4);
+        let mut kv_heads = rng.pick(&[1, 1, 2, 3, 4, 5, 8]);
+        let mut group = rng.pick(&[1, 1, 2, 3, 4, 5, 7, 8]);
         while batch * kv_heads * seq * head_dim > elements {
             if batch >= kv_heads && batch > 1 {
                 batch -= 1;
@@ -103,41 +104,41 @@ impl Plan {
             (batch, kv_heads) = (1, kv_heads.min(2));
         }
         let half = head_dim / 2;
-        let rank = draws
+        let rank = rng
             .pick(&[1, 2, 3, head_dim / 4, half, head_dim - 1, head_dim])
             .clamp(1, head_dim);
-        let rank = match draws.once_in(2) {
-            true => draws.within(1, head_dim),
+        let rank = match rng.once_in(2) {
+            true => rng.within(1, head_dim),
             false => rank,
         };
-        let some = draws.within(0, top_k);
+        let some = rng.within(0, top_k);
         let config = SparqConfig {
             rank,
             top_k,
-            local_window: draws.pick(&[0, 1, top_k / 4, top_k / 4, top_k - 1, top_k, some]),
-            sketch: draws.pick(&[Sketch::Full, Sketch::Bits8, Sketch::Bits4, Sketch::Bits4]),
-            mean_value: draws.pick(&[MeanValue::Always, MeanValue::Never, MeanValue::Paper]),
-            group_score: draws.pick(&[GroupScore::Probabilities, GroupScore::Logits]),
-            components: draws.pick(&[Components::SumAbs, Components::AbsSum]),
+            local_window: rng.pick(&[0, 1, top_k / 4, top_k / 4, top_k - 1, top_k, some]),
+            sketch: rng.pick(&[Sketch::Full, Sketch::Bits8, Sketch::Bits4, Sketch::Bits4]),
+            mean_value: rng.pick(&[MeanValue::Always, MeanValue::Never, MeanValue::Paper]),
+            group_score: rng.pick(&[GroupScore::Probabilities, GroupScore::Logits]),
+            components: rng.pick(&[Components::SumAbs, Components::AbsSum]),
         };
-        let padded = draws.once_in(4);
+        let padded = rng.once_in(4);
         let padding = (0..batch).map(|_| match padded {
-            true => edge(draws, seq, top_k),
+            true => edge(rng, seq, top_k),
             false => 0,
         });
         let padding = padding.collect();
-        let ragged = batch > 1 && draws.once_in(2);
+        let ragged = batch > 1 && rng.once_in(2);
         let mut lengths: Vec<usize> = (0..batch)
             .map(|_| match ragged {
-                true => seq - edge(draws, seq, top_k),
+                true => seq - edge(rng, seq, top_k),
                 false => seq,
             })
             .collect();
-        let longest_row = draws.below(batch);
-        lengths[longest_row] = seq;
-        let plain = draws.once_in(3);
-        let sources = (0..batch * kv_heads)
-            .map(|_| Source::draw(draws, head_dim, plain))
+        let longest_sequence = rng.below(batch);
+        lengths[longest_sequence] = seq;
+        let plain = rng.once_in(3);
+        let contents = (0..batch * kv_heads)
+            .map(|_| Content::draw(rng, head_dim, plain))
             .collect();
         Self {
             problem: Problem {
@@ -148,17 +149,17 @@ impl Plan {
                 seq,
             },
             config,
-            capacity: draws.pick(&[1, seq / 2 + 1, seq, seq + 70]),
+            capacity: rng.pick(&[1, seq / 2 + 1, seq, seq + 70]),
             padding,
-            sources,
-            steps: steps(draws, size, &lengths),
+            contents,
+            operations: operations(rng, size, &lengths),
             dtype,
             input,
             query,
         }
     }
 
-    /// The sizes and settings in short.
+    /// Returns sizes and settings in short.
     pub(super) fn describe(&self) -> String {
         let config = &self.config;
         let name = |dtype: FloatDType| format!("{dtype:?}").to_lowercase();
@@ -181,100 +182,101 @@ impl Plan {
     }
 }
 
-/// How long the longest sequence is: around k, around the tiles of kernels, short, or anything.
-fn sequence(draws: &mut Draws, top_k: usize, longest: usize) -> usize {
-    let tile = draws.pick(&TILES);
-    let seq = match draws.below(6) {
-        0 => top_k + draws.below(3) - draws.below(2).min(top_k - 1),
-        1 | 2 => tile * draws.doubling(1, 8) + draws.below(3) - 1,
-        3 => draws.within(1, 16),
-        4 => top_k + draws.doubling(1, longest),
-        _ => draws.within(1, longest),
+/// Draws the length of the longest sequence: near k, near multiples of kernel tiles, short, or any.
+fn sequence(rng: &mut Rng, top_k: usize, longest: usize) -> usize {
+    let tile = rng.pick(&TILES);
+    let seq = match rng.below(6) {
+        0 => top_k + rng.below(3) - rng.below(2).min(top_k - 1),
+        1 | 2 => tile * rng.doubling(1, 8) + rng.below(3) - 1,
+        3 => rng.within(1, 16),
+        4 => top_k + rng.doubling(1, longest),
+        _ => rng.within(1, longest),
     };
     match seq > longest {
-        true => draws.within(1, longest),
+        true => rng.within(1, longest),
         false => seq.max(1),
     }
 }
 
-/// By how much a sequence is shorter than the longest, or padded: what leaves it none, one or about k positions, or anything.
-fn edge(draws: &mut Draws, seq: usize, top_k: usize) -> usize {
-    let about_k = (top_k + draws.below(3)).saturating_sub(1);
-    match draws.below(6) {
+/// Draws how much shorter than the longest a sequence is, or how much padding it has. Leaves it
+/// with none, one, about k, or any number of positions.
+fn edge(rng: &mut Rng, seq: usize, top_k: usize) -> usize {
+    let about_k = (top_k + rng.below(3)).saturating_sub(1);
+    match rng.below(6) {
         0 => 0,
         1 => seq,
         2 => seq - 1,
         3 => seq.saturating_sub(about_k),
-        _ => draws.within(0, seq),
+        _ => rng.within(0, seq),
     }
 }
 
-/// A prefill in one or two parts, then some tokens one by one, and decode steps here and there and in the end.
-fn steps(draws: &mut Draws, size: Size, lengths: &[usize]) -> Vec<Step> {
+/// Draws a prefill in one or two parts, single tokens, and decode steps in between and at the end.
+fn operations(rng: &mut Rng, size: Size, lengths: &[usize]) -> Vec<Operation> {
     let seq = lengths.iter().copied().max().unwrap_or(0);
-    let decode = |draws: &mut Draws| Step::Decode {
-        layout: draws.pick(&Layout::ALL),
+    let decode = |rng: &mut Rng| Operation::Decode {
+        layout: rng.pick(&Layout::ALL),
     };
-    let tail = draws.pick(&[0, 1, 2, 5]).min(seq - 1);
+    let tail = rng.pick(&[0, 1, 2, 5]).min(seq - 1);
     let prefill = seq - tail;
-    let mut steps = Vec::new();
+    let mut operations = Vec::new();
     let mut done = vec![0; lengths.len()];
-    let mut append = |draws: &mut Draws, steps: &mut Vec<Step>, to: usize| {
+    let mut append = |rng: &mut Rng, operations: &mut Vec<Operation>, to: usize| {
         let counts = lengths.iter().zip(&mut done).map(|(&length, done)| {
             let count = length.min(to) - *done;
             *done += count;
             count
         });
-        steps.push(Step::Append {
+        operations.push(Operation::Append {
             counts: counts.collect(),
             layout: match size {
-                // Moving numbers about on the host takes its time.
+                // Permuting this many numbers on the host is slow.
                 Size::Large => Layout::Plain,
-                _ => draws.pick(&Layout::ALL),
+                _ => rng.pick(&Layout::ALL),
             },
-            shared: size != Size::Large && draws.once_in(8),
+            shared: size != Size::Large && rng.once_in(8),
         });
     };
-    let parts = draws.within(1, 2);
+    let parts = rng.within(1, 2);
     for part in 1..=parts {
-        append(draws, &mut steps, prefill * part / parts);
-        if draws.once_in(3) && size != Size::Large {
-            steps.push(decode(draws));
+        append(rng, &mut operations, prefill * part / parts);
+        if rng.once_in(3) && size != Size::Large {
+            operations.push(decode(rng));
         }
     }
-    // What is rolled back comes again as single tokens.
+    // Truncated positions are appended again as single tokens.
     let mut back = 0;
-    if prefill > 1 && draws.once_in(5) {
-        back = draws.doubling(1, prefill - 1).min(6);
-        if draws.once_in(4) && size != Size::Large {
-            // A short rest makes the ranges of a sketch due.
-            back = prefill - draws.within(1, prefill / 2);
+    if prefill > 1 && rng.once_in(5) {
+        back = rng.doubling(1, prefill - 1).min(6);
+        if rng.once_in(4) && size != Size::Large {
+            // Truncation below half of the length makes the sketch ranges due.
+            back = prefill - rng.within(1, prefill / 2);
         }
-        steps.push(Step::Truncate(prefill - back));
+        operations.push(Operation::Truncate(prefill - back));
     }
     if back > 6 {
         let counts = lengths.iter().map(|&length| {
             let length = length.min(prefill);
             length - length.min(prefill - back)
         });
-        steps.push(Step::Append {
+        operations.push(Operation::Append {
             counts: counts.collect(),
-            layout: draws.pick(&Layout::ALL),
+            layout: rng.pick(&Layout::ALL),
             shared: false,
         });
         back = 0;
     }
     for at in prefill - back..seq {
         let counts = lengths.iter().map(|&length| usize::from(at < length));
-        steps.push(Step::Append {
+        operations.push(Operation::Append {
             counts: counts.collect(),
-            layout: draws.pick(&Layout::ALL),
-            shared: size != Size::Large && draws.once_in(8),
+            layout: rng.pick(&Layout::ALL),
+            shared: size != Size::Large && rng.once_in(8),
         });
-        if draws.once_in(3) && at + 1 < seq && size != Size::Large {
-            steps.push(decode(draws));
+        if rng.once_in(3) && at + 1 < seq && size != Size::Large {
+            operations.push(decode(rng));
         }
     }
-    steps.push(decode(draws));
-    steps
+    operations.push(decode(rng));
+    operations
 }

@@ -1,4 +1,4 @@
-//! Playing a plan on a device, with a judgement at every decode step.
+//! Runs a plan on a device and judges every decode step.
 
 use std::num::NonZero;
 use std::thread::available_parallelism;
@@ -6,17 +6,17 @@ use std::thread::available_parallelism;
 use burn::tensor::{Device, Float, FloatDType, Int, Tensor};
 use sparq::{KvCache, KvCacheConfig, Method, SketchTensors, sketch};
 
-use super::draws::Draws;
 use super::layout::Layout;
 use super::mirror::Mirror;
-use super::plan::{Plan, Step};
+use super::plan::{Operation, Plan};
+use super::rng::Rng;
 use super::verdict::{self, Found, Worst};
 use crate::Problem;
-use crate::host::row::Codes;
+use crate::float64::stages::Codes;
 use crate::judge::Precision;
 use crate::observe::{marks, read};
 
-/// A cache on a device and what it ought to hold.
+/// A cache on a device and its expected content.
 struct Session<'p> {
     plan: &'p Plan,
     device: Device,
@@ -24,11 +24,11 @@ struct Session<'p> {
     mirror: Mirror,
 }
 
-/// Plays all steps.
+/// Runs all operations.
 ///
 /// # Errors
-/// What was wrong first, and at which step.
-pub(super) fn play(plan: &Plan, draws: &mut Draws, device: &Device) -> Result<Worst, String> {
+/// Describes the first wrong result and its operation.
+pub(super) fn run(plan: &Plan, rng: &mut Rng, device: &Device) -> Result<Worst, String> {
     let problem = &plan.problem;
     let config = KvCacheConfig {
         batch: problem.batch,
@@ -50,12 +50,12 @@ pub(super) fn play(plan: &Plan, draws: &mut Draws, device: &Device) -> Result<Wo
         mirror: Mirror::new(problem, plan.config.sketch, &plan.padding),
     };
     let mut worst = Worst::default();
-    for (at, step) in plan.steps.iter().enumerate() {
-        let done = session.step(step, draws);
+    for (at, operation) in plan.operations.iter().enumerate() {
+        let done = session.run(operation, rng);
         worst = worst.and(done.map_err(|reason| {
-            let (number, all) = (at + 1, plan.steps.len());
+            let (number, all) = (at + 1, plan.operations.len());
             let len = session.mirror.len();
-            format!("step {number} of {all}, S = {len}: {reason}")
+            format!("operation {number} of {all}, S = {len}: {reason}")
         })?);
     }
     session.check_contents()?;
@@ -63,47 +63,43 @@ pub(super) fn play(plan: &Plan, draws: &mut Draws, device: &Device) -> Result<Wo
 }
 
 impl Session<'_> {
-    fn step(&mut self, step: &Step, draws: &mut Draws) -> Result<Worst, String> {
-        match step {
-            Step::Append {
+    fn run(&mut self, operation: &Operation, rng: &mut Rng) -> Result<Worst, String> {
+        match operation {
+            Operation::Append {
                 counts,
                 layout,
                 shared,
             } => {
                 let before = shared.then(|| (self.cache.clone(), self.mirror.clone()));
-                self.append(draws, counts, *layout)?;
+                self.append(rng, counts, *layout)?;
                 let Some((cache, mirror)) = before else {
                     return Ok(Worst::default());
                 };
-                // The clone must still hold what it held, and this one what was appended.
+                // The clone must keep its content, and the original must hold the appended
+                // positions.
                 let now = (
                     std::mem::replace(&mut self.cache, cache),
                     std::mem::replace(&mut self.mirror, mirror),
                 );
                 let decoded = match self.mirror.len() {
                     0 => Ok(Worst::default()),
-                    _ => self.decode(draws, Layout::Plain),
+                    _ => self.decode(rng, Layout::Plain),
                 };
                 (self.cache, self.mirror) = now;
                 decoded.map_err(|reason| format!("in the clone from before the append: {reason}"))
             }
-            Step::Truncate(len) => {
+            Operation::Truncate(len) => {
                 self.cache.truncate(*len);
                 self.mirror.truncate(*len);
                 Ok(Worst::default())
             }
-            // A prefill in two parts may begin with nothing.
-            Step::Decode { .. } if self.mirror.len() == 0 => Ok(Worst::default()),
-            Step::Decode { layout } => self.decode(draws, *layout),
+            // The first part of a prefill may be empty.
+            Operation::Decode { .. } if self.mirror.len() == 0 => Ok(Worst::default()),
+            Operation::Decode { layout } => self.decode(rng, *layout),
         }
     }
 
-    fn append(
-        &mut self,
-        draws: &mut Draws,
-        counts: &[usize],
-        layout: Layout,
-    ) -> Result<(), String> {
+    fn append(&mut self, rng: &mut Rng, counts: &[usize], layout: Layout) -> Result<(), String> {
         let problem = &self.plan.problem;
         let (heads, d) = (problem.n_kv_heads, problem.head_dim);
         let len = counts.iter().copied().max().unwrap_or(0);
@@ -113,18 +109,18 @@ impl Session<'_> {
         let shape = [problem.batch, heads, len, d];
         let size = shape.iter().product();
         let (mut k, mut v) = (vec![0f32; size], vec![0f32; size]);
-        let rows = k.chunks_exact_mut(len * d);
-        let rows = rows.zip(v.chunks_exact_mut(len * d));
-        for ((row, (keys, values)), source) in rows.enumerate().zip(&self.plan.sources) {
-            let first = self.mirror.rows.end[row / heads];
+        let parts = k.chunks_exact_mut(len * d);
+        let parts = parts.zip(v.chunks_exact_mut(len * d));
+        for ((at, (keys, values)), content) in parts.enumerate().zip(&self.plan.contents) {
+            let first = self.mirror.spans.end[at / heads];
             let parts = keys.chunks_exact_mut(d).zip(values.chunks_exact_mut(d));
             for (t, (key, value)) in parts.enumerate() {
-                source.key(draws, first + t, self.plan.dtype, key);
-                source.value(draws, first + t, self.plan.dtype, value);
+                content.key(rng, first + t, self.plan.dtype, key);
+                content.value(rng, first + t, self.plan.dtype, value);
             }
         }
         let tensors = [&mut k, &mut v].map(|values| {
-            layout.settle(values, shape);
+            layout.adapt(values, shape);
             layout.tensor(values, shape, self.plan.input, &self.device)
         });
         let [keys, values] = tensors;
@@ -136,17 +132,17 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// A decode step, dense and sparse, and its judgement.
-    fn decode(&mut self, draws: &mut Draws, layout: Layout) -> Result<Worst, String> {
+    /// Runs and judges a decode step of dense attention and one of SparQ.
+    fn decode(&mut self, rng: &mut Rng, layout: Layout) -> Result<Worst, String> {
         let (problem, config) = (&self.plan.problem, &self.plan.config);
         let shape = problem.query();
         let group = problem.group_size();
         let mut q = vec![0f32; shape.iter().product()];
         let queries = q.chunks_exact_mut(group * problem.head_dim);
-        for (queries, source) in queries.zip(&self.plan.sources) {
-            source.query(draws, queries);
+        for (queries, content) in queries.zip(&self.plan.contents) {
+            content.query(rng, queries);
         }
-        layout.settle(&mut q, shape);
+        layout.adapt(&mut q, shape);
         let query = layout.tensor(&q, shape, self.plan.query, &self.device);
         self.round(&mut q, self.plan.query)?;
 
@@ -159,7 +155,7 @@ impl Session<'_> {
         let dense = floats(dense.map_err(error)?)?;
         let method = match self.mirror.len() <= config.top_k {
             true => {
-                // Where everything is kept, the method answers with dense attention.
+                // If all positions are selected, the method runs dense attention.
                 let all = Method::from(*config).decode(query, &mut self.cache);
                 Some(floats(all.map_err(error)?)?)
             }
@@ -171,13 +167,13 @@ impl Session<'_> {
 
         let (plan, mirror, len) = (self.plan, &self.mirror, self.mirror.len());
         let each = group * problem.head_dim;
-        self.every_row(|at| {
-            let row = mirror.row(at, part(&q, at, each), config);
+        self.for_each_head(|at| {
+            let input = mirror.input(at, part(&q, at, each), config);
             let codes = match &sketch {
                 None => None,
                 Some(sketch) => {
-                    let (codes, lo) = sketch.row(at, problem.head_dim, len);
-                    check_codes(plan, mirror, at, codes, lo)?;
+                    let (codes, zero_points) = sketch.head(at, problem.head_dim, len);
+                    check_codes(plan, mirror, at, codes, zero_points)?;
                     Some(codes)
                 }
             };
@@ -187,17 +183,17 @@ impl Session<'_> {
                 output: part(&output, at, each),
                 dtype: plan.query,
             };
-            let worst = verdict::sparse(&row, codes, &found)?;
+            let worst = verdict::sparse(&input, codes, &found)?;
             if let Some(method) = &method {
-                verdict::dense(&row, part(method, at, each), plan.query)?;
+                verdict::dense(&input, part(method, at, each), plan.query)?;
             }
-            let dense = verdict::dense(&row, part(&dense, at, each), plan.query)?;
+            let dense = verdict::dense(&input, part(&dense, at, each), plan.query)?;
             Ok(worst.and(dense))
         })
     }
 
-    /// Judges all rows, on all processors where that is worth it.
-    fn every_row(
+    /// Judges all batch heads, on as many threads as there are processors.
+    fn for_each_head(
         &self,
         judge: impl Fn(usize) -> Result<Worst, String> + Sync,
     ) -> Result<Worst, String> {
@@ -206,9 +202,9 @@ impl Session<'_> {
         let named = |at: usize| {
             judge(at).map_err(|reason| {
                 let valid = mirror.valid(at);
-                let source = plan.sources[at].describe();
+                let content = plan.contents[at].describe();
                 let (b, h) = (at / kv_heads, at % kv_heads);
-                format!("[{b}, {h}] with positions {valid:?} ({source}): {reason}")
+                format!("[{b}, {h}] with positions {valid:?} ({content}): {reason}")
             })
         };
         let threads = available_parallelism().map_or(1, NonZero::get).min(heads);
@@ -217,14 +213,14 @@ impl Session<'_> {
             let parts: Vec<_> = (0..threads)
                 .map(|thread| {
                     scope.spawn(move || {
-                        let rows = (thread..heads).step_by(threads);
-                        rows.map(|at| (at, named(at))).collect::<Vec<_>>()
+                        let own = (thread..heads).step_by(threads);
+                        own.map(|at| (at, named(at))).collect::<Vec<_>>()
                     })
                 })
                 .collect();
             let mut all: Vec<_> = parts
                 .into_iter()
-                .flat_map(|part| part.join().expect("a judgement does not panic"))
+                .flat_map(|part| part.join().expect("judging must not panic"))
                 .collect();
             all.sort_by_key(|part| part.0);
             all.into_iter().map(|part| part.1).collect()
@@ -233,7 +229,7 @@ impl Session<'_> {
             .try_fold(Worst::default(), |worst, one| Ok(worst.and(one?)))
     }
 
-    /// Holds the buffers to what was appended.
+    /// Compares the buffers with the appended content.
     fn check_contents(&self) -> Result<(), String> {
         let tensors = self.cache.tensors();
         let len = self.mirror.len();
@@ -249,10 +245,10 @@ impl Session<'_> {
         let d = self.plan.problem.head_dim;
         let size = len * d;
         let (plan, mirror) = (self.plan, &self.mirror);
-        self.every_row(|at| {
+        self.for_each_head(|at| {
             let valid = mirror.valid(at);
             let span = valid.start * d..valid.end * d;
-            let compare = |what: &str, found: &[f32], expected: &[f32]| {
+            let compare = |name: &str, found: &[f32], expected: &[f32]| {
                 let found = part(found, at, size);
                 let differs = |&i: &usize| {
                     let (found, expected) = (found[i], expected[i]);
@@ -261,7 +257,7 @@ impl Session<'_> {
                 match span.clone().find(differs) {
                     None => Ok(()),
                     Some(i) => Err(format!(
-                        "{what} in the cache at position {}, component {}: expected {:e}, found {:e}",
+                        "{name} in the cache at position {}, component {}: expected {:e}, found {:e}",
                         i / d,
                         i % d,
                         expected[i],
@@ -274,20 +270,21 @@ impl Session<'_> {
             if let Some(kt) = &kt {
                 compare("the sketch", kt, mirror.keys(at))?;
             }
-            let row = mirror.row(at, &[], &plan.config);
-            verdict::sums(&row, part(&sums, at, d))?;
+            let input = mirror.input(at, &[], &plan.config);
+            verdict::sums(&input, part(&sums, at, d))?;
             Ok(Worst::default())
         })?;
         let spans = tensors.spans.clone();
         let spans = read::<2, Int, i64>("spans", spans)?;
-        let rows = &self.mirror.rows;
-        let expected: Vec<i64> = rows
+        let expected = &self.mirror.spans;
+        let counters = vec![0; expected.batch()];
+        let expected: Vec<i64> = expected
             .start
             .iter()
-            .chain(&rows.end)
+            .chain(&expected.end)
+            .chain(&counters)
             .map(|&x| x as i64)
             .collect();
-        let expected = [expected, vec![0; rows.batch()]].concat();
         match spans.values() == expected {
             true => Ok(()),
             false => Err(format!(
@@ -297,7 +294,7 @@ impl Session<'_> {
         }
     }
 
-    /// The codes and ranges as the device has them.
+    /// Reads back codes and ranges.
     fn sketch(&self) -> Result<Option<DeviceCodes>, String> {
         let SketchTensors::Codes {
             bits,
@@ -312,8 +309,8 @@ impl Session<'_> {
         let codes = read::<4, Int, i64>("codes", codes)?;
         Ok(Some(DeviceCodes {
             codes: codes.values().iter().map(|&code| code as u8).collect(),
-            lo: floats(lo)?,
-            step: floats(step)?,
+            zero_points: floats(lo)?,
+            scales: floats(step)?,
         }))
     }
 
@@ -324,41 +321,46 @@ impl Session<'_> {
     }
 }
 
-/// Holds the ranges and codes of a row to its keys.
+/// Checks the ranges and codes of a batch head against its keys.
 fn check_codes(
     plan: &Plan,
     mirror: &Mirror,
     at: usize,
     codes: Codes<'_>,
-    lo: &[f32],
+    zero_points: &[f32],
 ) -> Result<(), String> {
     let levels = mirror.levels.unwrap_or_default();
     if mirror.valid(at).is_empty() {
         return Ok(());
     }
-    for (c, &(low, step)) in mirror.ranges(at).iter().enumerate() {
-        let found = (lo[c], codes.step[c]);
-        // A device may round a quotient to the number next to the nearest one, and take what is subnormal as 0.
-        let close = (found.1 - step).abs() <= 4.0 * f32::EPSILON * step + f32::MIN_POSITIVE;
-        if (found.0 - low).abs() > f32::MIN_POSITIVE || !close {
-            let expected = (low, step);
+    for (c, &(zero_point, scale)) in mirror.ranges(at).iter().enumerate() {
+        let found = (zero_points[c], codes.scales[c]);
+        // A device may round a quotient to a neighbour of the nearest number, and treat subnormal
+        // numbers as 0.
+        let close = (found.1 - scale).abs() <= 4.0 * f32::EPSILON * scale + f32::MIN_POSITIVE;
+        if (found.0 - zero_point).abs() > f32::MIN_POSITIVE || !close {
+            let expected = (zero_point, scale);
             return Err(format!(
-                "range of channel {c}: expected lo and step of {expected:?}, found {found:?}"
+                "range of channel {c}: expected zero point and scale {expected:?}, found {found:?}"
             ));
         }
     }
-    let ranges: Vec<(f32, f32)> = lo.iter().copied().zip(codes.step.iter().copied()).collect();
-    let row = mirror.row(at, &[], &plan.config);
-    let distance = row.distance(codes.codes, &ranges, levels);
+    let ranges: Vec<(f32, f32)> = zero_points
+        .iter()
+        .copied()
+        .zip(codes.scales.iter().copied())
+        .collect();
+    let input = mirror.input(at, &[], &plan.config);
+    let distance = input.distance(codes.codes, &ranges, levels);
     match distance <= 1e-3 {
         true => Ok(()),
         false => Err(format!(
-            "codes: one is {distance:.1e} further from its key than half"
+            "codes: expected distances of at most 0.5 from the key, found 0.5 + {distance:.1e}"
         )),
     }
 }
 
-/// The kept positions as marks, [B, H_kv, S] for `len` positions; -1 stands for a place that is not used.
+/// Reads the selected positions as marks, [B, H_kv, S] for S = `len`. -1 is an unused entry.
 pub(super) fn positions(
     found: Tensor<3, Int>,
     problem: &Problem,
@@ -372,29 +374,29 @@ pub(super) fn positions(
     marks(&seq, top_k, found).map(|marks| marks.values().to_vec())
 }
 
-/// The `each` elements of row `at`.
+/// Returns the `each` elements of batch head `at`.
 pub(super) fn part(values: &[f32], at: usize, each: usize) -> &[f32] {
     &values[at * each..][..each]
 }
 
-/// A key sketch in bits, read back.
+/// Codes and ranges of a key sketch, read back.
 struct DeviceCodes {
     /// [B, H_kv, d, S].
     codes: Vec<u8>,
     /// [B, H_kv, d].
-    lo: Vec<f32>,
+    zero_points: Vec<f32>,
     /// [B, H_kv, d].
-    step: Vec<f32>,
+    scales: Vec<f32>,
 }
 
 impl DeviceCodes {
-    /// The codes of row `at` and the lower ends of their ranges.
-    fn row(&self, at: usize, d: usize, len: usize) -> (Codes<'_>, &[f32]) {
+    /// Returns the codes of batch head `at` and their zero points.
+    fn head(&self, at: usize, d: usize, len: usize) -> (Codes<'_>, &[f32]) {
         let codes = Codes {
             codes: &self.codes[at * d * len..][..d * len],
-            step: &self.step[at * d..][..d],
+            scales: &self.scales[at * d..][..d],
         };
-        (codes, &self.lo[at * d..][..d])
+        (codes, &self.zero_points[at * d..][..d])
     }
 }
 

@@ -1,46 +1,46 @@
-//! Whether a device's results are right, by float64 arithmetic on the same input and bounds on what fp32 may lose.
+//! Judges the results of a random case by float64 arithmetic and bounds on the error of fp32.
 //!
-//! A choice is right if nothing that was left out is better than something that was taken, by more than rounding can turn: any of several equal
-//! ones may be taken. The numbers are then held to what follows from the choices. As the bounds are in proportion to the terms that
-//! were added up, they hold for huge and for tiny numbers alike.
+//! A selection is right if no unselected score exceeds a selected one by more than rounding errors.
+//! So any of several equal scores may be selected. The numbers must then follow from the selection.
+//! The bounds are proportional to the terms of the sums, so they hold for huge and tiny numbers.
 
 use burn::tensor::FloatDType;
 use sparq::GroupScore;
 
-use crate::host::row::{Approximation, Codes, Row, softmax};
+use crate::float64::stages::{Approximation, Codes, HeadInput, softmax};
 
 /// The unit roundoff of fp32.
 const UNIT: f64 = 1.0 / (1u64 << 24) as f64;
-/// The smallest normal number of fp32; a device may take what is below as 0.
+/// The smallest normal number of fp32. A device may treat smaller ones as 0.
 const NORMAL: f64 = f32::MIN_POSITIVE as f64;
-/// How many choices of components are tried where several are equally good.
-const CHOICES: usize = 32;
+/// The largest number of equivalent component selections to try.
+const MAX_SELECTIONS: usize = 32;
 
-/// What a device gave for one sequence and key/value head.
+/// The results of a device for one batch head.
 pub(super) struct Found<'a> {
-    /// 1 at the kept positions, S of them.
+    /// 1 at selected positions, [S].
     pub(super) selected: &'a [u8],
-    /// The approximate probability of what was kept, g of them.
+    /// [g].
     pub(super) alpha: &'a [f32],
-    /// The output, g rows of d.
+    /// [g, d].
     pub(super) output: &'a [f32],
-    /// The type that the output is rounded to.
+    /// The type of the output.
     pub(super) dtype: FloatDType,
 }
 
-/// The largest differences so far, and the largest share of what was allowed.
+/// The largest differences so far, and the largest share of the allowed one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Worst {
     pub(super) alpha: f64,
     pub(super) output: f64,
-    /// What was allowed where the output came closest to it.
+    /// The allowed difference of the output element with the largest share.
     pub(super) allowed: f64,
-    /// The largest output difference in units of what was allowed.
+    /// The largest difference of the output as a share of the allowed one.
     pub(super) share: f64,
 }
 
 impl Worst {
-    /// The larger of each.
+    /// Returns the maxima of both.
     pub(super) fn and(self, other: Self) -> Self {
         let closest = if other.share > self.share {
             other
@@ -55,36 +55,36 @@ impl Worst {
     }
 }
 
-/// What one number of the output must be.
+/// The expected value of a number.
 #[derive(Clone, Copy, PartialEq)]
 enum Expected {
-    /// This, but for a difference.
+    /// A number, up to an allowed difference.
     Number { value: f64, allowed: f64 },
     /// NaN or an infinity.
     NotFinite,
-    /// Anything: a kept number that is not finite has no weight, or what was added up exceeds the type.
+    /// Any value: a number that is not finite has a weight near 0, or a sum exceeds the type.
     Anything,
 }
 
-/// Judges a step of SparQ.
+/// Judges a SparQ step.
 pub(super) fn sparse(
-    row: &Row<'_>,
+    input: &HeadInput<'_>,
     codes: Option<Codes<'_>>,
     found: &Found<'_>,
 ) -> Result<Worst, String> {
-    check_set(row, found.selected)?;
+    check_selection(input, found.selected)?;
     let mut worst = Worst::default();
-    let complete = row.valid.len() <= row.config.top_k;
+    let complete = input.valid.len() <= input.config.top_k;
     if complete {
         if let Some(alpha) = found.alpha.iter().find(|&&alpha| alpha != 1.0) {
             return Err(format!(
-                "alpha: expected 1 where everything is kept, found {alpha}"
+                "alpha: expected 1, since all positions are selected, found {alpha}"
             ));
         }
-    } else if let Some(choices) = component_choices(row) {
-        let verdicts = choices
+    } else if let Some(selections) = component_selections(input) {
+        let verdicts = selections
             .iter()
-            .map(|components| choice(row, components, codes, found));
+            .map(|components| judge_positions(input, components, codes, found));
         let mut first = None;
         for verdict in verdicts {
             match verdict {
@@ -103,12 +103,12 @@ pub(super) fn sparse(
         return Err(format!("alpha: expected 0 to 1, found {alpha}"));
     }
 
-    let group = row.queries().len();
-    let reallocate = row.config.mean_value.applies(group);
-    let mean = mean_value(row);
-    let outputs = found.output.chunks_exact(row.head_dim);
-    for (h, (q, output)) in row.queries().zip(outputs).enumerate() {
-        let mut expected = attended(row, q, found.selected);
+    let group = input.queries().len();
+    let reallocate = input.config.mean_value.applies(group);
+    let mean = mean_value(input);
+    let outputs = found.output.chunks_exact(input.head_dim);
+    for (h, (q, output)) in input.queries().zip(outputs).enumerate() {
+        let mut expected = attended(input, q, found.selected);
         if reallocate {
             let alpha = f64::from(found.alpha[h]);
             let parts = expected.iter_mut().zip(&mean);
@@ -122,14 +122,18 @@ pub(super) fn sparse(
 }
 
 /// Judges dense attention.
-pub(super) fn dense(row: &Row<'_>, output: &[f32], dtype: FloatDType) -> Result<Worst, String> {
-    let all: Vec<u8> = (0..row.seq())
-        .map(|s| u8::from(row.valid.contains(&s)))
+pub(super) fn dense(
+    input: &HeadInput<'_>,
+    output: &[f32],
+    dtype: FloatDType,
+) -> Result<Worst, String> {
+    let all: Vec<u8> = (0..input.seq())
+        .map(|s| u8::from(input.valid.contains(&s)))
         .collect();
     let mut worst = Worst::default();
-    let outputs = output.chunks_exact(row.head_dim);
-    for (h, (q, output)) in row.queries().zip(outputs).enumerate() {
-        let here = compare(&attended(row, q, &all), output, dtype);
+    let outputs = output.chunks_exact(input.head_dim);
+    for (h, (q, output)) in input.queries().zip(outputs).enumerate() {
+        let here = compare(&attended(input, q, &all), output, dtype);
         let here =
             here.map_err(|reason| format!("dense output of head {h} of the group: {reason}"));
         worst = worst.and(here?);
@@ -137,10 +141,10 @@ pub(super) fn dense(row: &Row<'_>, output: &[f32], dtype: FloatDType) -> Result<
     Ok(worst)
 }
 
-/// Judges the running sum of V, d numbers.
-pub(super) fn sums(row: &Row<'_>, found: &[f32]) -> Result<(), String> {
-    let count = row.valid.len().max(1) as f64;
-    let expected: Vec<Expected> = mean_value(row)
+/// Judges the running sum of V, [d].
+pub(super) fn sums(input: &HeadInput<'_>, found: &[f32]) -> Result<(), String> {
+    let count = input.valid.len().max(1) as f64;
+    let expected: Vec<Expected> = mean_value(input)
         .into_iter()
         .map(|mean| match mean {
             Expected::Number { value, allowed } => Expected::Number {
@@ -156,28 +160,31 @@ pub(super) fn sums(row: &Row<'_>, found: &[f32]) -> Result<(), String> {
         .map_err(|reason| format!("sum of V: {reason}"))
 }
 
-/// The rules that every set of kept positions follows.
-fn check_set(row: &Row<'_>, selected: &[u8]) -> Result<(), String> {
-    let kept = || (0..selected.len()).filter(|&s| selected[s] == 1);
-    if let Some(s) = kept().find(|s| !row.valid.contains(s)) {
-        return Err(format!("positions: {s} is kept and holds no token"));
+/// Checks that the selected positions are valid, complete, and include the local window.
+fn check_selection(input: &HeadInput<'_>, selected: &[u8]) -> Result<(), String> {
+    let positions = || (0..selected.len()).filter(|&s| selected[s] == 1);
+    if let Some(s) = positions().find(|s| !input.valid.contains(s)) {
+        return Err(format!("positions: {s} is selected but not valid"));
     }
-    let (expected, found) = (row.kept(), kept().count());
+    let (expected, found) = (input.count(), positions().count());
     if expected != found {
         return Err(format!("positions: expected {expected}, found {found}"));
     }
-    match row.window().find(|&s| selected[s] == 0) {
-        Some(s) => Err(format!("positions: {s} is in the window and not kept")),
+    match input.window().find(|&s| selected[s] == 0) {
+        Some(s) => Err(format!(
+            "positions: {s} is in the local window but not selected"
+        )),
         None => Ok(()),
     }
 }
 
-/// The sets of components that step 1 may choose; more than one where rounding can turn the order. `None` where they are too many.
-fn component_choices(row: &Row<'_>) -> Option<Vec<Vec<usize>>> {
-    let scores = row.component_scores();
-    let (rank, group) = (row.config.rank, row.queries().len() as f64);
-    let sums = |c: usize| -> f64 { row.queries().map(|q| f64::from(q[c]).abs()).sum() };
-    let error = |c: usize| match row.queries().len() {
+/// Returns the component selections that are right for stage 1. There are several if rounding
+/// errors can change the order. Returns `None` if there are too many.
+fn component_selections(input: &HeadInput<'_>) -> Option<Vec<Vec<usize>>> {
+    let scores = input.component_scores();
+    let (rank, group) = (input.config.rank, input.queries().len() as f64);
+    let sums = |c: usize| -> f64 { input.queries().map(|q| f64::from(q[c]).abs()).sum() };
+    let error = |c: usize| match input.queries().len() {
         1 => NORMAL,
         _ => group * UNIT * sums(c) + group * NORMAL,
     };
@@ -200,12 +207,12 @@ fn component_choices(row: &Row<'_>) -> Option<Vec<Vec<usize>>> {
     )
 }
 
-/// All subsets of `count` elements, or `None` where they are too many.
+/// Returns all subsets of `count` elements, or `None` if there are too many.
 fn subsets(all: &[usize], count: usize) -> Option<Vec<Vec<usize>>> {
     let mut ways = 1usize;
     for i in 0..count.min(all.len() - count) {
         ways = ways * (all.len() - i) / (i + 1);
-        if ways > CHOICES {
+        if ways > MAX_SELECTIONS {
             return None;
         }
     }
@@ -214,7 +221,7 @@ fn subsets(all: &[usize], count: usize) -> Option<Vec<Vec<usize>>> {
     }
     let mut found = Vec::with_capacity(ways);
     for first in 0..=all.len() - count {
-        // Fewer than the whole has, so they are not too many.
+        // These are fewer than the subsets counted above.
         for rest in subsets_of(&all[first + 1..], count - 1) {
             found.push([&all[first..=first], &rest[..]].concat());
         }
@@ -222,7 +229,7 @@ fn subsets(all: &[usize], count: usize) -> Option<Vec<Vec<usize>>> {
     Some(found)
 }
 
-/// [`subsets`] without the count beforehand.
+/// Returns all subsets of `count` elements.
 fn subsets_of(all: &[usize], count: usize) -> Vec<Vec<usize>> {
     if count == 0 {
         return vec![Vec::new()];
@@ -235,30 +242,31 @@ fn subsets_of(all: &[usize], count: usize) -> Vec<Vec<usize>> {
     with.chain(subsets_of(&all[1..], count)).collect()
 }
 
-/// Judges the set and alpha for a choice of components: the largest difference of alpha.
-fn choice(
-    row: &Row<'_>,
+/// Judges positions and alpha, given the selected components. Returns the largest difference of
+/// alpha.
+fn judge_positions(
+    input: &HeadInput<'_>,
     components: &[usize],
     codes: Option<Codes<'_>>,
     found: &Found<'_>,
 ) -> Result<f64, String> {
-    let heads = row.approximate(components, codes);
-    let errors: Vec<Vec<f64>> = heads.iter().map(|head| logit_errors(row, head)).collect();
+    let heads = input.approximate(components, codes);
+    let errors: Vec<Vec<f64>> = heads.iter().map(|head| logit_errors(input, head)).collect();
     let probabilities: Vec<Probabilities> = heads
         .iter()
         .zip(&errors)
-        .map(|(head, errors)| Probabilities::of(row, &head.logits, errors))
+        .map(|(head, errors)| Probabilities::of(input, &head.logits, errors))
         .collect();
 
-    // Every score lies between these.
-    let bounds: Vec<(f64, f64)> = match row.config.group_score {
+    // The bounds of each score.
+    let bounds: Vec<(f64, f64)> = match input.config.group_score {
         GroupScore::Logits => {
-            let group = row.summed(components, codes);
-            let errors = logit_errors(row, &group);
+            let group = input.summed(components, codes);
+            let errors = logit_errors(input, &group);
             let around = group.logits.iter().zip(&errors);
             around.map(|(x, error)| (x - error, x + error)).collect()
         }
-        GroupScore::Probabilities => (0..row.seq())
+        GroupScore::Probabilities => (0..input.seq())
             .map(|s| {
                 let all = probabilities.iter().map(|head| head.bounds(s));
                 let none = heads.len() as f64 * 2.0 * NORMAL;
@@ -266,10 +274,10 @@ fn choice(
             })
             .collect(),
     };
-    let window = row.window();
-    let chosen = row.valid.start..window.start;
-    let taken = chosen.clone().filter(|&s| found.selected[s] == 1);
-    let left = chosen.filter(|&s| found.selected[s] == 0);
+    let window = input.window();
+    let eligible = input.valid.start..window.start;
+    let taken = eligible.clone().filter(|&s| found.selected[s] == 1);
+    let left = eligible.filter(|&s| found.selected[s] == 0);
     let least = taken.min_by(|&a, &b| bounds[a].1.total_cmp(&bounds[b].1));
     let most = left.max_by(|&a, &b| bounds[a].0.total_cmp(&bounds[b].0));
     if let (Some(least), Some(most)) = (least, most)
@@ -277,7 +285,7 @@ fn choice(
     {
         let score = |s: usize| (bounds[s].0 + bounds[s].1) / 2.0;
         return Err(format!(
-            "positions: {least} with a score of {:e} is kept, and {most} with {:e} is not",
+            "positions: {least} with a score of {:e} is selected, and {most} with {:e} is not",
             score(least),
             score(most)
         ));
@@ -285,11 +293,12 @@ fn choice(
 
     let mut worst = 0f64;
     for (h, (head, &found_alpha)) in probabilities.iter().zip(found.alpha).enumerate() {
-        let (alpha, allowed) = head.share(row, found.selected);
+        let (alpha, allowed) = head.share(input, found.selected);
         let difference = (f64::from(found_alpha) - alpha).abs();
         if !(0.0..=1.0).contains(&found_alpha) || difference.is_nan() || difference > allowed {
             return Err(format!(
-                "alpha of head {h} of the group: expected {alpha:.7} within {allowed:.1e}, found {found_alpha:.7}"
+                "alpha of head {h} of the group: expected {alpha:.7} within {allowed:.1e}, \
+                 found {found_alpha:.7}"
             ));
         }
         worst = worst.max(difference);
@@ -297,22 +306,22 @@ fn choice(
     Ok(worst)
 }
 
-/// How far each approximate logit may be off in fp32.
-fn logit_errors(row: &Row<'_>, head: &Approximation) -> Vec<f64> {
-    let terms = row.config.rank as f64;
-    let group = row.queries().len() as f64;
+/// Returns bounds on the errors of the approximate logits in fp32.
+fn logit_errors(input: &HeadInput<'_>, head: &Approximation) -> Vec<f64> {
+    let terms = input.config.rank as f64;
+    let group = input.queries().len() as f64;
     let factor = (4.0 * terms.sqrt() + group + 16.0) * UNIT;
-    // A factor of a term that is below the normal numbers may count as 0.
+    // A subnormal factor of a term may be treated as 0.
     let largest = |values: &[f32]| {
         let finite = values.iter().map(|x| x.abs()).filter(|x| x.is_finite());
         f64::from(finite.fold(0.0, f32::max))
     };
-    let lost = terms * NORMAL * (1.0 + largest(row.q) + largest(row.k));
+    let lost = terms * NORMAL * (1.0 + largest(input.q) + largest(input.k));
     head.magnitudes
         .iter()
         .map(|&magnitude| match magnitude.is_finite() {
             true => factor * magnitude + lost,
-            // What is not finite was set to a fixed number.
+            // Logits that are not finite were replaced by fixed numbers.
             false => 0.0,
         })
         .collect()
@@ -320,19 +329,19 @@ fn logit_errors(row: &Row<'_>, head: &Approximation) -> Vec<f64> {
 
 /// The approximate probabilities of one head.
 struct Probabilities {
-    /// Their logarithms, S of them.
+    /// The logarithms, [S].
     logarithms: Vec<f64>,
-    /// How far those may be off, but for what all have in common.
+    /// Bounds on the errors of the logarithms, without the common one, [S].
     errors: Vec<f64>,
-    /// What all have in common: the error of their sum.
+    /// The common error of all logarithms: that of their sum.
     common: f64,
-    /// Whether other heads are added, so that what is common to one head's matters.
+    /// True if several heads are added, so that the common error of one head matters.
     several: bool,
 }
 
 impl Probabilities {
-    fn of(row: &Row<'_>, logits: &[f64], errors: &[f64]) -> Self {
-        let valid = row.valid.clone();
+    fn of(input: &HeadInput<'_>, logits: &[f64], errors: &[f64]) -> Self {
+        let valid = input.valid.clone();
         let max = logits[valid.clone()]
             .iter()
             .copied()
@@ -352,11 +361,11 @@ impl Probabilities {
             logarithms,
             errors,
             common: common + summation(valid.len()),
-            several: row.queries().len() > 1,
+            several: input.queries().len() > 1,
         }
     }
 
-    /// The bounds of the probability of position `s`.
+    /// Returns the bounds of the probability of position `s`.
     fn bounds(&self, s: usize) -> (f64, f64) {
         let common = if self.several { self.common } else { 0.0 };
         let error = self.errors[s] + common;
@@ -364,27 +373,28 @@ impl Probabilities {
         ((logarithm - error).exp(), (logarithm + error).exp())
     }
 
-    /// The probability of the selected positions and how far it may be off.
-    fn share(&self, row: &Row<'_>, selected: &[u8]) -> (f64, f64) {
-        let sum = |term: &dyn Fn(usize) -> f64| row.valid.clone().map(term).sum::<f64>();
+    /// Returns the probability of the selected positions and a bound on its error.
+    fn share(&self, input: &HeadInput<'_>, selected: &[u8]) -> (f64, f64) {
+        let sum = |term: &dyn Fn(usize) -> f64| input.valid.clone().map(term).sum::<f64>();
         let share = sum(&|s| self.logarithms[s].exp() * f64::from(selected[s]));
         let moved = sum(&|s| {
             let probability = self.logarithms[s].exp();
             probability * self.errors[s].min(1.0) * (f64::from(selected[s]) - share).abs()
         });
-        let open = unsettled(&self.errors[row.valid.clone()], |i| {
-            self.logarithms[row.valid.start + i].exp()
+        let open = unsettled(&self.errors[input.valid.clone()], |i| {
+            self.logarithms[input.valid.start + i].exp()
         });
         let allowed = if open {
             1.0
         } else {
-            moved + summation(row.valid.len())
+            moved + summation(input.valid.len())
         };
         (share, allowed)
     }
 }
 
-/// Whether logits may be off by so much that nothing can be said of the weights: among huge numbers that nearly cancel, or nearly agree.
+/// Returns whether the errors of the logits are so large that the weights are unknown. This happens
+/// with huge numbers that nearly cancel or nearly agree.
 fn unsettled(errors: &[f64], weight: impl Fn(usize) -> f64) -> bool {
     errors.iter().enumerate().any(|(i, &error)| {
         let weight = weight(i);
@@ -392,53 +402,53 @@ fn unsettled(errors: &[f64], weight: impl Fn(usize) -> f64) -> bool {
     })
 }
 
-/// The relative error of a sum of `count` numbers: added up one by one they may all be rounded to the same side, but nobody should do that with
-/// more than a few thousand.
+/// Returns the relative error of a sum of `count` numbers. If added one by one, all may be rounded
+/// to the same side, but a kernel should not add more than a few thousand that way.
 fn summation(count: usize) -> f64 {
     (64.0 + count.min(4096) as f64 / 2.0) * UNIT
 }
 
-/// Exact attention of one query head over the selected positions, d numbers.
-fn attended(row: &Row<'_>, q: &[f32], selected: &[u8]) -> Vec<Expected> {
-    let kept: Vec<usize> = (0..selected.len()).filter(|&s| selected[s] == 1).collect();
+/// Returns exact attention of one query head over the selected positions, [d].
+fn attended(input: &HeadInput<'_>, q: &[f32], selected: &[u8]) -> Vec<Expected> {
+    let positions: Vec<usize> = (0..selected.len()).filter(|&s| selected[s] == 1).collect();
     let none = Expected::Number {
         value: 0.0,
         allowed: 0.0,
     };
-    if kept.is_empty() {
-        return vec![none; row.head_dim];
+    if positions.is_empty() {
+        return vec![none; input.head_dim];
     }
-    let products: Vec<(f64, f64)> = kept.iter().map(|&s| row.exact_logit(q, s)).collect();
+    let products: Vec<(f64, f64)> = positions.iter().map(|&s| input.exact_logit(q, s)).collect();
     let logits: Vec<f64> = products.iter().map(|product| product.0).collect();
     if logits.iter().any(|x| x.is_nan() || *x == f64::INFINITY) {
-        return vec![Expected::NotFinite; row.head_dim];
+        return vec![Expected::NotFinite; input.head_dim];
     }
     if logits.iter().all(|x| *x == f64::NEG_INFINITY) {
-        return vec![Expected::Anything; row.head_dim];
+        return vec![Expected::Anything; input.head_dim];
     }
     let weights = softmax(&logits, |_| true);
     let max = logits.iter().copied().fold(f64::MIN, f64::max);
-    let factor = (4.0 * (row.head_dim as f64).sqrt() + 16.0) * UNIT;
+    let factor = (4.0 * (input.head_dim as f64).sqrt() + 16.0) * UNIT;
     let lost = |s: usize| {
-        let largest = q.iter().chain(row.key_at(s)).map(|x| x.abs());
-        row.head_dim as f64 * NORMAL * (1.0 + f64::from(largest.fold(0.0, f32::max)))
+        let largest = q.iter().chain(input.key_at(s)).map(|x| x.abs());
+        input.head_dim as f64 * NORMAL * (1.0 + f64::from(largest.fold(0.0, f32::max)))
     };
     let errors: Vec<f64> = products
         .iter()
-        .zip(&kept)
+        .zip(&positions)
         .map(|(&(logit, magnitude), &s)| match logit.is_finite() {
             true => factor * magnitude + (max - logit) * 4.0 * UNIT + lost(s),
             false => 0.0,
         })
         .collect();
     if unsettled(&errors, |i| weights[i]) {
-        return vec![Expected::Anything; row.head_dim];
+        return vec![Expected::Anything; input.head_dim];
     }
-    let d = row.head_dim;
+    let d = input.head_dim;
     let (mut sums, mut sizes, mut largest) = (vec![0.0; d], vec![0.0; d], vec![0f64; d]);
     let (mut seen, mut unseen) = (vec![false; d], vec![false; d]);
-    for (&s, &weight) in kept.iter().zip(&weights) {
-        for (c, &value) in row.value_at(s).iter().enumerate() {
+    for (&s, &weight) in positions.iter().zip(&weights) {
+        for (c, &value) in input.value_at(s).iter().enumerate() {
             let value = f64::from(value);
             if value.is_finite() {
                 sums[c] += weight * value;
@@ -447,16 +457,16 @@ fn attended(row: &Row<'_>, q: &[f32], selected: &[u8]) -> Vec<Expected> {
             } else if weight > 1e-30 {
                 seen[c] = true;
             } else {
-                // A weight this small may be 0 on the device, and what it belongs to may have been left out.
+                // On the device, a weight this small may be 0, and the value may be skipped.
                 unseen[c] = true;
             }
         }
     }
-    // To first order: a weight that is off moves the output towards its value, or away from it.
+    // To first order, the error of a weight moves the output towards its value or away from it.
     let mut moved = vec![0.0; d];
-    for ((&s, weight), error) in kept.iter().zip(&weights).zip(&errors) {
+    for ((&s, weight), error) in positions.iter().zip(&weights).zip(&errors) {
         let weight = weight * error.min(1.0);
-        for ((moved, &value), sum) in moved.iter_mut().zip(row.value_at(s)).zip(&sums) {
+        for ((moved, &value), sum) in moved.iter_mut().zip(input.value_at(s)).zip(&sums) {
             *moved += weight * (f64::from(value) - sum).abs();
         }
     }
@@ -467,22 +477,22 @@ fn attended(row: &Row<'_>, q: &[f32], selected: &[u8]) -> Vec<Expected> {
             (false, false) => Expected::Number {
                 value: sums[c],
                 allowed: moved[c]
-                    + summation(kept.len()) * sizes[c]
+                    + summation(positions.len()) * sizes[c]
                     + 2.0 * NORMAL * (1.0 + largest[c]),
             },
         })
         .collect()
 }
 
-/// The mean of V over the valid positions, d numbers.
-fn mean_value(row: &Row<'_>) -> Vec<Expected> {
-    let count = row.valid.len();
-    let mut sizes = vec![0.0; row.head_dim];
-    for s in row.valid.clone() {
-        let values = sizes.iter_mut().zip(row.value_at(s));
+/// Returns the mean of V over the valid positions, [d].
+fn mean_value(input: &HeadInput<'_>) -> Vec<Expected> {
+    let count = input.valid.len();
+    let mut sizes = vec![0.0; input.head_dim];
+    for s in input.valid.clone() {
+        let values = sizes.iter_mut().zip(input.value_at(s));
         values.for_each(|(size, &value)| *size += f64::from(value).abs());
     }
-    let means = row.mean_value().into_iter().zip(sizes);
+    let means = input.mean_value().into_iter().zip(sizes);
     means
         .map(|(value, size)| match size.is_finite() {
             false => Expected::NotFinite,
@@ -494,7 +504,7 @@ fn mean_value(row: &Row<'_>) -> Vec<Expected> {
         .collect()
 }
 
-/// Step 7.
+/// Adds the mean value, weighted by 1 - alpha.
 fn reallocated(y: Expected, mean: Expected, alpha: f64, complete: bool) -> Expected {
     match (y, mean) {
         (
@@ -510,7 +520,7 @@ fn reallocated(y: Expected, mean: Expected, alpha: f64, complete: bool) -> Expec
                 allowed: alpha * allowed + (1.0 - alpha) * mean_allowed + rounding,
             }
         }
-        // The mean has no weight where everything is kept.
+        // If all positions are selected, the mean has no weight.
         (_, Expected::NotFinite) if complete && y != Expected::NotFinite => Expected::Anything,
         (Expected::NotFinite, _) if alpha == 0.0 => Expected::Anything,
         (_, Expected::NotFinite) | (Expected::NotFinite, _) => Expected::NotFinite,
@@ -518,7 +528,7 @@ fn reallocated(y: Expected, mean: Expected, alpha: f64, complete: bool) -> Expec
     }
 }
 
-/// Compares numbers that were rounded to `dtype`.
+/// Compares numbers that are rounded to `dtype`.
 fn compare(expected: &[Expected], found: &[f32], dtype: FloatDType) -> Result<Worst, String> {
     let (relative, absolute, largest) = match dtype {
         FloatDType::F16 => (2f64.powi(-11), 2f64.powi(-24), 65504.0),

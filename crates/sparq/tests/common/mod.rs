@@ -1,17 +1,31 @@
-//! What the tests of this crate share: the devices, random caches and comparisons.
-#![allow(dead_code)] // each test binary uses a part
+//! Devices, caches, noise and comparisons that the tests share.
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::ops::Range;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use sparq::{KvCache, KvCacheConfig, Sketch};
+use sparq::{KvCache, KvCacheConfig, MeanValue, Method, Sketch, SparqConfig};
 use sparq_device::DeviceChoice;
 
-/// The device that BURN_DEVICE names, or else every one of this build that answers.
+/// Every kind of key sketch.
+pub const SKETCHES: [Sketch; 3] = [Sketch::Full, Sketch::Bits8, Sketch::Bits4];
+
+/// No sketch, and every kind.
+pub const ALL_SKETCHES: [Option<Sketch>; 4] = [
+    None,
+    Some(Sketch::Full),
+    Some(Sketch::Bits8),
+    Some(Sketch::Bits4),
+];
+
+/// Returns the device that BURN_DEVICE names, or else every available device of this build.
 pub fn devices() -> Vec<Device> {
     let devices = sparq_device::for_tests().unwrap();
     devices.iter().map(DeviceChoice::open).collect()
 }
 
-/// A small deterministic generator of standard-normal-like numbers (sum of uniforms), so that a failing case can be repeated.
+/// A deterministic generator of numbers that are nearly standard normal, so that a failing case can
+/// be repeated.
 pub struct Noise(pub u64);
 
 impl Noise {
@@ -23,6 +37,7 @@ impl Noise {
         (self.0 >> 40) as f32 / (1u64 << 24) as f32
     }
 
+    /// Returns standardised sums of six uniform numbers each.
     pub fn values(&mut self, count: usize) -> Vec<f32> {
         (0..count)
             .map(|_| (0..6).map(|_| self.uniform()).sum::<f32>() * 1.414 - 4.243)
@@ -30,13 +45,43 @@ impl Noise {
     }
 
     pub fn tensor(&mut self, shape: [usize; 4], device: &Device) -> Tensor<4> {
-        Tensor::from_data(
-            TensorData::new(self.values(shape.iter().product()), shape),
-            device,
-        )
+        let values = self.values(shape.iter().product());
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    /// Returns several tensors of one shape, such as keys and values.
+    pub fn tensors<const N: usize>(
+        &mut self,
+        shape: [usize; 4],
+        device: &Device,
+    ) -> [Tensor<4>; N] {
+        [(); N].map(|()| self.tensor(shape, device))
     }
 }
 
+/// Settings of an fp32 cache with the smallest capacity and no window, for a shape
+/// [B, H_kv, d].
+pub fn cache_config(
+    [batch, kv_heads, head_dim]: [usize; 3],
+    sketch: Option<Sketch>,
+) -> KvCacheConfig {
+    KvCacheConfig {
+        batch,
+        kv_heads,
+        head_dim,
+        capacity: 1,
+        dtype: FloatDType::F32,
+        sketch,
+        window: None,
+    }
+}
+
+/// Returns an empty cache.
+pub fn new_cache(config: &KvCacheConfig, device: &Device) -> KvCache {
+    KvCache::new(config, device).unwrap()
+}
+
+/// Returns a cache that holds the keys and values [B, H_kv, S, d].
 pub fn cache_of(
     k: &Tensor<4>,
     v: &Tensor<4>,
@@ -45,19 +90,41 @@ pub fn cache_of(
 ) -> KvCache {
     let [batch, kv_heads, len, head_dim] = k.dims();
     let config = KvCacheConfig {
-        batch,
-        kv_heads,
-        head_dim,
         capacity: len,
         dtype,
-        sketch,
-        window: None,
+        ..cache_config([batch, kv_heads, head_dim], sketch)
     };
-    let mut cache = KvCache::new(&config, &k.device()).unwrap();
+    let mut cache = new_cache(&config, &k.device());
     cache.append(k.clone(), v.clone()).unwrap();
     cache
 }
 
+/// Returns [`cache_of`] in fp32.
+pub fn cache_f32(k: &Tensor<4>, v: &Tensor<4>, sketch: Option<Sketch>) -> KvCache {
+    cache_of(k, v, FloatDType::F32, sketch)
+}
+
+/// Returns SparQ on the sketch, always with the mean value, or dense attention without a sketch.
+pub fn method_for(sketch: Option<Sketch>, rank: usize, top_k: usize) -> Method {
+    sketch.map_or(Method::DENSE, |sketch| {
+        SparqConfig::new(rank, top_k)
+            .with_sketch(sketch)
+            .with_mean_value(MeanValue::Always)
+            .into()
+    })
+}
+
+/// Returns some positions of keys or values [B, H_kv, S, d].
+pub fn positions(tensor: &Tensor<4>, range: Range<usize>) -> Tensor<4> {
+    tensor.clone().slice_dim(2, range)
+}
+
+/// Returns one sequence of a batch.
+pub fn sequence<const D: usize>(tensor: &Tensor<D>, index: usize) -> Tensor<D> {
+    tensor.clone().slice_dim(0, index..index + 1)
+}
+
+/// Reads a tensor as fp32.
 pub fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
     tensor
         .clone()
@@ -67,14 +134,20 @@ pub fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
         .unwrap()
 }
 
+/// Returns whether every element is finite.
+pub fn is_finite<const D: usize>(tensor: &Tensor<D>) -> bool {
+    values(tensor).iter().all(|value| value.is_finite())
+}
+
+/// Returns the largest absolute difference, or NaN if any difference is NaN.
 pub fn max_difference<const D: usize>(a: &Tensor<D>, b: &Tensor<D>) -> f32 {
     assert_eq!(a.dims(), b.dims());
     values(a)
         .iter()
         .zip(values(b))
         .map(|(a, b)| (a - b).abs())
-        .fold(
-            0.0,
-            |worst, d| if d.is_nan() { f32::NAN } else { worst.max(d) },
-        )
+        .fold(0.0, |worst: f32, difference| match difference.is_nan() {
+            true => f32::NAN,
+            false => worst.max(difference),
+        })
 }

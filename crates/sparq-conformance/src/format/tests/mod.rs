@@ -1,26 +1,28 @@
-mod contents;
-mod parts;
+//! Reads intact and edited files.
+
+mod contradictions;
+mod edited_file;
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::{Case, GoldenError, Kind};
-use parts::{NO_REALLOCATION, PADDED, Parts, SKETCH};
+use crate::{Case, ConformanceError, Kind};
+use edited_file::{EditedFile, NO_REALLOCATION, PADDED, SKETCH};
 
 #[test]
-fn a_case_has_the_settings_and_tensors_of_its_file() {
+fn cases_hold_the_settings_and_tensors_of_the_file() {
     let case = Case::from_bytes("a.safetensors", PADDED).unwrap();
     assert_eq!(
         (case.name.as_str(), case.kind),
         ("mha_pad_finfo_min", Kind::Authors)
     );
     assert_eq!(case.problem.to_string(), "B3 H4/4 d32 S96");
-    // The authors count the current token apart.
+    // The authors' k and local_k do not count the current token.
     assert_eq!((case.config.top_k, case.config.local_window), (17, 5));
     assert_eq!(case.left_padding, [0, 17, 60]);
     assert_eq!(case.inputs.k.shape(), [3, 4, 96, 32]);
     assert_eq!(case.expected.components.shape(), [3, 4, 8]);
-    assert_eq!(Parts::of(PADDED).read().unwrap(), case);
+    assert_eq!(EditedFile::of(PADDED).read().unwrap(), case);
 
     let case = Case::from_bytes("a.safetensors", SKETCH).unwrap();
     assert_eq!((case.config.top_k, case.config.local_window), (48, 12));
@@ -28,10 +30,10 @@ fn a_case_has_the_settings_and_tensors_of_its_file() {
 }
 
 #[test]
-fn what_the_authors_code_does_not_compute_is_not_expected() {
+fn alpha_is_unknown_without_reallocation() {
     let case = Case::from_bytes("a.safetensors", NO_REALLOCATION).unwrap();
     assert_eq!(case.expected.alpha, None);
-    let changed = Parts::of(NO_REALLOCATION).bytes_at("alpha", 0, &0.5f32.to_le_bytes());
+    let changed = EditedFile::of(NO_REALLOCATION).bytes_at("alpha", 0, &0.5f32.to_le_bytes());
     assert_eq!(
         changed.error(),
         "a.safetensors: alpha: expected 1 without reallocation, found 0.5"
@@ -39,23 +41,23 @@ fn what_the_authors_code_does_not_compute_is_not_expected() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
-    // Where a file comes from is for its reader; and a file without sketch_bits is one of the other kind.
+fn missing_keys_are_named() {
+    // The origin of a file is not read. A file without sketch_bits has the other format.
     let optional = ["seed", "source", "torch", "margin_top_r", "margin_top_k"];
     for bytes in [PADDED, SKETCH] {
-        for key in Parts::of(bytes).metadata.keys() {
-            let result = Parts::of(bytes).without_entry(key).read();
+        for key in EditedFile::of(bytes).metadata.keys() {
+            let result = EditedFile::of(bytes).without_entry(key).read();
             if optional.contains(&key.as_str()) {
                 result.unwrap();
                 continue;
             }
             let named = if key == "sketch_bits" { "k" } else { key };
             let message =
-                format!("a.safetensors: {named}: expected an entry of the metadata, found nothing");
+                format!("a.safetensors: {named}: expected a metadata entry, found nothing");
             assert_eq!(result.unwrap_err().to_string(), message);
         }
-        for tensor in Parts::of(bytes).tensors.keys() {
-            let error = Parts::of(bytes).without_tensor(tensor).error();
+        for tensor in EditedFile::of(bytes).tensors.keys() {
+            let error = EditedFile::of(bytes).without_tensor(tensor).error();
             let start = format!("a.safetensors: {tensor}: expected a tensor ");
             assert!(
                 error.starts_with(&start) && error.ends_with("found nothing"),
@@ -66,10 +68,10 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn a_tensor_of_another_type_or_shape_is_refused() {
+fn wrong_types_and_shapes_are_refused() {
     for bytes in [PADDED, SKETCH] {
-        for tensor in Parts::of(bytes).tensors.keys() {
-            let mut parts = Parts::of(bytes);
+        for tensor in EditedFile::of(bytes).tensors.keys() {
+            let mut parts = EditedFile::of(bytes);
             parts.tensors.get_mut(tensor).unwrap().1.insert(0, 1);
             let error = parts.error();
             assert!(
@@ -77,7 +79,7 @@ fn a_tensor_of_another_type_or_shape_is_refused() {
                 "{error}"
             );
 
-            let mut parts = Parts::of(bytes);
+            let mut parts = EditedFile::of(bytes);
             let changed = parts.tensors.get_mut(tensor).unwrap();
             changed.0 = match changed.0 {
                 Dtype::F32 => Dtype::I32,
@@ -94,7 +96,7 @@ fn a_tensor_of_another_type_or_shape_is_refused() {
 }
 
 #[test]
-fn settings_out_of_their_range_are_refused() {
+fn invalid_settings_are_refused() {
     let cases = [
         (
             "rank",
@@ -104,12 +106,12 @@ fn settings_out_of_their_range_are_refused() {
         (
             "rank",
             "0",
-            "rank: expected a whole number from 1 on, found 0",
+            "rank: expected an integer of at least 1, found 0",
         ),
         (
             "rank",
             "-1",
-            "rank: expected a whole number from 1 on, found \"-1\"",
+            "rank: expected an integer of at least 1, found \"-1\"",
         ),
         (
             "n_kv_heads",
@@ -119,7 +121,7 @@ fn settings_out_of_their_range_are_refused() {
         (
             "n_kv_heads",
             "0",
-            "n_kv_heads: expected a whole number from 1 on, found 0",
+            "n_kv_heads: expected an integer of at least 1, found 0",
         ),
         (
             "k",
@@ -129,7 +131,8 @@ fn settings_out_of_their_range_are_refused() {
         (
             "local_k",
             "17",
-            "local_window: expected at most 17 (the top_k, which counts the window), found 18; lower the local window or raise top_k",
+            "local_window: expected at most 17 (the top_k, which counts the window), found 18; \
+             lower the local window or raise top_k",
         ),
         (
             "mask",
@@ -149,7 +152,7 @@ fn settings_out_of_their_range_are_refused() {
         (
             "pad",
             "[0, 1]",
-            "pad: expected 3 lengths, one a sequence, or none, found 2",
+            "pad: expected 3 lengths, one per sequence, or none, found 2",
         ),
         (
             "name",
@@ -158,10 +161,10 @@ fn settings_out_of_their_range_are_refused() {
         ),
     ];
     for (key, value, message) in cases {
-        let error = Parts::of(PADDED).entry(key, value).error();
+        let error = EditedFile::of(PADDED).entry(key, value).error();
         assert_eq!(error, format!("a.safetensors: {message}"));
     }
-    let error = Parts::of(SKETCH).entry("sketch_bits", "3").error();
+    let error = EditedFile::of(SKETCH).entry("sketch_bits", "3").error();
     assert_eq!(
         error,
         "a.safetensors: sketch_bits: expected 4 or 8, found \"3\""
@@ -169,20 +172,20 @@ fn settings_out_of_their_range_are_refused() {
 }
 
 #[test]
-fn a_damaged_file_is_refused() {
+fn damaged_files_are_refused() {
     let read = |bytes: &[u8]| Case::from_bytes("a.safetensors", bytes);
     for length in (0..2000).chain([SKETCH.len() - 1]) {
         let error = read(&SKETCH[..length]).unwrap_err();
         assert!(
-            matches!(error, GoldenError::Format { .. }),
+            matches!(error, ConformanceError::Format { .. }),
             "{length}: {error}"
         );
     }
     let mut huge = SKETCH.to_vec();
     huge[..8].copy_from_slice(&(1u64 << 63).to_le_bytes());
-    assert!(matches!(read(&huge), Err(GoldenError::Format { .. })));
+    assert!(matches!(read(&huge), Err(ConformanceError::Format { .. })));
 
-    let parts = Parts::of(SKETCH);
+    let parts = EditedFile::of(SKETCH);
     let views = parts.tensors.iter().map(|(name, (dtype, shape, data))| {
         (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
     });

@@ -1,13 +1,16 @@
+//! A hand-made batch head with right and wrong results.
+
 use burn::tensor::FloatDType;
 use sparq::SparqConfig;
 
-use super::{Found, component_choices, dense, sparse, subsets};
-use crate::host::row::Row;
+use super::{Found, component_selections, dense, sparse, subsets};
+use crate::float64::stages::HeadInput;
 
 const D: usize = 4;
 const SEQ: usize = 12;
 
-/// A row whose scores fall with the position, and what a device without rounding errors would give for it.
+/// A batch head whose scores fall with the position, and the results of a device without rounding
+/// errors.
 struct Step {
     config: SparqConfig,
     q: Vec<f32>,
@@ -31,12 +34,12 @@ impl Step {
             alpha: Vec::new(),
             output: Vec::new(),
         };
-        step.settle();
+        step.recompute();
         step
     }
 
-    fn row(&self) -> Row<'_> {
-        Row {
+    fn input(&self) -> HeadInput<'_> {
+        HeadInput {
             config: &self.config,
             q: &self.q,
             k: &self.k,
@@ -46,15 +49,15 @@ impl Step {
         }
     }
 
-    /// Computes what follows from the set.
-    fn settle(&mut self) {
-        let row = self.row();
-        let head = &row.approximate(&[0, 1], None)[0];
-        let probabilities = row.probabilities(&head.logits);
-        let kept = probabilities.iter().zip(&self.selected);
-        let alpha: f64 = kept.map(|(p, &taken)| p * f64::from(taken)).sum();
-        let output = row.attend(&self.q, &self.selected);
-        let output = output.iter().zip(row.mean_value());
+    /// Computes the results that follow from the selected positions.
+    fn recompute(&mut self) {
+        let input = self.input();
+        let head = &input.approximate(&[0, 1], None)[0];
+        let probabilities = input.probabilities(&head.logits);
+        let selected = probabilities.iter().zip(&self.selected);
+        let alpha: f64 = selected.map(|(p, &taken)| p * f64::from(taken)).sum();
+        let output = input.attend(&self.q, &self.selected);
+        let output = output.iter().zip(input.mean_value());
         let output = output.map(|(y, mean)| (alpha * y + (1.0 - alpha) * mean) as f32);
         let output = output.collect();
         self.alpha = vec![alpha as f32];
@@ -68,7 +71,7 @@ impl Step {
             output: &self.output,
             dtype: FloatDType::F32,
         };
-        sparse(&self.row(), None, &found).map(|_| ())
+        sparse(&self.input(), None, &found).map(|_| ())
     }
 
     fn swap(&mut self, taken: usize, left: usize) {
@@ -78,7 +81,7 @@ impl Step {
 }
 
 #[test]
-fn what_is_right_passes_and_every_wrong_result_is_named() {
+fn every_wrong_result_is_named() {
     assert_eq!(Step::new().judge(), Ok(()));
     let fails = |change: &dyn Fn(&mut Step)| {
         let mut step = Step::new();
@@ -87,14 +90,17 @@ fn what_is_right_passes_and_every_wrong_result_is_named() {
     };
     let reason = fails(&|step| {
         step.swap(2, 3);
-        step.settle();
+        step.recompute();
     });
     assert!(
         reason.contains("3 with a score of") && reason.contains("and 2 with"),
         "{reason}"
     );
     let reason = fails(&|step| step.swap(SEQ - 1, 3));
-    assert!(reason.contains("is in the window and not kept"), "{reason}");
+    assert!(
+        reason.contains("is in the local window but not selected"),
+        "{reason}"
+    );
     let reason = fails(&|step| step.selected[3] = 1);
     assert!(reason.contains("expected 4, found 5"), "{reason}");
     let reason = fails(&|step| step.alpha[0] += 1e-4);
@@ -108,29 +114,29 @@ fn what_is_right_passes_and_every_wrong_result_is_named() {
 }
 
 #[test]
-fn of_equal_scores_any_may_be_kept() {
+fn any_of_equal_scores_may_be_selected() {
     let mut step = Step::new();
     let (one, other) = (2 * D..3 * D, 3 * D);
     step.k.copy_within(one, other);
-    step.settle();
+    step.recompute();
     assert_eq!(step.judge(), Ok(()));
     step.swap(2, 3);
-    step.settle();
+    step.recompute();
     assert_eq!(step.judge(), Ok(()));
-    // Next to it one that is better by less than rounding can turn, and one by more.
+    // Leads below and above the rounding error.
     for (lead, right) in [(1.0 + 1e-7, true), (1.0 + 1e-4, false)] {
         step.k[2 * D] = step.k[3 * D] * lead;
-        step.settle();
+        step.recompute();
         assert_eq!(step.judge().is_ok(), right, "{lead}");
     }
 }
 
 #[test]
-fn where_the_mean_of_v_has_weight_it_is_looked_at() {
+fn the_mean_value_is_judged() {
     let mut step = Step::new();
     assert!(step.alpha[0] < 0.99);
     step.output = step
-        .row()
+        .input()
         .attend(&step.q, &step.selected)
         .iter()
         .map(|&y| y as f32)
@@ -140,18 +146,18 @@ fn where_the_mean_of_v_has_weight_it_is_looked_at() {
 }
 
 #[test]
-fn nan_and_infinities_that_are_kept_show_and_others_do_not() {
+fn selected_nan_and_infinities_must_show() {
     let mut step = Step::new();
     step.config = step.config.with_mean_value(sparq::MeanValue::Never);
     step.v[5 * D] = f32::NAN;
     step.k[6 * D] = f32::NAN;
-    let finite = step.row().attend(&step.q, &step.selected);
-    step.settle();
+    let finite = step.input().attend(&step.q, &step.selected);
+    step.recompute();
     step.output = finite.iter().map(|&y| y as f32).collect();
     assert_eq!(
         step.judge(),
         Ok(()),
-        "position 6 ranks last, and 5 is not kept"
+        "position 6 ranks last, and 5 is not selected"
     );
 
     step.v[D] = f32::NEG_INFINITY;
@@ -164,31 +170,31 @@ fn nan_and_infinities_that_are_kept_show_and_others_do_not() {
     assert_eq!(step.judge(), Ok(()));
 
     let all: Vec<f32> = vec![f32::NAN; D];
-    assert!(dense(&step.row(), &all, FloatDType::F32).is_ok());
+    assert!(dense(&step.input(), &all, FloatDType::F32).is_ok());
     step.k[6 * D] = 0.0;
-    let reason = dense(&step.row(), &all, FloatDType::F32).unwrap_err();
+    let reason = dense(&step.input(), &all, FloatDType::F32).unwrap_err();
     assert!(reason.contains("component 1"), "{reason}");
 }
 
 #[test]
-fn a_rounded_output_may_be_off_by_half_a_unit_and_no_more() {
+fn rounded_outputs_may_differ_by_half_a_unit() {
     let step = Step::new();
-    let dense_output = step.row().attend(&step.q, &[1; SEQ]);
+    let dense_output = step.input().attend(&step.q, &[1; SEQ]);
     let round = |x: &f64| half::f16::from_f64(*x).to_f32();
     let mut output: Vec<f32> = dense_output.iter().map(round).collect();
-    assert!(dense(&step.row(), &output, FloatDType::F16).is_ok());
-    assert!(dense(&step.row(), &output, FloatDType::F32).is_err());
+    assert!(dense(&step.input(), &output, FloatDType::F16).is_ok());
+    assert!(dense(&step.input(), &output, FloatDType::F32).is_err());
     output[0] *= 1.0 + 1.0 / 512.0;
-    assert!(dense(&step.row(), &output, FloatDType::F16).is_err());
+    assert!(dense(&step.input(), &output, FloatDType::F16).is_err());
 }
 
 #[test]
-fn components_of_equal_size_give_several_choices() {
+fn components_of_equal_size_give_several_selections() {
     let mut step = Step::new();
-    assert_eq!(component_choices(&step.row()), Some(vec![vec![0, 1]]));
+    assert_eq!(component_selections(&step.input()), Some(vec![vec![0, 1]]));
     step.q = vec![2.0, 1.0, -1.0, 1.0];
-    let choices = component_choices(&step.row()).unwrap();
-    assert_eq!(choices, [[0, 1], [0, 2], [0, 3]]);
+    let selections = component_selections(&step.input()).unwrap();
+    assert_eq!(selections, [[0, 1], [0, 2], [0, 3]]);
     assert_eq!(subsets(&[1, 2, 3, 4], 2).unwrap().len(), 6);
     let many: Vec<usize> = (0..64).collect();
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Appending one token to each sequence, in place.
+//! Appends one token to each sequence, in place.
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
@@ -8,98 +8,129 @@ use crate::RowSpans;
 use crate::ops::{CacheBuffers, SketchBuffers};
 use crate::sketch::codes_per_word;
 
-/// Writes keys and values [B, H_kv, 1, d] of the cache's type behind `rows` for each sequence b with `counts[b]` = 1, as
-/// [`write::append`](crate::ops::reference::write::append) does. Copies the buffers that another tensor shares.
+/// Appends keys and values [B, H_kv, 1, d] of the cache's type to each sequence b with
+/// `counts[b]` = 1, as [`write::append`](crate::ops::reference::write::append) does. Copies the
+/// buffers that another tensor shares.
 ///
-/// Returns false, with nothing written, where a buffer does not lie as it was made.
-pub(super) fn token<T: Element>(
+/// Writes nothing and returns false if a buffer is not contiguous from the start of its storage.
+pub(super) fn append_token<T: Element>(
     cache: &mut CacheBuffers<Flex>,
     k: &[T],
     v: &[T],
-    rows: &RowSpans,
+    spans: &RowSpans,
     counts: &[usize],
     encode: bool,
 ) -> bool {
-    let whole = |tensor: &FloatTensor<Flex>| {
+    if !is_contiguous(cache) {
+        return false;
+    }
+    let shape = cache.k.layout().shape();
+    let (kv_heads, capacity, dim) = (shape[1], shape[2], shape[3]);
+    let targets: Vec<Target> = (0..spans.batch())
+        .filter(|&sequence| counts[sequence] > 0)
+        .flat_map(|sequence| (0..kv_heads).map(move |head| (sequence, sequence * kv_heads + head)))
+        .map(|(sequence, head)| Target {
+            position: spans.end[sequence],
+            padding: spans.end[sequence] < spans.start[sequence],
+            channels: head * dim..(head + 1) * dim,
+        })
+        .collect();
+
+    for (buffer, token) in [(&mut cache.k, k), (&mut cache.v, v)] {
+        let buffer = T::storage_mut(buffer);
+        for target in &targets {
+            let at = target.channels.start * capacity + target.position * dim;
+            buffer[at..at + dim].copy_from_slice(&token[target.channels.clone()]);
+        }
+    }
+    let v_sum = f32::storage_mut(&mut cache.v_sum);
+    for target in targets.iter().filter(|target| !target.padding) {
+        let channels = target.channels.clone();
+        for (sum, value) in v_sum[channels.clone()].iter_mut().zip(&v[channels]) {
+            *sum += value.widen();
+        }
+    }
+    append_to_sketch(&mut cache.sketch, k, capacity, &targets, encode);
+    true
+}
+
+/// The place of a batch head's new token.
+struct Target {
+    position: usize,
+    /// True if the position is left padding, which the sum of V leaves out.
+    padding: bool,
+    /// The channels of the batch head among those of all, [B, H_kv, d].
+    channels: std::ops::Range<usize>,
+}
+
+/// Returns whether all buffers to be written are contiguous from the start of their storage.
+fn is_contiguous(cache: &CacheBuffers<Flex>) -> bool {
+    let contiguous = |tensor: &FloatTensor<Flex>| {
         tensor
             .layout()
             .contiguous_offsets()
             .is_some_and(|(start, _)| start == 0)
     };
-    let sketch_whole = match &cache.sketch {
+    let sketch = match &cache.sketch {
         SketchBuffers::None => true,
-        SketchBuffers::Full(kt) => whole(kt) && kt.dtype() == cache.k.dtype(),
-        SketchBuffers::Codes { codes, .. } => whole(codes),
+        SketchBuffers::Full(kt) => contiguous(kt) && kt.dtype() == cache.k.dtype(),
+        SketchBuffers::Codes { codes, .. } => contiguous(codes),
     };
-    if !(whole(&cache.k) && whole(&cache.v) && whole(&cache.v_sum) && sketch_whole) {
-        return false;
-    }
-    let shape = cache.k.layout().shape();
-    let (kv_heads, capacity, dim) = (shape[1], shape[2], shape[3]);
-    // Heads that get a token, with the position it is written to and whether that is left padding.
-    let new: Vec<(usize, usize, bool)> = (0..rows.batch())
-        .filter(|&row| counts[row] > 0)
-        .flat_map(|row| (0..kv_heads).map(move |head| (row, row * kv_heads + head)))
-        .map(|(row, head)| (head, rows.end[row], rows.end[row] < rows.start[row]))
-        .collect();
-    let part = |head: usize| head * dim..(head + 1) * dim;
+    sketch && contiguous(&cache.k) && contiguous(&cache.v) && contiguous(&cache.v_sum)
+}
 
-    for (buffer, token) in [(&mut cache.k, k), (&mut cache.v, v)] {
-        let buffer = T::storage_mut(buffer);
-        for &(head, at, _) in &new {
-            buffer[(head * capacity + at) * dim..][..dim].copy_from_slice(&token[part(head)]);
-        }
-    }
-    let sum = f32::storage_mut(&mut cache.v_sum);
-    for &(head, _, padding) in &new {
-        if !padding {
-            for (sum, value) in sum[part(head)].iter_mut().zip(&v[part(head)]) {
-                *sum += value.widen();
-            }
-        }
-    }
-    match &mut cache.sketch {
+/// Writes the keys into the sketch. Codes are written only if `encode` is set.
+fn append_to_sketch<T: Element>(
+    sketch: &mut SketchBuffers<Flex>,
+    k: &[T],
+    capacity: usize,
+    targets: &[Target],
+    encode: bool,
+) {
+    match sketch {
         SketchBuffers::Full(kt) => {
             let kt = T::storage_mut(kt);
-            for &(head, at, _) in &new {
-                for (channel, &key) in part(head).zip(&k[part(head)]) {
-                    kt[channel * capacity + at] = key;
+            for target in targets {
+                for channel in target.channels.clone() {
+                    kt[channel * capacity + target.position] = k[channel];
                 }
             }
         }
         SketchBuffers::Codes {
             bits,
             codes,
-            lo,
-            step,
+            lo: zero_point,
+            step: scale,
         } if encode => {
-            let (lo, step) = (lo.to_contiguous(), step.to_contiguous());
-            let (Some(lo), Some(step)) = (f32::slice(&lo), f32::slice(&step)) else {
-                unreachable!("ranges are made contiguous, in fp32")
+            let (zero_point, scale) = (zero_point.to_contiguous(), scale.to_contiguous());
+            let (Some(zero_points), Some(scales)) = (f32::slice(&zero_point), f32::slice(&scale))
+            else {
+                unreachable!("to_contiguous returns contiguous fp32 tensors")
             };
             let words = codes.layout().shape()[3];
             let codes = codes.storage_mut::<u32>();
-            for &(head, at, _) in &new {
+            for target in targets {
+                let per_word = codes_per_word(*bits);
                 let (word, shift) = (
-                    at / codes_per_word(*bits),
-                    at % codes_per_word(*bits) * *bits,
+                    target.position / per_word,
+                    target.position % per_word * *bits,
                 );
-                for (channel, key) in part(head).zip(&k[part(head)]) {
+                for channel in target.channels.clone() {
                     let word = &mut codes[channel * words + word];
-                    let code = code(key.widen(), lo[channel], step[channel], *bits);
+                    let key = k[channel].widen();
+                    let code = code(key, zero_points[channel], scales[channel], *bits);
                     *word = *word & ((1 << shift) - 1) | code << shift;
                 }
             }
         }
         _ => {}
     }
-    true
 }
 
-/// The code of a key; see [`sketch`](crate::sketch).
-fn code(key: f32, lo: f32, step: f32, bits: usize) -> u32 {
-    let code = (key - lo) / step;
-    if code.is_nan() || step == 0.0 {
+/// Returns the code of a key; see [`sketch`](crate::sketch).
+fn code(key: f32, zero_point: f32, scale: f32, bits: usize) -> u32 {
+    let code = (key - zero_point) / scale;
+    if code.is_nan() || scale == 0.0 {
         return 0;
     }
     let levels = ((1u32 << bits) - 1) as f32;

@@ -1,35 +1,38 @@
-//! Exact attention of the g query heads of a group over given positions: step 6 of SparQ, and dense attention.
+//! Exact attention of the g query heads of a group over given positions: stage 3 of SparQ, and
+//! dense attention.
 
 use std::ops::Range;
 
 use super::element::Element;
-use super::simd::{Kernel, LINE, Level, Simd};
-use super::softmax::{State, exp};
+use super::online_softmax::{OnlineSoftmax, exp};
+use super::simd::{CACHE_LINE, Kernel, Level, Simd};
 
-/// Positions whose weights are computed together.
+/// Positions per update of the online softmax.
 const BLOCK: usize = 32;
 
-/// Rows that are read at once, so that the sums over the lanes of keys share the work, and the sums of values are loaded once.
+/// K rows or V rows that are read at once. Four K rows share one reduction over the lanes, and four
+/// V rows share one load of the output sums.
 const ROWS: usize = 4;
 
-/// Positions in an order.
+/// A list of positions.
 pub(super) trait Positions: Copy + Send + Sync {
-    /// Whether rows lie apart. Their lines are then asked for one by one, in between the work on other rows; rows that follow each other are asked for in whole, as a
-    /// stream, which the processor then continues.
-    const APART: bool;
-    /// Rows that are on their way before they are read.
+    /// True if the rows are scattered. The cache lines of scattered rows are prefetched one by one,
+    /// in between the work on other rows. Consecutive rows are prefetched whole, as a stream that
+    /// the processor then continues.
+    const SCATTERED: bool;
+    /// The number of rows between a prefetch and the use of its data.
     const AHEAD: usize;
     fn count(self) -> usize;
     fn at(self, index: usize) -> usize;
     fn part(self, part: Range<usize>) -> Self;
 }
 
-/// All positions from the first to before the second.
+/// The positions from the first to before the second.
 #[derive(Clone, Copy)]
 pub(super) struct Span(pub(super) usize, pub(super) usize);
 
 impl Positions for Span {
-    const APART: bool = false;
+    const SCATTERED: bool = false;
     const AHEAD: usize = 16;
     #[inline(always)]
     fn count(self) -> usize {
@@ -45,7 +48,7 @@ impl Positions for Span {
 }
 
 impl Positions for &[u32] {
-    const APART: bool = true;
+    const SCATTERED: bool = true;
     const AHEAD: usize = BLOCK;
     #[inline(always)]
     fn count(self) -> usize {
@@ -60,9 +63,9 @@ impl Positions for &[u32] {
     }
 }
 
-/// Attention over positions of one key/value head.
+/// Exact attention for one batch head.
 pub(super) struct Attend<'a, T> {
-    /// The queries over sqrt(d), [g, width]: rows of d, then zeros up to whole vectors.
+    /// The queries over sqrt(d), padded with zeros, [g, width].
     pub(super) q: &'a [f32],
     /// [S_max, d].
     pub(super) keys: &'a [T],
@@ -75,28 +78,28 @@ pub(super) struct Attend<'a, T> {
 }
 
 impl<T: Element> Attend<'_, T> {
-    /// The softmax state over the given positions.
-    pub(super) fn over(&self, level: Level, positions: impl Positions) -> State {
-        level.run(Over {
+    /// Returns the softmax state over the given positions.
+    pub(super) fn over(&self, level: Level, positions: impl Positions) -> OnlineSoftmax {
+        level.run(AttendKernel {
             attend: self,
             positions,
         })
     }
 }
 
-struct Over<'a, T, P> {
+struct AttendKernel<'a, T, P> {
     attend: &'a Attend<'a, T>,
     positions: P,
 }
 
-impl<T: Element, P: Positions> Kernel for Over<'_, T, P> {
-    type Output = State;
+impl<T: Element, P: Positions> Kernel for AttendKernel<'_, T, P> {
+    type Output = OnlineSoftmax;
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> State {
+    fn run<S: Simd>(self, simd: S) -> OnlineSoftmax {
         let Attend { q, width, .. } = *self.attend;
         let heads = q.len() / width;
-        let mut state = State::new(heads, width);
+        let mut state = OnlineSoftmax::new(heads, width);
         let mut weights = vec![0.0; heads * BLOCK];
         let mut kept = vec![0.0; heads];
         if self.positions.count() == 0 {
@@ -114,23 +117,29 @@ impl<T: Element, P: Positions> Kernel for Over<'_, T, P> {
             for head in 0..heads {
                 let weights = &mut weights[head * BLOCK..(head + 1) * BLOCK];
                 weights[block.len()..].fill(f32::NEG_INFINITY);
-                kept[head] = to_weights(
+                kept[head] = update_softmax(
                     simd,
                     weights,
                     &mut state.largest[head],
                     &mut state.weight[head],
                 );
             }
-            self.weigh(simd, &block, &weights, &kept, &mut state.sum);
+            self.add_values(simd, &block, &weights, &kept, &mut state.sum);
             first = block.end;
         }
         state
     }
 }
 
-/// Turns logits into weights in place and takes them up in a head's maximum and sum. Returns what the maximum's change leaves of earlier weights.
+/// Turns logits into weights in place, and updates a head's maximum and sum of weights. Returns the
+/// factor that the new maximum applies to earlier weights.
 #[inline(always)]
-fn to_weights<S: Simd>(simd: S, logits: &mut [f32], largest: &mut f32, weight: &mut f32) -> f32 {
+fn update_softmax<S: Simd>(
+    simd: S,
+    logits: &mut [f32],
+    largest: &mut f32,
+    weight: &mut f32,
+) -> f32 {
     let mut most = simd.splat(*largest);
     for part in logits.chunks_exact(S::LANES) {
         most = simd.max(simd.load(part), most);
@@ -148,7 +157,8 @@ fn to_weights<S: Simd>(simd: S, logits: &mut [f32], largest: &mut f32, weight: &
     kept
 }
 
-/// Evaluates an expression for `$count` heads, as many at once as the registers hold: `$head` is the first of them and the constant `$heads` their number.
+/// Evaluates an expression for `$count` heads, as many at once as fit in the registers. `$head` is
+/// the first of them, and the constant `$heads` is their number.
 macro_rules! for_heads {
     ($simd:ty, $count:expr, |$head:ident, $heads:ident| $body:expr) => {
         for_heads!(@ $simd, $count, $head, $heads, $body, 1 2 3 4)
@@ -167,14 +177,14 @@ macro_rules! for_heads {
 }
 pub(super) use for_heads;
 
-impl<T: Element, P: Positions> Over<'_, T, P> {
+impl<T: Element, P: Positions> AttendKernel<'_, T, P> {
     #[inline(always)]
     fn row<'r>(&self, rows: &'r [T], index: usize) -> &'r [T] {
         let at = self.positions.at(index) * self.attend.dim;
         &rows[at..at + self.attend.dim]
     }
 
-    /// Where the four rows from `index` on begin; the last one's place for those that there are not.
+    /// Returns the offsets of the four rows from `index` on. Past the end, repeats the last row's.
     #[inline(always)]
     fn starts(&self, index: usize) -> [usize; ROWS] {
         let last = self.positions.count() - 1;
@@ -185,31 +195,32 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         starts
     }
 
-    /// Asks for whole rows.
+    /// Prefetches whole rows.
     #[inline(always)]
     fn prefetch<S: Simd>(&self, simd: S, rows: &[T], starts: [usize; ROWS]) {
         for start in starts {
             let mut at = 0;
             while at < self.attend.dim {
                 simd.prefetch(rows, start + at);
-                at += LINE / size_of::<T>();
+                at += CACHE_LINE / size_of::<T>();
             }
         }
     }
 
-    /// Asks for the lines of rows that begin with the vector at `at`, if lines are asked for one by one.
+    /// Prefetches the cache lines at element `at` of scattered rows, if a line begins there.
     ///
-    /// Line after line of one row would look to the processor like the start of a stream, and it would fetch what lies behind the row as well.
+    /// The lines of one row in succession would look like the start of a stream, and the processor
+    /// would also fetch the memory after the row.
     #[inline(always)]
     fn prefetch_lines<S: Simd>(&self, simd: S, rows: &[T], starts: [usize; ROWS], at: usize) {
-        if P::APART && at.is_multiple_of(LINE / size_of::<T>()) {
+        if P::SCATTERED && at.is_multiple_of(CACHE_LINE / size_of::<T>()) {
             for start in starts {
                 simd.prefetch(rows, start + at);
             }
         }
     }
 
-    /// The logits of a block, [g, BLOCK].
+    /// Writes the logits of a block, [g, BLOCK].
     #[inline(always)]
     fn logits<S: Simd>(&self, simd: S, block: &Range<usize>, logits: &mut [f32]) {
         let heads = self.attend.q.len() / self.attend.width;
@@ -223,7 +234,7 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
                 self.row(self.attend.keys, (first + 3).min(last)),
             ];
             let ahead = self.starts(first + P::AHEAD);
-            if !P::APART {
+            if !P::SCATTERED {
                 self.prefetch(simd, self.attend.keys, ahead);
             }
             let logits = &mut logits[first - block.start..];
@@ -233,7 +244,8 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         }
     }
 
-    /// The dot products of four keys with `HEADS` queries from `head` on. Meanwhile keys further on are on their way.
+    /// Writes the dot products of four keys with `HEADS` queries from `head` on. Prefetches later
+    /// keys meanwhile.
     #[inline(always)]
     fn dots<S: Simd, const HEADS: usize>(
         &self,
@@ -268,7 +280,7 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
                 self.prefetch_lines(simd, self.attend.keys, ahead, at);
             }
             for i in 0..ROWS {
-                let keys = T::load_rest(simd, &rows[i][at..]);
+                let keys = T::load_partial(simd, &rows[i][at..]);
                 for h in 0..HEADS {
                     dots[h][i] = simd.mul_add(simd.load(&q[h * width + at..]), keys, dots[h][i]);
                 }
@@ -279,10 +291,11 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
         }
     }
 
-    /// Adds a block's weighted values to the sums, which keep the share `kept` [g]. Four rows at a time, each read once and in whole: so memory is asked for at an
-    /// even pace.
+    /// Scales the sums by `kept` [g], then adds a block's weighted values.
+    ///
+    /// Reads four rows at a time, each once and whole, which spreads the memory requests evenly.
     #[inline(always)]
-    fn weigh<S: Simd>(
+    fn add_values<S: Simd>(
         &self,
         simd: S,
         block: &Range<usize>,
@@ -306,35 +319,33 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
                 self.row(self.attend.values, first + 3),
             ];
             let ahead = self.starts(first + P::AHEAD);
-            if !P::APART {
+            if !P::SCATTERED {
                 self.prefetch(simd, self.attend.values, ahead);
             }
             let weights = &weights[first - block.start..];
+            let values = Values { rows, weights };
             for_heads!(S, kept.len(), |head, HEADS| self
-                .weigh_rows::<S, HEADS, ROWS>(
-                    simd, rows, ahead, head, weights, sums
-                ));
+                .add_rows::<S, HEADS, ROWS>(simd, &values, ahead, head, sums));
         }
-        // One by one, since a row that is repeated with a weight of 0 would not be without effect: it may hold infinity.
+        // One by one: repeating a row with a weight of 0 would give NaN if it holds infinity.
         for last in whole..block.end {
             let rows = [self.row(self.attend.values, last)];
             let weights = &weights[last - block.start..];
-            for_heads!(S, kept.len(), |head, HEADS| self.weigh_rows::<S, HEADS, 1>(
-                simd, rows, [0; ROWS], head, weights, sums
-            ));
+            let values = Values { rows, weights };
+            for_heads!(S, kept.len(), |head, HEADS| self
+                .add_rows::<S, HEADS, 1>(simd, &values, [0; ROWS], head, sums));
         }
     }
 
-    /// Adds weighted rows to the sums of `HEADS` heads from `head` on.
+    /// Adds weighted V rows to the sums of `HEADS` heads from `head` on. Prefetches later rows
+    /// meanwhile.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    fn weigh_rows<S: Simd, const HEADS: usize, const COUNT: usize>(
+    fn add_rows<S: Simd, const HEADS: usize, const COUNT: usize>(
         &self,
         simd: S,
-        rows: [&[T]; COUNT],
+        &Values { rows, weights }: &Values<'_, T, COUNT>,
         ahead: [usize; ROWS],
         head: usize,
-        weights: &[f32],
         sums: &mut [f32],
     ) {
         let Attend { dim, width, .. } = *self.attend;
@@ -356,7 +367,7 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
                 values[i] = if at + S::LANES <= dim {
                     T::load(simd, &rows[i][at..at + S::LANES])
                 } else {
-                    T::load_rest(simd, &rows[i][at..])
+                    T::load_partial(simd, &rows[i][at..])
                 };
             }
             for h in 0..HEADS {
@@ -370,4 +381,10 @@ impl<T: Element, P: Positions> Over<'_, T, P> {
             at += S::LANES;
         }
     }
+}
+
+/// V rows and their weights, those of head h from `h * BLOCK` on.
+struct Values<'a, T, const COUNT: usize> {
+    rows: [&'a [T]; COUNT],
+    weights: &'a [f32],
 }

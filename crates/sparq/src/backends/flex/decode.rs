@@ -1,26 +1,25 @@
-//! The decode steps over a whole batch: which thread does what, and the steps in their order.
+//! Decode steps over a whole batch: the order of the stages, and their division among threads.
 
-use std::cell::Cell;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::attend::{Attend, Positions, Span};
 use super::element::Element;
-use super::score::{BLOCK, Channel, Columns, GroupKeys, Query, ScoreBlock, Scores, Slots};
-use super::select::Selection;
-use super::simd::{Level, MOST_LANES};
-use super::softmax::State;
+use super::online_softmax::OnlineSoftmax;
+use super::query::{Columns, Query};
+use super::score::{GroupKeys, ScoreBlock, Scores};
+use super::scratch::{Buffers, Scratch};
+use super::simd::{Level, MAX_LANES};
+use super::sketch::{BLOCK, KeySketch, Slots, Storage};
+use super::threads::Threads;
 use crate::{RowSpans, SparqConfig};
 
-/// Bytes below which a step stays on the calling thread: handing work over costs more than reading them.
-const WORTH_A_THREAD: usize = 1 << 18;
+/// Exact attention of one head is not divided among threads below this number of positions.
+const MIN_POSITIONS: usize = 256;
 
-/// Positions below which exact attention of one head is not divided among threads.
-const LEAST_ROWS: usize = 256;
-
-/// The keys and values of a cache, and the queries.
-pub(super) struct Task<'a, T> {
+/// The queries, keys and values of a decode step.
+pub(super) struct Problem<'a, T> {
     pub(super) level: Level,
     /// [B, H, d].
     pub(super) q: &'a [f32],
@@ -28,7 +27,7 @@ pub(super) struct Task<'a, T> {
     pub(super) keys: &'a [T],
     /// [B, H_kv, S_max, d].
     pub(super) values: &'a [T],
-    pub(super) rows: &'a RowSpans,
+    pub(super) spans: &'a RowSpans,
     pub(super) kv_heads: usize,
     /// g.
     pub(super) group: usize,
@@ -38,36 +37,26 @@ pub(super) struct Task<'a, T> {
     pub(super) dim: usize,
 }
 
-/// A key sketch and what else SparQ reads.
-pub(super) struct Sketch<'a, C: Channel> {
-    /// Rows of the same length, [B, H_kv, d].
-    pub(super) cells: &'a [C::Cell],
-    /// The steps of the codes, [B, H_kv, d].
-    pub(super) steps: Option<&'a [f32]>,
-    /// The sum of V over the valid positions, [B, H_kv, d].
-    pub(super) v_sum: &'a [f32],
-}
-
-/// What a SparQ step returns.
+/// The result of a SparQ step.
 pub(super) struct Output {
     /// [B, H, d].
     pub(super) output: Vec<f32>,
-    /// [B, H_kv, k]; -1 behind the last one kept.
+    /// [B, H_kv, k]; -1 after the last selected position.
     pub(super) positions: Vec<i64>,
     /// [B, H].
     pub(super) alpha: Vec<f32>,
 }
 
-impl<T: Element> Task<'_, T> {
-    /// Dense attention, [B, H, d].
+impl<T: Element> Problem<'_, T> {
+    /// Returns dense attention, [B, H, d].
     pub(super) fn dense(&self) -> Vec<f32> {
-        let (heads, row) = (self.heads(), self.group * self.dim);
+        let (heads, row) = (self.batch_heads(), self.group * self.dim);
         let mut output = vec![0.0; heads * row];
         let bytes = self.valid() * self.kv_heads * 2 * self.dim * size_of::<T>();
         let threads = Threads::new(heads, bytes);
         output
             .par_chunks_mut(row)
-            .with_min_len(threads.least(heads))
+            .with_min_len(threads.min_len(heads))
             .enumerate()
             .for_each(|(head, output)| {
                 let (start, end) = self.span(head);
@@ -76,15 +65,15 @@ impl<T: Element> Task<'_, T> {
         output
     }
 
-    /// A SparQ step that keeps k positions. Its alpha is 0 where it is neither asked for nor used.
-    pub(super) fn sparq<C: Channel>(
+    /// Runs a SparQ step with k selected positions. Alpha is 0 if it is neither traced nor needed.
+    pub(super) fn sparq<C: Storage>(
         &self,
-        sketch: &Sketch<'_, C>,
+        sketch: &KeySketch<'_, C>,
         config: &SparqConfig,
         k: usize,
         traced: bool,
     ) -> Output {
-        let (heads, row) = (self.heads(), self.group * self.dim);
+        let (heads, row) = (self.batch_heads(), self.group * self.dim);
         let mut found = Output {
             output: vec![0.0; heads * row],
             positions: vec![-1; heads * k],
@@ -93,200 +82,34 @@ impl<T: Element> Task<'_, T> {
         let scored = config.rank * size_of::<C::Cell>() / C::POSITIONS;
         let attended = heads * k * 2 * self.dim * size_of::<T>();
         let threads = Threads::new(heads, self.valid() * self.kv_heads * scored + attended);
-        let wants_alpha = traced || config.mean_value.applies(self.group);
-        let columns = Columns::new(config, self.group, wants_alpha);
+        let needs_alpha = traced || config.mean_value.applies(self.group);
+        let step = SparqStep {
+            problem: self,
+            sketch,
+            config,
+            columns: Columns::new(config, self.group, needs_alpha),
+            threads,
+        };
         (
             found.output.par_chunks_mut(row),
             found.positions.par_chunks_mut(k.max(1)),
             found.alpha.par_chunks_mut(self.group),
         )
             .into_par_iter()
-            .with_min_len(threads.least(heads))
+            .with_min_len(threads.min_len(heads))
             .enumerate()
             .for_each(|(head, (output, positions, alpha))| {
                 let mut scratch = Scratch::take();
-                self.sparq_head(
-                    head,
-                    sketch,
-                    config,
-                    columns,
-                    threads,
-                    &mut scratch,
-                    (output, positions, alpha),
-                );
+                step.run(head, &mut scratch, output, positions, alpha);
                 scratch.put_back();
             });
         found
     }
 
-    /// Steps 1 to 7 for one key/value head.
-    #[allow(clippy::too_many_arguments)]
-    fn sparq_head<C: Channel>(
-        &self,
-        head: usize,
-        sketch: &Sketch<'_, C>,
-        config: &SparqConfig,
-        columns: Columns,
-        threads: Threads,
-        scratch: &mut Scratch,
-        (output, positions, alpha): (&mut [f32], &mut [i64], &mut [f32]),
-    ) {
-        let (start, end) = self.span(head);
-        let (count, k) = (end - start, positions.len());
-        let mut chosen = std::mem::take(&mut scratch.chosen);
-        chosen.clear();
-        if count <= k {
-            chosen.extend(start as u32..end as u32);
-            alpha.fill(1.0);
-        } else {
-            self.choose(
-                head,
-                sketch,
-                config,
-                columns,
-                threads,
-                k,
-                scratch,
-                &mut chosen,
-                alpha,
-            );
-        }
-        self.attend(head, threads, chosen.as_slice(), output);
-        for (to, &position) in positions.iter_mut().zip(&chosen) {
-            *to = i64::from(position);
-        }
-        scratch.chosen = chosen;
-
-        // Step 7. Also where alpha is 1: a NaN in the mean is in every output.
-        if config.mean_value.applies(self.group) {
-            let v_sum = &sketch.v_sum[head * self.dim..(head + 1) * self.dim];
-            let scale = 1.0 / count.max(1) as f32;
-            for (y, &alpha) in output.chunks_exact_mut(self.dim).zip(&*alpha) {
-                for (y, sum) in y.iter_mut().zip(v_sum) {
-                    *y = *y * alpha + sum * scale * (1.0 - alpha);
-                }
-            }
-        }
-    }
-
-    /// Steps 1 to 5 where not everything is kept: appends the k positions to `chosen` and sets the alpha of the heads whose softmax is taken.
-    #[allow(clippy::too_many_arguments)]
-    fn choose<C: Channel>(
-        &self,
-        head: usize,
-        sketch: &Sketch<'_, C>,
-        config: &SparqConfig,
-        columns: Columns,
-        threads: Threads,
-        k: usize,
-        scratch: &mut Scratch,
-        chosen: &mut Vec<u32>,
-        alpha: &mut [f32],
-    ) {
-        let (level, heads, all) = (self.level, columns.heads, columns.count());
-        let (start, end) = self.span(head);
-        let channels = head * self.dim..(head + 1) * self.dim;
-        let steps = sketch.steps.map(|steps| &steps[channels.clone()]);
-        let query = Query::new(self.query(head), self.dim, steps, config, columns);
-        let row = self.capacity.div_ceil(C::POSITIONS);
-        let rows: Vec<&[C::Cell]> = query
-            .components
-            .iter()
-            .map(|&component| &sketch.cells[(channels.start + component as usize) * row..][..row])
-            .collect();
-
-        let local = config.local_window.min(k);
-        let window = end - local;
-        let slots = Slots::of::<C>(level);
-        let blocks = start / BLOCK..end.div_ceil(BLOCK);
-        let room = scratch.room(blocks.len(), columns);
-        let least = threads.least(blocks.len());
-        (
-            room.weights.par_chunks_mut(all * BLOCK),
-            room.sums.par_chunks_mut(sums_of(columns)),
-            room.keys.par_chunks_mut(BLOCK),
-        )
-            .into_par_iter()
-            .with_min_len(least)
-            .enumerate()
-            .for_each(|(block, (weights, sums, keys))| {
-                level.run(ScoreBlock::<C> {
-                    query: &query,
-                    rows: &rows,
-                    slots,
-                    first: (blocks.start + block) * BLOCK,
-                    valid: (start, end),
-                    window,
-                    scores: Scores {
-                        weights,
-                        sums,
-                        keys,
-                    },
-                });
-            });
-
-        // The blocks' sums become what a weight of each block is worth as a probability.
-        for head in 0..heads {
-            let largest = room
-                .sums
-                .chunks_exact(sums_of(columns))
-                .fold(f32::MIN, |m, sums| m.max(sums[head]));
-            let mut total = 0.0;
-            for sums in room.sums.chunks_exact_mut(sums_of(columns)) {
-                sums[head] = (sums[head] - largest).exp();
-                total += sums[head] * sums[heads + head];
-            }
-            let total = f32::max(total, f32::MIN_POSITIVE);
-            for sums in room.sums.chunks_exact_mut(sums_of(columns)) {
-                sums[head] /= total;
-            }
-        }
-        let (weights, sums) = (&*room.weights, &*room.sums);
-        if columns.ranking.is_none() {
-            room.keys
-                .par_chunks_mut(BLOCK)
-                .with_min_len(least.max(4))
-                .enumerate()
-                .for_each(|(block, keys)| {
-                    level.run(GroupKeys {
-                        weights: &weights[block * all * BLOCK..][..heads * BLOCK],
-                        scales: &sums[block * sums_of(columns)..][..heads],
-                        slots,
-                        first: (blocks.start + block) * BLOCK,
-                        eligible: (start, window),
-                        keys,
-                    });
-                });
-        }
-
-        let first = blocks.start * BLOCK;
-        room.selection
-            .choose(level, room.keys, window - start, k - local, chosen);
-        alpha.fill(0.0);
-        let mut add = |slot: usize| {
-            let (block, within) = (slot / BLOCK, slot % BLOCK);
-            for (h, alpha) in alpha[..heads].iter_mut().enumerate() {
-                let weight = weights[(block * all + h) * BLOCK + within];
-                *alpha += weight * sums[block * sums_of(columns) + h];
-            }
-        };
-        for slot in chosen.iter_mut() {
-            add(*slot as usize);
-            *slot = (first + slots.position(*slot as usize)) as u32;
-        }
-        for position in window..end {
-            add(slots.slot(position - first));
-            chosen.push(position as u32);
-        }
-        for alpha in alpha {
-            *alpha = alpha.clamp(0.0, 1.0);
-        }
-    }
-
-    /// Step 6 for one key/value head: exact attention over the given positions, [g, d].
+    /// Writes exact attention of one batch head over the given positions, [g, d].
     fn attend(&self, head: usize, threads: Threads, positions: impl Positions, output: &mut [f32]) {
         let dim = self.dim;
-        let width = dim.next_multiple_of(MOST_LANES);
+        let width = dim.next_multiple_of(MAX_LANES);
         let scale = (dim as f32).sqrt();
         let mut q = vec![0.0; self.group * width];
         for (to, from) in q
@@ -305,144 +128,250 @@ impl<T: Element> Task<'_, T> {
             dim,
             width,
         };
-        let count = positions.count();
-        let parts = threads.parts(count, LEAST_ROWS);
-        let state = if parts == 1 {
+        let parts = threads.parts(positions.count(), MIN_POSITIONS);
+        let state = if parts.len() == 1 {
             attend.over(self.level, positions)
         } else {
-            let part = |part: usize| positions.part(share(count, parts, part));
-            let states: Vec<State> = (0..parts)
+            let states: Vec<OnlineSoftmax> = parts
                 .into_par_iter()
-                .map(|index| attend.over(self.level, part(index)))
+                .map(|part| attend.over(self.level, positions.part(part)))
                 .collect();
-            // In the order of the positions, so that the result does not depend on which thread was first.
+            // Merged in the order of the positions, so that the result does not depend on which
+            // thread finishes first.
             states
                 .into_iter()
                 .reduce(|all, state| all.merge(&state))
-                .unwrap_or_else(|| State::new(self.group, width))
+                .unwrap_or_else(|| OnlineSoftmax::new(self.group, width))
         };
         for (head, output) in output.chunks_exact_mut(dim).enumerate() {
             state.write(head, output);
         }
     }
 
-    /// B H_kv.
-    fn heads(&self) -> usize {
-        self.rows.batch() * self.kv_heads
+    /// Returns the number of batch heads, B H_kv.
+    fn batch_heads(&self) -> usize {
+        self.spans.batch() * self.kv_heads
     }
 
-    /// Valid positions of all sequences.
+    /// Returns the number of valid positions of all sequences.
     fn valid(&self) -> usize {
-        (0..self.rows.batch()).map(|row| self.rows.count(row)).sum()
+        (0..self.spans.batch())
+            .map(|sequence| self.spans.count(sequence))
+            .sum()
     }
 
-    /// The valid positions of a key/value head's sequence.
+    /// Returns the span of a batch head's sequence.
     fn span(&self, head: usize) -> (usize, usize) {
-        let row = head / self.kv_heads;
-        let end = self.rows.end[row].min(self.capacity);
-        (self.rows.start[row].min(end), end)
+        let sequence = head / self.kv_heads;
+        let end = self.spans.end[sequence].min(self.capacity);
+        (self.spans.start[sequence].min(end), end)
     }
 
-    /// The queries of a key/value head, [g, d].
+    /// Returns the queries of a batch head, [g, d].
     fn query(&self, head: usize) -> &[f32] {
         &self.q[head * self.group * self.dim..(head + 1) * self.group * self.dim]
     }
 }
 
-/// How many threads a step is divided among.
+/// A SparQ step: the part that all batch heads share.
+struct SparqStep<'a, T, C: Storage> {
+    problem: &'a Problem<'a, T>,
+    sketch: &'a KeySketch<'a, C>,
+    config: &'a SparqConfig,
+    columns: Columns,
+    threads: Threads,
+}
+
+/// The scored positions of a batch head.
 #[derive(Clone, Copy)]
-struct Threads {
-    /// Threads for each key/value head; 1 where there are heads enough.
-    each: usize,
-    /// Whether the whole step stays on the calling thread.
-    alone: bool,
+struct Scored {
+    head: usize,
+    start: usize,
+    end: usize,
+    /// The first position of the local window.
+    window: usize,
+    slots: Slots,
 }
 
-impl Threads {
-    /// For a step that reads `bytes` for `heads` key/value heads.
-    fn new(heads: usize, bytes: usize) -> Self {
-        let threads = rayon::current_num_threads();
-        let alone = threads == 1 || bytes < WORTH_A_THREAD;
-        // Four heads a thread even out; fewer are divided, so that no thread waits for another's last head.
-        let each = match alone || heads >= 4 * threads {
-            true => 1,
-            false => (4 * threads).div_ceil(heads.max(1)).min(2 * threads),
-        };
-        Self { each, alone }
+impl Scored {
+    /// Returns the blocks that contain the positions.
+    fn blocks(&self) -> Range<usize> {
+        self.start / BLOCK..self.end.div_ceil(BLOCK)
     }
 
-    /// The smallest share of `count` equal pieces that may move to another thread.
-    fn least(self, count: usize) -> usize {
-        match self.alone {
-            true => count.max(1),
-            false => 1,
+    /// Returns the first position of the first block.
+    fn first(&self) -> usize {
+        self.blocks().start * BLOCK
+    }
+}
+
+impl<T: Element, C: Storage> SparqStep<'_, T, C> {
+    /// Runs all stages for one batch head: writes its outputs [g, d], selected positions [k] and
+    /// alpha [g].
+    fn run(
+        &self,
+        head: usize,
+        scratch: &mut Scratch,
+        output: &mut [f32],
+        positions: &mut [i64],
+        alpha: &mut [f32],
+    ) {
+        let (problem, dim) = (self.problem, self.problem.dim);
+        let (start, end) = problem.span(head);
+        let (count, k) = (end - start, positions.len());
+        let mut selected = std::mem::take(&mut scratch.selected);
+        selected.clear();
+        if count <= k {
+            selected.extend(start as u32..end as u32);
+            alpha.fill(1.0);
+        } else {
+            let local = self.config.local_window.min(k);
+            let scored = Scored {
+                head,
+                start,
+                end,
+                window: end - local,
+                slots: Slots::of::<C>(problem.level),
+            };
+            let mut buffers = scratch.buffers(scored.blocks().len(), self.columns);
+            self.score(&scored, &mut buffers);
+            self.select(&scored, &mut buffers, k - local, &mut selected, alpha);
         }
-    }
+        problem.attend(head, self.threads, selected.as_slice(), output);
+        for (to, &position) in positions.iter_mut().zip(&selected) {
+            *to = i64::from(position);
+        }
+        scratch.selected = selected;
 
-    /// Parts to divide `count` positions into.
-    fn parts(self, count: usize, least: usize) -> usize {
-        self.each.min(count / least).max(1)
-    }
-}
-
-/// The positions of one of `parts` equal parts.
-fn share(count: usize, parts: usize, part: usize) -> Range<usize> {
-    count * part / parts..count * (part + 1) / parts
-}
-
-/// Memory that a SparQ step works in. Each thread keeps its own from one step to the next: fresh memory costs a page fault for every 4 KiB, more than
-/// the scores themselves.
-#[derive(Default)]
-struct Scratch {
-    weights: Vec<f32>,
-    sums: Vec<f32>,
-    keys: Vec<u32>,
-    chosen: Vec<u32>,
-    selection: Selection,
-}
-
-/// A [`Scratch`] cut to size.
-struct Room<'a> {
-    /// [blocks, columns, BLOCK].
-    weights: &'a mut [f32],
-    /// [blocks, 2, heads].
-    sums: &'a mut [f32],
-    /// [blocks, BLOCK].
-    keys: &'a mut [u32],
-    selection: &'a mut Selection,
-}
-
-/// Numbers that a block leaves of its softmax; one, unused, where none is taken.
-fn sums_of(columns: Columns) -> usize {
-    (2 * columns.heads).max(1)
-}
-
-thread_local! {
-    static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
-}
-
-impl Scratch {
-    /// The thread's memory. While one head's step waits for other threads this one may start on another head, and finds none: that gets its own.
-    fn take() -> Box<Self> {
-        SCRATCH.take().unwrap_or_default()
-    }
-
-    fn put_back(self: Box<Self>) {
-        SCRATCH.set(Some(self));
-    }
-
-    fn room(&mut self, blocks: usize, columns: Columns) -> Room<'_> {
-        fn cut<T: Default + Clone>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
-            if memory.len() < len {
-                memory.resize(len, T::default());
+        // Also where alpha is 1, since every output must show a NaN in the mean.
+        if self.config.mean_value.applies(problem.group) {
+            let v_sum = &self.sketch.v_sum[head * dim..(head + 1) * dim];
+            let scale = 1.0 / count.max(1) as f32;
+            for (y, &alpha) in output.chunks_exact_mut(dim).zip(&*alpha) {
+                for (y, sum) in y.iter_mut().zip(v_sum) {
+                    *y = *y * alpha + sum * scale * (1.0 - alpha);
+                }
             }
-            &mut memory[..len]
         }
-        Room {
-            weights: cut(&mut self.weights, blocks * columns.count() * BLOCK),
-            sums: cut(&mut self.sums, blocks * sums_of(columns)),
-            keys: cut(&mut self.keys, blocks * BLOCK),
-            selection: &mut self.selection,
+    }
+
+    /// Stage 1: writes weights, the factors from weights to probabilities, and sort keys.
+    fn score(&self, scored: &Scored, buffers: &mut Buffers<'_>) {
+        let (problem, columns) = (self.problem, self.columns);
+        let (heads, all) = (columns.heads, columns.count());
+        let channels = scored.head * problem.dim..(scored.head + 1) * problem.dim;
+        let scales = self.sketch.scales.map(|scales| &scales[channels.clone()]);
+        let q = problem.query(scored.head);
+        let query = Query::new(q, problem.dim, scales, self.config, columns);
+        let row = problem.capacity.div_ceil(C::POSITIONS);
+        let rows: Vec<&[C::Cell]> = query
+            .components
+            .iter()
+            .map(|&component| {
+                &self.sketch.cells[(channels.start + component as usize) * row..][..row]
+            })
+            .collect();
+
+        let blocks = scored.blocks();
+        let min_len = self.threads.min_len(blocks.len());
+        (
+            buffers.weights.par_chunks_mut(all * BLOCK),
+            buffers.statistics.par_chunks_mut(columns.statistics()),
+            buffers.keys.par_chunks_mut(BLOCK),
+        )
+            .into_par_iter()
+            .with_min_len(min_len)
+            .enumerate()
+            .for_each(|(block, (weights, statistics, keys))| {
+                problem.level.run(ScoreBlock::<C> {
+                    query: &query,
+                    rows: &rows,
+                    slots: scored.slots,
+                    first: (blocks.start + block) * BLOCK,
+                    valid: (scored.start, scored.end),
+                    window: scored.window,
+                    scores: Scores {
+                        weights,
+                        statistics,
+                        keys,
+                    },
+                });
+            });
+        normalize(buffers.statistics, columns);
+
+        if columns.ranking.is_none() {
+            let (weights, statistics) = (&*buffers.weights, &*buffers.statistics);
+            buffers
+                .keys
+                .par_chunks_mut(BLOCK)
+                .with_min_len(min_len.max(4))
+                .enumerate()
+                .for_each(|(block, keys)| {
+                    problem.level.run(GroupKeys {
+                        weights: &weights[block * all * BLOCK..][..heads * BLOCK],
+                        scales: &statistics[block * columns.statistics()..][..heads],
+                        slots: scored.slots,
+                        first: (blocks.start + block) * BLOCK,
+                        eligible: (scored.start, scored.window),
+                        keys,
+                    });
+                });
+        }
+    }
+
+    /// Stage 2: appends the `count` highest-ranked positions and the local window to `selected`,
+    /// and sets the alpha of the heads whose softmax is taken.
+    fn select(
+        &self,
+        scored: &Scored,
+        buffers: &mut Buffers<'_>,
+        count: usize,
+        selected: &mut Vec<u32>,
+        alpha: &mut [f32],
+    ) {
+        let (heads, all) = (self.columns.heads, self.columns.count());
+        let candidates = scored.window - scored.start;
+        let level = self.problem.level;
+        buffers
+            .top_k
+            .select(level, buffers.keys, candidates, count, selected);
+        alpha.fill(0.0);
+        let mut add = |slot: usize| {
+            let (block, within) = (slot / BLOCK, slot % BLOCK);
+            for (h, alpha) in alpha[..heads].iter_mut().enumerate() {
+                let weight = buffers.weights[(block * all + h) * BLOCK + within];
+                *alpha += weight * buffers.statistics[block * self.columns.statistics() + h];
+            }
+        };
+        for slot in selected.iter_mut() {
+            add(*slot as usize);
+            *slot = (scored.first() + scored.slots.position(*slot as usize)) as u32;
+        }
+        for position in scored.window..scored.end {
+            add(scored.slots.slot(position - scored.first()));
+            selected.push(position as u32);
+        }
+        for alpha in alpha {
+            *alpha = alpha.clamp(0.0, 1.0);
+        }
+    }
+}
+
+/// Replaces the maxima of the blocks by the factors from a block's weights to probabilities.
+fn normalize(statistics: &mut [f32], columns: Columns) {
+    let heads = columns.heads;
+    for head in 0..heads {
+        let largest = statistics
+            .chunks_exact(columns.statistics())
+            .fold(f32::MIN, |m, block| m.max(block[head]));
+        let mut total = 0.0;
+        for block in statistics.chunks_exact_mut(columns.statistics()) {
+            block[head] = (block[head] - largest).exp();
+            total += block[head] * block[heads + head];
+        }
+        let total = f32::max(total, f32::MIN_POSITIVE);
+        for block in statistics.chunks_exact_mut(columns.statistics()) {
+            block[head] /= total;
         }
     }
 }

@@ -1,25 +1,26 @@
-//! The types that a cache holds: read as they are, widened to fp32 in registers.
+//! The element types of a cache. Elements are widened to fp32 in registers.
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{bf16, f16};
 
-use super::simd::{MOST_LANES, Simd};
+use super::simd::{MAX_LANES, Simd};
 
 /// An element of K, V and a full sketch.
 pub(super) trait Element: Copy + Default + Send + Sync + 'static {
-    /// The elements of a tensor of this type, if they lie without a gap.
+    /// Returns the elements of a tensor of this type if they are contiguous.
     fn slice(tensor: &FloatTensor<Flex>) -> Option<&[Self]>;
-    /// The whole storage of a tensor of this type for writing. Copies it first if another tensor shares it.
+    /// Returns the whole storage of a tensor of this type for writing. Copies it first if another
+    /// tensor shares it.
     fn storage_mut(tensor: &mut FloatTensor<Flex>) -> &mut [Self];
     fn widen(self) -> f32;
-    /// The first lanes of a slice.
+    /// Loads the first lanes of a slice.
     fn load<S: Simd>(simd: S, from: &[Self]) -> S::F;
 
-    /// A slice of fewer elements than lanes, followed by zeros.
+    /// Loads a slice of fewer elements than lanes, padded with zeros.
     #[inline(always)]
-    fn load_rest<S: Simd>(simd: S, from: &[Self]) -> S::F {
-        let mut padded = [Self::default(); MOST_LANES];
+    fn load_partial<S: Simd>(simd: S, from: &[Self]) -> S::F {
+        let mut padded = [Self::default(); MAX_LANES];
         padded[..from.len()].copy_from_slice(from);
         Self::load(simd, &padded)
     }

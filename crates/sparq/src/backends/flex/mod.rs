@@ -1,32 +1,48 @@
-//! The operations on the CPU backend `flex`, on its buffers as slices.
+//! SparQ on the CPU backend `flex`, on the slices of its buffers.
 //!
-//! A decode step is one pass over the rows of the key sketch, a selection and one gather of rows; it reads each byte of the cache that it needs once, for all the query
-//! heads of a group. The work is divided among threads by key/value head and, where heads are few, by spans of positions. Sums are kept in fp32.
+//! A decode step reads each needed byte of the cache once, for all query heads of a group: one pass
+//! over the selected rows of the key sketch, a top-k selection, and one gather of K rows and V
+//! rows. The work is divided among threads by batch head and, if those are few, by ranges of
+//! positions. Sums are kept in fp32.
 //!
-//! - [`simd`] has the vectors and all `unsafe` code, [`element`] the types of a cache, [`softmax`] the exponential and the mergeable state.
-//! - [`score`], [`select`] and [`attend`] are steps 1 to 3, 4 and 6; [`decode`] puts them together.
-//! - [`turn`] turns a token's query and key to their position, [`append`] writes its key and value.
+//! | module | content |
+//! |---|---|
+//! | [`simd`] | vectors on each instruction set, and all `unsafe` code |
+//! | [`element`] | the element types of a cache |
+//! | [`sketch`] | the rows of a key sketch as vectors |
+//! | [`query`], [`score`] | stage 1: selected components, approximate scores |
+//! | [`topk`] | stage 2: the selected positions |
+//! | [`attend`] | stage 3, and dense attention: exact attention over given positions |
+//! | [`online_softmax`] | the exponential, and the softmax state that merges |
+//! | [`decode`] | decode steps over a whole batch |
+//! | [`threads`], [`scratch`] | division among threads, working memory |
+//! | [`rope`], [`append`] | RoPE and append of one token |
 //!
-//! What they don't cover (f64, buffers of mixed types) runs through the [`reference`](mod@crate::ops::reference).
+//! Buffers that the kernels do not support (f64, mixed types) take the
+//! [`reference`](mod@crate::ops::reference).
 
 mod append;
 mod attend;
 mod decode;
 mod element;
+mod online_softmax;
+mod query;
+mod rope;
 mod score;
-mod select;
+mod scratch;
 mod simd;
-mod softmax;
-mod turn;
+mod sketch;
+mod threads;
+mod topk;
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, bf16, f16};
 
-use self::decode::{Output, Sketch, Task};
+use self::decode::{Output, Problem};
 use self::element::Element;
-use self::score::{Bytes, Full, Nibbles};
 use self::simd::Level;
+use self::sketch::{Codes4, Codes8, Full, KeySketch};
 use crate::ops::primitive::{Primitive, lift, lower};
 use crate::ops::reference;
 use crate::ops::reference::write;
@@ -36,7 +52,8 @@ use crate::ops::{
 };
 use crate::{RowSpans, SparqConfig};
 
-/// Evaluates an expression with a type alias for the cache's element type; `None` for a type that the kernels don't know.
+/// Evaluates an expression with a type alias for the cache's element type. Returns `None` for a
+/// type that the kernels do not support.
 macro_rules! with_element {
     ($dtype:expr, $element:ident => $value:expr) => {
         match $dtype {
@@ -71,7 +88,7 @@ impl SparqBackend for Flex {
         let done = one && cache.v.dtype() == dtype && {
             let (k, v) = (cast(k.clone(), dtype), cast(v.clone(), dtype));
             with_element!(dtype, T => T::slice(&k).zip(T::slice(&v)).map(|(k, v)| {
-                append::token(&mut cache, k, v, &rows, &counts, encode)
+                append::append_token(&mut cache, k, v, &rows, &counts, encode)
             }))
             .unwrap_or(false)
         };
@@ -97,7 +114,10 @@ impl SparqBackend for Flex {
             RotaryBuffers::None => (q, k),
             RotaryBuffers::Table(table) => {
                 let table = cast(table, DType::F32);
-                (turn::token(q, &table, &rows), turn::token(k, &table, &rows))
+                (
+                    rope::rotate_token(q, &table, &rows),
+                    rope::rotate_token(k, &table, &rows),
+                )
             }
         };
         let counts = vec![1; rows.batch()];
@@ -134,7 +154,10 @@ impl SparqBackend for Flex {
         extent: Extent,
     ) -> SparqOutputBuffers<Self> {
         let cache = contiguous(cache);
-        let found = with_element!(cache.k.dtype(), T => sparq::<T>(Level::detect(), &q, &cache, &rows, &config, extent == Extent::Trace));
+        let traced = extent == Extent::Trace;
+        let found = with_element!(cache.k.dtype(), T => {
+            sparq::<T>(Level::detect(), &q, &cache, &rows, &config, traced)
+        });
         let (batch, heads) = (q.layout().shape()[0], q.layout().shape()[1]);
         match found {
             Some(found) => {
@@ -164,86 +187,83 @@ impl SparqBackend for Flex {
     }
 }
 
-/// Dense attention, [B, H, d]; `None` where the kernels don't know the buffers.
+/// Returns dense attention, [B, H, d], or `None` if the kernels do not support the buffers.
 fn dense<T: Element>(
     level: Level,
     q: &FloatTensor<Flex>,
     cache: &CacheBuffers<Flex>,
-    rows: &RowSpans,
+    spans: &RowSpans,
 ) -> Option<Vec<f32>> {
     let q = cast(q.clone(), DType::F32);
-    Some(task::<T>(level, &q, cache, rows)?.dense())
+    Some(problem::<T>(level, &q, cache, spans)?.dense())
 }
 
-/// A SparQ step; `None` where the kernels don't know the buffers.
+/// Runs a SparQ step. Returns `None` if the kernels do not support the buffers.
 fn sparq<T: Element>(
     level: Level,
     q: &FloatTensor<Flex>,
     cache: &CacheBuffers<Flex>,
-    rows: &RowSpans,
+    spans: &RowSpans,
     config: &SparqConfig,
     traced: bool,
 ) -> Option<Output> {
     let q = cast(q.clone(), DType::F32);
-    let task = task::<T>(level, &q, cache, rows)?;
-    let k = config.top_k.min(rows.longest());
-    let v_sum = as_slice::<f32>(&cache.v_sum)?;
+    let problem = problem::<T>(level, &q, cache, spans)?;
+    let k = config.top_k.min(spans.longest());
+    let v_sum = as_slice(&cache.v_sum)?;
     match &cache.sketch {
         SketchBuffers::None => None,
         SketchBuffers::Full(kt) => {
-            let sketch = Sketch::<Full<T>> {
-                cells: as_slice(kt)?,
-                steps: None,
+            let (cells, scales) = (as_slice(kt)?, None);
+            let sketch = KeySketch::<Full<T>> {
+                cells,
+                scales,
                 v_sum,
             };
-            Some(task.sparq(&sketch, config, k, traced))
+            Some(problem.sparq(&sketch, config, k, traced))
         }
         SketchBuffers::Codes {
             bits, codes, step, ..
         } => {
-            let (cells, steps) = (codes.as_slice::<u32>()?, Some(as_slice(step)?));
+            let (cells, scales) = (codes.as_slice()?, Some(as_slice(step)?));
             match bits {
-                8 => Some(task.sparq(
-                    &Sketch::<Bytes> {
+                8 => {
+                    let sketch = KeySketch::<Codes8> {
                         cells,
-                        steps,
+                        scales,
                         v_sum,
-                    },
-                    config,
-                    k,
-                    traced,
-                )),
-                4 => Some(task.sparq(
-                    &Sketch::<Nibbles> {
+                    };
+                    Some(problem.sparq(&sketch, config, k, traced))
+                }
+                4 => {
+                    let sketch = KeySketch::<Codes4> {
                         cells,
-                        steps,
+                        scales,
                         v_sum,
-                    },
-                    config,
-                    k,
-                    traced,
-                )),
+                    };
+                    Some(problem.sparq(&sketch, config, k, traced))
+                }
                 _ => None,
             }
         }
     }
 }
 
-/// The buffers as slices.
-fn task<'a, T: Element>(
+/// Returns the buffers as slices, or `None` if their types differ from each other.
+fn problem<'a, T: Element>(
     level: Level,
     q: &'a FloatTensor<Flex>,
     cache: &'a CacheBuffers<Flex>,
-    rows: &'a RowSpans,
-) -> Option<Task<'a, T>> {
+    spans: &'a RowSpans,
+) -> Option<Problem<'a, T>> {
     let shape = cache.k.layout().shape();
     let (kv_heads, capacity, dim) = (shape[1], shape[2], shape[3]);
-    Some(Task {
+    Some(Problem {
         level,
         q: as_slice(q)?,
         keys: as_slice(&cache.k)?,
         values: as_slice(&cache.v)?,
-        rows,
+        spans,
         kv_heads,
         group: q.layout().shape()[1] / kv_heads,
         capacity,
@@ -251,12 +271,12 @@ fn task<'a, T: Element>(
     })
 }
 
-/// The elements of a tensor, if they are of this type and lie without a gap.
+/// Returns the elements of a tensor if they are of this type and contiguous.
 fn as_slice<T: Element>(tensor: &FloatTensor<Flex>) -> Option<&[T]> {
     T::slice(tensor)
 }
 
-/// The tensor in another type, without a gap.
+/// Returns the tensor in another type, contiguous.
 fn cast(tensor: FloatTensor<Flex>, dtype: DType) -> FloatTensor<Flex> {
     if tensor.dtype() == dtype {
         return tensor.to_contiguous();
@@ -265,13 +285,14 @@ fn cast(tensor: FloatTensor<Flex>, dtype: DType) -> FloatTensor<Flex> {
     Flex::float_primitive(tensor).to_contiguous()
 }
 
-/// The output [B, H, d] as [B, H, 1, d] in the query's type.
+/// Returns the output [B, H, d] as [B, H, 1, d] in the query's type.
 fn like(q: &FloatTensor<Flex>, output: Vec<f32>) -> FloatTensor<Flex> {
     let output = TensorData::new(output, q.layout().shape().clone());
     cast(FloatTensor::<Flex>::from_data(output), q.dtype())
 }
 
-/// The buffers without gaps. [`CacheTensors`](crate::CacheTensors) are made that way: this moves handles, and copies only what somebody else laid out.
+/// Returns the buffers contiguous. A cache creates them contiguous, so this moves handles, and only
+/// copies buffers that were replaced from outside.
 fn contiguous(cache: CacheBuffers<Flex>) -> CacheBuffers<Flex> {
     cache.map(
         |buffer| buffer.to_contiguous(),

@@ -1,15 +1,15 @@
-//! Every instruction set that this CPU has gives the same results, and those of the definitions.
+//! Each instruction set of this CPU against the definitions and the reference.
 
 use burn::backend::Flex;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 
-use super::score::{Bytes, Channel, Full, Nibbles, Slots};
-use super::simd::{Kernel, Level, Simd, order};
-use super::softmax::{State, exp};
+use super::online_softmax::{OnlineSoftmax, exp};
+use super::simd::{Kernel, Level, Simd, sort_key};
+use super::sketch::{Codes4, Codes8, Full, Slots, Storage};
 use super::*;
 use crate::{Components, GroupScore, KvCache, KvCacheConfig, MeanValue};
 
-/// A vector function applied to a slice whose length is a multiple of all vectors'.
+/// Applies a vector function to a slice whose length is a multiple of every vector's.
 macro_rules! apply {
     ($level:expr, $input:expr, |$simd:ident, $x:ident| $value:expr) => {{
         struct Apply<'a>(&'a [f32]);
@@ -34,7 +34,7 @@ macro_rules! apply {
 }
 
 #[test]
-fn the_exponential_is_exact_at_its_ends_and_close_between() {
+fn exp_is_exact_at_its_ends_and_close_between() {
     let mut x: Vec<f32> = (0..4096).map(|i| -(i as f32) * 0.0211).collect();
     x[..6].copy_from_slice(&[0.0, -0.0, f32::NEG_INFINITY, f32::NAN, f32::MIN, -104.1]);
     for level in Level::all() {
@@ -54,7 +54,7 @@ fn the_exponential_is_exact_at_its_ends_and_close_between() {
 }
 
 #[test]
-fn of_nan_and_a_number_the_second_operand_remains() {
+fn max_and_min_return_the_second_operand_for_nan() {
     let x: Vec<f32> = [f32::NAN, 1.0, f32::INFINITY, -3.0].repeat(4);
     for level in Level::all() {
         let largest = apply!(level, &x, |simd, x| simd.max(x, simd.splat(0.5)));
@@ -65,7 +65,7 @@ fn of_nan_and_a_number_the_second_operand_remains() {
 }
 
 #[test]
-fn keys_order_as_values_do_on_every_instruction_set() {
+fn sort_keys_order_as_values_do() {
     struct Keys<'a>(&'a [f32]);
     impl Kernel for Keys<'_> {
         type Output = Vec<u32>;
@@ -73,7 +73,7 @@ fn keys_order_as_values_do_on_every_instruction_set() {
         fn run<S: Simd>(self, simd: S) -> Vec<u32> {
             let mut keys = vec![0; self.0.len()];
             for at in (0..self.0.len()).step_by(S::LANES) {
-                simd.store_order(simd.load(&self.0[at..]), &mut keys[at..]);
+                simd.store_sort_keys(simd.load(&self.0[at..]), &mut keys[at..]);
             }
             keys
         }
@@ -98,17 +98,17 @@ fn keys_order_as_values_do_on_every_instruction_set() {
     ];
     assert!(
         values
-            .map(order)
+            .map(sort_key)
             .windows(2)
             .all(|pair| 0 < pair[0] && pair[0] < pair[1])
     );
     for level in Level::all() {
-        assert_eq!(level.run(Keys(&values)), values.map(order), "{level:?}");
+        assert_eq!(level.run(Keys(&values)), values.map(sort_key), "{level:?}");
     }
 }
 
 #[test]
-fn sums_and_the_largest_are_those_of_the_lanes() {
+fn reductions_cover_every_lane() {
     struct Reduce<'a>(&'a [f32]);
     impl Kernel for Reduce<'_> {
         type Output = (usize, [f32; 4], f32, f32);
@@ -145,10 +145,10 @@ fn sums_and_the_largest_are_those_of_the_lanes() {
 }
 
 #[test]
-fn slots_are_where_the_vectors_put_the_codes() {
-    /// The vectors of one strip, one after the other.
-    struct Strip<'a, C: Channel>(&'a [C::Cell]);
-    impl<C: Channel> Kernel for Strip<'_, C> {
+fn slots_match_the_order_of_loaded_codes() {
+    /// Returns the vectors of one strip in order.
+    struct Strip<'a, C: Storage>(&'a [C::Cell]);
+    impl<C: Storage> Kernel for Strip<'_, C> {
         type Output = Vec<f32>;
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Vec<f32> {
@@ -178,13 +178,13 @@ fn slots_are_where_the_vectors_put_the_codes() {
         for (bits, slots, found) in [
             (
                 8,
-                Slots::of::<Bytes>(level),
-                level.run(Strip::<Bytes>(&pack(8))),
+                Slots::of::<Codes8>(level),
+                level.run(Strip::<Codes8>(&pack(8))),
             ),
             (
                 4,
-                Slots::of::<Nibbles>(level),
-                level.run(Strip::<Nibbles>(&pack(4))),
+                Slots::of::<Codes4>(level),
+                level.run(Strip::<Codes4>(&pack(4))),
             ),
         ] {
             for position in 0..strip {
@@ -203,9 +203,9 @@ fn slots_are_where_the_vectors_put_the_codes() {
 }
 
 #[test]
-fn states_merge_to_the_softmax_over_both() {
+fn online_softmax_merges_to_the_whole_softmax() {
     let part = |logits: &[f32], values: &[f32]| {
-        let mut state = State::new(1, 1);
+        let mut state = OnlineSoftmax::new(1, 1);
         state.largest[0] = logits.iter().copied().fold(f32::MIN, f32::max);
         for (x, v) in logits.iter().zip(values) {
             let weight = (x - state.largest[0]).exp();
@@ -215,7 +215,7 @@ fn states_merge_to_the_softmax_over_both() {
         state
     };
     let (logits, values) = ([1.0, -2.0, 30.0, 28.5, 0.0], [3.0, 5.0, -1.0, 2.0, 9.0]);
-    let read = |state: State| {
+    let read = |state: OnlineSoftmax| {
         let mut output = [0.0];
         state.write(0, &mut output);
         output[0]
@@ -228,11 +228,14 @@ fn states_merge_to_the_softmax_over_both() {
         );
         assert!((read(a.merge(&b)) - whole).abs() < 1e-6, "{cut}");
     }
-    assert_eq!(read(State::new(1, 1).merge(&State::new(1, 1))), 0.0);
+    assert_eq!(
+        read(OnlineSoftmax::new(1, 1).merge(&OnlineSoftmax::new(1, 1))),
+        0.0
+    );
 }
 
 #[test]
-fn every_instruction_set_decodes_as_the_reference() {
+fn decode_matches_the_reference_on_every_level() {
     let device = Device::flex();
     for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
         for (case, (group, dim)) in [(1, 64), (2, 20), (3, 128), (4, 33), (7, 80)]
@@ -257,7 +260,8 @@ fn every_instruction_set_decodes_as_the_reference() {
     }
 }
 
-/// Dense and SparQ steps at each level against the reference, for a cache [B, H_kv, S, d] of a full and a ragged sequence.
+/// Compares dense and SparQ steps at each level with the reference, for a cache [B, H_kv, S, d]
+/// with one full and one ragged sequence.
 fn decode_on_every_level(
     device: &Device,
     dtype: FloatDType,
@@ -283,14 +287,15 @@ fn decode_on_every_level(
         .append_rows(random(shape), random(shape), &[len, len - 100])
         .unwrap();
     cache.refresh_sketch();
-    // Not rounded to the cache's type: in 16 bits some components are equal, and either may be chosen.
+    // Not rounded to the cache's type: in 16 bits some components are equal, and either may be
+    // selected.
     let q = random([batch, kv_heads * group, 1, dim]);
-    let rows = cache.rows();
-    let exact = reference::dense_decode(q.clone(), cache.tensors(), rows);
-    let trace = reference::sparq_decode(q.clone(), cache.tensors(), rows, config);
+    let spans = cache.rows();
+    let exact = reference::dense_decode(q.clone(), cache.tensors(), spans);
+    let trace = reference::sparq_decode(q.clone(), cache.tensors(), spans, config);
     let floats = |data: TensorData| -> Vec<f32> { data.try_to_vec::<f32>().unwrap() };
     let (exact, expected) = (floats(exact.into_data()), floats(trace.output.into_data()));
-    let scores = group_scores(&floats(trace.logits.into_data()), rows, config, group, len);
+    let scores = group_scores(&floats(trace.logits.into_data()), spans, config, group, len);
     let alpha = floats(trace.alpha.into_data());
     let mut positions: Vec<i64> = trace.positions.into_data().iter::<i64>().collect();
     let sort = |positions: &mut [i64]| positions.chunks_mut(90).for_each(<[i64]>::sort_unstable);
@@ -302,28 +307,28 @@ fn decode_on_every_level(
     for level in Level::all() {
         let case = format!("{level:?} {dtype:?} {shape:?} g {group} {config:?}");
         let dense =
-            with_element!(buffers.k.dtype(), T => dense::<T>(level, &q, &buffers, rows)).unwrap();
+            with_element!(buffers.k.dtype(), T => dense::<T>(level, &q, &buffers, spans)).unwrap();
         assert!(close(&dense, &exact), "{case}");
         let mut found =
-            with_element!(buffers.k.dtype(), T => sparq::<T>(level, &q, &buffers, rows, config, true))
+            with_element!(buffers.k.dtype(), T => sparq::<T>(level, &q, &buffers, spans, config, true))
                 .unwrap();
         assert!(close(&found.alpha, &alpha), "{case}");
         sort(&mut found.positions);
-        // Of scores that are equal, or differ by what the order of a sum makes of them, either may be chosen.
-        for (row, (found, expected)) in
+        // Of scores that are equal up to the order of a sum, either may be selected.
+        for (head, (found, expected)) in
             std::iter::zip(found.positions.chunks(90), positions.chunks(90)).enumerate()
         {
             let differ = found
                 .iter()
                 .filter(|position| !expected.contains(position))
                 .chain(expected.iter().filter(|position| !found.contains(position)))
-                .map(|&position| scores[row * len + position as usize]);
+                .map(|&position| scores[head * len + position as usize]);
             let (least, most) = differ.fold((f32::MAX, f32::MIN), |(least, most), score| {
                 (least.min(score), most.max(score))
             });
             assert!(
                 most - least <= 1e-5 * most.abs().max(least.abs()),
-                "{case}: {least} and {most} in row {row}"
+                "{case}: {least} and {most} for batch head {head}"
             );
         }
         if found.positions == positions {
@@ -332,19 +337,19 @@ fn decode_on_every_level(
     }
 }
 
-/// The group's score of every position, [B, H_kv, S], from logits [B, H_kv, g, S].
+/// Returns the group's score of every position, [B, H_kv, S], from logits [B, H_kv, g, S].
 fn group_scores(
     logits: &[f32],
-    rows: &RowSpans,
+    spans: &RowSpans,
     config: &SparqConfig,
     group: usize,
     len: usize,
 ) -> Vec<f32> {
-    let kv_heads = logits.len() / (rows.batch() * group * len);
+    let kv_heads = logits.len() / (spans.batch() * group * len);
     let mut scores = Vec::new();
-    for (row, heads) in logits.chunks(group * len).enumerate() {
-        let sequence = row / kv_heads;
-        let valid = rows.start[sequence]..rows.end[sequence];
+    for (batch_head, heads) in logits.chunks(group * len).enumerate() {
+        let sequence = batch_head / kv_heads;
+        let valid = spans.start[sequence]..spans.end[sequence];
         let normalizer = |head: &[f32]| match config.group_score {
             GroupScore::Logits => None,
             GroupScore::Probabilities => {

@@ -1,0 +1,201 @@
+//! Exact top-k over sort keys (stage 2).
+
+use super::simd::{Kernel, Level, MAX_LANES, Simd};
+
+/// Fewer keys than this are selected from without a sample.
+const SMALL: usize = 2048;
+
+/// A top-k selection. Holds its memory for the next one.
+#[derive(Default)]
+pub(super) struct TopK {
+    sample: Vec<u32>,
+    keys: Vec<u32>,
+    indices: Vec<u32>,
+    partitioned: Vec<u32>,
+}
+
+impl TopK {
+    /// Appends the indices of the `count` largest keys to `selected`, ascending. Of equal keys at
+    /// the threshold, the first ones are selected.
+    ///
+    /// Keys of 0 are excluded. `candidates` is the number of the others, at least `count`.
+    ///
+    /// The selection itself reads every key several times and branches on it. So a sample first
+    /// estimates the threshold, and one pass over all keys drops most of them.
+    pub(super) fn select(
+        &mut self,
+        level: Level,
+        keys: &[u32],
+        candidates: usize,
+        count: usize,
+        selected: &mut Vec<u32>,
+    ) {
+        if count == 0 {
+            return;
+        }
+        let threshold = self.likely_threshold(keys, candidates, count);
+        let mut kept = self.filter(level, keys, threshold);
+        if kept < count {
+            kept = self.filter(level, keys, 1);
+        }
+        let count = count.min(kept);
+        if count == 0 {
+            return;
+        }
+        self.partitioned.clear();
+        self.partitioned.extend_from_slice(&self.keys[..kept]);
+        let (above, &mut border, _) = self
+            .partitioned
+            .select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
+        let mut equal = count - above.iter().filter(|&&key| key > border).count();
+
+        // Without a branch: every index is written, and `next` advances past the selected ones.
+        let first = selected.len();
+        selected.resize(first + count + 1, 0);
+        let (to, mut next) = (&mut selected[first..], 0);
+        for (&key, &index) in self.keys[..kept].iter().zip(&self.indices[..kept]) {
+            let tie = (key == border && equal > 0) as usize;
+            equal -= tie;
+            to[next] = index;
+            next += (key > border) as usize | tie;
+        }
+        selected.truncate(first + count);
+    }
+
+    /// Returns a key that probably at least `count` keys reach, and not many more.
+    fn likely_threshold(&mut self, keys: &[u32], candidates: usize, count: usize) -> u32 {
+        if keys.len() < SMALL || count == candidates {
+            return 1;
+        }
+        // Odd, so that the sample contains every lane of the vectors.
+        let stride = (keys.len() / 1024).clamp(8, 64) | 1;
+        self.sample.clear();
+        self.sample
+            .extend(keys.iter().step_by(stride).filter(|&&key| key > 0));
+        let expected = (count * self.sample.len()) as f64 / candidates as f64;
+        // The sample holds `expected` of the largest keys, give or take three standard deviations.
+        let rank = (expected + 3.0 * expected.sqrt() + 4.0) as usize;
+        if rank >= self.sample.len() {
+            return 1;
+        }
+        *self.sample.select_nth_unstable_by(rank, |a, b| b.cmp(a)).1
+    }
+
+    /// Copies the keys at or above `threshold` with their indices. Returns their number.
+    fn filter(&mut self, level: Level, keys: &[u32], threshold: u32) -> usize {
+        let room = keys.len() + MAX_LANES;
+        if self.keys.len() < room {
+            self.keys.resize(room, 0);
+            self.indices.resize(room, 0);
+        }
+        level.run(Filter {
+            keys,
+            threshold,
+            kept: &mut self.keys,
+            indices: &mut self.indices,
+        })
+    }
+}
+
+struct Filter<'a> {
+    keys: &'a [u32],
+    threshold: u32,
+    kept: &'a mut [u32],
+    indices: &'a mut [u32],
+}
+
+impl Kernel for Filter<'_> {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> usize {
+        let (mut count, mut first) = (0, 0);
+        while first + S::LANES <= self.keys.len() {
+            count += simd.compress_at_least(
+                &self.keys[first..],
+                self.threshold,
+                first as u32,
+                &mut self.kept[count..],
+                &mut self.indices[count..],
+            );
+            first += S::LANES;
+        }
+        for (index, &key) in self.keys.iter().enumerate().skip(first) {
+            if key >= self.threshold {
+                self.kept[count] = key;
+                self.indices[count] = index as u32;
+                count += 1;
+            }
+        }
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the selected keys, after checking that their indices are distinct and ascending.
+    fn selected_keys(level: Level, keys: &[u32], count: usize) -> Vec<u32> {
+        let candidates = keys.iter().filter(|&&key| key > 0).count();
+        let mut indices = vec![77];
+        TopK::default().select(level, keys, candidates, count, &mut indices);
+        assert_eq!(indices[0], 77, "earlier entries are kept");
+        assert!(indices[1..].windows(2).all(|pair| pair[0] < pair[1]));
+        let mut keys: Vec<u32> = indices[1..].iter().map(|&i| keys[i as usize]).collect();
+        keys.sort_unstable_by(|a, b| b.cmp(a));
+        keys
+    }
+
+    fn pseudo_random(count: usize, seed: u32) -> Vec<u32> {
+        let mut state = seed | 1;
+        (0..count)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                state
+            })
+            .collect()
+    }
+
+    #[test]
+    fn selection_is_exact_for_any_distribution() {
+        for level in Level::all() {
+            for len in [1, 5, 100, 2047, 2048, 5000, 40_003] {
+                let random = pseudo_random(len, 9);
+                let few_values = random.iter().map(|key| key % 3).collect();
+                let equal = vec![5; len];
+                let mostly_excluded = random
+                    .iter()
+                    .map(|&key| if key % 16 == 0 { key } else { 0 })
+                    .collect();
+                let ascending = (1..=len as u32).collect();
+                // Large keys that a sample with stride 8 would miss.
+                let hidden = (0..len as u32)
+                    .map(|i| if i % 8 == 3 { i + 9 } else { 1 })
+                    .collect();
+                for keys in [
+                    random,
+                    few_values,
+                    equal,
+                    mostly_excluded,
+                    ascending,
+                    hidden,
+                ] {
+                    let mut expected: Vec<u32> =
+                        keys.iter().copied().filter(|&key| key > 0).collect();
+                    expected.sort_unstable_by(|a, b| b.cmp(a));
+                    for count in [0, 1, 2, len / 100, len / 8, len / 2, len] {
+                        let count = count.min(expected.len());
+                        assert_eq!(
+                            selected_keys(level, &keys, count),
+                            expected[..count],
+                            "{level:?} {len} {count}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Integration tests of `sparq` that can share a process. Two test files are binaries of their own:
+//! `captured.rs`, since a device that captures a graph tolerates no other work, and `memory.rs`,
+//! since it counts the allocations of the whole process.
+//!
+//! Every test runs on all available devices of the build; BURN_DEVICE selects one.
+
+// Prefill and decode steps of `SparqAttention` against dense attention over the whole sequence.
+mod attention;
+// The method `auto`: dense attention or SparQ, whichever the cost model predicts to be faster.
+mod auto;
+// The KV cache: growth, ragged batches, truncation, sketch ranges, memory, refused arguments.
+mod cache;
+#[path = "../common/mod.rs"]
+mod common;
+// Inputs at the edges of arithmetic: zeros, ties, NaN, infinities, a single position.
+mod edge_cases;
+// The native kernels of the `flex` backend against fp64 and against tensor operations.
+#[cfg(feature = "flex")]
+mod flex;
+// Gradients of the attention module against finite differences; detached caches.
+#[cfg(feature = "autodiff")]
+mod gradients;
+// SparQ's baselines: worked examples, properties, and the bytes that each method moves.
+mod methods;
+// Preparing a token: RoPE and append, against tensor operations.
+mod prepare;
+// Properties of SparQ for random shapes and settings.
+mod properties;
+// Sliding windows: a windowed cache behaves like a cache of the window's positions alone.
+mod window;

@@ -1,0 +1,151 @@
+//! The baselines, and the methods as a whole.
+
+// The bytes that methods move, settings for a budget, and methods as text.
+mod budget;
+// Properties of every method for random inputs.
+mod properties;
+// Cases computed by hand.
+mod worked_examples;
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use proptest::prelude::*;
+use sparq::{
+    CacheShape, Directions, FlexGen, GroupScore, H2o, Hybrid, KeyPrecision, KvCache, KvCacheConfig,
+    LmInfinite, MeanValue, Method, Oracle, Projection, Quest, RotaryConfig, Sketch,
+    SparqAttentionConfig, SparqConfig, SparqError, SparqVariant, Temperature, Transfers,
+};
+
+use crate::common::{
+    Noise, SKETCHES, cache_config, cache_f32, devices, max_difference, new_cache, positions,
+    sequence, values,
+};
+
+fn tensor(values: &[f32], shape: [usize; 4], device: &Device) -> Tensor<4> {
+    Tensor::from_data(TensorData::new(values.to_vec(), shape), device)
+}
+
+/// Returns settings of a cache without a sketch for a shape [B, H_kv, d].
+fn config(shape: [usize; 3], window: Option<usize>) -> KvCacheConfig {
+    KvCacheConfig {
+        window,
+        ..cache_config(shape, None)
+    }
+}
+
+/// Returns a cache of one head with d = 1, five keys whose weights for q = 1 are 4, 1, 2, 1, 8, and
+/// the values 1 to 5.
+fn five(device: &Device) -> KvCache {
+    let keys = [4f32, 1.0, 2.0, 1.0, 8.0].map(f32::ln);
+    cache_f32(
+        &tensor(&keys, [1, 1, 5, 1], device),
+        &tensor(&[1.0, 2.0, 3.0, 4.0, 5.0], [1, 1, 5, 1], device),
+        None,
+    )
+}
+
+fn assert_close(found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        assert!(
+            (found - expected).abs() < 1e-5,
+            "{found} instead of {expected}"
+        );
+    }
+}
+
+#[test]
+fn missing_state_and_bad_settings_are_errors() {
+    for device in devices() {
+        let mut cache = five(&device);
+        let q = || tensor(&[1.0], [1, 1, 1, 1], &device);
+        let h2o = Method::from(H2o::new(4));
+        let error = h2o.decode(q(), &mut cache).unwrap_err();
+        assert!(error.to_string().contains("record_attention"), "{error}");
+        assert!(matches!(
+            cache.for_method(&h2o),
+            Err(SparqError::MissingAttention { .. })
+        ));
+        assert!(cache.record_attention().is_err(), "the cache is not empty");
+        for (method, field) in [
+            (
+                Method::from(H2o {
+                    top_k: 4,
+                    local_window: 0,
+                }),
+                "local_window",
+            ),
+            (
+                H2o {
+                    top_k: 2,
+                    local_window: 3,
+                }
+                .into(),
+                "top_k",
+            ),
+            (
+                LmInfinite {
+                    top_k: 16,
+                    first: 16,
+                }
+                .into(),
+                "top_k",
+            ),
+            (FlexGen { top_k: 0 }.into(), "top_k"),
+            (Quest::new(15).into(), "top_k"),
+            (
+                Hybrid {
+                    candidates: 7,
+                    ..Hybrid::new(1, 8)
+                }
+                .into(),
+                "candidates",
+            ),
+            (Projection::new(Directions::Random, 2, 4).into(), "rank"),
+            (
+                SparqVariant::new(1, 4).with_second_rank(Some(1)).into(),
+                "second_rank",
+            ),
+        ] {
+            let error = method.decode(q(), &mut cache).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{field}: expected ")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn one_prefill_serves_every_method() {
+    for device in devices() {
+        let mut noise = Noise(8);
+        let [k, v] = noise.tensors([2, 2, 70, 16], &device);
+        let new = |sketch| {
+            let config = KvCacheConfig {
+                sketch,
+                ..config([2, 2, 16], Some(40))
+            };
+            let mut cache = new_cache(&config, &device);
+            cache
+                .append(positions(&k, 0..60), positions(&v, 0..60))
+                .unwrap();
+            cache
+        };
+        let prefilled = new(None);
+        for sketch in SKETCHES {
+            let base = SparqConfig::new(4, 12).with_mean_value(MeanValue::Always);
+            let method = Method::from(base.with_sketch(sketch));
+            let (mut own, mut copy) = (new(Some(sketch)), prefilled.for_method(&method).unwrap());
+            for at in 60..70 {
+                let q = noise.tensor([2, 4, 1, 16], &device);
+                let steps = [&mut own, &mut copy].map(|cache| {
+                    let new = |t| positions(t, at..at + 1);
+                    cache.append(new(&k), new(&v)).unwrap();
+                    method.decode(q.clone(), cache).unwrap()
+                });
+                assert!(
+                    max_difference(&steps[0], &steps[1]) < 1e-5,
+                    "{sketch:?} at {at}"
+                );
+            }
+        }
+        assert_eq!(prefilled.len(), 60);
+    }
+}

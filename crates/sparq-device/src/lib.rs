@@ -1,26 +1,31 @@
-//! The devices that a user can name, and which of them this build and this machine have.
+//! Opens burn devices by name, as far as this build and this machine have them.
 
 #![deny(missing_docs)]
+
+#[cfg(any(feature = "vulkan", feature = "wgpu", feature = "metal"))]
+mod graphics;
 
 use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::Device;
+#[cfg(any(feature = "vulkan", feature = "wgpu", feature = "metal"))]
+use burn::tensor::wgpu::WgpuBackend;
 
-/// Makes the device with this index.
-type Open = fn(usize) -> Option<Device>;
+/// A device, `None` if the machine has none with this index, or the reason why it cannot be used.
+type Opened = Result<Option<Device>, String>;
 
-/// A row of the table of devices.
+/// One kind of device.
 struct Kind {
-    /// The name on the command line, and of the cargo feature.
+    /// The name on the command line and of the cargo feature.
     name: &'static str,
-    /// Whether it has memory and launches of its own.
+    /// Whether the device has its own memory and runs kernels.
     gpu: bool,
-    /// `None` where the feature is off.
-    open: Option<Open>,
+    /// Opens the device with an index; `None` if the feature is off.
+    open: Option<fn(usize) -> Opened>,
 }
 
-/// A row: the constructor is compiled where the feature is on.
+/// Compiles the constructor of a [`Kind`] only if its feature is on.
 macro_rules! kind {
     ($name:literal, gpu: $gpu:literal, $open:expr) => {
         Kind {
@@ -34,30 +39,22 @@ macro_rules! kind {
     };
 }
 
-/// The default adapter for index 0, and otherwise that one of the discrete GPUs.
-#[cfg(any(feature = "vulkan", feature = "wgpu", feature = "metal"))]
-fn adapter(index: usize) -> burn::tensor::DeviceKind {
-    match index {
-        0 => burn::tensor::DeviceKind::DefaultDevice,
-        _ => burn::tensor::DeviceKind::DiscreteGpu(index),
-    }
-}
-
 #[allow(
     deprecated,
-    reason = "burn marks its oldest backend, ndarray, as deprecated; it stays the second opinion on flex"
+    reason = "burn deprecates its backend ndarray, against which flex is checked"
 )]
 const KINDS: [Kind; 7] = [
-    kind!("flex", gpu: false, |index| (index == 0).then(Device::flex)),
-    kind!("ndarray", gpu: false, |index| (index == 0).then(Device::ndarray)),
-    kind!("cuda", gpu: true, |index| present(Device::cuda(index))),
-    kind!("vulkan", gpu: true, |index| present(Device::vulkan(adapter(index)))),
-    kind!("wgpu", gpu: true, |index| present(Device::wgpu(adapter(index)))),
-    kind!("metal", gpu: true, |index| present(Device::metal(adapter(index)))),
-    kind!("rocm", gpu: true, |index| present(Device::rocm(index))),
+    kind!("flex", gpu: false, |index| Ok((index == 0).then(Device::flex))),
+    kind!("ndarray", gpu: false, |index| Ok((index == 0).then(Device::ndarray))),
+    kind!("cuda", gpu: true, |index| Ok(present(Device::cuda(index)))),
+    kind!("vulkan", gpu: true, |index| graphics::open(WgpuBackend::Vulkan, Device::vulkan, index)),
+    kind!("wgpu", gpu: true, |index| graphics::open(WgpuBackend::Auto, Device::wgpu, index)),
+    kind!("metal", gpu: true, |index| graphics::open(WgpuBackend::Metal, Device::metal, index)),
+    kind!("rocm", gpu: true, |index| Ok(present(Device::rocm(index)))),
 ];
 
-/// The device, if it answers. A missing driver or adapter shows only when a GPU is first used, and then as a panic of its runtime.
+/// Returns the device if it can compute. A missing driver or adapter shows only at the first use of
+/// a GPU, as a panic of its runtime.
 #[cfg(any(
     feature = "cuda",
     feature = "vulkan",
@@ -76,7 +73,7 @@ fn present(device: Device) -> Option<Device> {
     matches!(answer, Ok(true)).then_some(device)
 }
 
-/// A device by name and index that this build has, such as `flex` or `cuda:1`.
+/// An available device, chosen by name and index, such as `flex` or `cuda:1`.
 #[derive(Clone, Debug)]
 pub struct DeviceChoice {
     name: String,
@@ -85,17 +82,17 @@ pub struct DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device.
+    /// Returns the device.
     pub fn open(&self) -> Device {
         self.device.clone()
     }
 
-    /// Whether it is a GPU, with memory and launches of its own.
+    /// Returns whether the device has its own memory and runs kernels.
     pub fn is_gpu(&self) -> bool {
         self.gpu
     }
 
-    /// The name that the GPU gives itself.
+    /// Returns the name that the driver gives the GPU; `None` for a CPU device.
     pub fn gpu_name(&self) -> Option<String> {
         #[cfg(any(
             feature = "cuda",
@@ -134,23 +131,24 @@ impl FromStr for DeviceChoice {
         };
         let Some(open) = kind.open else {
             return Err(format!(
-                "this build has: {}; expected one of them, found {name:?}; rebuild with --features {name}",
+                "this build has the devices {}; expected one of them, found {name:?}; \
+                 rebuild with --features {name}",
                 built_in().join(", ")
             ));
         };
-        match open(index) {
+        match open(index)? {
             Some(device) => Ok(Self {
                 name: text.to_owned(),
                 device,
                 gpu: kind.gpu,
             }),
-            None if index == 0 => Err(format!("no {name} device answers on this machine")),
+            None if index == 0 => Err(format!("this machine has no usable {name} device")),
             None => Err(format!("{name} has no device {index}; expected {name}:0")),
         }
     }
 }
 
-/// The names of the devices that this build has.
+/// Returns the names of the devices whose features this build has.
 pub fn built_in() -> Vec<&'static str> {
     KINDS
         .iter()
@@ -159,7 +157,7 @@ pub fn built_in() -> Vec<&'static str> {
         .collect()
 }
 
-/// The first device of every kind that this build has and this machine answers for.
+/// Returns the first device of every kind that is built in and that this machine has.
 pub fn available() -> Vec<DeviceChoice> {
     built_in()
         .iter()
@@ -167,10 +165,11 @@ pub fn available() -> Vec<DeviceChoice> {
         .collect()
 }
 
-/// What a test runs on: the device that `BURN_DEVICE` names, or else the first of every kind that this build has and this machine answers for.
+/// Returns the devices to test: the one that `BURN_DEVICE` names, or else all that are
+/// [available].
 ///
 /// # Errors
-/// Where the named device is not there.
+/// If the named device is not available.
 pub fn for_tests() -> Result<Vec<DeviceChoice>, String> {
     match std::env::var("BURN_DEVICE") {
         Ok(name) => Ok(vec![name.parse()?]),
@@ -183,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_build_has_can_be_named_and_what_it_lacks_names_its_feature() {
+    fn device_error_names_the_missing_feature() {
         assert!(!available().is_empty());
         let Some(kind) = KINDS.iter().find(|kind| kind.open.is_none()) else {
             return;
@@ -197,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_is_a_number_of_a_device_that_is_there() {
+    fn device_index_must_exist() {
         let name = built_in()[0];
         assert!(format!("{name}:0").parse::<DeviceChoice>().is_ok());
         assert!(

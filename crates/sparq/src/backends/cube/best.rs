@@ -134,7 +134,7 @@ pub(crate) fn take_best(
             let mut word = 0u32;
             #[unroll]
             for i in comptime!(w * 32)..comptime!((w * 32 + 32).min(count)) {
-                let some = scores[i] > f32::NEG_INFINITY;
+                let some = scores[i] > no_score();
                 word |= select(some, comptime!(1u32 << (i % 32)), 0u32);
             }
             marks[w] = word;
@@ -246,14 +246,14 @@ fn least_of_parts(
     sync_cube();
     #[unroll]
     for part in 0..parts {
-        let mut best = f32::NEG_INFINITY.runtime();
+        let mut best = no_score();
         #[unroll]
         for i in comptime!((part * each).min(plan.count))
             ..comptime!((part * each + each).min(plan.count))
         {
             best = max(best, scores[i]);
         }
-        if best > f32::NEG_INFINITY {
+        if best > no_score() {
             histogram[score_bin(best, top, plan) as usize].fetch_add(1u32);
         }
     }

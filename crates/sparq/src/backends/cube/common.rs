@@ -159,6 +159,19 @@ pub(crate) fn finite(score: f32) -> f32 {
     clamp(number, -LARGEST, LARGEST)
 }
 
+/// The score where there is no position: negative infinity.
+///
+/// WGSL has no literal for it. Of the targets, WGSL alone has no memory scope across cubes.
+#[cube]
+pub(crate) fn no_score() -> f32 {
+    let properties = comptime::device_properties();
+    if comptime!(properties.features.device_memory_scope) {
+        f32::NEG_INFINITY.runtime()
+    } else {
+        f32::reinterpret(0xFF80_0000u32.runtime())
+    }
+}
+
 /// Bits that order like the number: for finite scores, a larger score has the larger key, and no key is 0.
 #[cube]
 pub(crate) fn order_key(score: f32) -> u32 {

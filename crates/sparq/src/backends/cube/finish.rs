@@ -377,7 +377,7 @@ fn choose_candidates(
         #[unroll]
         for e in 0..4usize {
             let i = comptime!(v * 4 + e);
-            own[i] = select(known, own[i], f32::NEG_INFINITY);
+            own[i] = select(known, own[i], no_score());
         }
     }
     let all = sum_of_tiles(first_sum, stats, row * tiles, used, plane);

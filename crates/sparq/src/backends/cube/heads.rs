@@ -93,7 +93,7 @@ pub(crate) fn hide_outside(
         };
         let valid = position >= start && position < end;
         let n = comptime!(at + i);
-        values[n] = select(valid, values[n], f32::NEG_INFINITY);
+        values[n] = select(valid, values[n], no_score());
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) fn take_from_memory(
         for round in 0..rounds {
             let score = score_at(scores, first, count, round, units);
             let bits = order_key(score);
-            if score > f32::NEG_INFINITY && known_bits(bits, shift) == key {
+            if score > no_score() && known_bits(bits, shift) == key {
                 histogram[digit_of(bits, shift) as usize].fetch_add(1u32);
             }
         }
@@ -91,5 +91,5 @@ fn score_at(
 ) -> f32 {
     let i = round * comptime!(units as usize) + UNIT_POS as usize;
     let score = number_of(scores, first + min(i, count - 1));
-    select(i < count, score, f32::NEG_INFINITY)
+    select(i < count, score, no_score())
 }

@@ -187,10 +187,10 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
         for i in 0..count {
             let position = tile_start + from[comptime!(i / run)] as usize + comptime!(i % run);
             let valid = position >= start && position < end;
-            own[i] = select(valid, own[i], f32::NEG_INFINITY);
+            own[i] = select(valid, own[i], no_score());
         }
     }
-    let mut top = f32::NEG_INFINITY.runtime();
+    let mut top = no_score();
     #[unroll]
     for i in 0..count {
         top = max(top, own[i]);
@@ -227,7 +227,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
                 if comptime!(plan.alpha) {
                     latest += (own[i] - top).exp();
                 }
-                own[i] = f32::NEG_INFINITY;
+                own[i] = no_score();
             }
         }
         if comptime!(plan.alpha) {
@@ -254,7 +254,7 @@ pub(crate) fn tile_kernel<Q: Float, K: Numeric, N: Size>(
     for round in 0..room.div_ceil(units) {
         let slot = round * units + best.total as usize + unit;
         if slot < room {
-            scores[out + slot] = f32::NEG_INFINITY;
+            scores[out + slot] = no_score();
         }
     }
     if unit == 0 {

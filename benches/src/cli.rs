@@ -10,7 +10,8 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use sparq::{Components, GroupScore, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore};
+use sparq::{Sketch, SparqConfig};
 
 use crate::buffers::Room;
 use crate::compare;

@@ -8,12 +8,15 @@ use anyhow::Result;
 use burn::tensor::Tensor;
 use burn::tensor::module::attention;
 use serde::{Deserialize, Serialize};
-use sparq::ops::Extent;
-use sparq::{CacheShape, CacheTensors, RowSpans, Sketch, SparqConfig, Transfers, ops};
+use sparq::cost::CacheShape;
+use sparq::ops::{CacheTensors, Spans};
+use sparq::{Sketch, SparqConfig, Transfers, ops};
 
 use crate::buffers::{Source, check, copy};
 use crate::preset::{Case, Scope};
 use crate::stage::Stage;
+#[cfg(feature = "stages")]
+use sparq::ops::Until;
 
 /// The method of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -121,17 +124,34 @@ pub fn all(case: &Case, scope: &Scope) -> Vec<Box<dyn Contender>> {
 }
 
 /// Makes a step that ends after a stage.
-type Prefix = fn(Tensor<4>, CacheTensors, &RowSpans, &SparqConfig) -> Kept;
+type Prefix = fn(Tensor<4>, CacheTensors, &Spans, &SparqConfig) -> Kept;
 
 /// The stages before the last that [`op`] can end after.
+#[cfg(feature = "stages")]
 const PREFIXES: &[(Stage, Prefix)] = &[
     (Stage::Score, |q, cache, rows, config| {
-        Kept::rest(ops::sparq_decode_to(q, cache, rows, config, Extent::Scores))
+        Kept::rest(ops::sparq_decode_until(
+            q,
+            cache,
+            rows,
+            config,
+            Until::Scores,
+        ))
     }),
     (Stage::Select, |q, cache, rows, config| {
-        Kept::rest(ops::sparq_decode_to(q, cache, rows, config, Extent::Choice))
+        Kept::rest(ops::sparq_decode_until(
+            q,
+            cache,
+            rows,
+            config,
+            Until::Selection,
+        ))
     }),
 ];
+
+/// Without kernels no step can end after a stage.
+#[cfg(not(feature = "stages"))]
+const PREFIXES: &[(Stage, Prefix)] = &[];
 
 /// Bytes of a whole cache with this sketch.
 fn cache_bytes(case: &Case, sketch: Option<Sketch>) -> f64 {

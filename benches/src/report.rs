@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sparq::{Components, GroupScore, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore};
+use sparq::{Sketch, SparqConfig};
 
 use crate::bandwidth::Bandwidth;
 use crate::contender::MethodName;

@@ -1,7 +1,8 @@
 //! What every model offers to the code that generates text with it: [`CausalLm`] and its [`ModelCache`].
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::{CacheMemory, CapturedStep, KvCache, Method, SparqError};
+use sparq::cost::CacheMemory;
+use sparq::{CapturedStep, KvCache, Method, SparqError};
 
 /// The caches of a model, one [`KvCache`] per layer, all of the same lengths.
 #[derive(Clone, Debug)]
@@ -193,7 +194,7 @@ pub trait CausalLm: Send + Sync {
     ) -> Result<Tensor<3>, SparqError>;
 
     /// Whether [`CausalLm::decode`] can be recorded by a [`CapturedStep`](sparq::CapturedStep): it uploads nothing, reads nothing back and changes nothing but the
-    /// cache; and it reads nothing that [can't be recorded](sparq::ops::can_be_recorded). False unless the model says otherwise.
+    /// cache; and it reads nothing that [can't be recorded](sparq::ops::can_be_captured). False unless the model says otherwise.
     fn is_capturable(&self) -> bool {
         false
     }

@@ -6,7 +6,9 @@ use anyhow::Result;
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use sparq::{CacheShape, RotaryScaling, SparqConfig, Transfers};
+use sparq::cost::CacheShape;
+use sparq::ops::RotaryScaling;
+use sparq::{SparqConfig, Transfers};
 use sparq_models::Llama;
 use sparq_models::config::{HiddenAct, LlamaConfig};
 

@@ -1,7 +1,8 @@
 //! What of a model decides the cost of a step: [`ModelShape`].
 
 use serde::Serialize;
-use sparq::{CacheShape, Method, Sketch, Transfers};
+use sparq::cost::CacheShape;
+use sparq::{Method, Sketch, Transfers};
 use sparq_models::{DecoderConfig, MlpKeys, NormKind};
 
 /// Bytes of a number that is kept in fp32 whatever the type of the cache: the ranges of a sketch and the sum of V.

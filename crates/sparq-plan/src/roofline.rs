@@ -1,7 +1,8 @@
 //! Arithmetic against bytes: [`Work`].
 
 use serde::Serialize;
-use sparq::{CacheShape, Method};
+use sparq::Method;
+use sparq::cost::CacheShape;
 
 use crate::{Machine, Setup};
 

@@ -108,10 +108,10 @@ tuple!(A 0, B 1, C 2, D 3);
 ///
 /// A decode step of a model is hundreds of small launches, and on a GPU handing them over takes longer than running them. This type runs the step a few times,
 /// records its launches and from then on replays them all with one call, while the caches grow: positions and lengths are on the device
-/// ([`CacheTensors::spans`](crate::CacheTensors)), and launches are sized for the caches' capacity.
+/// ([`CacheTensors::spans`](crate::ops::CacheTensors)), and launches are sized for the caches' capacity.
 ///
 /// The first thread that takes a step is the one that records; steps on another run as they are written, since each thread has a stream of launches of its own.
-/// On CUDA and ROCm all that the step reads has to be made by that thread, its weights too ([`can_be_recorded`](crate::ops::can_be_recorded)): of the caches this type sees to it, and runs
+/// On CUDA and ROCm all that the step reads has to be made by that thread, its weights too ([`can_be_captured`](crate::ops::can_be_captured)): of the caches this type sees to it, and runs
 /// steps on those of another thread as they are written.
 ///
 /// What a recording can't do happens outside of it, unseen by the caller. Where a cache has to grow, where the ranges of a sketch in bits are due, where the
@@ -140,7 +140,7 @@ tuple!(A 0, B 1, C 2, D 3);
 /// let device = Device::default();
 /// let attention = SparqAttentionConfig::new(64, 4, 2, 16).with_rotary(Some(RotaryConfig::new(16))).init(&device)?;
 /// let method = Method::from(SparqConfig::new(4, 16));
-/// let mut cache = KvCache::new(&attention.cache_config(1, 64, FloatDType::F32, &method), &device)?;
+/// let mut cache = attention.cache_config(1, 64, FloatDType::F32, &method).init(&device)?;
 /// let random = |len| Tensor::<3>::random([1, len, 64], Distribution::Normal(0.0, 1.0), &device);
 /// attention.forward(random(30), Some(&mut cache))?;
 ///
@@ -257,7 +257,7 @@ where
             return self.replay(inputs);
         }
         self.recording = None;
-        let can = |cache: &KvCache| ops::can_be_recorded(&cache.tensors().k);
+        let can = |cache: &KvCache| ops::can_be_captured(&cache.tensors().k);
         if !self.state.as_mut().iter().all(can) {
             self.capture = false;
             return self.run(&inputs);
@@ -429,7 +429,7 @@ struct Launching<'a, S: AsMut<[KvCache]>>(&'a mut S);
 impl<'a, S: AsMut<[KvCache]>> Launching<'a, S> {
     fn new(state: &'a mut S) -> Self {
         let caches = state.as_mut().iter_mut();
-        caches.for_each(|cache| cache.set_recorded(true));
+        caches.for_each(|cache| cache.set_capturing(true));
         Self(state)
     }
 }
@@ -437,7 +437,7 @@ impl<'a, S: AsMut<[KvCache]>> Launching<'a, S> {
 impl<S: AsMut<[KvCache]>> Drop for Launching<'_, S> {
     fn drop(&mut self) {
         let caches = self.0.as_mut().iter_mut();
-        caches.for_each(|cache| cache.set_recorded(false));
+        caches.for_each(|cache| cache.set_capturing(false));
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::FloatDType;
 use common::Noise;
-use sparq::{KvCache, KvCacheConfig, MeanValue, Method, Sketch, SparqConfig};
+use sparq::methods::MeanValue;
+use sparq::{KvCacheConfig, Method, Sketch, SparqConfig};
 
 struct Counting;
 
@@ -56,21 +57,16 @@ fn an_append_does_not_copy_the_cache() {
             Some(Sketch::Bits4),
         ] {
             for ragged in [false, true] {
-                let config = KvCacheConfig {
-                    batch: 2,
-                    kv_heads,
-                    head_dim,
-                    capacity,
-                    dtype: FloatDType::F32,
-                    sketch,
-                    window: None,
-                };
-                let mut cache = KvCache::new(&config, &device).unwrap();
+                let config = KvCacheConfig::new(2, kv_heads, head_dim)
+                    .with_capacity(capacity)
+                    .with_dtype(FloatDType::F32)
+                    .with_sketch(sketch);
+                let mut cache = config.init(&device).unwrap();
                 let mut noise = Noise(7);
                 let prefill = noise.tensor([2, kv_heads, 1000, head_dim], &device);
                 let counts = if ragged { [1000, 700] } else { [1000, 1000] };
                 cache
-                    .append_rows(prefill.clone(), prefill, &counts)
+                    .append_ragged(prefill.clone(), prefill, &counts)
                     .unwrap();
                 let method = match sketch {
                     Some(sketch) => Method::from(

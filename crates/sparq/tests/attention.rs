@@ -44,11 +44,10 @@ fn cache_for(
     method: &Method,
     device: &Device,
 ) -> KvCache {
-    KvCache::new(
-        &attention.cache_config(batch, 8, FloatDType::F32, method),
-        device,
-    )
-    .unwrap()
+    attention
+        .cache_config(batch, 8, FloatDType::F32, method)
+        .init(device)
+        .unwrap()
 }
 
 fn part(x: &Tensor<3>, from: usize, to: usize) -> Tensor<3> {
@@ -175,7 +174,7 @@ fn a_step_after_rows_of_different_lengths_equals_each_row_alone() {
                 .collect(),
             0,
         );
-        cache.append_rows(k, v, &lengths).unwrap();
+        cache.append_ragged(k, v, &lengths).unwrap();
 
         let next = part(&x, 9, 11);
         let two = attention.forward(next.clone(), Some(&mut cache)).unwrap();
@@ -270,11 +269,10 @@ fn caches_of_16_bits_serve_a_module_of_fp32() {
     let whole = attention.forward(x.clone(), None).unwrap();
     // One rounding of K and of V: half a unit in the last of 11 (8) bits on values up to about 4, averaged by the attention.
     for (dtype, tolerance) in [(FloatDType::F16, 4e-3), (FloatDType::BF16, 3e-2)] {
-        let mut cache = KvCache::new(
-            &attention.cache_config(1, 8, dtype, &Method::DENSE),
-            &device,
-        )
-        .unwrap();
+        let mut cache = attention
+            .cache_config(1, 8, dtype, &Method::DENSE)
+            .init(&device)
+            .unwrap();
         let first = attention
             .forward(part(&x, 0, 29), Some(&mut cache))
             .unwrap();

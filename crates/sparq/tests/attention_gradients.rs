@@ -5,8 +5,7 @@ use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 use sparq::{
-    KvCache, KvCacheConfig, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig,
-    SparqConfig,
+    KvCacheConfig, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig, SparqConfig,
 };
 
 const PROJECTIONS: [(&str, fn(&mut SparqAttention) -> &mut Linear); 4] = [
@@ -88,7 +87,7 @@ fn what_a_cache_stores_is_detached() {
     let mut attention = attention(&device);
     let x = random([1, 5, 6], &device);
     let config = attention.cache_config(1, 8, FloatDType::F32, &Method::DENSE);
-    let mut cache = KvCache::new(&config, &device).unwrap();
+    let mut cache = config.init(&device).unwrap();
     let y = attention.forward(x.clone(), Some(&mut cache)).unwrap();
     let step = attention
         .decode(x.clone().slice_dim(1, 0..1), &mut cache, &Method::DENSE)
@@ -120,20 +119,15 @@ fn a_cache_takes_tensors_that_are_differentiated() {
     };
     for sketch in [Sketch::Full, Sketch::Bits4] {
         let method = Method::from(SparqConfig::new(4, 8).with_sketch(sketch));
-        let config = KvCacheConfig {
-            batch: 1,
-            kv_heads: 2,
-            head_dim: 8,
-            capacity: 4,
-            dtype: FloatDType::F32,
-            sketch: method.sketch(),
-            window: None,
-        };
-        let mut cache = KvCache::new(&config, &device).unwrap();
+        let config = KvCacheConfig::new(1, 2, 8)
+            .with_capacity(4)
+            .with_dtype(FloatDType::F32)
+            .with_sketch(method.sketch());
+        let mut cache = config.init(&device).unwrap();
         let (k, v) = (random([1, 2, 40, 8]), random([1, 2, 40, 8]));
         let q = random([1, 4, 1, 8]);
         cache.append(k.clone(), v.clone()).unwrap();
-        let mut plain = KvCache::new(&config, &device.clone().inner()).unwrap();
+        let mut plain = config.init(&device.clone().inner()).unwrap();
         plain.append(k.inner(), v.inner()).unwrap();
         let found = method.decode(q.clone(), &mut cache).unwrap();
         let expected = method.decode(q.inner(), &mut plain).unwrap();

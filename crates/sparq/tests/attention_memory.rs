@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use sparq::{KvCache, Method, RotaryConfig, SparqAttentionConfig};
+use sparq::{Method, RotaryConfig, SparqAttentionConfig};
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
@@ -52,11 +52,10 @@ fn a_prefill_of_16384_positions_needs_a_fraction_of_its_scores_memory() {
     let attention = config.init(&device).unwrap();
     let x = Tensor::<3>::random([1, LEN, 32], Distribution::Default, &device);
     let cache = || {
-        KvCache::new(
-            &attention.cache_config(1, LEN, FloatDType::F32, &Method::DENSE),
-            &device,
-        )
-        .unwrap()
+        attention
+            .cache_config(1, LEN, FloatDType::F32, &Method::DENSE)
+            .init(&device)
+            .unwrap()
     };
 
     let (mut plain, mut padded) = (cache(), cache());

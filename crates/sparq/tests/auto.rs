@@ -5,7 +5,8 @@ mod common;
 use burn::tensor::{FloatDType, Tensor};
 use common::{Noise, cache_of, devices, max_difference};
 use sparq::cost::StepCosts;
-use sparq::{Auto, KvCache, KvCacheConfig, Method, Sketch, SparqConfig};
+use sparq::methods::Auto;
+use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig};
 
 /// Costs under which the step of this file breaks even within the lengths that it tries.
 const COSTS: StepCosts = StepCosts {
@@ -24,15 +25,10 @@ fn auto(sketch: Sketch) -> Auto {
 }
 
 fn cache_config(sketch: Sketch) -> KvCacheConfig {
-    KvCacheConfig {
-        batch: 1,
-        kv_heads: 2,
-        head_dim: 16,
-        capacity: 200,
-        dtype: FloatDType::F32,
-        sketch: Some(sketch),
-        window: None,
-    }
+    KvCacheConfig::new(1, 2, 16)
+        .with_capacity(200)
+        .with_dtype(FloatDType::F32)
+        .with_sketch(Some(sketch))
 }
 
 #[test]

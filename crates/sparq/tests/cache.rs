@@ -4,10 +4,10 @@ mod common;
 
 use burn::tensor::{FloatDType, Tensor};
 use common::{Noise, cache_of, devices, max_difference, values};
-use sparq::{
-    CacheShape, KvCache, KvCacheConfig, MeanValue, Method, Sketch, SketchTensors, SparqConfig,
-    SparqError, Transfers,
-};
+use sparq::cost::CacheShape;
+use sparq::methods::MeanValue;
+use sparq::ops::SketchTensors;
+use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig, SparqError, Transfers};
 
 const SKETCHES: [Option<Sketch>; 4] = [
     None,
@@ -17,15 +17,10 @@ const SKETCHES: [Option<Sketch>; 4] = [
 ];
 
 fn config(batch: usize, capacity: usize, sketch: Option<Sketch>) -> KvCacheConfig {
-    KvCacheConfig {
-        batch,
-        kv_heads: 2,
-        head_dim: 16,
-        capacity,
-        dtype: FloatDType::F32,
-        sketch,
-        window: None,
-    }
+    KvCacheConfig::new(batch, 2, 16)
+        .with_capacity(capacity)
+        .with_dtype(FloatDType::F32)
+        .with_sketch(sketch)
 }
 
 fn span(t: &Tensor<4>, from: usize, to: usize) -> Tensor<4> {
@@ -56,7 +51,7 @@ fn any_cut_of_the_appends_gives_the_same_step() {
                 vec![0, 63, 64, 65, 130, 150],
                 vec![0, 150],
             ] {
-                let mut cache = KvCache::new(&config(2, 1, sketch), &device).unwrap();
+                let mut cache = config(2, 1, sketch).init(&device).unwrap();
                 for pair in cuts.windows(2) {
                     cache
                         .append(span(&k, pair[0], pair[1]), span(&v, pair[0], pair[1]))
@@ -73,7 +68,7 @@ fn any_cut_of_the_appends_gives_the_same_step() {
 #[test]
 fn the_spans_on_the_device_are_those_of_the_host_after_every_operation() {
     fn check(cache: &KvCache) {
-        let rows = cache.rows();
+        let rows = cache.spans();
         let counters = std::iter::repeat_n(&0, rows.batch());
         let want: Vec<usize> = (rows.start.iter().chain(&rows.end).chain(counters))
             .copied()
@@ -84,11 +79,11 @@ fn the_spans_on_the_device_are_those_of_the_host_after_every_operation() {
     }
     for device in devices() {
         let mut noise = Noise(23);
-        let mut cache = KvCache::new(&config(3, 4, Some(Sketch::Full)), &device).unwrap();
+        let mut cache = config(3, 4, Some(Sketch::Full)).init(&device).unwrap();
         let mut append = |cache: &mut KvCache, counts: [usize; 3]| {
             let len = counts.into_iter().max().unwrap();
             let new = noise.tensor([3, 2, len, 16], &device);
-            cache.append_rows(new.clone(), new, &counts).unwrap();
+            cache.append_ragged(new.clone(), new, &counts).unwrap();
             check(cache);
         };
         check(&cache);
@@ -157,12 +152,12 @@ fn a_cleared_cache_keeps_its_buffers_and_starts_anew() {
     for device in devices() {
         let mut noise = Noise(13);
         let k = noise.tensor([2, 2, 100, 16], &device);
-        let mut cache = KvCache::new(&config(2, 10, Some(Sketch::Bits4)), &device).unwrap();
+        let mut cache = config(2, 10, Some(Sketch::Bits4)).init(&device).unwrap();
         cache.set_left_padding(&[3, 0]).unwrap();
         cache.append(k.clone(), k.clone()).unwrap();
         let memory = cache.memory();
         cache.clear();
-        assert!(cache.is_empty() && cache.memory() == memory && cache.rows().start == [0, 0]);
+        assert!(cache.is_empty() && cache.memory() == memory && cache.spans().start == [0, 0]);
         cache.append(k.clone(), k.clone()).unwrap();
         let q = noise.tensor([2, 2, 1, 16], &device);
         let method = Method::from(
@@ -196,7 +191,7 @@ fn left_padding_is_as_if_it_were_not_there() {
                     .with_mean_value(MeanValue::Always)
                     .into()
             });
-            let mut padded = KvCache::new(&config(1, 90, sketch), &device).unwrap();
+            let mut padded = config(1, 90, sketch).init(&device).unwrap();
             padded.set_left_padding(&[17]).unwrap();
             padded.append(k.clone(), v.clone()).unwrap();
             let mut bare = cache_of(
@@ -223,7 +218,7 @@ fn ranges_are_set_again_when_the_length_has_doubled_and_codes_clamp_between() {
         let mut cache = cache_of(&k, &k, FloatDType::F32, Some(Sketch::Bits8));
         let step_of = |cache: &mut KvCache| {
             cache.refresh_sketch();
-            let SketchTensors::Codes { step, .. } = &cache.tensors().sketch else {
+            let SketchTensors::Codes { scale: step, .. } = &cache.tensors().sketch else {
                 panic!("a sketch in bits")
             };
             values(step)
@@ -255,11 +250,7 @@ fn ranges_are_set_again_when_the_length_has_doubled_and_codes_clamp_between() {
 #[test]
 fn memory_is_what_the_shapes_say() {
     for device in devices() {
-        let memory = |sketch| {
-            KvCache::new(&config(3, 100, sketch), &device)
-                .unwrap()
-                .memory()
-        };
+        let memory = |sketch| config(3, 100, sketch).init(&device).unwrap().memory();
         let elements = 3 * 2 * 128 * 16; // 100 positions are rounded up to 128
         assert_eq!(
             (memory(None).keys, memory(None).values, memory(None).sketch),
@@ -281,7 +272,7 @@ fn memory_is_what_the_shapes_say() {
 #[test]
 fn what_does_not_fit_is_an_error_that_says_why() {
     for device in devices() {
-        let mut cache = KvCache::new(&config(1, 8, Some(Sketch::Full)), &device).unwrap();
+        let mut cache = config(1, 8, Some(Sketch::Full)).init(&device).unwrap();
         let zeros = |shape| Tensor::<4>::zeros(shape, &device);
         let message = |error: SparqError| error.to_string();
         let error = cache
@@ -299,7 +290,7 @@ fn what_does_not_fit_is_an_error_that_says_why() {
             "values: expected shape [1, 2, 3, 16], found [1, 2, 4, 16]"
         );
         let error = cache
-            .append_rows(zeros([1, 2, 3, 16]), zeros([1, 2, 3, 16]), &[4])
+            .append_ragged(zeros([1, 2, 3, 16]), zeros([1, 2, 3, 16]), &[4])
             .unwrap_err();
         assert_eq!(
             message(error),
@@ -341,13 +332,11 @@ fn what_does_not_fit_is_an_error_that_says_why() {
 fn a_type_that_the_device_lacks_is_an_error() {
     #[allow(deprecated)]
     let device = burn::tensor::Device::ndarray();
-    let error = KvCache::new(
-        &KvCacheConfig {
-            dtype: FloatDType::F16,
-            ..config(1, 8, None)
-        },
-        &device,
-    )
+    let error = KvCacheConfig {
+        dtype: FloatDType::F16,
+        ..config(1, 8, None)
+    }
+    .init(&device)
     .unwrap_err();
     assert!(
         error
@@ -477,12 +466,15 @@ fn a_later_append_of_any_length_keeps_the_ranges_and_writes_its_codes_by_them() 
         let mut noise = Noise(17);
         let k = noise.tensor([2, 2, 130, 16], &device);
         for cuts in [vec![100, 101, 108, 130], vec![100, 130]] {
-            let mut cache = KvCache::new(&config(2, 1, Some(Sketch::Bits4)), &device).unwrap();
+            let mut cache = config(2, 1, Some(Sketch::Bits4)).init(&device).unwrap();
             cache.append(span(&k, 0, 100), span(&k, 0, 100)).unwrap();
             cache.refresh_sketch();
             let parts = |cache: &KvCache| match &cache.tensors().sketch {
                 SketchTensors::Codes {
-                    codes, lo, step, ..
+                    codes,
+                    zero_point: lo,
+                    scale: step,
+                    ..
                 } => (codes.clone(), lo.clone(), step.clone()),
                 _ => panic!("a sketch in bits"),
             };
@@ -497,8 +489,8 @@ fn a_later_append_of_any_length_keeps_the_ranges_and_writes_its_codes_by_them() 
                 (values(&lo), values(&step)),
                 (values(&lo_after), values(&step_after))
             );
-            let found = sparq::sketch::unpack(codes, 4).slice_dim(3, 0..130);
-            let expected = sparq::sketch::encode(k.clone(), lo, step, 4);
+            let found = sparq::ops::sketch::unpack(codes, 4).slice_dim(3, 0..130);
+            let expected = sparq::ops::sketch::encode(k.clone(), lo, step, 4);
             assert_eq!(found.into_data(), expected.into_data());
         }
     }
@@ -514,10 +506,11 @@ fn a_row_that_doubles_leaves_the_ranges_of_the_others() {
         let run = |row: std::ops::Range<usize>| {
             let counts = &[10, 100][row.clone()];
             let rows = |t: &Tensor<4>| t.clone().slice_dim(0, row.clone());
-            let mut cache =
-                KvCache::new(&config(row.len(), 1, Some(Sketch::Bits4)), &device).unwrap();
+            let mut cache = config(row.len(), 1, Some(Sketch::Bits4))
+                .init(&device)
+                .unwrap();
             cache
-                .append_rows(span(&rows(&k), 0, 100), span(&rows(&k), 0, 100), counts)
+                .append_ragged(span(&rows(&k), 0, 100), span(&rows(&k), 0, 100), counts)
                 .unwrap();
             cache.refresh_sketch();
             // The short row doubles here, the long one does not.

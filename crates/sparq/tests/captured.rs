@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use common::{Noise, devices, max_difference};
-use sparq::ops::can_be_recorded;
+use sparq::ops::can_be_captured;
 use sparq::{
     CapturedStep, KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig,
     SparqConfig, SparqError,
@@ -37,7 +37,7 @@ impl Layers {
         let mut x = prompt.clone();
         [0, 1].map(|index| {
             let config = self.0[index].cache_config(batch, capacity, FloatDType::F32, method);
-            let mut cache = KvCache::new(&config, &prompt.device()).unwrap();
+            let mut cache = config.init(&prompt.device()).unwrap();
             if batch == 2 {
                 cache.set_left_padding(&[0, 5]).unwrap();
             }
@@ -128,8 +128,8 @@ fn compare(method: Method, batch: usize, steps: usize, device: &Device) -> usize
         replays += usize::from(captured.is_captured());
         let [first, second] = captured.state();
         assert_eq!(
-            [first.rows(), second.rows()],
-            [caches[0].rows(), caches[1].rows()]
+            [first.spans(), second.spans()],
+            [caches[0].spans(), caches[1].spans()]
         );
         assert_eq!(first.capacity(), caches[0].capacity());
     }
@@ -292,7 +292,7 @@ fn a_thread_of_its_own_records() {
         let captured = std::thread::scope(|scope| {
             let run = scope.spawn(|| {
                 let own = steps(&Layers::new(&device));
-                match can_be_recorded(&others.weight()) {
+                match can_be_captured(&others.weight()) {
                     true => own && steps(&others),
                     false => own,
                 }

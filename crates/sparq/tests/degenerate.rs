@@ -4,7 +4,8 @@ mod common;
 
 use burn::tensor::{FloatDType, Int, Tensor};
 use common::{Noise, cache_of, devices, max_difference, values};
-use sparq::{Components, GroupScore, MeanValue, Method, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::{Method, Sketch, SparqConfig};
 
 const SKETCHES: [Sketch; 3] = [Sketch::Full, Sketch::Bits8, Sketch::Bits4];
 

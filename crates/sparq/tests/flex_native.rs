@@ -6,10 +6,9 @@ mod common;
 use burn::tensor::kind::Basic;
 use burn::tensor::{Device, Element, FloatDType, Int, Tensor};
 use common::{Noise, values};
-use sparq::{
-    Components, GroupScore, KvCache, KvCacheConfig, MeanValue, Method, RowSpans, Sketch,
-    SketchTensors, SparqConfig, ops, reference, sketch,
-};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::ops::{SketchTensors, Spans, sketch};
+use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig, ops, reference};
 
 const DTYPES: [FloatDType; 3] = [FloatDType::F32, FloatDType::F16, FloatDType::BF16];
 const SKETCHES: [Sketch; 3] = [Sketch::Full, Sketch::Bits8, Sketch::Bits4];
@@ -60,16 +59,11 @@ fn problem(shape: Shape, config: &SparqConfig, choice: &mut Choice) -> (KvCache,
         dtype,
         ragged,
     } = shape;
-    let config = KvCacheConfig {
-        batch,
-        kv_heads,
-        head_dim: dim,
-        capacity: len,
-        dtype,
-        sketch: Some(config.sketch),
-        window: None,
-    };
-    let mut cache = KvCache::new(&config, &device).unwrap();
+    let config = KvCacheConfig::new(batch, kv_heads, dim)
+        .with_capacity(len)
+        .with_dtype(dtype)
+        .with_sketch(Some(config.sketch));
+    let mut cache = config.init(&device).unwrap();
     let mut noise = Noise(choice.0);
     let mut counts = vec![len; batch];
     if ragged {
@@ -81,7 +75,7 @@ fn problem(shape: Shape, config: &SparqConfig, choice: &mut Choice) -> (KvCache,
     }
     let shape = [batch, kv_heads, len, dim];
     cache
-        .append_rows(
+        .append_ragged(
             noise.tensor(shape, &device),
             noise.tensor(shape, &device),
             &counts,
@@ -174,8 +168,8 @@ fn heads(cache: &KvCache, q: &Tensor<4>, rounding: f64) -> Vec<Head> {
             k: rows(&k, capacity, head),
             v: rows(&v, capacity, head),
             span: (
-                cache.rows().start[head / kv_heads],
-                cache.rows().end[head / kv_heads],
+                cache.spans().start[head / kv_heads],
+                cache.spans().end[head / kv_heads],
             ),
             rounding,
         })
@@ -202,7 +196,7 @@ fn check_close(found: &[f64], expected: &[f64], bound: f64, case: &str) {
 
 /// Compares a dense step with fp64.
 fn check_dense(shape: Shape, cache: &mut KvCache, q: &Tensor<4>) {
-    let case = format!("dense {shape:?} {:?}", cache.rows());
+    let case = format!("dense {shape:?} {:?}", cache.spans());
     let found = wide(Method::DENSE.decode(q.clone(), cache).unwrap());
     for (h, head) in heads(cache, q, rounding(shape.dtype)).iter().enumerate() {
         let all: Vec<usize> = (head.span.0..head.span.1).collect();
@@ -240,9 +234,9 @@ fn without_tie(shape: Shape, q: &Tensor<4>, config: SparqConfig) -> SparqConfig 
 /// Compares a SparQ step with fp64: the kept positions may differ where scores are as close as rounding, the rest follows from those that were kept.
 fn check_sparq(shape: Shape, cache: &mut KvCache, q: &Tensor<4>, config: &SparqConfig) {
     let config = &without_tie(shape, q, *config);
-    let case = format!("{config:?} {shape:?} {:?}", cache.rows());
+    let case = format!("{config:?} {shape:?} {:?}", cache.spans());
     let found = config.decode_traced(q.clone(), cache).unwrap();
-    let trace = reference::sparq_decode(q.clone(), cache.tensors(), cache.rows(), config);
+    let trace = reference::sparq_decode(q.clone(), cache.tensors(), cache.spans(), config);
     assert_eq!(found.positions.dtype(), trace.positions.dtype(), "{case}");
     assert_eq!(found.positions.dims(), trace.positions.dims(), "{case}");
     assert_eq!(found.output.dtype(), trace.output.dtype(), "{case}");
@@ -257,7 +251,10 @@ fn check_sparq(shape: Shape, cache: &mut KvCache, q: &Tensor<4>, config: &SparqC
     let v_sum = wide(cache.tensors().v_sum.clone());
     let sketch = match cache.tensors().sketch.clone() {
         SketchTensors::Codes {
-            bits, codes, step, ..
+            bits,
+            codes,
+            scale: step,
+            ..
         } => {
             let columns = sketch::unpack(codes, bits);
             let len = columns.dims()[3];
@@ -534,7 +531,7 @@ fn queries_of_another_type_than_the_cache_keep_theirs() {
 }
 
 /// The bits of every buffer of a cache.
-fn contents(tensors: &sparq::CacheTensors) -> Vec<Vec<u32>> {
+fn contents(tensors: &sparq::ops::CacheTensors) -> Vec<Vec<u32>> {
     let floats =
         |tensor: Tensor<1>| -> Vec<u32> { values(&tensor).into_iter().map(f32::to_bits).collect() };
     let mut all = vec![
@@ -547,7 +544,10 @@ fn contents(tensors: &sparq::CacheTensors) -> Vec<Vec<u32>> {
         SketchTensors::None => {}
         SketchTensors::Full(kt) => all.push(floats(kt.flatten(0, 3))),
         SketchTensors::Codes {
-            codes, lo, step, ..
+            codes,
+            zero_point: lo,
+            scale: step,
+            ..
         } => {
             all.push(read(codes));
             all.push(floats(lo.flatten(0, 2)));
@@ -568,27 +568,22 @@ fn a_token_is_appended_as_by_tensor_operations() {
             Some(Sketch::Bits4),
         ] {
             for encode in [false, true] {
-                let config = KvCacheConfig {
-                    batch: 3,
-                    kv_heads: 2,
-                    head_dim: 20,
-                    capacity: 64,
-                    dtype,
-                    sketch,
-                    window: None,
-                };
+                let config = KvCacheConfig::new(3, 2, 20)
+                    .with_capacity(64)
+                    .with_dtype(dtype)
+                    .with_sketch(sketch);
                 let mut noise = Noise(3);
-                let mut cache = KvCache::new(&config, &device).unwrap();
+                let mut cache = config.init(&device).unwrap();
                 // The third sequence is still within its padding, and the token there is not of its sum.
                 cache.set_left_padding(&[0, 2, 30]).unwrap();
                 let prefill = noise.tensor([3, 2, 21, 20], &device);
                 cache
-                    .append_rows(prefill.clone(), prefill, &[21, 13, 20])
+                    .append_ragged(prefill.clone(), prefill, &[21, 13, 20])
                     .unwrap();
                 cache.refresh_sketch();
                 let mut native = cache.tensors().clone();
                 let mut plain = native.clone();
-                let mut rows: RowSpans = cache.rows().clone();
+                let mut rows: Spans = cache.spans().clone();
                 for counts in [[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 1]] {
                     let mut token = noise.values(3 * 2 * 20);
                     token[3] = f32::NAN;
@@ -600,7 +595,7 @@ fn a_token_is_appended_as_by_tensor_operations() {
                     let k = token.clone().reshape([3, 1, 2, 20]).swap_dims(1, 2);
                     let v = token * 0.5;
                     native = ops::append(native, k.clone(), v.clone(), &rows, &counts, encode);
-                    plain = reference::write::append(plain, k, v, &rows, &counts, encode);
+                    plain = reference::append::append(plain, k, v, &rows, &counts, encode);
                     rows = rows.grown(&counts);
                     assert_eq!(
                         contents(&native),

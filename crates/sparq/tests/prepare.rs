@@ -4,10 +4,10 @@ mod common;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use common::{Noise, devices, max_difference};
-use sparq::sketch::unpack;
+use sparq::ops::sketch::unpack;
+use sparq::ops::{CacheTensors, Rotary, RotaryScaling, SketchTensors};
 use sparq::{
-    CacheTensors, KvCache, KvCacheConfig, Method, Rotary, RotaryConfig, RotaryScaling, Sketch,
-    SketchTensors, SparqConfig, SparqError, reference,
+    KvCache, KvCacheConfig, Method, RotaryConfig, Sketch, SparqConfig, SparqError, reference,
 };
 
 const KV_HEADS: usize = 2;
@@ -30,16 +30,11 @@ fn rotaries(device: &Device) -> Vec<Option<Rotary>> {
 }
 
 fn cache(batch: usize, dtype: FloatDType, sketch: Option<Sketch>, device: &Device) -> KvCache {
-    let config = KvCacheConfig {
-        batch,
-        kv_heads: KV_HEADS,
-        head_dim: HEAD_DIM,
-        capacity: 8,
-        dtype,
-        sketch,
-        window: None,
-    };
-    KvCache::new(&config, device).unwrap()
+    let config = KvCacheConfig::new(batch, KV_HEADS, HEAD_DIM)
+        .with_capacity(8)
+        .with_dtype(dtype)
+        .with_sketch(sketch);
+    config.init(device).unwrap()
 }
 
 /// The buffers are the same but for what rounding explains: half a unit of 16-bit types, a step of a code.
@@ -109,7 +104,7 @@ fn one_case(
     let prompt = noise.tensor([3, KV_HEADS, 62, HEAD_DIM], device);
     found.append(prompt.clone(), prompt).unwrap();
     found.refresh_sketch();
-    let mut rows = found.rows().clone();
+    let mut rows = found.spans().clone();
     let mut want = found.tensors().clone();
     let tolerance = if dtype == FloatDType::F32 { 2e-6 } else { 4e-3 };
     for step in 0..5 {
@@ -123,12 +118,12 @@ fn one_case(
         let table = rotary.map(|rotary| rotary.table(found.capacity()));
         let coded = sketch.and_then(Sketch::bits).is_some();
         let (want_q, after) =
-            reference::write::prepare(want, [q, k, v], table.as_ref(), &rows, coded);
+            reference::append::prepare(want, [q, k, v], table.as_ref(), &rows, coded);
         want = after;
         rows = rows.grown(&[1; 3]);
 
         let case = format!("{case} step {step}");
-        assert_eq!(found.rows(), &rows, "{case}");
+        assert_eq!(found.spans(), &rows, "{case}");
         assert_eq!(turned.dtype(), want_q.dtype(), "{case}");
         let difference = max_difference(&turned, &want_q);
         assert!(difference < tolerance, "{case}: queries by {difference}");

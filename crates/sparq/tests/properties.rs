@@ -5,10 +5,9 @@ mod common;
 use burn::tensor::{FloatDType, Int, Tensor};
 use common::{Noise, cache_of, devices, max_difference, values};
 use proptest::prelude::*;
-use sparq::{
-    Components, GroupScore, MeanValue, Method, Sketch, SparqConfig,
-    reference::{self, SparqTrace},
-};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::reference::SparqTrace;
+use sparq::{Method, Sketch, SparqConfig, reference};
 
 /// (batch, kv_heads, group, head_dim, seq_len, seed)
 fn shapes() -> impl Strategy<Value = (usize, usize, usize, usize, usize, u64)> {
@@ -208,10 +207,10 @@ proptest! {
             let padding: Vec<usize> = (0..b).map(|row| ragged[row].0).collect();
             let make = |rows: std::ops::Range<usize>| {
                 let part = |t: &Tensor<4>| t.clone().slice_dim(0, rows.clone());
-                let config = sparq::KvCacheConfig { batch: rows.len(), kv_heads: h_kv, head_dim: d, capacity: 1, dtype: FloatDType::F32, sketch: Some(config.sketch), window: None };
-                let mut cache = sparq::KvCache::new(&config, &device).unwrap();
+                let config = sparq::KvCacheConfig::new(rows.len(), h_kv, d).with_capacity(1).with_dtype(FloatDType::F32).with_sketch(Some(config.sketch));
+                let mut cache = config.init(&device).unwrap();
                 cache.set_left_padding(&padding[rows.clone()]).unwrap();
-                cache.append_rows(part(&k), part(&v), &counts[rows.clone()]).unwrap();
+                cache.append_ragged(part(&k), part(&v), &counts[rows.clone()]).unwrap();
                 cache
             };
             let mut together = make(0..b);
@@ -221,7 +220,7 @@ proptest! {
                 let mut alone = make(row..row + 1);
                 let step = config.decode_traced(one.clone(), &mut alone).unwrap();
                 let spans = padding[row]..counts[row];
-                let trace = reference::sparq_decode(one.clone(), alone.tensors(), alone.rows(), &config);
+                let trace = reference::sparq_decode(one.clone(), alone.tensors(), alone.spans(), &config);
                 let together = &positions(&all.positions)[row * h_kv..(row + 1) * h_kv];
                 let same = same_choice(&positions(&step.positions), together, &group_scores(&trace, &config, spans));
                 prop_assert!(same.is_some(), "what only one of the two kept is not of equal score");

@@ -4,9 +4,10 @@ mod common;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use common::{Noise, cache_of, devices, max_difference, values};
+use sparq::methods::{Components, GroupScore, MeanValue};
 use sparq::{
-    CapturedStep, Components, GroupScore, KvCache, KvCacheConfig, MeanValue, Method, RotaryConfig,
-    Sketch, SparqAttention, SparqAttentionConfig, SparqConfig, SparqError, reference,
+    CapturedStep, KvCache, KvCacheConfig, Method, RotaryConfig, Sketch, SparqAttention,
+    SparqAttentionConfig, SparqConfig, SparqError, reference,
 };
 
 const WINDOW: usize = 24;
@@ -14,15 +15,11 @@ const HEAD_DIM: usize = 16;
 const TOLERANCE: f32 = 1e-5;
 
 fn config(batch: usize, kv_heads: usize, sketch: Option<Sketch>, window: usize) -> KvCacheConfig {
-    KvCacheConfig {
-        batch,
-        kv_heads,
-        head_dim: HEAD_DIM,
-        capacity: 1,
-        dtype: FloatDType::F32,
-        sketch,
-        window: Some(window),
-    }
+    KvCacheConfig::new(batch, kv_heads, HEAD_DIM)
+        .with_capacity(1)
+        .with_dtype(FloatDType::F32)
+        .with_sketch(sketch)
+        .with_window(Some(window))
 }
 
 fn settings(sketch: Sketch) -> Vec<SparqConfig> {
@@ -69,7 +66,7 @@ fn along_a_sequence(
         let mut noise = Noise(5 + prompt as u64);
         let len = prompt + 2 * WINDOW + 3;
         let [k, v] = [(); 2].map(|()| noise.tensor([2, kv_heads, len, HEAD_DIM], &device));
-        let mut cache = KvCache::new(&config(2, kv_heads, sketch, WINDOW), &device).unwrap();
+        let mut cache = config(2, kv_heads, sketch, WINDOW).init(&device).unwrap();
         cache.set_left_padding(&padding).unwrap();
         for end in prompt..len {
             let new = if end == prompt { 0..end } else { end - 1..end };
@@ -181,7 +178,7 @@ fn every_intermediate_result_is_that_of_the_reference_on_the_slice() {
             let kept: Vec<i32> = found.positions.into_data().iter::<i32>().collect();
             for (row, alone) in alone.iter().enumerate() {
                 let own = q.clone().slice_dim(0, row..row + 1);
-                let trace = reference::sparq_decode(own, alone.tensors(), alone.rows(), &settings);
+                let trace = reference::sparq_decode(own, alone.tensors(), alone.spans(), &settings);
                 let part = |t: Tensor<4>| t.slice_dim(0, row..row + 1);
                 assert!(max_difference(&part(found.output.clone()), &trace.output) < TOLERANCE);
                 let alpha = found.alpha.clone().slice_dim(0, row..row + 1);
@@ -212,18 +209,18 @@ fn every_intermediate_result_is_that_of_the_reference_on_the_slice() {
 fn the_window_on_the_device_is_that_of_the_host() {
     for device in devices() {
         let mut noise = Noise(7);
-        let mut cache = KvCache::new(&config(3, 1, None, WINDOW), &device).unwrap();
+        let mut cache = config(3, 1, None, WINDOW).init(&device).unwrap();
         cache.set_left_padding(&[0, 70, 200]).unwrap();
         for counts in [[10, 90, 90], [14, 0, 0], [1, 3, 4], [60, 10, 1]] {
             let [k, v] = [(); 2].map(|()| noise.tensor([3, 1, 90, HEAD_DIM], &device));
-            cache.append_rows(k, v, &counts).unwrap();
-            let spans = reference::write::last_spans(cache.tensors().spans.clone(), WINDOW);
+            cache.append_ragged(k, v, &counts).unwrap();
+            let spans = reference::append::last_spans(cache.tensors().spans.clone(), WINDOW);
             let found: Vec<usize> = spans
                 .into_data()
                 .iter::<u32>()
                 .map(|at| at as usize)
                 .collect();
-            let last = cache.rows().last(WINDOW);
+            let last = cache.spans().last(WINDOW);
             let expected = [last.start, last.end, vec![0; 3]].concat();
             assert_eq!(found, expected, "{device:?}");
         }
@@ -236,7 +233,7 @@ fn the_mean_follows_the_window_through_steps_pieces_and_rollbacks() {
         let mut noise = Noise(9);
         let [k, v] = [(); 2].map(|()| noise.tensor([1, 2, 200, HEAD_DIM], &device));
         let sketch = Some(Sketch::Full);
-        let mut cache = KvCache::new(&config(1, 2, sketch, WINDOW), &device).unwrap();
+        let mut cache = config(1, 2, sketch, WINDOW).init(&device).unwrap();
         let append = |cache: &mut KvCache, range: std::ops::Range<usize>| {
             let part = |t: &Tensor<4>| t.clone().slice_dim(2, range.clone());
             cache.append(part(&k), part(&v)).unwrap();
@@ -277,7 +274,7 @@ fn a_nan_ends_with_the_window_that_it_was_in() {
     for device in devices() {
         let mut noise = Noise(11);
         let method = Method::from(SparqConfig::new(6, 8).with_mean_value(MeanValue::Always));
-        let mut cache = KvCache::new(&config(1, 2, method.sketch(), WINDOW), &device).unwrap();
+        let mut cache = config(1, 2, method.sketch(), WINDOW).init(&device).unwrap();
         let mut append = |cache: &mut KvCache, len: usize, factor: f32| {
             let [k, v] = [(); 2].map(|()| noise.tensor([1, 2, len, HEAD_DIM], &device));
             cache.append(k, v * factor).unwrap();
@@ -308,7 +305,7 @@ fn a_window_longer_than_the_sequence_changes_nothing() {
                     .with_mean_value(MeanValue::Always),
             );
             let mut plain = cache_of(&k, &v, FloatDType::F32, Some(sketch));
-            let mut windowed = KvCache::new(&config(2, 2, Some(sketch), 90), &device).unwrap();
+            let mut windowed = config(2, 2, Some(sketch), 90).init(&device).unwrap();
             windowed.append(k, v).unwrap();
             let q = noise.tensor([2, 4, 1, HEAD_DIM], &device);
             for method in [method, Method::DENSE] {
@@ -356,7 +353,7 @@ fn training_prefill_and_steps_see_the_same_window() {
         let whole = attention.forward(x.clone(), None).unwrap();
         for method in [Method::DENSE, SparqConfig::new(4, WINDOW).into()] {
             let cache = attention.cache_config(1, 1, FloatDType::F32, &method);
-            let mut cache = KvCache::new(&cache, &device).unwrap();
+            let mut cache = cache.init(&device).unwrap();
             let mut parts = vec![
                 attention.forward(part(0, 10), Some(&mut cache)).unwrap(),
                 attention.forward(part(10, 50), Some(&mut cache)).unwrap(),
@@ -387,7 +384,7 @@ fn a_captured_step_slides_its_window_on_the_device() {
             );
             let cache = attention.cache_config(1, 1, FloatDType::F32, &method);
             let mut noise = Noise(17);
-            let mut written = KvCache::new(&cache, &device).unwrap();
+            let mut written = cache.init(&device).unwrap();
             let prompt = input(&mut noise, 10, &device);
             attention.forward(prompt, Some(&mut written)).unwrap();
             let captured = written.clone();
@@ -409,7 +406,7 @@ fn a_captured_step_slides_its_window_on_the_device() {
 fn a_window_of_nothing_and_a_cache_of_another_window_are_refused() {
     let device = &devices()[0];
     for window in [0, 1 << 31, usize::MAX] {
-        let refused = KvCache::new(&config(1, 2, None, window), device).unwrap_err();
+        let refused = config(1, 2, None, window).init(device).unwrap_err();
         assert_eq!(
             refused.to_string(),
             format!("window: expected 1 (the current token) to 2147483647, found {window}")
@@ -424,7 +421,7 @@ fn a_window_of_nothing_and_a_cache_of_another_window_are_refused() {
         })
     ));
     let cache = attention(device, None).cache_config(1, 1, FloatDType::F32, &Method::DENSE);
-    let mut cache = KvCache::new(&cache, device).unwrap();
+    let mut cache = cache.init(device).unwrap();
     let x = input(&mut Noise(19), 1, device);
     let attention = attention(device, Some(WINDOW));
     let expected = "window of the cache: expected 24 positions (the attention's), found none";

@@ -1,6 +1,7 @@
 //! The parameters of rotary embeddings, in the older and the newer form of `config.json`.
 
-use sparq::{RotaryConfig, RotaryScaling};
+use sparq::RotaryConfig;
+use sparq::ops::RotaryScaling;
 
 use super::{ConfigError, fields::Fields};
 

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::{KvCache, Method, SparqError};
+use sparq::{Method, SparqError};
 
 use super::DecoderConfig;
 use super::layer::Layer;
@@ -223,7 +223,7 @@ impl CausalLm for Decoder {
         let cache = |(index, layer): (usize, &Layer)| {
             let method = self.method_of(index, method);
             let config = layer.attention.cache_config(batch, capacity, dtype, method);
-            let mut cache = KvCache::new(&config, &device)?;
+            let mut cache = config.init(&device)?;
             if method.reads_attention() {
                 cache.record_attention()?;
             }
@@ -255,7 +255,7 @@ impl CausalLm for Decoder {
 
     fn is_capturable(&self) -> bool {
         // All weights are loaded by one thread.
-        sparq::ops::can_be_recorded(&self.embed.weight.val())
+        sparq::ops::can_be_captured(&self.embed.weight.val())
     }
 }
 

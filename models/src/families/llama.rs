@@ -4,7 +4,8 @@ use std::path::Path;
 
 use burn::tensor::FloatDType;
 use serde_json::Value;
-use sparq::{RotaryConfig, RotaryScaling};
+use sparq::RotaryConfig;
+use sparq::ops::RotaryScaling;
 
 use super::{Architecture, Family};
 use crate::checkpoint::Checkpoint;

@@ -11,7 +11,7 @@ use burn::tensor::FloatDType;
 use checkpoint_support::{f32_bytes, fixture, folder, safetensors};
 use safetensors::Dtype;
 use serde_json::{Value, json};
-use sparq::RotaryScaling;
+use sparq::ops::RotaryScaling;
 use sparq_models::{
     checkpoint::Checkpoint,
     config::{Architecture, ConfigError, HiddenAct, LlamaConfig},

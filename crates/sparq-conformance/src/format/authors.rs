@@ -3,7 +3,8 @@
 //! Their code counts the current token apart, so that (k, local_k) there is (k + 1, local_k + 1) in the paper and here; the heads of a group
 //! choose by the sum of their logits; and masked positions are ranked last, so that they fill up a set for which there are too few valid ones.
 
-use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::{Sketch, SparqConfig};
 
 use super::Reader;
 use crate::case::{Expected, Kind};

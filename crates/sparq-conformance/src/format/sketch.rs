@@ -3,7 +3,8 @@
 //! They count as the paper does (top_k and local_window in all, the current token included), mask nothing, and take the ranges of the codes over
 //! all positions.
 
-use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::{Sketch, SparqConfig};
 
 use super::Reader;
 use crate::case::{Expected, ExpectedSketch, Kind};

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use sparq::{Components, GroupScore, SparqConfig};
+use sparq::SparqConfig;
+use sparq::methods::{Components, GroupScore};
 
 /// The input of a step for one sequence and key/value head.
 #[derive(Clone)]

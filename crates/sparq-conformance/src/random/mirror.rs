@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use sparq::{RowSpans, Sketch, SparqConfig};
+use sparq::ops::Spans;
+use sparq::{Sketch, SparqConfig};
 
 use crate::Problem;
 use crate::host::row::Row;
@@ -19,7 +20,7 @@ pub(super) struct Mirror {
     /// Values likewise.
     v: Vec<f32>,
     /// The spans of valid positions.
-    pub(super) rows: RowSpans,
+    pub(super) rows: Spans,
     /// The number of the highest code, if the sketch has codes.
     pub(super) levels: Option<f32>,
     /// Valid positions of each sequence when its ranges were set; 0 where they are due.
@@ -33,7 +34,7 @@ impl Mirror {
     pub(super) fn new(problem: &Problem, sketch: Sketch, padding: &[usize]) -> Self {
         let heads = problem.batch * problem.n_kv_heads;
         let size = heads * problem.seq * problem.head_dim;
-        let mut rows = RowSpans::empty(problem.batch);
+        let mut rows = Spans::empty(problem.batch);
         rows.start = padding.to_vec();
         Self {
             kv_heads: problem.n_kv_heads,

@@ -1,7 +1,8 @@
 //! What a random case consists of.
 
 use burn::tensor::FloatDType;
-use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::{Sketch, SparqConfig};
 
 use super::Size;
 use super::draws::Draws;

@@ -5,7 +5,7 @@
 //! were added up, they hold for huge and for tiny numbers alike.
 
 use burn::tensor::FloatDType;
-use sparq::GroupScore;
+use sparq::methods::GroupScore;
 
 use crate::host::row::{Approximation, Codes, Row, softmax};
 

@@ -44,16 +44,11 @@ pub fn cache_of(
     sketch: Option<Sketch>,
 ) -> KvCache {
     let [batch, kv_heads, len, head_dim] = k.dims();
-    let config = KvCacheConfig {
-        batch,
-        kv_heads,
-        head_dim,
-        capacity: len,
-        dtype,
-        sketch,
-        window: None,
-    };
-    let mut cache = KvCache::new(&config, &k.device()).unwrap();
+    let config = KvCacheConfig::new(batch, kv_heads, head_dim)
+        .with_capacity(len)
+        .with_dtype(dtype)
+        .with_sketch(sketch);
+    let mut cache = config.init(&k.device()).unwrap();
     cache.append(k.clone(), v.clone()).unwrap();
     cache
 }

@@ -70,10 +70,12 @@ fn filled(
     window: Option<usize>,
 ) -> KvCache {
     let [batch, kv_heads, _, d] = k.dims();
-    let mut cache = KvCache::new(&config(batch, kv_heads, d, window), &k.device()).unwrap();
+    let mut cache = config(batch, kv_heads, d, window)
+        .init(&k.device())
+        .unwrap();
     cache.set_left_padding(padding).unwrap();
     cache.record_attention().unwrap();
-    cache.append_rows(k.clone(), v.clone(), counts).unwrap();
+    cache.append_ragged(k.clone(), v.clone(), counts).unwrap();
     cache
 }
 

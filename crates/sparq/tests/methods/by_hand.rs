@@ -136,7 +136,7 @@ fn h2o_evicts_what_has_received_least_and_forever() {
                 local_window: 3,
             },
         ] {
-            let mut cache = KvCache::new(&config(1, 1, 1, None), &device).unwrap();
+            let mut cache = config(1, 1, 1, None).init(&device).unwrap();
             cache.record_attention().unwrap();
             let mut hand = H2oByHand {
                 received: Vec::new(),
@@ -182,7 +182,7 @@ fn a_prefill_records_what_its_tokens_record_one_by_one() {
             let method = Method::from(H2o::new(64));
             let new = || {
                 let config = attention.cache_config(2, 1, FloatDType::F32, &method);
-                let mut cache = KvCache::new(&config, &device).unwrap();
+                let mut cache = config.init(&device).unwrap();
                 cache.set_left_padding(&[0, 3]).unwrap();
                 cache.record_attention().unwrap();
                 cache

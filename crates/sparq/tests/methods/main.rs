@@ -9,10 +9,15 @@ mod sizes;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use common::{Noise, cache_of, devices, max_difference, values};
 use proptest::prelude::*;
+use sparq::cost::CacheShape;
+use sparq::methods::baselines::{
+    Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Oracle, Projection, Quest,
+    SparqVariant, Temperature,
+};
+use sparq::methods::{GroupScore, MeanValue};
 use sparq::{
-    CacheShape, Directions, FlexGen, GroupScore, H2o, Hybrid, KeyPrecision, KvCache, KvCacheConfig,
-    LmInfinite, MeanValue, Method, Oracle, Projection, Quest, RotaryConfig, Sketch,
-    SparqAttentionConfig, SparqConfig, SparqError, SparqVariant, Temperature, Transfers,
+    KvCache, KvCacheConfig, Method, RotaryConfig, Sketch, SparqAttentionConfig, SparqConfig,
+    SparqError, Transfers,
 };
 
 fn tensor(values: &[f32], shape: [usize; 4], device: &Device) -> Tensor<4> {
@@ -20,15 +25,10 @@ fn tensor(values: &[f32], shape: [usize; 4], device: &Device) -> Tensor<4> {
 }
 
 fn config(batch: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> KvCacheConfig {
-    KvCacheConfig {
-        batch,
-        kv_heads,
-        head_dim,
-        capacity: 1,
-        dtype: FloatDType::F32,
-        sketch: None,
-        window,
-    }
+    KvCacheConfig::new(batch, kv_heads, head_dim)
+        .with_capacity(1)
+        .with_dtype(FloatDType::F32)
+        .with_window(window)
 }
 
 /// A cache of one head with keys of one component whose weights for q = 1 are 4, 1, 2, 1, 8, and the values 1 to 5.
@@ -118,7 +118,7 @@ fn one_prefill_serves_every_method() {
                 sketch,
                 ..config(2, 2, 16, Some(40))
             };
-            let mut cache = KvCache::new(&config, &device).unwrap();
+            let mut cache = config.init(&device).unwrap();
             cache
                 .append(k.clone().slice_dim(2, 0..60), v.clone().slice_dim(2, 0..60))
                 .unwrap();

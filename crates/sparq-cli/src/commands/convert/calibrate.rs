@@ -6,7 +6,8 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::FloatDType;
 use clap::Args;
 use serde::Serialize;
-use sparq::{CacheShape, Method, SparqConfig, Transfers};
+use sparq::cost::CacheShape;
+use sparq::{Method, SparqConfig, Transfers};
 use sparq_models::calibration::{self, KeptMass};
 use sparq_models::checkpoint::Calibration;
 

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
-use sparq::{CacheShape, Method, Transfers};
+use sparq::cost::CacheShape;
+use sparq::{Method, Transfers};
 use sparq_eval::haystack::Needle;
 use sparq_models::{CausalLm, ModelCache};
 
@@ -108,7 +109,7 @@ impl<'a> Contest<'a> {
     }
 
     /// Bytes that the cache holds for the method: keys and values, and beside them what SparQ needs.
-    pub fn memory(&self) -> sparq::CacheMemory {
+    pub fn memory(&self) -> sparq::cost::CacheMemory {
         self.cache.memory()
     }
 

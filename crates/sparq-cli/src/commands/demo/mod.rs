@@ -8,7 +8,8 @@ use clap::Args;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde::Serialize;
-use sparq::{CacheMemory, Method, Sketch, SparqConfig};
+use sparq::cost::CacheMemory;
+use sparq::{Method, Sketch, SparqConfig};
 use sparq_eval::haystack::{Depths, Haystack, MAX_NEEDLES, Needle};
 use sparq_eval::prose::{BIBLE, Prose};
 

@@ -6,7 +6,8 @@ mod view;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use sparq::{Components, GroupScore, Method, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore};
+use sparq::{Method, Sketch, SparqConfig};
 use sparq_device::DeviceChoice;
 use sparq_output::files::OutputFile;
 use sparq_plan::{Setup, StepTime};

@@ -1,7 +1,8 @@
 //! What `sparq plan` prints for people.
 
 use anyhow::Result;
-use sparq::{Components, GroupScore, Method, Sketch};
+use sparq::methods::{Components, GroupScore};
+use sparq::{Method, Sketch};
 use sparq_plan::Setup;
 
 use super::{Document, Prediction, Row};

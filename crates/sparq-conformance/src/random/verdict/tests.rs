@@ -142,7 +142,9 @@ fn where_the_mean_of_v_has_weight_it_is_looked_at() {
 #[test]
 fn nan_and_infinities_that_are_kept_show_and_others_do_not() {
     let mut step = Step::new();
-    step.config = step.config.with_mean_value(sparq::MeanValue::Never);
+    step.config = step
+        .config
+        .with_mean_value(sparq::methods::MeanValue::Never);
     step.v[5 * D] = f32::NAN;
     step.k[6 * D] = f32::NAN;
     let finite = step.row().attend(&step.q, &step.selected);

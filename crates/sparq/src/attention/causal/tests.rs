@@ -22,7 +22,7 @@ struct Case {
     heads: usize,
     kv_heads: usize,
     len: usize,
-    rows: RowSpans,
+    rows: Spans,
     window: Option<usize>,
 }
 
@@ -90,7 +90,7 @@ impl Case {
     }
 }
 
-fn assert_equals_the_definition(rows: &RowSpans) {
+fn assert_equals_the_definition(rows: &Spans) {
     for device in devices() {
         for (heads, kv_heads) in [(2, 2), (4, 2), (3, 1)] {
             for window in [None, Some(1), Some(5), Some(12), Some(100)] {
@@ -117,21 +117,21 @@ fn assert_equals_the_definition(rows: &RowSpans) {
 
 #[test]
 fn a_query_sees_everything_up_to_itself_whatever_the_chunks() {
-    assert_equals_the_definition(&RowSpans::empty(2));
+    assert_equals_the_definition(&Spans::empty(2));
 }
 
 #[test]
 fn queries_behind_a_cache_see_all_of_it() {
-    assert_equals_the_definition(&RowSpans::full(2, 7));
+    assert_equals_the_definition(&Spans::full(2, 7));
 }
 
 #[test]
 fn left_padding_is_seen_by_itself_only() {
-    assert_equals_the_definition(&RowSpans {
+    assert_equals_the_definition(&Spans {
         start: vec![0, 5, 13],
         end: vec![0; 3],
     });
-    assert_equals_the_definition(&RowSpans {
+    assert_equals_the_definition(&Spans {
         start: vec![3, 0],
         end: vec![9, 9],
     });
@@ -139,7 +139,7 @@ fn left_padding_is_seen_by_itself_only() {
 
 #[test]
 fn sequences_of_different_lengths_continue_where_each_ends() {
-    assert_equals_the_definition(&RowSpans {
+    assert_equals_the_definition(&Spans {
         start: vec![0, 2, 0],
         end: vec![3, 9, 0],
     });
@@ -149,7 +149,7 @@ fn sequences_of_different_lengths_continue_where_each_ends() {
 fn long_sequences_equal_the_definition_in_chunks_of_the_real_size() {
     // Enough keys for the tiled kernel of flex, which shorter sequences don't reach.
     for device in devices() {
-        let rows = RowSpans {
+        let rows = Spans {
             start: vec![100],
             end: vec![150],
         };

@@ -4,19 +4,19 @@ use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
 
 use super::element::Element;
-use crate::RowSpans;
+use crate::ops::Spans;
 use crate::ops::{CacheBuffers, SketchBuffers};
 use crate::sketch::codes_per_word;
 
 /// Writes keys and values [B, H_kv, 1, d] of the cache's type behind `rows` for each sequence b with `counts[b]` = 1, as
-/// [`write::append`](crate::ops::reference::write::append) does. Copies the buffers that another tensor shares.
+/// [`write::append`](crate::ops::reference::append::append) does. Copies the buffers that another tensor shares.
 ///
 /// Returns false, with nothing written, where a buffer does not lie as it was made.
 pub(super) fn token<T: Element>(
     cache: &mut CacheBuffers<Flex>,
     k: &[T],
     v: &[T],
-    rows: &RowSpans,
+    rows: &Spans,
     counts: &[usize],
     encode: bool,
 ) -> bool {
@@ -70,8 +70,8 @@ pub(super) fn token<T: Element>(
         SketchBuffers::Codes {
             bits,
             codes,
-            lo,
-            step,
+            zero_point: lo,
+            scale: step,
         } if encode => {
             let (lo, step) = (lo.to_contiguous(), step.to_contiguous());
             let (Some(lo), Some(step)) = (f32::slice(&lo), f32::slice(&step)) else {

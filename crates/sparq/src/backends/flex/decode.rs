@@ -11,7 +11,8 @@ use super::score::{BLOCK, Channel, Columns, GroupKeys, Query, ScoreBlock, Scores
 use super::select::Selection;
 use super::simd::{Level, MOST_LANES};
 use super::softmax::State;
-use crate::{RowSpans, SparqConfig};
+use crate::SparqConfig;
+use crate::ops::Spans;
 
 /// Bytes below which a step stays on the calling thread: handing work over costs more than reading them.
 const WORTH_A_THREAD: usize = 1 << 18;
@@ -28,7 +29,7 @@ pub(super) struct Task<'a, T> {
     pub(super) keys: &'a [T],
     /// [B, H_kv, S_max, d].
     pub(super) values: &'a [T],
-    pub(super) rows: &'a RowSpans,
+    pub(super) rows: &'a Spans,
     pub(super) kv_heads: usize,
     /// g.
     pub(super) group: usize,

@@ -27,14 +27,13 @@ use self::decode::{Output, Sketch, Task};
 use self::element::Element;
 use self::score::{Bytes, Full, Nibbles};
 use self::simd::Level;
-use crate::ops::primitive::{Primitive, lift, lower};
-use crate::ops::reference;
-use crate::ops::reference::write;
+use crate::SparqConfig;
+use crate::ops::Spans;
+use crate::ops::fallback;
+use crate::ops::primitive::Primitive;
 use crate::ops::{
-    CacheBuffers, Extent, PreparedBuffers, RotaryBuffers, SketchBuffers, SparqBackend,
-    SparqOutputBuffers,
+    CacheBuffers, PreparedBuffers, RotaryBuffers, SketchBuffers, SparqBackend, SparqOutputBuffers,
 };
-use crate::{RowSpans, SparqConfig};
 
 /// Evaluates an expression with a type alias for the cache's element type; `None` for a type that the kernels don't know.
 macro_rules! with_element {
@@ -62,7 +61,7 @@ impl SparqBackend for Flex {
         mut cache: CacheBuffers<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        rows: RowSpans,
+        rows: Spans,
         counts: Vec<usize>,
         encode: bool,
     ) -> CacheBuffers<Self> {
@@ -75,13 +74,13 @@ impl SparqBackend for Flex {
             }))
             .unwrap_or(false)
         };
-        let (k, v) = (Self::float(k), Self::float(v));
         if done {
-            let spans = rows.grown(&counts).to_tensor(&k.device());
+            let device = Self::float::<4>(k).device();
+            let spans = rows.grown(&counts).to_tensor(&device);
             cache.spans = Self::int_primitive(spans);
             return cache;
         }
-        lower(write::append(lift(cache), k, v, &rows, &counts, encode))
+        fallback::append(cache, k, v, rows, counts, encode)
     }
 
     fn prepare(
@@ -90,7 +89,7 @@ impl SparqBackend for Flex {
         v: FloatTensor<Self>,
         rotary: RotaryBuffers<Self>,
         cache: CacheBuffers<Self>,
-        rows: RowSpans,
+        rows: Spans,
         encode: bool,
     ) -> PreparedBuffers<Self> {
         let (q, k) = match rotary {
@@ -105,36 +104,29 @@ impl SparqBackend for Flex {
         PreparedBuffers { q, cache }
     }
 
-    fn range_sketch(cache: CacheBuffers<Self>, rows: RowSpans, row: usize) -> CacheBuffers<Self> {
-        lower(write::range_sketch(lift(cache), &rows, row))
-    }
-
     fn dense_decode(
         q: FloatTensor<Self>,
         cache: CacheBuffers<Self>,
-        rows: RowSpans,
+        rows: Spans,
     ) -> FloatTensor<Self> {
         let cache = contiguous(cache);
         let found =
             with_element!(cache.k.dtype(), T => dense::<T>(Level::detect(), &q, &cache, &rows));
         match found {
             Some(output) => like(&q, output),
-            None => {
-                let y = reference::dense_decode(Self::float(q), &lift(cache), &rows);
-                Self::float_primitive(y)
-            }
+            None => fallback::dense_decode(q, cache, rows),
         }
     }
 
     fn sparq_decode(
         q: FloatTensor<Self>,
         cache: CacheBuffers<Self>,
-        rows: RowSpans,
+        rows: Spans,
         config: SparqConfig,
-        extent: Extent,
+        trace: bool,
     ) -> SparqOutputBuffers<Self> {
         let cache = contiguous(cache);
-        let found = with_element!(cache.k.dtype(), T => sparq::<T>(Level::detect(), &q, &cache, &rows, &config, extent == Extent::Trace));
+        let found = with_element!(cache.k.dtype(), T => sparq::<T>(Level::detect(), &q, &cache, &rows, &config, trace));
         let (batch, heads) = (q.layout().shape()[0], q.layout().shape()[1]);
         match found {
             Some(found) => {
@@ -151,15 +143,7 @@ impl SparqBackend for Flex {
                     )),
                 }
             }
-            None => {
-                let q = Self::float(q);
-                let trace = reference::sparq_decode(q, &lift(cache), &rows, &config);
-                SparqOutputBuffers {
-                    output: Self::float_primitive(trace.output),
-                    positions: Self::int_primitive(trace.positions),
-                    alpha: Self::float_primitive(trace.alpha),
-                }
-            }
+            None => fallback::sparq_decode(q, cache, rows, config),
         }
     }
 }
@@ -169,7 +153,7 @@ fn dense<T: Element>(
     level: Level,
     q: &FloatTensor<Flex>,
     cache: &CacheBuffers<Flex>,
-    rows: &RowSpans,
+    rows: &Spans,
 ) -> Option<Vec<f32>> {
     let q = cast(q.clone(), DType::F32);
     Some(task::<T>(level, &q, cache, rows)?.dense())
@@ -180,7 +164,7 @@ fn sparq<T: Element>(
     level: Level,
     q: &FloatTensor<Flex>,
     cache: &CacheBuffers<Flex>,
-    rows: &RowSpans,
+    rows: &Spans,
     config: &SparqConfig,
     traced: bool,
 ) -> Option<Output> {
@@ -199,7 +183,10 @@ fn sparq<T: Element>(
             Some(task.sparq(&sketch, config, k, traced))
         }
         SketchBuffers::Codes {
-            bits, codes, step, ..
+            bits,
+            codes,
+            scale: step,
+            ..
         } => {
             let (cells, steps) = (codes.as_slice::<u32>()?, Some(as_slice(step)?));
             match bits {
@@ -234,7 +221,7 @@ fn task<'a, T: Element>(
     level: Level,
     q: &'a FloatTensor<Flex>,
     cache: &'a CacheBuffers<Flex>,
-    rows: &'a RowSpans,
+    rows: &'a Spans,
 ) -> Option<Task<'a, T>> {
     let shape = cache.k.layout().shape();
     let (kv_heads, capacity, dim) = (shape[1], shape[2], shape[3]);
@@ -271,7 +258,7 @@ fn like(q: &FloatTensor<Flex>, output: Vec<f32>) -> FloatTensor<Flex> {
     cast(FloatTensor::<Flex>::from_data(output), q.dtype())
 }
 
-/// The buffers without gaps. [`CacheTensors`](crate::CacheTensors) are made that way: this moves handles, and copies only what somebody else laid out.
+/// The buffers without gaps. [`CacheTensors`](crate::ops::CacheTensors) are made that way: this moves handles, and copies only what somebody else laid out.
 fn contiguous(cache: CacheBuffers<Flex>) -> CacheBuffers<Flex> {
     cache.map(
         |buffer| buffer.to_contiguous(),

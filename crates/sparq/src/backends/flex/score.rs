@@ -6,7 +6,8 @@ use super::attend::for_heads;
 use super::element::Element;
 use super::simd::{Kernel, LINE, Level, MOST_LANES, Simd, order};
 use super::softmax::{LOWEST, exp};
-use crate::{Components, GroupScore, SparqConfig};
+use crate::SparqConfig;
+use crate::methods::{Components, GroupScore};
 
 /// Positions whose scores are computed together; they stay in the first cache level. A multiple of every strip.
 pub(super) const BLOCK: usize = 1024;

@@ -5,13 +5,13 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, TensorData};
 
 use super::{as_slice, cast};
-use crate::RowSpans;
+use crate::ops::Spans;
 
-/// Turns x [B, H, 1, d] to the position behind `rows`: [B, H, 1, d] in the type of x. `table` is a [`Rotary::table`](crate::Rotary::table) in fp32.
+/// Turns x [B, H, 1, d] to the position behind `rows`: [B, H, 1, d] in the type of x. `table` is a [`Rotary::table`](crate::ops::Rotary::table) in fp32.
 pub(super) fn token(
     x: FloatTensor<Flex>,
     table: &FloatTensor<Flex>,
-    rows: &RowSpans,
+    rows: &Spans,
 ) -> FloatTensor<Flex> {
     let (dtype, shape) = (x.dtype(), x.layout().shape().clone());
     let (heads, d) = (shape[1], shape[3]);

@@ -92,7 +92,8 @@ pub enum SparqError {
         /// The operation.
         what: &'static str,
     },
-    /// The device failed to capture or to replay a decode step. The contents of its buffers are lost.
+    /// The device failed to capture or to replay a decode step. The contents of its buffers are
+    /// lost.
     #[error("captured step: the device failed ({reason}); run the step without capture")]
     Capture {
         /// The device's error.

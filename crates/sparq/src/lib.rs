@@ -1,17 +1,31 @@
 //! SparQ attention for [burn](https://burn.dev): decode steps that read a fraction of the KV cache.
 //!
-//! A decode step of a language model reads its whole KV cache to generate one token. SparQ (Ribar et
-//! al., "SparQ Attention: Bandwidth-Efficient LLM Inference", ICML 2024) reads r of the d components
-//! of every key and the complete keys and values of k positions. It trains nothing and evicts nothing.
+//! A decode step of a language model reads its whole KV cache to generate one token. SparQ (Ribar
+//! et al., "SparQ Attention: Bandwidth-Efficient LLM Inference", ICML 2024) reads r of the d
+//! components of every key and the complete keys and values of k positions. It trains nothing and
+//! evicts nothing.
 //!
-//! | stage | for each KV head | reads |
-//! |---|---|---|
-//! | 1. approximate scores | Selects the r components of the query with the largest magnitude. Scores all S positions with these components alone. | S r elements of the *key sketch*, a transposed copy of K |
-//! | 2. top-k selection | Selects the k positions with the largest scores. The most recent l positions are always among them. | the scores |
-//! | 3. exact attention | Attends to the k positions exactly. The mean of V stands for the others, weighted by the share of the scores that they hold. | 2 k d elements of K and V |
+//! ```text
+//!                       query q, d components                             elements read
+//!                               |
+//! 1  approximate scores         |  select the r largest components
+//!                               v
+//!      key sketch, r of d  ->  s_hat = softmax(q[i1] . K[i1] / tau)       S r
+//!                               |
+//! 2  top-k selection            |  select the k largest scores, which
+//!                               v  sum to alpha
+//!                              i2, k of S positions
+//!                               |
+//! 3  exact attention            v
+//!      K and V rows of i2  ->  y = softmax(q . K[i2] / sqrt(d)) . V[i2]   2 k d
+//!                              output = alpha y + (1 - alpha) mean(V)
+//! ```
 //!
-//! Dense attention reads 2 S d elements. With d = 128, r = 32 and k = 128, SparQ reads about an eighth
-//! of that over long contexts.
+//! All of this happens per KV head over S positions. The key sketch is a copy of K with contiguous
+//! positions, in full or in codes of 8 or 4 bits. The l most recent positions are always selected.
+//!
+//! Dense attention reads 2 S d elements. With d = 128, r = 32 and k = 128, SparQ reads about an
+//! eighth of that over long contexts.
 //!
 //! # Example
 //!
@@ -59,9 +73,9 @@
 //! Several features can be enabled together. `Device::default()` takes the first device that is
 //! available, and `BURN_DEVICE` names another. Without any backend feature there is no device.
 //!
-//! `cuda` and `rocm` link `cubecl-llvm`, whose build downloads a toolchain. The kernels are compiled
-//! by NVRTC and HIPRTC and do not use it. The workspace of this crate replaces it by a stand-in under
-//! `[patch.crates-io]`, which a dependent program can copy.
+//! `cuda` and `rocm` link `cubecl-llvm`, whose build downloads a toolchain. The kernels are
+//! compiled by NVRTC and HIPRTC and do not use it. The workspace of this crate replaces it by a
+//! stand-in under `[patch.crates-io]`, which a dependent program can copy.
 #![deny(missing_docs)]
 
 mod attention;

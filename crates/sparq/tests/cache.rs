@@ -316,7 +316,7 @@ fn what_does_not_fit_is_an_error_that_says_why() {
         let coded = Method::from(SparqConfig::new(4, 1).with_sketch(Sketch::Bits4));
         let error = coded.decode(zeros([1, 2, 1, 16]), &mut cache).unwrap_err();
         assert!(message(error).contains(
-            "holds a full copy of K as key sketch, but the method sparq needs codes of 4 bits"
+            "the method sparq needs codes of 4 bits as key sketch, but the cache holds a full copy of K"
         ));
         let error = Method::from(SparqConfig::new(17, 4))
             .decode(zeros([1, 2, 1, 16]), &mut cache)
@@ -341,7 +341,7 @@ fn a_type_that_the_device_lacks_is_an_error() {
     assert!(
         error
             .to_string()
-            .contains("can't compute in F16; choose one of F32"),
+            .contains("does not support F16; choose one of F32"),
         "{error}"
     );
 }

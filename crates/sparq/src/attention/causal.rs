@@ -1,4 +1,5 @@
-//! Dense causal attention over many queries, in chunks: memory grows with the length, not its square.
+//! Dense causal attention over many queries, in chunks: memory grows with the length, not its
+//! square.
 
 use std::ops::Range;
 
@@ -10,7 +11,8 @@ use crate::ops::Spans;
 
 /// Queries per chunk.
 ///
-/// Large enough for efficient matrix products. Backends that store scores need [H, CHUNK, S] of them.
+/// Large enough for efficient matrix products. Backends that store scores need [H, CHUNK, S] of
+/// them.
 pub(super) const CHUNK: usize = 512;
 
 /// Causal attention of T queries after the positions that a cache held before them.
@@ -19,8 +21,8 @@ pub(super) const CHUNK: usize = 512;
 /// `spans.start[b] .. spans.end[b]`. Its query t is at position `spans.end[b] + t` and attends from
 /// `spans.start[b]` to itself, or to the last `window` positions of these.
 ///
-/// Left padding attends to itself only. Its output is never used, but a softmax over nothing would be
-/// NaN on some backends, and a later layer multiplies it by 0.
+/// Left padding attends to itself only. Its output is never used, but a softmax over nothing would
+/// be NaN on some backends, and a later layer multiplies it by 0.
 pub(super) fn causal_attention(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -49,8 +51,8 @@ pub(super) fn causal_attention(
     }
 }
 
-/// Attention of the queries `from ..` of one chunk over the positions `keys`, which hold all that they
-/// attend to.
+/// Attention of the queries `from ..` of one chunk over the positions `keys`, which hold all that
+/// they attend to.
 fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -81,7 +83,8 @@ fn attend(
         };
         return attention(q, k, v, Some(mask), None, AttentionModuleOptions::default());
     }
-    // The queries of a group become one longer query. Repeating K and V for every head would copy them.
+    // The queries of a group become one longer query. Repeating K and V for every head would copy
+    // them.
     let mask = mask();
     let masked = mask.dims()[0];
     let mask = mask
@@ -94,10 +97,11 @@ fn attend(
         .reshape([batch, heads, len, d])
 }
 
-/// Returns whether the device's attention accepts fewer KV heads than query heads, and masks of one head.
+/// Returns whether the device's attention accepts fewer KV heads than query heads, and masks of one
+/// head.
 ///
-/// Flex does. It is as fast as folded queries with a mask (measured), but uses H instead of H_kv threads
-/// and needs no memory for the mask.
+/// Flex does. It is as fast as folded queries with a mask (measured), but uses H instead of H_kv
+/// threads and needs no memory for the mask.
 fn shares_heads(device: &Device) -> bool {
     #[cfg(feature = "flex")]
     return !device.is_autodiff() && *device == Device::flex();

@@ -43,7 +43,8 @@ pub struct SparqAttentionConfig {
     /// No norm if `None`.
     #[config(default = "None")]
     pub qk_norm_eps: Option<f64>,
-    /// W: the sliding window. A query attends to the last W positions, its own included; all if `None`.
+    /// W: the sliding window. A query attends to the last W positions, its own included; all if
+    /// `None`.
     #[config(default = "None")]
     pub window: Option<usize>,
 }
@@ -52,8 +53,8 @@ impl SparqAttentionConfig {
     /// Makes the module with random weights.
     ///
     /// # Errors
-    /// [`SparqError`] if a size or the window is 0, the query heads are no multiple of the KV heads, the
-    /// epsilon is not positive, or the rotary embedding does not fit.
+    /// [`SparqError`] if a size or the window is 0, the query heads are no multiple of the KV
+    /// heads, the epsilon is not positive, or the rotary embedding does not fit.
     pub fn init(&self, device: &Device) -> Result<SparqAttention, SparqError> {
         self.validate()?;
         let linear = |from, to, bias| LinearConfig::new(from, to).with_bias(bias).init(device);
@@ -124,10 +125,11 @@ impl SparqAttentionConfig {
 
 /// Grouped-query attention with a KV cache: a dense prefill, then decode steps with any [`Method`].
 ///
-/// [`forward`](SparqAttention::forward) computes `softmax(q K^T / sqrt(d) + causal mask) V` between the
-/// projections. Without a cache it is the layer to train: differentiable, and independent of the method.
-/// With a cache it is the prefill. [`decode`](SparqAttention::decode) is one decode step, in which the
-/// [`Method`] determines what is read from the cache. SparQ needs no training and changes no weights.
+/// [`forward`](SparqAttention::forward) computes `softmax(q K^T / sqrt(d) + causal mask) V` between
+/// the projections. Without a cache it is the layer to train: differentiable, and independent of
+/// the method. With a cache it is the prefill. [`decode`](SparqAttention::decode) is one decode
+/// step, in which the [`Method`] determines what is read from the cache. SparQ needs no training
+/// and changes no weights.
 ///
 /// With a window of W positions, query t attends to the keys max(0, t - W + 1) ..= t, in training,
 /// prefill and decode steps. [`KvCache`] describes SparQ with a window.
@@ -142,14 +144,14 @@ impl SparqAttentionConfig {
 ///     .init(&device)?;
 /// let x = Tensor::<3>::random([1, 41, 64], Distribution::Normal(0.0, 1.0), &device);
 ///
-/// // A prompt of 40 vectors, then a step in which r = 4 of 16 components select k = 12 of 41 positions.
+/// // A prompt of 40 vectors, then a step: r = 4 of 16 components select k = 12 of 41 positions.
 /// let method = Method::from(SparqConfig::new(4, 12));
 /// let mut cache = attention.new_cache(1, 64, &method)?;
 /// let y = attention.forward(x.clone().slice_dim(1, 0..40), Some(&mut cache))?;
 /// let step = attention.decode(x.clone().slice_dim(1, 40..41), &mut cache, &method)?;
 /// assert_eq!((y.dims(), step.dims(), cache.len()), ([1, 40, 64], [1, 1, 64], 41));
 ///
-/// // With k >= S a step is dense attention and gives the result of `forward` on the whole sequence.
+/// // With k >= S a step is dense attention, as `forward` on the whole sequence.
 /// cache.truncate(40);
 /// let all = Method::from(SparqConfig::new(4, 41));
 /// let step = attention.decode(x.clone().slice_dim(1, 40..41), &mut cache, &all)?;
@@ -228,15 +230,15 @@ impl SparqAttention {
 
     /// Dense causal attention, x [B, T, D] -> [B, T, D].
     ///
-    /// Without a cache, x is the whole sequence, and the result is differentiable in x and all weights.
-    /// With a cache, x continues the cached sequence and is appended to it. Left padding of the cache is
-    /// not attended to. The cache is detached, so gradients reach only the query and output projections.
-    /// Queries are processed in chunks: memory grows with T and not with its square, apart from the
-    /// memory of a backward pass.
+    /// Without a cache, x is the whole sequence, and the result is differentiable in x and all
+    /// weights. With a cache, x continues the cached sequence and is appended to it. Left padding
+    /// of the cache is not attended to. The cache is detached, so gradients reach only the query
+    /// and output projections. Queries are processed in chunks: memory grows with T and not with
+    /// its square, apart from the memory of a backward pass.
     ///
     /// # Errors
-    /// [`SparqError::Shape`] if x does not fit the module or the cache, [`SparqError::Value`] if the cache
-    /// has another window.
+    /// [`SparqError::Shape`] if x does not fit the module or the cache, [`SparqError::Value`] if
+    /// the cache has another window.
     pub fn forward(
         &self,
         x: Tensor<3>,
@@ -271,8 +273,8 @@ impl SparqAttention {
 
     /// Takes one decode step, x [B, 1, D] -> [B, 1, D].
     ///
-    /// Appends the token to the cache and attends with `method`. Not differentiable: gradients reach the
-    /// output projection only.
+    /// Appends the token to the cache and attends with `method`. Not differentiable: gradients
+    /// reach the output projection only.
     ///
     /// # Errors
     /// As [`SparqAttention::forward`] and [`Method::decode`]. The cache is then unchanged.
@@ -285,7 +287,8 @@ impl SparqAttention {
         self.check(&x, [cache.batch(), 1])?;
         self.check_window(cache)?;
         method.check(cache)?;
-        // With one position, the projections already write the layout of heads: no swap and no copy.
+        // With one position, the projections already write the layout of heads: no swap and no
+        // copy.
         let batch = x.dims()[0];
         let [q, k, v] = self.heads(x).map(|y| {
             let heads = y.dims()[2];
@@ -298,8 +301,8 @@ impl SparqAttention {
             .forward(y.reshape([batch, 1, self.n_heads * self.head_dim])))
     }
 
-    /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k rotated to the positions after
-    /// `spans`.
+    /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k rotated to the positions
+    /// after `spans`.
     fn project(&self, x: Tensor<3>, spans: &Spans) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
         let len = x.dims()[1];
         let [q, k, v] = self.heads(x).map(|y| y.swap_dims(1, 2));
@@ -373,8 +376,8 @@ impl SparqAttention {
 
 /// The positions of the `len` tokens after `spans`, not counting left padding.
 ///
-/// [B, len], or [1, len] if they are the same for all sequences. Padding itself is at position 0, as in
-/// transformers, where positions are the running count of the attention mask.
+/// [B, len], or [1, len] if they are the same for all sequences. Padding itself is at position 0,
+/// as in transformers, where positions are the running count of the attention mask.
 fn positions(spans: &Spans, len: usize, device: &Device) -> Tensor<2, Int> {
     let offset = |b: usize| spans.end[b] as i64 - spans.start[b] as i64;
     let range = |from: i64| {

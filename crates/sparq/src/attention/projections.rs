@@ -8,8 +8,8 @@ use crate::SparqError;
 impl SparqAttentionConfig {
     /// Makes the module from the linear layers of another attention.
     ///
-    /// They are q, D -> H d; k and v, D -> H_kv d; o, H d -> D. They keep their biases: `qkv_bias` and
-    /// `o_bias` are ignored. The norms of the heads start at 1.
+    /// They are q, D -> H d; k and v, D -> H_kv d; o, H d -> D. They keep their biases: `qkv_bias`
+    /// and `o_bias` are ignored. The norms of the heads start at 1.
     ///
     /// ```
     /// use burn::nn::LinearConfig;

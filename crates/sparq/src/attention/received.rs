@@ -10,9 +10,9 @@ use crate::ops::reference::LARGEST;
 
 /// Returns the weights that dense causal attention gives to each position, [B, H_kv, S] in fp32.
 ///
-/// They are averaged over the query heads of a group and summed over the queries. q [B, H, T, d] attends
-/// to k [B, H_kv, S, d] as in [`causal_attention`](super::causal::causal_attention), `chunk` queries at a
-/// time. Queries of left padding count as 0.
+/// They are averaged over the query heads of a group and summed over the queries. q [B, H, T, d]
+/// attends to k [B, H_kv, S, d] as in [`causal_attention`](super::causal::causal_attention),
+/// `chunk` queries at a time. Queries of left padding count as 0.
 pub(super) fn received_attention(
     q: &Tensor<4>,
     k: &Tensor<4>,

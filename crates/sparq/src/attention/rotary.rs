@@ -24,13 +24,16 @@ pub enum RotaryScaling {
         /// The divisor.
         factor: f64,
     },
-    /// Llama 3.1: divides low frequencies by a factor, keeps high ones, and blends linearly in between.
+    /// Llama 3.1: divides low frequencies by a factor, keeps high ones, and blends linearly in
+    /// between.
     Llama3 {
         /// The divisor of low frequencies.
         factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are low frequencies.
+        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are low
+        /// frequencies.
         low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are high frequencies.
+        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are high
+        /// frequencies.
         high_freq_factor: f64,
         /// The context length in training.
         original_max_position_embeddings: usize,
@@ -118,8 +121,8 @@ impl RotaryConfig {
     /// Makes the embedding, with its frequencies on `device`.
     ///
     /// # Errors
-    /// [`SparqError`] if `rotary_dim` is odd, 0 or larger than `head_dim`, or if `theta` or a factor of the
-    /// scaling is not positive.
+    /// [`SparqError`] if `rotary_dim` is odd, 0 or larger than `head_dim`, or if `theta` or a
+    /// factor of the scaling is not positive.
     pub fn init(&self, device: &Device) -> Result<Rotary, SparqError> {
         let frequencies = self.frequencies()?;
         Ok(Rotary {
@@ -154,8 +157,8 @@ impl RotaryConfig {
         )?;
         self.scaling.validate()?;
         let frequency = |pair: usize| {
-            // In fp32 as in transformers, with which models are trained. At position 100 000 the last bit
-            // of a frequency is a hundredth of a full rotation.
+            // In fp32 as in transformers, with which models are trained. At position 100 000 the
+            // last bit of a frequency is a hundredth of a full rotation.
             let unscaled = 1.0 / (self.theta as f32).powf((2 * pair) as f32 / dim as f32);
             self.scaling.scale(unscaled.into()) as f32
         };
@@ -167,7 +170,8 @@ impl RotaryConfig {
 ///
 /// Their dot products then depend on distances only.
 ///
-/// With `n = rotary_dim / 2` and `a_i = position * inv_freq_i`, component i is paired with component i + n:
+/// With `n = rotary_dim / 2` and `a_i = position * inv_freq_i`, component i is paired with
+/// component i + n:
 /// ```text
 /// y_i     = x_i cos(a_i) - x_{i+n} sin(a_i)
 /// y_{i+n} = x_{i+n} cos(a_i) + x_i sin(a_i)
@@ -180,7 +184,8 @@ pub struct Rotary {
     tables: Tables,
 }
 
-/// The tables made so far, one per device. Clones share them: all layers of a model use the same angles.
+/// The tables made so far, one per device. Clones share them: all layers of a model use the same
+/// angles.
 #[derive(Clone, Debug, Default)]
 struct Tables(Arc<Mutex<Vec<Tensor<2>>>>);
 
@@ -200,10 +205,12 @@ impl Rotary {
         2 * self.inv_freq.dims()[0]
     }
 
-    /// The angles of at least `len` positions from 0 on, [`len` or more, 2 n] in fp32, outside autodiff.
+    /// The angles of at least `len` positions from 0 on, [`len` or more, 2 n] in fp32, outside
+    /// autodiff.
     ///
-    /// A row holds the n = `rotary_dim / 2` cosines of a position, then its sines. The table is kept:
-    /// later calls, also on clones, upload and compute nothing unless they need more positions.
+    /// A row holds the n = `rotary_dim / 2` cosines of a position, then its sines. The table is
+    /// kept: later calls, also on clones, upload and compute nothing unless they need more
+    /// positions.
     pub fn table(&self, len: usize) -> Tensor<2> {
         let inv_freq = self.inv_freq.clone().inner();
         let device = inv_freq.device();

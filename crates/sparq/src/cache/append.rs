@@ -70,12 +70,13 @@ impl KvCache {
         Ok(())
     }
 
-    /// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated query.
+    /// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
+    /// query.
     ///
-    /// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after the cached ones, and appends k
-    /// and v [B, H_kv, 1, d]. Without `rotary` nothing is rotated. The returned query is outside
-    /// autodiff. The device reads the position, so a [`CapturedStep`](crate::CapturedStep) can contain
-    /// this.
+    /// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after the cached ones, and
+    /// appends k and v [B, H_kv, 1, d]. Without `rotary` nothing is rotated. The returned query is
+    /// outside autodiff. The device reads the position, so a [`CapturedStep`](crate::CapturedStep)
+    /// can contain this.
     ///
     /// # Errors
     /// [`SparqError::Shape`] if q, k and v do not fit the cache or each other.
@@ -146,7 +147,8 @@ impl KvCache {
         }
         let attended = self.attended();
         self.update(|mut tensors, _| {
-            // Subtracting the removed values would leave their rounding error, or their NaN, in the sum.
+            // Subtracting the removed values would leave their rounding error, or their NaN, in the
+            // sum.
             tensors.v_sum = match len {
                 0 => tensors.v_sum.zeros_like(),
                 _ => write::sum_values(&tensors.v, &attended),

@@ -18,14 +18,15 @@ pub struct CacheTensors {
     pub v_sum: Tensor<3>,
     /// The span of valid positions of each sequence, for the kernels: [3, B] in u32.
     ///
-    /// The rows are the first position, one past the last, and a counter that is 0 between operations.
-    /// The host's copy of the first two is [`Spans`].
+    /// The rows are the first position, one past the last, and a counter that is 0 between
+    /// operations. The host's copy of the first two is [`Spans`].
     pub spans: Tensor<2, Int>,
     /// The second copy of K, which the approximate scores read.
     pub sketch: SketchTensors,
 }
 
-/// The key sketch: K with contiguous positions, so that one component of all keys is one streaming read.
+/// The key sketch: K with contiguous positions, so that one component of all keys is one streaming
+/// read.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant)] // a few handles per layer
 pub enum SketchTensors {
@@ -162,8 +163,8 @@ impl CacheTensors {
     }
 }
 
-/// Zeros in a contiguous layout: a GPU may pad a tensor of several dimensions, which the kernels do not
-/// expect.
+/// Zeros in a contiguous layout: a GPU may pad a tensor of several dimensions, which the kernels do
+/// not expect.
 ///
 /// They get memory of exactly their size. A GPU's allocator otherwise cuts buffers out of pages, of
 /// which a large cache wastes up to half.

@@ -31,12 +31,12 @@ impl KvCache {
 
     /// Returns the buffers and spans for a launch that attends with q: the spans inside the window.
     ///
-    /// `config` is SparQ's, or `None` for dense attention. During a capture, the host's spans are the
-    /// capacity, which bounds the size of the launch at every later length.
+    /// `config` is SparQ's, or `None` for dense attention. During a capture, the host's spans are
+    /// the capacity, which bounds the size of the launch at every later length.
     ///
     /// # Errors
-    /// [`SparqError::NotCapturable`] during a capture, if the launch does not read its lengths from the
-    /// device.
+    /// [`SparqError::NotCapturable`] during a capture, if the launch does not read its lengths from
+    /// the device.
     pub(crate) fn view(
         &self,
         q: &Tensor<4>,
@@ -70,7 +70,8 @@ impl KvCache {
         }
     }
 
-    /// Takes back all appends since a mark, in place. Data after the end of a sequence does not matter.
+    /// Takes back all appends since a mark, in place. Data after the end of a sequence does not
+    /// matter.
     pub(crate) fn return_to(&mut self, mark: &CacheMark) {
         self.update(|mut tensors, _| {
             tensors.spans = overwrite(tensors.spans, mark.spans.clone());
@@ -80,7 +81,8 @@ impl KvCache {
         self.spans = mark.host_spans.clone();
     }
 
-    /// Returns whether every sequence has grown by one position since a mark, as far as the host knows.
+    /// Returns whether every sequence has grown by one position since a mark, as far as the host
+    /// knows.
     pub(crate) fn is_one_past(&self, mark: &CacheMark) -> bool {
         self.spans == mark.host_spans.grown(&vec![1; self.batch()])
     }

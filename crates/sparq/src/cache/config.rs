@@ -38,7 +38,8 @@ pub struct KvCacheConfig {
     /// The key sketch that the method reads; see [`Method::sketch`](crate::Method::sketch).
     #[config(default = "None")]
     pub sketch: Option<Sketch>,
-    /// W: the sliding window. A query attends to the last W positions, its own included; all if `None`.
+    /// W: the sliding window. A query attends to the last W positions, its own included; all if
+    /// `None`.
     #[config(default = "None")]
     pub window: Option<usize>,
 }
@@ -52,8 +53,8 @@ impl KvCacheConfig {
     /// Makes an empty cache.
     ///
     /// # Errors
-    /// [`SparqError::Shape`] if a size is 0, [`SparqError::Value`] if the window is 0 or above 2^31 - 1,
-    /// [`SparqError::Dtype`] if the device does not support the type.
+    /// [`SparqError::Shape`] if a size is 0, [`SparqError::Value`] if the window is 0 or above 2^31
+    /// - 1, [`SparqError::Dtype`] if the device does not support the type.
     pub fn init(&self, device: &Device) -> Result<KvCache, SparqError> {
         let sizes = [self.batch, self.kv_heads, self.head_dim];
         if sizes.contains(&0) {

@@ -23,25 +23,25 @@ use crate::{Method, SparqError};
 
 /// The keys and values of a batch of sequences, and what SparQ needs beside them.
 ///
-/// The buffers are allocated ahead and written in place. An append copies only the new positions, unless
-/// a clone of the cache, which shares its buffers, still exists. Sequences may differ in length, by left
-/// padding ([`KvCache::set_left_padding`]) or by [`KvCache::append_ragged`].
+/// The buffers are allocated ahead and written in place. An append copies only the new positions,
+/// unless a clone of the cache, which shares its buffers, still exists. Sequences may differ in
+/// length, by left padding ([`KvCache::set_left_padding`]) or by [`KvCache::append_ragged`].
 ///
 /// # Ranges
-/// A sketch in codes sets its ranges at its first use after the prefill, however many appends that took.
-/// It sets them again whenever the length has doubled since, and after a truncation to less than half.
-/// In between, keys outside the range of their channel are clamped to its ends.
+/// A sketch in codes sets its ranges at its first use after the prefill, however many appends that
+/// took. It sets them again whenever the length has doubled since, and after a truncation to less
+/// than half. In between, keys outside the range of their channel are clamped to its ends.
 ///
 /// # Sliding window
-/// With a window of W positions ([`KvCacheConfig::window`]), the valid span of a sequence in a decode
-/// step is max(start, end - W) .. end. A method takes everything from this span: scores and their
-/// softmax, the selected positions, the mean of V, and the ranges of the sketch. A step gives the result
-/// of a cache that holds only these positions. With W <= k it is dense attention.
+/// With a window of W positions ([`KvCacheConfig::window`]), the valid span of a sequence in a
+/// decode step is max(start, end - W) .. end. A method takes everything from this span: scores and
+/// their softmax, the selected positions, the mean of V, and the ranges of the sketch. A step gives
+/// the result of a cache that holds only these positions. With W <= k it is dense attention.
 ///
-/// Ranges are then set again after as many appends as positions determined them, at most W. Values that
-/// leave the window are subtracted from the sum of V. The sum is computed again whenever ranges are set,
-/// which bounds its rounding error and removes a NaN. Positions that have left the window stay in the
-/// buffers: a rollback may need them, and memory grows with the length.
+/// Ranges are then set again after as many appends as positions determined them, at most W. Values
+/// that leave the window are subtracted from the sum of V. The sum is computed again whenever
+/// ranges are set, which bounds its rounding error and removes a NaN. Positions that have left the
+/// window stay in the buffers: a rollback may need them, and memory grows with the length.
 ///
 /// # Autodiff
 /// The cache is outside autodiff, also on an autodiff device: its tensors are detached.
@@ -187,8 +187,8 @@ impl KvCache {
     /// ```
     ///
     /// # Errors
-    /// [`SparqError::MissingAttention`] if the method reads received attention and this cache has not
-    /// recorded it, [`SparqError::Value`] if positions have been evicted that the method reads.
+    /// [`SparqError::MissingAttention`] if the method reads received attention and this cache has
+    /// not recorded it, [`SparqError::Value`] if positions have been evicted that the method reads.
     pub fn for_method(&self, method: &Method) -> Result<Self, SparqError> {
         let mut copy = self.clone();
         if method.reads_attention() {

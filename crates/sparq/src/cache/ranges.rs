@@ -6,9 +6,11 @@ use crate::ops::Spans;
 use crate::ops::reference::append as write;
 
 impl KvCache {
-    /// Sets the ranges of a sketch in codes where they are due, and sums the values of a window again.
+    /// Sets the ranges of a sketch in codes where they are due, and sums the values of a window
+    /// again.
     ///
     /// SparQ calls this before it reads the sketch.
+    #[doc(hidden)]
     pub fn refresh_sketch(&mut self) {
         if !self.refreshes() {
             return;
@@ -68,7 +70,8 @@ impl KvCache {
 
     /// Removes from the sum of V the values that have left the window. Only SparQ reads the sum.
     ///
-    /// `one_token`: one token was just appended to every sequence, and the sum is otherwise up to date.
+    /// `one_token`: one token was just appended to every sequence, and the sum is otherwise up to
+    /// date.
     pub(super) fn slide(&mut self, one_token: bool) {
         let Some(window) = self.config.window.filter(|_| self.config.sketch.is_some()) else {
             return;

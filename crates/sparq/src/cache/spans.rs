@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 
-/// The span of valid positions of every sequence: sequence b holds the positions `start[b] .. end[b]`.
+/// The span of valid positions of every sequence: sequence b holds the positions `start[b] ..
+/// end[b]`.
 ///
-/// `start` is the left padding, `end` the length with the padding. All ends are equal in a batch with
-/// left padding, all starts in a batch with a length per sequence.
+/// `start` is the left padding, `end` the length with the padding. All ends are equal in a batch
+/// with left padding, all starts in a batch with a length per sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spans {
     /// First valid position of each sequence.
@@ -80,7 +81,8 @@ impl Spans {
         }
     }
 
-    /// Returns the spans in the form of [`CacheTensors::spans`](crate::ops::CacheTensors), [3, B] in u32.
+    /// Returns the spans in the form of [`CacheTensors::spans`](crate::ops::CacheTensors), [3, B]
+    /// in u32.
     pub(crate) fn to_tensor(&self, device: &Device) -> Tensor<2, Int> {
         let spans: Vec<u32> = self
             .start
@@ -127,7 +129,8 @@ impl Spans {
             .bool_and(self.within(&behind, device).bool_not())
     }
 
-    /// A mask of the positions in `span` that are left padding, [B', 1, T] for the sequences `batch`.
+    /// A mask of the positions in `span` that are left padding, [B', 1, T] for the sequences
+    /// `batch`.
     pub(crate) fn padding(
         &self,
         batch: Range<usize>,

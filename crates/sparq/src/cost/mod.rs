@@ -1,8 +1,8 @@
 //! The cost model: the bytes of a decode step, and the time it takes on a device.
 //!
-//! A decode step does little arithmetic on many bytes, so its time is close to a line: a fixed part, and
-//! the bytes of [`Transfers`] over the memory bandwidth. SparQ has a second slope, since the processor
-//! computes one score per query head and position, and selects among them.
+//! A decode step does little arithmetic on many bytes, so its time is close to a line: a fixed
+//! part, and the bytes of [`Transfers`] over the memory bandwidth. SparQ has a second slope, since
+//! the processor computes one score per query head and position, and selects among them.
 //!
 //! ```text
 //! dense(S) = dense_us + bytes_dense(S) / bandwidth
@@ -50,8 +50,8 @@ impl StepShape {
         }
     }
 
-    /// The scores that SparQ computes per position: one per query head, or one per group that scores as
-    /// one query.
+    /// The scores that SparQ computes per position: one per query head, or one per group that
+    /// scores as one query.
     pub fn scores_per_position(&self, config: &SparqConfig) -> usize {
         let as_one =
             config.group_score == GroupScore::Logits && config.components == Components::AbsSum;
@@ -59,11 +59,12 @@ impl StepShape {
     }
 }
 
-/// The figures that determine a step's time on a device. The [module](mod@crate::cost) has the equations.
+/// The figures that determine a step's time on a device. The [module](mod@crate::cost) has the
+/// equations.
 ///
-/// The defaults fit steps measured on an H100 and on two cores of a server. For other GPUs they follow
-/// from the bandwidth alone. `sparq-bench fit` computes the figures of a device from its result files.
-/// Any field can be set:
+/// The defaults fit steps measured on an H100 and on two cores of a server. For other GPUs they
+/// follow from the bandwidth alone. `sparq-bench fit` computes the figures of a device from its
+/// result files. Any field can be set:
 ///
 /// ```
 /// use sparq::cost::{StepCosts, StepShape};
@@ -82,7 +83,8 @@ impl StepShape {
 pub struct StepCosts {
     /// The fixed part of a dense step in microseconds: launches and latencies.
     pub dense_us: f64,
-    /// The fixed part of a SparQ step in microseconds. It is larger: three stages run one after another.
+    /// The fixed part of a SparQ step in microseconds. It is larger: three stages run one after
+    /// another.
     pub sparq_us: f64,
     /// The bandwidth at which the cache is read, in 10^9 bytes per second.
     pub gb_per_s: f64,
@@ -106,8 +108,8 @@ impl StepCosts {
 
     /// A GPU whose memory is read at `gb_per_s`, for captured steps.
     ///
-    /// Fits the steps measured on an H100: for every measured pair of a dense and a SparQ step it predicts
-    /// the faster one.
+    /// Fits the steps measured on an H100: for every measured pair of a dense and a SparQ step it
+    /// predicts the faster one.
     pub fn gpu(gb_per_s: f64) -> Self {
         Self {
             dense_us: 7.8,
@@ -177,8 +179,8 @@ impl StepCosts {
 
     /// Microseconds of a step of any method at `seq_len` positions.
     ///
-    /// [`Method::Auto`] takes the faster of its two. Methods without kernels count the fixed part of a
-    /// dense step and the time of their bytes, which is a lower bound.
+    /// [`Method::Auto`] takes the faster of its two. Methods without kernels count the fixed part
+    /// of a dense step and the time of their bytes, which is a lower bound.
     pub fn step_us(&self, step: &StepShape, seq_len: usize, method: &Method) -> f64 {
         match method {
             Method::Dense(_) => self.dense_us(step, seq_len),
@@ -191,7 +193,8 @@ impl StepCosts {
         }
     }
 
-    /// Returns the length from which a SparQ step takes no longer than a dense one, at all longer lengths.
+    /// Returns the length from which a SparQ step takes no longer than a dense one, at all longer
+    /// lengths.
     ///
     /// `None` if dense attention stays faster. The length is above top_k.
     pub fn break_even(&self, step: &StepShape, config: &SparqConfig) -> Option<usize> {
@@ -219,7 +222,8 @@ impl StepCosts {
         })
     }
 
-    /// Returns whether a SparQ step at `seq_len` positions is predicted to take no longer than a dense one.
+    /// Returns whether a SparQ step at `seq_len` positions is predicted to take no longer than a
+    /// dense one.
     ///
     /// False up to top_k positions, where both are dense.
     pub fn sparq_pays(&self, step: &StepShape, seq_len: usize, config: &SparqConfig) -> bool {

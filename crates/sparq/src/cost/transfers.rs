@@ -18,9 +18,9 @@ pub struct CacheShape {
 /// Elements and bytes that one decode step moves between memory and processor for one sequence.
 ///
 /// Elements are counted as in the paper (Section 3 and Appendix F): the reads of the cache and the
-/// written K and V rows of the current token, for each KV head. Bytes weigh each element with its width:
-/// the codes of a sketch are narrower than the elements of the cache. The baselines count theirs in
-/// [`Strategy::transfers`](crate::methods::Strategy::transfers).
+/// written K and V rows of the current token, for each KV head. Bytes weigh each element with its
+/// width: the codes of a sketch are narrower than the elements of the cache. The baselines count
+/// theirs in [`Strategy::transfers`](crate::methods::Strategy::transfers).
 ///
 /// ```
 /// use sparq::cost::CacheShape;
@@ -51,7 +51,8 @@ impl Transfers {
         }
     }
 
-    /// The same with this number of codes per KV head, of `bits` or as wide as the cache's elements.
+    /// The same with this number of codes per KV head, of `bits` or as wide as the cache's
+    /// elements.
     pub(crate) fn and_codes(self, shape: &CacheShape, codes: usize, bits: Option<usize>) -> Self {
         let (codes, width) = (
             shape.kv_heads * codes,

@@ -10,10 +10,10 @@ use crate::{KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
 /// SparQ for long caches and dense attention for short ones.
 ///
 /// Each step chooses by the sizes and the length of the cache. As far as [`StepCosts`] knows the
-/// device, no step is slower than dense attention. A growing cache changes from dense to SparQ once,
-/// at [`StepCosts::break_even`]. It holds the sketch from the start. A captured step replays the
-/// method that it was captured with; [`CapturedStep`](crate::CapturedStep) captures the step again
-/// when the choice changes.
+/// device, no step is slower than dense attention. A growing cache changes from dense to SparQ
+/// once, at [`StepCosts::break_even`]. It holds the sketch from the start. A captured step replays
+/// the method that it was captured with; [`CapturedStep`](crate::CapturedStep) captures the step
+/// again when the choice changes.
 ///
 /// ```
 /// use burn::tensor::Device;

@@ -1,7 +1,8 @@
 //! The ways to attend in a decode step, as values of one type, [`Method`].
 //!
-//! Each method is a type in its own file that implements [`Strategy`]. A line in the list at the end of
-//! this file adds the file to the crate, a variant to [`Method`], and its names to the command line.
+//! Each method is a type in its own file that implements [`Strategy`]. A line in the list at the
+//! end of this file adds the file to the crate, a variant to [`Method`], and its names to the
+//! command line.
 
 mod budget;
 mod names;
@@ -77,8 +78,8 @@ pub trait Strategy {
 
     /// Attends with one query per sequence, q [B, H, 1, d] -> [B, H, 1, d].
     ///
-    /// The cache already holds the current token. [`Method::decode`] calls this after it has checked
-    /// that settings, query and cache fit.
+    /// The cache already holds the current token. [`Method::decode`] calls this after it has
+    /// checked that settings, query and cache fit.
     ///
     /// # Errors
     /// If the step cannot be part of a captured graph, or the device fails.
@@ -219,8 +220,8 @@ impl Method {
     /// The cache already holds the current token.
     ///
     /// # Errors
-    /// If q does not fit the cache, the settings do not fit its head_dim, or the cache lacks what the
-    /// method reads.
+    /// If q does not fit the cache, the settings do not fit its head_dim, or the cache lacks what
+    /// the method reads.
     pub fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
         self.check(cache)?;
         cache.check_query(&q)?;

@@ -39,7 +39,10 @@ impl Method {
     /// let dense = Transfers::dense(&shape, 4096).bytes();
     /// for name in Method::names() {
     ///     match Method::for_budget(name, 64, 4096, 1.0 / 8.0) {
-    ///         Ok(method) => assert!(method.transfers(&shape, 4096).bytes() <= dense / 8.0, "{method}"),
+    ///         Ok(method) => {
+    ///             let bytes = method.transfers(&shape, 4096).bytes();
+    ///             assert!(bytes <= dense / 8.0, "{method}");
+    ///         }
     ///         // These read every key.
     ///         Err(_) => assert!(["dense", "flexgen"].contains(&name), "{name}"),
     ///     }
@@ -57,9 +60,11 @@ impl Method {
         Self::named(name)?.at_budget(head_dim, seq_len, ratio)
     }
 
-    /// Returns this method with the largest sizes that move at most `ratio` of dense attention's bytes.
+    /// Returns this method with the largest sizes that move at most `ratio` of dense attention's
+    /// bytes.
     ///
-    /// Bytes are those of a 16-bit cache with `seq_len` positions. Settings other than sizes are kept.
+    /// Bytes are those of a 16-bit cache with `seq_len` positions. Settings other than sizes are
+    /// kept.
     ///
     /// # Errors
     /// [`SparqError::Budget`] if no sizes fit, or if `ratio` is not in (0, 1].
@@ -103,17 +108,20 @@ impl fmt::Display for Method {
     }
 }
 
-/// Reads a name and, after a colon, settings: `h2o`, `h2o:k=64`, `sparq-4bit:r=16,k=128,mean=never`.
+/// Reads a name and, after a colon, settings: `h2o`, `h2o:k=64`,
+/// `sparq-4bit:r=16,k=128,mean=never`.
 ///
-/// Settings that are left out are those of [`Method::named`]. Where k is given, sizes that depend on it
-/// follow: for example, a local window of k/4.
+/// Settings that are left out are those of [`Method::named`]. Where k is given, sizes that depend
+/// on it follow: for example, a local window of k/4.
 ///
 /// ```
 /// use sparq::Method;
 ///
 /// let method: Method = "sparq-4bit:r=16,k=64".parse()?;
-/// let words = "sparq:r=16,k=64,l=16,sketch=4bits,mean=paper,score=probabilities,components=sum-abs";
-/// assert_eq!(method.to_string(), words);
+/// assert_eq!(
+///     method.to_string(),
+///     "sparq:r=16,k=64,l=16,sketch=4bits,mean=paper,score=probabilities,components=sum-abs",
+/// );
 /// let error = "h2o:n=3".parse::<Method>().unwrap_err();
 /// assert_eq!(error.to_string(), "setting of the method: expected one of k, l, found n");
 /// # Ok::<(), sparq::SparqError>(())

@@ -68,7 +68,8 @@ words!(Components { SumAbs = "sum-abs", AbsSum = "abs-sum" });
 ///     .with_group_score(GroupScore::Logits);
 /// assert!(config.validate(128).is_ok());
 /// let error = config.validate(16).unwrap_err();
-/// assert_eq!(error.to_string(), "rank: expected 1 to 16 (the head_dim), found 32; lower the rank");
+/// let expected = "rank: expected 1 to 16 (the head_dim), found 32; lower the rank";
+/// assert_eq!(error.to_string(), expected);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -238,11 +239,11 @@ impl SparqConfig {
 
     /// Takes one decode step that also returns the selected positions and alpha.
     ///
-    /// Unlike [`Method::decode`] it selects at any length, also where k positions are all there are.
+    /// Unlike [`Method::decode`] it selects at any length, also where k positions are all there
+    /// are.
     ///
     /// # Errors
     /// If q does not fit the cache, the settings do not fit its head_dim, or it lacks the sketch.
-    #[doc(hidden)]
     pub fn decode_traced(
         &self,
         q: Tensor<4>,

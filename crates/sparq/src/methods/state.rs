@@ -1,4 +1,5 @@
-//! The state that methods keep with a cache, for example the attention that positions have received.
+//! The state that methods keep with a cache, for example the attention that positions have
+//! received.
 
 use std::any::Any;
 use std::fmt;

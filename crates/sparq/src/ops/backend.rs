@@ -82,8 +82,8 @@ pub enum SketchBuffers<B: Backend> {
 pub enum RotaryBuffers<B: Backend> {
     /// No rotation.
     None,
-    /// The angles of every position up to the cache's capacity; [`Rotary::table`](super::Rotary::table)
-    /// has the shape.
+    /// The angles of every position up to the cache's capacity;
+    /// [`Rotary::table`](super::Rotary::table) has the shape.
     Table(FloatTensor<B>),
 }
 
@@ -97,7 +97,8 @@ pub struct PreparedBuffers<B: Backend> {
     pub cache: CacheBuffers<B>,
 }
 
-/// The result of [`SparqBackend::sparq_decode`]; [`SparqOutput`](super::SparqOutput) has the shapes.
+/// The result of [`SparqBackend::sparq_decode`]; [`SparqOutput`](super::SparqOutput) has the
+/// shapes.
 #[derive(ExtensionType)]
 pub struct SparqOutputBuffers<B: Backend> {
     /// The attention output.
@@ -111,7 +112,8 @@ pub struct SparqOutputBuffers<B: Backend> {
 /// The operations of SparQ that a backend can implement natively.
 ///
 /// Every operation runs the [reference](mod@crate::ops::reference) unless the backend overrides it.
-/// Caches are passed by value and returned, since a backend writes in place only what it owns alone.
+/// Caches are passed by value and returned, since a backend writes in place only what it owns
+/// alone.
 #[backend_extension(
     NdArray: cfg(feature = "ndarray"),
     Flex: cfg(feature = "flex"),
@@ -121,7 +123,8 @@ pub trait SparqBackend: Backend + Primitive {
     /// Appends keys and values [B, H_kv, T, d], the first `counts[b]` of them to sequence b.
     ///
     /// `spans` are those before the append. Updates the sum of V and a full sketch. Writes codes if
-    /// `encode` is set, which needs ranges; otherwise [`SparqBackend::range_sketch`] writes them later.
+    /// `encode` is set, which needs ranges; otherwise [`SparqBackend::range_sketch`] writes them
+    /// later.
     fn append(
         #[extension_type] cache: CacheBuffers<Self>,
         k: FloatTensor<Self>,
@@ -133,10 +136,11 @@ pub trait SparqBackend: Backend + Primitive {
         fallback::append(cache, k, v, spans, counts, encode)
     }
 
-    /// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated query.
+    /// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
+    /// query.
     ///
-    /// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after `spans`, and appends k and
-    /// v [B, H_kv, 1, d]. `encode` as in [`SparqBackend::append`].
+    /// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after `spans`, and appends k
+    /// and v [B, H_kv, 1, d]. `encode` as in [`SparqBackend::append`].
     fn prepare(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

@@ -1,7 +1,7 @@
 //! The operations by the [reference](mod@crate::ops::reference), for any backend.
 //!
-//! `ndarray` runs all of them. The native backends run them for types and sizes that they do not cover.
-//! Primitives become plain tensors and back again, which moves handles and copies no data.
+//! `ndarray` runs all of them. The native backends run them for types and sizes that they do not
+//! cover. Primitives become plain tensors and back again, which moves handles and copies no data.
 
 use burn::backend::tensor::FloatTensor;
 

@@ -145,7 +145,8 @@ pub fn sparq_decode_traced(
     }
 }
 
-/// Returns whether the device runs kernels compiled by CubeCL: a GPU, or a driver that emulates one.
+/// Returns whether the device runs kernels compiled by CubeCL: a GPU, or a driver that emulates
+/// one.
 pub fn has_kernels(device: &Device) -> bool {
     #[cfg(feature = "cube")]
     return device.identity().is_some();
@@ -170,11 +171,12 @@ pub(crate) fn may_have_graphs(tensor: &Tensor<4>) -> bool {
     }
 }
 
-/// Returns whether this thread can capture a step that reads the tensor, as far as the tensor matters.
+/// Returns whether this thread can capture a step that reads the tensor, as far as the tensor
+/// matters.
 ///
-/// Each thread has its own stream of launches. On CUDA and ROCm a launch that reads a tensor of another
-/// thread, for example a weight, is followed by a wait on the host, which aborts a capture. There the
-/// tensor must have been created by this thread.
+/// Each thread has its own stream of launches. On CUDA and ROCm a launch that reads a tensor of
+/// another thread, for example a weight, is followed by a wait on the host, which aborts a capture.
+/// There the tensor must have been created by this thread.
 pub fn can_be_captured<const D: usize>(tensor: &Tensor<D>) -> bool {
     #[cfg(feature = "cube")]
     return tensor

@@ -11,8 +11,8 @@ use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// The V rows of the k positions with the largest exact scores, weighted as in dense attention.
 ///
-/// The weights are not renormalised: the share of the other positions is missing from the output. All
-/// keys are read, so the method cannot move less than half of dense attention's bytes.
+/// The weights are not renormalised: the share of the other positions is missing from the output.
+/// All keys are read, so the method cannot move less than half of dense attention's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FlexGen {

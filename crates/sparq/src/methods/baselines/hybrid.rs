@@ -18,10 +18,10 @@ use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 ///
 /// 1. Selects the r components of the query, with SparQ's temperature tau.
 /// 2. Selects pages of p positions with m positions in all. A page's score is the sum over these
-///    components of max(q_c min_c, q_c max_c) / tau. A group sums the softmax over the pages. The page
-///    of the current token is always selected.
-/// 3. Of these positions and the most recent l, selects the k with the largest q\[i1\] . K\[i1\] / tau.
-///    A group sums the softmax over the m positions.
+///    components of max(q_c min_c, q_c max_c) / tau. A group sums the softmax over the pages. The
+///    page of the current token is always selected.
+/// 3. Of these positions and the most recent l, selects the k with the largest q\[i1\] . K\[i1\] /
+///    tau. A group sums the softmax over the m positions.
 /// 4. Attends to the k positions with renormalised weights.
 ///
 /// Minima and maxima are computed from the keys in every step, and counted as the bytes of reading
@@ -95,8 +95,8 @@ impl Strategy for Hybrid {
 
     /// 2 N r + m r + 2 k d + 5 d elements per head, for N = S / p pages, rounded up.
     ///
-    /// A step writes the key twice, once with its components apart, the value, and the minima and maxima
-    /// of the current page. Up to k positions are read densely.
+    /// A step writes the key twice, once with its components apart, the value, and the minima and
+    /// maxima of the current page. Up to k positions are read densely.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         if seq_len <= self.top_k {
             return Transfers::dense(shape, seq_len);

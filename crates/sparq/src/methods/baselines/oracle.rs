@@ -1,4 +1,5 @@
-//! The oracle: the positions with the largest exact scores, which shows what a perfect selection gains.
+//! The oracle: the positions with the largest exact scores, which shows what a perfect selection
+//! gains.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -9,10 +10,11 @@ use crate::methods::step::Step;
 use crate::methods::{Budget, Dense, Method, Strategy, TOP_K};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
-/// Attention renormalised over the k positions with the largest exact scores, summed over the group.
+/// Attention renormalised over the k positions with the largest exact scores, summed over the
+/// group.
 ///
-/// It is a bound and no usable method: the selection reads all keys. The counted bytes are those of the
-/// k K rows and V rows alone, as if the selection were free.
+/// It is a bound and no usable method: the selection reads all keys. The counted bytes are those of
+/// the k K rows and V rows alone, as if the selection were free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Oracle {

@@ -1,5 +1,5 @@
-//! SparQ with options that the paper leaves open: other temperatures, keys in fewer bits, and scores in
-//! two passes.
+//! SparQ with options that the paper leaves open: other temperatures, keys in fewer bits, and
+//! scores in two passes.
 
 use burn::tensor::{Bool, Int, Tensor};
 use serde::{Deserialize, Serialize};
@@ -75,9 +75,9 @@ const SECOND_PASS: usize = 4;
 /// SparQ in plain tensor operations, with options that the kernels of [`SparqConfig`] do not have.
 ///
 /// It reads keys and no sketch. Every step computes the codes, with ranges over the valid keys, and
-/// counts the bytes of reading stored ones. With a [second rank](Self::second_rank), the S/4 positions
-/// with the largest scores of r components are scored again with more components. The k positions are
-/// selected by the second scores, whose softmax covers the S/4 positions alone.
+/// counts the bytes of reading stored ones. With a [second rank](Self::second_rank), the S/4
+/// positions with the largest scores of r components are scored again with more components. The k
+/// positions are selected by the second scores, whose softmax covers the S/4 positions alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SparqVariant {
@@ -161,8 +161,8 @@ impl SparqVariant {
         seq_len * self.rank + seq_len.div_ceil(SECOND_PASS) * more
     }
 
-    /// Returns the selected components [B, H_kv, r], and the query on them divided by its temperature,
-    /// [B, H_kv, g, r].
+    /// Returns the selected components [B, H_kv, r], and the query on them divided by its
+    /// temperature, [B, H_kv, g, r].
     fn query(&self, step: &Step, rank: usize) -> (Tensor<3, Int>, Tensor<4>) {
         let i1 = select_components(&step.q, &self.config(rank));
         let q1 = step.q.clone().gather(3, expand_heads(i1.clone(), &step.q));
@@ -257,7 +257,8 @@ impl Strategy for SparqVariant {
         at_least("second_rank", self.rank + 1, "more than rank", second)
     }
 
-    /// As [`Transfers::sparq`], with S r + (S/4) (r_2 - r) elements or codes for scores in two passes.
+    /// As [`Transfers::sparq`], with S r + (S/4) (r_2 - r) elements or codes for scores in two
+    /// passes.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         if seq_len <= self.top_k {
             return Transfers::dense(shape, seq_len);
@@ -272,8 +273,8 @@ impl Strategy for SparqVariant {
 
     /// Splits the budget as [`SparqConfig::for_compression`] does.
     ///
-    /// The scores take half, or a quarter with codes of at most 4 bits. With two passes they take half, r
-    /// is at most d/8, and the second rank is 4 r.
+    /// The scores take half, or a quarter with codes of at most 4 bits. With two passes they take
+    /// half, r is at most d/8, and the second rank is 4 r.
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
         let (d, share) = (budget.head_dim, self.keys.score_share());
         let with = |rank: usize, top_k: usize| Self {

@@ -15,9 +15,9 @@ use crate::sketch;
 /// Appends keys and values [B, H_kv, T, d], the first `counts[b]` of them to sequence b.
 ///
 /// `spans` are those before the append. Writes in place if the buffers are not shared. Advances the
-/// spans on the device by `counts`. Adds the values that are not left padding to the sum of V. Writes the
-/// columns of a full sketch. Writes codes, by the current ranges, only if `encode` is set; otherwise
-/// [`range_sketch`] writes them later.
+/// spans on the device by `counts`. Adds the values that are not left padding to the sum of V.
+/// Writes the columns of a full sketch. Writes codes, by the current ranges, only if `encode` is
+/// set; otherwise [`range_sketch`] writes them later.
 ///
 /// # Panics
 /// If the buffers have no room.
@@ -51,7 +51,8 @@ pub fn append(
     })
 }
 
-/// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated query.
+/// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
+/// query.
 ///
 /// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after `spans`. `table` is a rotary
 /// embedding's [`table`](crate::ops::Rotary::table); without one nothing is rotated. Appends k and
@@ -166,8 +167,8 @@ pub fn range_sketch(mut cache: CacheTensors, spans: &Spans, sequence: usize) -> 
 /// Subtracts from the sum of V [B, H_kv, d] the value that the last token pushed out of a window.
 ///
 /// The token was appended to every sequence. Takes V [B, H_kv, S_max, d] and the `spans` after the
-/// append, as [`CacheTensors`] holds them. Writes in place if the sum is not shared. The device computes
-/// the position that leaves, so a captured step can contain this.
+/// append, as [`CacheTensors`] holds them. Writes in place if the sum is not shared. The device
+/// computes the position that leaves, so a captured step can contain this.
 pub fn slide_sum(
     sum: Tensor<3>,
     v: &Tensor<4>,
@@ -190,7 +191,8 @@ pub fn slide_sum(
     overwrite(sum, new)
 }
 
-/// Restricts the `spans` [3, B] of [`CacheTensors`] to the last `window` positions of each sequence.
+/// Restricts the `spans` [3, B] of [`CacheTensors`] to the last `window` positions of each
+/// sequence.
 ///
 /// The device computes it; see [`Spans::last`].
 pub fn last_spans(spans: Tensor<2, Int>, window: usize) -> Tensor<2, Int> {

@@ -1,22 +1,23 @@
 //! SparQ attention in plain tensor operations: the paper's Algorithm 1, on any backend.
 //!
-//! This file is the specification. The `ndarray` backend runs it, and every faster implementation is
-//! tested against it. It is written to be read next to Ribar et al., "SparQ Attention:
+//! This file is the specification. The `ndarray` backend runs it, and every faster implementation
+//! is tested against it. It is written to be read next to Ribar et al., "SparQ Attention:
 //! Bandwidth-Efficient LLM Inference" (ICML 2024), and not to be fast.
 //!
 //! # Notation
 //!
-//! B sequences, H query heads, H_kv KV heads, g = H / H_kv, d the head dimension, S positions, r the
-//! rank, k the number of selected positions. Under a sliding window of W positions, `spans` holds the
-//! spans inside it, max(start, end - W) .. end. Nothing else of a step changes.
+//! B sequences, H query heads, H_kv KV heads, g = H / H_kv, d the head dimension, S positions, r
+//! the rank, k the number of selected positions. Under a sliding window of W positions, `spans`
+//! holds the spans inside it, max(start, end - W) .. end. Nothing else of a step changes.
 //!
 //! # Degenerate input
 //!
-//! - A query head of zeros, or of zeros in the selected components, scores all positions equally. The
-//!   paper's temperature would be 0/0.
+//! - A query head of zeros, or of zeros in the selected components, scores all positions equally.
+//!   The paper's temperature would be 0/0.
 //! - An approximate score of NaN ranks last. An infinite one counts as the largest finite number.
-//! - NaN and infinities in selected keys or values give the result of dense attention: NaN or infinity
-//!   in the output of that head. With the mean value, a NaN in any value reaches every output.
+//! - NaN and infinities in selected keys or values give the result of dense attention: NaN or
+//!   infinity in the output of that head. With the mean value, a NaN in any value reaches every
+//!   output.
 //! - Among equal scores at the border of the k positions, any may be selected.
 //! - A sequence without a valid position gives zeros.
 
@@ -198,8 +199,8 @@ pub fn select_components(q: &Tensor<4>, config: &SparqConfig) -> Tensor<3, Int> 
 
 /// Stage 1: tau, the temperature that corrects for the components left out, [B, H_kv, g, 1].
 ///
-/// If the selected components of a head are all zero, all scores are 0 at any temperature, and the ratio
-/// of the norms is set to 1.
+/// If the selected components of a head are all zero, all scores are 0 at any temperature, and the
+/// ratio of the norms is set to 1.
 pub fn temperature(q: &Tensor<4>, q1: &Tensor<4>) -> Tensor<4> {
     let d = q.dims()[3] as f32;
     let (selected, whole) = (q1.clone().abs().sum_dim(3), q.clone().abs().sum_dim(3));
@@ -208,7 +209,8 @@ pub fn temperature(q: &Tensor<4>, q1: &Tensor<4>) -> Tensor<4> {
     (ratio * d).sqrt()
 }
 
-/// Stage 1: the approximate logits of q1 / tau [B, H_kv, g, r] against the key sketch, [B, H_kv, g, S].
+/// Stage 1: the approximate logits of q1 / tau [B, H_kv, g, r] against the key sketch, [B, H_kv, g,
+/// S].
 ///
 /// A code n stands for the key zero_point + scale n. The term of the zero point is the same at all
 /// positions and cancels in the softmax and in the ranking, so it is left out.
@@ -242,8 +244,8 @@ pub fn approximate_logits(
 
 /// Stage 2: the score by which a group ranks positions, [B, H_kv, 1, S].
 ///
-/// It is the sum of s_hat [B, H_kv, g, S] over the group, or of the logits. The sum of the logits is the
-/// logit of the summed queries `q1`.
+/// It is the sum of s_hat [B, H_kv, g, S] over the group, or of the logits. The sum of the logits
+/// is the logit of the summed queries `q1`.
 pub(crate) fn group_score(
     q1: Tensor<4>,
     s_hat: &Tensor<4>,
@@ -269,7 +271,8 @@ pub fn select_positions(
     top_positions(score.squeeze_dim::<3>(2), spans, config.local_window, k)
 }
 
-/// Returns the k positions with the largest score [B, H_kv, S], always with the last `local_window`.
+/// Returns the k positions with the largest score [B, H_kv, S], always with the last
+/// `local_window`.
 ///
 /// As [`select_positions`].
 pub(crate) fn top_positions(

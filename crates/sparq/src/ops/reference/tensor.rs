@@ -5,7 +5,8 @@ use burn::tensor::{Bool, Int, Tensor};
 
 /// The largest finite score.
 ///
-/// Infinite scores are clamped to it, so that infinities can mark positions to be selected or ruled out.
+/// Infinite scores are clamped to it, so that infinities can mark positions to be selected or ruled
+/// out.
 pub(crate) const LARGEST: f32 = f32::MAX;
 
 /// Softmax over the last dimension of [B, H_kv, g, S] within a mask [B, 1 or H_kv, S].
@@ -58,9 +59,11 @@ pub(crate) fn expand_heads(index: Tensor<3, Int>, like: &Tensor<4>) -> Tensor<4,
     index.unsqueeze_dim::<4>(2).expand([batch, kv_heads, g, n])
 }
 
-/// Takes rows of each batch head's matrix: [B, H_kv, n, m] at `index` [B, H_kv, i] -> [B, H_kv, i, m].
+/// Takes rows of each batch head's matrix: [B, H_kv, n, m] at `index` [B, H_kv, i] -> [B, H_kv, i,
+/// m].
 ///
-/// Selects rows of one long matrix, which copies each as a whole. `gather` needs an index per element.
+/// Selects rows of one long matrix, which copies each as a whole. `gather` needs an index per
+/// element.
 pub(crate) fn take_rows<K: Basic>(matrix: Tensor<4, K>, index: &Tensor<3, Int>) -> Tensor<4, K> {
     let ([batch, heads, n, m], taken) = (matrix.dims(), index.dims()[2]);
     let first = Tensor::<1, Int>::arange(0..(batch * heads) as i64, &index.device()) * n as i64;

@@ -1,4 +1,5 @@
-//! H2O, the heavy-hitter oracle (Zhang et al., 2023): evicts positions that received little attention.
+//! H2O, the heavy-hitter oracle (Zhang et al., 2023): evicts positions that received little
+//! attention.
 
 mod received;
 
@@ -13,15 +14,16 @@ use crate::methods::{Budget, Method, MethodState, Strategy, TOP_K};
 use crate::ops::reference::{finite, softmax, top_positions};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
-/// Attention to k positions: the most recent l, and those that have received the most attention so far.
+/// Attention to k positions: the most recent l, and those that have received the most attention so
+/// far.
 ///
-/// All other positions are evicted and never come back. The score of a position is the attention weight
-/// that it has received from all queries, including those of the dense prefill, averaged over the query
-/// heads of a group. The cache has to record it ([`KvCache::record_attention`]). A step selects before
-/// its query attends: the weights of that query count from the next step on.
+/// All other positions are evicted and never come back. The score of a position is the attention
+/// weight that it has received from all queries, including those of the dense prefill, averaged
+/// over the query heads of a group. The cache has to record it ([`KvCache::record_attention`]). A
+/// step selects before its query attends: the weights of that query count from the next step on.
 ///
-/// Evicted positions stay in the buffers. This shows the effect of H2O on a model's output, but saves
-/// no memory.
+/// Evicted positions stay in the buffers. This shows the effect of H2O on a model's output, but
+/// saves no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct H2o {
@@ -58,7 +60,8 @@ impl Strategy for H2o {
         *self = Self::new(self.top_k);
     }
 
-    /// The current token has received no attention yet. Without a local window it would be evicted first.
+    /// The current token has received no attention yet. Without a local window it would be evicted
+    /// first.
     fn validate(&self, _head_dim: usize) -> Result<(), SparqError> {
         at_least("local_window", 1, "the current token", self.local_window)?;
         at_least("top_k", self.local_window, "the local window", self.top_k)

@@ -75,10 +75,11 @@ impl MethodState for Received {
 impl KvCache {
     /// Starts to record the attention that each position receives.
     ///
-    /// The cache then sums the exact weights of every prefill and of every step. A method that reads the
-    /// sums adds its own weights instead. Recording costs the weights of every query of a prefill, chunk
-    /// by chunk, and those of every step. A rollback keeps what the removed queries have added to the
-    /// remaining positions. A [`CapturedStep`](crate::CapturedStep) on such a cache runs uncaptured.
+    /// The cache then sums the exact weights of every prefill and of every step. A method that
+    /// reads the sums adds its own weights instead. Recording costs the weights of every query of a
+    /// prefill, chunk by chunk, and those of every step. A rollback keeps what the removed queries
+    /// have added to the remaining positions. A [`CapturedStep`](crate::CapturedStep) on such a
+    /// cache runs uncaptured.
     ///
     /// # Errors
     /// [`SparqError::Value`] if the cache is not empty.

@@ -71,8 +71,8 @@ pub(super) fn principal(matrix: &[f32], d: usize, rank: usize) -> Vec<f32> {
     columns(&directions, d)
 }
 
-/// Applies the Jacobi rotation that zeroes the element (p, q) of a symmetric matrix, also to the rows of
-/// `vectors`.
+/// Applies the Jacobi rotation that zeroes the element (p, q) of a symmetric matrix, also to the
+/// rows of `vectors`.
 fn rotate(a: &mut [f64], vectors: &mut [f64], d: usize, p: usize, q: usize) {
     let off = a[p * d + q];
     if off == 0.0 {

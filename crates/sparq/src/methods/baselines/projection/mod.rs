@@ -1,4 +1,5 @@
-//! The ablation of SparQ's components: scores from a projection of queries and keys to r directions.
+//! The ablation of SparQ's components: scores from a projection of queries and keys to r
+//! directions.
 
 mod basis;
 mod state;
@@ -22,15 +23,17 @@ pub enum Directions {
     Random,
     /// The principal directions of the cached keys, for each sequence and KV head.
     ///
-    /// This projection to r dimensions keeps most of the keys' variance. The mean key adds the same to
-    /// every score and is left out. The directions are computed in the first step, and again when the
-    /// length has doubled since.
+    /// This projection to r dimensions keeps most of the keys' variance. The mean key adds the same
+    /// to every score and is left out. The directions are computed in the first step, and again
+    /// when the length has doubled since.
     Principal,
 }
 
-/// Approximate logits (q W) (K W)^T / sqrt(d) for an orthonormal W [d, r], then stages 2 and 3 of SparQ.
+/// Approximate logits (q W) (K W)^T / sqrt(d) for an orthonormal W [d, r], then stages 2 and 3 of
+/// SparQ.
 ///
-/// A real implementation would store the projected keys beside the keys. Here every step computes them.
+/// A real implementation would store the projected keys beside the keys. Here every step computes
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Projection {

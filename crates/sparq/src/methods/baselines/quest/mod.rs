@@ -14,10 +14,11 @@ use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// Attention renormalised over the k/p pages with the largest upper bounds of their scores.
 ///
-/// A page has p positions, counted from the start of the buffers. Its bound takes the minimum and the
-/// maximum of each component c of its keys: no position of the page scores above the sum over c of
-/// max(q_c min_c, q_c max_c). The page of the current token is always selected. Minima and maxima are
-/// computed from the keys in every step, and counted as the bytes of reading stored ones.
+/// A page has p positions, counted from the start of the buffers. Its bound takes the minimum and
+/// the maximum of each component c of its keys: no position of the page scores above the sum over c
+/// of max(q_c min_c, q_c max_c). The page of the current token is always selected. Minima and
+/// maxima are computed from the keys in every step, and counted as the bytes of reading stored
+/// ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quest {

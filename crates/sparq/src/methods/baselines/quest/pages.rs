@@ -56,8 +56,9 @@ impl Pages {
 
     /// Returns the upper bound of a group's score in each page, [B, H_kv, N].
     ///
-    /// The bound of a head of q [B, H_kv, g, d] is the sum over c of max(q_c min_c, q_c max_c), divided
-    /// by `scale` [B, H_kv, g, 1]. The group sums the bounds, or their softmax over the pages.
+    /// The bound of a head of q [B, H_kv, g, d] is the sum over c of max(q_c min_c, q_c max_c),
+    /// divided by `scale` [B, H_kv, g, 1]. The group sums the bounds, or their softmax over the
+    /// pages.
     pub fn scores(&self, q: &Tensor<4>, scale: Tensor<4>, group: GroupScore) -> Tensor<3> {
         let above = q.clone().clamp_min(0.0);
         let below = q.clone().clamp_max(0.0);
@@ -71,7 +72,8 @@ impl Pages {
         finite(scores.sum_dim(2).squeeze_dim::<3>(2))
     }
 
-    /// Returns the positions [B, H_kv, S] of the `count` pages with the largest scores [B, H_kv, N].
+    /// Returns the positions [B, H_kv, S] of the `count` pages with the largest scores [B, H_kv,
+    /// N].
     ///
     /// The page of the current token is always among them.
     pub fn select(&self, step: &Step, scores: Tensor<3>, count: usize) -> Tensor<3, Bool> {
@@ -97,7 +99,8 @@ impl Pages {
         let first = (selected * self.page_size as i64).unsqueeze_dim::<4>(3);
         let positions = first.expand(shape) + offset.expand(shape);
         let positions = positions.reshape([batch, kv_heads, shape[2] * shape[3]]);
-        // The last page may extend past S. Its surplus maps to the last position, which it contains.
+        // The last page may extend past S. Its surplus maps to the last position, which it
+        // contains.
         step.mask(positions.clamp_max(step.seq_len() as i64 - 1))
     }
 }

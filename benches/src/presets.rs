@@ -3,7 +3,8 @@
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use sparq::{Components, GroupScore, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore};
+use sparq::{Sketch, SparqConfig};
 
 use sparq_measure::attention::{Case, Scope};
 use sparq_measure::shape::{CacheType, Shape};

@@ -1,7 +1,8 @@
 //! The interface of a language model: [`CausalLm`], its [`ModelCache`] and [`CapturedLm`].
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::{CacheMemory, CapturedStep, KvCache, Method, SparqError};
+use sparq::cost::CacheMemory;
+use sparq::{CapturedStep, KvCache, Method, SparqError};
 
 /// A decoder-only language model.
 ///
@@ -80,7 +81,7 @@ pub trait CausalLm: Send + Sync {
     /// false.
     ///
     /// Such a step uploads nothing, downloads nothing, changes only the cache and reads only
-    /// tensors that a capture [may read](sparq::ops::can_be_recorded).
+    /// tensors that a capture [may read](sparq::ops::can_be_captured).
     fn is_capturable(&self) -> bool {
         false
     }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use sparq::{Components, GroupScore, Sketch};
+use sparq::Sketch;
+use sparq::methods::{Components, GroupScore};
 use sparq_device::DeviceChoice;
 use sparq_measure::attention::{self, Case, Row, Run, Scope, Setup};
 use sparq_measure::memory::DeviceMemory;

@@ -3,7 +3,8 @@
 use anyhow::Result;
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
-use sparq::{Auto, Components, GroupScore, MeanValue, Method, Sketch, SparqConfig};
+use sparq::methods::{Auto, Components, GroupScore, MeanValue};
+use sparq::{Method, Sketch, SparqConfig};
 
 use crate::args::named;
 use crate::model::Description;

@@ -51,7 +51,8 @@ pub fn embedded_cases() -> Result<Vec<Case>, ConformanceError> {
 
 #[cfg(test)]
 mod tests {
-    use sparq::{Components, GroupScore, MeanValue, Sketch};
+    use sparq::Sketch;
+    use sparq::methods::{Components, GroupScore, MeanValue};
 
     use super::{FILES, embedded_cases};
     use crate::Case;

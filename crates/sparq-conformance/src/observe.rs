@@ -2,7 +2,8 @@
 
 use burn::tensor::kind::Basic;
 use burn::tensor::{DType, Device, Element, FloatDType, Int, Tensor, TensorData};
-use sparq::{KvCache, KvCacheConfig, Method, SketchTensors, reference, sketch};
+use sparq::ops::{SketchTensors, sketch};
+use sparq::{KvCache, KvCacheConfig, Method, reference};
 
 use crate::case::ExpectedSketch;
 use crate::float64::Selections;
@@ -50,7 +51,7 @@ pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result
     let sketch = coded(case, &cache)?;
     let host = reference_device(device);
     let tensors = cache.tensors().clone().to_device(&host);
-    let trace = reference::sparq_decode(q.to_device(&host), &tensors, cache.rows(), &case.config);
+    let trace = reference::sparq_decode(q.to_device(&host), &tensors, cache.spans(), &case.config);
     Ok(Observed {
         selections: Selections {
             components: components(case, trace.components)?,
@@ -87,18 +88,15 @@ fn reference_device(device: &Device) -> Device {
 
 /// Returns a cache that holds the keys and values of the case.
 fn fill(case: &Case, device: &Device, dtype: FloatDType) -> Result<KvCache, sparq::SparqError> {
-    let mut cache = KvCache::new(
-        &KvCacheConfig {
-            batch: case.problem.batch,
-            kv_heads: case.problem.n_kv_heads,
-            head_dim: case.problem.head_dim,
-            capacity: case.problem.seq,
-            dtype,
-            sketch: Some(case.config.sketch),
-            window: None,
-        },
-        device,
-    )?;
+    let mut cache = KvCacheConfig::new(
+        case.problem.batch,
+        case.problem.n_kv_heads,
+        case.problem.head_dim,
+    )
+    .with_capacity(case.problem.seq)
+    .with_dtype(dtype)
+    .with_sketch(Some(case.config.sketch))
+    .init(device)?;
     cache.set_left_padding(&case.left_padding)?;
     let (k, v) = (&case.inputs.k, &case.inputs.v);
     cache.append(tensor::<4>(k, device), tensor::<4>(v, device))?;
@@ -110,8 +108,8 @@ fn coded(case: &Case, cache: &KvCache) -> Result<Option<ExpectedSketch>, String>
     let SketchTensors::Codes {
         bits,
         codes,
-        lo,
-        step,
+        zero_point: lo,
+        scale: step,
     } = cache.tensors().sketch.clone()
     else {
         return Ok(None);

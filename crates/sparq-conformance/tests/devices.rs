@@ -102,7 +102,7 @@ fn reports_count_and_name_their_outcomes() {
     let cases = all_cases();
     for device in devices() {
         let mut two = cases[..2].to_vec();
-        two[1].config.mean_value = sparq::MeanValue::Always;
+        two[1].config.mean_value = sparq::methods::MeanValue::Always;
         let mut seen = Vec::new();
         let report = run_all(&two, &device, FloatDType::F32, |outcome| {
             seen.push(outcome.name.clone());

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use sparq::{CacheShape, Method, SparqError, Transfers};
+use sparq::cost::CacheShape;
+use sparq::{Method, SparqError, Transfers};
 
 use crate::summary::REFERENCE;
 

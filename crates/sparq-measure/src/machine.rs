@@ -7,7 +7,8 @@
 use anyhow::{Context, Result, bail};
 use burn::nn::Linear;
 use burn::tensor::{DType, Distribution, FloatDType, Tensor};
-use sparq::{Components, GroupScore, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore};
+use sparq::{Sketch, SparqConfig};
 use sparq_device::DeviceChoice;
 use sparq_plan::{Machine, ModelShape};
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
-use sparq::CacheShape;
+use sparq::cost::CacheShape;
 use sparq::cost::StepShape;
 
 /// One decode step: q [B, H, 1, d] on a cache of K and V [B, H_kv, S, d].

@@ -1,7 +1,8 @@
 //! The sizes of a model that determine the cost of a step: [`ModelShape`].
 
 use serde::Serialize;
-use sparq::{CacheShape, Method, Sketch, Transfers};
+use sparq::cost::CacheShape;
+use sparq::{Method, Sketch, Transfers};
 use sparq_models::DecoderConfig;
 use sparq_models::config::{MlpKeys, NormKind};
 

@@ -1,7 +1,8 @@
 //! The arithmetic and the bytes of a step: [`Work`].
 
 use serde::Serialize;
-use sparq::{CacheShape, Method};
+use sparq::Method;
+use sparq::cost::CacheShape;
 
 use crate::{Machine, Setup};
 

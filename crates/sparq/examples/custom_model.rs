@@ -13,9 +13,10 @@ use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, FloatDType, Int, Tensor};
+use sparq::cost::CacheShape;
 use sparq::{
-    CacheShape, KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig,
-    SparqConfig, SparqError,
+    KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig, SparqConfig,
+    SparqError,
 };
 
 const VOCABULARY: usize = 256;
@@ -125,12 +126,10 @@ impl Model {
         device: &Device,
     ) -> Result<Vec<i64>, SparqError> {
         let cache = |block: &Block| {
-            KvCache::new(
-                &block
-                    .attention
-                    .cache_config(1, PROMPT + NEW_TOKENS, FloatDType::F32, method),
-                device,
-            )
+            block
+                .attention
+                .cache_config(1, PROMPT + NEW_TOKENS, FloatDType::F32, method)
+                .init(device)
         };
         let mut caches: Vec<KvCache> = self.blocks.iter().map(cache).collect::<Result<_, _>>()?;
         let mut tokens = vec![self.next(prompt, &mut caches, None)?];

@@ -9,7 +9,7 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use sparq::{KvCache, Method, SparqAttention, SparqAttentionConfig, SparqConfig, SparqError};
+use sparq::{Method, SparqAttention, SparqAttentionConfig, SparqConfig, SparqError};
 
 const D_MODEL: usize = 128;
 const HEADS: usize = 4;
@@ -68,7 +68,7 @@ fn last_step(
 ) -> Result<Tensor<3>, SparqError> {
     let [batch, len, _] = x.dims();
     let config = attention.cache_config(batch, len, FloatDType::F32, method);
-    let mut cache = KvCache::new(&config, &x.device())?;
+    let mut cache = config.init(&x.device())?;
     attention.forward(x.clone().slice_dim(1, 0..len - 1), Some(&mut cache))?;
     attention.decode(x.clone().slice_dim(1, len - 1..len), &mut cache, method)
 }

@@ -1,4 +1,4 @@
-//! What can go wrong on a user's input.
+//! The errors of this crate.
 
 /// An input that this crate refuses. Broken invariants panic instead.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -6,25 +6,26 @@ pub enum SparqError {
     /// A hyper-parameter is out of its range.
     #[error("{field}: expected {expected}, found {found}; {advice}")]
     Config {
-        /// The field of [`SparqConfig`](crate::SparqConfig).
+        /// The field of the configuration, for example of [`SparqConfig`](crate::SparqConfig).
         field: &'static str,
-        /// What is allowed.
+        /// The values allowed.
         expected: String,
-        /// What was given.
+        /// The value given.
         found: usize,
-        /// What to change.
+        /// The change that makes it valid.
         advice: &'static str,
     },
-    /// No pair (r, k) fits a budget.
+    /// No rank and top_k fit a budget.
     #[error(
-        "no rank and top_k read as little as {ratio} of dense attention's bytes at {seq_len} positions of head_dim {head_dim}; expected a ratio in (0, 1] that leaves room for r = 1 and k = 1"
+        "no rank and top_k fit in {ratio} of dense attention's bytes at {seq_len} positions of head_dim \
+         {head_dim}; expected a ratio in (0, 1] that allows at least rank 1 and top_k 1"
     )]
     Budget {
         /// The model's head_dim.
         head_dim: usize,
-        /// The number of positions asked for.
+        /// The number of positions.
         seq_len: usize,
-        /// The share of dense attention's bytes asked for.
+        /// The requested share of dense attention's bytes.
         ratio: f64,
     },
     /// A tensor does not have the shape that a cache or module expects.
@@ -32,67 +33,85 @@ pub enum SparqError {
     Shape {
         /// The argument.
         what: &'static str,
-        /// The expected shape; 0 stands for any size.
+        /// The expected shape. 0 stands for any size.
         expected: Vec<usize>,
         /// The shape given.
         found: Vec<usize>,
     },
-    /// A value out of its range, or paddings and lengths that do not fit the batch or the cache.
+    /// A value is out of its range, or paddings and lengths do not fit the batch or the cache.
     #[error("{what}: expected {expected}, found {found}")]
     Value {
         /// The argument.
         what: &'static str,
-        /// What is allowed.
+        /// The values allowed.
         expected: String,
-        /// What was given.
+        /// The value given.
         found: String,
     },
-    /// A method needs a part of the cache that this cache was made without.
+    /// A method reads a key sketch that the cache does not hold.
     #[error(
-        "the cache holds {found} as key sketch, but the method {method} needs {expected}; make the cache for that method"
+        "the method {method} needs {expected} as key sketch, but the cache holds {found}; create the \
+         cache for this method"
     )]
     MissingSketch {
         /// The method's name.
         method: &'static str,
-        /// The sketch that it reads.
+        /// The sketch that the method reads.
         expected: String,
-        /// What the cache has.
+        /// The sketch of the cache.
         found: String,
     },
-    /// A method needs the attention that positions have received, which this cache does not record.
+    /// A method reads the attention received by each position, which the cache does not record.
     #[error(
-        "the method {method} reads the attention that each position has received; call KvCache::record_attention before the prefill"
+        "the method {method} reads the attention that each position has received; call \
+         KvCache::record_attention before the prefill"
     )]
     MissingAttention {
         /// The method's name.
         method: &'static str,
     },
-    /// The device can't hold a cache or module of this type.
-    #[error("dtype: {device} can't compute in {dtype}; choose one of {supported}")]
+    /// The device does not support the type of a cache or module.
+    #[error("dtype: {device} does not support {dtype}; choose one of {supported}")]
     Dtype {
         /// The device.
         device: String,
-        /// The type asked for.
+        /// The requested type.
         dtype: String,
-        /// What the device can do.
+        /// The types that the device supports.
         supported: String,
     },
-    /// The device could not hand over a result that the host needs.
-    #[error("the device could not hand over a result: {reason}")]
+    /// A result could not be read back from the device.
+    #[error("failed to read a result from the device: {reason}")]
     Device {
-        /// What the device says.
+        /// The device's error.
         reason: String,
     },
-    /// A decode step does something that can't be replayed as a part of a recorded graph.
-    #[error("captured step: {what} can't be recorded; run the step without capture")]
+    /// A decode step contains an operation that cannot be part of a captured graph.
+    #[error("captured step: {what} can't be captured; run the step without capture")]
     NotCapturable {
-        /// What it does.
+        /// The operation.
         what: &'static str,
     },
-    /// The device refused to record or to replay a decode step; what the step's buffers hold is lost.
-    #[error("captured step: the device refused ({reason}); run the step without capture")]
+    /// The device failed to capture or to replay a decode step. The contents of its buffers are
+    /// lost.
+    #[error("captured step: the device failed ({reason}); run the step without capture")]
     Capture {
-        /// What the device says.
+        /// The device's error.
         reason: String,
     },
+}
+
+impl SparqError {
+    /// [`SparqError::Value`] of these parts.
+    pub(crate) fn value(
+        what: &'static str,
+        expected: impl Into<String>,
+        found: impl ToString,
+    ) -> Self {
+        SparqError::Value {
+            what,
+            expected: expected.into(),
+            found: found.to_string(),
+        }
+    }
 }

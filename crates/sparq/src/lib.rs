@@ -1,70 +1,102 @@
-//! SparQ attention (Ribar et al., "SparQ Attention: Bandwidth-Efficient LLM Inference", ICML 2024) for [burn](https://burn.dev).
+//! SparQ attention for [burn](https://burn.dev): decode steps that read a fraction of the KV cache.
 //!
-//! A decode step of a language model reads its whole KV cache to write one token. SparQ reads a fraction of it: r components of every key give approximate
-//! scores, and the k positions with the best scores are attended to exactly. Nothing is trained and nothing is evicted.
+//! A decode step of a language model reads its whole KV cache to generate one token. SparQ (Ribar
+//! et al., "SparQ Attention: Bandwidth-Efficient LLM Inference", ICML 2024) reads r of the d
+//! components of every key and the complete keys and values of k positions. It trains nothing and
+//! evicts nothing.
 //!
-//! The data flows one way: [`SparqAttention`] projects and rotates, a [`KvCache`] holds keys, values and the *key sketch* (the copy of K that scores are
-//! read from, in the cache's type or in 8 or 4 bits), a [`Method`] attends, and the [`op`] module carries the step to the backend. The module
-//! [`reference`](mod@reference) is the algorithm in plain tensor operations, next to which the paper can be read.
+//! ```text
+//!                       query q, d components                             elements read
+//!                               |
+//! 1  approximate scores         |  select the r largest components
+//!                               v
+//!      key sketch, r of d  ->  s_hat = softmax(q[i1] . K[i1] / tau)       S r
+//!                               |
+//! 2  top-k selection            |  select the k largest scores, which
+//!                               v  sum to alpha
+//!                              i2, k of S positions
+//!                               |
+//! 3  exact attention            v
+//!      K and V rows of i2  ->  y = softmax(q . K[i2] / sqrt(d)) . V[i2]   2 k d
+//!                              output = alpha y + (1 - alpha) mean(V)
+//! ```
+//!
+//! All of this happens per KV head over S positions. The key sketch is a copy of K with contiguous
+//! positions, in full or in codes of 8 or 4 bits. The l most recent positions are always selected.
+//!
+//! Dense attention reads 2 S d elements. With d = 128, r = 32 and k = 128, SparQ reads about an
+//! eighth of that over long contexts.
+//!
+//! # Example
 //!
 //! ```
-//! use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-//! use sparq::{KvCache, KvCacheConfig, Method, SparqConfig};
+//! use burn::tensor::{Device, Distribution, Tensor};
+//! use sparq::{Method, SparqAttentionConfig, SparqConfig};
 //!
 //! let device = Device::default();
-//! let method = Method::from(SparqConfig::new(16, 32)); // r = 16, k = 32
-//! let mut cache = KvCache::new(
-//!     &KvCacheConfig { batch: 1, kv_heads: 2, head_dim: 64, capacity: 256, dtype: FloatDType::F32, sketch: method.sketch(), window: None },
-//!     &device,
-//! )?;
-//! let random = |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device);
-//! cache.append(random([1, 2, 200, 64]), random([1, 2, 200, 64]))?;
-//! let output = method.decode(random([1, 8, 1, 64]), &mut cache)?;
-//! assert_eq!(output.dims(), [1, 8, 1, 64]);
+//! // Inputs of 64 elements, 4 query heads, 2 KV heads, head_dim 16.
+//! let attention = SparqAttentionConfig::new(64, 4, 2, 16).init(&device)?;
+//! let method = Method::from(SparqConfig::new(4, 12)); // r = 4, k = 12
+//! let mut cache = attention.new_cache(1, 64, &method)?;
+//!
+//! let prompt = Tensor::<3>::random([1, 40, 64], Distribution::Default, &device);
+//! attention.forward(prompt, Some(&mut cache))?; // prefill with dense attention
+//! let token = Tensor::<3>::random([1, 1, 64], Distribution::Default, &device);
+//! let output = attention.decode(token, &mut cache, &method)?; // one decode step
+//! assert_eq!((output.dims(), cache.len()), ([1, 1, 64], 41));
 //! # Ok::<(), sparq::SparqError>(())
 //! ```
+//!
+//! # Map
+//!
+//! Data flows one way:
+//!
+//! 1. [`SparqAttention`] projects its input and rotates queries and keys.
+//! 2. [`KvCache`] holds keys, values and the key sketch in the form that [`Sketch`] names.
+//! 3. [`Method`] attends: dense, SparQ or a baseline of [`methods`].
+//! 4. [`ops`] carries the step to the backend.
+//!
+//! [`reference`](mod@reference) is the algorithm in plain tensor operations, in the order of the
+//! paper. [`cost`] counts the bytes of a step and predicts its time. [`CapturedStep`] replays a
+//! decode step as one graph of GPU launches.
 //!
 //! # Features
 //!
 //! | feature | |
 //! |---|---|
 //! | `flex` (default) | burn's CPU backend, with a native implementation of the operations |
-//! | `ndarray` | burn's older CPU backend, on which the operations are those of [`reference`](mod@reference) |
+//! | `ndarray` | burn's older CPU backend, which runs the [`reference`](mod@reference) |
 //! | `cuda`, `vulkan`, `wgpu`, `metal`, `rocm` | GPUs, with the kernels of this crate |
-//! | `cube` | those kernels; comes with any of the five |
+//! | `cube` | the kernels alone; each of the five GPU features enables it |
 //! | `autodiff` | training: [`SparqAttention::forward`] without a cache is differentiable |
 //!
-//! Several may be on: `Device::default()` takes the first that there is, and `BURN_DEVICE` names another. Without any of them there is no device. `cuda` and `rocm` link
-//! `cubecl-llvm`, whose build downloads a toolchain that these kernels, compiled by NVRTC and HIPRTC, do not use; the workspace of this crate has a stand-in for it under
-//! `[patch.crates-io]`, which a program that depends on the crate can copy.
+//! Several features can be enabled together. `Device::default()` takes the first device that is
+//! available, and `BURN_DEVICE` names another. Without any backend feature there is no device.
+//!
+//! `cuda` and `rocm` link `cubecl-llvm`, whose build downloads a toolchain. The kernels are
+//! compiled by NVRTC and HIPRTC and do not use it. The workspace of this crate replaces it by a
+//! stand-in under `[patch.crates-io]`, which a dependent program can copy.
 #![deny(missing_docs)]
 
 mod attention;
 mod backends;
 mod cache;
-mod config;
 pub mod cost;
 mod error;
 mod graph;
 pub mod methods;
 pub mod ops;
-pub mod sketch;
+mod sketch;
 
-pub use attention::rotary::{Rotary, RotaryConfig, RotaryScaling};
+pub use attention::rotary::RotaryConfig;
 pub use attention::{SparqAttention, SparqAttentionConfig};
-pub use cache::buffers::{CacheTensors, SketchTensors};
-pub use cache::spans::RowSpans;
-pub use cache::{CacheMemory, KvCache, KvCacheConfig};
-pub use config::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
-pub use cost::transfers::{CacheShape, Transfers};
+pub use cache::{KvCache, KvCacheConfig};
+pub use cost::Transfers;
 pub use error::SparqError;
-pub use graph::{CapturedStep, StepTensors};
-pub use methods::baselines::{
-    Directions, ExactTopK, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Oracle, Projection,
-    Quest, SparqVariant, Temperature,
-};
-pub use methods::{Auto, Budget, Dense, Method, Setting, Settings, Strategy};
+pub use graph::CapturedStep;
+pub use methods::{Method, SparqConfig};
 pub use ops::reference;
+pub use sketch::Sketch;
 
 /// The code of the README.
 #[cfg(doctest)]

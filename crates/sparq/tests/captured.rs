@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use common::{Noise, devices, max_difference, method_for, new_cache};
-use sparq::ops::can_be_recorded;
+use sparq::ops::can_be_captured;
 use sparq::{
     CapturedStep, KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig,
     SparqConfig, SparqError,
@@ -133,8 +133,8 @@ fn compare(method: Method, batch: usize, steps: usize, device: &Device) -> usize
         replays += usize::from(captured.is_captured());
         let [first, second] = captured.state();
         assert_eq!(
-            [first.rows(), second.rows()],
-            [caches[0].rows(), caches[1].rows()]
+            [first.spans(), second.spans()],
+            [caches[0].spans(), caches[1].spans()]
         );
         assert_eq!(first.capacity(), caches[0].capacity());
     }
@@ -299,7 +299,7 @@ fn another_thread_can_capture() {
         let captured = std::thread::scope(|scope| {
             let run = scope.spawn(|| {
                 let own = steps(&Layers::new(&device));
-                match can_be_recorded(&others.weight()) {
+                match can_be_captured(&others.weight()) {
                     true => own && steps(&others),
                     false => own,
                 }

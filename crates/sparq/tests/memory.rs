@@ -93,7 +93,7 @@ fn append_writes_in_place() {
                 let prefill = noise.tensor([2, kv_heads, 1000, head_dim], &device);
                 let counts = if ragged { [1000, 700] } else { [1000, 1000] };
                 cache
-                    .append_rows(prefill.clone(), prefill, &counts)
+                    .append_ragged(prefill.clone(), prefill, &counts)
                     .unwrap();
                 let token = noise.tensor([2, kv_heads, 1, head_dim], &device);
                 let q = noise.tensor([2, 4, 1, head_dim], &device);

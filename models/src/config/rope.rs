@@ -1,6 +1,7 @@
 //! The RoPE parameters of `config.json`, in the older and the newer form.
 
-use sparq::{RotaryConfig, RotaryScaling};
+use sparq::RotaryConfig;
+use sparq::ops::RotaryScaling;
 
 use super::{ConfigError, fields::Fields};
 

@@ -3,7 +3,8 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
-use sparq::{KvCache, Method, Rotary, SparqAttention, SparqError};
+use sparq::ops::Rotary;
+use sparq::{KvCache, Method, SparqAttention, SparqError};
 
 use super::mlp::Mlp;
 use super::norm::Norm;

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::{KvCache, Method, SparqError};
+use sparq::{Method, SparqError};
 
 use super::DecoderConfig;
 use super::layer::Layer;
@@ -225,7 +225,7 @@ impl CausalLm for Decoder {
         let cache = |(index, layer): (usize, &Layer)| {
             let method = self.method_of(index, method);
             let config = layer.attention.cache_config(batch, capacity, dtype, method);
-            let mut cache = KvCache::new(&config, &device)?;
+            let mut cache = config.init(&device)?;
             if method.reads_attention() {
                 cache.record_attention()?;
             }
@@ -257,7 +257,7 @@ impl CausalLm for Decoder {
 
     fn is_capturable(&self) -> bool {
         // One thread loads all weights, so one of them answers for all.
-        sparq::ops::can_be_recorded(&self.embed.weight.val())
+        sparq::ops::can_be_captured(&self.embed.weight.val())
     }
 }
 

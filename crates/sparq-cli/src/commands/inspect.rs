@@ -3,7 +3,9 @@
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
-use sparq::{CacheShape, GroupScore, MeanValue, Sketch, SparqConfig, Transfers};
+use sparq::cost::CacheShape;
+use sparq::methods::{GroupScore, MeanValue};
+use sparq::{Sketch, SparqConfig, Transfers};
 use sparq_output::numbers;
 use sparq_output::table::Table;
 

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use sparq::{Components, GroupScore, SparqConfig};
+use sparq::SparqConfig;
+use sparq::methods::{Components, GroupScore};
 
 /// The inputs of a decode step for one batch head.
 #[derive(Clone)]

@@ -5,7 +5,8 @@
 //! of their logits. Masked positions rank last, and fill up the selection if there are too few
 //! valid ones.
 
-use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::{Sketch, SparqConfig};
 
 use super::Reader;
 use crate::case::{Expected, Kind};

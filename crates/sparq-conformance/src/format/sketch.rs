@@ -3,7 +3,8 @@
 //! As in the paper, top_k and local_window count the current token. Nothing is masked, and the
 //! ranges of the codes cover all positions.
 
-use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::{Sketch, SparqConfig};
 
 use super::Reader;
 use crate::case::{Expected, ExpectedSketch, Kind};

@@ -2,7 +2,7 @@
 //! device. Three of its heads are judged.
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig};
+use sparq::{KvCacheConfig, Method, Sketch, SparqConfig};
 
 use super::rng::Rng;
 use super::session::{floats, part, positions};
@@ -52,16 +52,11 @@ impl Huge {
         let problem = &self.problem;
         let (heads, d, seq) = (problem.n_kv_heads, problem.head_dim, problem.seq);
         let error = |error: sparq::SparqError| error.to_string();
-        let config = KvCacheConfig {
-            batch: 1,
-            kv_heads: heads,
-            head_dim: d,
-            capacity: seq,
-            dtype: self.dtype,
-            sketch: Some(self.config.sketch),
-            window: None,
-        };
-        let mut cache = KvCache::new(&config, device).map_err(error)?;
+        let config = KvCacheConfig::new(1, heads, d)
+            .with_capacity(seq)
+            .with_dtype(self.dtype)
+            .with_sketch(Some(self.config.sketch));
+        let mut cache = config.init(device).map_err(error)?;
         let judged = [0, rng.below(heads), heads - 1];
         let mut keys = judged.map(|_| Vec::with_capacity(seq * d));
         let mut values = keys.clone();

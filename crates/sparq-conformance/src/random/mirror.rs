@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use sparq::{RowSpans, Sketch, SparqConfig};
+use sparq::ops::Spans;
+use sparq::{Sketch, SparqConfig};
 
 use crate::Problem;
 use crate::float64::stages::HeadInput;
@@ -19,7 +20,7 @@ pub(super) struct Mirror {
     /// Values, likewise.
     v: Vec<f32>,
     /// The spans of valid positions.
-    pub(super) spans: RowSpans,
+    pub(super) spans: Spans,
     /// The highest code, if the sketch has codes.
     pub(super) levels: Option<f32>,
     /// The number of valid positions of each sequence when its ranges were set, or 0 if they are
@@ -34,7 +35,7 @@ impl Mirror {
     pub(super) fn new(problem: &Problem, sketch: Sketch, padding: &[usize]) -> Self {
         let heads = problem.batch * problem.n_kv_heads;
         let size = heads * problem.seq * problem.head_dim;
-        let mut spans = RowSpans::empty(problem.batch);
+        let mut spans = Spans::empty(problem.batch);
         spans.start = padding.to_vec();
         Self {
             kv_heads: problem.n_kv_heads,

@@ -1,7 +1,8 @@
 //! The plan of a random case.
 
 use burn::tensor::FloatDType;
-use sparq::{Components, GroupScore, MeanValue, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::{Sketch, SparqConfig};
 
 use super::Size;
 use super::content::Content;

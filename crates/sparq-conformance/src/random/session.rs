@@ -4,7 +4,8 @@ use std::num::NonZero;
 use std::thread::available_parallelism;
 
 use burn::tensor::{Device, Float, FloatDType, Int, Tensor};
-use sparq::{KvCache, KvCacheConfig, Method, SketchTensors, sketch};
+use sparq::ops::{SketchTensors, sketch};
+use sparq::{KvCache, KvCacheConfig, Method};
 
 use super::layout::Layout;
 use super::mirror::Mirror;
@@ -30,16 +31,11 @@ struct Session<'p> {
 /// Describes the first wrong result and its operation.
 pub(super) fn run(plan: &Plan, rng: &mut Rng, device: &Device) -> Result<Worst, String> {
     let problem = &plan.problem;
-    let config = KvCacheConfig {
-        batch: problem.batch,
-        kv_heads: problem.n_kv_heads,
-        head_dim: problem.head_dim,
-        capacity: plan.capacity,
-        dtype: plan.dtype,
-        sketch: Some(plan.config.sketch),
-        window: None,
-    };
-    let cache = KvCache::new(&config, device).and_then(|mut cache| {
+    let config = KvCacheConfig::new(problem.batch, problem.n_kv_heads, problem.head_dim)
+        .with_capacity(plan.capacity)
+        .with_dtype(plan.dtype)
+        .with_sketch(Some(plan.config.sketch));
+    let cache = config.init(device).and_then(|mut cache| {
         cache.set_left_padding(&plan.padding)?;
         Ok(cache)
     });
@@ -124,7 +120,7 @@ impl Session<'_> {
             layout.tensor(values, shape, self.plan.input, &self.device)
         });
         let [keys, values] = tensors;
-        let appended = self.cache.append_rows(keys, values, counts);
+        let appended = self.cache.append_ragged(keys, values, counts);
         appended.map_err(|error| error.to_string())?;
         self.round(&mut k, self.plan.dtype)?;
         self.round(&mut v, self.plan.dtype)?;
@@ -299,8 +295,8 @@ impl Session<'_> {
         let SketchTensors::Codes {
             bits,
             codes,
-            lo,
-            step,
+            zero_point: lo,
+            scale: step,
         } = self.cache.tensors().sketch.clone()
         else {
             return Ok(None);

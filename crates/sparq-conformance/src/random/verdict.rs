@@ -5,7 +5,7 @@
 //! The bounds are proportional to the terms of the sums, so they hold for huge and tiny numbers.
 
 use burn::tensor::FloatDType;
-use sparq::GroupScore;
+use sparq::methods::GroupScore;
 
 use crate::float64::stages::{Approximation, Codes, HeadInput, softmax};
 

@@ -3,7 +3,8 @@
 
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
 use serde::{Deserialize, Serialize};
-use sparq::{CacheShape, KvCache, Method, SparqError, Transfers};
+use sparq::cost::CacheShape;
+use sparq::{KvCache, Method, SparqError, Transfers};
 use sparq_models::{CausalLm, ModelCache};
 use sparq_output::charts::{PositionPlot, Row};
 use sparq_output::numbers;
@@ -212,7 +213,8 @@ fn positions(
             let latest = len - (method.top_k - method.first);
             Ok((first..first + method.first).chain(latest..len).collect())
         }
-        Method::Oracle(sparq::Oracle { top_k }) | Method::FlexGen(sparq::FlexGen { top_k }) => {
+        Method::Oracle(sparq::methods::baselines::Oracle { top_k })
+        | Method::FlexGen(sparq::methods::baselines::FlexGen { top_k }) => {
             let mut order: Vec<usize> = (first..len).collect();
             order.sort_by(|&a, &b| mass[b].total_cmp(&mass[a]));
             order.truncate(*top_k);

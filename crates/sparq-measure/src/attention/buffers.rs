@@ -4,7 +4,8 @@
 use anyhow::Result;
 use burn::tensor::kind::Basic;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use sparq::{CacheTensors, KvCache, KvCacheConfig, RowSpans, Sketch, SketchTensors};
+use sparq::ops::{CacheTensors, SketchTensors, Spans};
+use sparq::{KvCacheConfig, Sketch};
 
 use super::case::Case;
 
@@ -45,19 +46,14 @@ impl Source {
     /// If the device cannot hold such a cache.
     pub fn caches(&self, sketch: Option<Sketch>, count: usize) -> Result<Caches> {
         let [batch, kv_heads, len, head_dim] = self.k.dims();
-        let config = KvCacheConfig {
-            batch,
-            kv_heads,
-            head_dim,
-            capacity: len,
-            dtype: FloatDType::from(self.k.dtype()),
-            sketch,
-            window: None,
-        };
-        let mut cache = KvCache::new(&config, &self.k.device())?;
+        let config = KvCacheConfig::new(batch, kv_heads, head_dim)
+            .with_capacity(len)
+            .with_dtype(FloatDType::from(self.k.dtype()))
+            .with_sketch(sketch);
+        let mut cache = config.init(&self.k.device())?;
         cache.append(self.k.clone(), self.v.clone())?;
         cache.refresh_sketch();
-        let rows = cache.rows().clone();
+        let rows = cache.spans().clone();
         let mut sets = vec![cache.tensors().clone()];
         while sets.len() < count {
             sets.push(copied(&sets[0]));
@@ -87,7 +83,7 @@ pub struct Caches {
     /// The buffer sets.
     pub sets: Vec<CacheTensors>,
     /// The valid positions, the same in every set.
-    pub rows: RowSpans,
+    pub rows: Spans,
 }
 
 fn copied(cache: &CacheTensors) -> CacheTensors {
@@ -102,13 +98,13 @@ fn copied(cache: &CacheTensors) -> CacheTensors {
             SketchTensors::Codes {
                 bits,
                 codes,
-                lo,
-                step,
+                zero_point: lo,
+                scale: step,
             } => SketchTensors::Codes {
                 bits: *bits,
                 codes: copy(codes),
-                lo: copy(lo),
-                step: copy(step),
+                zero_point: copy(lo),
+                scale: copy(step),
             },
         },
     }

@@ -7,8 +7,11 @@ use std::rc::Rc;
 use anyhow::Result;
 use burn::tensor::Tensor;
 use burn::tensor::module::attention;
-use sparq::ops::Extent;
-use sparq::{CacheShape, CacheTensors, RowSpans, Sketch, SparqConfig, Transfers, ops};
+use sparq::cost::CacheShape;
+#[cfg(feature = "stages")]
+use sparq::ops::Until;
+use sparq::ops::{CacheTensors, Spans};
+use sparq::{Sketch, SparqConfig, Transfers, ops};
 
 use super::buffers::{Source, copy};
 use super::case::{Case, Scope};
@@ -71,17 +74,34 @@ pub fn all(case: &Case, scope: &Scope) -> Vec<Box<dyn Implementation>> {
 }
 
 /// Makes a step that ends after a stage.
-type Prefix = fn(Tensor<4>, CacheTensors, &RowSpans, &SparqConfig) -> Kept;
+type Prefix = fn(Tensor<4>, CacheTensors, &Spans, &SparqConfig) -> Kept;
 
 /// The stages before the last that [`op`] can end after.
+#[cfg(feature = "stages")]
 const PREFIXES: &[(Stage, Prefix)] = &[
     (Stage::Score, |q, cache, rows, config| {
-        Kept::rest(ops::sparq_decode_to(q, cache, rows, config, Extent::Scores))
+        Kept::rest(ops::sparq_decode_until(
+            q,
+            cache,
+            rows,
+            config,
+            Until::Scores,
+        ))
     }),
     (Stage::Select, |q, cache, rows, config| {
-        Kept::rest(ops::sparq_decode_to(q, cache, rows, config, Extent::Choice))
+        Kept::rest(ops::sparq_decode_until(
+            q,
+            cache,
+            rows,
+            config,
+            Until::Selection,
+        ))
     }),
 ];
+
+/// Without kernels no step can end after a stage.
+#[cfg(not(feature = "stages"))]
+const PREFIXES: &[(Stage, Prefix)] = &[];
 
 /// Bytes of a whole cache with this sketch.
 fn cache_bytes(case: &Case, sketch: Option<Sketch>) -> f64 {

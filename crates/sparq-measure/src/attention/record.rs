@@ -2,7 +2,8 @@
 //! microseconds, bandwidths in GB/s (10^9 bytes), sizes in bytes.
 
 use serde::{Deserialize, Serialize};
-use sparq::{Components, GroupScore, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore};
+use sparq::{Sketch, SparqConfig};
 
 use super::stage::StageTime;
 use crate::bandwidth::Bandwidth;

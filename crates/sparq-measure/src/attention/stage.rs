@@ -118,7 +118,8 @@ pub fn times(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sparq::{Components, GroupScore, Transfers};
+    use sparq::Transfers;
+    use sparq::methods::{Components, GroupScore};
 
     fn bytes_of_all(shape: &Shape, dtype: CacheType, config: &SparqConfig) -> f64 {
         Stage::ALL

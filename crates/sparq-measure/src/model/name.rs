@@ -7,7 +7,8 @@ use anyhow::Result;
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use sparq::{CacheShape, RotaryConfig};
+use sparq::RotaryConfig;
+use sparq::cost::CacheShape;
 use sparq_models::config::{HiddenAct, Keys, NormKind, Residual};
 use sparq_models::{Decoder, DecoderConfig};
 

@@ -1,4 +1,5 @@
-//! Dense causal attention over many queries, in chunks, so that memory grows with the length and not with its square.
+//! Dense causal attention over many queries, in chunks: memory grows with the length, not its
+//! square.
 
 use std::ops::Range;
 
@@ -6,36 +7,42 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 
-use crate::RowSpans;
+use crate::ops::Spans;
 
-/// Queries per chunk. Large enough to keep the matrix products efficient; the scores of a chunk are [H, CHUNK, S] where a backend stores them.
+/// Queries per chunk.
+///
+/// Large enough for efficient matrix products. Backends that store scores need [H, CHUNK, S] of
+/// them.
 pub(super) const CHUNK: usize = 512;
 
-/// Causal attention of T queries behind what a cache held before them.
+/// Causal attention of T queries after the positions that a cache held before them.
 ///
-/// q [B, H, T, d] against k and v [B, H_kv, S, d] -> [B, H, T, d]. Sequence b held the positions `rows.start[b] .. rows.end[b]`; its query t is
-/// at position `rows.end[b] + t` and sees everything from `rows.start[b]` to itself, or the last `window` positions of that. Left padding sees itself only: its
-/// output is never used, but a softmax over nothing would be NaN on some backends, and a later layer multiplies it by 0.
+/// q [B, H, T, d] against k and v [B, H_kv, S, d] -> [B, H, T, d]. Sequence b held the positions
+/// `spans.start[b] .. spans.end[b]`. Its query t is at position `spans.end[b] + t` and attends from
+/// `spans.start[b]` to itself, or to the last `window` positions of these.
+///
+/// Left padding attends to itself only. Its output is never used, but a softmax over nothing would
+/// be NaN on some backends, and a later layer multiplies it by 0.
 pub(super) fn causal_attention(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
-    rows: &RowSpans,
+    spans: &Spans,
     window: Option<usize>,
     chunk: usize,
 ) -> Tensor<4> {
     let len = q.dims()[2];
-    let before = rows.longest();
-    let shortest = rows.end.iter().copied().min().unwrap_or(0);
+    let before = spans.longest();
+    let shortest = spans.end.iter().copied().min().unwrap_or(0);
     let chunks = (0..len).step_by(chunk).map(|from| {
         let to = (from + chunk).min(len);
-        // A window that everything fits into hides nothing.
+        // A window that holds all positions masks nothing.
         let window = window.filter(|&window| before + to > window);
         let first = window.map_or(0, |window| (shortest + from + 1).saturating_sub(window));
         let keys = first..before + to;
         let seen = |t: &Tensor<4>| t.clone().slice_dim(2, keys.clone());
         let q = q.clone().slice_dim(2, from..to);
-        attend(q, seen(&k), seen(&v), rows, window, from, keys.clone())
+        attend(q, seen(&k), seen(&v), spans, window, from, keys.clone())
     });
     let mut chunks: Vec<_> = chunks.collect();
     match chunks.len() {
@@ -44,13 +51,13 @@ pub(super) fn causal_attention(
     }
 }
 
-/// The queries of one chunk, of which the first is query `from` of the sequences, against the keys at the positions `keys`, which hold all that any of them
-/// sees.
+/// Attention of the queries `from ..` of one chunk over the positions `keys`, which hold all that
+/// they attend to.
 fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
-    rows: &RowSpans,
+    spans: &Spans,
     window: Option<usize>,
     from: usize,
     keys: Range<usize>,
@@ -58,10 +65,10 @@ fn attend(
     let ([batch, heads, len, d], device) = (q.dims(), q.device());
     let [_, kv_heads, seq_len, _] = k.dims();
     let g = heads / kv_heads;
-    let mask = || hidden(rows, window, from..from + len, keys.clone(), &device);
+    let mask = || hidden(spans, window, from..from + len, keys.clone(), &device);
 
     if g == 1 || shares_heads(&device) {
-        if rows.is_rectangular() && window.is_none() {
+        if spans.is_rectangular() && window.is_none() {
             let options = AttentionModuleOptions {
                 is_causal: true,
                 ..Default::default()
@@ -76,7 +83,8 @@ fn attend(
         };
         return attention(q, k, v, Some(mask), None, AttentionModuleOptions::default());
     }
-    // The group's queries become rows of one longer query, which spares the copies of K and V that repeating them for every head would make.
+    // The queries of a group become one longer query. Repeating K and V for every head would copy
+    // them.
     let mask = mask();
     let masked = mask.dims()[0];
     let mask = mask
@@ -89,9 +97,11 @@ fn attend(
         .reshape([batch, heads, len, d])
 }
 
-/// Whether the device's attention takes fewer key/value heads than query heads, and masks of one head.
+/// Returns whether the device's attention accepts fewer KV heads than query heads, and masks of one
+/// head.
 ///
-/// Flex does, at the speed of folded queries with a mask (measured), but over H instead of H_kv threads and without the mask's memory.
+/// Flex does. It is as fast as folded queries with a mask (measured), but uses H instead of H_kv
+/// threads and needs no memory for the mask.
 fn shares_heads(device: &Device) -> bool {
     #[cfg(feature = "flex")]
     return !device.is_autodiff() && *device == Device::flex();
@@ -102,16 +112,18 @@ fn shares_heads(device: &Device) -> bool {
     }
 }
 
-/// True where one of the `queries` must not see one of the `keys`: [B, 1, len, S], or [1, 1, len, S] where it is the same for all sequences.
+/// A mask that is true where one of the `queries` must not attend to one of the `keys`.
+///
+/// [B, 1, len, S], or [1, 1, len, S] if it is the same for all sequences.
 pub(super) fn hidden(
-    rows: &RowSpans,
+    spans: &Spans,
     window: Option<usize>,
     queries: Range<usize>,
     keys: Range<usize>,
     device: &Device,
 ) -> Tensor<4, Bool> {
-    let same = rows.is_rectangular();
-    let batch = if same { 1 } else { rows.batch() };
+    let same = spans.is_rectangular();
+    let batch = if same { 1 } else { spans.batch() };
     let (len, seq_len) = (queries.len(), keys.len());
     let shape = [batch, 1, len, seq_len];
     let options = (device, DType::I32);
@@ -122,7 +134,7 @@ pub(super) fn hidden(
     let query = range(queries).reshape([1, 1, len, 1]);
     let outside = |first: Tensor<4, Int>| key.clone().lower(first.expand(shape));
     if same {
-        let own = query + rows.longest() as i64;
+        let own = query + spans.longest() as i64;
         let later = key.clone().greater(own.clone().expand(shape));
         return match window {
             Some(window) => later.bool_or(outside(own - (window - 1) as i64)),
@@ -133,10 +145,10 @@ pub(super) fn hidden(
         let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
         Tensor::<1, Int>::from_data(values.as_slice(), options).reshape([batch, 1, 1, 1])
     };
-    let own = (query + column(&rows.end)).expand([batch, 1, len, 1]);
+    let own = (query + column(&spans.end)).expand([batch, 1, len, 1]);
     let first = own
         .clone()
-        .min_pair(column(&rows.start).expand([batch, 1, len, 1]));
+        .min_pair(column(&spans.start).expand([batch, 1, len, 1]));
     let first = match window {
         Some(window) => first.max_pair(own.clone() - (window - 1) as i64),
         None => first,

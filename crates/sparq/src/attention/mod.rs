@@ -1,4 +1,4 @@
-//! The attention module that a burn user puts in their own model: [`SparqAttention`].
+//! The attention module for models in burn: [`SparqAttention`].
 
 mod causal;
 mod projections;
@@ -12,7 +12,9 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 
 use self::causal::{CHUNK, causal_attention};
 use self::received::received_attention;
-use crate::{KvCache, KvCacheConfig, Method, Rotary, RotaryConfig, RowSpans, SparqError};
+use crate::ops::reference::fill_invalid;
+use crate::ops::{Rotary, Spans};
+use crate::{KvCache, KvCacheConfig, Method, RotaryConfig, SparqError};
 
 /// Configuration of a [`SparqAttention`].
 #[derive(Config, Debug, PartialEq)]
@@ -21,7 +23,9 @@ pub struct SparqAttentionConfig {
     pub d_model: usize,
     /// H: query heads.
     pub n_heads: usize,
-    /// H_kv: key/value heads, a divisor of H. Fewer than H is grouped-query attention, 1 multi-query attention.
+    /// H_kv: KV heads, a divisor of H.
+    ///
+    /// Fewer than H is grouped-query attention, 1 is multi-query attention.
     pub n_kv_heads: usize,
     /// d: elements of a query, key or value of one head.
     pub head_dim: usize,
@@ -31,23 +35,26 @@ pub struct SparqAttentionConfig {
     /// Whether the output projection has a bias.
     #[config(default = false)]
     pub o_bias: bool,
-    /// Rotary position embedding of queries and keys; none if `None`.
+    /// The rotary position embedding of queries and keys; none if `None`.
     #[config(default = "None")]
     pub rotary: Option<RotaryConfig>,
-    /// The epsilon of an RMS norm over each head of the queries and of the keys, before they turn (as in Qwen3); no norm if `None`.
+    /// The epsilon of an RMS norm over each head of queries and keys, before RoPE (as in Qwen3).
+    ///
+    /// No norm if `None`.
     #[config(default = "None")]
     pub qk_norm_eps: Option<f64>,
-    /// W: a query attends to the last W positions only, its own included (sliding window); to all of them if `None`.
+    /// W: the sliding window. A query attends to the last W positions, its own included; all if
+    /// `None`.
     #[config(default = "None")]
     pub window: Option<usize>,
 }
 
 impl SparqAttentionConfig {
-    /// The module, with random weights.
+    /// Makes the module with random weights.
     ///
     /// # Errors
-    /// [`SparqError`] where a size or the window is 0, the query heads are no multiple of the key/value heads, the epsilon is not positive, or the rotary
-    /// embedding does not fit.
+    /// [`SparqError`] if a size or the window is 0, the query heads are no multiple of the KV
+    /// heads, the epsilon is not positive, or the rotary embedding does not fit.
     pub fn init(&self, device: &Device) -> Result<SparqAttention, SparqError> {
         self.validate()?;
         let linear = |from, to, bias| LinearConfig::new(from, to).with_bias(bias).init(device);
@@ -91,24 +98,24 @@ impl SparqAttentionConfig {
                 "n_heads",
                 expected,
                 self.n_heads,
-                "every key/value head serves as many query heads",
+                "every KV head serves the same number of query heads",
             );
         }
         if let Some(epsilon) = self.qk_norm_eps
             && !(epsilon > 0.0 && epsilon.is_finite())
         {
-            return Err(SparqError::Value {
-                what: "qk_norm_eps",
-                expected: "a positive number".into(),
-                found: epsilon.to_string(),
-            });
+            return Err(SparqError::value(
+                "qk_norm_eps",
+                "a positive number",
+                epsilon,
+            ));
         }
         match &self.rotary {
             Some(rotary) if rotary.head_dim != self.head_dim => fail(
                 "rotary head_dim",
                 format!("{} (the attention's)", self.head_dim),
                 rotary.head_dim,
-                "set both to the same",
+                "set both to the same value",
             ),
             Some(rotary) => rotary.frequencies().map(drop),
             None => Ok(()),
@@ -116,32 +123,38 @@ impl SparqAttentionConfig {
     }
 }
 
-/// Grouped-query attention with a KV cache, dense over a prompt and with any [`Method`] for each token after it.
+/// Grouped-query attention with a KV cache: a dense prefill, then decode steps with any [`Method`].
 ///
-/// [`forward`](SparqAttention::forward) is `softmax(q K^T / sqrt(d) + causal mask) V` with projections around it. Without a cache it is the layer that is
-/// trained: differentiable, and the same with every method. With a cache it is the prefill. [`decode`](SparqAttention::decode)
-/// is one step of generation, where [`Method`] chooses what is read of the cache; SparQ needs no training and changes no weight.
+/// [`forward`](SparqAttention::forward) computes `softmax(q K^T / sqrt(d) + causal mask) V` between
+/// the projections. Without a cache it is the layer to train: differentiable, and independent of
+/// the method. With a cache it is the prefill. [`decode`](SparqAttention::decode) is one decode
+/// step, in which the [`Method`] determines what is read from the cache. SparQ needs no training
+/// and changes no weights.
 ///
-/// With a window of W positions, query t sees the keys max(0, t - W + 1) ..= t, in training, prefill and step; what SparQ is then, [`KvCache`] says.
+/// With a window of W positions, query t attends to the keys max(0, t - W + 1) ..= t, in training,
+/// prefill and decode steps. [`KvCache`] describes SparQ with a window.
 ///
 /// ```
-/// use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-/// use sparq::{KvCache, Method, RotaryConfig, SparqAttentionConfig, SparqConfig};
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use sparq::{Method, RotaryConfig, SparqAttentionConfig, SparqConfig};
 ///
 /// let device = Device::default();
-/// let attention = SparqAttentionConfig::new(64, 4, 2, 16).with_rotary(Some(RotaryConfig::new(16))).init(&device)?;
+/// let attention = SparqAttentionConfig::new(64, 4, 2, 16)
+///     .with_rotary(Some(RotaryConfig::new(16)))
+///     .init(&device)?;
 /// let x = Tensor::<3>::random([1, 41, 64], Distribution::Normal(0.0, 1.0), &device);
 ///
-/// // A prompt of 40 vectors, then a step in which r = 4 of 16 components choose k = 12 of 41 positions.
+/// // A prompt of 40 vectors, then a step: r = 4 of 16 components select k = 12 of 41 positions.
 /// let method = Method::from(SparqConfig::new(4, 12));
-/// let mut cache = KvCache::new(&attention.cache_config(1, 64, FloatDType::F32, &method), &device)?;
+/// let mut cache = attention.new_cache(1, 64, &method)?;
 /// let y = attention.forward(x.clone().slice_dim(1, 0..40), Some(&mut cache))?;
 /// let step = attention.decode(x.clone().slice_dim(1, 40..41), &mut cache, &method)?;
 /// assert_eq!((y.dims(), step.dims(), cache.len()), ([1, 40, 64], [1, 1, 64], 41));
 ///
-/// // With k >= S a step is dense attention: what `forward` gives for the whole sequence.
+/// // With k >= S a step is dense attention, as `forward` on the whole sequence.
 /// cache.truncate(40);
-/// let step = attention.decode(x.clone().slice_dim(1, 40..41), &mut cache, &Method::from(SparqConfig::new(4, 41)))?;
+/// let all = Method::from(SparqConfig::new(4, 41));
+/// let step = attention.decode(x.clone().slice_dim(1, 40..41), &mut cache, &all)?;
 /// let whole = attention.forward(x, None)?.slice_dim(1, 40..41);
 /// assert!((step - whole).abs().max().into_scalar::<f32>() < 1e-5);
 /// # Ok::<(), sparq::SparqError>(())
@@ -156,7 +169,7 @@ pub struct SparqAttention {
     pub v_proj: Linear,
     /// Output: H d -> D.
     pub o_proj: Linear,
-    /// Norm of each head of the queries, over its d elements, before they turn.
+    /// Norm of each head of the queries, over its d elements, before RoPE.
     pub q_norm: Option<RmsNorm>,
     /// The same for the keys.
     pub k_norm: Option<RmsNorm>,
@@ -164,17 +177,19 @@ pub struct SparqAttention {
     pub rotary: Option<Rotary>,
     /// H: query heads.
     pub n_heads: usize,
-    /// H_kv: key/value heads.
+    /// H_kv: KV heads.
     pub n_kv_heads: usize,
     /// d: elements of a query, key or value of one head.
     pub head_dim: usize,
-    /// W: how many of the last positions a query attends to, its own included; all if `None`.
+    /// W: the sliding window, in positions; none if `None`.
     #[module(skip)]
     pub window: Option<usize>,
 }
 
 impl SparqAttention {
-    /// The configuration of a cache for this module: `batch` sequences, room for `capacity` positions at first, and what `method` reads.
+    /// Returns the configuration of a cache for this module.
+    ///
+    /// It has `batch` sequences, `capacity` positions at first, and the sketch that `method` reads.
     pub fn cache_config(
         &self,
         batch: usize,
@@ -182,26 +197,48 @@ impl SparqAttention {
         dtype: FloatDType,
         method: &Method,
     ) -> KvCacheConfig {
-        KvCacheConfig {
-            batch,
-            kv_heads: self.n_kv_heads,
-            head_dim: self.head_dim,
-            capacity,
-            dtype,
-            sketch: method.sketch(),
-            window: self.window,
+        KvCacheConfig::new(batch, self.n_kv_heads, self.head_dim)
+            .with_capacity(capacity)
+            .with_dtype(dtype)
+            .with_sketch(method.sketch())
+            .with_window(self.window)
+    }
+
+    /// Makes an empty cache for this module, on the device and in the type of its weights.
+    ///
+    /// It has `batch` sequences, `capacity` positions at first, and what `method` reads. See
+    /// [`cache_config`](Self::cache_config) for other types.
+    ///
+    /// # Errors
+    /// As [`KvCacheConfig::init`].
+    pub fn new_cache(
+        &self,
+        batch: usize,
+        capacity: usize,
+        method: &Method,
+    ) -> Result<KvCache, SparqError> {
+        let weight = self.k_proj.weight.val();
+        let dtype = FloatDType::from(weight.dtype());
+        let mut cache = self
+            .cache_config(batch, capacity, dtype, method)
+            .init(&weight.device())?;
+        if method.reads_attention() {
+            cache.record_attention()?;
         }
+        Ok(cache)
     }
 
     /// Dense causal attention, x [B, T, D] -> [B, T, D].
     ///
-    /// Without a cache, x is the whole sequence and the result is differentiable in x and in every weight. With one, x continues what the cache
-    /// holds and is appended to it, and left padding declared in the cache is not attended to; what the cache stores is detached, so
-    /// gradients reach only the query and output projections. The scores of a chunk of queries are held at a time: memory grows with T, not with its
-    /// square (except for what a backward pass needs).
+    /// Without a cache, x is the whole sequence, and the result is differentiable in x and all
+    /// weights. With a cache, x continues the cached sequence and is appended to it. Left padding
+    /// of the cache is not attended to. The cache is detached, so gradients reach only the query
+    /// and output projections. Queries are processed in chunks: memory grows with T and not with
+    /// its square, apart from the memory of a backward pass.
     ///
     /// # Errors
-    /// [`SparqError::Shape`] if x does not fit the module or the cache, [`SparqError::Value`] if the cache was made for another window.
+    /// [`SparqError::Shape`] if x does not fit the module or the cache, [`SparqError::Value`] if
+    /// the cache has another window.
     pub fn forward(
         &self,
         x: Tensor<3>,
@@ -209,34 +246,38 @@ impl SparqAttention {
     ) -> Result<Tensor<3>, SparqError> {
         let Some(cache) = cache else {
             self.check(&x, [0, 0])?;
-            let rows = RowSpans::empty(x.dims()[0]);
-            let (q, k, v) = self.project(x, &rows);
-            return Ok(self.output(causal_attention(q, k, v, &rows, self.window, CHUNK)));
+            let empty = Spans::empty(x.dims()[0]);
+            let (q, k, v) = self.project(x, &empty);
+            return Ok(self.output(causal_attention(q, k, v, &empty, self.window, CHUNK)));
         };
         self.check(&x, [cache.batch(), 0])?;
         self.check_window(cache)?;
         cache.check_whole("a prefill")?;
-        let (dtype, before) = (FloatDType::from(x.dtype()), cache.rows().clone());
+        let (dtype, before) = (FloatDType::from(x.dtype()), cache.spans().clone());
         let (q, k, v) = self.project(x, &before);
         cache.append(k, v)?;
         let filled = |t: &Tensor<4>| t.clone().slice_dim(2, 0..cache.len()).cast(dtype);
         let (k, v) = (filled(&cache.tensors().k), filled(&cache.tensors().v));
-        let v = if before.common_end().is_none() {
-            without_stale(v, cache.rows())
-        } else {
-            v
-        };
-        if cache.records_attention() {
+        // After the end of a shorter sequence, buffers may hold NaN of earlier use.
+        let valid = before
+            .common_end()
+            .is_none()
+            .then(|| cache.spans().valid(&v.device()));
+        let v = fill_invalid(v, valid.flatten(), 0.0);
+        if cache.states().observes_attention() {
             let received = received_attention(&q, &k, &before, self.window, CHUNK);
-            cache.add_received(received);
+            cache.states_mut().observe_attention(received);
         }
         Ok(self.output(causal_attention(q, k, v, &before, self.window, CHUNK)))
     }
 
-    /// One step: x [B, 1, D] -> [B, 1, D], appended to the cache and attending to it with `method`. Not differentiable: gradients reach the output projection only.
+    /// Takes one decode step, x [B, 1, D] -> [B, 1, D].
+    ///
+    /// Appends the token to the cache and attends with `method`. Not differentiable: gradients
+    /// reach the output projection only.
     ///
     /// # Errors
-    /// As [`SparqAttention::forward`], and what [`Method::decode`] returns; the cache is then unchanged.
+    /// As [`SparqAttention::forward`] and [`Method::decode`]. The cache is then unchanged.
     pub fn decode(
         &self,
         x: Tensor<3>,
@@ -245,35 +286,36 @@ impl SparqAttention {
     ) -> Result<Tensor<3>, SparqError> {
         self.check(&x, [cache.batch(), 1])?;
         self.check_window(cache)?;
-        method.validate(self.head_dim)?;
-        method.check_cache(cache)?;
-        // With one position, heads lie as the projections write them: nothing is swapped, and nothing copied for it.
+        method.check(cache)?;
+        // With one position, the projections already write the layout of heads: no swap and no
+        // copy.
         let batch = x.dims()[0];
         let [q, k, v] = self.heads(x).map(|y| {
             let heads = y.dims()[2];
             y.reshape([batch, heads, 1, self.head_dim])
         });
         let q = cache.prepare(q, k, v, self.rotary.as_ref())?;
-        let y = method.decode(q, cache)?;
+        let y = method.decode_checked(q, cache)?;
         Ok(self
             .o_proj
             .forward(y.reshape([batch, 1, self.n_heads * self.head_dim])))
     }
 
-    /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k turned to their positions behind `rows`.
-    fn project(&self, x: Tensor<3>, rows: &RowSpans) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
+    /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k rotated to the positions
+    /// after `spans`.
+    fn project(&self, x: Tensor<3>, spans: &Spans) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
         let len = x.dims()[1];
         let [q, k, v] = self.heads(x).map(|y| y.swap_dims(1, 2));
         match &self.rotary {
             None => (q, k, v),
             Some(rotary) => {
-                let angles = rotary.angles(positions(rows, len, &q.device()));
-                (angles.turn(q), angles.turn(k), v)
+                let angles = rotary.angles(positions(spans, len, &q.device()));
+                (angles.rotate(q), angles.rotate(k), v)
             }
         }
     }
 
-    /// x [B, T, D] -> q [B, T, H, d], k and v [B, T, H_kv, d], not turned yet.
+    /// x [B, T, D] -> q [B, T, H, d], k and v [B, T, H_kv, d], before RoPE.
     fn heads(&self, x: Tensor<3>) -> [Tensor<4>; 3] {
         let [batch, len, _] = x.dims();
         let heads = |projection: &Linear, heads: usize, norm: Option<&RmsNorm>| {
@@ -307,14 +349,15 @@ impl SparqAttention {
             Some(window) => format!("{window} positions"),
             None => "none".into(),
         };
-        Err(SparqError::Value {
-            what: "window of the cache",
-            expected: format!("{} (the attention's)", words(self.window)),
-            found: words(found),
-        })
+        let expected = format!("{} (the attention's)", words(self.window));
+        Err(SparqError::value(
+            "window of the cache",
+            expected,
+            words(found),
+        ))
     }
 
-    /// Checks x [B, T, D] against the module and `[B, T]`, where 0 stands for any size.
+    /// Checks x [B, T, D] against the module and `[B, T]`. 0 stands for any size.
     fn check(&self, x: &Tensor<3>, [batch, len]: [usize; 2]) -> Result<(), SparqError> {
         let expected = [batch, len, self.q_proj.weight.dims()[0]];
         let fits = |(&found, &expected): (&usize, &usize)| {
@@ -323,38 +366,29 @@ impl SparqAttention {
         if x.dims().iter().zip(&expected).all(fits) {
             return Ok(());
         }
-        let what = "attention input [batch, length, d_model]";
         Err(SparqError::Shape {
-            what,
+            what: "attention input [batch, length, d_model]",
             expected: expected.to_vec(),
             found: x.dims().to_vec(),
         })
     }
 }
 
-/// The positions of the `len` tokens behind `rows`, without the left padding: [B, len], or [1, len] where all sequences share them.
+/// The positions of the `len` tokens after `spans`, not counting left padding.
 ///
-/// Padding itself is at position 0, as in transformers, where positions are the running count of the attention mask.
-fn positions(rows: &RowSpans, len: usize, device: &Device) -> Tensor<2, Int> {
-    let offset = |row: usize| rows.end[row] as i64 - rows.start[row] as i64;
+/// [B, len], or [1, len] if they are the same for all sequences. Padding itself is at position 0,
+/// as in transformers, where positions are the running count of the attention mask.
+fn positions(spans: &Spans, len: usize, device: &Device) -> Tensor<2, Int> {
+    let offset = |b: usize| spans.end[b] as i64 - spans.start[b] as i64;
     let range = |from: i64| {
         Tensor::<1, Int>::arange(from..from + len as i64, (device, DType::I32)).unsqueeze::<2>()
     };
     let first = offset(0);
-    if first >= 0 && (1..rows.batch()).all(|row| offset(row) == first) {
+    if first >= 0 && (1..spans.batch()).all(|b| offset(b) == first) {
         return range(first);
     }
-    let offsets: Vec<i32> = (0..rows.batch()).map(|row| offset(row) as i32).collect();
+    let offsets: Vec<i32> = (0..spans.batch()).map(|b| offset(b) as i32).collect();
     let offsets =
         Tensor::<1, Int>::from_data(offsets.as_slice(), (device, DType::I32)).unsqueeze_dim::<2>(1);
     (range(0) + offsets).clamp_min(0)
-}
-
-/// V [B, H_kv, S, d] with zeros behind the end of each sequence, where buffers may hold NaN from earlier use that a weight of 0 would not silence.
-fn without_stale(v: Tensor<4>, rows: &RowSpans) -> Tensor<4> {
-    let shape = v.dims();
-    match rows.valid(&v.device()) {
-        Some(valid) => v.mask_fill(valid.bool_not().unsqueeze_dim::<4>(3).expand(shape), 0.0),
-        None => v,
-    }
 }

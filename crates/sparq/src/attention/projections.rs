@@ -1,4 +1,4 @@
-//! Attention from linear layers that there are already.
+//! Attention from existing linear layers.
 
 use burn::nn::Linear;
 
@@ -6,8 +6,10 @@ use super::{RmsNormConfig, SparqAttention, SparqAttentionConfig};
 use crate::SparqError;
 
 impl SparqAttentionConfig {
-    /// The module around linear layers of another attention: q, D -> H d; k and v, D -> H_kv d; o, H d -> D. What they have of biases they keep: `qkv_bias` and
-    /// `o_bias` are not looked at. Norms of the heads begin at 1.
+    /// Makes the module from the linear layers of another attention.
+    ///
+    /// They are q, D -> H d; k and v, D -> H_kv d; o, H d -> D. They keep their biases: `qkv_bias`
+    /// and `o_bias` are ignored. The norms of the heads start at 1.
     ///
     /// ```
     /// use burn::nn::LinearConfig;
@@ -22,7 +24,8 @@ impl SparqAttentionConfig {
     ///
     /// let short = [linear(64, 64), linear(64, 16), linear(64, 32), linear(64, 64)];
     /// let error = SparqAttentionConfig::new(64, 4, 2, 16).init_with(short).unwrap_err();
-    /// assert_eq!(error.to_string(), "weight of k [d_in, d_out]: expected shape [64, 32], found [64, 16]");
+    /// let expected = "weight of k [d_in, d_out]: expected shape [64, 32], found [64, 16]";
+    /// assert_eq!(error.to_string(), expected);
     /// # Ok::<(), sparq::SparqError>(())
     /// ```
     ///

@@ -1,28 +1,29 @@
-//! How much attention each position receives from the queries of a prefill.
+//! The attention that positions receive from the queries of a prefill.
 
 use std::ops::Range;
 
 use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor};
 
 use super::causal::hidden;
-use crate::RowSpans;
+use crate::ops::Spans;
 use crate::ops::reference::LARGEST;
 
-/// The weights that dense causal attention gives to each position, averaged over the query heads of a group and summed over the queries: [B, H_kv, S] in fp32.
+/// Returns the weights that dense causal attention gives to each position, [B, H_kv, S] in fp32.
 ///
-/// q [B, H, T, d] against k [B, H_kv, S, d], as for [`causal_attention`](super::causal::causal_attention). Queries of left padding give nothing. Memory grows
-/// with `chunk` queries at a time.
+/// They are averaged over the query heads of a group and summed over the queries. q [B, H, T, d]
+/// attends to k [B, H_kv, S, d] as in [`causal_attention`](super::causal::causal_attention),
+/// `chunk` queries at a time. Queries of left padding count as 0.
 pub(super) fn received_attention(
     q: &Tensor<4>,
     k: &Tensor<4>,
-    rows: &RowSpans,
+    spans: &Spans,
     window: Option<usize>,
     chunk: usize,
 ) -> Tensor<3> {
     let ([batch, _, len, d], device) = (q.dims(), q.device());
     let [_, kv_heads, _, _] = k.dims();
-    let before = rows.longest();
-    // Outside autodiff, like the cache that takes it.
+    let before = spans.longest();
+    // Outside autodiff, as the cache.
     let (q, k) = (
         q.clone().inner().cast(FloatDType::F32).reshape([
             batch,
@@ -43,14 +44,14 @@ pub(super) fn received_attention(
         let keys = k.clone().slice_dim(2, 0..seen);
         let logits = q.matmul(keys.transpose()) / (d as f32).sqrt();
         let logits = logits.reshape([batch, kv_heads * g, count, seen]);
-        let mask = hidden(rows, window, queries.clone(), 0..seen, &device);
+        let mask = hidden(spans, window, queries.clone(), 0..seen, &device);
         let logits = logits
             .clone()
             .mask_fill(mask.expand(logits.dims()), f32::NEG_INFINITY);
         let largest = logits.clone().max_dim(3).clamp_min(-LARGEST);
         let weights = (logits - largest).exp();
         let weights = weights.clone() / weights.sum_dim(3);
-        let weights = match padding(rows, queries, &device) {
+        let weights = match padding(spans, queries, &device) {
             Some(none) => weights.mask_fill(none.expand([batch, kv_heads * g, count, seen]), 0.0),
             None => weights,
         };
@@ -64,10 +65,10 @@ pub(super) fn received_attention(
     sums
 }
 
-/// Which of the queries are left padding, [B, 1, T, 1]; `None` if no sequence has any.
-fn padding(rows: &RowSpans, queries: Range<usize>, device: &Device) -> Option<Tensor<4, Bool>> {
-    let hidden = |row: usize| rows.start[row].saturating_sub(rows.end[row]) as i64;
-    let hidden: Vec<i64> = (0..rows.batch()).map(hidden).collect();
+/// A mask of the queries that are left padding, [B, 1, T, 1]; `None` if there are none.
+fn padding(spans: &Spans, queries: Range<usize>, device: &Device) -> Option<Tensor<4, Bool>> {
+    let hidden = |b: usize| spans.start[b].saturating_sub(spans.end[b]) as i64;
+    let hidden: Vec<i64> = (0..spans.batch()).map(hidden).collect();
     if hidden.iter().all(|&hidden| hidden == 0) {
         return None;
     }

@@ -1,4 +1,6 @@
-//! Rotary position embedding (Su et al., "RoFormer", arXiv 2104.09864) in the rotate-half layout of Hugging Face checkpoints.
+//! Rotary position embedding (Su et al., "RoFormer", arXiv 2104.09864).
+//!
+//! Components are paired in the rotate-half layout of Hugging Face checkpoints.
 
 use std::f64::consts::TAU;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,27 +12,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::SparqError;
 
-/// How the frequencies are changed for contexts longer than those of the training.
+/// The change of the frequencies for contexts longer than in training.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum RotaryScaling {
-    /// Not at all.
+    /// No change.
     #[default]
     None,
-    /// Every frequency divided by one factor (position interpolation, Chen et al., arXiv 2306.15595).
+    /// Divides every frequency by a factor (position interpolation, Chen et al., arXiv 2306.15595).
     Linear {
         /// The divisor.
         factor: f64,
     },
-    /// Llama 3.1: low frequencies divided by a factor, high ones kept, and a linear blend of both between.
+    /// Llama 3.1: divides low frequencies by a factor, keeps high ones, and blends linearly in
+    /// between.
     Llama3 {
         /// The divisor of low frequencies.
         factor: f64,
-        /// Waves longer than `original_max_position_embeddings / low_freq_factor` are low frequencies.
+        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are low
+        /// frequencies.
         low_freq_factor: f64,
-        /// Waves shorter than `original_max_position_embeddings / high_freq_factor` are high frequencies.
+        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are high
+        /// frequencies.
         high_freq_factor: f64,
-        /// The context of the training.
+        /// The context length in training.
         original_max_position_embeddings: usize,
     },
 }
@@ -84,7 +89,7 @@ impl RotaryScaling {
                 high_freq_factor,
                 original_max_position_embeddings,
             } => {
-                // Waves that fit into the context of the training.
+                // The number of wavelengths in the context of the training.
                 let waves = original_max_position_embeddings as f64 * frequency / TAU;
                 let kept = ((waves - low_freq_factor) / (high_freq_factor - low_freq_factor))
                     .clamp(0.0, 1.0);
@@ -99,22 +104,25 @@ impl RotaryScaling {
 pub struct RotaryConfig {
     /// d: elements of a query or key.
     pub head_dim: usize,
-    /// How many of the first components turn; all if `None`. The others pass unchanged (partial rotary, as in GPT-NeoX).
+    /// The number of leading components to rotate; all if `None`.
+    ///
+    /// The others pass unchanged (partial rotary, as in GPT-NeoX).
     #[config(default = "None")]
     pub rotary_dim: Option<usize>,
     /// The base of the frequencies.
     #[config(default = 10000.0)]
     pub theta: f64,
-    /// How the frequencies are changed for longer contexts.
+    /// The change of the frequencies for longer contexts.
     #[config(default = "RotaryScaling::None")]
     pub scaling: RotaryScaling,
 }
 
 impl RotaryConfig {
-    /// The embedding, with its frequencies on `device`.
+    /// Makes the embedding, with its frequencies on `device`.
     ///
     /// # Errors
-    /// [`SparqError`] where `rotary_dim` is odd, 0 or larger than `head_dim`, or `theta` or a factor of the scaling is not positive.
+    /// [`SparqError`] if `rotary_dim` is odd, 0 or larger than `head_dim`, or if `theta` or a
+    /// factor of the scaling is not positive.
     pub fn init(&self, device: &Device) -> Result<Rotary, SparqError> {
         let frequencies = self.frequencies()?;
         Ok(Rotary {
@@ -132,7 +140,7 @@ impl RotaryConfig {
         if dim == 0 || dim > self.head_dim || !dim.is_multiple_of(2) {
             let (expected, advice) = (
                 format!("an even number from 2 to {} (the head_dim)", self.head_dim),
-                "change the part that turns",
+                "set an even rotary_dim within the head_dim",
             );
             return Err(SparqError::Config {
                 field: "rotary_dim",
@@ -149,7 +157,8 @@ impl RotaryConfig {
         )?;
         self.scaling.validate()?;
         let frequency = |pair: usize| {
-            // In fp32 like transformers: at position 100 000 the last bit of a frequency is a hundredth of a turn, and models are trained with it.
+            // In fp32 as in transformers, with which models are trained. At position 100 000 the
+            // last bit of a frequency is a hundredth of a full rotation.
             let unscaled = 1.0 / (self.theta as f32).powf((2 * pair) as f32 / dim as f32);
             self.scaling.scale(unscaled.into()) as f32
         };
@@ -157,43 +166,51 @@ impl RotaryConfig {
     }
 }
 
-/// Turns queries and keys by an angle that grows with their position, so that their products depend on distances only.
+/// Rotates queries and keys by angles that grow with the position.
 ///
-/// With `n = rotary_dim / 2` and `a_i = position * inv_freq_i`, component i is paired with component i + n:
+/// Their dot products then depend on distances only.
+///
+/// With `n = rotary_dim / 2` and `a_i = position * inv_freq_i`, component i is paired with
+/// component i + n:
 /// ```text
 /// y_i     = x_i cos(a_i) - x_{i+n} sin(a_i)
 /// y_{i+n} = x_{i+n} cos(a_i) + x_i sin(a_i)
 /// ```
 #[derive(Module, Debug)]
 pub struct Rotary {
-    /// Frequencies, [rotary_dim / 2] in fp32. A constant, not a parameter: records don't hold it.
+    /// Frequencies, [rotary_dim / 2] in fp32. A constant and no parameter: records do not hold it.
     inv_freq: Tensor<1>,
     #[module(skip)]
     tables: Tables,
 }
 
-/// The tables made so far, one for each device, shared by all clones: the layers of a model turn by the same angles.
+/// The tables made so far, one per device. Clones share them: all layers of a model use the same
+/// angles.
 #[derive(Clone, Debug, Default)]
 struct Tables(Arc<Mutex<Vec<Tensor<2>>>>);
 
 impl Rotary {
-    /// Turns x [B, H, T, d] at `positions` [B, T] (or [1, T] for all sequences): [B, H, T, d] in the type of x. Differentiable in x.
+    /// Rotates x [B, H, T, d] to `positions` [B, T], or [1, T] for all sequences.
+    ///
+    /// The result has the shape and type of x and is differentiable in x.
     ///
     /// # Panics
-    /// If the shapes don't match.
+    /// If the shapes do not match.
     pub fn apply(&self, x: Tensor<4>, positions: Tensor<2, Int>) -> Tensor<4> {
-        self.angles(positions).turn(x)
+        self.angles(positions).rotate(x)
     }
 
-    /// How many of the first components turn.
+    /// The number of leading components that are rotated.
     pub fn dim(&self) -> usize {
         2 * self.inv_freq.dims()[0]
     }
 
-    /// The angles of the positions from 0 on, at least `len` of them, outside autodiff: a row for each with its `n = rotary_dim / 2` cosines and then its sines,
-    /// [`len` or more, 2 n] in fp32.
+    /// The angles of at least `len` positions from 0 on, [`len` or more, 2 n] in fp32, outside
+    /// autodiff.
     ///
-    /// Made once and kept: later calls, on this embedding or a clone of it, upload and compute nothing until they ask for more.
+    /// A row holds the n = `rotary_dim / 2` cosines of a position, then its sines. The table is
+    /// kept: later calls, also on clones, upload and compute nothing unless they need more
+    /// positions.
     pub fn table(&self, len: usize) -> Tensor<2> {
         let inv_freq = self.inv_freq.clone().inner();
         let device = inv_freq.device();
@@ -208,8 +225,8 @@ impl Rotary {
         let positions = Tensor::<1, Int>::arange(0..len as i64, (&device, DType::I32));
         let RotaryAngles { cos, sin } = RotaryAngles::new(&inv_freq, positions.unsqueeze());
         let pairs = inv_freq.dims()[0];
-        let rows = |values: Tensor<4>| values.reshape([len, pairs]);
-        let table = Tensor::cat(vec![rows(cos), rows(sin)], 1);
+        let flat = |values: Tensor<4>| values.reshape([len, pairs]);
+        let table = Tensor::cat(vec![flat(cos), flat(sin)], 1);
         match found {
             Some(found) => tables[found] = table.clone(),
             None => tables.push(table.clone()),
@@ -217,27 +234,27 @@ impl Rotary {
         table
     }
 
-    /// The angles of `positions` [B, T] or [1, T], for several tensors at the same positions.
+    /// Computes the angles of `positions` [B, T] or [1, T], to rotate several tensors by them.
     pub fn angles(&self, positions: Tensor<2, Int>) -> RotaryAngles {
         RotaryAngles::new(&self.inv_freq, positions)
     }
 }
 
-/// Cosine and sine of every angle at some positions; see [`Rotary::angles`].
+/// The cosines and sines of all angles at some positions; see [`Rotary::angles`].
 #[derive(Clone, Debug)]
 pub struct RotaryAngles {
     /// [B or 1, 1, T, rotary_dim / 2] in fp32.
     cos: Tensor<4>,
-    /// As `cos`.
+    /// The same shape.
     sin: Tensor<4>,
 }
 
 impl RotaryAngles {
-    /// Positions [B, T] or [1, T] times the frequencies.
+    /// The angles are the positions, [B, T] or [1, T], times the frequencies.
     fn new(inv_freq: &Tensor<1>, positions: Tensor<2, Int>) -> Self {
         let [batch, len] = positions.dims();
         let [pairs] = inv_freq.dims();
-        // Straight to fp32: a device whose default is a 16-bit type would round positions beyond 2048.
+        // Directly to fp32: a device with a 16-bit default type would round positions above 2048.
         let positions: Tensor<2> = positions.cast(FloatDType::F32);
         let angles =
             positions.reshape([batch, 1, len, 1]) * inv_freq.clone().reshape([1, 1, 1, pairs]);
@@ -247,7 +264,7 @@ impl RotaryAngles {
         }
     }
 
-    /// The angles of one position per sequence from a [`Rotary::table`].
+    /// Takes the angles of one position per sequence from a [`Rotary::table`].
     pub(crate) fn from_table(table: &Tensor<2>, positions: &[usize]) -> Self {
         let [_, width] = table.dims();
         let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
@@ -264,11 +281,11 @@ impl RotaryAngles {
         }
     }
 
-    /// Turns x [B, H, T, d]: [B, H, T, d] in the type of x.
+    /// Rotates x [B, H, T, d]. The result has the shape and type of x.
     ///
     /// # Panics
-    /// If the shapes don't match.
-    pub fn turn(&self, x: Tensor<4>) -> Tensor<4> {
+    /// If the shapes do not match.
+    pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         let ([_, _, _, d], dtype) = (x.dims(), FloatDType::from(x.dtype()));
         let pairs = self.cos.dims()[3];
         let x = x.cast(FloatDType::F32);
@@ -291,14 +308,9 @@ fn check(
     expected: &str,
     found: impl ToString,
 ) -> Result<(), SparqError> {
-    if right {
-        Ok(())
-    } else {
-        Err(SparqError::Value {
-            what,
-            expected: expected.into(),
-            found: found.to_string(),
-        })
+    match right {
+        true => Ok(()),
+        false => Err(SparqError::value(what, expected, found)),
     }
 }
 

@@ -3,48 +3,52 @@
 use burn::tensor::kind::{Basic, Numeric};
 use burn::tensor::{DType, Device, Float, FloatDType, Int, Tensor};
 
+use crate::Sketch;
+use crate::ops::Spans;
 use crate::sketch::codes_per_word;
-use crate::{RowSpans, Sketch};
 
-/// The buffers of a KV cache. S_max is the number of positions that they have room for.
+/// The buffers of a KV cache, with a capacity of S_max positions.
 #[derive(Clone, Debug)]
 pub struct CacheTensors {
     /// Keys after RoPE, [B, H_kv, S_max, d] in the cache's type.
     pub k: Tensor<4>,
     /// Values, [B, H_kv, S_max, d] in the cache's type.
     pub v: Tensor<4>,
-    /// Sum of V over the valid positions, under a sliding window those inside it, [B, H_kv, d] in fp32.
+    /// Sum of V over the valid positions inside the sliding window, [B, H_kv, d] in fp32.
     pub v_sum: Tensor<3>,
-    /// The span of valid positions of each sequence where the kernels find it, [3, B] in u32: the first position, one past the last, and a
-    /// counter that is 0 between operations. The host's copy of the first two is [`RowSpans`].
+    /// The span of valid positions of each sequence, for the kernels: [3, B] in u32.
+    ///
+    /// The rows are the first position, one past the last, and a counter that is 0 between
+    /// operations. The host's copy of the first two is [`Spans`].
     pub spans: Tensor<2, Int>,
-    /// The second copy of K that the approximate scores are read from.
+    /// The second copy of K, which the approximate scores read.
     pub sketch: SketchTensors,
 }
 
-/// The key sketch: K with the positions contiguous, so that one component of all keys is one streaming read.
+/// The key sketch: K with contiguous positions, so that one component of all keys is one streaming
+/// read.
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant)] // a handful of handles, one of these per layer
+#[allow(clippy::large_enum_variant)] // a few handles per layer
 pub enum SketchTensors {
-    /// The cache has no sketch; only dense attention can read it.
+    /// No sketch, for methods that read keys and values only.
     None,
     /// K transposed, [B, H_kv, d, S_max] in the cache's type.
     Full(Tensor<4>),
-    /// Codes with one range per channel; the module [`sketch`](crate::sketch) defines them.
+    /// Codes with one range per channel: a code n stands for zero_point + scale n.
     Codes {
         /// b: bits of a code, 4 or 8.
         bits: usize,
         /// u32 words of 32/b codes, [B, H_kv, d, S_max/(32/b)].
         codes: Tensor<4, Int>,
-        /// lo: the lower end of each channel's range, [B, H_kv, d] in fp32.
-        lo: Tensor<3>,
-        /// a: the step of each channel's codes, [B, H_kv, d] in fp32.
-        step: Tensor<3>,
+        /// The zero point of each channel, [B, H_kv, d] in fp32.
+        zero_point: Tensor<3>,
+        /// The scale of each channel, [B, H_kv, d] in fp32.
+        scale: Tensor<3>,
     },
 }
 
 impl SketchTensors {
-    /// Buffers of zeros for `[batch, kv_heads, capacity, head_dim]`.
+    /// Buffers of zeros, for `[batch, kv_heads, capacity, head_dim]`.
     pub(crate) fn zeros(
         [batch, kv_heads, capacity, d]: [usize; 4],
         dtype: FloatDType,
@@ -63,12 +67,12 @@ impl SketchTensors {
         SketchTensors::Codes {
             bits,
             codes: zeros([batch, kv_heads, d, words], device, DType::U32),
-            lo: per_channel(),
-            step: per_channel(),
+            zero_point: per_channel(),
+            scale: per_channel(),
         }
     }
 
-    /// The sketch of keys [B, H_kv, S_max, d]. Codes have no ranges yet.
+    /// Makes the sketch of keys [B, H_kv, S_max, d]. Codes have no ranges yet.
     pub(crate) fn of_keys(k: &Tensor<4>, sketch: Option<Sketch>) -> Self {
         let dtype = FloatDType::from(k.dtype());
         match Self::zeros(k.dims(), dtype, sketch, &k.device()) {
@@ -81,7 +85,7 @@ impl SketchTensors {
 }
 
 impl CacheTensors {
-    /// Buffers of zeros for `[batch, kv_heads, capacity, head_dim]`.
+    /// Buffers of zeros, for `[batch, kv_heads, capacity, head_dim]`.
     pub fn zeros(
         shape: [usize; 4],
         dtype: FloatDType,
@@ -94,12 +98,12 @@ impl CacheTensors {
             k: floats(),
             v: floats(),
             v_sum: zeros([batch, kv_heads, d], device, DType::F32),
-            spans: RowSpans::empty(batch).to_tensor(device),
+            spans: Spans::empty(batch).to_tensor(device),
             sketch: SketchTensors::zeros(shape, dtype, sketch, device),
         }
     }
 
-    /// The same contents on another device.
+    /// Moves the buffers to another device.
     pub fn to_device(self, device: &Device) -> Self {
         Self {
             k: self.k.to_device(device),
@@ -112,19 +116,19 @@ impl CacheTensors {
                 SketchTensors::Codes {
                     bits,
                     codes,
-                    lo,
-                    step,
+                    zero_point,
+                    scale,
                 } => SketchTensors::Codes {
                     bits,
                     codes: codes.to_device(device),
-                    lo: lo.to_device(device),
-                    step: step.to_device(device),
+                    zero_point: zero_point.to_device(device),
+                    scale: scale.to_device(device),
                 },
             },
         }
     }
 
-    /// The same contents in buffers with room for `capacity` positions.
+    /// Returns the same contents in buffers for `capacity` positions.
     pub fn grown(self, capacity: usize) -> Self {
         fn extend<K: Numeric>(old: Tensor<4, K>, dim: usize, size: usize) -> Tensor<4, K> {
             let mut shape = old.dims();
@@ -146,22 +150,24 @@ impl CacheTensors {
                 SketchTensors::Codes {
                     bits,
                     codes,
-                    lo,
-                    step,
+                    zero_point,
+                    scale,
                 } => SketchTensors::Codes {
                     bits,
                     codes: extend(codes, 3, capacity.div_ceil(codes_per_word(bits))),
-                    lo,
-                    step,
+                    zero_point,
+                    scale,
                 },
             },
         }
     }
 }
 
-/// Zeros in rows without a gap: a GPU may lay out a tensor of several dimensions with some, which the kernels don't know.
+/// Zeros in a contiguous layout: a GPU may pad a tensor of several dimensions, which the kernels do
+/// not expect.
 ///
-/// They get memory of just their size: a GPU's allocator otherwise cuts buffers out of pages, of which a large cache wastes up to half.
+/// They get memory of exactly their size. A GPU's allocator otherwise cuts buffers out of pages, of
+/// which a large cache wastes up to half.
 fn zeros<const D: usize, K: Numeric>(
     shape: [usize; D],
     device: &Device,
@@ -173,13 +179,13 @@ fn zeros<const D: usize, K: Numeric>(
         .reshape(shape)
 }
 
-/// The same contents in a buffer of their own.
+/// Returns the same contents in a new buffer.
 pub(crate) fn duplicate<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> Tensor<D, K> {
     let like = Tensor::empty(tensor.shape(), (&tensor.device(), tensor.dtype()));
     overwrite(like, tensor.clone())
 }
 
-/// The contents of `from` in the buffer of `to`, if no one else holds that.
+/// Writes the contents of `from` into the buffer of `to`, or into a new one if that is shared.
 pub(crate) fn overwrite<const D: usize, K: Basic>(
     to: Tensor<D, K>,
     from: Tensor<D, K>,

@@ -1,23 +1,24 @@
-//! Which positions of a batch's cache hold tokens.
+//! The valid positions of each sequence in a cache.
 
 use std::ops::Range;
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor};
 
-/// The span of valid positions of every sequence in a batch: sequence b holds the positions `start[b] .. end[b]` of its buffers.
+/// The span of valid positions of every sequence: sequence b holds the positions `start[b] ..
+/// end[b]`.
 ///
-/// `start` is the left padding; `end` is the length with the padding. The two forms of a ragged batch, left padding and a length per row, are
-/// the cases where all ends, or all starts, are equal.
+/// `start` is the left padding, `end` the length with the padding. All ends are equal in a batch
+/// with left padding, all starts in a batch with a length per sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RowSpans {
+pub struct Spans {
     /// First valid position of each sequence.
     pub start: Vec<usize>,
     /// One past the last valid position of each sequence.
     pub end: Vec<usize>,
 }
 
-impl RowSpans {
-    /// `batch` sequences without padding that hold nothing.
+impl Spans {
+    /// `batch` empty sequences without padding.
     pub fn empty(batch: usize) -> Self {
         Self {
             start: vec![0; batch],
@@ -25,7 +26,7 @@ impl RowSpans {
         }
     }
 
-    /// `batch` sequences without padding that hold `len` positions each.
+    /// `batch` sequences of `len` positions without padding.
     pub fn full(batch: usize, len: usize) -> Self {
         Self {
             start: vec![0; batch],
@@ -33,33 +34,33 @@ impl RowSpans {
         }
     }
 
-    /// Number of sequences.
+    /// The number of sequences.
     pub fn batch(&self) -> usize {
         self.end.len()
     }
 
-    /// S: the end of the longest sequence, so the part of the buffers that has to be looked at.
+    /// S: the end of the longest sequence.
     pub fn longest(&self) -> usize {
         self.end.iter().copied().max().unwrap_or(0)
     }
 
-    /// Valid positions of sequence `row`.
-    pub fn count(&self, row: usize) -> usize {
-        self.end[row].saturating_sub(self.start[row])
+    /// The number of valid positions of a sequence.
+    pub fn count(&self, sequence: usize) -> usize {
+        self.end[sequence].saturating_sub(self.start[sequence])
     }
 
-    /// The end that all sequences share, if they do.
+    /// The end of all sequences, if it is the same.
     pub fn common_end(&self) -> Option<usize> {
         let first = *self.end.first()?;
         self.end.iter().all(|&end| end == first).then_some(first)
     }
 
-    /// Whether every sequence fills 0 .. S, so that nothing has to be masked.
+    /// Returns whether every sequence fills 0 .. S, so that nothing has to be masked.
     pub fn is_rectangular(&self) -> bool {
         self.common_end().is_some() && self.start.iter().all(|&start| start == 0)
     }
 
-    /// The spans with `counts[b]` more positions in sequence b.
+    /// Returns the spans with `counts[b]` more positions in sequence b.
     pub fn grown(&self, counts: &[usize]) -> Self {
         Self {
             start: self.start.clone(),
@@ -72,15 +73,16 @@ impl RowSpans {
         }
     }
 
-    /// The spans of the sequences `rows` alone.
-    pub fn select(&self, rows: Range<usize>) -> Self {
+    /// Returns the spans of some of the sequences.
+    pub fn select(&self, sequences: Range<usize>) -> Self {
         Self {
-            start: self.start[rows.clone()].to_vec(),
-            end: self.end[rows].to_vec(),
+            start: self.start[sequences.clone()].to_vec(),
+            end: self.end[sequences].to_vec(),
         }
     }
 
-    /// The spans as [`CacheTensors::spans`](crate::CacheTensors) holds them, [3, B] in u32.
+    /// Returns the spans in the form of [`CacheTensors::spans`](crate::ops::CacheTensors), [3, B]
+    /// in u32.
     pub(crate) fn to_tensor(&self, device: &Device) -> Tensor<2, Int> {
         let spans: Vec<u32> = self
             .start
@@ -93,41 +95,42 @@ impl RowSpans {
             .reshape([3, self.batch()])
     }
 
-    /// Valid positions of each sequence as [B, 1, 1] in f32.
+    /// The number of valid positions of each sequence, [B, 1, 1] in f32.
     pub(crate) fn counts(&self, device: &Device) -> Tensor<3> {
         let counts: Vec<f32> = (0..self.batch())
-            .map(|row| self.count(row) as f32)
+            .map(|sequence| self.count(sequence) as f32)
             .collect();
         Tensor::<1>::from_floats(counts.as_slice(), device).reshape([self.batch(), 1, 1])
     }
 
-    /// The spans of the last `window` positions of each sequence: from max(start, end - window) on.
+    /// Returns the spans of the last `window` positions: max(start, end - window) .. end.
     pub fn last(&self, window: usize) -> Self {
-        let first = |row: usize| self.end[row].saturating_sub(window).max(self.start[row]);
+        let first = |b: usize| self.end[b].saturating_sub(window).max(self.start[b]);
         Self {
             start: (0..self.batch()).map(first).collect(),
             end: self.end.clone(),
         }
     }
 
-    /// Where `positions` 0 .. S are valid, [B, 1, S]; `None` if they all are.
+    /// A mask of the valid positions, [B, 1, S]; `None` if all are valid.
     pub(crate) fn valid(&self, device: &Device) -> Option<Tensor<3, Bool>> {
         (!self.is_rectangular()).then(|| self.within(&self.start, device))
     }
 
-    /// The last `window` positions of each sequence, [B, 1, S].
+    /// A mask of the last `window` positions of each sequence, [B, 1, S].
     pub(crate) fn latest(&self, window: usize, device: &Device) -> Tensor<3, Bool> {
         self.within(&self.last(window).start, device)
     }
 
-    /// The first `count` valid positions of each sequence, [B, 1, S].
+    /// A mask of the first `count` valid positions of each sequence, [B, 1, S].
     pub(crate) fn earliest(&self, count: usize, device: &Device) -> Tensor<3, Bool> {
         let behind: Vec<usize> = self.start.iter().map(|start| start + count).collect();
         self.within(&self.start, device)
             .bool_and(self.within(&behind, device).bool_not())
     }
 
-    /// Which of the positions `span` are left padding, [B', 1, T] for the sequences `batch`.
+    /// A mask of the positions in `span` that are left padding, [B', 1, T] for the sequences
+    /// `batch`.
     pub(crate) fn padding(
         &self,
         batch: Range<usize>,
@@ -149,6 +152,7 @@ impl RowSpans {
             .lower(start)
     }
 
+    /// A mask of the positions from `start` to the end of each sequence, [B, 1, S].
     fn within(&self, start: &[usize], device: &Device) -> Tensor<3, Bool> {
         let (batch, len) = (self.batch(), self.longest());
         let column = |values: &[usize]| {

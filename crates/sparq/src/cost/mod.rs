@@ -1,22 +1,29 @@
-//! The cost model: how long a decode step takes, from what it moves and from four figures of the device.
+//! The cost model: the bytes of a decode step, and the time it takes on a device.
 //!
-//! A decode step does little arithmetic on many bytes, so its time is close to a line: what every step takes, whatever its size, and the bytes
-//! of [`Transfers`] over the bandwidth at which they arrive. SparQ has a second slope, since ranking a position takes the processor's time as well: each
-//! query head makes a score of it, which is compared with others.
+//! A decode step does little arithmetic on many bytes, so its time is close to a line: a fixed
+//! part, and the bytes of [`Transfers`] over the memory bandwidth. SparQ has a second slope, since
+//! the processor computes one score per query head and position, and selects among them.
 //!
 //! ```text
 //! dense(S) = dense_us + bytes_dense(S) / bandwidth
 //! sparq(S) = sparq_us + bytes_sparq(S) / bandwidth + B H S / scores_per_us      for S > k
 //! ```
 //!
-//! Both are lines in S, so there is at most one length from which on SparQ is the quicker one for good: [`StepCosts::break_even`].
+//! Both are lines in S, so there is at most one length from which SparQ is faster:
+//! [`StepCosts::break_even`].
 
-pub(crate) mod transfers;
+mod gpu;
+mod transfers;
+
+pub use crate::cache::CacheMemory;
+pub use gpu::{Gpu, REACHED};
+pub use transfers::{CacheShape, Transfers};
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::{CacheShape, Components, GroupScore, Method, SparqConfig, SparqError, Transfers};
+use crate::methods::{Components, GroupScore};
+use crate::{Method, SparqConfig, SparqError};
 
 /// The sizes of one decode step apart from S: q [B, H, 1, d] on a cache [B, H_kv, S, d].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -25,7 +32,7 @@ pub struct StepShape {
     pub batch: usize,
     /// H: query heads.
     pub heads: usize,
-    /// H_kv: key/value heads, a divisor of H.
+    /// H_kv: KV heads, a divisor of H.
     pub kv_heads: usize,
     /// d: elements of one key or value.
     pub head_dim: usize,
@@ -34,7 +41,7 @@ pub struct StepShape {
 }
 
 impl StepShape {
-    /// What of it decides the bytes, heads summed over the batch.
+    /// The sizes that determine the bytes, with heads summed over the batch.
     pub fn cache(&self) -> CacheShape {
         CacheShape {
             head_dim: self.head_dim,
@@ -43,7 +50,8 @@ impl StepShape {
         }
     }
 
-    /// Scores that SparQ makes of one position: one for each query head, or one for each group that scores as one query.
+    /// The scores that SparQ computes per position: one per query head, or one per group that
+    /// scores as one query.
     pub fn scores_per_position(&self, config: &SparqConfig) -> usize {
         let as_one =
             config.group_score == GroupScore::Logits && config.components == Components::AbsSum;
@@ -51,11 +59,12 @@ impl StepShape {
     }
 }
 
-/// What decides a step's time on a device; the [module](mod@crate::cost) has the equations.
+/// The figures that determine a step's time on a device. The [module](mod@crate::cost) has the
+/// equations.
 ///
-/// The defaults fit steps measured on an H100 and on two cores of a server; for other GPUs they follow from the bandwidth alone. `sparq-bench fit` makes those of a
-/// device from its result files. Any field can be set to what a device or a mode of
-/// running needs:
+/// The defaults fit steps measured on an H100 and on two cores of a server. For other GPUs they
+/// follow from the bandwidth alone. `sparq-bench fit` computes the figures of a device from its
+/// result files. Any field can be set:
 ///
 /// ```
 /// use sparq::cost::{StepCosts, StepShape};
@@ -64,7 +73,7 @@ impl StepShape {
 /// let costs = StepCosts { dense_us: 5.0, sparq_us: 15.0, gb_per_s: 3000.0, scores_per_us: 1e6 };
 /// let step = StepShape { batch: 1, heads: 32, kv_heads: 32, head_dim: 128, element_bytes: 2 };
 /// let config = SparqConfig::new(32, 128);
-/// // 8192 positions of dense attention are 134 MB, so 45 us; SparQ moves an eighth of that.
+/// // Dense attention over 8192 positions moves 134 MB, so 45 us. SparQ moves an eighth of that.
 /// assert!((costs.dense_us(&step, 8192) - 50.0).abs() < 1.0);
 /// assert!(costs.sparq_us(&step, 8192, &config) < 25.0);
 /// assert!(costs.break_even(&step, &config).is_some_and(|s| (1024..4096).contains(&s)));
@@ -72,83 +81,24 @@ impl StepShape {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepCosts {
-    /// Microseconds of every dense step: launches, and latencies behind each other.
+    /// The fixed part of a dense step in microseconds: launches and latencies.
     pub dense_us: f64,
-    /// Microseconds of every SparQ step; more of both, for it scores, selects and attends one after the other.
+    /// The fixed part of a SparQ step in microseconds. It is larger: three stages run one after
+    /// another.
     pub sparq_us: f64,
-    /// Bandwidth at which the cache is read, in 10^9 bytes a second.
+    /// The bandwidth at which the cache is read, in 10^9 bytes per second.
     pub gb_per_s: f64,
-    /// Scores that are made, handed over and selected from in a microsecond, one for each query head and position.
+    /// Scores computed and selected from per microsecond, one per query head and position.
     pub scores_per_us: f64,
 }
 
-/// A GPU as its maker describes it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Gpu {
-    /// A part of the name that it gives itself.
-    pub name: &'static str,
-    /// Bandwidth of its memory, in 10^9 bytes a second.
-    pub gb_per_s: f64,
-    /// Memory, in 10^9 bytes.
-    pub memory_gb: f64,
-    /// Dense products of 16-bit matrices summed in fp32, in 10^12 operations a second.
-    pub tflops: f64,
-}
-
-impl Gpu {
-    const fn new(name: &'static str, gb_per_s: f64, memory_gb: f64, tflops: f64) -> Self {
-        Self {
-            name,
-            gb_per_s,
-            memory_gb,
-            tflops,
-        }
-    }
-
-    /// Every GPU that is known. A name is looked up from top to bottom.
-    pub const ALL: [Gpu; 16] = [
-        Gpu::new("B200", 8000.0, 180.0, 2250.0),
-        Gpu::new("H200", 4800.0, 141.0, 989.0),
-        Gpu::new("H100 NVL", 3900.0, 94.0, 835.0),
-        Gpu::new("H100 PCIe", 2000.0, 80.0, 756.0),
-        Gpu::new("H100", 3350.0, 80.0, 989.0),
-        Gpu::new("A100-SXM4-80GB", 2039.0, 80.0, 312.0),
-        Gpu::new("A100", 1555.0, 40.0, 312.0),
-        Gpu::new("L40", 864.0, 48.0, 181.0),
-        Gpu::new("A10", 600.0, 24.0, 125.0),
-        Gpu::new("L4", 300.0, 24.0, 121.0),
-        Gpu::new("T4", 320.0, 16.0, 65.0),
-        Gpu::new("RTX 5090", 1792.0, 32.0, 209.0),
-        Gpu::new("RTX 4090", 1008.0, 24.0, 165.0),
-        Gpu::new("RTX 3090", 936.0, 24.0, 71.0),
-        Gpu::new("MI300X", 5300.0, 192.0, 1307.0),
-        Gpu::new("RX 7900 XTX", 960.0, 24.0, 123.0),
-    ];
-
-    /// The GPU whose name is a part of this one, in any case.
-    ///
-    /// ```
-    /// use sparq::cost::Gpu;
-    ///
-    /// assert_eq!(Gpu::named("NVIDIA H100 80GB HBM3").unwrap().gb_per_s, 3350.0);
-    /// assert!(Gpu::named("an abacus").is_none());
-    /// ```
-    pub fn named(name: &str) -> Option<&'static Gpu> {
-        let name = name.to_lowercase();
-        const { &Self::ALL }
-            .iter()
-            .find(|gpu| name.contains(&gpu.name.to_lowercase()))
-    }
-}
-
-/// The share of a maker's bandwidth that a copy reaches: 3020 of 3350 GB/s on an H100.
-pub const REACHED: f64 = 0.9;
-
-/// A GPU that the table doesn't know.
+/// The bandwidth assumed for an unknown GPU, in 10^9 bytes per second.
 const UNKNOWN_GPU: f64 = 500.0;
 
 impl StepCosts {
-    /// A processor with the native implementation: what fits the steps of 4096 to 65536 positions measured on two cores of a server.
+    /// A CPU with the native implementation.
+    ///
+    /// Fits steps of 4096 to 65536 positions measured on two cores of a server.
     pub const CPU: StepCosts = StepCosts {
         dense_us: 0.0,
         sparq_us: 75.0,
@@ -156,8 +106,10 @@ impl StepCosts {
         scores_per_us: 1075.0,
     };
 
-    /// A GPU whose memory is read at `gb_per_s`, for steps that are captured and replayed: what fits the steps measured on an H100, where no pair of a dense
-    /// and a SparQ step would have gone to the slower one.
+    /// A GPU whose memory is read at `gb_per_s`, for captured steps.
+    ///
+    /// Fits the steps measured on an H100: for every measured pair of a dense and a SparQ step it
+    /// predicts the faster one.
     pub fn gpu(gb_per_s: f64) -> Self {
         Self {
             dense_us: 7.8,
@@ -167,9 +119,9 @@ impl StepCosts {
         }
     }
 
-    /// What is known of a device: of a GPU by its name, of anything else as of a CPU.
+    /// The figures of a device: of a GPU by its name, else of a CPU.
     pub fn of(device: &Device) -> Self {
-        // A software rasterizer names itself too, but is no card.
+        // A software rasterizer reports a name too, but is no GPU.
         #[cfg(feature = "cube")]
         if let Some(identity) = device
             .identity()
@@ -181,15 +133,15 @@ impl StepCosts {
         Self::CPU
     }
 
-    /// What is known of a GPU by the name that it gives itself; an unknown one is taken for slow.
+    /// The figures of a GPU by the name that it reports. An unknown GPU counts as slow.
     pub fn of_gpu(name: &str) -> Self {
         Self::gpu(Gpu::named(name).map_or(UNKNOWN_GPU, |gpu| REACHED * gpu.gb_per_s))
     }
 
-    /// Checks that every figure is one that a device can have.
+    /// Checks the figures.
     ///
     /// # Errors
-    /// [`SparqError::Value`], naming the first that is not.
+    /// [`SparqError::Value`] for the first figure that no device can have.
     pub fn validate(&self) -> Result<(), SparqError> {
         for (what, value, least) in [
             ("dense_us", self.dense_us, 0.0),
@@ -198,15 +150,12 @@ impl StepCosts {
             ("scores_per_us", self.scores_per_us, f64::MIN_POSITIVE),
         ] {
             if !(value.is_finite() && value >= least) {
-                return Err(SparqError::Value {
-                    what,
-                    expected: if least > 0.0 {
-                        "a number above 0".into()
-                    } else {
-                        "0 or more".into()
-                    },
-                    found: value.to_string(),
-                });
+                let expected = if least > 0.0 {
+                    "a number above 0"
+                } else {
+                    "0 or more"
+                };
+                return Err(SparqError::value(what, expected, value));
             }
         }
         Ok(())
@@ -217,7 +166,7 @@ impl StepCosts {
         self.dense_us + self.moving(Transfers::dense(&step.cache(), seq_len))
     }
 
-    /// Microseconds of a SparQ step at `seq_len` positions; at most top_k of them are read densely.
+    /// Microseconds of a SparQ step at `seq_len` positions. Up to top_k positions are read densely.
     pub fn sparq_us(&self, step: &StepShape, seq_len: usize, config: &SparqConfig) -> f64 {
         if seq_len <= config.top_k {
             return self.dense_us(step, seq_len);
@@ -228,9 +177,10 @@ impl StepCosts {
             + scores / self.scores_per_us
     }
 
-    /// Microseconds of a step of any method at `seq_len` positions; [`Method::Auto`] takes the quicker of its two.
+    /// Microseconds of a step of any method at `seq_len` positions.
     ///
-    /// Methods without kernels of their own take what every dense step takes and the time of their bytes: no less than that.
+    /// [`Method::Auto`] takes the faster of its two. Methods without kernels count the fixed part
+    /// of a dense step and the time of their bytes, which is a lower bound.
     pub fn step_us(&self, step: &StepShape, seq_len: usize, method: &Method) -> f64 {
         match method {
             Method::Dense(_) => self.dense_us(step, seq_len),
@@ -243,8 +193,10 @@ impl StepCosts {
         }
     }
 
-    /// The length from which on a SparQ step takes no longer than a dense one, at this length and at every greater one; `None` where dense stays
-    /// the quicker. It is above top_k.
+    /// Returns the length from which a SparQ step takes no longer than a dense one, at all longer
+    /// lengths.
+    ///
+    /// `None` if dense attention stays faster. The length is above top_k.
     pub fn break_even(&self, step: &StepShape, config: &SparqConfig) -> Option<usize> {
         let saved = |seq_len| self.dense_us(step, seq_len) - self.sparq_us(step, seq_len, config);
         let (first, far) = (config.top_k + 1, config.top_k + 1 + FAR);
@@ -256,10 +208,10 @@ impl StepCosts {
             return None;
         }
         let crossing = first as f64 - saved(first) / slope;
-        // Beyond what any cache holds, a length may not even fit in a usize.
+        // A length longer than any cache may not fit in a usize.
         (crossing < LONGEST as f64).then(|| {
             let mut at = (crossing.ceil() as usize).max(first);
-            // The line was taken through two points: rounding may be off by a position.
+            // Rounding of the line through two points may be off by a position.
             while at > first && saved(at - 1) >= 0.0 {
                 at -= 1;
             }
@@ -270,7 +222,10 @@ impl StepCosts {
         })
     }
 
-    /// Whether a SparQ step at `seq_len` positions takes no longer than a dense one; at most top_k positions are dense either way.
+    /// Returns whether a SparQ step at `seq_len` positions is predicted to take no longer than a
+    /// dense one.
+    ///
+    /// False up to top_k positions, where both are dense.
     pub fn sparq_pays(&self, step: &StepShape, seq_len: usize, config: &SparqConfig) -> bool {
         let at = self.break_even(step, config);
         at.is_some_and(|at| seq_len >= at)
@@ -281,7 +236,7 @@ impl StepCosts {
     }
 }
 
-/// Positions between the two lengths that a slope is taken from.
+/// The positions between the two lengths that determine a slope.
 const FAR: usize = 1 << 20;
 
 /// Longer than any cache.
@@ -304,7 +259,7 @@ mod tests {
         }
     }
 
-    /// Devices, shapes and settings far apart from each other.
+    /// A wide range of devices, shapes and settings.
     fn grid() -> impl Iterator<Item = (StepCosts, StepShape, SparqConfig)> {
         let costs = [
             H100(),
@@ -340,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn once_sparse_pays_it_keeps_paying_and_dense_is_quicker_before() {
+    fn sparq_pays_from_the_break_even_length_on() {
         let (mut pays, mut never) = (0, 0);
         for (costs, step, config) in grid() {
             let saved = |s: usize| costs.dense_us(&step, s) - costs.sparq_us(&step, s, &config);
@@ -366,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn at_most_k_positions_are_dense() {
+    fn up_to_k_positions_are_dense() {
         for (costs, step, config) in grid() {
             for s in [1, config.top_k / 2, config.top_k] {
                 assert_eq!(costs.dense_us(&step, s), costs.sparq_us(&step, s, &config));
@@ -389,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_cost_what_the_group_makes_of_them() {
+    fn groups_that_score_as_one_cost_less() {
         let config = SparqConfig::new(32, 128);
         let as_one = config
             .with_group_score(GroupScore::Logits)
@@ -405,14 +360,14 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_is_known_by_the_longest_part_of_its_name() {
+    fn a_gpu_matches_its_most_specific_name() {
         assert_eq!(H100().gb_per_s, 0.9 * 3350.0);
         assert_eq!(StepCosts::of_gpu("NVIDIA H100 PCIe").gb_per_s, 1800.0);
-        assert_eq!(StepCosts::of_gpu("an abacus"), StepCosts::gpu(500.0));
+        assert_eq!(StepCosts::of_gpu("an unknown card"), StepCosts::gpu(500.0));
     }
 
     #[test]
-    fn figures_that_no_device_has_are_named() {
+    fn impossible_figures_are_named() {
         assert!(StepCosts::CPU.validate().is_ok() && H100().validate().is_ok());
         for (costs, what) in [
             (

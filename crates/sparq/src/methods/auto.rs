@@ -1,27 +1,28 @@
-//! Dense attention or SparQ, whichever the cost model expects to be quicker.
+//! Dense attention or SparQ, whichever the cost model expects to be faster.
 
 use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Budget, Dense, Method, Settings, Strategy};
-use crate::cost::{StepCosts, StepShape};
-use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers};
+use super::{Budget, Dense, Method, Settings, SparqConfig, Strategy};
+use crate::cost::{CacheShape, StepCosts, StepShape};
+use crate::{KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
 
-/// SparQ where it pays and dense attention elsewhere: never slower than dense, as far as [`StepCosts`] knows the device.
+/// SparQ for long caches and dense attention for short ones.
 ///
-/// Each step decides anew, from the sizes of the cache and its length alone, so a growing cache changes over once, at [`StepCosts::break_even`]. The cache
-/// holds the sketch from the beginning. A step that is recorded and replayed stays what it was when it was recorded; [`CapturedStep`](crate::CapturedStep)
-/// records again where the choice changes.
+/// Each step chooses by the sizes and the length of the cache. As far as [`StepCosts`] knows the
+/// device, no step is slower than dense attention. A growing cache changes from dense to SparQ
+/// once, at [`StepCosts::break_even`]. It holds the sketch from the start. A captured step replays
+/// the method that it was captured with; [`CapturedStep`](crate::CapturedStep) captures the step
+/// again when the choice changes.
 ///
 /// ```
-/// use burn::tensor::{Device, FloatDType};
-/// use sparq::{Auto, KvCacheConfig, Method, SparqConfig};
+/// use burn::tensor::Device;
+/// use sparq::methods::Auto;
+/// use sparq::{KvCacheConfig, Method, SparqConfig};
 ///
 /// let config = SparqConfig::new(32, 128);
 /// let auto = Method::from(Auto::new(config, 4, &Device::default()));
-/// let cache = KvCacheConfig {
-///     batch: 1, kv_heads: 8, head_dim: 128, capacity: 1 << 20, dtype: FloatDType::F32, sketch: auto.sketch(), window: None,
-/// };
+/// let cache = KvCacheConfig::new(1, 8, 128).with_sketch(auto.sketch());
 /// assert_eq!(auto.at(&cache, 128), Method::DENSE);
 /// assert_eq!(auto.at(&cache, 1 << 20), Method::from(config));
 /// ```
@@ -30,14 +31,14 @@ use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError,
 pub struct Auto {
     /// The settings of SparQ.
     pub sparq: SparqConfig,
-    /// g: query heads of one key/value head.
+    /// g: query heads per KV head.
     pub group_size: usize,
-    /// What steps cost on the device.
+    /// The costs of steps on the device.
     pub costs: StepCosts,
 }
 
 impl Auto {
-    /// With these settings and g query heads for each key/value head, for what is known of the device.
+    /// Chooses between dense attention and SparQ with these settings, g query heads per KV head.
     pub fn new(sparq: SparqConfig, group_size: usize, device: &Device) -> Self {
         Self {
             sparq,
@@ -46,18 +47,19 @@ impl Auto {
         }
     }
 
-    /// The method that a step takes on a cache like this with `seq_len` positions, dense attention or SparQ.
+    /// The method of a step on such a cache with `seq_len` positions, dense attention or SparQ.
     pub fn at(&self, cache: &KvCacheConfig, seq_len: usize) -> Method {
+        let step = self.step(cache);
         match self
             .costs
-            .sparq_pays(&self.step(cache), cache.attended(seq_len), &self.sparq)
+            .sparq_pays(&step, cache.attended(seq_len), &self.sparq)
         {
             true => Method::Sparq(self.sparq),
             false => Method::Dense(Dense),
         }
     }
 
-    /// The sizes of a step on a cache like this.
+    /// The sizes of a step on such a cache.
     pub fn step(&self, cache: &KvCacheConfig) -> StepShape {
         StepShape {
             batch: cache.batch,
@@ -70,6 +72,11 @@ impl Auto {
 }
 
 impl Strategy for Auto {
+    /// None: a choice between two methods has no name of its own.
+    fn presets() -> Vec<(&'static str, Self)> {
+        Vec::new()
+    }
+
     fn name(&self) -> &'static str {
         "auto"
     }
@@ -84,10 +91,10 @@ impl Strategy for Auto {
     }
 
     fn sketch(&self) -> Option<Sketch> {
-        self.sparq.sketch()
+        Some(self.sparq.sketch)
     }
 
-    /// SparQ's, which a long cache comes to; [`Method::at`] says which method a step takes.
+    /// The bytes of SparQ. [`Method::at`] returns the method that a step takes.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         self.sparq.transfers(shape, seq_len)
     }
@@ -97,16 +104,17 @@ impl Strategy for Auto {
     }
 
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
-        let sparq = self
-            .sparq
-            .for_compression(budget.head_dim, budget.seq_len, budget.ratio)?;
+        let &Budget {
+            head_dim,
+            seq_len,
+            ratio,
+        } = budget;
+        let sparq = self.sparq.for_compression(head_dim, seq_len, ratio)?;
         Ok(Self { sparq, ..*self }.into())
     }
 
-    /// Also refuses a query whose heads are not g for each key/value head: the costs would be those of another step.
+    /// Refuses a query that does not have g heads per KV head, for which the costs do not hold.
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        // Also where the step is dense: a later one is not.
-        cache.check_sketch(self.name(), self.sparq.sketch)?;
         let (step, [batch, heads, len, d]) = (self.step(cache.config()), q.dims());
         if heads != step.heads {
             return Err(SparqError::Shape {
@@ -115,14 +123,7 @@ impl Strategy for Auto {
                 found: vec![batch, heads, len, d],
             });
         }
-        self.at(cache.config(), cache.len())
-            .strategy()
-            .decode(q, cache)
-    }
-}
-
-impl From<Auto> for Method {
-    fn from(auto: Auto) -> Self {
-        Method::Auto(auto)
+        let method = self.at(cache.config(), cache.len());
+        method.strategy().decode(q, cache)
     }
 }

@@ -1,16 +1,17 @@
-//! A share of the bytes that dense attention moves: what settings are searched for.
+//! A budget of bytes for a decode step: a share of the bytes of dense attention.
 
 use super::Strategy;
-use crate::{CacheShape, SparqError, Transfers};
+use crate::cost::CacheShape;
+use crate::{SparqError, Transfers};
 
-/// The bytes that a step may move: a share of dense attention's over a 16-bit cache of so many positions.
+/// The share of dense attention's bytes that a step may move, for a 16-bit cache of some length.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
     /// d of the model.
     pub head_dim: usize,
     /// S: positions in the cache.
     pub seq_len: usize,
-    /// The share, above 0 and at most 1.
+    /// The share, in (0, 1].
     pub ratio: f64,
 }
 
@@ -18,7 +19,7 @@ impl Budget {
     /// Checks the figures.
     ///
     /// # Errors
-    /// [`SparqError::Budget`] where a size is 0 or the share is not above 0 and at most 1.
+    /// [`SparqError::Budget`] if a size is 0 or the share is not in (0, 1].
     pub fn new(head_dim: usize, seq_len: usize, ratio: f64) -> Result<Self, SparqError> {
         let budget = Self {
             head_dim,
@@ -31,7 +32,7 @@ impl Budget {
         }
     }
 
-    /// One key/value head of a 16-bit cache.
+    /// One KV head of a 16-bit cache.
     fn shape(&self) -> CacheShape {
         CacheShape {
             head_dim: self.head_dim,
@@ -40,21 +41,25 @@ impl Budget {
         }
     }
 
-    /// The bytes of dense attention for one key/value head.
+    /// The bytes that dense attention moves for one KV head.
     pub(super) fn dense_bytes(&self) -> f64 {
         Transfers::dense(&self.shape(), self.seq_len).bytes()
     }
 
-    /// Whether a method moves no more.
-    pub(super) fn fits(&self, method: &dyn Strategy) -> bool {
-        let bytes = method.transfers(&self.shape(), self.seq_len).bytes();
-        bytes <= self.ratio * self.dense_bytes()
+    /// The bytes that a method moves for one KV head.
+    pub(super) fn bytes(&self, method: &dyn Strategy) -> f64 {
+        method.transfers(&self.shape(), self.seq_len).bytes()
     }
 
-    /// The largest number from `least` to S that fits, if every smaller one does.
+    /// Returns whether a method stays within the budget.
+    pub(super) fn fits(&self, method: &dyn Strategy) -> bool {
+        self.bytes(method) <= self.ratio * self.dense_bytes()
+    }
+
+    /// Returns the largest number from `least` to S that fits, if all smaller ones fit too.
     ///
     /// # Errors
-    /// [`SparqError::Budget`] where not even the least one does.
+    /// [`SparqError::Budget`] if `least` does not fit.
     pub(super) fn largest(
         &self,
         least: usize,
@@ -74,12 +79,17 @@ impl Budget {
         Ok(fitting)
     }
 
-    /// No setting of a method fits.
+    /// The error that no setting of a method fits.
     pub(super) fn missed(&self) -> SparqError {
+        let &Self {
+            head_dim,
+            seq_len,
+            ratio,
+        } = self;
         SparqError::Budget {
-            head_dim: self.head_dim,
-            seq_len: self.seq_len,
-            ratio: self.ratio,
+            head_dim,
+            seq_len,
+            ratio,
         }
     }
 }

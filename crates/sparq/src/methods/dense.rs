@@ -4,13 +4,18 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{Budget, Method, Settings, Strategy};
-use crate::{CacheShape, KvCache, KvCacheConfig, SparqError, Transfers, ops};
+use crate::cost::CacheShape;
+use crate::{KvCache, KvCacheConfig, SparqError, Transfers, ops};
 
 /// Dense attention. It has no settings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dense;
 
 impl Strategy for Dense {
+    fn presets() -> Vec<(&'static str, Self)> {
+        vec![("dense", Dense)]
+    }
+
     fn name(&self) -> &'static str {
         "dense"
     }
@@ -39,7 +44,7 @@ impl Strategy for Dense {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        let (tensors, rows) = cache.view(&q, None)?;
-        Ok(ops::dense_decode(q, tensors, &rows))
+        let (tensors, spans) = cache.view(&q, None)?;
+        Ok(ops::dense_decode(q, tensors, &spans))
     }
 }

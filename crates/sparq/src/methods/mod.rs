@@ -1,72 +1,51 @@
-//! The ways to attend in a decode step, as values of one type.
+//! The ways to attend in a decode step, as values of one type, [`Method`].
 //!
-//! Each method is a type in a file of its own that implements [`Strategy`], and a variant of [`Method`] with a line in its table.
+//! Each method is a type in its own file that implements [`Strategy`]. A line in the list at the
+//! end of this file adds the file to the crate, a variant to [`Method`], and its names to the
+//! command line.
 
-mod auto;
-pub mod baselines;
 mod budget;
-mod dense;
 mod names;
 mod settings;
-mod sparq;
+mod state;
 mod step;
 
-use self::baselines::{FlexGen, H2o, Hybrid, LmInfinite, Oracle, Projection, Quest, SparqVariant};
-pub use auto::Auto;
 pub use budget::Budget;
-pub use dense::Dense;
 pub use settings::{Setting, Settings};
+pub(crate) use state::{MethodState, MethodStates};
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use self::step::Step;
-use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers};
+use crate::cost::CacheShape;
+use crate::{KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
 
-/// How a decode step attends to the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "method")]
-pub enum Method {
-    /// Every position.
-    Dense(Dense),
-    /// The positions and components that SparQ chooses.
-    Sparq(SparqConfig),
-    /// SparQ where it is expected to be quicker than dense attention, and dense attention elsewhere.
-    Auto(Auto),
-    /// The positions that have received the most attention, and the latest; the rest is evicted.
-    H2o(H2o),
-    /// The first positions and the latest.
-    LmInfinite(LmInfinite),
-    /// The values of the positions with the largest exact probabilities, not renormalised.
-    #[serde(rename = "flexgen")]
-    FlexGen(FlexGen),
-    /// The positions with the largest exact probabilities.
-    Oracle(Oracle),
-    /// The pages whose bounds promise most.
-    Quest(Quest),
-    /// Pages by the bounds of a few components, then positions by the same.
-    Hybrid(Hybrid),
-    /// SparQ with projections in the place of components.
-    Projection(Projection),
-    /// SparQ with switches that no kernel has.
-    SparqVariant(SparqVariant),
-}
+/// The paper's k: the top-k of a method by name.
+const TOP_K: usize = 128;
+/// The paper's r for a head_dim of 128: the rank of a method by name.
+const RANK: usize = 32;
 
-/// What a method has to offer.
+/// The interface of a method.
 pub trait Strategy {
-    /// The method's name: lower case, as on a command line.
+    /// The names of this method on a command line, each with the settings that it stands for.
+    fn presets() -> Vec<(&'static str, Self)>
+    where
+        Self: Sized;
+
+    /// The method's name in reports: lower case.
     fn name(&self) -> &'static str;
 
-    /// The settings, to be written and read as words.
+    /// The settings by name, to be read and written as words.
     fn settings(&mut self) -> Settings<'_>;
 
-    /// Sets the sizes that follow from k to what they are by default, after k has been set.
+    /// Sets the sizes that follow from k to their defaults, after k has been set.
     fn follow_top_k(&mut self) {}
 
     /// Checks the settings against a model's head_dim.
     ///
     /// # Errors
-    /// [`SparqError::Config`], naming what to change.
+    /// [`SparqError::Config`] for the first setting out of range.
     fn validate(&self, head_dim: usize) -> Result<(), SparqError>;
 
     /// The key sketch that a cache must hold for this method.
@@ -74,64 +53,128 @@ pub trait Strategy {
         None
     }
 
-    /// Whether a cache must record the attention that its positions receive; see [`KvCache::record_attention`].
+    /// Returns whether the method reads the attention that positions have received.
+    ///
+    /// The cache must record it then; see [`KvCache::record_attention`].
     fn reads_attention(&self) -> bool {
         false
     }
 
-    /// What one decode step moves at `seq_len` positions that it attends to; see [`KvCacheConfig::attended`].
+    /// The bytes that one decode step moves at `seq_len` positions inside the window.
+    ///
+    /// See [`KvCacheConfig::attended`].
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers;
 
-    /// Whether a step on a cache like this with `seq_len` positions reads only a part of them. A recording of a step serves only steps for which this is the same.
+    /// Returns whether a step on such a cache with `seq_len` positions reads only a part of them.
+    ///
+    /// A captured step serves only later steps with the same answer.
     fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool;
 
-    /// This method with the sizes that make the most of a budget.
+    /// Returns this method with the largest sizes that fit a budget.
     ///
     /// # Errors
-    /// [`SparqError::Budget`] where no sizes fit.
+    /// [`SparqError::Budget`] if no sizes fit.
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError>;
 
-    /// Attends with one query per sequence, q [B, H, 1, d], to a cache that already holds the current token: [B, H, 1, d].
+    /// Attends with one query per sequence, q [B, H, 1, d] -> [B, H, 1, d].
+    ///
+    /// The cache already holds the current token. [`Method::decode`] calls this after it has
+    /// checked that settings, query and cache fit.
     ///
     /// # Errors
-    /// When q does not fit the cache, the settings don't fit its head_dim, or the cache lacks the sketch.
+    /// If the step cannot be part of a captured graph, or the device fails.
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError>;
 }
 
-/// The table of methods.
-macro_rules! table {
-    ($method:expr) => {
-        match $method {
-            Method::Dense(method) => method,
-            Method::Sparq(method) => method,
-            Method::Auto(method) => method,
-            Method::H2o(method) => method,
-            Method::LmInfinite(method) => method,
-            Method::FlexGen(method) => method,
-            Method::Oracle(method) => method,
-            Method::Quest(method) => method,
-            Method::Hybrid(method) => method,
-            Method::Projection(method) => method,
-            Method::SparqVariant(method) => method,
+/// Makes the modules of the methods, the enum [`Method`] and its table from one list.
+macro_rules! methods {
+    (
+        methods {
+            $($file:ident: $(#[$attribute:meta])* $name:ident($type:ident), $about:literal;)*
         }
+        baselines {
+            $($base_file:ident: $(#[$base_attribute:meta])* $base:ident, $base_about:literal;)*
+        }
+    ) => {
+        $(mod $file; pub use self::$file::*;)*
+
+        /// The methods that SparQ is compared with, in tensor operations that run on every backend.
+        pub mod baselines {
+            $(mod $base_file; pub use self::$base_file::*;)*
+        }
+
+        $(use self::baselines::$base;)*
+
+        /// The way in which a decode step attends to the cache.
+        #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case", tag = "method")]
+        pub enum Method {
+            $(#[doc = $about] $(#[$attribute])* $name($type),)*
+            $(#[doc = $base_about] $(#[$base_attribute])* $base($base),)*
+        }
+
+        impl Method {
+            fn strategy(&self) -> &dyn Strategy {
+                match self {
+                    $(Method::$name(method) => method,)*
+                    $(Method::$base(method) => method,)*
+                }
+            }
+
+            fn strategy_mut(&mut self) -> &mut dyn Strategy {
+                match self {
+                    $(Method::$name(method) => method,)*
+                    $(Method::$base(method) => method,)*
+                }
+            }
+
+            /// Every name with the method that it stands for.
+            fn presets() -> Vec<(&'static str, Method)> {
+                fn of<T: Strategy + Into<Method>>() -> impl Iterator<Item = (&'static str, Method)> {
+                    T::presets().into_iter().map(|(name, method)| (name, method.into()))
+                }
+                std::iter::empty()$(.chain(of::<$type>()))*$(.chain(of::<$base>()))*.collect()
+            }
+        }
+
+        $(impl From<$type> for Method {
+            fn from(method: $type) -> Self {
+                Method::$name(method)
+            }
+        })*
+        $(impl From<$base> for Method {
+            fn from(method: $base) -> Self {
+                Method::$base(method)
+            }
+        })*
     };
+}
+
+methods! {
+    methods {
+        dense: Dense(Dense), "Every position.";
+        sparq: Sparq(SparqConfig), "The positions and components that SparQ selects.";
+        auto: Auto(Auto), "SparQ where it is expected to be faster than dense attention, else dense.";
+    }
+    baselines {
+        h2o: H2o, "The positions that received the most attention, and the most recent ones.";
+        lm_infinite: LmInfinite, "The first positions and the most recent ones.";
+        flexgen: #[serde(rename = "flexgen")] FlexGen, "The V rows with the largest exact scores, not renormalised.";
+        oracle: Oracle, "The positions with the largest exact scores.";
+        quest: Quest, "The pages with the largest upper bounds of their scores.";
+        hybrid: Hybrid, "Pages by the bounds of a few components, then positions by the same components.";
+        projection: Projection, "SparQ with projections in place of components.";
+        variant: SparqVariant, "SparQ with switches that the kernels do not have.";
+    }
 }
 
 impl Method {
     /// Dense attention.
     pub const DENSE: Method = Method::Dense(Dense);
 
-    /// Where a value finds its implementation.
-    fn strategy(&self) -> &dyn Strategy {
-        table!(self)
-    }
-
-    /// The same for a value to be changed.
-    fn strategy_mut(&mut self) -> &mut dyn Strategy {
-        table!(self)
-    }
-
-    /// The method that a step takes on a cache like this with `seq_len` positions: itself, or what [`Auto`] chooses.
+    /// The method that a step takes on such a cache with `seq_len` positions.
+    ///
+    /// This is the method itself, or the choice of [`Auto`].
     pub fn at(&self, cache: &KvCacheConfig, seq_len: usize) -> Method {
         match self {
             Method::Auto(auto) => auto.at(cache, seq_len),
@@ -147,7 +190,7 @@ impl Method {
     /// See [`Strategy::validate`].
     ///
     /// # Errors
-    /// [`SparqError::Config`], naming what to change.
+    /// [`SparqError::Config`] for the first setting out of range.
     pub fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
         self.strategy().validate(head_dim)
     }
@@ -172,27 +215,40 @@ impl Method {
         self.strategy().is_sparse(cache, seq_len)
     }
 
-    /// See [`Strategy::decode`].
+    /// Attends with one query per sequence, q [B, H, 1, d] -> [B, H, 1, d].
+    ///
+    /// The cache already holds the current token.
     ///
     /// # Errors
-    /// When q does not fit the cache, the settings don't fit its head_dim, or the cache lacks what the method reads.
+    /// If q does not fit the cache, the settings do not fit its head_dim, or the cache lacks what
+    /// the method reads.
     pub fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        self.validate(cache.config().head_dim)?;
-        self.check_cache(cache)?;
+        self.check(cache)?;
         cache.check_query(&q)?;
+        self.decode_checked(q, cache)
+    }
+
+    /// Does what [`Method::decode`] does, after [`Method::check`] and with a query that fits.
+    pub(crate) fn decode_checked(
+        &self,
+        q: Tensor<4>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor<4>, SparqError> {
         cache.check_not_empty()?;
-        // The cache is outside autodiff, and a step has all its operands on one side.
+        // The cache is outside autodiff, and a step needs all operands on one side.
         let q = q.inner();
         cache.note_query(&q);
-        if cache.records_attention() && !self.reads_attention() {
+        if cache.states().observes_attention() && !self.reads_attention() {
             let weights = Step::new(q.clone(), cache)?.weights();
-            cache.add_received(weights.mean_dim(2).squeeze_dim::<3>(2));
+            let received = weights.mean_dim(2).squeeze_dim::<3>(2);
+            cache.states_mut().observe_attention(received);
         }
         self.strategy().decode(q, cache)
     }
 
-    /// Checks that a cache has what the method reads.
-    pub(crate) fn check_cache(&self, cache: &KvCache) -> Result<(), SparqError> {
+    /// Checks the settings, and that a cache holds what the method reads.
+    pub(crate) fn check(&self, cache: &KvCache) -> Result<(), SparqError> {
+        self.validate(cache.config().head_dim)?;
         if let Some(sketch) = self.sketch() {
             cache.check_sketch(self.name(), sketch)?;
         }
@@ -200,11 +256,5 @@ impl Method {
             true => cache.check_records_attention(self.name()),
             false => cache.check_whole(self.name()),
         }
-    }
-}
-
-impl From<SparqConfig> for Method {
-    fn from(config: SparqConfig) -> Self {
-        Method::Sparq(config)
     }
 }

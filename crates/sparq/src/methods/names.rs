@@ -1,80 +1,48 @@
-//! Methods by name: for command lines and reports.
+//! Methods as words, for command lines and reports: `sparq:r=16,k=128,l=32,sketch=4bits,...`.
 
 use std::fmt;
 use std::str::FromStr;
 
-use super::Method;
-use super::baselines::{
-    Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Oracle, Projection, Quest,
-    SparqVariant, Temperature,
-};
-use super::budget::Budget;
-use crate::{Sketch, SparqConfig, SparqError};
-
-/// The paper's k.
-const TOP_K: usize = 128;
-/// The paper's r for a head_dim of 128.
-const RANK: usize = 32;
-
-/// Every name with the settings that it stands for where none are given.
-fn table() -> Vec<(&'static str, Method)> {
-    let sparq = |sketch| SparqConfig::new(RANK, TOP_K).with_sketch(sketch);
-    let projection = |directions| Projection::new(directions, RANK, TOP_K).into();
-    let variant = SparqVariant::new(RANK, TOP_K);
-    let at = |temperature| variant.with_temperature(temperature);
-    let two_stage = SparqVariant::new(RANK / 2, TOP_K).with_second_rank(Some(2 * RANK));
-    let two_stage = two_stage.with_keys(KeyPrecision::Bits4);
-    vec![
-        ("dense", Method::DENSE),
-        ("sparq", sparq(Sketch::Full).into()),
-        ("sparq-8bit", sparq(Sketch::Bits8).into()),
-        ("sparq-4bit", sparq(Sketch::Bits4).into()),
-        ("h2o", H2o::new(TOP_K).into()),
-        ("lm-infinite", LmInfinite::new(TOP_K).into()),
-        ("flexgen", FlexGen { top_k: TOP_K }.into()),
-        ("oracle", Oracle { top_k: TOP_K }.into()),
-        ("quest", Quest::new(TOP_K).into()),
-        ("hybrid", Hybrid::new(RANK, TOP_K).into()),
-        ("random-projection", projection(Directions::Random)),
-        ("low-rank", projection(Directions::Principal)),
-        ("sparq-variant", variant.into()),
-        ("sparq-3bit", variant.with_keys(KeyPrecision::Bits3).into()),
-        ("sparq-2bit", variant.with_keys(KeyPrecision::Bits2).into()),
-        ("sparq-two-stage", two_stage.into()),
-        ("sparq-sqrt-d", at(Temperature::SqrtHeadDim).into()),
-        ("sparq-sqrt-r", at(Temperature::SqrtRank).into()),
-    ]
-}
+use super::{Budget, Method};
+use crate::SparqError;
 
 impl Method {
-    /// The names that [`Method::named`] and [`Method::for_budget`] know. [`Auto`](super::Auto) is not among them: it is a choice between two of them.
+    /// The names that [`Method::named`] and [`Method::for_budget`] accept.
+    ///
+    /// [`Auto`](super::Auto) has no name: it chooses between two methods.
     pub fn names() -> Vec<&'static str> {
-        table().into_iter().map(|(name, _)| name).collect()
+        Self::presets().into_iter().map(|(name, _)| name).collect()
     }
 
-    /// The method of this name, with the paper's k = 128 and, for head_dim 128, r = 32.
+    /// Returns the method of this name, with the paper's k = 128 and, for head_dim 128, r = 32.
     ///
     /// # Errors
-    /// [`SparqError::Value`], with all names, if it is none of them.
+    /// [`SparqError::Value`] with all names, for an unknown one.
     pub fn named(name: &str) -> Result<Self, SparqError> {
-        let table = table();
-        let found = table.iter().find(|(known, _)| *known == name);
+        let presets = Self::presets();
+        let found = presets.iter().find(|(known, _)| *known == name);
         found.map(|&(_, method)| method).ok_or_else(|| {
-            let names: Vec<_> = table.iter().map(|(name, _)| *name).collect();
-            value("method", format!("one of {}", names.join(", ")), name)
+            let expected = format!("one of {}", Self::names().join(", "));
+            SparqError::value("method", expected, name)
         })
     }
 
-    /// The method of this name that moves at most `ratio` of the bytes of dense attention at `seq_len` positions of a 16-bit cache; see [`Method::at_budget`].
+    /// Returns the method of this name with the largest sizes that fit a budget.
+    ///
+    /// See [`Method::at_budget`].
     ///
     /// ```
-    /// use sparq::{CacheShape, Method, Transfers};
+    /// use sparq::cost::CacheShape;
+    /// use sparq::{Method, Transfers};
     ///
     /// let shape = CacheShape { head_dim: 64, kv_heads: 3, element_bytes: 2 };
     /// let dense = Transfers::dense(&shape, 4096).bytes();
     /// for name in Method::names() {
     ///     match Method::for_budget(name, 64, 4096, 1.0 / 8.0) {
-    ///         Ok(method) => assert!(method.transfers(&shape, 4096).bytes() <= dense / 8.0, "{method}"),
+    ///         Ok(method) => {
+    ///             let bytes = method.transfers(&shape, 4096).bytes();
+    ///             assert!(bytes <= dense / 8.0, "{method}");
+    ///         }
     ///         // These read every key.
     ///         Err(_) => assert!(["dense", "flexgen"].contains(&name), "{name}"),
     ///     }
@@ -92,10 +60,14 @@ impl Method {
         Self::named(name)?.at_budget(head_dim, seq_len, ratio)
     }
 
-    /// This method with the sizes that move at most `ratio` of the bytes of dense attention at `seq_len` positions of a 16-bit cache; what is no size is kept.
+    /// Returns this method with the largest sizes that move at most `ratio` of dense attention's
+    /// bytes.
+    ///
+    /// Bytes are those of a 16-bit cache with `seq_len` positions. Settings other than sizes are
+    /// kept.
     ///
     /// # Errors
-    /// [`SparqError::Budget`] where the method can't get by on that, or `ratio` is not within 0 (exclusive) and 1.
+    /// [`SparqError::Budget`] if no sizes fit, or if `ratio` is not in (0, 1].
     pub fn at_budget(
         &self,
         head_dim: usize,
@@ -105,9 +77,25 @@ impl Method {
         let budget = Budget::new(head_dim, seq_len, ratio)?;
         self.strategy().at_budget(&budget)
     }
+
+    /// Sets one setting from its words.
+    fn set(&mut self, key: &str, text: &str) -> Result<(), SparqError> {
+        const WHAT: &str = "setting of the method";
+        let mut settings = self.strategy_mut().settings();
+        let known: Vec<_> = settings.iter().map(|(key, _)| *key).collect();
+        let Some((_, setting)) = settings.iter_mut().find(|(known, _)| *known == key) else {
+            let expected = match known.is_empty() {
+                true => "none".into(),
+                false => format!("one of {}", known.join(", ")),
+            };
+            return Err(SparqError::value(WHAT, expected, key));
+        };
+        let set = setting.set(text);
+        set.map_err(|expected| SparqError::value(WHAT, format!("{key}={expected}"), text))
+    }
 }
 
-/// The name and all settings, as [`Method::from_str`] reads them.
+/// Writes the name and all settings, as [`Method::from_str`] reads them.
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut copy = *self;
@@ -120,15 +108,20 @@ impl fmt::Display for Method {
     }
 }
 
-/// Reads a name and, behind a colon, settings: `h2o`, `h2o:k=64`, `sparq-4bit:r=16,k=128,mean=never`.
+/// Reads a name and, after a colon, settings: `h2o`, `h2o:k=64`,
+/// `sparq-4bit:r=16,k=128,mean=never`.
 ///
-/// What is left out is as in [`Method::named`], and follows from k where that is given: a local window of k/4, for one.
+/// Settings that are left out are those of [`Method::named`]. Where k is given, sizes that depend
+/// on it follow: for example, a local window of k/4.
 ///
 /// ```
 /// use sparq::Method;
 ///
 /// let method: Method = "sparq-4bit:r=16,k=64".parse()?;
-/// assert_eq!(method.to_string(), "sparq:r=16,k=64,l=16,sketch=4bits,mean=paper,score=probabilities,components=sum-abs");
+/// assert_eq!(
+///     method.to_string(),
+///     "sparq:r=16,k=64,l=16,sketch=4bits,mean=paper,score=probabilities,components=sum-abs",
+/// );
 /// let error = "h2o:n=3".parse::<Method>().unwrap_err();
 /// assert_eq!(error.to_string(), "setting of the method: expected one of k, l, found n");
 /// # Ok::<(), sparq::SparqError>(())
@@ -140,14 +133,15 @@ impl FromStr for Method {
         let (name, given) = text.split_once(':').unwrap_or((text, ""));
         let mut method = Self::named(name)?;
         let given = given.split(',').filter(|setting| !setting.is_empty());
-        let given: Vec<(&str, &str)> = given
-            .map(|setting| {
-                let pair = setting.split_once('=');
-                pair.ok_or_else(|| value("setting of a method", "key=value".into(), setting))
-            })
-            .collect::<Result<_, _>>()?;
-        // k first: other sizes follow from it where they are not given.
-        let (sizes, others): (Vec<_>, Vec<_>) = given.into_iter().partition(|(key, _)| *key == "k");
+        let pair = |setting: &'_ str| -> Result<(String, String), SparqError> {
+            let pair = setting
+                .split_once('=')
+                .map(|(key, text)| (key.into(), text.into()));
+            pair.ok_or_else(|| SparqError::value("setting of a method", "key=value", setting))
+        };
+        let given: Vec<_> = given.map(pair).collect::<Result<_, _>>()?;
+        // k first: sizes that depend on it follow, unless they are given too.
+        let (sizes, others): (Vec<_>, Vec<_>) = given.iter().partition(|(key, _)| key == "k");
         for (key, text) in sizes {
             method.set(key, text)?;
             method.strategy_mut().follow_top_k();
@@ -156,30 +150,5 @@ impl FromStr for Method {
             method.set(key, text)?;
         }
         Ok(method)
-    }
-}
-
-impl Method {
-    fn set(&mut self, key: &str, text: &str) -> Result<(), SparqError> {
-        const WHAT: &str = "setting of the method";
-        let mut settings = self.strategy_mut().settings();
-        let known: Vec<_> = settings.iter().map(|(key, _)| *key).collect();
-        let Some((_, setting)) = settings.iter_mut().find(|(known, _)| *known == key) else {
-            let expected = match known.is_empty() {
-                true => "none".into(),
-                false => format!("one of {}", known.join(", ")),
-            };
-            return Err(value(WHAT, expected, key));
-        };
-        let set = setting.set(text);
-        set.map_err(|expected| value(WHAT, format!("{key}={expected}"), text))
-    }
-}
-
-fn value(what: &'static str, expected: String, found: &str) -> SparqError {
-    SparqError::Value {
-        what,
-        expected,
-        found: found.into(),
     }
 }

@@ -1,19 +1,19 @@
-//! Methods as words: `sparq:r=16,k=128,l=32,sketch=4bits,...`.
+//! Settings of methods as words.
 
-use crate::{Components, GroupScore, MeanValue, Sketch, SparqError};
+use crate::SparqError;
 
 /// The settings of a method by name, in the order in which they are written.
 pub type Settings<'a> = Vec<(&'static str, &'a mut dyn Setting)>;
 
-/// A setting that can be written and read.
+/// A setting that can be written and read as a word.
 pub trait Setting {
-    /// The value in words.
+    /// Returns the value as a word.
     fn text(&self) -> String;
 
-    /// Takes over a value in words.
+    /// Sets the value from a word.
     ///
     /// # Errors
-    /// What is expected, in words.
+    /// A description of the words that are accepted.
     fn set(&mut self, text: &str) -> Result<(), String>;
 }
 
@@ -28,7 +28,7 @@ impl Setting for usize {
     }
 }
 
-/// A number that may be left out.
+/// A number that is optional.
 impl Setting for Option<usize> {
     fn text(&self) -> String {
         self.map_or_else(|| "none".into(), |number| number.to_string())
@@ -46,7 +46,7 @@ impl Setting for Option<usize> {
     }
 }
 
-/// Values that have a word each.
+/// Implements [`Setting`] for an enum with one word per variant.
 macro_rules! words {
     ($type:ty { $($value:ident = $word:literal),* $(,)? }) => {
         impl $crate::methods::settings::Setting for $type {
@@ -67,12 +67,7 @@ macro_rules! words {
 
 pub(super) use words;
 
-words!(Sketch { Full = "full", Bits8 = "8bits", Bits4 = "4bits" });
-words!(MeanValue { Always = "always", Never = "never", Paper = "paper" });
-words!(GroupScore { Probabilities = "probabilities", Logits = "logits" });
-words!(Components { SumAbs = "sum-abs", AbsSum = "abs-sum" });
-
-/// Checks a size that has a least value.
+/// Checks a size that has a minimum.
 pub(super) fn at_least(
     field: &'static str,
     least: usize,

@@ -1,12 +1,285 @@
-//! SparQ attention (Ribar et al., ICML 2024, Algorithm 1).
+//! SparQ attention (Ribar et al., ICML 2024, Algorithm 1): its settings and its decode step.
 
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 
-use super::{Budget, Method, Settings, Strategy};
+use super::settings::{Settings, words};
+use super::{Budget, Dense, Method, RANK, Strategy, TOP_K};
+use crate::cost::CacheShape;
 use crate::ops::{self, SparqOutput};
-use crate::{CacheShape, KvCache, KvCacheConfig, Sketch, SparqConfig, SparqError, Transfers};
+use crate::{KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
+
+/// When the mean of V stands for the positions that were not selected (step 7 of Algorithm 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MeanValue {
+    /// In every model.
+    Always,
+    /// In no model: the weights of the selected positions sum to 1.
+    Never,
+    /// As the paper recommends: only without grouped queries (g = 1).
+    Paper,
+}
+
+impl MeanValue {
+    /// Returns whether the mean is used with `group_size` (g) query heads per KV head.
+    pub fn applies(self, group_size: usize) -> bool {
+        match self {
+            MeanValue::Always => true,
+            MeanValue::Never => false,
+            MeanValue::Paper => group_size == 1,
+        }
+    }
+}
+
+/// The score by which the g query heads of a group select positions together (stage 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupScore {
+    /// The sum of the heads' approximate scores: the paper's listing.
+    Probabilities,
+    /// The sum of the heads' approximate logits: the authors' code. Selection needs no softmax.
+    Logits,
+}
+
+/// The magnitude by which the g query heads of a group select components together (stage 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Components {
+    /// The sum over the group of |q|: the paper.
+    SumAbs,
+    /// |the sum over the group of q|. With [`GroupScore::Logits`] the group then scores as one query.
+    AbsSum,
+}
+
+words!(Sketch { Full = "full", Bits8 = "8bits", Bits4 = "4bits" });
+words!(MeanValue { Always = "always", Never = "never", Paper = "paper" });
+words!(GroupScore { Probabilities = "probabilities", Logits = "logits" });
+words!(Components { SumAbs = "sum-abs", AbsSum = "abs-sum" });
+
+/// The hyper-parameters of a SparQ decode step.
+///
+/// ```
+/// use sparq::methods::GroupScore;
+/// use sparq::{Sketch, SparqConfig};
+///
+/// let config = SparqConfig::new(32, 128)
+///     .with_sketch(Sketch::Bits4)
+///     .with_group_score(GroupScore::Logits);
+/// assert!(config.validate(128).is_ok());
+/// let error = config.validate(16).unwrap_err();
+/// let expected = "rank: expected 1 to 16 (the head_dim), found 32; lower the rank";
+/// assert_eq!(error.to_string(), expected);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SparqConfig {
+    /// r: the number of components of the query that approximate the scores.
+    pub rank: usize,
+    /// k: the number of positions attended to exactly, local window and current token included.
+    pub top_k: usize,
+    /// l: the number of most recent positions that are always selected. At most `top_k`.
+    pub local_window: usize,
+    /// How the key sketch is stored.
+    pub sketch: Sketch,
+    /// When the mean of V stands for the positions that were not selected.
+    pub mean_value: MeanValue,
+    /// The score by which a group of query heads selects positions.
+    pub group_score: GroupScore,
+    /// The magnitude by which a group of query heads selects components.
+    pub components: Components,
+}
+
+impl SparqConfig {
+    /// The paper's settings for rank r and top-k k.
+    ///
+    /// These are a local window of k/4, a full sketch, the mean value where g = 1, summed
+    /// probabilities, and summed |q|.
+    pub fn new(rank: usize, top_k: usize) -> Self {
+        Self {
+            rank,
+            top_k,
+            local_window: top_k / 4,
+            sketch: Sketch::Full,
+            mean_value: MeanValue::Paper,
+            group_score: GroupScore::Probabilities,
+            components: Components::SumAbs,
+        }
+    }
+
+    /// Sets the local window l.
+    pub fn with_local_window(self, local_window: usize) -> Self {
+        Self {
+            local_window,
+            ..self
+        }
+    }
+
+    /// Sets how the key sketch is stored.
+    pub fn with_sketch(self, sketch: Sketch) -> Self {
+        Self { sketch, ..self }
+    }
+
+    /// Sets when the mean of V stands for the positions that were not selected.
+    pub fn with_mean_value(self, mean_value: MeanValue) -> Self {
+        Self { mean_value, ..self }
+    }
+
+    /// Sets the score by which a group of query heads selects positions.
+    pub fn with_group_score(self, group_score: GroupScore) -> Self {
+        Self {
+            group_score,
+            ..self
+        }
+    }
+
+    /// Sets the magnitude by which a group of query heads selects components.
+    pub fn with_components(self, components: Components) -> Self {
+        Self { components, ..self }
+    }
+
+    /// Checks the settings against a model's `head_dim`.
+    ///
+    /// # Errors
+    /// [`SparqError::Config`] for the first setting out of range.
+    pub fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
+        let (field, expected, found, advice) = if self.rank == 0 || self.rank > head_dim {
+            let advice = if self.rank == 0 {
+                "raise the rank"
+            } else {
+                "lower the rank"
+            };
+            (
+                "rank",
+                format!("1 to {head_dim} (the head_dim)"),
+                self.rank,
+                advice,
+            )
+        } else if self.top_k == 0 {
+            (
+                "top_k",
+                "at least 1 (the current token)".into(),
+                0,
+                "raise top_k",
+            )
+        } else if self.local_window > self.top_k {
+            (
+                "local_window",
+                format!(
+                    "at most {} (the top_k, which counts the window)",
+                    self.top_k
+                ),
+                self.local_window,
+                "lower the local window or raise top_k",
+            )
+        } else {
+            return Ok(());
+        };
+        Err(SparqError::Config {
+            field,
+            expected,
+            found,
+            advice,
+        })
+    }
+
+    /// Sets r and k so that a step reads at most `ratio` of the bytes of dense attention.
+    ///
+    /// Bytes are those of a 16-bit cache with `seq_len` positions. A part of the budget (half, or a
+    /// quarter with the 4-bit sketch) goes to the approximate scores, the rest to the selected
+    /// positions. The local window becomes k/4. All other settings stay as they are.
+    ///
+    /// ```
+    /// use sparq::cost::CacheShape;
+    /// use sparq::{SparqConfig, Transfers};
+    ///
+    /// let config = SparqConfig::new(1, 1).for_compression(128, 16384, 1.0 / 8.0)?;
+    /// let shape = CacheShape { head_dim: 128, kv_heads: 1, element_bytes: 2 };
+    /// let sparq = Transfers::sparq(&shape, 16384, &config).bytes();
+    /// let share = sparq / Transfers::dense(&shape, 16384).bytes();
+    /// assert!(share <= 1.0 / 8.0 && share > 0.95 / 8.0);
+    /// assert_eq!(config.rank, 16);
+    /// # Ok::<(), sparq::SparqError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`SparqError::Budget`] if r = 1 and k = 1 already read more, or if `ratio` is not in (0, 1].
+    pub fn for_compression(
+        self,
+        head_dim: usize,
+        seq_len: usize,
+        ratio: f64,
+    ) -> Result<Self, SparqError> {
+        let given = Budget::new(head_dim, seq_len, ratio)?;
+        let budget = ratio * given.dense_bytes();
+        let bytes = |rank, top_k| {
+            given.bytes(&Self {
+                rank,
+                top_k,
+                ..self
+            })
+        };
+        let per_component = bytes(2, 1) - bytes(1, 1);
+        let per_position = bytes(1, 2) - bytes(1, 1);
+        let largest_rank = ((budget - bytes(1, 1)) / per_component).floor() + 1.0;
+        if largest_rank < 1.0 {
+            return Err(given.missed());
+        }
+        let wanted = (score_share(self.sketch) * budget / per_component).round();
+        let rank = wanted.clamp(1.0, largest_rank.min(head_dim as f64)) as usize;
+        let top_k = 1 + ((budget - bytes(rank, 1)) / per_position).max(0.0).floor() as usize;
+        let top_k = top_k.min(seq_len);
+        Ok(Self {
+            rank,
+            top_k,
+            local_window: top_k / 4,
+            ..self
+        })
+    }
+
+    /// Takes one decode step that also returns the selected positions and alpha.
+    ///
+    /// Unlike [`Method::decode`] it selects at any length, also where k positions are all there
+    /// are.
+    ///
+    /// # Errors
+    /// If q does not fit the cache, the settings do not fit its head_dim, or it lacks the sketch.
+    pub fn decode_traced(
+        &self,
+        q: Tensor<4>,
+        cache: &mut KvCache,
+    ) -> Result<SparqOutput, SparqError> {
+        Method::from(*self).check(cache)?;
+        cache.check_query(&q)?;
+        cache.check_not_empty()?;
+        cache.refresh_sketch();
+        let q = q.inner();
+        let (tensors, spans) = cache.view(&q, Some(self))?;
+        Ok(ops::sparq_decode_traced(q, tensors, &spans, self))
+    }
+}
+
+/// The share of a budget that goes to the approximate scores.
+///
+/// Half for full and 8-bit sketches, as in the paper. A quarter for 4 bits: there r = d/4 at 1/8 of
+/// dense attention's bytes was within the noise of the optimal split on every text measured.
+fn score_share(sketch: Sketch) -> f64 {
+    match sketch {
+        Sketch::Full | Sketch::Bits8 => 0.5,
+        Sketch::Bits4 => 0.25,
+    }
+}
 
 impl Strategy for SparqConfig {
+    fn presets() -> Vec<(&'static str, Self)> {
+        let paper = Self::new(RANK, TOP_K);
+        vec![
+            ("sparq", paper),
+            ("sparq-8bit", paper.with_sketch(Sketch::Bits8)),
+            ("sparq-4bit", paper.with_sketch(Sketch::Bits4)),
+        ]
+    }
+
     fn name(&self) -> &'static str {
         "sparq"
     }
@@ -39,48 +312,22 @@ impl Strategy for SparqConfig {
         Transfers::sparq(shape, seq_len, self)
     }
 
-    /// At most k positions are all kept: the step is dense attention, to the last bit.
+    /// Up to k positions are all selected: the step is dense attention, bit for bit.
     fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
         cache.attended(seq_len) > self.top_k
     }
 
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
-        let &Budget {
-            head_dim,
-            seq_len,
-            ratio,
-        } = budget;
-        SparqConfig::for_compression(*self, head_dim, seq_len, ratio).map(Method::from)
+        let sparq = self.for_compression(budget.head_dim, budget.seq_len, budget.ratio);
+        sparq.map(Method::from)
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        cache.check_sketch(self.name(), self.sketch)?;
         if !self.is_sparse(cache.config(), cache.len()) {
-            return super::Dense.decode(q, cache);
+            return Dense.decode(q, cache);
         }
         cache.refresh_sketch();
-        let (tensors, rows) = cache.view(&q, Some(self))?;
-        Ok(ops::sparq_decode(q, tensors, &rows, self))
-    }
-}
-
-impl SparqConfig {
-    /// One decode step that also returns the kept positions and alpha; unlike [`Method::decode`](crate::Method::decode) it takes the sparse path at any length.
-    ///
-    /// # Errors
-    /// When q does not fit the cache, the settings don't fit its head_dim, or the cache lacks the sketch.
-    pub fn decode_traced(
-        &self,
-        q: Tensor<4>,
-        cache: &mut KvCache,
-    ) -> Result<SparqOutput, SparqError> {
-        self.validate(cache.config().head_dim)?;
-        cache.check_query(&q)?;
-        cache.check_not_empty()?;
-        cache.check_sketch("sparq", self.sketch)?;
-        cache.refresh_sketch();
-        let q = q.inner();
-        let (tensors, rows) = cache.view(&q, Some(self))?;
-        Ok(ops::sparq_decode_traced(q, tensors, &rows, self))
+        let (tensors, spans) = cache.view(&q, Some(self))?;
+        Ok(ops::sparq_decode(q, tensors, &spans, self))
     }
 }

@@ -1,14 +1,15 @@
-//! Plain tensors from a backend's primitives and back, by moving handles.
+//! Conversions between plain tensors and a backend's primitives. They move handles.
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch};
 use burn::tensor::{Int, Tensor};
 
-use crate::ops::{CacheBuffers, SketchBuffers};
-use crate::{CacheTensors, SketchTensors};
+use crate::ops::{CacheBuffers, CacheTensors, SketchBuffers, SketchTensors};
 
-/// A backend whose primitives plain tensors can hold.
-pub(crate) trait Primitive: Backend {
+/// A backend whose primitives convert to plain tensors.
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub trait Primitive: Backend {
     fn float<const D: usize>(primitive: FloatTensor<Self>) -> Tensor<D>;
     fn int<const D: usize>(primitive: IntTensor<Self>) -> Tensor<D, Int>;
     fn float_primitive<const D: usize>(tensor: Tensor<D>) -> FloatTensor<Self>;
@@ -30,11 +31,13 @@ impl Primitive for Dispatch {
     }
 }
 
-/// What a tensor that never left its backend can't fail at.
+/// The reason why a conversion to a primitive never fails.
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "cube"))]
-const STAYS: &str = "the reference keeps its tensors on their backend";
+const SAME_BACKEND: &str = "the reference keeps tensors on their backend";
 
-/// The same for a backend behind [`Dispatch`]. One blanket implementation would overlap with that of `Dispatch` itself.
+/// Implements [`Primitive`] for a backend behind [`Dispatch`].
+///
+/// A blanket implementation would overlap with the one of `Dispatch` itself.
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "cube"))]
 macro_rules! primitive {
     ($backend:ty) => {
@@ -46,10 +49,10 @@ macro_rules! primitive {
                 Tensor::<D, Int>::from_primitive::<Self>(primitive)
             }
             fn float_primitive<const D: usize>(tensor: Tensor<D>) -> FloatTensor<Self> {
-                tensor.try_into_primitive::<Self>().expect(STAYS)
+                tensor.try_into_primitive::<Self>().expect(SAME_BACKEND)
             }
             fn int_primitive<const D: usize>(tensor: Tensor<D, Int>) -> IntTensor<Self> {
-                tensor.try_into_primitive::<Self>().expect(STAYS)
+                tensor.try_into_primitive::<Self>().expect(SAME_BACKEND)
             }
         }
     };
@@ -68,7 +71,7 @@ mod ndarray {
     primitive!(burn::backend::NdArray);
 }
 
-/// A cache's buffers as plain tensors.
+/// Returns a cache's buffers as plain tensors.
 pub(crate) fn lift<B: Primitive>(cache: CacheBuffers<B>) -> CacheTensors {
     let sketch = match cache.sketch {
         SketchBuffers::None => SketchTensors::None,
@@ -76,13 +79,13 @@ pub(crate) fn lift<B: Primitive>(cache: CacheBuffers<B>) -> CacheTensors {
         SketchBuffers::Codes {
             bits,
             codes,
-            lo,
-            step,
+            zero_point,
+            scale,
         } => SketchTensors::Codes {
             bits,
             codes: B::int(codes),
-            lo: B::float(lo),
-            step: B::float(step),
+            zero_point: B::float(zero_point),
+            scale: B::float(scale),
         },
     };
     CacheTensors {
@@ -94,7 +97,7 @@ pub(crate) fn lift<B: Primitive>(cache: CacheBuffers<B>) -> CacheTensors {
     }
 }
 
-/// A cache's plain tensors as the backend's buffers.
+/// Returns a cache's plain tensors as the backend's buffers.
 pub(crate) fn lower<B: Primitive>(cache: CacheTensors) -> CacheBuffers<B> {
     let sketch = match cache.sketch {
         SketchTensors::None => SketchBuffers::None,
@@ -102,13 +105,13 @@ pub(crate) fn lower<B: Primitive>(cache: CacheTensors) -> CacheBuffers<B> {
         SketchTensors::Codes {
             bits,
             codes,
-            lo,
-            step,
+            zero_point,
+            scale,
         } => SketchBuffers::Codes {
             bits,
             codes: B::int_primitive(codes),
-            lo: B::float_primitive(lo),
-            step: B::float_primitive(step),
+            zero_point: B::float_primitive(zero_point),
+            scale: B::float_primitive(scale),
         },
     };
     CacheBuffers {

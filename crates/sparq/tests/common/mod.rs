@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
-use sparq::{KvCache, KvCacheConfig, MeanValue, Method, Sketch, SparqConfig};
+use sparq::methods::MeanValue;
+use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig};
 use sparq_device::DeviceChoice;
 
 /// Every kind of key sketch.
@@ -65,20 +66,15 @@ pub fn cache_config(
     [batch, kv_heads, head_dim]: [usize; 3],
     sketch: Option<Sketch>,
 ) -> KvCacheConfig {
-    KvCacheConfig {
-        batch,
-        kv_heads,
-        head_dim,
-        capacity: 1,
-        dtype: FloatDType::F32,
-        sketch,
-        window: None,
-    }
+    KvCacheConfig::new(batch, kv_heads, head_dim)
+        .with_capacity(1)
+        .with_dtype(FloatDType::F32)
+        .with_sketch(sketch)
 }
 
 /// Returns an empty cache.
 pub fn new_cache(config: &KvCacheConfig, device: &Device) -> KvCache {
-    KvCache::new(config, device).unwrap()
+    config.init(device).unwrap()
 }
 
 /// Returns a cache that holds the keys and values [B, H_kv, S, d].

@@ -154,7 +154,7 @@ fn ragged_sequences_equal_each_sequence_alone() {
         };
         let k = batch(|cache| &cache.tensors().k);
         let v = batch(|cache| &cache.tensors().v);
-        cache.append_rows(k, v, &lengths).unwrap();
+        cache.append_ragged(k, v, &lengths).unwrap();
 
         let next = part(&x, 9, 11);
         let two = attention.forward(next.clone(), Some(&mut cache)).unwrap();
@@ -310,14 +310,14 @@ fn invalid_sizes_are_errors() {
     let error =
         |config: SparqAttentionConfig| config.init(&Device::default()).unwrap_err().to_string();
     let uneven = "n_heads: expected a multiple of 3 (the n_kv_heads), found 4; \
-                  every key/value head serves as many query heads";
+                  every KV head serves the same number of query heads";
     assert_eq!(error(config(4, 3)), uneven);
     assert!(error(config(4, 0)).starts_with("n_kv_heads: expected at least 1, found 0"));
     assert!(error(config(0, 1)).starts_with("n_heads: expected at least 1, found 0"));
     let rotary = error(config(4, 2).with_rotary(Some(RotaryConfig::new(8))));
     assert_eq!(
         rotary,
-        "rotary head_dim: expected 16 (the attention's), found 8; set both to the same"
+        "rotary head_dim: expected 16 (the attention's), found 8; set both to the same value"
     );
     assert!(
         error(config(4, 2).with_rotary(Some(RotaryConfig::new(16).with_theta(-1.0))))

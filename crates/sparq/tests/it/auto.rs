@@ -1,7 +1,8 @@
 //! The method `auto`: each step is dense attention or SparQ, whichever costs less in the model.
 
 use sparq::cost::StepCosts;
-use sparq::{Auto, KvCacheConfig, Method, Sketch, SparqConfig};
+use sparq::methods::Auto;
+use sparq::{KvCacheConfig, Method, Sketch, SparqConfig};
 
 use crate::common::{Noise, cache_config, cache_f32, devices, max_difference, positions};
 

@@ -1,7 +1,8 @@
 //! The KV cache: growth, ragged batches, truncation, sketch ranges, memory, and refused arguments.
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use sparq::{KvCache, KvCacheConfig, Method, Sketch, SketchTensors, SparqConfig, SparqError};
+use sparq::ops::SketchTensors;
+use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig, SparqError};
 
 use crate::common::{
     ALL_SKETCHES, Noise, SKETCHES, cache_config, cache_f32, cache_of, devices, max_difference,
@@ -48,7 +49,7 @@ fn appends_in_parts_give_the_same_step() {
 #[test]
 fn spans_on_the_device_equal_those_of_the_host() {
     fn check(cache: &KvCache) {
-        let spans = cache.rows();
+        let spans = cache.spans();
         let counters = std::iter::repeat_n(&0, spans.batch());
         let want: Vec<usize> = (spans.start.iter().chain(&spans.end).chain(counters))
             .copied()
@@ -63,7 +64,7 @@ fn spans_on_the_device_equal_those_of_the_host() {
         let mut append = |cache: &mut KvCache, counts: [usize; 3]| {
             let len = counts.into_iter().max().unwrap();
             let new = noise.tensor([3, 2, len, 16], &device);
-            cache.append_rows(new.clone(), new, &counts).unwrap();
+            cache.append_ragged(new.clone(), new, &counts).unwrap();
             check(cache);
         };
         check(&cache);
@@ -124,7 +125,7 @@ fn a_cleared_cache_keeps_its_buffers() {
         cache.append(k.clone(), k.clone()).unwrap();
         let memory = cache.memory();
         cache.clear();
-        assert!(cache.is_empty() && cache.memory() == memory && cache.rows().start == [0, 0]);
+        assert!(cache.is_empty() && cache.memory() == memory && cache.spans().start == [0, 0]);
         cache.append(k.clone(), k.clone()).unwrap();
         let q = noise.tensor([2, 2, 1, 16], &device);
         let method = method_for(sketch, 4, 10);
@@ -163,7 +164,7 @@ fn ranges_are_reset_when_the_length_has_doubled() {
         let mut cache = cache_f32(&k, &k, Some(Sketch::Bits8));
         let scales = |cache: &mut KvCache| {
             cache.refresh_sketch();
-            let SketchTensors::Codes { step, .. } = &cache.tensors().sketch else {
+            let SketchTensors::Codes { scale: step, .. } = &cache.tensors().sketch else {
                 panic!("the cache must have a sketch of codes")
             };
             values(step)
@@ -216,7 +217,7 @@ fn errors_name_the_expected_and_the_found_value() {
                 "values: expected shape [1, 2, 3, 16], found [1, 2, 4, 16]",
             ),
             (
-                cache.append_rows(zeros([1, 2, 3, 16]), zeros([1, 2, 3, 16]), &[4]),
+                cache.append_ragged(zeros([1, 2, 3, 16]), zeros([1, 2, 3, 16]), &[4]),
                 "counts: expected at most the 3 positions given, found 4",
             ),
             (
@@ -245,7 +246,7 @@ fn errors_name_the_expected_and_the_found_value() {
         };
         let error = message(SparqConfig::new(4, 1).with_sketch(Sketch::Bits4));
         assert!(error.contains(
-            "holds a full copy of K as key sketch, but the method sparq needs codes of 4 bits"
+            "the method sparq needs codes of 4 bits as key sketch, but the cache holds a full copy of K"
         ));
         assert!(message(SparqConfig::new(17, 4)).starts_with("rank: expected 1 to 16"));
         assert!(
@@ -265,9 +266,9 @@ fn an_unsupported_dtype_is_an_error() {
         dtype: FloatDType::F16,
         ..cache_config([1, 2, 16], None)
     };
-    let error = KvCache::new(&config, &device).unwrap_err().to_string();
+    let error = config.init(&device).unwrap_err().to_string();
     assert!(
-        error.contains("can't compute in F16; choose one of F32"),
+        error.contains("does not support F16; choose one of F32"),
         "{error}"
     );
 }
@@ -339,7 +340,10 @@ fn later_appends_write_codes_with_the_given_ranges() {
             append(&mut cache, 0..100);
             let parts = |cache: &KvCache| match &cache.tensors().sketch {
                 SketchTensors::Codes {
-                    codes, lo, step, ..
+                    codes,
+                    zero_point: lo,
+                    scale: step,
+                    ..
                 } => (codes.clone(), lo.clone(), step.clone()),
                 _ => panic!("the cache must have a sketch of codes"),
             };
@@ -352,8 +356,8 @@ fn later_appends_write_codes_with_the_given_ranges() {
                 (values(&zero_point), values(&scale)),
                 (values(&zero_point_after), values(&scale_after))
             );
-            let found = sparq::sketch::unpack(codes, 4).slice_dim(3, 0..130);
-            let expected = sparq::sketch::encode(k.clone(), zero_point, scale, 4);
+            let found = sparq::ops::sketch::unpack(codes, 4).slice_dim(3, 0..130);
+            let expected = sparq::ops::sketch::encode(k.clone(), zero_point, scale, 4);
             assert_eq!(found.into_data(), expected.into_data());
         }
     }
@@ -369,7 +373,7 @@ fn ranges_of_one_sequence_leave_the_others_alone() {
         let run = |k: Tensor<4>, q: Tensor<4>, counts: &[usize]| {
             let mut cache = empty(counts.len(), 1, Some(Sketch::Bits4), &device);
             let prompt = positions(&k, 0..100);
-            cache.append_rows(prompt.clone(), prompt, counts).unwrap();
+            cache.append_ragged(prompt.clone(), prompt, counts).unwrap();
             cache.refresh_sketch();
             // The short sequence doubles its length here, the long one does not.
             let new = positions(&k, 100..110);

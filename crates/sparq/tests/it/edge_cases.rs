@@ -2,8 +2,9 @@
 //! and nothing panics or hangs.
 
 use burn::tensor::{Device, Int, Tensor};
+use sparq::methods::{Components, GroupScore, MeanValue};
 use sparq::ops::SparqOutput;
-use sparq::{Components, GroupScore, MeanValue, Method, Sketch, SparqConfig};
+use sparq::{Method, Sketch, SparqConfig};
 
 use crate::common::{Noise, SKETCHES, cache_f32, devices, is_finite, max_difference, values};
 

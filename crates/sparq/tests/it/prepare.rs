@@ -1,10 +1,9 @@
 //! Preparing a token (RoPE of query and key, append of key and value) against tensor operations.
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::sketch::unpack;
+use sparq::ops::sketch::unpack;
 use sparq::{
-    CacheTensors, KvCache, KvCacheConfig, Method, Rotary, RotaryConfig, RotaryScaling, Sketch,
-    SketchTensors, SparqConfig, SparqError, reference,
+    KvCache, KvCacheConfig, Method, RotaryConfig, Sketch, SparqConfig, SparqError, reference,
 };
 
 use crate::common::{ALL_SKETCHES, Noise, cache_config, devices, max_difference, new_cache};
@@ -108,7 +107,7 @@ fn check_steps(
     let prompt = noise.tensor([3, KV_HEADS, 62, HEAD_DIM], device);
     found.append(prompt.clone(), prompt).unwrap();
     found.refresh_sketch();
-    let mut spans = found.rows().clone();
+    let mut spans = found.spans().clone();
     let mut want = found.tensors().clone();
     let tolerance = if dtype == FloatDType::F32 { 2e-6 } else { 4e-3 };
     for step in 0..5 {
@@ -122,12 +121,12 @@ fn check_steps(
         let table = rotary.map(|rotary| rotary.table(found.capacity()));
         let encode = sketch.and_then(Sketch::bits).is_some();
         let (want_q, after) =
-            reference::write::prepare(want, [q, k, v], table.as_ref(), &spans, encode);
+            reference::append::prepare(want, [q, k, v], table.as_ref(), &spans, encode);
         want = after;
         spans = spans.grown(&[1; 3]);
 
         let case = format!("{case} step {step}");
-        assert_eq!(found.rows(), &spans, "{case}");
+        assert_eq!(found.spans(), &spans, "{case}");
         assert_eq!(rotated.dtype(), want_q.dtype(), "{case}");
         let difference = max_difference(&rotated, &want_q);
         assert!(

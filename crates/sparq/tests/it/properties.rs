@@ -4,10 +4,9 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor};
 use proptest::prelude::*;
-use sparq::{
-    Components, GroupScore, MeanValue, Method, Sketch, SparqConfig,
-    reference::{self, SparqTrace},
-};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::reference::SparqTrace;
+use sparq::{Method, Sketch, SparqConfig, reference};
 
 use crate::common::{
     Noise, SKETCHES, cache_config, cache_f32, devices, max_difference, new_cache, sequence, values,
@@ -256,7 +255,7 @@ proptest! {
                 let shape = [batch.len(), kv_heads, head_dim];
                 let mut cache = new_cache(&cache_config(shape, Some(config.sketch)), &device);
                 cache.set_left_padding(&padding[batch.clone()]).unwrap();
-                cache.append_rows(part(&k), part(&v), &counts[batch.clone()]).unwrap();
+                cache.append_ragged(part(&k), part(&v), &counts[batch.clone()]).unwrap();
                 cache
             };
             let mut together = make(0..batch);
@@ -268,7 +267,7 @@ proptest! {
                 let mut alone = make(index..index + 1);
                 let step = config.decode_traced(q.clone(), &mut alone).unwrap();
                 let trace =
-                    reference::sparq_decode(q.clone(), alone.tensors(), alone.rows(), &config);
+                    reference::sparq_decode(q.clone(), alone.tensors(), alone.spans(), &config);
                 let scores = group_scores(&trace, &config, padding[index]..counts[index]);
                 let together = &all_positions[index * kv_heads..(index + 1) * kv_heads];
                 let same = same_selection(&positions(&step.positions), together, &scores);

@@ -1,9 +1,10 @@
 //! Sliding windows: every step equals the step on a cache of the window's positions alone.
 
 use burn::tensor::{Device, FloatDType, Tensor};
+use sparq::methods::{Components, GroupScore, MeanValue};
 use sparq::{
-    Components, GroupScore, KvCache, KvCacheConfig, MeanValue, Method, RotaryConfig, Sketch,
-    SparqAttention, SparqAttentionConfig, SparqConfig, SparqError, reference,
+    KvCache, KvCacheConfig, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig,
+    SparqConfig, SparqError, reference,
 };
 
 use crate::common::{
@@ -176,7 +177,7 @@ fn traces_equal_the_reference_on_a_slice() {
             let selected: Vec<i32> = found.positions.into_data().iter::<i32>().collect();
             for (index, alone) in alone.iter().enumerate() {
                 let own = sequence(q, index);
-                let trace = reference::sparq_decode(own, alone.tensors(), alone.rows(), &settings);
+                let trace = reference::sparq_decode(own, alone.tensors(), alone.spans(), &settings);
                 let output = sequence(&found.output, index);
                 assert!(max_difference(&output, &trace.output) < TOLERANCE);
                 let alpha = sequence(&found.alpha, index);
@@ -211,14 +212,14 @@ fn windows_on_the_device_equal_those_of_the_host() {
         cache.set_left_padding(&[0, 70, 200]).unwrap();
         for counts in [[10, 90, 90], [14, 0, 0], [1, 3, 4], [60, 10, 1]] {
             let [k, v] = noise.tensors([3, 1, 90, HEAD_DIM], &device);
-            cache.append_rows(k, v, &counts).unwrap();
-            let spans = reference::write::last_spans(cache.tensors().spans.clone(), WINDOW);
+            cache.append_ragged(k, v, &counts).unwrap();
+            let spans = reference::append::last_spans(cache.tensors().spans.clone(), WINDOW);
             let found: Vec<usize> = spans
                 .into_data()
                 .iter::<u32>()
                 .map(|at| at as usize)
                 .collect();
-            let last = cache.rows().last(WINDOW);
+            let last = cache.spans().last(WINDOW);
             let expected = [last.start, last.end, vec![0; 3]].concat();
             assert_eq!(found, expected, "{device:?}");
         }
@@ -370,7 +371,7 @@ fn training_prefill_and_decode_read_one_window() {
 fn invalid_and_mismatched_windows_are_refused() {
     let device = &devices()[0];
     for window in [0, 1 << 31, usize::MAX] {
-        let refused = KvCache::new(&config(1, 2, None, window), device).unwrap_err();
+        let refused = config(1, 2, None, window).init(device).unwrap_err();
         assert_eq!(
             refused.to_string(),
             format!("window: expected 1 (the current token) to 2147483647, found {window}")

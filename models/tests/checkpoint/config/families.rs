@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
-use sparq::RotaryScaling;
+use sparq::ops::RotaryScaling;
 use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::{Architecture, HiddenAct, NormKind, Residual};

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
-use sparq::{KvCache, KvCacheConfig, Method, SparqError};
+use sparq::{KvCacheConfig, Method, SparqError};
 use sparq_models::{CausalLm, ModelCache};
 
 /// A call of the model, with the tokens it read.
@@ -112,17 +112,12 @@ impl CausalLm for ScriptedLm {
         dtype: FloatDType,
         method: &Method,
     ) -> Result<ModelCache, SparqError> {
-        let config = KvCacheConfig {
-            batch,
-            kv_heads: 1,
-            head_dim: 2,
-            capacity,
-            dtype,
-            sketch: method.sketch(),
-            window: None,
-        };
+        let config = KvCacheConfig::new(batch, 1, 2)
+            .with_capacity(capacity)
+            .with_dtype(dtype)
+            .with_sketch(method.sketch());
         Ok(ModelCache {
-            layers: vec![KvCache::new(&config, &self.device()).unwrap()],
+            layers: vec![config.init(&self.device()).unwrap()],
         })
     }
 

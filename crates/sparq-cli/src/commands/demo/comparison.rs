@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
-use sparq::{CacheShape, Method, Transfers};
+use sparq::cost::CacheShape;
+use sparq::{Method, Transfers};
 use sparq_eval::haystack::Needle;
 use sparq_eval::steps;
 use sparq_models::{CausalLm, ModelCache};
@@ -112,7 +113,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// Returns the bytes of the cache: keys, values and the key sketch.
-    pub fn memory(&self) -> sparq::CacheMemory {
+    pub fn memory(&self) -> sparq::cost::CacheMemory {
         self.cache.memory()
     }
 

@@ -2,7 +2,8 @@
 
 use burn::tensor::FloatDType;
 use serde::Serialize;
-use sparq::{CacheShape, KvCacheConfig, Method, Transfers};
+use sparq::cost::CacheShape;
+use sparq::{KvCacheConfig, Method, Transfers};
 use sparq_device::DeviceChoice;
 use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfig};
 use sparq_output::numbers;
@@ -88,15 +89,10 @@ impl Report {
 
 impl Stats {
     fn new(generated: &Generated, model: &Description, dtype: FloatDType, method: &Method) -> Self {
-        let cache = KvCacheConfig {
-            batch: 1,
-            kv_heads: model.kv_heads,
-            head_dim: model.head_dim,
-            capacity: generated.prompt_tokens,
-            dtype,
-            sketch: method.sketch(),
-            window: None,
-        };
+        let cache = KvCacheConfig::new(1, model.kv_heads, model.head_dim)
+            .with_capacity(generated.prompt_tokens)
+            .with_dtype(dtype)
+            .with_sketch(method.sketch());
         let steps = 1..=generated.decode_steps;
         let lengths = steps.map(|step| generated.prompt_tokens + step);
         let (bytes, dense) = lengths.fold((0.0, 0.0), |(bytes, dense), length| {

@@ -6,7 +6,8 @@ mod quality;
 mod view;
 
 use anyhow::{Context, Result};
-use sparq::{Components, GroupScore, Method, Sketch, SparqConfig};
+use sparq::methods::{Components, GroupScore};
+use sparq::{Method, Sketch, SparqConfig};
 use sparq_device::DeviceChoice;
 use sparq_output::files::OutputFile;
 use sparq_plan::Setup;

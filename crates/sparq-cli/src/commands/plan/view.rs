@@ -1,7 +1,8 @@
 //! The text output of `sparq plan`.
 
 use anyhow::Result;
-use sparq::{Components, GroupScore, Method, Sketch};
+use sparq::methods::{Components, GroupScore};
+use sparq::{Method, Sketch};
 use sparq_output::numbers::{self, digits};
 use sparq_output::table::Table;
 use sparq_plan::Setup;

@@ -148,7 +148,9 @@ fn the_mean_value_is_judged() {
 #[test]
 fn selected_nan_and_infinities_must_show() {
     let mut step = Step::new();
-    step.config = step.config.with_mean_value(sparq::MeanValue::Never);
+    step.config = step
+        .config
+        .with_mean_value(sparq::methods::MeanValue::Never);
     step.v[5 * D] = f32::NAN;
     step.k[6 * D] = f32::NAN;
     let finite = step.input().attend(&step.q, &step.selected);

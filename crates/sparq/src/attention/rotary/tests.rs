@@ -25,7 +25,7 @@ fn assert_frequencies(config: &RotaryConfig, expected: &[f64]) {
 }
 
 #[test]
-fn the_first_half_of_a_head_turns_with_the_second() {
+fn pairs_are_half_a_head_apart() {
     let device = Device::default();
     let rotary = RotaryConfig::new(4).init(&device).unwrap();
     let x = Tensor::<4>::from_floats([[[[1.0, 2.0, 3.0, 4.0]]]], &device);
@@ -37,7 +37,7 @@ fn the_first_half_of_a_head_turns_with_the_second() {
 }
 
 #[test]
-fn components_behind_the_rotary_part_pass_unchanged() {
+fn components_after_rotary_dim_are_unchanged() {
     let device = Device::default();
     let rotary = RotaryConfig::new(6)
         .with_rotary_dim(Some(2))
@@ -68,8 +68,8 @@ fn linear_scaling_divides_every_frequency() {
 }
 
 #[test]
-fn llama3_scaling_keeps_high_frequencies_divides_low_ones_and_blends_between() {
-    // Wave lengths 6.28, 62.8, 628 and 6283: kept, blended, divided, divided.
+fn llama3_scaling_blends_between_high_and_low() {
+    // Wavelengths 6.28, 62.8, 628 and 6283: kept, blended, divided, divided.
     assert_frequencies(
         &RotaryConfig::new(8).with_scaling(LLAMA3),
         &[1.0, 0.013_042_256, 0.001_25, 0.000_125],
@@ -77,7 +77,7 @@ fn llama3_scaling_keeps_high_frequencies_divides_low_ones_and_blends_between() {
 }
 
 #[test]
-fn turning_keeps_the_length_of_a_vector() {
+fn rotation_keeps_the_norm() {
     let device = Device::default();
     let rotary = RotaryConfig::new(16)
         .with_scaling(LLAMA3)
@@ -90,7 +90,7 @@ fn turning_keeps_the_length_of_a_vector() {
 }
 
 #[test]
-fn a_product_of_query_and_key_depends_on_their_distance_only() {
+fn products_depend_on_the_distance_only() {
     let device = Device::default();
     let rotary = RotaryConfig::new(16)
         .with_rotary_dim(Some(12))
@@ -111,7 +111,7 @@ fn a_product_of_query_and_key_depends_on_their_distance_only() {
 }
 
 #[test]
-fn sequences_of_a_batch_turn_by_their_own_positions() {
+fn sequences_have_their_own_positions() {
     let device = Device::default();
     let rotary = RotaryConfig::new(4).init(&device).unwrap();
     let x = Tensor::<4>::random([2, 1, 3, 4], Distribution::Normal(0.0, 1.0), &device);
@@ -126,7 +126,7 @@ fn sequences_of_a_batch_turn_by_their_own_positions() {
 }
 
 #[test]
-fn a_16_bit_vector_is_turned_in_fp32_and_stays_16_bit() {
+fn half_precision_is_rotated_in_fp32() {
     let device = Device::default();
     if !device.supports_dtype(burn::tensor::DType::F16) {
         return;
@@ -143,12 +143,12 @@ fn a_16_bit_vector_is_turned_in_fp32_and_stays_16_bit() {
 }
 
 #[test]
-fn settings_that_make_no_rotation_are_errors_that_say_so() {
+fn invalid_settings_are_named() {
     let error = |config: RotaryConfig| config.init(&Device::default()).unwrap_err().to_string();
     let odd = RotaryConfig::new(8).with_rotary_dim(Some(3));
     assert_eq!(
         error(odd),
-        "rotary_dim: expected an even number from 2 to 8 (the head_dim), found 3; change the part that turns"
+        "rotary_dim: expected an even number from 2 to 8 (the head_dim), found 3; set an even rotary_dim within the head_dim"
     );
     assert!(error(RotaryConfig::new(8).with_rotary_dim(Some(10))).contains("found 10"));
     assert!(error(RotaryConfig::new(8).with_rotary_dim(Some(0))).contains("found 0"));

@@ -123,7 +123,7 @@ pub(crate) fn append_kernel<X: Float, E: Float>(
     }
 }
 
-/// Component c of a head, turned; see [`Rotary`](crate::Rotary). The head begins at `first` and its row of angles at `angles`.
+/// Component c of a head, turned; see [`Rotary`](crate::ops::Rotary). The head begins at `first` and its row of angles at `angles`.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn turn<X: Float>(

@@ -192,7 +192,7 @@ pub(crate) struct Place {
     pub end: usize,
 }
 
-/// The place of `row`, which counts the key/value heads of all sequences; `spans` as in [`CacheTensors`](crate::CacheTensors).
+/// The place of `row`, which counts the key/value heads of all sequences; `spans` as in [`CacheTensors`](crate::ops::CacheTensors).
 #[cube]
 pub(crate) fn locate(spans: &[u32], row: usize, batch: u32, kv_heads: u32) -> Place {
     let sequence = row / kv_heads as usize;

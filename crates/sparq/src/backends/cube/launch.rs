@@ -140,8 +140,8 @@ impl Launcher {
             SketchBuffers::Codes {
                 bits,
                 codes,
-                lo,
-                step,
+                zero_point: lo,
+                scale: step,
             } if encode => {
                 width = *bits;
                 (

@@ -2,7 +2,7 @@
 //!
 //! A SparQ step is two launches: [`tile`], where every tile of positions names its candidates and no score is written, and [`finish`]. One more goes before
 //! them where tiles are many, for the components of the [`query`], and another for the softmax of [`heads`] that are summed as probabilities and whose tiles
-//! cannot wait for each other. A [`dense`] step is one launch, and a merge where rows are split. The kernels read lengths from the device: a launch depends on the host's [`RowSpans`] only for the size of its grid, reads
+//! cannot wait for each other. A [`dense`] step is one launch, and a merge where rows are split. The kernels read lengths from the device: a launch depends on the host's [`Spans`] only for the size of its grid, reads
 //! nothing back and allocates the same buffers each time, so a step can be captured once and replayed while the sequences grow.
 //!
 //! What the kernels don't cover (f64, a head_dim that is no multiple of 4, a k that does not fit in a cube's shared memory) runs through the
@@ -40,20 +40,21 @@ use burn_cubecl::tensor::CubeTensor;
 
 use self::launch::{Launcher, Sizes};
 use self::sparq::{SparqPlan, SparqStep};
-use crate::ops::primitive::{Primitive, lift, lower};
-use crate::ops::reference;
-use crate::ops::reference::write;
-use crate::ops::{
-    CacheBuffers, Extent, PreparedBuffers, RotaryBuffers, SparqBackend, SparqOutputBuffers,
-};
-use crate::{RowSpans, SparqConfig};
+use crate::SparqConfig;
+#[cfg(feature = "stages")]
+use crate::ops::CacheTensors;
+use crate::ops::Spans;
+use crate::ops::fallback;
+#[cfg(feature = "stages")]
+use crate::ops::primitive::{Primitive, lower};
+use crate::ops::{CacheBuffers, PreparedBuffers, RotaryBuffers, SparqBackend, SparqOutputBuffers};
 
 impl SparqBackend for CubeBackend {
     fn append(
         cache: CacheBuffers<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        rows: RowSpans,
+        rows: Spans,
         counts: Vec<usize>,
         encode: bool,
     ) -> CacheBuffers<Self> {
@@ -63,10 +64,8 @@ impl SparqBackend for CubeBackend {
             Launcher::new(&cache.k).append(&cache, &k, &v, encode);
             return cache;
         }
-        let (k, v) = (Self::float(k), Self::float(v));
-        let cache = write::append(lift(cache), k, v, &rows, &counts, encode);
-        // Where burn had to copy a buffer, the copy may be laid out with gaps between rows.
-        contiguous(lower(cache))
+        // Where burn had to copy a buffer, the copy may have gaps between rows.
+        contiguous(fallback::append(cache, k, v, rows, counts, encode))
     }
 
     fn prepare(
@@ -75,40 +74,37 @@ impl SparqBackend for CubeBackend {
         v: FloatTensor<Self>,
         rotary: RotaryBuffers<Self>,
         cache: CacheBuffers<Self>,
-        rows: RowSpans,
+        rows: Spans,
         encode: bool,
     ) -> PreparedBuffers<Self> {
-        let table = match rotary {
-            RotaryBuffers::None => None,
-            RotaryBuffers::Table(table) => Some(table),
-        };
         if q.dtype == k.dtype && q.dtype == v.dtype && supported(&cache, &q) {
             let cache = owned(cache);
             let launcher = Launcher::new(&cache.k);
-            let q = launcher.prepare(&q, &k, &v, table.as_ref(), &cache, encode);
+            let table = match &rotary {
+                RotaryBuffers::None => None,
+                RotaryBuffers::Table(table) => Some(table),
+            };
+            let q = launcher.prepare(&q, &k, &v, table, &cache, encode);
             return PreparedBuffers { q, cache };
         }
-        let [q, k, v] = [q, k, v].map(Self::float);
-        let table = table.map(Self::float);
-        let (q, cache) = write::prepare(lift(cache), [q, k, v], table.as_ref(), &rows, encode);
+        let prepared = fallback::prepare([q, k, v], rotary, cache, rows, encode);
         PreparedBuffers {
-            q: Self::float_primitive(q),
-            cache: contiguous(lower(cache)),
+            cache: contiguous(prepared.cache),
+            ..prepared
         }
     }
 
-    fn range_sketch(cache: CacheBuffers<Self>, rows: RowSpans, row: usize) -> CacheBuffers<Self> {
-        contiguous(lower(write::range_sketch(lift(cache), &rows, row)))
+    fn range_sketch(cache: CacheBuffers<Self>, rows: Spans, row: usize) -> CacheBuffers<Self> {
+        contiguous(fallback::range_sketch(cache, rows, row))
     }
 
     fn dense_decode(
         q: FloatTensor<Self>,
         cache: CacheBuffers<Self>,
-        rows: RowSpans,
+        rows: Spans,
     ) -> FloatTensor<Self> {
         if !supported(&cache, &q) {
-            let y = reference::dense_decode(Self::float(q), &lift(cache), &rows);
-            return Self::float_primitive(y);
+            return fallback::dense_decode(q, cache, rows);
         }
         Launcher::new(&cache.k).dense(&q, &contiguous(cache), rows.longest())
     }
@@ -116,48 +112,74 @@ impl SparqBackend for CubeBackend {
     fn sparq_decode(
         q: FloatTensor<Self>,
         cache: CacheBuffers<Self>,
-        rows: RowSpans,
+        rows: Spans,
         config: SparqConfig,
-        extent: Extent,
+        trace: bool,
     ) -> SparqOutputBuffers<Self> {
-        if supported(&cache, &q) {
-            let cache = contiguous(cache);
-            let launcher = Launcher::new(&cache.k);
-            let plan = SparqPlan {
-                launcher: &launcher,
-                extent,
-                bound: rows.longest(),
-                config: &config,
-                sizes: Sizes::new(q.shape()[1], &cache.k),
-                dtype: cache.k.dtype,
-            };
-            if plan.fits() {
-                let (q, cache) = (&q, &cache);
-                return SparqStep { plan, q, cache }.run();
-            }
-            return by_reference(q, cache, &rows, &config);
-        }
-        by_reference(q, cache, &rows, &config)
+        let until = if trace { Until::Trace } else { Until::Output };
+        decode_until(q, cache, rows, config, until)
     }
 }
 
-/// A SparQ step that the kernels don't cover.
-fn by_reference(
+/// The part of a SparQ step to run. Benchmarks time a stage as the difference of two parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "stages"), allow(dead_code))]
+pub enum Until {
+    /// Up to the approximate scores. The output is undefined.
+    Scores,
+    /// Up to the selected positions. The output is undefined.
+    Selection,
+    /// Up to the output.
+    Output,
+    /// Up to the output, with the selected positions and alpha.
+    Trace,
+}
+
+/// Runs a part of a SparQ step, to be timed. Only [`Until::Output`] gives a result.
+///
+/// # Panics
+/// If the tensors are not on a device with kernels.
+#[cfg(feature = "stages")]
+pub fn sparq_decode_until(
+    q: Tensor<4>,
+    cache: CacheTensors,
+    spans: &Spans,
+    config: &SparqConfig,
+    until: Until,
+) -> Tensor<4> {
+    let (q, cache) = (CubeBackend::float_primitive(q), lower(cache));
+    CubeBackend::float(decode_until(q, cache, spans.clone(), *config, until).output)
+}
+
+fn decode_until(
     q: CubeTensor,
     cache: CacheBuffers<CubeBackend>,
-    rows: &RowSpans,
-    config: &SparqConfig,
+    spans: Spans,
+    config: SparqConfig,
+    until: Until,
 ) -> SparqOutputBuffers<CubeBackend> {
-    let trace = reference::sparq_decode(CubeBackend::float(q), &lift(cache), rows, config);
-    SparqOutputBuffers {
-        output: CubeBackend::float_primitive(trace.output),
-        positions: CubeBackend::int_primitive(trace.positions),
-        alpha: CubeBackend::float_primitive(trace.alpha),
+    if !supported(&cache, &q) {
+        return fallback::sparq_decode(q, cache, spans, config);
     }
+    let cache = contiguous(cache);
+    let launcher = Launcher::new(&cache.k);
+    let plan = SparqPlan {
+        launcher: &launcher,
+        until,
+        bound: spans.longest(),
+        config: &config,
+        sizes: Sizes::new(q.shape()[1], &cache.k),
+        dtype: cache.k.dtype,
+    };
+    if !plan.fits() {
+        return fallback::sparq_decode(q, cache, spans, config);
+    }
+    let (q, cache) = (&q, &cache);
+    SparqStep { plan, q, cache }.run()
 }
 
-/// See [`can_be_recorded`](crate::ops::can_be_recorded).
-pub(crate) fn can_be_recorded(tensor: &CubeTensor) -> bool {
+/// See [`can_be_captured`](crate::ops::can_be_captured).
+pub(crate) fn can_be_captured(tensor: &CubeTensor) -> bool {
     let waits = matches!(tensor.client.name(), "cuda" | "hip");
     !waits || tensor.handle.stream == StreamId::current()
 }
@@ -176,7 +198,7 @@ pub(crate) fn takes_lengths_from_device(
     let holds = |config| {
         let plan = SparqPlan {
             launcher: &Launcher::new(&k),
-            extent: Extent::Trace,
+            until: Until::Trace,
             bound: k.shape()[2],
             config,
             sizes: Sizes::new(q.shape()[1], &k),
@@ -197,7 +219,7 @@ fn known(k: &CubeTensor, other: &CubeTensor) -> bool {
     known(k.dtype) && known(other.dtype) && k.meta.shape()[3].is_multiple_of(4)
 }
 
-/// The buffers in the plain layout that the kernels index. [`CacheTensors`](crate::CacheTensors) are made that way: this moves handles, and copies only what
+/// The buffers in the plain layout that the kernels index. [`CacheTensors`](crate::ops::CacheTensors) are made that way: this moves handles, and copies only what
 /// somebody else laid out.
 fn contiguous(cache: CacheBuffers<CubeBackend>) -> CacheBuffers<CubeBackend> {
     cache.map(into_contiguous, into_contiguous)

@@ -7,6 +7,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::Until;
 use super::attend::AttendPlan;
 use super::best::BestPlan;
 use super::finish::{Alpha, FinishPlan, finish_kernel};
@@ -16,8 +17,9 @@ use super::logits::SketchPlan;
 use super::query::{QueryPlan, query_kernel};
 use super::stage;
 use super::tile::{TILE_STATS, TilePlan, tile_kernel};
-use crate::ops::{CacheBuffers, Extent, SketchBuffers, SparqOutputBuffers};
-use crate::{Components, GroupScore, SparqConfig};
+use crate::SparqConfig;
+use crate::methods::{Components, GroupScore};
+use crate::ops::{CacheBuffers, SketchBuffers, SparqOutputBuffers};
 
 /// Units of the cubes that choose components in advance.
 const QUERY_UNITS: u32 = 128;
@@ -38,7 +40,7 @@ const FEW_TILES: usize = 16;
 pub(super) struct SparqPlan<'a> {
     pub launcher: &'a Launcher,
     /// How far to go.
-    pub extent: Extent,
+    pub until: Until,
     /// Positions that the longest sequence has at most.
     pub bound: usize,
     pub config: &'a SparqConfig,
@@ -59,8 +61,7 @@ impl SparqPlan<'_> {
     }
 
     fn alpha(&self) -> Alpha {
-        let asked =
-            self.extent == Extent::Trace || self.config.mean_value.applies(self.sizes.group);
+        let asked = self.until == Until::Trace || self.config.mean_value.applies(self.sizes.group);
         match asked {
             false => Alpha::None,
             true if self.sizes.group == 1 => Alpha::Candidates,
@@ -242,7 +243,7 @@ impl SparqPlan<'_> {
             query: self.query_plan(false, attend.units),
             bits: self.bits(),
             mean_value: self.config.mean_value.applies(self.sizes.group),
-            attends: self.extent != Extent::Choice,
+            attends: self.until != Until::Selection,
         };
         (plan, n)
     }
@@ -302,7 +303,7 @@ impl SparqStep<'_> {
             positions,
             alpha,
         };
-        if self.plan.extent != Extent::Scores {
+        if self.plan.until != Until::Scores {
             let heads = match self.plan.alpha() {
                 // As alpha's own logits are added up: a large one that differs in its last bits would make a probability that is not the part of a whole.
                 Alpha::Kept => self.sum_heads(&asked, false),
@@ -321,7 +322,9 @@ impl SparqStep<'_> {
             }
             // Without codes, the step is not read.
             SketchBuffers::Full(kt) => (kt, &self.cache.v_sum),
-            SketchBuffers::Codes { codes, step, .. } => (codes, step),
+            SketchBuffers::Codes {
+                codes, scale: step, ..
+            } => (codes, step),
         }
     }
 

@@ -24,7 +24,10 @@ fn memory(cache: &KvCache) -> Vec<usize> {
         SketchBuffers::None => {}
         SketchBuffers::Full(kt) => all.push(kt),
         SketchBuffers::Codes {
-            codes, lo, step, ..
+            codes,
+            zero_point: lo,
+            scale: step,
+            ..
         } => all.extend([codes, lo, step]),
     }
     all.push(spans);
@@ -50,17 +53,12 @@ fn an_append_writes_every_buffer_in_place() {
     ];
     for device in devices() {
         for sketch in sketches {
-            let config = KvCacheConfig {
-                batch: 2,
-                kv_heads,
-                head_dim,
-                capacity: 256,
-                dtype: FloatDType::F32,
-                sketch,
-                window: None,
-            };
+            let config = KvCacheConfig::new(2, kv_heads, head_dim)
+                .with_capacity(256)
+                .with_dtype(FloatDType::F32)
+                .with_sketch(sketch);
             let some = |len| Tensor::<4>::ones([2, kv_heads, len, head_dim], &device);
-            let mut cache = KvCache::new(&config, &device).unwrap();
+            let mut cache = config.init(&device).unwrap();
             let method = match sketch {
                 Some(sketch) => Method::from(SparqConfig::new(8, 16).with_sketch(sketch)),
                 None => Method::DENSE,
@@ -69,7 +67,7 @@ fn an_append_writes_every_buffer_in_place() {
             for counts in [[100, 100], [30, 7], [1, 1], [1, 1], [0, 1]] {
                 let len = counts[0].max(counts[1]);
                 let before = memory(&cache);
-                cache.append_rows(some(len), some(len), &counts).unwrap();
+                cache.append_ragged(some(len), some(len), &counts).unwrap();
                 let after = memory(&cache);
                 // The spans, a few numbers, come anew from the host unless a token of each sequence advances them on the device.
                 let kept = before.len() - usize::from(counts != [1, 1]);

@@ -4,12 +4,12 @@ use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
 
 use super::element::Element;
-use crate::RowSpans;
+use crate::ops::Spans;
 use crate::ops::{CacheBuffers, SketchBuffers};
 use crate::sketch::codes_per_word;
 
 /// Appends keys and values [B, H_kv, 1, d] of the cache's type to each sequence b with
-/// `counts[b]` = 1, as [`write::append`](crate::ops::reference::write::append) does. Copies the
+/// `counts[b]` = 1, as [`write::append`](crate::ops::reference::append::append) does. Copies the
 /// buffers that another tensor shares.
 ///
 /// Writes nothing and returns false if a buffer is not contiguous from the start of its storage.
@@ -17,7 +17,7 @@ pub(super) fn append_token<T: Element>(
     cache: &mut CacheBuffers<Flex>,
     k: &[T],
     v: &[T],
-    spans: &RowSpans,
+    spans: &Spans,
     counts: &[usize],
     encode: bool,
 ) -> bool {
@@ -99,8 +99,8 @@ fn append_to_sketch<T: Element>(
         SketchBuffers::Codes {
             bits,
             codes,
-            lo: zero_point,
-            step: scale,
+            zero_point: zero_point,
+            scale: scale,
         } if encode => {
             let (zero_point, scale) = (zero_point.to_contiguous(), scale.to_contiguous());
             let (Some(zero_points), Some(scales)) = (f32::slice(&zero_point), f32::slice(&scale))

@@ -13,7 +13,8 @@ use super::scratch::{Buffers, Scratch};
 use super::simd::{Level, MAX_LANES};
 use super::sketch::{BLOCK, KeySketch, Slots, Storage};
 use super::threads::Threads;
-use crate::{RowSpans, SparqConfig};
+use crate::SparqConfig;
+use crate::ops::Spans;
 
 /// Exact attention of one head is not divided among threads below this number of positions.
 const MIN_POSITIONS: usize = 256;
@@ -27,7 +28,7 @@ pub(super) struct Problem<'a, T> {
     pub(super) keys: &'a [T],
     /// [B, H_kv, S_max, d].
     pub(super) values: &'a [T],
-    pub(super) spans: &'a RowSpans,
+    pub(super) spans: &'a Spans,
     pub(super) kv_heads: usize,
     /// g.
     pub(super) group: usize,

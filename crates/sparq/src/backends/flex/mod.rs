@@ -43,14 +43,11 @@ use self::decode::{Output, Problem};
 use self::element::Element;
 use self::simd::Level;
 use self::sketch::{Codes4, Codes8, Full, KeySketch};
-use crate::ops::primitive::{Primitive, lift, lower};
-use crate::ops::reference;
-use crate::ops::reference::write;
+use crate::ops::fallback;
+use crate::ops::primitive::Primitive;
 use crate::ops::{
-    CacheBuffers, Extent, PreparedBuffers, RotaryBuffers, SketchBuffers, SparqBackend,
-    SparqOutputBuffers,
+    CacheBuffers, PreparedBuffers, RotaryBuffers, SketchBuffers, SparqBackend, SparqOutputBuffers,
 };
-use crate::{RowSpans, SparqConfig};
 
 /// Evaluates an expression with a type alias for the cache's element type. Returns `None` for a
 /// type that the kernels do not support.
@@ -79,7 +76,7 @@ impl SparqBackend for Flex {
         mut cache: CacheBuffers<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        rows: RowSpans,
+        rows: Spans,
         counts: Vec<usize>,
         encode: bool,
     ) -> CacheBuffers<Self> {
@@ -92,13 +89,13 @@ impl SparqBackend for Flex {
             }))
             .unwrap_or(false)
         };
-        let (k, v) = (Self::float(k), Self::float(v));
         if done {
-            let spans = rows.grown(&counts).to_tensor(&k.device());
+            let device = Self::float::<4>(k).device();
+            let spans = rows.grown(&counts).to_tensor(&device);
             cache.spans = Self::int_primitive(spans);
             return cache;
         }
-        lower(write::append(lift(cache), k, v, &rows, &counts, encode))
+        fallback::append(cache, k, v, rows, counts, encode)
     }
 
     fn prepare(
@@ -107,7 +104,7 @@ impl SparqBackend for Flex {
         v: FloatTensor<Self>,
         rotary: RotaryBuffers<Self>,
         cache: CacheBuffers<Self>,
-        rows: RowSpans,
+        rows: Spans,
         encode: bool,
     ) -> PreparedBuffers<Self> {
         let (q, k) = match rotary {
@@ -125,38 +122,30 @@ impl SparqBackend for Flex {
         PreparedBuffers { q, cache }
     }
 
-    fn range_sketch(cache: CacheBuffers<Self>, rows: RowSpans, row: usize) -> CacheBuffers<Self> {
-        lower(write::range_sketch(lift(cache), &rows, row))
-    }
-
     fn dense_decode(
         q: FloatTensor<Self>,
         cache: CacheBuffers<Self>,
-        rows: RowSpans,
+        rows: Spans,
     ) -> FloatTensor<Self> {
         let cache = contiguous(cache);
         let found =
             with_element!(cache.k.dtype(), T => dense::<T>(Level::detect(), &q, &cache, &rows));
         match found {
             Some(output) => like(&q, output),
-            None => {
-                let y = reference::dense_decode(Self::float(q), &lift(cache), &rows);
-                Self::float_primitive(y)
-            }
+            None => fallback::dense_decode(q, cache, rows),
         }
     }
 
     fn sparq_decode(
         q: FloatTensor<Self>,
         cache: CacheBuffers<Self>,
-        rows: RowSpans,
+        rows: Spans,
         config: SparqConfig,
-        extent: Extent,
+        trace: bool,
     ) -> SparqOutputBuffers<Self> {
         let cache = contiguous(cache);
-        let traced = extent == Extent::Trace;
         let found = with_element!(cache.k.dtype(), T => {
-            sparq::<T>(Level::detect(), &q, &cache, &rows, &config, traced)
+            sparq::<T>(Level::detect(), &q, &cache, &rows, &config, trace)
         });
         let (batch, heads) = (q.layout().shape()[0], q.layout().shape()[1]);
         match found {
@@ -174,15 +163,7 @@ impl SparqBackend for Flex {
                     )),
                 }
             }
-            None => {
-                let q = Self::float(q);
-                let trace = reference::sparq_decode(q, &lift(cache), &rows, &config);
-                SparqOutputBuffers {
-                    output: Self::float_primitive(trace.output),
-                    positions: Self::int_primitive(trace.positions),
-                    alpha: Self::float_primitive(trace.alpha),
-                }
-            }
+            None => fallback::sparq_decode(q, cache, rows, config),
         }
     }
 }
@@ -192,7 +173,7 @@ fn dense<T: Element>(
     level: Level,
     q: &FloatTensor<Flex>,
     cache: &CacheBuffers<Flex>,
-    spans: &RowSpans,
+    spans: &Spans,
 ) -> Option<Vec<f32>> {
     let q = cast(q.clone(), DType::F32);
     Some(problem::<T>(level, &q, cache, spans)?.dense())
@@ -203,7 +184,7 @@ fn sparq<T: Element>(
     level: Level,
     q: &FloatTensor<Flex>,
     cache: &CacheBuffers<Flex>,
-    spans: &RowSpans,
+    spans: &Spans,
     config: &SparqConfig,
     traced: bool,
 ) -> Option<Output> {
@@ -223,7 +204,10 @@ fn sparq<T: Element>(
             Some(problem.sparq(&sketch, config, k, traced))
         }
         SketchBuffers::Codes {
-            bits, codes, step, ..
+            bits,
+            codes,
+            scale: step,
+            ..
         } => {
             let (cells, scales) = (codes.as_slice()?, Some(as_slice(step)?));
             match bits {
@@ -254,7 +238,7 @@ fn problem<'a, T: Element>(
     level: Level,
     q: &'a FloatTensor<Flex>,
     cache: &'a CacheBuffers<Flex>,
-    spans: &'a RowSpans,
+    spans: &'a Spans,
 ) -> Option<Problem<'a, T>> {
     let shape = cache.k.layout().shape();
     let (kv_heads, capacity, dim) = (shape[1], shape[2], shape[3]);

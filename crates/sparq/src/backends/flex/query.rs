@@ -1,7 +1,8 @@
 //! Stage 1 for one group: the selected components, and the weights that score a position.
 
 use super::simd::sort_key;
-use crate::{Components, GroupScore, SparqConfig};
+use crate::SparqConfig;
+use crate::methods::{Components, GroupScore};
 
 /// The columns of scores of one position.
 ///

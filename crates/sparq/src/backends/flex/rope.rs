@@ -5,15 +5,15 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, TensorData};
 
 use super::{as_slice, cast};
-use crate::RowSpans;
+use crate::ops::Spans;
 
 /// Rotates x [B, H, 1, d] for the position after `spans`. Returns [B, H, 1, d] in the type of x.
 ///
-/// `table` is a [`Rotary::table`](crate::Rotary::table) in fp32.
+/// `table` is a [`Rotary::table`](crate::ops::Rotary::table) in fp32.
 pub(super) fn rotate_token(
     x: FloatTensor<Flex>,
     table: &FloatTensor<Flex>,
-    spans: &RowSpans,
+    spans: &Spans,
 ) -> FloatTensor<Flex> {
     let (dtype, shape) = (x.dtype(), x.layout().shape().clone());
     let (heads, d) = (shape[1], shape[3]);

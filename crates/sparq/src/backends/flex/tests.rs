@@ -7,7 +7,10 @@ use super::online_softmax::{OnlineSoftmax, exp};
 use super::simd::{Kernel, Level, Simd, sort_key};
 use super::sketch::{Codes4, Codes8, Full, Slots, Storage};
 use super::*;
-use crate::{Components, GroupScore, KvCache, KvCacheConfig, MeanValue};
+use crate::KvCacheConfig;
+use crate::methods::{Components, GroupScore, MeanValue};
+use crate::ops::primitive::lower;
+use crate::ops::reference;
 
 /// Applies a vector function to a slice whose length is a multiple of every vector's.
 macro_rules! apply {
@@ -272,25 +275,20 @@ fn decode_on_every_level(
     let [batch, kv_heads, len, dim] = shape;
     let random =
         |shape: [usize; 4]| Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), device);
-    let cache = KvCacheConfig {
-        batch,
-        kv_heads,
-        head_dim: dim,
-        capacity: len,
-        dtype,
-        sketch: Some(config.sketch),
-        window: None,
-    };
-    let mut cache = KvCache::new(&cache, device).unwrap();
+    let cache = KvCacheConfig::new(batch, kv_heads, dim)
+        .with_capacity(len)
+        .with_dtype(dtype)
+        .with_sketch(Some(config.sketch));
+    let mut cache = cache.init(device).unwrap();
     cache.set_left_padding(&[0, 11]).unwrap();
     cache
-        .append_rows(random(shape), random(shape), &[len, len - 100])
+        .append_ragged(random(shape), random(shape), &[len, len - 100])
         .unwrap();
     cache.refresh_sketch();
     // Not rounded to the cache's type: in 16 bits some components are equal, and either may be
     // selected.
     let q = random([batch, kv_heads * group, 1, dim]);
-    let spans = cache.rows();
+    let spans = cache.spans();
     let exact = reference::dense_decode(q.clone(), cache.tensors(), spans);
     let trace = reference::sparq_decode(q.clone(), cache.tensors(), spans, config);
     let floats = |data: TensorData| -> Vec<f32> { data.try_to_vec::<f32>().unwrap() };
@@ -340,7 +338,7 @@ fn decode_on_every_level(
 /// Returns the group's score of every position, [B, H_kv, S], from logits [B, H_kv, g, S].
 fn group_scores(
     logits: &[f32],
-    spans: &RowSpans,
+    spans: &Spans,
     config: &SparqConfig,
     group: usize,
     len: usize,

@@ -1,44 +1,48 @@
-//! Pages and components together: the bounds of a few components choose pages, and the same components choose among their positions.
+//! Pages and components together: bounds of a few components select pages, then the same components
+//! select positions.
 
 use burn::tensor::{IndexingUpdateOp, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::pages::Pages;
-use crate::methods::budget::Budget;
+use super::quest::pages::Pages;
+use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least};
 use crate::methods::step::{Step, without};
-use crate::methods::{Dense, Method, Strategy};
-use crate::ops::reference::{attend_to_best, choose_components, expand_heads, temperature};
-use crate::{
-    CacheShape, GroupScore, KvCache, KvCacheConfig, MeanValue, SparqConfig, SparqError, Transfers,
+use crate::methods::{
+    Budget, Dense, GroupScore, MeanValue, Method, RANK, SparqConfig, Strategy, TOP_K,
 };
+use crate::ops::reference::{expand_heads, select_and_attend, select_components, temperature};
+use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// SparQ's components on Quest's pages.
 ///
-/// 1. The r components of the query that the group finds largest, as in SparQ, with SparQ's temperature tau.
-/// 2. The pages of p positions with the largest sum over these components of max(q_c least_c, q_c largest_c) / tau, until they have m positions; a group sums the
-///    softmax over the pages. The current token's page is always among them.
-/// 3. Of their positions, and the latest l of all, the k with the largest q\[i1\] . K\[i1\] / tau; a group sums the softmax over the m positions.
-/// 4. Attention over these, renormalised.
+/// 1. Selects the r components of the query, with SparQ's temperature tau.
+/// 2. Selects pages of p positions with m positions in all. A page's score is the sum over these
+///    components of max(q_c min_c, q_c max_c) / tau. A group sums the softmax over the pages. The
+///    page of the current token is always selected.
+/// 3. Of these positions and the most recent l, selects the k with the largest q\[i1\] . K\[i1\] /
+///    tau. A group sums the softmax over the m positions.
+/// 4. Attends to the k positions with renormalised weights.
 ///
-/// Bounds are computed from the keys at every step here, and counted as what reading them would cost.
+/// Minima and maxima are computed from the keys in every step, and counted as the bytes of reading
+/// stored ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hybrid {
-    /// r: components read.
+    /// r: the number of components.
     pub rank: usize,
-    /// p: positions of a page.
+    /// p: positions per page.
     pub page_size: usize,
-    /// m: positions of the pages that are looked into. At least `top_k` and `page_size`.
+    /// m: the number of positions in the selected pages. At least `top_k` and `page_size`.
     pub candidates: usize,
-    /// k: positions kept, the local window included.
+    /// k: the number of positions selected, local window included.
     pub top_k: usize,
-    /// l: how many of them are the latest. At most `top_k`.
+    /// l: how many of them are the most recent. At most `top_k`.
     pub local_window: usize,
 }
 
 impl Hybrid {
-    /// r components, pages of 8 positions, four candidates for each of k kept, the latest k/4 of them local.
+    /// r components, pages of 8 positions, 4 k candidates, k positions, and a local window of k/4.
     pub fn new(rank: usize, top_k: usize) -> Self {
         let page_size = 8;
         Self {
@@ -50,7 +54,7 @@ impl Hybrid {
         }
     }
 
-    /// Steps 3 and 4 as SparQ has them.
+    /// Parts 3 and 4 as settings of SparQ.
     fn sparq(&self) -> SparqConfig {
         SparqConfig::new(self.rank, self.top_k)
             .with_local_window(self.local_window)
@@ -59,6 +63,10 @@ impl Hybrid {
 }
 
 impl Strategy for Hybrid {
+    fn presets() -> Vec<(&'static str, Self)> {
+        vec![("hybrid", Self::new(RANK, TOP_K))]
+    }
+
     fn name(&self) -> &'static str {
         "hybrid"
     }
@@ -85,15 +93,25 @@ impl Strategy for Hybrid {
         at_least("candidates", least, "top_k, and a page", self.candidates)
     }
 
+    /// 2 N r + m r + 2 k d + 5 d elements per head, for N = S / p pages, rounded up.
+    ///
+    /// A step writes the key twice, once with its components apart, the value, and the minima and
+    /// maxima of the current page. Up to k positions are read densely.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
-        Transfers::hybrid(shape, seq_len, self)
+        if seq_len <= self.top_k {
+            return Transfers::dense(shape, seq_len);
+        }
+        let pages = seq_len.div_ceil(self.page_size);
+        let scored = 2 * pages + self.candidates.min(seq_len);
+        let rest = (2 * self.top_k + 5) * shape.head_dim;
+        Transfers::of_head(shape, scored * self.rank + rest)
     }
 
     fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
         cache.attended(seq_len) > self.top_k
     }
 
-    /// r follows the budget, d/4 at an eighth, so that the bounds of pages of 8 take a quarter of it.
+    /// r is d/4 at a budget of 1/8 and scales with it: minima and maxima then take a quarter.
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
         let d = budget.head_dim;
         let rank = (2.0 * budget.ratio * d as f64).round().clamp(1.0, d as f64) as usize;
@@ -114,27 +132,28 @@ impl Strategy for Hybrid {
         }
         let step = Step::new(q, cache)?;
         let config = self.sparq();
-        let i1 = expand_heads(choose_components(&step.q, &config), &step.q);
+        let i1 = expand_heads(select_components(&step.q, &config), &step.q);
         let q1 = step.q.clone().gather(3, i1.clone());
         let tau = temperature(&step.q, &q1);
-        // q with zeros for the components that are not read.
+        // q with zeros for the components that are not selected.
         let zeros = step.q.zeros_like();
         let q1 = zeros.scatter(3, i1, q1, IndexingUpdateOp::Add);
 
         let pages = Pages::new(&step, self.page_size);
         let scores = pages.scores(&q1, tau.clone(), GroupScore::Probabilities);
-        let candidates = pages.best(&step, scores, self.candidates / self.page_size);
+        let candidates = pages.select(&step, scores, self.candidates / self.page_size);
 
         let keys = step.keys().transpose();
         let others = candidates.bool_not().unsqueeze_dim::<4>(2);
         let score = |q1: Tensor<4>| without(q1.matmul(keys.clone()), &others);
-        let attended = attend_to_best(&step.q, q1 / tau, score, &step.tensors, &step.rows, &config);
+        let attended = select_and_attend(
+            &step.q,
+            q1 / tau,
+            score,
+            &step.tensors,
+            &step.spans,
+            &config,
+        );
         Ok(step.output(attended.output))
-    }
-}
-
-impl From<Hybrid> for Method {
-    fn from(method: Hybrid) -> Self {
-        Method::Hybrid(method)
     }
 }

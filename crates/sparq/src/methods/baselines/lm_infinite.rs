@@ -1,26 +1,28 @@
-//! LM-Infinite (Han et al., 2023) as the paper compares with it: the first and the latest positions.
+//! LM-Infinite (Han et al., 2023) in the paper's form: the first and the most recent positions.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::methods::budget::Budget;
+use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least};
 use crate::methods::step::Step;
-use crate::methods::{Dense, Method, Strategy};
-use crate::{CacheShape, KvCache, KvCacheConfig, SparqError, Transfers};
+use crate::methods::{Budget, Dense, Method, Strategy, TOP_K};
+use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
-/// Attention to the first n positions and the latest k - n, renormalised. Positions are what they were in the text.
+/// Attention renormalised over the first n and the most recent k - n positions.
+///
+/// Keys keep the rotation of their original positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LmInfinite {
-    /// k: positions kept in all.
+    /// k: the number of positions selected.
     pub top_k: usize,
-    /// n: how many of them are the sequence's first. Less than `top_k`.
+    /// n: how many of them are the first of the sequence. Less than `top_k`.
     pub first: usize,
 }
 
 impl LmInfinite {
-    /// The paper's settings for k positions: the first 16, or half of k if that is less.
+    /// The paper's settings for k positions: the first 16 of the sequence, but at most k/2.
     pub fn new(top_k: usize) -> Self {
         Self {
             top_k,
@@ -30,6 +32,10 @@ impl LmInfinite {
 }
 
 impl Strategy for LmInfinite {
+    fn presets() -> Vec<(&'static str, Self)> {
+        vec![("lm-infinite", Self::new(TOP_K))]
+    }
+
     fn name(&self) -> &'static str {
         "lm-infinite"
     }
@@ -43,16 +49,14 @@ impl Strategy for LmInfinite {
     }
 
     fn validate(&self, _head_dim: usize) -> Result<(), SparqError> {
-        at_least(
-            "top_k",
-            self.first + 1,
-            "first + 1: the current token",
-            self.top_k,
-        )
+        let why = "first + 1: the current token";
+        at_least("top_k", self.first + 1, why, self.top_k)
     }
 
+    /// 2 k d + 2 d elements per head.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
-        Transfers::lm_infinite(shape, seq_len, self.top_k)
+        let kept = self.top_k.min(seq_len);
+        Transfers::of_head(shape, (2 * kept + 2) * shape.head_dim)
     }
 
     fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
@@ -61,7 +65,7 @@ impl Strategy for LmInfinite {
 
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
         let fits = |top_k| budget.fits(&Self::new(top_k));
-        // The first position and the current one.
+        // At least the first position and the current one.
         budget.largest(2, fits).map(|top_k| Self::new(top_k).into())
     }
 
@@ -71,15 +75,9 @@ impl Strategy for LmInfinite {
         }
         let step = Step::new(q, cache)?;
         let ([batch, kv_heads, _, _], device) = (step.q.dims(), step.q.device());
-        let first = step.rows.earliest(self.first, &device);
-        let latest = step.rows.latest(self.top_k - self.first, &device);
+        let first = step.spans.earliest(self.first, &device);
+        let latest = step.spans.latest(self.top_k - self.first, &device);
         let kept = first.bool_or(latest);
         Ok(step.attend(kept.expand([batch, kv_heads, step.seq_len()])))
-    }
-}
-
-impl From<LmInfinite> for Method {
-    fn from(method: LmInfinite) -> Self {
-        Method::LmInfinite(method)
     }
 }

@@ -1,40 +1,41 @@
-//! SparQ with what the paper leaves open: other temperatures, keys in fewer bits, and scoring in two stages.
+//! SparQ with options that the paper leaves open: other temperatures, keys in fewer bits, and
+//! scores in two passes.
 
 use burn::tensor::{Bool, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::pages::sqrt_scale;
-use crate::methods::budget::Budget;
+use super::quest::pages::sqrt_scale;
+use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least, words};
 use crate::methods::step::{Step, without};
-use crate::methods::{Dense, Method, Strategy};
-use crate::ops::reference::write;
+use crate::methods::{
+    Budget, Components, Dense, GroupScore, MeanValue, Method, RANK, SparqConfig, Strategy, TOP_K,
+};
 use crate::ops::reference::{
-    approximate_logits, attend_to_best, choose_components, choose_positions, expand_heads, finite,
-    group_score, softmax, temperature,
+    append, approximate_logits, expand_heads, finite, group_score, select_and_attend,
+    select_components, select_positions, softmax, temperature,
 };
-use crate::{
-    CacheShape, CacheTensors, Components, GroupScore, KvCache, KvCacheConfig, MeanValue,
-    SketchTensors, SparqConfig, SparqError, Transfers, sketch,
-};
+use crate::ops::{CacheTensors, SketchTensors};
+use crate::sketch;
+use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
-/// What the approximate logits are divided by (step 2).
+/// The divisor of the approximate logits (step 2 of Algorithm 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Temperature {
-    /// sqrt(d |q\[i1\]|_1 / |q|_1): the paper, by how much of the query the components cover.
+    /// sqrt(d |q\[i1\]|_1 / |q|_1): the paper, by the share of the query that the components cover.
     Coverage,
-    /// sqrt(d): right if the components were everything.
+    /// sqrt(d): exact if the selected components held the whole query.
     SqrtHeadDim,
-    /// sqrt(r): right if the components were no better than any others.
+    /// sqrt(r): exact if the selected components were as large as all others.
     SqrtRank,
 }
 
-/// What the approximate scores read of a key's component.
+/// The precision in which the approximate scores read a component of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyPrecision {
-    /// The element as the cache has it.
+    /// The element in the cache's type.
     Full,
     /// A code of 8 bits.
     #[serde(rename = "8bits")]
@@ -68,34 +69,37 @@ words!(KeyPrecision {
     Full = "full", Bits8 = "8bits", Bits4 = "4bits", Bits3 = "3bits", Bits2 = "2bits",
 });
 
-/// One position in so many goes on to the second stage.
-const SECOND_STAGE: usize = 4;
+/// One position in this many enters the second pass of scores.
+const SECOND_PASS: usize = 4;
 
-/// SparQ in plain tensor operations on every backend, with switches that the kernels of [`SparqConfig`] do not have.
+/// SparQ in plain tensor operations, with options that the kernels of [`SparqConfig`] do not have.
 ///
-/// It reads keys and no sketch of the cache: codes are made at each step, with ranges over the keys that are valid then, and counted as what reading them would cost. With a
-/// [second rank](Self::second_rank), the S/4 positions with the best scores from r components are scored again from more, and k are chosen by that; the
-/// softmax of the second scores is over the S/4 alone.
+/// It reads keys and no sketch. Every step computes the codes, with ranges over the valid keys, and
+/// counts the bytes of reading stored ones. With a [second rank](Self::second_rank), the S/4
+/// positions with the largest scores of r components are scored again with more components. The k
+/// positions are selected by the second scores, whose softmax covers the S/4 positions alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SparqVariant {
-    /// r: components that score every position.
+    /// r: the number of components that score every position.
     pub rank: usize,
-    /// Components that score the best S/4 again, the first r included; one stage if `None`. More than `rank`.
+    /// The number of components of the second pass, the first r included; one pass if `None`.
+    ///
+    /// More than `rank`.
     pub second_rank: Option<usize>,
-    /// k: positions kept in all.
+    /// k: the number of positions selected.
     pub top_k: usize,
-    /// l: how many of them are the latest.
+    /// l: how many of them are the most recent.
     pub local_window: usize,
-    /// What is read of a key's component.
+    /// The precision of the keys in the approximate scores.
     pub keys: KeyPrecision,
-    /// What the approximate logits are divided by.
+    /// The divisor of the approximate logits.
     pub temperature: Temperature,
-    /// When the weight left out goes to the mean of V.
+    /// When the mean of V stands for the positions that were not selected.
     pub mean_value: MeanValue,
-    /// How a group of query heads agrees on positions.
+    /// The score by which a group of query heads selects positions.
     pub group_score: GroupScore,
-    /// How a group of query heads agrees on components.
+    /// The magnitude by which a group of query heads selects components.
     pub components: Components,
 }
 
@@ -116,7 +120,7 @@ impl SparqVariant {
         }
     }
 
-    /// Sets how many components score the best S/4 positions again.
+    /// Sets the number of components of the second pass.
     pub fn with_second_rank(self, second_rank: Option<usize>) -> Self {
         Self {
             second_rank,
@@ -124,12 +128,12 @@ impl SparqVariant {
         }
     }
 
-    /// Sets what is read of a key's component.
+    /// Sets the precision of the keys in the approximate scores.
     pub fn with_keys(self, keys: KeyPrecision) -> Self {
         Self { keys, ..self }
     }
 
-    /// Sets what the approximate logits are divided by.
+    /// Sets the divisor of the approximate logits.
     pub fn with_temperature(self, temperature: Temperature) -> Self {
         Self {
             temperature,
@@ -137,12 +141,12 @@ impl SparqVariant {
         }
     }
 
-    /// Sets when the weight left out goes to the mean of V.
+    /// Sets when the mean of V stands for the positions that were not selected.
     pub fn with_mean_value(self, mean_value: MeanValue) -> Self {
         Self { mean_value, ..self }
     }
 
-    /// The part that is plain SparQ, with scores from `rank` components.
+    /// The settings of plain SparQ with scores of `rank` components.
     fn config(&self, rank: usize) -> SparqConfig {
         SparqConfig::new(rank, self.top_k)
             .with_local_window(self.local_window)
@@ -151,15 +155,16 @@ impl SparqVariant {
             .with_components(self.components)
     }
 
-    /// Elements of keys that are read for scores at S positions.
-    pub(crate) fn scored(&self, seq_len: usize) -> usize {
+    /// The number of key elements that the scores of S positions read.
+    fn scored(&self, seq_len: usize) -> usize {
         let more = self.second_rank.map_or(0, |second| second - self.rank);
-        seq_len * self.rank + seq_len.div_ceil(SECOND_STAGE) * more
+        seq_len * self.rank + seq_len.div_ceil(SECOND_PASS) * more
     }
 
-    /// Steps 1 and 2: the chosen components [B, H_kv, r] of the query, and the query on them over its temperature [B, H_kv, g, r].
+    /// Returns the selected components [B, H_kv, r], and the query on them divided by its
+    /// temperature, [B, H_kv, g, r].
     fn query(&self, step: &Step, rank: usize) -> (Tensor<3, Int>, Tensor<4>) {
-        let i1 = choose_components(&step.q, &self.config(rank));
+        let i1 = select_components(&step.q, &self.config(rank));
         let q1 = step.q.clone().gather(3, expand_heads(i1.clone(), &step.q));
         let tau = match self.temperature {
             Temperature::Coverage => temperature(&step.q, &q1),
@@ -169,37 +174,58 @@ impl SparqVariant {
         (i1, q1 / tau)
     }
 
-    /// Of two stages, the positions [B, H_kv, 1, S] that the first leaves out.
+    /// Returns the positions [B, H_kv, 1, S] that the first of two passes drops.
     fn others(&self, step: &Step, keys: &SketchTensors) -> Tensor<4, Bool> {
         let config = self.config(self.rank);
         let (i1, q1) = self.query(step, self.rank);
         let score = |q1| approximate_logits(q1, &i1, keys, step.seq_len());
         let s_hat = softmax(finite(score(q1.clone())), step.valid());
         let score = group_score(q1, &s_hat, score, &config);
-        let count = step.seq_len().div_ceil(SECOND_STAGE).max(self.top_k);
-        let (best, _) = choose_positions(score, &step.rows, &config, count);
-        step.mask(best).bool_not().unsqueeze_dim::<4>(2)
+        let count = step.seq_len().div_ceil(SECOND_PASS).max(self.top_k);
+        let (selected, _) = select_positions(score, &step.spans, &config, count);
+        step.mask(selected).bool_not().unsqueeze_dim::<4>(2)
     }
 
-    /// The keys as the scores read them.
+    /// Returns the keys in the precision of the scores.
     fn key_sketch(&self, step: &Step) -> SketchTensors {
         let keys = step.keys();
         let Some(bits) = self.keys.bits() else {
             return SketchTensors::Full(keys.transpose());
         };
-        let valid = step.rows.valid(&keys.device());
-        let (lo, a) = sketch::range(keys.clone(), valid, bits);
-        let codes = sketch::encode(keys, lo.clone(), a.clone(), bits);
+        let valid = step.spans.valid(&keys.device());
+        let (zero_point, scale) = sketch::range(keys.clone(), valid, bits);
+        let codes = sketch::encode(keys, zero_point.clone(), scale.clone(), bits);
         SketchTensors::Codes {
             bits,
             codes: sketch::pack(codes, bits),
-            lo,
-            step: a,
+            zero_point,
+            scale,
         }
     }
 }
 
 impl Strategy for SparqVariant {
+    fn presets() -> Vec<(&'static str, Self)> {
+        let paper = Self::new(RANK, TOP_K);
+        let two_pass = Self::new(RANK / 2, TOP_K)
+            .with_second_rank(Some(2 * RANK))
+            .with_keys(KeyPrecision::Bits4);
+        vec![
+            ("sparq-variant", paper),
+            ("sparq-3bit", paper.with_keys(KeyPrecision::Bits3)),
+            ("sparq-2bit", paper.with_keys(KeyPrecision::Bits2)),
+            ("sparq-two-stage", two_pass),
+            (
+                "sparq-sqrt-d",
+                paper.with_temperature(Temperature::SqrtHeadDim),
+            ),
+            (
+                "sparq-sqrt-r",
+                paper.with_temperature(Temperature::SqrtRank),
+            ),
+        ]
+    }
+
     fn name(&self) -> &'static str {
         "sparq-variant"
     }
@@ -231,16 +257,24 @@ impl Strategy for SparqVariant {
         at_least("second_rank", self.rank + 1, "more than rank", second)
     }
 
+    /// As [`Transfers::sparq`], with S r + (S/4) (r_2 - r) elements or codes for scores in two
+    /// passes.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
-        Transfers::sparq_variant(shape, seq_len, self)
+        if seq_len <= self.top_k {
+            return Transfers::dense(shape, seq_len);
+        }
+        let rest = Transfers::of_head(shape, (2 * self.top_k + 4) * shape.head_dim);
+        rest.and_codes(shape, self.scored(seq_len), self.keys.bits())
     }
 
     fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
         cache.attended(seq_len) > self.top_k
     }
 
-    /// The scores take the part of the budget that [`SparqConfig::for_compression`] gives them: half, or a quarter for codes of at most 4 bits. In two stages, r is d/8, or
-    /// what half of the budget pays for if that is less, and the second rank 4 r.
+    /// Splits the budget as [`SparqConfig::for_compression`] does.
+    ///
+    /// The scores take half, or a quarter with codes of at most 4 bits. With two passes they take
+    /// half, r is at most d/8, and the second rank is 4 r.
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
         let (d, share) = (budget.head_dim, self.keys.score_share());
         let with = |rank: usize, top_k: usize| Self {
@@ -252,7 +286,7 @@ impl Strategy for SparqVariant {
         };
         let most = match self.second_rank {
             None => d,
-            // A second rank has to be more than the first.
+            // The second rank must be larger than the first.
             Some(_) => (d / 8).max(1),
         };
         let share = if self.second_rank.is_some() {
@@ -285,29 +319,24 @@ impl Strategy for SparqVariant {
                 None => logits,
             }
         };
-        // The cache's sum follows a window only for the methods that have a sketch.
-        let v_sum = write::sum_values(&step.tensors.v, &step.rows);
+        // The cache's sum of V follows a window only for methods with a sketch.
+        let v_sum = append::sum_values(&step.tensors.v, &step.spans);
         let tensors = CacheTensors {
             v_sum,
             ..step.tensors.clone()
         };
         let config = self.config(self.rank);
-        let attended = attend_to_best(&step.q, q1, score, &tensors, &step.rows, &config);
+        let attended = select_and_attend(&step.q, q1, score, &tensors, &step.spans, &config);
         Ok(step.output(attended.output))
     }
 }
 
 impl KeyPrecision {
+    /// The share of a budget that goes to the scores of one pass.
     fn score_share(self) -> f64 {
         match self {
             KeyPrecision::Full | KeyPrecision::Bits8 => 0.5,
             KeyPrecision::Bits4 | KeyPrecision::Bits3 | KeyPrecision::Bits2 => 0.25,
         }
-    }
-}
-
-impl From<SparqVariant> for Method {
-    fn from(method: SparqVariant) -> Self {
-        Method::SparqVariant(method)
     }
 }

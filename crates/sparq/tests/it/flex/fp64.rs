@@ -2,10 +2,10 @@
 
 use burn::tensor::kind::Basic;
 use burn::tensor::{Element, FloatDType, Tensor};
+use sparq::methods::{Components, GroupScore};
 use sparq::ops::SparqOutput;
-use sparq::{
-    Components, GroupScore, KvCache, Method, SketchTensors, SparqConfig, reference, sketch,
-};
+use sparq::ops::{SketchTensors, sketch};
+use sparq::{KvCache, Method, SparqConfig, reference};
 
 use super::Shape;
 use crate::common::values;
@@ -102,8 +102,8 @@ fn heads(cache: &KvCache, q: &Tensor<4>, dtype: FloatDType) -> Vec<Head> {
             v: rows(&v, capacity, head),
             v_sum: v_sum[head * dim..(head + 1) * dim].to_vec(),
             span: (
-                cache.rows().start[head / kv_heads],
-                cache.rows().end[head / kv_heads],
+                cache.spans().start[head / kv_heads],
+                cache.spans().end[head / kv_heads],
             ),
             rounding: match dtype {
                 FloatDType::F16 => 2f64.powi(-11),
@@ -125,7 +125,7 @@ fn assert_close(found: &[f64], expected: &[f64], bound: f64, case: &str) {
 
 /// Compares a dense step with fp64.
 pub fn check_dense(shape: Shape, cache: &mut KvCache, q: &Tensor<4>) {
-    let case = format!("dense {shape:?} {:?}", cache.rows());
+    let case = format!("dense {shape:?} {:?}", cache.spans());
     let found = wide(&Method::DENSE.decode(q.clone(), cache).unwrap());
     for (h, head) in heads(cache, q, shape.dtype).iter().enumerate() {
         let all: Vec<usize> = (head.span.0..head.span.1).collect();
@@ -173,7 +173,10 @@ struct Codes {
 impl Codes {
     fn of(cache: &KvCache) -> Option<Self> {
         let SketchTensors::Codes {
-            bits, codes, step, ..
+            bits,
+            codes,
+            scale: step,
+            ..
         } = &cache.tensors().sketch
         else {
             return None;
@@ -260,9 +263,9 @@ impl Scores {
 /// rounding. The remaining stages are checked for the positions that the step selected.
 pub fn check_sparq(shape: Shape, cache: &mut KvCache, q: &Tensor<4>, config: &SparqConfig) {
     let config = &without_tie(shape, q, *config);
-    let case = format!("{config:?} {shape:?} {:?}", cache.rows());
+    let case = format!("{config:?} {shape:?} {:?}", cache.spans());
     let found = config.decode_traced(q.clone(), cache).unwrap();
-    let trace = reference::sparq_decode(q.clone(), cache.tensors(), cache.rows(), config);
+    let trace = reference::sparq_decode(q.clone(), cache.tensors(), cache.spans(), config);
     assert_eq!(found.positions.dtype(), trace.positions.dtype(), "{case}");
     assert_eq!(found.positions.dims(), trace.positions.dims(), "{case}");
     assert_eq!(found.output.dtype(), trace.output.dtype(), "{case}");

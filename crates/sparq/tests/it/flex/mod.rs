@@ -4,10 +4,9 @@
 mod fp64;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::{
-    CacheTensors, Components, GroupScore, KvCache, KvCacheConfig, MeanValue, Method, RowSpans,
-    Sketch, SketchTensors, SparqConfig, ops, reference,
-};
+use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::ops::{CacheTensors, SketchTensors, Spans};
+use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig, ops, reference};
 
 use self::fp64::{check_dense, check_sparq, read};
 use crate::common::{ALL_SKETCHES, Noise, SKETCHES, cache_config, new_cache, values};
@@ -70,7 +69,7 @@ fn problem(shape: Shape, config: &SparqConfig, choice: &mut Choice) -> (KvCache,
         cache.set_left_padding(&padding).unwrap();
     }
     let [k, v] = noise.tensors([batch, kv_heads, len, dim], &device);
-    cache.append_rows(k, v, &counts).unwrap();
+    cache.append_ragged(k, v, &counts).unwrap();
     let q = noise.tensor([batch, kv_heads * group, 1, dim], &device);
     (cache, q.cast(dtype))
 }
@@ -239,7 +238,10 @@ fn contents(tensors: &CacheTensors) -> Vec<Vec<u32>> {
         SketchTensors::None => {}
         SketchTensors::Full(kt) => all.push(floats(kt.flatten(0, 3))),
         SketchTensors::Codes {
-            codes, lo, step, ..
+            codes,
+            zero_point: lo,
+            scale: step,
+            ..
         } => {
             all.push(read(codes));
             all.push(floats(lo.flatten(0, 2)));
@@ -274,12 +276,12 @@ fn check_appends(dtype: FloatDType, sketch: Option<Sketch>, encode: bool) {
     cache.set_left_padding(&[0, 2, 30]).unwrap();
     let prefill = noise.tensor([3, 2, 21, 20], &device);
     cache
-        .append_rows(prefill.clone(), prefill, &[21, 13, 20])
+        .append_ragged(prefill.clone(), prefill, &[21, 13, 20])
         .unwrap();
     cache.refresh_sketch();
     let mut native = cache.tensors().clone();
     let mut expected = native.clone();
-    let mut spans: RowSpans = cache.rows().clone();
+    let mut spans: Spans = cache.spans().clone();
     for counts in [[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 1]] {
         let mut token = noise.values(3 * 2 * 20);
         token[3] = f32::NAN;
@@ -290,7 +292,7 @@ fn check_appends(dtype: FloatDType, sketch: Option<Sketch>, encode: bool) {
         let k = token.clone().reshape([3, 1, 2, 20]).swap_dims(1, 2);
         let v = token * 0.5;
         native = ops::append(native, k.clone(), v.clone(), &spans, &counts, encode);
-        expected = reference::write::append(expected, k, v, &spans, &counts, encode);
+        expected = reference::append::append(expected, k, v, &spans, &counts, encode);
         spans = spans.grown(&counts);
         assert_eq!(
             contents(&native),

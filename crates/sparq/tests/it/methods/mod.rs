@@ -9,10 +9,15 @@ mod worked_examples;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use proptest::prelude::*;
+use sparq::cost::CacheShape;
+use sparq::methods::baselines::{
+    Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Oracle, Projection, Quest,
+    SparqVariant, Temperature,
+};
+use sparq::methods::{GroupScore, MeanValue};
 use sparq::{
-    CacheShape, Directions, FlexGen, GroupScore, H2o, Hybrid, KeyPrecision, KvCache, KvCacheConfig,
-    LmInfinite, MeanValue, Method, Oracle, Projection, Quest, RotaryConfig, Sketch,
-    SparqAttentionConfig, SparqConfig, SparqError, SparqVariant, Temperature, Transfers,
+    KvCache, KvCacheConfig, Method, RotaryConfig, Sketch, SparqAttentionConfig, SparqConfig,
+    SparqError, Transfers,
 };
 
 use crate::common::{

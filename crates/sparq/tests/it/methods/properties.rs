@@ -74,7 +74,7 @@ fn filled(
     let mut cache = new_cache(&config([batch, kv_heads, d], window), &k.device());
     cache.set_left_padding(padding).unwrap();
     cache.record_attention().unwrap();
-    cache.append_rows(k.clone(), v.clone(), counts).unwrap();
+    cache.append_ragged(k.clone(), v.clone(), counts).unwrap();
     cache
 }
 

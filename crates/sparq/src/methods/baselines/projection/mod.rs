@@ -1,52 +1,61 @@
-//! The ablation of SparQ's components: scores from a projection of queries and keys to r directions, instead of r components of the query.
+//! The ablation of SparQ's components: scores from a projection of queries and keys to r
+//! directions.
+
+mod basis;
+mod state;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use super::basis;
-use crate::methods::budget::Budget;
+use self::state::Basis;
+use crate::cost::CacheShape;
 use crate::methods::settings::Settings;
 use crate::methods::step::Step;
-use crate::methods::{Dense, Method, Strategy};
-use crate::ops::reference::attend_to_best;
-use crate::ops::reference::write;
-use crate::{CacheShape, KvCache, KvCacheConfig, SparqConfig, SparqError, Transfers};
+use crate::methods::{Budget, Dense, Method, RANK, SparqConfig, Strategy, TOP_K};
+use crate::ops::reference::{append, fill_invalid, select_and_attend};
+use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
-/// Which directions queries and keys are projected to.
+/// The directions to which queries and keys are projected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Directions {
-    /// Random orthonormal ones, other ones for each key/value head: the authors' `LowRank`.
+    /// Random orthonormal directions, different for each KV head: the authors' `LowRank`.
     Random,
-    /// The principal directions of the keys in the cache, for each sequence and key/value head: the projection to r dimensions that keeps most of the keys' spread. What is the same in all
-    /// keys adds the same to every score, and is left out. Set at the first step, and again whenever the length has doubled since.
+    /// The principal directions of the cached keys, for each sequence and KV head.
+    ///
+    /// This projection to r dimensions keeps most of the keys' variance. The mean key adds the same
+    /// to every score and is left out. The directions are computed in the first step, and again
+    /// when the length has doubled since.
     Principal,
 }
 
-/// Approximate logits (q W) (K W)^T / sqrt(d) for an orthonormal W [d, r], and from there on SparQ as in the paper.
+/// Approximate logits (q W) (K W)^T / sqrt(d) for an orthonormal W [d, r], then stages 2 and 3 of
+/// SparQ.
 ///
-/// The projected keys are what a real implementation would store beside the keys; here they are computed at every step.
+/// A real implementation would store the projected keys beside the keys. Here every step computes
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Projection {
-    /// Which directions.
+    /// The kind of directions.
     pub directions: Directions,
-    /// r: how many directions.
+    /// r: the number of directions.
     pub rank: usize,
-    /// k: positions kept in all.
+    /// k: the number of positions selected.
     pub top_k: usize,
-    /// l: how many of them are the latest.
+    /// l: how many of them are the most recent.
     pub local_window: usize,
 }
 
 impl Projection {
     /// r directions and the paper's settings for k positions; see [`SparqConfig::new`].
     pub fn new(directions: Directions, rank: usize, top_k: usize) -> Self {
+        let local_window = SparqConfig::new(rank, top_k).local_window;
         Self {
             directions,
             rank,
             top_k,
-            local_window: SparqConfig::new(rank, top_k).local_window,
+            local_window,
         }
     }
 
@@ -54,7 +63,7 @@ impl Projection {
         SparqConfig::new(self.rank, self.top_k).with_local_window(self.local_window)
     }
 
-    /// W, [B, H_kv, d, r] in fp32.
+    /// Computes W, [B, H_kv, d, r] in fp32.
     fn basis(&self, step: &Step) -> Result<Tensor<4>, SparqError> {
         let ([batch, kv_heads, _, d], r) = (step.q.dims(), self.rank);
         let device = step.q.device();
@@ -65,11 +74,11 @@ impl Projection {
                 heads.repeat(batch)
             }
             Directions::Principal => {
-                let spread = spread(step).try_into_vec_as::<f32>();
-                let spread = spread.map_err(|error| SparqError::Device {
+                let covariance = covariance(step).try_into_vec_as::<f32>();
+                let covariance = covariance.map_err(|error| SparqError::Device {
                     reason: error.to_string(),
                 })?;
-                let heads = spread.chunks(d * d);
+                let heads = covariance.chunks(d * d);
                 heads
                     .flat_map(|head| basis::principal(head, d, r))
                     .collect()
@@ -82,25 +91,26 @@ impl Projection {
     }
 }
 
-/// The sum over the valid keys of their deviations from the mean, times themselves: [B, H_kv, d, d].
-fn spread(step: &Step) -> Tensor<4> {
-    let (keys, device) = (step.keys(), step.q.device());
-    let shape = keys.dims();
-    let hidden = step
-        .valid()
-        .map(|valid| valid.bool_not().unsqueeze_dim::<4>(3).expand(shape));
-    let silent = |keys: Tensor<4>| match &hidden {
-        Some(hidden) => keys.mask_fill(hidden.clone(), 0.0),
-        None => keys,
-    };
-    let keys = silent(keys);
-    let counts = step.rows.counts(&device).clamp_min(1.0);
+/// The covariance of the valid keys times their number, [B, H_kv, d, d].
+fn covariance(step: &Step) -> Tensor<4> {
+    let keys = fill_invalid(step.keys(), step.valid(), 0.0);
+    let counts = step.spans.counts(&step.q.device()).clamp_min(1.0);
     let mean = keys.clone().sum_dim(2) / counts.unsqueeze_dim::<4>(3);
-    let keys = silent(keys - mean);
+    let keys = fill_invalid(keys - mean, step.valid(), 0.0);
     keys.clone().transpose().matmul(keys)
 }
 
 impl Strategy for Projection {
+    fn presets() -> Vec<(&'static str, Self)> {
+        vec![
+            (
+                "random-projection",
+                Self::new(Directions::Random, RANK, TOP_K),
+            ),
+            ("low-rank", Self::new(Directions::Principal, RANK, TOP_K)),
+        ]
+    }
+
     fn name(&self) -> &'static str {
         match self.directions {
             Directions::Random => "random-projection",
@@ -124,15 +134,22 @@ impl Strategy for Projection {
         self.sparq().validate(head_dim)
     }
 
+    /// S r + 2 k d + 3 d + r + d r elements per head, with projected keys stored beside the keys.
+    ///
+    /// The last term is the projection itself. Up to k positions are read densely.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
-        Transfers::projection(shape, seq_len, self)
+        if seq_len <= self.top_k {
+            return Transfers::dense(shape, seq_len);
+        }
+        let (d, r) = (shape.head_dim, self.rank);
+        Transfers::of_head(shape, (seq_len + 1 + d) * r + (2 * self.top_k + 3) * d)
     }
 
     fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
         cache.attended(seq_len) > self.top_k
     }
 
-    /// Half for the scores, as for SparQ.
+    /// Half of the budget goes to the scores, as for SparQ.
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
         let with = |rank, top_k| Self::new(self.directions, rank, top_k);
         let half = Budget {
@@ -155,11 +172,16 @@ impl Strategy for Projection {
             return Dense.decode(q, cache);
         }
         let mut step = Step::new(q, cache)?;
-        let basis = match cache.basis(self) {
+        let len = cache.len();
+        let kept = cache
+            .states()
+            .get::<Basis>()
+            .and_then(|kept| kept.for_len(self, len));
+        let basis = match kept {
             Some(basis) => basis,
             None => {
                 let basis = self.basis(&step)?;
-                cache.keep_basis(self, basis.clone());
+                cache.states_mut().set(Basis::new(self, basis.clone(), len));
                 basis
             }
         };
@@ -171,22 +193,16 @@ impl Strategy for Projection {
             .matmul(basis.clone())
             .matmul(basis.transpose());
         let keys = step.keys().transpose();
-        // The cache's sum follows a window only for the methods that have a sketch.
-        step.tensors.v_sum = write::sum_values(&step.tensors.v, &step.rows);
-        let attended = attend_to_best(
+        // The cache's sum of V follows a window only for methods with a sketch.
+        step.tensors.v_sum = append::sum_values(&step.tensors.v, &step.spans);
+        let attended = select_and_attend(
             &step.q,
             q / d.sqrt(),
             |q1| q1.matmul(keys.clone()),
             &step.tensors,
-            &step.rows,
+            &step.spans,
             &self.sparq(),
         );
         Ok(step.output(attended.output))
-    }
-}
-
-impl From<Projection> for Method {
-    fn from(method: Projection) -> Self {
-        Method::Projection(method)
     }
 }

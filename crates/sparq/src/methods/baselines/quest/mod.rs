@@ -1,33 +1,39 @@
-//! Quest (Tang et al., 2024): whole pages, chosen by the bounds of their keys.
+//! Quest (Tang et al., 2024): whole pages, selected by upper bounds of their scores.
+
+pub(super) mod pages;
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::pages::{Pages, sqrt_scale};
-use crate::methods::budget::Budget;
+use self::pages::{Pages, sqrt_scale};
+use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least};
 use crate::methods::step::Step;
-use crate::methods::{Dense, Method, Strategy};
-use crate::{CacheShape, GroupScore, KvCache, KvCacheConfig, SparqError, Transfers};
+use crate::methods::{Budget, Dense, GroupScore, Method, Strategy, TOP_K};
+use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
-/// Attention renormalised over the pages whose keys can match the query best, that of the current token always among them.
+/// Attention renormalised over the k/p pages with the largest upper bounds of their scores.
 ///
-/// A page of p positions is judged by the least and the largest of each component of its keys: sum over c of max(q_c least_c, q_c largest_c) is the most that any of
-/// its positions can score. k/p pages are kept. Pages are counted from the start of the buffers; the bounds are computed from the keys at every step here, and counted as
-/// what reading them would cost.
+/// A page has p positions, counted from the start of the buffers. Its bound takes the minimum and
+/// the maximum of each component c of its keys: no position of the page scores above the sum over c
+/// of max(q_c min_c, q_c max_c). The page of the current token is always selected. Minima and
+/// maxima are computed from the keys in every step, and counted as the bytes of reading stored
+/// ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quest {
-    /// p: positions of a page.
+    /// p: positions per page.
     pub page_size: usize,
-    /// k: positions kept at most. At least `page_size`.
+    /// k: the number of positions selected, at most. At least `page_size`.
     pub top_k: usize,
-    /// How a group of query heads agrees on pages: by the sum of their bounds, or of the softmax of these over the pages.
+    /// The score by which a group of query heads selects pages.
+    ///
+    /// It is the sum of the heads' bounds, or of the softmax of the bounds over the pages.
     pub group_score: GroupScore,
 }
 
 impl Quest {
-    /// Quest's pages of 16 positions, k of them kept.
+    /// Quest's pages of 16 positions, and k positions in all.
     pub fn new(top_k: usize) -> Self {
         Self {
             page_size: 16,
@@ -38,6 +44,10 @@ impl Quest {
 }
 
 impl Strategy for Quest {
+    fn presets() -> Vec<(&'static str, Self)> {
+        vec![("quest", Self::new(TOP_K))]
+    }
+
     fn name(&self) -> &'static str {
         "quest"
     }
@@ -55,15 +65,24 @@ impl Strategy for Quest {
         at_least("top_k", self.page_size, "one page", self.top_k)
     }
 
+    /// 2 N d + 2 k d + 4 d elements per head, for N = S / p pages, rounded up.
+    ///
+    /// The minima and maxima of every page are read, those of the current page written. Up to k
+    /// positions are read densely.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
-        Transfers::quest(shape, seq_len, self)
+        if seq_len <= self.top_k {
+            return Transfers::dense(shape, seq_len);
+        }
+        let pages = seq_len.div_ceil(self.page_size);
+        let kept = self.top_k / self.page_size * self.page_size;
+        Transfers::of_head(shape, (2 * pages + 2 * kept + 4) * shape.head_dim)
     }
 
     fn is_sparse(&self, cache: &KvCacheConfig, seq_len: usize) -> bool {
         cache.attended(seq_len) > self.top_k
     }
 
-    /// Pages grow until their bounds take at most half of the budget.
+    /// Doubles the page size until minima and maxima take at most half of the budget.
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
         let mut page_size = self.page_size;
         while page_size < budget.seq_len && 2.0 / page_size as f64 > budget.ratio {
@@ -86,12 +105,6 @@ impl Strategy for Quest {
         let pages = Pages::new(&step, self.page_size);
         let scale = sqrt_scale(&step.q, step.q.dims()[3]);
         let scores = pages.scores(&step.q, scale, self.group_score);
-        Ok(step.attend(pages.best(&step, scores, self.top_k / self.page_size)))
-    }
-}
-
-impl From<Quest> for Method {
-    fn from(method: Quest) -> Self {
-        Method::Quest(method)
+        Ok(step.attend(pages.select(&step, scores, self.top_k / self.page_size)))
     }
 }

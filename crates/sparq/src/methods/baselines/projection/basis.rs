@@ -1,6 +1,7 @@
-//! Orthonormal bases of a few directions, made on the host: random ones, and the principal directions of a set of keys.
+//! Orthonormal bases computed on the host: random directions, and the principal directions of keys.
 
-/// Random numbers that are the same everywhere: a linear congruential generator, its upper bits as a sum of uniforms.
+/// A generator with the same numbers on every platform: sums of uniforms from a linear congruential
+/// generator's upper bits.
 struct Noise(u64);
 
 impl Noise {
@@ -16,13 +17,14 @@ impl Noise {
     }
 }
 
-/// `rank` orthonormal directions of `d` dimensions, row by row as [d, rank], for one key/value head.
+/// Returns `rank` random orthonormal directions in `d` dimensions for one KV head, as a row-major
+/// matrix [d, rank].
 pub(super) fn random(d: usize, rank: usize, head: usize) -> Vec<f32> {
     let mut noise = Noise(0x5eed + head as u64);
     let mut directions: Vec<Vec<f64>> = Vec::new();
     while directions.len() < rank {
         let mut new: Vec<f64> = (0..d).map(|_| noise.normal()).collect();
-        // Twice: once leaves a rounding error along what was taken out.
+        // Twice: a single pass leaves a rounding error along the removed directions.
         for _ in 0..2 {
             for known in &directions {
                 let along: f64 = new.iter().zip(known).map(|(a, b)| a * b).sum();
@@ -37,7 +39,8 @@ pub(super) fn random(d: usize, rank: usize, head: usize) -> Vec<f32> {
     columns(&directions, d)
 }
 
-/// The `rank` directions with the most variance, as [d, rank], of a symmetric matrix [d, d]; by Jacobi's rotations.
+/// Returns the `rank` eigenvectors of a symmetric matrix [d, d] with the largest eigenvalues, as
+/// [d, rank]. Computed with Jacobi rotations.
 pub(super) fn principal(matrix: &[f32], d: usize, rank: usize) -> Vec<f32> {
     let mut a: Vec<f64> = matrix.iter().map(|&x| f64::from(x)).collect();
     let mut vectors: Vec<f64> = (0..d * d)
@@ -49,7 +52,7 @@ pub(super) fn principal(matrix: &[f32], d: usize, rank: usize) -> Vec<f32> {
             .flat_map(|row| (0..row).map(move |column| (row, column)))
             .map(|(row, column)| a[row * d + column] * a[row * d + column])
             .sum();
-        // A NaN in a key leaves nothing to turn.
+        // A NaN in a key makes every rotation meaningless.
         if off.is_nan() || off <= 1e-18 * scale {
             break;
         }
@@ -68,7 +71,8 @@ pub(super) fn principal(matrix: &[f32], d: usize, rank: usize) -> Vec<f32> {
     columns(&directions, d)
 }
 
-/// One rotation of Jacobi's that makes the element (p, q) of the symmetric matrix 0; the rows of `vectors` turn along.
+/// Applies the Jacobi rotation that zeroes the element (p, q) of a symmetric matrix, also to the
+/// rows of `vectors`.
 fn rotate(a: &mut [f64], vectors: &mut [f64], d: usize, p: usize, q: usize) {
     let off = a[p * d + q];
     if off == 0.0 {
@@ -93,7 +97,7 @@ fn rotate(a: &mut [f64], vectors: &mut [f64], d: usize, p: usize, q: usize) {
     }
 }
 
-/// Directions as the columns of a matrix [d, rank].
+/// Returns the directions as the columns of a matrix [d, rank].
 fn columns(directions: &[Vec<f64>], d: usize) -> Vec<f32> {
     (0..d)
         .flat_map(|row| {
@@ -138,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_principal_directions_of_a_turned_diagonal_are_its_axes() {
+    fn principal_directions_are_the_rotated_axes() {
         // 5 along (0.6, 0.8, 0), 2 along (-0.8, 0.6, 0), 1 along (0, 0, 1).
         let matrix = [3.08, 1.44, 0.0, 1.44, 3.92, 0.0, 0.0, 0.0, 1.0];
         let basis = principal(&matrix, 3, 2);

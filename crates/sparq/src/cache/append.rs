@@ -1,0 +1,177 @@
+//! Appending to a cache, growing it and rolling it back.
+
+use burn::tensor::Tensor;
+
+use super::{KvCache, Spans, round_up};
+use crate::ops::Rotary;
+use crate::ops::reference::append as write;
+use crate::{SparqError, ops};
+
+impl KvCache {
+    /// Declares the first `padding[b]` positions of sequence b as left padding.
+    ///
+    /// They are appended like others, but never attended to.
+    ///
+    /// # Errors
+    /// [`SparqError::Value`] if the cache is not empty or the batch differs.
+    pub fn set_left_padding(&mut self, padding: &[usize]) -> Result<(), SparqError> {
+        if !self.is_empty() {
+            let found = format!("{} positions", self.len());
+            return Err(SparqError::value("left padding", "an empty cache", found));
+        }
+        self.check_batch("left padding", padding)?;
+        self.spans.start = padding.to_vec();
+        self.renew_spans();
+        Ok(())
+    }
+
+    /// Appends keys (after RoPE) and values, [B, H_kv, T, d] each, to every sequence.
+    ///
+    /// # Errors
+    /// [`SparqError::Shape`] if they do not fit the cache.
+    pub fn append(&mut self, k: Tensor<4>, v: Tensor<4>) -> Result<(), SparqError> {
+        let counts = vec![k.dims()[2]; self.batch()];
+        self.append_ragged(k, v, &counts)
+    }
+
+    /// Appends the first `counts[b]` of T keys and values, [B, H_kv, T, d] each, to sequence b.
+    ///
+    /// # Errors
+    /// [`SparqError::Shape`] or [`SparqError::Value`] if they do not fit the cache or each other.
+    pub fn append_ragged(
+        &mut self,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        counts: &[usize],
+    ) -> Result<(), SparqError> {
+        let len = k.dims()[2];
+        self.check_new(&k, &v, len)?;
+        self.check_batch("counts", counts)?;
+        if let Some(&count) = counts.iter().find(|&&count| count > len) {
+            let expected = format!("at most the {len} positions given");
+            return Err(SparqError::value("counts", expected, count));
+        }
+        let most = counts.iter().copied().max().unwrap_or(0);
+        if most == 0 {
+            return Ok(());
+        }
+        if self.capturing && (len != 1 || counts.contains(&0)) {
+            return Err(SparqError::NotCapturable {
+                what: "an append of anything but one position to every sequence",
+            });
+        }
+        self.make_room(counts)?;
+        let encode = self.encodes();
+        self.update(|tensors, spans| {
+            ops::append(tensors, k.inner(), v.inner(), spans, counts, encode)
+        });
+        self.spans = self.spans.grown(counts);
+        self.slide(len == 1 && !counts.contains(&0));
+        Ok(())
+    }
+
+    /// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
+    /// query.
+    ///
+    /// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after the cached ones, and
+    /// appends k and v [B, H_kv, 1, d]. Without `rotary` nothing is rotated. The returned query is
+    /// outside autodiff. The device reads the position, so a [`CapturedStep`](crate::CapturedStep)
+    /// can contain this.
+    ///
+    /// # Errors
+    /// [`SparqError::Shape`] if q, k and v do not fit the cache or each other.
+    pub fn prepare(
+        &mut self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        rotary: Option<&Rotary>,
+    ) -> Result<Tensor<4>, SparqError> {
+        self.check_query(&q)?;
+        self.check_new(&k, &v, 1)?;
+        let head_dim = self.config.head_dim;
+        if let Some(rotary) = rotary.filter(|rotary| rotary.dim() > head_dim) {
+            let expected = format!("at most {head_dim} (the head_dim)");
+            return Err(SparqError::value("rotary_dim", expected, rotary.dim()));
+        }
+        let counts = vec![1; self.batch()];
+        self.make_room(&counts)?;
+        let table = rotary.map(|rotary| rotary.table(self.capacity()));
+        let encode = self.encodes();
+        let tensors = self.take();
+        let heads = [q.inner(), k.inner(), v.inner()];
+        let (q, tensors) = ops::prepare(heads, table, tensors, &self.spans, encode);
+        self.tensors = Some(tensors);
+        self.spans = self.spans.grown(&counts);
+        self.slide(true);
+        Ok(q)
+    }
+
+    /// Makes room for `capacity` positions. Allocates at least twice the current capacity.
+    pub fn reserve(&mut self, capacity: usize) {
+        let now = self.capacity();
+        if capacity > now {
+            let device = self.tensors().k.device();
+            self.update(|tensors, _| tensors.grown(round_up(capacity.max(2 * now))));
+            // A GPU's allocator would keep the smaller buffers for other caches of their size.
+            device.memory_cleanup();
+        }
+    }
+
+    /// Makes room for `counts[b]` more positions in sequence b.
+    fn make_room(&mut self, counts: &[usize]) -> Result<(), SparqError> {
+        let needed = self.spans.grown(counts).longest();
+        if self.capturing && needed > self.capacity() {
+            return Err(SparqError::NotCapturable {
+                what: "a step that appends more than one position",
+            });
+        }
+        self.reserve(needed);
+        Ok(())
+    }
+
+    /// Rolls every sequence back to its first `len` positions, left padding included.
+    ///
+    /// Shorter sequences stay as they are.
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.len() {
+            return;
+        }
+        for sequence in 0..self.batch() {
+            self.spans.end[sequence] = self.spans.end[sequence].min(len);
+            // New ranges are due if less than half of the positions is left that determined them.
+            let (at, from) = (self.ranged_at[sequence], self.ranged_from(sequence));
+            if 2 * self.spans.count(sequence) + from < 2 * at {
+                self.ranged_at[sequence] = 0;
+            }
+        }
+        let attended = self.attended();
+        self.update(|mut tensors, _| {
+            // Subtracting the removed values would leave their rounding error, or their NaN, in the
+            // sum.
+            tensors.v_sum = match len {
+                0 => tensors.v_sum.zeros_like(),
+                _ => write::sum_values(&tensors.v, &attended),
+            };
+            tensors
+        });
+        self.renew_spans();
+        self.states.truncate(len);
+    }
+
+    /// Forgets every position and the padding. The buffers stay allocated.
+    pub fn clear(&mut self) {
+        self.truncate(0);
+        self.spans = Spans::empty(self.batch());
+        self.renew_spans();
+        self.ranged_at.fill(0);
+    }
+
+    /// Copies the host's spans to the device after a change other than an append.
+    fn renew_spans(&mut self) {
+        self.update(|mut tensors, spans| {
+            tensors.spans = spans.to_tensor(&tensors.spans.device());
+            tensors
+        });
+    }
+}

@@ -1,0 +1,121 @@
+//! Checks of what is given to a cache, and of what a method needs from it.
+
+use burn::tensor::Tensor;
+
+use super::{KvCache, KvCacheConfig};
+use crate::{Sketch, SparqError};
+
+impl KvCache {
+    /// Checks a query, [B, H, 1, d] with H a multiple of H_kv.
+    pub(crate) fn check_query(&self, q: &Tensor<4>) -> Result<(), SparqError> {
+        let [batch, heads, len, d] = q.dims();
+        let KvCacheConfig {
+            batch: sequences,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.config;
+        let grouped = heads > 0 && heads.is_multiple_of(kv_heads);
+        if [batch, len, d] == [sequences, 1, head_dim] && grouped {
+            return Ok(());
+        }
+        Err(SparqError::Shape {
+            what: "query [batch, heads (a multiple of kv_heads), 1, head_dim]",
+            expected: vec![sequences, kv_heads, 1, head_dim],
+            found: q.dims().to_vec(),
+        })
+    }
+
+    /// Checks new keys and values, [B, H_kv, `len`, d] each.
+    pub(super) fn check_new(
+        &self,
+        k: &Tensor<4>,
+        v: &Tensor<4>,
+        len: usize,
+    ) -> Result<(), SparqError> {
+        let KvCacheConfig {
+            batch,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.config;
+        let expected = [batch, kv_heads, len, head_dim];
+        for (what, found) in [("keys", k.dims()), ("values", v.dims())] {
+            if found != expected {
+                let (expected, found) = (expected.to_vec(), found.to_vec());
+                return Err(SparqError::Shape {
+                    what,
+                    expected,
+                    found,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that there is one value per sequence.
+    pub(super) fn check_batch(
+        &self,
+        what: &'static str,
+        values: &[usize],
+    ) -> Result<(), SparqError> {
+        if values.len() == self.batch() {
+            return Ok(());
+        }
+        let expected = format!("{} entries (the batch)", self.batch());
+        Err(SparqError::value(what, expected, values.len()))
+    }
+
+    /// Checks that the current token has been appended.
+    pub(crate) fn check_not_empty(&self) -> Result<(), SparqError> {
+        match self.is_empty() {
+            false => Ok(()),
+            true => {
+                let expected = "at least the current token's position";
+                Err(SparqError::value("cache", expected, "none"))
+            }
+        }
+    }
+
+    /// Checks that the cache holds the sketch that a method reads.
+    pub(crate) fn check_sketch(
+        &self,
+        method: &'static str,
+        sketch: Sketch,
+    ) -> Result<(), SparqError> {
+        let describe = |sketch: Option<Sketch>| match sketch {
+            None => "nothing".to_owned(),
+            Some(Sketch::Full) => "a full copy of K".to_owned(),
+            Some(coded) => format!("codes of {} bits", coded.bits().unwrap_or_default()),
+        };
+        if self.config.sketch == Some(sketch) {
+            return Ok(());
+        }
+        Err(SparqError::MissingSketch {
+            method,
+            expected: describe(Some(sketch)),
+            found: describe(self.config.sketch),
+        })
+    }
+
+    /// Checks that the cache records the attention that positions receive.
+    pub(crate) fn check_records_attention(&self, method: &'static str) -> Result<(), SparqError> {
+        match self.states.observes_attention() {
+            true => Ok(()),
+            false => Err(SparqError::MissingAttention { method }),
+        }
+    }
+
+    /// Checks that no method has evicted positions, which `reader` would read.
+    pub(crate) fn check_whole(&self, reader: &'static str) -> Result<(), SparqError> {
+        if self.states.is_whole() {
+            return Ok(());
+        }
+        let expected = format!("every position still present, for {reader}");
+        Err(SparqError::value(
+            "cache",
+            expected,
+            "some evicted by an earlier step",
+        ))
+    }
+}

@@ -1,0 +1,447 @@
+//! A decode step captured as a graph of launches and replayed with one call: [`CapturedStep`].
+
+mod tensors;
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, ThreadId};
+
+use burn::backend::{
+    Backend, BackendGraph, Dispatch, DispatchDevice, ExecutionError, TensorMetadata,
+};
+
+pub use self::tensors::StepTensors;
+use crate::cache::CacheMark;
+use crate::{KvCache, Method, SparqError, ops};
+
+/// Runs of a step before its capture.
+///
+/// The first compiles kernels and tries variants of them. The others allocate the buffers of later
+/// runs.
+const WARM_UPS: usize = 3;
+
+/// Held during a capture: a device refuses allocations of one capture during another.
+static CAPTURING: Mutex<()> = Mutex::new(());
+
+/// A decode step that runs as one captured graph of launches, on devices with graphs.
+///
+/// CUDA, Vulkan and WebGPU have them. Elsewhere the step runs uncaptured. A decode step of a model
+/// is hundreds of small launches, which take longer to submit than to run. This type runs the step
+/// a few times, captures its launches, and replays them with one call from then on, while the
+/// caches grow. Positions and lengths are on the device
+/// ([`CacheTensors::spans`](crate::ops::CacheTensors)), and launches are sized for the capacity of
+/// the caches.
+///
+/// # When a step is captured
+/// A captured step is dropped where it cannot be replayed. The step then runs uncaptured, and a
+/// later step is captured again. The caller sees no difference. This happens if
+///
+/// - a cache has to grow, or the ranges of its sketch are due,
+/// - the method changes between dense and sparse,
+/// - inputs have a new shape,
+/// - a buffer of a cache is shared.
+///
+/// The first thread that takes a step captures; steps on other threads run uncaptured, since each
+/// thread has its own stream of launches. On CUDA and ROCm that thread must also have created
+/// everything that the step reads, weights included
+/// ([`can_be_captured`](crate::ops::can_be_captured)). This type checks it for the caches, and runs
+/// steps on caches of another thread uncaptured.
+///
+/// # The step
+/// `step(inputs, state, method)` appends one position to every cache of `state`, with
+/// [`SparqAttention::decode`](crate::SparqAttention::decode) or with [`KvCache::prepare`] and
+/// [`Method::decode`], and returns its outputs. It must be a function of its inputs and the caches:
+/// it may run several times for one token (its appends are taken back), and a replay does not run
+/// it.
+///
+/// During a capture the step must not upload to the device or read back from it. If the device
+/// refuses such a step, the contents of the buffers that it writes are lost
+/// ([`SparqError::Capture`]). If the device captures an upload, as CUDA does, a replay repeats the
+/// captured data.
+///
+/// While a thread captures, captures of other threads wait. No other work may use the device
+/// meanwhile: on CUDA an allocation would abort the capture.
+///
+/// # Memory
+/// The captured step owns the buffers of inputs and outputs. This type owns the caches (or an
+/// exclusive borrow of them) and the step with its weights. So nothing that a replay reads or
+/// writes can be freed or moved. Inputs are copied into the captured buffers, and outputs out of
+/// them.
+///
+/// ```
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use sparq::{CapturedStep, KvCache, Method, SparqAttentionConfig, SparqConfig, SparqError};
+///
+/// let device = Device::default();
+/// let attention = SparqAttentionConfig::new(64, 4, 2, 16).init(&device)?;
+/// let method = Method::from(SparqConfig::new(4, 16));
+/// let mut cache = attention.new_cache(1, 64, &method)?;
+/// let random = |len| Tensor::<3>::random([1, len, 64], Distribution::Normal(0.0, 1.0), &device);
+/// attention.forward(random(30), Some(&mut cache))?;
+///
+/// let decode = |x: &Tensor<3>, cache: &mut KvCache, method: &Method| {
+///     attention.decode(x.clone(), cache, method)
+/// };
+/// let mut step = CapturedStep::new(cache, method, decode);
+/// for _ in 0..50 {
+///     let y = step.step(random(1))?; // also grows the cache
+///     assert_eq!(y.dims(), [1, 1, 64]);
+/// }
+/// assert_eq!(step.into_state().len(), 80);
+/// # Ok::<(), SparqError>(())
+/// ```
+pub struct CapturedStep<I, S, O, F> {
+    /// Dropped first: a running replay writes to the fields below.
+    captured: Option<Captured<I, O>>,
+    step: F,
+    state: S,
+    method: Method,
+    /// Whether to capture. False also once the device or the step turned out not to support it.
+    capture: bool,
+    /// The thread that captures: the first that took a step.
+    thread: Option<ThreadId>,
+}
+
+/// A captured graph with its buffers.
+struct Captured<I, O> {
+    /// Dropped before the buffers below, which waits for running replays.
+    graph: BackendGraph<Dispatch>,
+    device: DispatchDevice,
+    inputs: I,
+    outputs: O,
+    plan: Plan,
+}
+
+/// The conditions under which launches can be replayed, beside the shapes of the inputs.
+///
+/// They are the capacity of every cache, and whether it is read sparsely.
+#[derive(PartialEq)]
+struct Plan(Vec<(usize, bool)>);
+
+/// One cache as a state.
+impl AsMut<[KvCache]> for KvCache {
+    fn as_mut(&mut self) -> &mut [KvCache] {
+        std::slice::from_mut(self)
+    }
+}
+
+impl<I, S, O, F> CapturedStep<I, S, O, F>
+where
+    I: StepTensors,
+    S: AsMut<[KvCache]>,
+    O: StepTensors,
+    F: Fn(&I, &mut S, &Method) -> Result<O, SparqError>,
+{
+    /// Makes a step over the caches of `state`.
+    ///
+    /// The state is a [`KvCache`], an array or `Vec` of them, or any type that gives access to
+    /// them, owned or as `&mut`.
+    pub fn new(state: S, method: Method, step: F) -> Self {
+        Self {
+            captured: None,
+            step,
+            state,
+            method,
+            capture: true,
+            thread: None,
+        }
+    }
+
+    /// Sets whether steps are captured where the device supports it. True at first.
+    pub fn with_capture(mut self, capture: bool) -> Self {
+        self.capture = capture;
+        self
+    }
+
+    /// Returns whether steps are captured, as far as is known.
+    ///
+    /// False also once the device or the step turned out not to support it.
+    pub fn captures(&self) -> bool {
+        self.capture
+    }
+
+    /// Returns whether the next step would be a replay, as far as is known without its inputs.
+    pub fn is_captured(&self) -> bool {
+        self.captured.is_some()
+    }
+
+    /// Returns the state with the caches.
+    pub fn state(&self) -> &S {
+        &self.state
+    }
+
+    /// Returns mutable access to the state. The next steps are captured again.
+    pub fn state_mut(&mut self) -> &mut S {
+        self.captured = None;
+        &mut self.state
+    }
+
+    /// Returns the state.
+    pub fn into_state(self) -> S {
+        // The graph first: dropping it waits for running replays.
+        drop(self.captured);
+        self.state
+    }
+
+    /// Takes one step: reads the inputs, appends one position to every cache, and returns the
+    /// outputs.
+    ///
+    /// # Errors
+    /// The errors of the step, and [`SparqError::Capture`] if the device fails to capture or
+    /// replay.
+    pub fn step(&mut self, inputs: I) -> Result<O, SparqError> {
+        let Some(plan) = self.plan() else {
+            // The buffers of the caches are about to change.
+            self.captured = None;
+            return self.run(&inputs);
+        };
+        let current =
+            |captured: &Captured<I, O>| captured.plan == plan && captured.inputs.is_like(&inputs);
+        if self.captured.as_ref().is_some_and(current) && self.owns_caches() {
+            return self.replay(inputs);
+        }
+        self.captured = None;
+        let can = |cache: &KvCache| ops::can_be_captured(&cache.tensors().k);
+        if !self.state.as_mut().iter().all(can) {
+            self.capture = false;
+            return self.run(&inputs);
+        }
+        match self.capture(inputs, plan)? {
+            Attempt::Ran(outputs) => Ok(outputs),
+            Attempt::Captured(captured) => {
+                self.captured = Some(captured);
+                self.launch()
+            }
+        }
+    }
+
+    /// Returns the conditions of the next step's launches; `None` if they cannot be captured.
+    fn plan(&mut self) -> Option<Plan> {
+        // A thread has to wait for the last launches of another one. On CUDA, a wait for launches
+        // outside of a capture aborts it.
+        let here = thread::current().id();
+        if !self.capture || *self.thread.get_or_insert(here) != here {
+            return None;
+        }
+        let method = self.method;
+        let caches = self.state.as_mut();
+        // Also without any cache, and so without a device to capture on.
+        if !caches
+            .first()
+            .is_some_and(|cache| ops::may_have_graphs(&cache.tensors().k))
+        {
+            self.capture = false;
+            return None;
+        }
+        let plan: Option<Vec<_>> = caches
+            .iter()
+            .map(|cache| {
+                let sparse = method.is_sparse(cache.config(), cache.len() + 1);
+                let grows = cache.len() == cache.capacity();
+                let due = sparse && cache.refresh_is_due(1);
+                (!grows && !due).then(|| (cache.capacity(), sparse))
+            })
+            .collect();
+        plan.map(Plan)
+    }
+
+    /// Returns whether the caches alone own their buffers. An append would copy shared ones.
+    fn owns_caches(&mut self) -> bool {
+        self.state.as_mut().iter().all(KvCache::owns_buffers)
+    }
+
+    /// Runs the step uncaptured.
+    fn run(&mut self, inputs: &I) -> Result<O, SparqError> {
+        (self.step)(inputs, &mut self.state, &self.method)
+    }
+
+    fn replay(&mut self, inputs: I) -> Result<O, SparqError> {
+        let mut captured = self.captured.take().expect("checked by the caller");
+        if captured.inputs.overwrite(inputs) {
+            self.captured = Some(captured);
+            return self.launch();
+        }
+        // The step returned its inputs as outputs. They had to move, which invalidates the graph.
+        let inputs = captured.inputs;
+        self.run(&inputs)
+    }
+
+    /// Replays the captured step on the inputs in its buffers.
+    fn launch(&mut self) -> Result<O, SparqError> {
+        let captured = self.captured.as_ref().expect("checked by the callers");
+        // SAFETY:
+        // - All memory that the graph reads and writes is alive and has not moved. Inputs and
+        //   outputs belong to the captured step, and nobody else has their buffers. The caches
+        //   belong to this type, and are handed out mutably only after the graph is dropped. The
+        //   step holds the weights. The device's allocator keeps the pages of temporary tensors for
+        //   the graph.
+        // - Nobody uses this memory at the same time: the caches alone own their buffers, which is
+        //   checked before each replay.
+        // - Inputs and outputs are copied by this thread, which is the one that captured.
+        let replayed = unsafe { Dispatch::graph_replay(&captured.device, &captured.graph) };
+        if let Err(error) = replayed {
+            self.captured = None;
+            return Err(failed(&error));
+        }
+        for cache in self.state.as_mut() {
+            cache.advance();
+        }
+        Ok(captured.outputs.duplicate())
+    }
+
+    /// Captures the step. Afterwards the caches are as before, unless the step ran uncaptured.
+    fn capture(&mut self, inputs: I, plan: Plan) -> Result<Attempt<I, O>, SparqError> {
+        let inputs = inputs.duplicate();
+        let marks: Vec<_> = self.state.as_mut().iter().map(KvCache::mark).collect();
+        let device = self.device();
+        let _alone = CAPTURING.lock().unwrap_or_else(PoisonError::into_inner);
+        let attempt = self.capture_in(CaptureScope::new(&device), &inputs, &marks);
+        return_to(&mut self.state, &marks);
+        match attempt {
+            Ok(Some((graph, outputs))) => Ok(Attempt::Captured(Captured {
+                graph,
+                device,
+                inputs,
+                outputs,
+                plan,
+            })),
+            Ok(None) | Err(SparqError::NotCapturable { .. }) => {
+                self.capture = false;
+                self.run(&inputs).map(Attempt::Ran)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the graph and the outputs that it will write; `None` if the device has no graphs.
+    fn capture_in(
+        &mut self,
+        scope: CaptureScope<'_>,
+        inputs: &I,
+        marks: &[CacheMark],
+    ) -> Result<Option<(BackendGraph<Dispatch>, O)>, SparqError> {
+        let mut state = Capturing::new(&mut self.state);
+        let run = |state: &mut Capturing<'_, S>| {
+            let outputs = (self.step)(inputs, state.0, &self.method)?;
+            let mut caches = state.0.as_mut().iter().zip(marks);
+            match caches.all(|(cache, mark)| cache.is_one_past(mark)) {
+                true => Ok(outputs),
+                false => Err(SparqError::NotCapturable {
+                    what: "a step that does not append one position to every cache",
+                }),
+            }
+        };
+        if !scope.prepare() {
+            return Ok(None);
+        }
+        for _ in 0..WARM_UPS {
+            // Kept until the device is done, so that every run allocates all its buffers at once.
+            let outputs = run(&mut state)?;
+            Dispatch::sync(scope.device).map_err(|error| failed(&error))?;
+            drop(outputs);
+            return_to(state.0, marks);
+        }
+        if !scope.start() {
+            return Ok(None);
+        }
+        let outputs = run(&mut state)?;
+        let graph = scope.stop().map_err(|error| failed(&error))?;
+        Ok(Some((graph, outputs)))
+    }
+
+    fn device(&mut self) -> DispatchDevice {
+        let caches = self.state.as_mut();
+        let cache = caches.first().expect("a plan has a cache");
+        cache.tensors().k.clone().into_dispatch().device()
+    }
+}
+
+/// Takes back all appends since the marks.
+fn return_to(state: &mut impl AsMut<[KvCache]>, marks: &[CacheMark]) {
+    for (cache, mark) in state.as_mut().iter_mut().zip(marks) {
+        cache.return_to(mark);
+    }
+}
+
+/// The result of an attempt to capture a step.
+enum Attempt<I, O> {
+    /// A graph that has not run yet.
+    Captured(Captured<I, O>),
+    /// The outputs of the step, which ran uncaptured.
+    Ran(O),
+}
+
+/// The state during a capture, which its caches know of.
+struct Capturing<'a, S: AsMut<[KvCache]>>(&'a mut S);
+
+impl<'a, S: AsMut<[KvCache]>> Capturing<'a, S> {
+    fn new(state: &'a mut S) -> Self {
+        let caches = state.as_mut().iter_mut();
+        caches.for_each(|cache| cache.set_capturing(true));
+        Self(state)
+    }
+}
+
+impl<S: AsMut<[KvCache]>> Drop for Capturing<'_, S> {
+    fn drop(&mut self) {
+        let caches = self.0.as_mut().iter_mut();
+        caches.for_each(|cache| cache.set_capturing(false));
+    }
+}
+
+/// The period in which a device captures launches. It ends when this is dropped, at the latest.
+struct CaptureScope<'a> {
+    device: &'a DispatchDevice,
+    open: Cell<bool>,
+}
+
+impl<'a> CaptureScope<'a> {
+    fn new(device: &'a DispatchDevice) -> Self {
+        Self {
+            device,
+            open: Cell::new(false),
+        }
+    }
+
+    /// Prepares the device for the warm-up. Returns false if it cannot capture.
+    fn prepare(&self) -> bool {
+        self.open.set(Dispatch::graph_prepare(self.device).is_ok());
+        self.open.get()
+    }
+
+    /// Starts the capture: launches no longer run. Returns false if the device cannot capture.
+    fn start(&self) -> bool {
+        Dispatch::graph_start_capture(self.device).is_ok()
+    }
+
+    fn stop(self) -> Result<BackendGraph<Dispatch>, ExecutionError> {
+        self.open.set(false);
+        Dispatch::graph_stop_capture(self.device)
+    }
+}
+
+impl Drop for CaptureScope<'_> {
+    fn drop(&mut self) {
+        if self.open.get() {
+            // The graph is not needed. An error means that no capture was running.
+            let _ = Dispatch::graph_stop_capture(self.device);
+        }
+    }
+}
+
+impl<I, S: fmt::Debug, O, F> fmt::Debug for CapturedStep<I, S, O, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CapturedStep")
+            .field("state", &self.state)
+            .field("method", &self.method)
+            .field("captured", &self.captured.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+fn failed(error: &ExecutionError) -> SparqError {
+    SparqError::Capture {
+        reason: error.to_string(),
+    }
+}

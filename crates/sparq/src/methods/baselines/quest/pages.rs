@@ -1,0 +1,113 @@
+//! Pages of positions, with the minimum and the maximum of each component of their keys.
+
+use burn::tensor::{Bool, DType, Int, Tensor};
+
+use crate::methods::GroupScore;
+use crate::methods::step::Step;
+use crate::ops::reference::{LARGEST, fill_invalid, finite, softmax};
+
+/// The N pages of a step.
+pub(in crate::methods::baselines) struct Pages {
+    /// The minimum of each component of a page's keys, [B, H_kv, N, d] in fp32; 0 in an empty page.
+    min: Tensor<4>,
+    /// The maximum of each component, likewise.
+    max: Tensor<4>,
+    /// True for pages with a valid position, [B, H_kv, N].
+    filled: Tensor<3, Bool>,
+    page_size: usize,
+}
+
+impl Pages {
+    /// Makes the pages of `page_size` positions, counted from position 0 of the buffers.
+    ///
+    /// Padding does not enter minima and maxima.
+    pub fn new(step: &Step, page_size: usize) -> Self {
+        let keys = step.keys();
+        let [batch, kv_heads, seq_len, d] = keys.dims();
+        let count = seq_len.div_ceil(page_size);
+        let shape = [batch, kv_heads, count, page_size, d];
+        let filled_up = |fill: f32| {
+            let keys = fill_invalid(keys.clone(), step.valid(), fill);
+            let keys = match count * page_size - seq_len {
+                0 => keys,
+                missing => {
+                    let options = (&keys.device(), keys.dtype());
+                    let rest = Tensor::full([batch, kv_heads, missing, d], fill, options);
+                    Tensor::cat(vec![keys, rest], 2)
+                }
+            };
+            keys.reshape(shape)
+        };
+        let min = filled_up(LARGEST).min_dim(3).squeeze_dim::<4>(3);
+        let max = filled_up(-LARGEST).max_dim(3).squeeze_dim::<4>(3);
+        let empty = min.clone().greater(max.clone());
+        let filled = empty
+            .clone()
+            .slice_dim(3, 0..1)
+            .squeeze_dim::<3>(3)
+            .bool_not();
+        Self {
+            min: min.mask_fill(empty.clone(), 0.0),
+            max: max.mask_fill(empty, 0.0),
+            filled,
+            page_size,
+        }
+    }
+
+    /// Returns the upper bound of a group's score in each page, [B, H_kv, N].
+    ///
+    /// The bound of a head of q [B, H_kv, g, d] is the sum over c of max(q_c min_c, q_c max_c),
+    /// divided by `scale` [B, H_kv, g, 1]. The group sums the bounds, or their softmax over the
+    /// pages.
+    pub fn scores(&self, q: &Tensor<4>, scale: Tensor<4>, group: GroupScore) -> Tensor<3> {
+        let above = q.clone().clamp_min(0.0);
+        let below = q.clone().clamp_max(0.0);
+        let bounds =
+            above.matmul(self.max.clone().transpose()) + below.matmul(self.min.clone().transpose());
+        let bounds = finite(bounds / scale);
+        let scores = match group {
+            GroupScore::Probabilities => softmax(bounds, Some(self.filled.clone())),
+            GroupScore::Logits => bounds,
+        };
+        finite(scores.sum_dim(2).squeeze_dim::<3>(2))
+    }
+
+    /// Returns the positions [B, H_kv, S] of the `count` pages with the largest scores [B, H_kv,
+    /// N].
+    ///
+    /// The page of the current token is always among them.
+    pub fn select(&self, step: &Step, scores: Tensor<3>, count: usize) -> Tensor<3, Bool> {
+        let [batch, kv_heads, pages] = scores.dims();
+        let device = scores.device();
+        let ends = step.spans.end.iter();
+        let current = ends.map(|end| (end.saturating_sub(1) / self.page_size) as i64);
+        let current: Vec<i64> = current.collect();
+        let current = Tensor::<1, Int>::from_ints(current.as_slice(), &device)
+            .reshape([batch, 1, 1])
+            .expand([batch, kv_heads, pages]);
+        let page = Tensor::<1, Int>::arange(0..pages as i64, &device)
+            .reshape([1, 1, pages])
+            .expand([batch, kv_heads, pages]);
+        let scores = scores
+            .mask_fill(page.equal(current), f32::INFINITY)
+            .mask_fill(self.filled.clone().bool_not(), f32::NEG_INFINITY);
+        let (_, selected) = scores.topk_with_indices(count.min(pages), 2);
+        let offset = Tensor::<1, Int>::arange(0..self.page_size as i64, &device)
+            .cast(selected.dtype())
+            .reshape([1, 1, 1, self.page_size]);
+        let shape = [batch, kv_heads, count.min(pages), self.page_size];
+        let first = (selected * self.page_size as i64).unsqueeze_dim::<4>(3);
+        let positions = first.expand(shape) + offset.expand(shape);
+        let positions = positions.reshape([batch, kv_heads, shape[2] * shape[3]]);
+        // The last page may extend past S. Its surplus maps to the last position, which it
+        // contains.
+        step.mask(positions.clamp_max(step.seq_len() as i64 - 1))
+    }
+}
+
+/// Returns sqrt(n) for every query head of q [B, H_kv, g, d], as [B, H_kv, g, 1].
+pub(in crate::methods::baselines) fn sqrt_scale(q: &Tensor<4>, n: usize) -> Tensor<4> {
+    let [batch, kv_heads, g, _] = q.dims();
+    let options = (&q.device(), DType::F32);
+    Tensor::full([batch, kv_heads, g, 1], (n as f32).sqrt(), options)
+}

@@ -1,0 +1,191 @@
+//! The operations that a backend can implement natively, and their buffers.
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, ExtensionType, backend_extension};
+
+use super::fallback;
+use super::primitive::Primitive;
+use crate::SparqConfig;
+use crate::ops::Spans;
+
+/// The buffers of a cache as primitives of a backend; [`CacheTensors`](super::CacheTensors) has the
+/// shapes.
+#[derive(ExtensionType)]
+pub struct CacheBuffers<B: Backend> {
+    /// Keys.
+    pub k: FloatTensor<B>,
+    /// Values.
+    pub v: FloatTensor<B>,
+    /// Sum of the valid values, in fp32.
+    pub v_sum: FloatTensor<B>,
+    /// The span of valid positions of each sequence.
+    pub spans: IntTensor<B>,
+    /// The key sketch.
+    #[extension_type]
+    pub sketch: SketchBuffers<B>,
+}
+
+impl<B: Backend> CacheBuffers<B> {
+    /// Applies `float` or `int` to every buffer.
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    pub(crate) fn map(
+        self,
+        float: impl Fn(FloatTensor<B>) -> FloatTensor<B>,
+        int: impl Fn(IntTensor<B>) -> IntTensor<B>,
+    ) -> Self {
+        Self {
+            k: float(self.k),
+            v: float(self.v),
+            v_sum: float(self.v_sum),
+            spans: int(self.spans),
+            sketch: match self.sketch {
+                SketchBuffers::None => SketchBuffers::None,
+                SketchBuffers::Full(kt) => SketchBuffers::Full(float(kt)),
+                SketchBuffers::Codes {
+                    bits,
+                    codes,
+                    zero_point,
+                    scale,
+                } => SketchBuffers::Codes {
+                    bits,
+                    codes: int(codes),
+                    zero_point: float(zero_point),
+                    scale: float(scale),
+                },
+            },
+        }
+    }
+}
+
+/// A key sketch as primitives of a backend; [`SketchTensors`](super::SketchTensors) has the shapes.
+#[derive(ExtensionType)]
+pub enum SketchBuffers<B: Backend> {
+    /// The cache has no sketch.
+    None,
+    /// K transposed, in the cache's type.
+    Full(FloatTensor<B>),
+    /// Codes of 8 or 4 bits.
+    Codes {
+        /// Bits of a code.
+        bits: usize,
+        /// Packed codes.
+        codes: IntTensor<B>,
+        /// The zero point of each channel.
+        zero_point: FloatTensor<B>,
+        /// The scale of each channel.
+        scale: FloatTensor<B>,
+    },
+}
+
+/// A rotary embedding as a table in a primitive of a backend.
+#[derive(ExtensionType)]
+pub enum RotaryBuffers<B: Backend> {
+    /// No rotation.
+    None,
+    /// The angles of every position up to the cache's capacity;
+    /// [`Rotary::table`](super::Rotary::table) has the shape.
+    Table(FloatTensor<B>),
+}
+
+/// The result of [`SparqBackend::prepare`], as primitives of a backend.
+#[derive(ExtensionType)]
+pub struct PreparedBuffers<B: Backend> {
+    /// The rotated queries.
+    pub q: FloatTensor<B>,
+    /// The cache with the token's key and value.
+    #[extension_type]
+    pub cache: CacheBuffers<B>,
+}
+
+/// The result of [`SparqBackend::sparq_decode`]; [`SparqOutput`](super::SparqOutput) has the
+/// shapes.
+#[derive(ExtensionType)]
+pub struct SparqOutputBuffers<B: Backend> {
+    /// The attention output.
+    pub output: FloatTensor<B>,
+    /// The selected positions.
+    pub positions: IntTensor<B>,
+    /// The sum of the approximate scores of the selected positions.
+    pub alpha: FloatTensor<B>,
+}
+
+/// The operations of SparQ that a backend can implement natively.
+///
+/// Every operation runs the [reference](mod@crate::ops::reference) unless the backend overrides it.
+/// Caches are passed by value and returned, since a backend writes in place only what it owns
+/// alone.
+#[backend_extension(
+    NdArray: cfg(feature = "ndarray"),
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(feature = "cube"),
+)]
+pub trait SparqBackend: Backend + Primitive {
+    /// Appends keys and values [B, H_kv, T, d], the first `counts[b]` of them to sequence b.
+    ///
+    /// `spans` are those before the append. Updates the sum of V and a full sketch. Writes codes if
+    /// `encode` is set, which needs ranges; otherwise [`SparqBackend::range_sketch`] writes them
+    /// later.
+    fn append(
+        #[extension_type] cache: CacheBuffers<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        spans: Spans,
+        counts: Vec<usize>,
+        encode: bool,
+    ) -> CacheBuffers<Self> {
+        fallback::append(cache, k, v, spans, counts, encode)
+    }
+
+    /// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
+    /// query.
+    ///
+    /// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after `spans`, and appends k
+    /// and v [B, H_kv, 1, d]. `encode` as in [`SparqBackend::append`].
+    fn prepare(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        #[extension_type] rotary: RotaryBuffers<Self>,
+        #[extension_type] cache: CacheBuffers<Self>,
+        spans: Spans,
+        encode: bool,
+    ) -> PreparedBuffers<Self> {
+        fallback::prepare([q, k, v], rotary, cache, spans, encode)
+    }
+
+    /// Sets the ranges of one sequence from its valid positions, and writes all its codes.
+    fn range_sketch(
+        #[extension_type] cache: CacheBuffers<Self>,
+        spans: Spans,
+        sequence: usize,
+    ) -> CacheBuffers<Self> {
+        fallback::range_sketch(cache, spans, sequence)
+    }
+
+    /// Dense attention of one query per sequence, q [B, H, 1, d] -> [B, H, 1, d].
+    fn dense_decode(
+        q: FloatTensor<Self>,
+        #[extension_type] cache: CacheBuffers<Self>,
+        spans: Spans,
+    ) -> FloatTensor<Self> {
+        fallback::dense_decode(q, cache, spans)
+    }
+
+    /// SparQ attention of one query per sequence, q [B, H, 1, d].
+    ///
+    /// Positions and alpha are defined only if `trace` is set.
+    fn sparq_decode(
+        q: FloatTensor<Self>,
+        #[extension_type] cache: CacheBuffers<Self>,
+        spans: Spans,
+        config: SparqConfig,
+        trace: bool,
+    ) -> SparqOutputBuffers<Self> {
+        let _ = trace;
+        fallback::sparq_decode(q, cache, spans, config)
+    }
+}
+
+#[cfg(feature = "ndarray")]
+#[allow(deprecated)]
+impl SparqBackend for burn::backend::NdArray {}

@@ -1,0 +1,77 @@
+//! The operations by the [reference](mod@crate::ops::reference), for any backend.
+//!
+//! `ndarray` runs all of them. The native backends run them for types and sizes that they do not
+//! cover. Primitives become plain tensors and back again, which moves handles and copies no data.
+
+use burn::backend::tensor::FloatTensor;
+
+use super::primitive::{Primitive, lift, lower};
+use super::reference::{self, append as write};
+use super::{CacheBuffers, PreparedBuffers, RotaryBuffers, Spans, SparqOutputBuffers};
+use crate::SparqConfig;
+
+/// See [`SparqBackend::append`](super::SparqBackend::append).
+pub(crate) fn append<B: Primitive>(
+    cache: CacheBuffers<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    spans: Spans,
+    counts: Vec<usize>,
+    encode: bool,
+) -> CacheBuffers<B> {
+    let (k, v) = (B::float(k), B::float(v));
+    lower(write::append(lift(cache), k, v, &spans, &counts, encode))
+}
+
+/// See [`SparqBackend::prepare`](super::SparqBackend::prepare).
+pub(crate) fn prepare<B: Primitive>(
+    heads: [FloatTensor<B>; 3],
+    rotary: RotaryBuffers<B>,
+    cache: CacheBuffers<B>,
+    spans: Spans,
+    encode: bool,
+) -> PreparedBuffers<B> {
+    let table = match rotary {
+        RotaryBuffers::None => None,
+        RotaryBuffers::Table(table) => Some(B::float(table)),
+    };
+    let heads = heads.map(B::float);
+    let (q, cache) = write::prepare(lift(cache), heads, table.as_ref(), &spans, encode);
+    PreparedBuffers {
+        q: B::float_primitive(q),
+        cache: lower(cache),
+    }
+}
+
+/// See [`SparqBackend::range_sketch`](super::SparqBackend::range_sketch).
+pub(crate) fn range_sketch<B: Primitive>(
+    cache: CacheBuffers<B>,
+    spans: Spans,
+    sequence: usize,
+) -> CacheBuffers<B> {
+    lower(write::range_sketch(lift(cache), &spans, sequence))
+}
+
+/// See [`SparqBackend::dense_decode`](super::SparqBackend::dense_decode).
+pub(crate) fn dense_decode<B: Primitive>(
+    q: FloatTensor<B>,
+    cache: CacheBuffers<B>,
+    spans: Spans,
+) -> FloatTensor<B> {
+    B::float_primitive(reference::dense_decode(B::float(q), &lift(cache), &spans))
+}
+
+/// See [`SparqBackend::sparq_decode`](super::SparqBackend::sparq_decode).
+pub(crate) fn sparq_decode<B: Primitive>(
+    q: FloatTensor<B>,
+    cache: CacheBuffers<B>,
+    spans: Spans,
+    config: SparqConfig,
+) -> SparqOutputBuffers<B> {
+    let trace = reference::sparq_decode(B::float(q), &lift(cache), &spans, &config);
+    SparqOutputBuffers {
+        output: B::float_primitive(trace.output),
+        positions: B::int_primitive(trace.positions),
+        alpha: B::float_primitive(trace.alpha),
+    }
+}

@@ -1,0 +1,212 @@
+//! Writing a cache in plain tensor operations: append, prepare a token, and set ranges.
+//!
+//! Native implementations are tested against these, as against the [reference](super) of attention.
+
+use std::ops::Range;
+
+use burn::tensor::{FloatDType, Int, IntDType, Tensor};
+
+use super::fill_invalid;
+use crate::attention::rotary::RotaryAngles;
+use crate::cache::buffers::overwrite;
+use crate::ops::{CacheTensors, SketchTensors, Spans};
+use crate::sketch;
+
+/// Appends keys and values [B, H_kv, T, d], the first `counts[b]` of them to sequence b.
+///
+/// `spans` are those before the append. Writes in place if the buffers are not shared. Advances the
+/// spans on the device by `counts`. Adds the values that are not left padding to the sum of V.
+/// Writes the columns of a full sketch. Writes codes, by the current ranges, only if `encode` is
+/// set; otherwise [`range_sketch`] writes them later.
+///
+/// # Panics
+/// If the buffers have no room.
+pub fn append(
+    cache: CacheTensors,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    spans: &Spans,
+    counts: &[usize],
+    encode: bool,
+) -> CacheTensors {
+    let [batch, _, len, _] = k.dims();
+    let dtype = FloatDType::from(cache.k.dtype());
+    let (k, v) = (k.cast(dtype), v.cast(dtype));
+    let uniform = spans.common_end().is_some() && counts.iter().all(|&count| count == len);
+    let cache = CacheTensors {
+        spans: spans.grown(counts).to_tensor(&k.device()),
+        ..cache
+    };
+    if uniform {
+        return append_equal(cache, k, v, spans, 0..batch, encode);
+    }
+    let filled = (0..batch).filter(|&sequence| counts[sequence] > 0);
+    filled.fold(cache, |cache, sequence| {
+        let one = sequence..sequence + 1;
+        let new = |t: &Tensor<4>| {
+            let rows = t.clone().slice_dim(0, one.clone());
+            rows.slice_dim(2, 0..counts[sequence])
+        };
+        append_equal(cache, new(&k), new(&v), spans, one.clone(), encode)
+    })
+}
+
+/// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
+/// query.
+///
+/// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after `spans`. `table` is a rotary
+/// embedding's [`table`](crate::ops::Rotary::table); without one nothing is rotated. Appends k and
+/// v [B, H_kv, 1, d] to every sequence.
+///
+/// # Panics
+/// If the buffers have no room, or the table has no row for a position.
+pub fn prepare(
+    cache: CacheTensors,
+    [q, k, v]: [Tensor<4>; 3],
+    table: Option<&Tensor<2>>,
+    spans: &Spans,
+    encode: bool,
+) -> (Tensor<4>, CacheTensors) {
+    let (q, k) = match table {
+        Some(table) => {
+            let positions: Vec<usize> = (0..spans.batch()).map(|b| spans.count(b)).collect();
+            let angles = RotaryAngles::from_table(table, &positions);
+            (angles.rotate(q), angles.rotate(k))
+        }
+        None => (q, k),
+    };
+    let counts = vec![1; spans.batch()];
+    (q, append(cache, k, v, spans, &counts, encode))
+}
+
+/// [`append`] to the sequences `batch`, which all have the same end and get all T positions.
+fn append_equal(
+    cache: CacheTensors,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    spans: &Spans,
+    batch: Range<usize>,
+    encode: bool,
+) -> CacheTensors {
+    let [_, kv_heads, len, d] = k.dims();
+    let at = spans.end[batch.start];
+    let to = at + len;
+
+    let mut new_values = v.clone().cast(FloatDType::F32);
+    if spans.start[batch.clone()].iter().any(|&start| start > at) {
+        let padding = spans.padding(batch.clone(), at..to, &k.device());
+        new_values = fill_invalid(new_values, Some(padding.bool_not()), 0.0);
+    }
+    let channels = [batch.clone(), 0..kv_heads, 0..d];
+    let old_sum = cache.v_sum.clone().slice(channels.clone());
+    let sum = old_sum + new_values.sum_dim(2).squeeze_dim::<3>(2);
+
+    let sketch = match cache.sketch {
+        SketchTensors::Full(kt) => {
+            let columns = [batch.clone(), 0..kv_heads, 0..d, at..to];
+            SketchTensors::Full(kt.slice_assign(columns, k.clone().swap_dims(2, 3)))
+        }
+        SketchTensors::Codes {
+            bits,
+            codes,
+            zero_point,
+            scale,
+        } if encode => {
+            let of = |range: &Tensor<3>| range.clone().slice(channels.clone());
+            let new = sketch::encode(k.clone(), of(&zero_point), of(&scale), bits);
+            let codes = sketch::write(codes, new, batch.clone(), at, bits);
+            SketchTensors::Codes {
+                bits,
+                codes,
+                zero_point,
+                scale,
+            }
+        }
+        other => other,
+    };
+    let place = [batch, 0..kv_heads, at..to, 0..d];
+    CacheTensors {
+        k: cache.k.slice_assign(place.clone(), k),
+        v: cache.v.slice_assign(place, v),
+        v_sum: cache.v_sum.slice_assign(channels, sum),
+        spans: cache.spans,
+        sketch,
+    }
+}
+
+/// Sets the ranges of one sequence from its valid positions, and writes all its codes.
+///
+/// Other sketches stay as they are.
+pub fn range_sketch(mut cache: CacheTensors, spans: &Spans, sequence: usize) -> CacheTensors {
+    let SketchTensors::Codes {
+        bits,
+        codes,
+        zero_point,
+        scale,
+    } = cache.sketch
+    else {
+        return cache;
+    };
+    let [_, kv_heads, _, d] = cache.k.dims();
+    let one = sequence..sequence + 1;
+    let span = spans.select(one.clone());
+    let filled = [one.clone(), 0..kv_heads, 0..span.end[0], 0..d];
+    let keys = cache.k.clone().slice(filled);
+    let range = sketch::range(keys.clone(), span.valid(&keys.device()), bits);
+    let new = sketch::encode(keys, range.0.clone(), range.1.clone(), bits);
+    let channels = [one.clone(), 0..kv_heads, 0..d];
+    cache.sketch = SketchTensors::Codes {
+        bits,
+        codes: sketch::write(codes, new, one, 0, bits),
+        zero_point: zero_point.slice_assign(channels.clone(), range.0),
+        scale: scale.slice_assign(channels, range.1),
+    };
+    cache
+}
+
+/// Subtracts from the sum of V [B, H_kv, d] the value that the last token pushed out of a window.
+///
+/// The token was appended to every sequence. Takes V [B, H_kv, S_max, d] and the `spans` after the
+/// append, as [`CacheTensors`] holds them. Writes in place if the sum is not shared. The device
+/// computes the position that leaves, so a captured step can contain this.
+pub fn slide_sum(
+    sum: Tensor<3>,
+    v: &Tensor<4>,
+    spans: &Tensor<2, Int>,
+    window: usize,
+) -> Tensor<3> {
+    let [batch, kv_heads, d] = sum.dims();
+    let behind = window as u32 + 1;
+    let [start, end] = [0, 1].map(|part| spans.clone().slice_dim(0, part..part + 1));
+    let stays = end.clone().lower(start.add_scalar(behind));
+    let leaving = (end.clamp_min(behind) - behind).cast(IntDType::I32);
+    let shape = [batch, kv_heads, 1, d];
+    let gone = v
+        .clone()
+        .gather(2, leaving.reshape([batch, 1, 1, 1]).expand(shape))
+        .cast(FloatDType::F32)
+        // Where no position leaves, another one was read instead.
+        .mask_fill(stays.reshape([batch, 1, 1, 1]).expand(shape), 0.0);
+    let new = sum.clone() - gone.reshape([batch, kv_heads, d]);
+    overwrite(sum, new)
+}
+
+/// Restricts the `spans` [3, B] of [`CacheTensors`] to the last `window` positions of each
+/// sequence.
+///
+/// The device computes it; see [`Spans::last`].
+pub fn last_spans(spans: Tensor<2, Int>, window: usize) -> Tensor<2, Int> {
+    let start = spans.clone().slice_dim(0, 0..1);
+    let rest = spans.slice_dim(0, 1..3);
+    let window = window as u32;
+    let first = rest.clone().slice_dim(0, 0..1).clamp_min(window) - window;
+    Tensor::cat(vec![start.max_pair(first), rest], 0)
+}
+
+/// Computes the sum of V over the valid positions, [B, H_kv, d].
+pub fn sum_values(v: &Tensor<4>, spans: &Spans) -> Tensor<3> {
+    let values = v.clone().slice_dim(2, 0..spans.longest());
+    let values = values.cast(FloatDType::F32);
+    let values = fill_invalid(values, spans.valid(&v.device()), 0.0);
+    values.sum_dim(2).squeeze_dim::<3>(2)
+}

@@ -5,7 +5,6 @@ mod e2e;
 mod op;
 
 use std::ffi::OsString;
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 

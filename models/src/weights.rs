@@ -62,7 +62,7 @@ pub trait Weights {
             )
         };
         let bias = bias.then(read).transpose()?;
-        Ok(linear::of_laid_out(weight, bias))
+        Ok(linear::from_laid_out(weight, bias))
     }
 
     /// Makes an embedding table from the tensor `name` `[vocab, dim]`.
@@ -149,7 +149,7 @@ impl Weights for RandomWeights<'_> {
         in_features: usize,
         out_features: usize,
     ) -> Result<Tensor<2>, CheckpointError> {
-        match linear::outputs_lie_together(self.device) {
+        match linear::is_output_major(self.device) {
             true => {
                 let weight = self.parameter(name, [out_features, in_features], Init::Normal)?;
                 Ok(weight.transpose())

@@ -134,7 +134,7 @@ impl Weights for Loader<'_> {
         out_features: usize,
     ) -> Result<Tensor<2>, CheckpointError> {
         let shape = [out_features, in_features];
-        match linear::outputs_lie_together(&self.device) {
+        match linear::is_output_major(&self.device) {
             true => Ok(self.tensor(name, shape)?.transpose()),
             false => self.read(name, shape, Order::Transposed),
         }

@@ -40,6 +40,11 @@ impl Session {
         }
     }
 
+    /// Returns the tokenizer of this session.
+    pub fn tokenizer(&self) -> &TextTokenizer {
+        &self.tokenizer
+    }
+
     /// Returns the tokens in the cache.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::ops::sketch::unpack;
+use sparq::ops::{CacheTensors, Rotary, RotaryScaling, SketchTensors};
 use sparq::{
     KvCache, KvCacheConfig, Method, RotaryConfig, Sketch, SparqConfig, SparqError, reference,
 };

@@ -99,8 +99,8 @@ fn append_to_sketch<T: Element>(
         SketchBuffers::Codes {
             bits,
             codes,
-            zero_point: zero_point,
-            scale: scale,
+            zero_point,
+            scale,
         } if encode => {
             let (zero_point, scale) = (zero_point.to_contiguous(), scale.to_contiguous());
             let (Some(zero_points), Some(scales)) = (f32::slice(&zero_point), f32::slice(&scale))

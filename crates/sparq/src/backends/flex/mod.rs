@@ -43,10 +43,12 @@ use self::decode::{Output, Problem};
 use self::element::Element;
 use self::simd::Level;
 use self::sketch::{Codes4, Codes8, Full, KeySketch};
+use crate::SparqConfig;
 use crate::ops::fallback;
 use crate::ops::primitive::Primitive;
 use crate::ops::{
-    CacheBuffers, PreparedBuffers, RotaryBuffers, SketchBuffers, SparqBackend, SparqOutputBuffers,
+    CacheBuffers, PreparedBuffers, RotaryBuffers, SketchBuffers, Spans, SparqBackend,
+    SparqOutputBuffers,
 };
 
 /// Evaluates an expression with a type alias for the cache's element type. Returns `None` for a
@@ -76,7 +78,7 @@ impl SparqBackend for Flex {
         mut cache: CacheBuffers<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
-        rows: Spans,
+        spans: Spans,
         counts: Vec<usize>,
         encode: bool,
     ) -> CacheBuffers<Self> {
@@ -85,17 +87,17 @@ impl SparqBackend for Flex {
         let done = one && cache.v.dtype() == dtype && {
             let (k, v) = (cast(k.clone(), dtype), cast(v.clone(), dtype));
             with_element!(dtype, T => T::slice(&k).zip(T::slice(&v)).map(|(k, v)| {
-                append::append_token(&mut cache, k, v, &rows, &counts, encode)
+                append::append_token(&mut cache, k, v, &spans, &counts, encode)
             }))
             .unwrap_or(false)
         };
         if done {
             let device = Self::float::<4>(k).device();
-            let spans = rows.grown(&counts).to_tensor(&device);
-            cache.spans = Self::int_primitive(spans);
+            let grown = spans.grown(&counts).to_tensor(&device);
+            cache.spans = Self::int_primitive(grown);
             return cache;
         }
-        fallback::append(cache, k, v, rows, counts, encode)
+        fallback::append(cache, k, v, spans, counts, encode)
     }
 
     fn prepare(
@@ -104,7 +106,7 @@ impl SparqBackend for Flex {
         v: FloatTensor<Self>,
         rotary: RotaryBuffers<Self>,
         cache: CacheBuffers<Self>,
-        rows: Spans,
+        spans: Spans,
         encode: bool,
     ) -> PreparedBuffers<Self> {
         let (q, k) = match rotary {
@@ -112,40 +114,40 @@ impl SparqBackend for Flex {
             RotaryBuffers::Table(table) => {
                 let table = cast(table, DType::F32);
                 (
-                    rope::rotate_token(q, &table, &rows),
-                    rope::rotate_token(k, &table, &rows),
+                    rope::rotate_token(q, &table, &spans),
+                    rope::rotate_token(k, &table, &spans),
                 )
             }
         };
-        let counts = vec![1; rows.batch()];
-        let cache = Self::append(cache, k, v, rows, counts, encode);
+        let counts = vec![1; spans.batch()];
+        let cache = Self::append(cache, k, v, spans, counts, encode);
         PreparedBuffers { q, cache }
     }
 
     fn dense_decode(
         q: FloatTensor<Self>,
         cache: CacheBuffers<Self>,
-        rows: Spans,
+        spans: Spans,
     ) -> FloatTensor<Self> {
         let cache = contiguous(cache);
         let found =
-            with_element!(cache.k.dtype(), T => dense::<T>(Level::detect(), &q, &cache, &rows));
+            with_element!(cache.k.dtype(), T => dense::<T>(Level::detect(), &q, &cache, &spans));
         match found {
             Some(output) => like(&q, output),
-            None => fallback::dense_decode(q, cache, rows),
+            None => fallback::dense_decode(q, cache, spans),
         }
     }
 
     fn sparq_decode(
         q: FloatTensor<Self>,
         cache: CacheBuffers<Self>,
-        rows: Spans,
+        spans: Spans,
         config: SparqConfig,
         trace: bool,
     ) -> SparqOutputBuffers<Self> {
         let cache = contiguous(cache);
         let found = with_element!(cache.k.dtype(), T => {
-            sparq::<T>(Level::detect(), &q, &cache, &rows, &config, trace)
+            sparq::<T>(Level::detect(), &q, &cache, &spans, &config, trace)
         });
         let (batch, heads) = (q.layout().shape()[0], q.layout().shape()[1]);
         match found {
@@ -163,7 +165,7 @@ impl SparqBackend for Flex {
                     )),
                 }
             }
-            None => fallback::sparq_decode(q, cache, rows, config),
+            None => fallback::sparq_decode(q, cache, spans, config),
         }
     }
 }
@@ -204,12 +206,9 @@ fn sparq<T: Element>(
             Some(problem.sparq(&sketch, config, k, traced))
         }
         SketchBuffers::Codes {
-            bits,
-            codes,
-            scale: step,
-            ..
+            bits, codes, scale, ..
         } => {
-            let (cells, scales) = (codes.as_slice()?, Some(as_slice(step)?));
+            let (cells, scales) = (codes.as_slice()?, Some(as_slice(scale)?));
             match bits {
                 8 => {
                     let sketch = KeySketch::<Codes8> {

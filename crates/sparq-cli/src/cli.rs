@@ -14,12 +14,12 @@ use crate::output::Output;
 
 const EXAMPLES: &str = "\
 Examples:
-  sparq                                        run the demo: dense attention and SparQ side by side
+  sparq                                        run the demo: dense and SparQ side by side
   sparq demo --seed 7 --needles 4              run the demo on another text
   sparq generate --prompt 'In the beginning' --stats
   sparq generate --model DIR --prompt-file question.txt --method sparq --rank 32 --top-k 128
   sparq eval --task needle --methods dense,sparq --budgets 1/8 --out runs/needle.jsonl
-  sparq inspect DIR --sketch 4bits             show the cost of a model's cache and the savings of SparQ
+  sparq inspect DIR --sketch 4bits             show the cache of a model and the savings of SparQ
   sparq logits --model DIR --tokens 1,2,3 --out logits.safetensors
   sparq convert org/name DIR --dtype f16       write a folder that loads without conversion
   sparq plan DIR --machine H100 --batch 8      predict the cost of a decode step on a machine

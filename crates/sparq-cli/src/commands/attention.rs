@@ -21,7 +21,7 @@ use crate::progress;
 const EXAMPLES: &str = "\
 Examples:
   sparq attention --text README.md --layer 2 --out attention.jsonl
-  sparq attention --text book.txt --layer 5 --kv-head 1 --method sparq-4bit:r=8,k=64 --method h2o:k=64
+  sparq attention --text book.txt --layer 5 --method sparq-4bit:r=8,k=64 --method h2o:k=64
   sparq report attention.jsonl --out report.html        show the record as a figure";
 
 /// The default of --context.

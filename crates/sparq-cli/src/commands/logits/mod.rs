@@ -35,8 +35,8 @@ method. The others are decoded one by one.
 
 Examples:
   sparq logits --tokens 72,101,108,108,111 --out logits.safetensors
-  sparq logits --model DIR --tokens in.safetensors --out dense.safetensors --decode-from 16
-  sparq logits --model DIR --tokens in.safetensors --out sparq.safetensors --decode-from 16 --method sparq")]
+  sparq logits --model DIR --tokens 1,2,3,4 --out dense.safetensors --decode-from 2
+  sparq logits --model DIR --tokens 1,2,3,4 --out sparq.safetensors --decode-from 2 --method sparq")]
 pub struct LogitsArgs {
     #[command(flatten)]
     model: ModelArgs,

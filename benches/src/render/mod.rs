@@ -197,7 +197,8 @@ fn page(root: &Path, path: &str) -> Result<String> {
     let file = root.join(path);
     match (file.exists(), path) {
         (true, _) => fs::read_to_string(&file).with_context(|| file.display().to_string()),
-        (false, README) => bail!("expected the file {path}, found none"),
+        // Without its hand-written text, the README lacks the markers.
+        (false, README) => Ok(String::new()),
         (false, _) => Ok(markers::empty_page(path)),
     }
 }

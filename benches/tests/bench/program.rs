@@ -11,12 +11,13 @@ use sparq_benches::report::{E2eReport, Report, to_json};
 use sparq_measure::attention::{MethodName, Row};
 use sparq_measure::timing::Mode;
 
-fn bench(arguments: &[&str]) -> Output {
+/// Runs the program with the arguments of a line, separated by spaces.
+fn bench(line: &str) -> Output {
     let mut command = Command::cargo_bin("sparq-bench").unwrap();
     command
         .env_remove("BURN_DEVICE")
         .env_remove("SPARQ_COMMIT")
-        .args(arguments)
+        .args(line.split(' '))
         .output()
         .unwrap()
 }
@@ -26,9 +27,9 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// Returns the message of a command that fails on its input.
-fn refusal(arguments: &[&str]) -> String {
-    let output = bench(arguments);
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+fn refusal(line: &str) -> String {
+    let output = bench(line);
+    assert_eq!(output.status.code(), Some(2), "{line}");
     assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
     text(&output.stderr)
 }
@@ -39,25 +40,14 @@ fn device() -> &'static str {
     &NAME
 }
 
-fn run_quick(folder: &Path, more: &[&str]) -> Report {
+/// Runs the quick preset and reads its report. `more` begins with a space or is empty.
+fn run_quick(folder: &Path, more: &str) -> Report {
     let path = folder.join("quick.json");
-    let mut arguments = vec![
-        "op",
-        "--device",
+    let output = bench(&format!(
+        "op --device {} --preset quick --seconds 0.01 --commit 0123456789abcdef --json {}{more}",
         device(),
-        "--preset",
-        "quick",
-        "--seconds",
-        "0.01",
-    ];
-    arguments.extend([
-        "--commit",
-        "0123456789abcdef",
-        "--json",
-        path.to_str().unwrap(),
-    ]);
-    arguments.extend(more);
-    let output = bench(&arguments);
+        path.display()
+    ));
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stdout).contains("SparQ 4bits r=16 k=64"));
     Report::read(&path).unwrap()
@@ -68,7 +58,7 @@ fn sample_repository() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let results = root.path().join("benches/results");
     fs::create_dir_all(&results).unwrap();
-    run_quick(&results, &[]);
+    run_quick(&results, "");
     let readme = "# Title\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n\nThe end.\n";
     fs::write(root.path().join("README.md"), readme).unwrap();
     root
@@ -77,7 +67,7 @@ fn sample_repository() -> tempfile::TempDir {
 #[test]
 fn program_quick_preset_measures_every_method() {
     let folder = tempfile::tempdir().unwrap();
-    let report = run_quick(folder.path(), &[]);
+    let report = run_quick(folder.path(), "");
     assert_eq!(report.head.commit.as_deref(), Some("0123456789abcdef"));
     assert!(report.head.command.starts_with("sparq-bench op --device"));
     let [run] = &report.runs[..] else {
@@ -111,7 +101,7 @@ fn program_quick_preset_measures_every_method() {
 #[test]
 fn program_report_round_trips_through_json() {
     let folder = tempfile::tempdir().unwrap();
-    let report = run_quick(folder.path(), &[]);
+    let report = run_quick(folder.path(), "");
     let path = folder.path().join("again.json");
     fs::write(&path, to_json(&report).unwrap()).unwrap();
     assert_eq!(Report::read(&path).unwrap(), report);
@@ -129,24 +119,17 @@ fn program_compare_adds_baselines_by_shape() {
         format!(r#"{{"device": "x", "rows": [{row}, {other}]}}"#),
     )
     .unwrap();
-    let report = run_quick(folder.path(), &["--compare", baselines.to_str().unwrap()]);
+    let report = run_quick(
+        folder.path(),
+        &format!(" --compare {}", baselines.display()),
+    );
     let found = report.baselines.expect("the report includes the baselines");
     assert_eq!((found.rows.len(), found.rows[0].best_dense_us), (1, 1234.5));
 }
 
 #[test]
 fn program_backends_has_a_column_per_device() {
-    let output = bench(&[
-        "backends",
-        "--seconds",
-        "0.01",
-        "--shape",
-        "1,2,2,32,256",
-        "--rank",
-        "8",
-        "--top-k",
-        "32",
-    ]);
+    let output = bench("backends --seconds 0.01 --shape 1,2,2,32,256 --rank 8 --top-k 32");
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert!(text(&output.stdout).contains(&format!("{} us", device())));
 }
@@ -156,14 +139,14 @@ fn program_render_check_detects_changes() {
     let root = sample_repository();
     let at = |path: &str| root.path().join(path);
     let folder = root.path().to_str().unwrap();
-    let check = || bench(&["render", "--check", "--root", folder]);
+    let check = || bench(&format!("render --check --root {folder}"));
 
     let before = check();
     assert_eq!(before.status.code(), Some(1));
     assert!(text(&before.stderr).contains("docs/performance.md differs"));
     assert!(!at("docs").exists(), "a check changes nothing");
 
-    assert!(bench(&["render", "--root", folder]).status.success());
+    assert!(bench(&format!("render --root {folder}")).status.success());
     assert_eq!(check().status.code(), Some(0));
     let page = fs::read_to_string(at("docs/performance.md")).unwrap();
     assert!(page.contains("## quick") && page.contains("0123456789"));
@@ -196,7 +179,7 @@ fn program_render_check_detects_changes() {
         "{stale}"
     );
     assert!(!stale.contains("other.svg"));
-    assert!(bench(&["render", "--root", folder]).status.success());
+    assert!(bench(&format!("render --root {folder}")).status.success());
     assert!(!at("docs/plots/op-old.svg").exists() && at("docs/plots/other.svg").exists());
     assert_eq!(check().status.code(), Some(0));
 }
@@ -212,25 +195,13 @@ fn program_e2e_is_measured_and_rendered() {
         {"model": "tiny", "B": 2, "S": 300, "flash_ms_per_step": 123.0}]}"#;
     fs::write(at("e2e.json"), baselines).unwrap();
     let json = at("benches/results/small.json");
-    let output = bench(&[
-        "e2e",
-        "--device",
+    let output = bench(&format!(
+        "e2e --device {} --dtype f32 --run tiny,2,300 --run tiny,1,40 --rank 4 --top-k 32 \
+         --compare {} --json {}",
         device(),
-        "--dtype",
-        "f32",
-        "--run",
-        "tiny,2,300",
-        "--run",
-        "tiny,1,40",
-        "--rank",
-        "4",
-        "--top-k",
-        "32",
-        "--compare",
-        at("e2e.json").to_str().unwrap(),
-        "--json",
-        json.to_str().unwrap(),
-    ]);
+        at("e2e.json").display(),
+        json.display()
+    ));
     assert!(output.status.success(), "{}", text(&output.stderr));
 
     let report = E2eReport::read(&json).unwrap();
@@ -250,7 +221,7 @@ fn program_e2e_is_measured_and_rendered() {
     assert!(rows[1].cache_bytes < rows[0].cache_bytes / 2.0);
 
     let folder = root.path().to_str().unwrap();
-    assert!(bench(&["render", "--root", folder]).status.success());
+    assert!(bench(&format!("render --root {folder}")).status.success());
     let page = fs::read_to_string(at("docs/performance.md")).unwrap();
     for part in [
         "## small",
@@ -266,24 +237,18 @@ fn program_e2e_is_measured_and_rendered() {
         readme.contains("No results yet"),
         "a tiny model is not in the README"
     );
-    assert!(refusal(&["fit", json.to_str().unwrap()]).contains("small.json"));
+    assert!(refusal(&format!("fit {}", json.display())).contains("small.json"));
 }
 
 #[test]
 fn program_fit_prints_the_cost_model() {
     let folder = tempfile::tempdir().unwrap();
     // These lengths differ enough for the time per byte to show in such short samples.
-    let shapes = [
-        "--shape",
-        "1,4,4,64,1024",
-        "--shape",
-        "1,4,4,64,8192",
-        "--shape",
-        "1,4,4,64,32768",
-    ];
-    run_quick(folder.path(), &shapes);
+    let shapes = " --shape 1,4,4,64,1024 --shape 1,4,4,64,8192 --shape 1,4,4,64,32768";
+    run_quick(folder.path(), shapes);
     let path = folder.path().join("quick.json");
-    let output = bench(&["fit", path.to_str().unwrap()]);
+    let path = path.display();
+    let output = bench(&format!("fit {path}"));
     assert!(output.status.success(), "{}", text(&output.stderr));
     let shown = text(&output.stdout);
     let json = shown
@@ -296,7 +261,7 @@ fn program_fit_prints_the_cost_model() {
         "{costs:?}"
     );
     assert!(shown.contains("StepCosts {") && shown.contains("pairs of dense and SparQ"));
-    let error = refusal(&["fit", path.to_str().unwrap(), "--device", "abacus"]);
+    let error = refusal(&format!("fit {path} --device abacus"));
     assert!(
         error.contains("abacus") && error.contains("found 0 and 0"),
         "{error}"
@@ -306,25 +271,11 @@ fn program_fit_prints_the_cost_model() {
 #[test]
 fn program_goals_preset_prints_the_goals() {
     // The preset selects the table of the goals. The shape is small and has no goal.
-    let output = bench(&[
-        "op",
-        "--device",
-        device(),
-        "--preset",
-        "goals",
-        "--shape",
-        "1,2,2,32,256",
-        "--dtype",
-        "f32",
-        "--rank",
-        "8",
-        "--top-k",
-        "32",
-        "--seconds",
-        "0.01",
-        "--cache-mib",
-        "0.1",
-    ]);
+    let output = bench(&format!(
+        "op --device {} --preset goals --shape 1,2,2,32,256 --dtype f32 --rank 8 --top-k 32 \
+         --seconds 0.01 --cache-mib 0.1",
+        device()
+    ));
     assert!(output.status.success(), "{}", text(&output.stderr));
     let shown = text(&output.stdout);
     let line = shown
@@ -337,7 +288,7 @@ fn program_goals_preset_prints_the_goals() {
 #[test]
 fn program_committed_pages_are_up_to_date() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let output = bench(&["render", "--check", "--root", root]);
+    let output = bench(&format!("render --check --root {root}"));
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
@@ -345,48 +296,38 @@ fn program_committed_pages_are_up_to_date() {
 fn program_names_wrong_input() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let cases: [(&[&str], &[&str]); 9] = [
-        (&["op", "--preset", "huge"], &["huge", "quick", "field"]),
-        (&["op", "--device", "abacus"], &["abacus", "flex", "cuda"]),
-        (&["op", "--shape", "1,2,3"], &["B,H,H_kv,d,S", "1,2,3"]),
-        (&["op", "--sketch", "5bits"], &["5bits", "4bits"]),
+    let device = device();
+    let cases: [(&str, &[&str]); 9] = [
+        ("op --preset huge", &["huge", "quick", "field"]),
+        ("op --device abacus", &["abacus", "flex", "cuda"]),
+        ("op --shape 1,2,3", &["B,H,H_kv,d,S", "1,2,3"]),
+        ("op --sketch 5bits", &["5bits", "4bits"]),
+        ("op --rank 65 --top-k 8", &["found 65", "1 to 64", "d=64"]),
+        ("op --compression 1e-9", &["no rank and top_k"]),
+        ("op --seconds=-1", &["--seconds", "above 0", "-1"]),
+        ("e2e --run gpt,1,2", &["llama3-8b", "gpt,1,2"]),
         (
-            &["op", "--rank", "65", "--top-k", "8"],
-            &["found 65", "1 to 64", "d=64"],
-        ),
-        (&["op", "--compression", "1e-9"], &["no rank and top_k"]),
-        (&["op", "--seconds=-1"], &["--seconds", "above 0", "-1"]),
-        (&["e2e", "--run", "gpt,1,2"], &["llama3-8b", "gpt,1,2"]),
-        (
-            &["e2e", "--run", "tiny,1,2", "--rank", "17"],
+            "e2e --run tiny,1,2 --rank 17",
             &["tiny", "found 17", "1 to 16"],
         ),
     ];
-    for (arguments, expected) in cases {
-        let mut arguments = arguments.to_vec();
-        if !arguments.contains(&"--device") {
-            arguments.extend(["--device", device()]);
-        }
-        let message = refusal(&arguments);
+    for (line, expected) in cases {
+        let message = match line.contains("--device") {
+            true => refusal(line),
+            false => refusal(&format!("{line} --device {device}")),
+        };
         for part in expected {
             assert!(message.contains(part), "{part:?} is not in: {message}");
         }
     }
 
-    let in_nowhere = path("nowhere/x.json");
-    assert!(
-        refusal(&["op", "--device", device(), "--json", &in_nowhere]).contains("cannot be written")
-    );
-    let missing = path("missing.json");
-    assert!(refusal(&["op", "--device", device(), "--compare", &missing]).contains("missing.json"));
+    let op = |option: &str, name: &str| {
+        refusal(&format!("op --device {device} {option} {}", path(name)))
+    };
+    assert!(op("--json", "nowhere/x.json").contains("cannot be written"));
+    assert!(op("--compare", "missing.json").contains("missing.json"));
     fs::write(path("baselines.json"), "{\"runs\": 1}").unwrap();
-    let message = refusal(&[
-        "op",
-        "--device",
-        device(),
-        "--compare",
-        &path("baselines.json"),
-    ]);
+    let message = op("--compare", "baselines.json");
     assert!(
         message.contains("\"rows\"") && message.contains("[\"runs\"]"),
         "{message}"
@@ -397,11 +338,11 @@ fn program_names_wrong_input() {
 fn program_render_names_wrong_files() {
     let root = tempfile::tempdir().unwrap();
     let folder = root.path().to_str().unwrap();
-    assert!(refusal(&["render", "--root", folder]).contains("benches/results"));
+    assert!(refusal(&format!("render --root {folder}")).contains("benches/results"));
 
     let results = root.path().join("benches/results");
     fs::create_dir_all(&results).unwrap();
-    let no_place = refusal(&["render", "--root", folder]);
+    let no_place = refusal(&format!("render --root {folder}"));
     assert!(no_place.contains("README.md") && no_place.contains("<!-- benchmarks -->"));
 
     for (contents, why) in [
@@ -411,7 +352,7 @@ fn program_render_names_wrong_files() {
         ("{\"schema\": 1}", "missing field"),
     ] {
         fs::write(results.join("x.json"), contents).unwrap();
-        let message = refusal(&["render", "--root", folder]);
+        let message = refusal(&format!("render --root {folder}"));
         assert!(
             message.contains("x.json") && message.contains(why),
             "{message}"

@@ -60,7 +60,8 @@ impl Case {
                 .map_or(0, |window| (own + 1).saturating_sub(window));
             let seen: Vec<usize> = (self.spans.start[sequence].min(own).max(first)..=own).collect();
             let q = &q[((sequence * self.heads + head) * self.len + query) * D..][..D];
-            let base = (sequence * self.kv_heads + head / (self.heads / self.kv_heads)) * self.seq_len();
+            let base =
+                (sequence * self.kv_heads + head / (self.heads / self.kv_heads)) * self.seq_len();
             let dot = |at: usize| {
                 (0..D)
                     .map(|i| f64::from(q[i]) * f64::from(k[(base + at) * D + i]))

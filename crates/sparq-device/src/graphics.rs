@@ -10,14 +10,15 @@ use burn::tensor::{Device, DeviceKind};
 
 use crate::Opened;
 
-/// SPIR-V kernels declare their shared memory with the layout that this extension defines.
-/// Drivers without it crash on them or return wrong numbers.
+/// For drivers without this extension, cubecl-spirv 0.11.3 gives shared memory the wrong type. The
+/// SPIR-V is then invalid: lavapipe crashes on it or computes wrong numbers.
 const EXPLICIT_LAYOUT: &CStr = c"VK_KHR_workgroup_memory_explicit_layout";
 
 /// The devices opened so far: burn initializes a device with options only once.
 static OPENED: Mutex<Vec<(WgpuBackend, usize, Opened)>> = Mutex::new(Vec::new());
 
 /// Opens the default adapter of a graphics API for index 0, else the discrete GPU with this index.
+/// `device` makes the same device without options.
 ///
 /// # Errors
 /// If the kernels of this build cannot run on the adapter.
@@ -48,7 +49,7 @@ fn initialize(api: WgpuBackend, kind: DeviceKind, device: fn(DeviceKind) -> Devi
             }
             Ok(crate::present(device))
         }
-        // Code that does not open its device here has initialized this one.
+        // Already initialized by code that opened the device without this function.
         Err(WgpuInitError::Registration { .. }) => Ok(crate::present(device(kind))),
         Err(_) => Ok(None),
     }
@@ -56,7 +57,7 @@ fn initialize(api: WgpuBackend, kind: DeviceKind, device: fn(DeviceKind) -> Devi
 
 /// Returns an error if the adapter is one of Vulkan whose driver cannot run kernels in SPIR-V.
 fn check_spirv(adapter: &Adapter) -> Result<(), String> {
-    // SAFETY: the handle is only read, and dropped at once.
+    // SAFETY: nothing is destroyed or changed through the handle.
     let lacks_layout = unsafe { adapter.as_hal::<Vulkan>() }.is_some_and(|vulkan| {
         !vulkan
             .physical_device_capabilities()

@@ -1,35 +1,35 @@
 //! The operations as CubeCL kernels, for every GPU that burn runs on.
 //!
-//! A SparQ step is two launches: [`tile`], where every tile of positions names its candidates and no score is written, and [`finish`]. One more goes before
-//! them where tiles are many, for the components of the [`query`], and another for the softmax of [`heads`] that are summed as probabilities and whose tiles
-//! cannot wait for each other. A [`dense`] step is one launch, and a merge where rows are split. The kernels read lengths from the device: a launch depends on the host's [`RowSpans`] only for the size of its grid, reads
-//! nothing back and allocates the same buffers each time, so a step can be captured once and replayed while the sequences grow.
+//! A SparQ decode step is two launches:
+//! 1. [`score_tiles`](kernels::score_tiles): each tile of positions selects its candidates, without
+//!    writing scores;
+//! 2. [`select_attend`](kernels::select_attend): top-k of the candidates and exact attention.
 //!
-//! What the kernels don't cover (f64, a head_dim that is no multiple of 4, a k that does not fit in a cube's shared memory) runs through the
-//! [`reference`](mod@crate::ops::reference).
+//! With many tiles, [`choose_components`](kernels::choose_components) goes first. With group scores
+//! summed as probabilities, whose tiles cannot wait for each other,
+//! [`softmax_heads`](kernels::softmax_heads) does too. [Dense](kernels::dense) attention is one
+//! launch, and a merge if sequences are split. [`blueprint`] decides which kernels run and how, and
+//! [`launch`] launches them.
+//!
+//! The kernels read lengths from the device. A launch depends on the host's [`RowSpans`] only for
+//! the size of its grid. It reads nothing back and allocates the same buffers each time, so that a
+//! step can be captured once and replayed while the sequences grow.
+//!
+//! The [`reference`](mod@crate::ops::reference) covers the other cases: f64, a head dimension that
+//! is no multiple of 4, and a k that does not fit in a cube's shared memory.
 
 #![allow(
     clippy::eq_op,
     clippy::manual_is_multiple_of,
     clippy::collapsible_if,
-    reason = "inside a kernel, operators and branches are recorded and not run: NaN is found by comparison, and a comptime branch stands alone"
+    reason = "a kernel's operators and branches are expanded to device code: NaN is found by comparison, and a \
+              comptime branch stands alone"
 )]
 
-mod append;
-mod attend;
-mod best;
-mod common;
-mod dense;
-mod finish;
-mod heads;
+mod blueprint;
+mod kernels;
 mod launch;
-mod logits;
-mod many;
-mod matrix;
-mod query;
-mod sparq;
-mod stage;
-mod tile;
+mod parts;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{StreamId, TensorMetadata};
@@ -38,8 +38,8 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use self::launch::{Launcher, Sizes};
-use self::sparq::{SparqPlan, SparqStep};
+use self::blueprint::{Sizes, SparqProblem, SparqStep, Until};
+use self::launch::{Launcher, SparqLaunch, Token};
 use crate::ops::primitive::{Primitive, lift, lower};
 use crate::ops::reference;
 use crate::ops::reference::write;
@@ -60,12 +60,20 @@ impl SparqBackend for CubeBackend {
         let one = k.shape()[2] == 1 && counts.iter().all(|&count| count == 1);
         if one && supported(&cache, &k) {
             let cache = owned(cache);
-            Launcher::new(&cache.k).append(&cache, &k, &v, encode);
+            let (queries, table) = (None, None);
+            let (k, v) = (&k, &v);
+            let token = Token {
+                queries,
+                k,
+                v,
+                table,
+            };
+            Launcher::new(&cache.k).append(&token, &cache, encode);
             return cache;
         }
         let (k, v) = (Self::float(k), Self::float(v));
         let cache = write::append(lift(cache), k, v, &rows, &counts, encode);
-        // Where burn had to copy a buffer, the copy may be laid out with gaps between rows.
+        // If burn had to copy a buffer, the copy may have gaps between rows.
         contiguous(lower(cache))
     }
 
@@ -85,7 +93,7 @@ impl SparqBackend for CubeBackend {
         if q.dtype == k.dtype && q.dtype == v.dtype && supported(&cache, &q) {
             let cache = owned(cache);
             let launcher = Launcher::new(&cache.k);
-            let q = launcher.prepare(&q, &k, &v, table.as_ref(), &cache, encode);
+            let q = launcher.prepare([&q, &k, &v], table.as_ref(), &cache, encode);
             return PreparedBuffers { q, cache };
         }
         let [q, k, v] = [q, k, v].map(Self::float);
@@ -123,17 +131,27 @@ impl SparqBackend for CubeBackend {
         if supported(&cache, &q) {
             let cache = contiguous(cache);
             let launcher = Launcher::new(&cache.k);
-            let plan = SparqPlan {
-                launcher: &launcher,
-                extent,
-                bound: rows.longest(),
+            let problem = SparqProblem {
                 config: &config,
                 sizes: Sizes::new(q.shape()[1], &cache.k),
                 dtype: cache.k.dtype,
+                bound: rows.longest(),
+                trace: extent == Extent::Trace,
+                until: match extent {
+                    Extent::Scores => Until::Scores,
+                    Extent::Choice => Until::Selection,
+                    Extent::Output | Extent::Trace => Until::Output,
+                },
             };
-            if plan.fits() {
-                let (q, cache) = (&q, &cache);
-                return SparqStep { plan, q, cache }.run();
+            if let Some(step) = SparqStep::new(&problem, &launcher.info) {
+                let launch = SparqLaunch {
+                    launcher: &launcher,
+                    step,
+                    sizes: problem.sizes,
+                    q: &q,
+                    cache: &cache,
+                };
+                return launch.run();
             }
             return by_reference(q, cache, &rows, &config);
         }
@@ -141,7 +159,7 @@ impl SparqBackend for CubeBackend {
     }
 }
 
-/// A SparQ step that the kernels don't cover.
+/// Runs a SparQ step that the kernels don't cover.
 fn by_reference(
     q: CubeTensor,
     cache: CacheBuffers<CubeBackend>,
@@ -162,8 +180,8 @@ pub(crate) fn can_be_recorded(tensor: &CubeTensor) -> bool {
     !waits || tensor.handle.stream == StreamId::current()
 }
 
-/// Whether the kernels attend to a cache with these keys, densely or with the settings of a SparQ step: they take lengths from the device, so that a launch
-/// serves every length.
+/// Returns whether the kernels cover a decode step over these keys, dense or with the settings of
+/// SparQ. They read lengths from the device, so that a launch serves every length.
 pub(crate) fn takes_lengths_from_device(
     q: &Tensor<4>,
     k: &Tensor<4>,
@@ -173,42 +191,45 @@ pub(crate) fn takes_lengths_from_device(
     let (Some(q), Some(k)) = (primitive(q), primitive(k)) else {
         return false;
     };
-    let holds = |config| {
-        let plan = SparqPlan {
-            launcher: &Launcher::new(&k),
-            extent: Extent::Trace,
-            bound: k.shape()[2],
+    let fits = |config| {
+        let problem = SparqProblem {
             config,
             sizes: Sizes::new(q.shape()[1], &k),
             dtype: k.dtype,
+            bound: k.shape()[2],
+            trace: true,
+            until: Until::Output,
         };
-        plan.fits()
+        SparqStep::new(&problem, &Launcher::new(&k).info).is_some()
     };
-    known(&k, &q) && config.is_none_or(holds)
+    known(&k, &q) && config.is_none_or(fits)
 }
 
 fn supported(cache: &CacheBuffers<CubeBackend>, other: &CubeTensor) -> bool {
     known(&cache.k, other)
 }
 
-/// Whether the kernels know the types and the head_dim.
+/// Returns whether the kernels cover the types and the head dimension.
 fn known(k: &CubeTensor, other: &CubeTensor) -> bool {
     let known = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
     known(k.dtype) && known(other.dtype) && k.meta.shape()[3].is_multiple_of(4)
 }
 
-/// The buffers in the plain layout that the kernels index. [`CacheTensors`](crate::CacheTensors) are made that way: this moves handles, and copies only what
-/// somebody else laid out.
+/// Returns the buffers in the contiguous layout that the kernels index.
+///
+/// [`CacheTensors`](crate::CacheTensors) are created that way: this copies only buffers that a
+/// caller laid out differently.
 fn contiguous(cache: CacheBuffers<CubeBackend>) -> CacheBuffers<CubeBackend> {
     cache.map(into_contiguous, into_contiguous)
 }
 
-/// The buffers in the plain layout and in nobody else's hands, so that they can be written in place; copies what is shared, as burn's own operations do.
+/// Returns contiguous buffers that can be written in place. Copies those that are shared, as burn's
+/// own operations do.
 fn owned(cache: CacheBuffers<CubeBackend>) -> CacheBuffers<CubeBackend> {
     fn own(tensor: CubeTensor) -> CubeTensor {
         match tensor.can_mut() {
             true => tensor,
-            // The copy may be laid out with gaps between rows.
+            // The copy may have gaps between rows.
             false => into_contiguous(tensor.copy()),
         }
     }

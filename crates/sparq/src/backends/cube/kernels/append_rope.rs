@@ -123,7 +123,6 @@ pub(crate) fn append_rope_kernel<X: Float, E: Float>(
                     sketch.full[channel * capacity + position] = key;
                 }
                 if comptime!(plan.bits > 0) {
-                    let key = f32::cast_from(key);
                     write_code(sketch, ranges, key, channel, capacity, position, plan.bits);
                 }
             }
@@ -147,7 +146,7 @@ pub(crate) fn append_rope_kernel<X: Float, E: Float>(
 fn write_code<E: Float>(
     sketch: &mut SketchColumns<E>,
     ranges: &ChannelRanges,
-    key: f32,
+    key: E,
     channel: usize,
     capacity: usize,
     position: usize,
@@ -157,7 +156,7 @@ fn write_code<E: Float>(
     let levels = comptime!(((1u32 << bits) - 1) as f32);
     let word = (channel * capacity + position) / per_word;
     let shift = ((position % per_word) * bits) as u32;
-    let scaled = (key - ranges.zero_point[channel]) / ranges.scale[channel];
+    let scaled = (f32::cast_from(key) - ranges.zero_point[channel]) / ranges.scale[channel];
     // A scale of 0 gives NaN or an infinity.
     let usable = scaled == scaled && ranges.scale[channel] != 0.0f32;
     let code = u32::cast_from(clamp(

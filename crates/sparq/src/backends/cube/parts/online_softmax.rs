@@ -408,9 +408,10 @@ pub(crate) fn attend<E: Float, N: Size>(
     let width = comptime!(plan.vectors * n);
     let query = load_query_part(queries, head, n, plan);
     let mut state = OnlineSoftmax::new(plan.heads, width);
+    let group = UNIT_POS as usize / plan.lanes;
     let mut begin = 0usize;
     while begin < positions.count {
-        let loaded = load_rows::<E, N>(rows, positions, begin, plan);
+        let loaded = load_rows::<E, N>(rows, positions, begin, group, plan);
         #[unroll]
         for h in 0..comptime!(plan.heads) {
             state.update::<E, N>(&query, &loaded, h, plan);
@@ -465,13 +466,14 @@ fn load_query_part(
     query
 }
 
-/// Loads the rows of this unit's group from `begin` on. Past the last position it loads the last
+/// Loads the rows of this unit's `group` from `begin` on. Past the last position it loads the last
 /// one again, which is not valid.
 #[cube]
 fn load_rows<E: Float, N: Size>(
     rows: &KvRows<E, N>,
     positions: &Positions<'_>,
     begin: usize,
+    group: usize,
     #[comptime] plan: AttendBlueprint,
 ) -> LoadedRows<E, N> {
     let n = N::value();
@@ -480,7 +482,6 @@ fn load_rows<E: Float, N: Size>(
     let vectors = comptime!(plan.vectors);
     let at_once = comptime!(plan.rows_at_once);
     let lane = UNIT_POS as usize % lanes;
-    let group = UNIT_POS as usize / lanes;
     let mut keys = Array::<Vector<E, N>>::new(comptime!(at_once * vectors));
     let mut values = Array::<Vector<E, N>>::new(comptime!(at_once * vectors));
     #[unroll]

@@ -22,7 +22,7 @@ use crate::backends::cube::parts::query::{ChosenComponents, Query, query_of};
 use crate::backends::cube::parts::reduce::{
     cube_max, plane_dim, plane_index, plane_lane, sum_in_plane,
 };
-use crate::backends::cube::parts::score::LARGEST_SCORE;
+use crate::backends::cube::parts::score::{LARGEST_SCORE, no_score};
 use crate::backends::cube::parts::topk::{Selection, TopKBlueprint, empty_counts, select_top_k};
 
 /// The settings that the scoring of tiles is compiled for.
@@ -320,7 +320,7 @@ fn mask_scores(
     for i in 0..comptime!(plan.count()) {
         let position = tile_start + starts[comptime!(i / run)] as usize + comptime!(i % run);
         let valid = position >= start && position < end;
-        own[i] = select(valid, own[i], f32::NEG_INFINITY);
+        own[i] = select(valid, own[i], no_score());
     }
 }
 
@@ -328,7 +328,7 @@ fn mask_scores(
 /// finite number.
 #[cube]
 fn tile_maximum(own: &Array<f32>, #[comptime] plan: SketchBlueprint) -> f32 {
-    let mut top = f32::NEG_INFINITY.runtime();
+    let mut top = no_score();
     #[unroll]
     for i in 0..comptime!(plan.count()) {
         top = max(top, own[i]);
@@ -387,7 +387,7 @@ fn take_window(
             if comptime!(plan.alpha) {
                 in_window += (own[i] - top).exp();
             }
-            own[i] = f32::NEG_INFINITY;
+            own[i] = no_score();
         }
     }
     if comptime!(plan.alpha) {
@@ -427,7 +427,7 @@ fn write_candidates(
     for round in 0..room.div_ceil(units) {
         let slot = round * units + selection.total as usize + UNIT_POS as usize;
         if slot < room {
-            candidates.scores[out + slot] = f32::NEG_INFINITY;
+            candidates.scores[out + slot] = no_score();
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::backends::cube::parts::query::{QueryBlueprint, choose_components, loa
 use crate::backends::cube::parts::reduce::{
     cube_sum, max_in_plane, plane_dim, plane_lane, sum_in_plane,
 };
-use crate::backends::cube::parts::score::{LARGEST_SCORE, element_of, finite};
+use crate::backends::cube::parts::score::{LARGEST_SCORE, element_of, finite, no_score};
 use crate::backends::cube::parts::topk::{Selection, TopKBlueprint, empty_counts, select_top_k};
 use crate::backends::cube::parts::topk_memory::{MemoryTopKBlueprint, select_top_k_in_memory};
 
@@ -175,8 +175,11 @@ pub(crate) fn select_attend_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
     let count = min(valid, comptime!(plan.k).runtime());
     let mut queries = Shared::<[f32]>::new_slice(comptime!(group * d));
     store_queries(&mut queries, &own_queries, plan.attend);
-    let mut selected = Shared::<[u32]>::new_slice(comptime!(plan.k));
-    let mut alphas = Shared::<[f32]>::new_slice(group);
+    let mut selected = Selected {
+        count,
+        positions: Shared::<[u32]>::new_slice(comptime!(plan.k)),
+        alphas: Shared::<[f32]>::new_slice(group),
+    };
     if valid > comptime!(plan.k) {
         let own = OwnCandidates {
             scores: own,
@@ -190,7 +193,6 @@ pub(crate) fn select_attend_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
             &batch_head,
             tiling,
             &mut selected,
-            &mut alphas,
             plan,
         );
         if comptime!(plan.alpha == Alpha::Selected) {
@@ -209,23 +211,33 @@ pub(crate) fn select_attend_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
                 sketch,
                 &batch_head,
                 capacity,
-                &selected,
                 &softmax,
-                &mut alphas,
+                &mut selected,
                 plan,
             );
         }
     } else {
-        select_all(&batch_head, &mut selected, &mut alphas, plan);
+        select_all(&batch_head, &mut selected, plan);
     }
     let mean = mean_value(&own_sums, valid, plan);
     sync_cube();
     if comptime!(plan.attends) {
         attend_to_selected::<Q, E, N>(
-            &queries, rows, capacity, &selected, count, &alphas, &mean, output, index, plan,
+            &queries, rows, capacity, &selected, &mean, output, index, plan,
         );
     }
-    write_selection(output, index, &selected, count, &alphas, tiling, plan);
+    write_selection(output, index, &selected, tiling, plan);
+}
+
+/// The positions that a batch head attends to, in shared memory.
+#[derive(CubeType)]
+struct Selected {
+    /// The number of positions: k, or all of a shorter sequence.
+    count: usize,
+    /// The positions i2, [k].
+    positions: Shared<[u32]>,
+    /// alpha of each head, [g].
+    alphas: Shared<[f32]>,
 }
 
 /// Loads this unit's share of the sum of V, [d].
@@ -362,8 +374,7 @@ fn load_candidates<T: Numeric>(
 #[cube]
 fn select_all(
     batch_head: &BatchHead,
-    selected: &mut Shared<[u32]>,
-    alphas: &mut Shared<[f32]>,
+    selected: &mut Selected,
     #[comptime] plan: SelectAttendBlueprint,
 ) {
     let group = comptime!(plan.attend.group);
@@ -373,13 +384,13 @@ fn select_all(
     for round in 0..valid.div_ceil(units) {
         let i = round * units + unit;
         if i < valid {
-            selected[i] = (batch_head.start + i) as u32;
+            selected.positions[i] = (batch_head.start + i) as u32;
         }
     }
     for round in 0..group.div_ceil(units) {
         let h = round * units + unit;
         if h < group {
-            alphas[h] = 1.0f32;
+            selected.alphas[h] = 1.0f32;
         }
     }
 }
@@ -387,15 +398,13 @@ fn select_all(
 /// Selects k positions from the candidates of all tiles, local window included, and computes alpha
 /// for [`Alpha::Candidates`]. Both can be read after the next barrier.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn select_candidates(
     own: OwnCandidates,
     counts: Shared<[Atomic<u32>]>,
     candidates: &CandidateVectors,
     batch_head: &BatchHead,
     tiling: &Tiling,
-    selected: &mut Shared<[u32]>,
-    alphas: &mut Shared<[f32]>,
+    selected: &mut Selected,
     #[comptime] plan: SelectAttendBlueprint,
 ) {
     let units = comptime!(plan.attend.units as usize);
@@ -420,7 +429,7 @@ fn select_candidates(
     for round in 0..window.div_ceil(units) {
         let i = round * units + unit;
         if i < window {
-            selected[i] = (end - window + i) as u32;
+            selected.positions[i] = (end - window + i) as u32;
         }
     }
     let mut sum = 0.0f32;
@@ -433,7 +442,7 @@ fn select_candidates(
                 &own.positions,
                 top,
                 log_sum,
-                selected,
+                &mut selected.positions,
                 plan,
             );
             if comptime!(!plan.holds_positions()) {
@@ -445,23 +454,23 @@ fn select_candidates(
                 &candidates.scores,
                 first,
                 count,
-                selected,
+                &mut selected.positions,
                 window,
                 in_memory,
             );
         }
     }
     if comptime!(!plan.holds_positions()) {
-        // `selected` holds numbers of candidates so far. Loading each position where its candidate
+        // `positions` holds numbers of candidates so far. Loading each position where its candidate
         // is selected would wait for memory each time.
         for round in 0..comptime!(plan.k).div_ceil(units) {
             let i = round * units + window + unit;
             if i < comptime!(plan.k) {
-                let candidate = first + selected[i] as usize;
+                let candidate = first + selected.positions[i] as usize;
                 if comptime!(plan.alpha == Alpha::Candidates && plan.vectors == 0) {
                     sum += ((element_of(&candidates.scores, candidate) - top) - log_sum).exp();
                 }
-                selected[i] = element_of(&candidates.positions, candidate);
+                selected.positions[i] = element_of(&candidates.positions, candidate);
             }
         }
     }
@@ -477,7 +486,7 @@ fn select_candidates(
         }
         let mut scratch = Shared::<[f32]>::new_slice(comptime!(plan.planes()));
         let mass = cube_sum(sum, &mut scratch, plan.attend.units, plane);
-        alphas[0] = clamp(mass, 0.0f32, 1.0f32);
+        selected.alphas[0] = clamp(mass, 0.0f32, 1.0f32);
     }
 }
 
@@ -492,7 +501,7 @@ fn mask_unused(scores: &mut Array<f32>, count: usize, #[comptime] plan: SelectAt
         #[unroll]
         for e in 0..4usize {
             let i = comptime!(v * 4 + e);
-            scores[i] = select(known, scores[i], f32::NEG_INFINITY);
+            scores[i] = select(known, scores[i], no_score());
         }
     }
 }
@@ -537,15 +546,13 @@ fn write_selected(
 /// Computes alpha of every head of the group, the sum of s_hat over i2, from the sketch's keys at
 /// the selected positions.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 fn alpha_of_selected<Q: Float, K: Numeric>(
     q: &Tensor<Q>,
     sketch: &KeySketch<K>,
     batch_head: &BatchHead,
     capacity: usize,
-    selected: &Shared<[u32]>,
     softmax: &GroupSoftmax,
-    alphas: &mut Shared<[f32]>,
+    selected: &mut Selected,
     #[comptime] plan: SelectAttendBlueprint,
 ) {
     let group = comptime!(plan.attend.group);
@@ -565,7 +572,7 @@ fn alpha_of_selected<Q: Float, K: Numeric>(
         for round in 0..comptime!(plan.k).div_ceil(units) {
             let i = round * units + UNIT_POS as usize;
             if i < comptime!(plan.k) {
-                let position = selected[i] as usize;
+                let position = selected.positions[i] as usize;
                 let mut logit = 0.0f32;
                 for c in 0..comptime!(plan.query.rank) {
                     let channel = batch_head.index * comptime!(plan.query.head_dim)
@@ -584,7 +591,7 @@ fn alpha_of_selected<Q: Float, K: Numeric>(
             }
         }
         let sum = cube_sum(sum, &mut scratch, plan.attend.units, plan.attend.plane);
-        alphas[h] = clamp(sum, 0.0f32, 1.0f32);
+        selected.alphas[h] = clamp(sum, 0.0f32, 1.0f32);
     }
 }
 
@@ -596,9 +603,7 @@ fn attend_to_selected<Q: Float, E: Float, N: Size>(
     queries: &Shared<[f32]>,
     rows: &KvRows<E, N>,
     capacity: usize,
-    selected: &Shared<[u32]>,
-    count: usize,
-    alphas: &Shared<[f32]>,
+    selected: &Selected,
     mean: &Shared<[f32]>,
     output: &mut Output<Q>,
     batch_head: usize,
@@ -610,8 +615,9 @@ fn attend_to_selected<Q: Float, E: Float, N: Size>(
     let mut result = CubeSoftmax::new(plan.attend);
     for pass in 0..comptime!(plan.attend.passes()) {
         let head = pass * comptime!(plan.attend.heads);
-        if count > 0 {
-            let positions = Positions::gathered(batch_head * capacity, selected, count);
+        if selected.count > 0 {
+            let positions =
+                Positions::gathered(batch_head * capacity, &selected.positions, selected.count);
             attend::<E, N>(queries, rows, &positions, head, &mut result, plan.attend);
         }
         for round in 0..comptime!(plan.attend.heads * plan.attend.head_dim).div_ceil(units) {
@@ -621,11 +627,12 @@ fn attend_to_selected<Q: Float, E: Float, N: Size>(
                 let here = head + h;
                 if here < group {
                     let mut y = 0.0f32;
-                    if count > 0 {
+                    if selected.count > 0 {
                         y = result.normalised(i, h);
                     }
                     if comptime!(plan.mean_value) {
-                        y = y * alphas[here] + mean[i % d] * (1.0f32 - alphas[here]);
+                        y = y * selected.alphas[here]
+                            + mean[i % d] * (1.0f32 - selected.alphas[here]);
                     }
                     output.out[(batch_head * group + here) * d + i % d] = Q::cast_from(y);
                 }
@@ -640,9 +647,7 @@ fn attend_to_selected<Q: Float, E: Float, N: Size>(
 fn write_selection<Q: Float>(
     output: &mut Output<Q>,
     batch_head: usize,
-    selected: &Shared<[u32]>,
-    count: usize,
-    alphas: &Shared<[f32]>,
+    selected: &Selected,
     tiling: &Tiling,
     #[comptime] plan: SelectAttendBlueprint,
 ) {
@@ -653,8 +658,8 @@ fn write_selection<Q: Float>(
         let i = round * units + UNIT_POS as usize;
         if i < width {
             let mut position = (-1i32).runtime();
-            if i < count {
-                position = selected[i] as i32;
+            if i < selected.count {
+                position = selected.positions[i] as i32;
             }
             output.positions[batch_head * width + i] = position;
         }
@@ -663,7 +668,7 @@ fn write_selection<Q: Float>(
         for round in 0..group.div_ceil(units) {
             let h = round * units + UNIT_POS as usize;
             if h < group {
-                output.alpha[batch_head * group + h] = alphas[h];
+                output.alpha[batch_head * group + h] = selected.alphas[h];
             }
         }
     }

@@ -18,7 +18,7 @@ use super::logits::{SketchBlueprint, SketchTile, run_starts, unit_logits};
 use super::mma;
 use super::query::Query;
 use super::reduce::{max_in_plane, plane_dim, plane_index, plane_lane, sum_in_plane};
-use super::score::LARGEST_SCORE;
+use super::score::{LARGEST_SCORE, no_score};
 
 /// Numbers that a tile writes for each head: the largest logit, and the sum of exponentials
 /// relative to it.
@@ -94,7 +94,7 @@ pub(crate) fn mask_outside(
         };
         let valid = position >= start && position < end;
         let n = comptime!(at + i);
-        values[n] = select(valid, values[n], f32::NEG_INFINITY);
+        values[n] = select(valid, values[n], no_score());
     }
 }
 

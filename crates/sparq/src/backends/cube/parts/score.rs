@@ -12,6 +12,19 @@ pub(crate) fn finite(score: f32) -> f32 {
     clamp(number, -LARGEST_SCORE, LARGEST_SCORE)
 }
 
+/// Returns negative infinity, the score of a place without a position.
+///
+/// WGSL has no literal for it. It is the only target without a memory scope across cubes.
+#[cube]
+pub(crate) fn no_score() -> f32 {
+    let properties = comptime::device_properties();
+    if comptime!(properties.features.device_memory_scope) {
+        f32::NEG_INFINITY.runtime()
+    } else {
+        f32::reinterpret(0xFF80_0000u32.runtime())
+    }
+}
+
 /// Returns bits that order like the score. The key of a finite score is never 0.
 #[cube]
 pub(crate) fn order_key(score: f32) -> u32 {

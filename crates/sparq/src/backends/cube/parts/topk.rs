@@ -13,7 +13,7 @@ use cubecl::prelude::*;
 
 use super::histogram::{BINS, Histogram, clear, digit_of, known_bits};
 use super::reduce::prefix_sum;
-use super::score::{LARGEST_SCORE, order_key};
+use super::score::{LARGEST_SCORE, no_score, order_key};
 
 /// Bins for a difference of 1 between logits.
 const BINS_PER_UNIT: f32 = 32.0;
@@ -144,7 +144,7 @@ pub(crate) fn select_top_k(
         let in_bin = histogram.counts[bin as usize].load();
         let mut own = 0u32;
         if before + in_bin <= comptime!(plan.room as u32) {
-            own = mark_bins(&bins, bin, &mut marks, plan);
+            own += mark_bins(&bins, bin, &mut marks, plan);
         } else if in_bin <= units {
             let mut ranks = Shared::<[u32]>::new_slice(units as usize);
             let slots = rank_in_bin(
@@ -156,9 +156,9 @@ pub(crate) fn select_top_k(
                 &mut ranks,
                 plan,
             );
-            own = mark_ranked(&bins, bin, before, &slots, &ranks, &mut marks, plan);
+            own += mark_ranked(&bins, bin, before, &slots, &ranks, &mut marks, plan);
         } else {
-            own = mark_by_radix(scores, &mut histogram, &mut marks, plan);
+            own += mark_by_radix(scores, &mut histogram, &mut marks, plan);
         }
         // Another unit may still read an earlier sum.
         sync_cube();
@@ -190,14 +190,14 @@ fn bound_of_parts(
     sync_cube();
     #[unroll]
     for part in 0..parts {
-        let mut largest = f32::NEG_INFINITY.runtime();
+        let mut largest = no_score();
         #[unroll]
         for i in comptime!((part * each).min(plan.count))
             ..comptime!((part * each + each).min(plan.count))
         {
             largest = max(largest, scores[i]);
         }
-        if largest > f32::NEG_INFINITY {
+        if largest > no_score() {
             histogram.add(score_bin(largest, top, plan));
         }
     }
@@ -236,7 +236,7 @@ fn mark_all(scores: &Array<f32>, marks: &mut Array<u32>, #[comptime] plan: TopKB
         let mut word = 0u32;
         #[unroll]
         for i in comptime!(plan.of_word(w).start)..comptime!(plan.of_word(w).end) {
-            let some = scores[i] > f32::NEG_INFINITY;
+            let some = scores[i] > no_score();
             word |= select(some, comptime!(1u32 << (i % 32)), 0u32);
         }
         marks[w] = word;

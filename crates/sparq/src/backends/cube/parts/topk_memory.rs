@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::histogram::{BINS, Histogram, clear, digit_of, known_bits};
 use super::reduce::prefix_sum;
-use super::score::{element_of, order_key};
+use super::score::{element_of, no_score, order_key};
 
 /// The number of scores to select, and the shape of the cube.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -48,7 +48,7 @@ pub(crate) fn select_top_k_in_memory(
         for round in 0..rounds {
             let score = score_in_round(scores, first, count, round, units);
             let bits = order_key(score);
-            if score > f32::NEG_INFINITY && known_bits(bits, shift) == key {
+            if score > no_score() && known_bits(bits, shift) == key {
                 histogram.add(digit_of(bits, shift));
             }
         }
@@ -97,5 +97,5 @@ fn score_in_round(
 ) -> f32 {
     let i = round * comptime!(units as usize) + UNIT_POS as usize;
     let score = element_of(scores, first + min(i, count - 1));
-    select(i < count, score, f32::NEG_INFINITY)
+    select(i < count, score, no_score())
 }

@@ -176,7 +176,6 @@ pub(crate) fn select_attend_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
     let mut queries = Shared::<[f32]>::new_slice(comptime!(group * d));
     store_queries(&mut queries, &own_queries, plan.attend);
     let mut selected = Selected {
-        count,
         positions: Shared::<[u32]>::new_slice(comptime!(plan.k)),
         alphas: Shared::<[f32]>::new_slice(group),
     };
@@ -223,17 +222,15 @@ pub(crate) fn select_attend_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
     sync_cube();
     if comptime!(plan.attends) {
         attend_to_selected::<Q, E, N>(
-            &queries, rows, capacity, &selected, &mean, output, index, plan,
+            &queries, rows, capacity, &selected, count, &mean, output, index, plan,
         );
     }
-    write_selection(output, index, &selected, tiling, plan);
+    write_selection(output, index, &selected, count, tiling, plan);
 }
 
 /// The positions that a batch head attends to, in shared memory.
 #[derive(CubeType)]
 struct Selected {
-    /// The number of positions: k, or all of a shorter sequence.
-    count: usize,
     /// The positions i2, [k].
     positions: Shared<[u32]>,
     /// alpha of each head, [g].
@@ -334,7 +331,7 @@ fn merge_tile_sums(
     }
 }
 
-/// What a unit loaded before it knows the span of its sequence.
+/// The candidates that a unit loaded before it knew the span of its sequence.
 #[derive(CubeType)]
 struct OwnCandidates {
     /// Scores of candidates.
@@ -604,6 +601,7 @@ fn attend_to_selected<Q: Float, E: Float, N: Size>(
     rows: &KvRows<E, N>,
     capacity: usize,
     selected: &Selected,
+    count: usize,
     mean: &Shared<[f32]>,
     output: &mut Output<Q>,
     batch_head: usize,
@@ -615,9 +613,8 @@ fn attend_to_selected<Q: Float, E: Float, N: Size>(
     let mut result = CubeSoftmax::new(plan.attend);
     for pass in 0..comptime!(plan.attend.passes()) {
         let head = pass * comptime!(plan.attend.heads);
-        if selected.count > 0 {
-            let positions =
-                Positions::gathered(batch_head * capacity, &selected.positions, selected.count);
+        if count > 0 {
+            let positions = Positions::gathered(batch_head * capacity, &selected.positions, count);
             attend::<E, N>(queries, rows, &positions, head, &mut result, plan.attend);
         }
         for round in 0..comptime!(plan.attend.heads * plan.attend.head_dim).div_ceil(units) {
@@ -627,7 +624,7 @@ fn attend_to_selected<Q: Float, E: Float, N: Size>(
                 let here = head + h;
                 if here < group {
                     let mut y = 0.0f32;
-                    if selected.count > 0 {
+                    if count > 0 {
                         y = result.normalised(i, h);
                     }
                     if comptime!(plan.mean_value) {
@@ -648,6 +645,7 @@ fn write_selection<Q: Float>(
     output: &mut Output<Q>,
     batch_head: usize,
     selected: &Selected,
+    count: usize,
     tiling: &Tiling,
     #[comptime] plan: SelectAttendBlueprint,
 ) {
@@ -658,7 +656,7 @@ fn write_selection<Q: Float>(
         let i = round * units + UNIT_POS as usize;
         if i < width {
             let mut position = (-1i32).runtime();
-            if i < selected.count {
+            if i < count {
                 position = selected.positions[i] as i32;
             }
             output.positions[batch_head * width + i] = position;

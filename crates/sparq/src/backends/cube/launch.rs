@@ -1,4 +1,4 @@
-//! How the kernels are launched: what they are compiled for and how their grids are laid out.
+//! Launches the kernels: allocates their outputs and binds buffers to arguments.
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -7,204 +7,170 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::client::Client;
-use cubecl::features::Plane;
 use cubecl::prelude::*;
 
-use super::append::append_kernel;
-use super::attend::AttendPlan;
-use super::dense::{MOST_SPLITS, dense_kernel, merge_splits};
-use super::matrix;
-use crate::ops::{CacheBuffers, SketchBuffers};
+use super::blueprint::{AppendLaunch, DenseStep, DeviceInfo, Sizes, SparqStep, Until};
+use super::kernels::append_rope::{
+    AppendBlueprint, CacheRowsLaunch, ChannelRangesLaunch, SketchColumnsLaunch, append_rope_kernel,
+};
+use super::kernels::choose_components::choose_components_kernel;
+use super::kernels::dense::{dense_kernel, merge_splits_kernel};
+use super::kernels::score_tiles::{CandidatesLaunch, TILE_STATS, score_tiles_kernel};
+use super::kernels::select_attend::{OutputLaunch, TilingLaunch, select_attend_kernel};
+use super::kernels::softmax_heads::softmax_heads_kernel;
+use super::parts::batch_head::BatchShapeLaunch;
+use super::parts::group_softmax::HEAD_STATS;
+use super::parts::logits::{KeySketchLaunch, SketchBlueprint};
+use super::parts::online_softmax::KvRowsLaunch;
+use super::parts::query::ChosenComponentsLaunch;
+use crate::ops::{CacheBuffers, SketchBuffers, SparqOutputBuffers};
 
-/// Bytes of a vector load.
-pub(super) const VECTOR: usize = 16;
-/// Numbers of an accumulator that a unit holds in registers.
-pub(super) const ACCUMULATORS: usize = 64;
-
-/// Multiprocessors of a device that does not tell: those of a large one. With 32, an H100 took up to 1.7 times as long; a small device was not measured.
-const GUESS: u32 = 128;
-
-/// A device and what it offers.
+/// A device that kernels are launched on.
 pub(super) struct Launcher {
     pub(super) client: Client,
     device: CubeDevice,
-    /// The smallest plane, 1 where plane operations are missing.
-    pub(super) plane: u32,
-    /// Multiprocessors, or a [guess](GUESS).
-    pub(super) processors: usize,
-    /// Whether it copies to shared memory by itself; see [`stage`](super::stage).
-    pub(super) stages: bool,
-    /// Whether [`matrix`] runs on it.
-    pub(super) matrix: bool,
-    /// Whether a cube goes on while another waits for it, as many of them as there are processors: so where their number is known, CUDA and HIP. A software
-    /// Vulkan runs one after the other.
-    pub(super) side_by_side: bool,
-    most_units: u32,
-}
-
-/// The sizes of a cache and of the queries to it.
-#[derive(Clone, Copy)]
-pub(super) struct Sizes {
-    pub batch: usize,
-    pub kv_heads: usize,
-    pub group: usize,
-    pub head_dim: usize,
-    pub capacity: usize,
-}
-
-impl Sizes {
-    pub fn new(heads: usize, k: &CubeTensor) -> Self {
-        let shape = k.shape();
-        Self {
-            batch: shape[0],
-            kv_heads: shape[1],
-            group: heads / shape[1],
-            head_dim: shape[3],
-            capacity: shape[2],
-        }
-    }
-
-    pub fn rows(&self) -> usize {
-        self.batch * self.kv_heads
-    }
+    pub(super) info: DeviceInfo,
 }
 
 impl Launcher {
+    /// Returns the launcher of the device that holds `tensor`.
     pub fn new(tensor: &CubeTensor) -> Self {
-        let client = tensor.client.clone();
-        let hardware = &client.properties().hardware;
-        let planes = client.features().plane.contains(Plane::Ops);
-        let plane = if planes { hardware.plane_size_min } else { 1 };
-        let whole = plane == matrix::PLANE && hardware.plane_size_max == plane;
         Self {
+            client: tensor.client.clone(),
             device: tensor.device.clone(),
-            plane,
-            processors: hardware.num_streaming_multiprocessors.unwrap_or(GUESS) as usize,
-            side_by_side: hardware.num_streaming_multiprocessors.is_some(),
-            stages: client.features().copy_async,
-            matrix: whole && client.features().matmul.mma.contains(&matrix::PRODUCT),
-            most_units: hardware.max_units_per_cube,
-            client,
+            info: DeviceInfo::new(&tensor.client),
         }
     }
 
-    /// Appends one token to every sequence; see [`append_kernel`].
-    pub fn append(
-        &self,
-        cache: &CacheBuffers<CubeBackend>,
-        k: &CubeTensor,
-        v: &CubeTensor,
-        encode: bool,
-    ) {
-        self.write(None, None, cache, k, v, encode);
+    pub(super) fn empty<const D: usize>(&self, shape: [usize; D], dtype: DType) -> CubeTensor {
+        let (client, device) = (self.client.clone(), self.device.clone());
+        empty_device_contiguous_dtype(client, device, Shape::new(shape), dtype)
     }
 
-    /// Turns the query and the key of one token by the table of angles, appends to every sequence and returns the queries; see [`append_kernel`].
-    pub fn prepare(
-        &self,
-        q: &CubeTensor,
-        k: &CubeTensor,
-        v: &CubeTensor,
-        table: Option<&CubeTensor>,
-        cache: &CacheBuffers<CubeBackend>,
-        encode: bool,
-    ) -> CubeTensor {
-        let turned = self.empty(q.shape(), q.dtype);
-        self.write(Some((q, &turned)), table, cache, k, v, encode);
-        turned
+    /// Returns a buffer of one element, for an argument that the kernel does not use.
+    ///
+    /// Each such argument gets a buffer of its own: a buffer that is written must not be bound
+    /// twice.
+    fn unused(&self, dtype: DType) -> CubeTensor {
+        self.empty([1], dtype)
     }
+}
 
-    fn write(
-        &self,
-        queries: Option<(&CubeTensor, &CubeTensor)>,
-        table: Option<&CubeTensor>,
-        cache: &CacheBuffers<CubeBackend>,
-        k: &CubeTensor,
-        v: &CubeTensor,
-        encode: bool,
-    ) {
+/// Returns a grid of `count` cubes within the limits of every API. Kernels number its cubes with
+/// `CUBE_POS`.
+fn grid(count: usize) -> CubeCount {
+    const MOST: usize = 65535;
+    let y = count.div_ceil(MOST);
+    CubeCount::Static(count.div_ceil(y) as u32, y as u32, 1)
+}
+
+impl Sizes {
+    /// Returns the argument for a [`BatchShape`](super::parts::batch_head::BatchShape).
+    fn batch_shape(&self) -> BatchShapeLaunch {
+        BatchShapeLaunch::new(self.batch as u32, self.kv_heads as u32)
+    }
+}
+
+/// The buffers of a token that is appended.
+pub(super) struct Token<'a> {
+    /// The queries, and a buffer for the rotated ones.
+    pub queries: Option<(&'a CubeTensor, &'a CubeTensor)>,
+    pub k: &'a CubeTensor,
+    pub v: &'a CubeTensor,
+    /// The table of angles; without one nothing is rotated.
+    pub table: Option<&'a CubeTensor>,
+}
+
+impl Launcher {
+    /// Appends one token to every sequence; see [`append_rope_kernel`]. `encode` writes the codes
+    /// of a quantised sketch.
+    pub fn append(&self, token: &Token, cache: &CacheBuffers<CubeBackend>, encode: bool) {
         let sizes = Sizes::new(cache.k.shape()[1], &cache.k);
-        // What the sketch does not have is bound to a number of its own: no buffer may be bound twice where it is written.
-        let spare = |dtype| self.empty(Shape::new([1]), dtype);
-        let (mut full, mut width) = (false, 0);
-        let (kt, codes, lo, step) = match &cache.sketch {
-            SketchBuffers::Full(kt) => {
-                full = true;
-                (
-                    kt.clone(),
-                    spare(DType::U32),
-                    spare(DType::F32),
-                    spare(DType::F32),
-                )
-            }
+        let unused = |dtype| self.unused(dtype);
+        let (mut full, mut bits) = (None, 0);
+        let mut quantised = None;
+        match &cache.sketch {
+            SketchBuffers::Full(kt) => full = Some(kt.clone()),
             SketchBuffers::Codes {
-                bits,
+                bits: width,
                 codes,
-                zero_point: lo,
-                scale: step,
+                zero_point,
+                scale,
             } if encode => {
-                width = *bits;
-                (
-                    spare(cache.k.dtype),
-                    codes.clone(),
-                    lo.clone(),
-                    step.clone(),
-                )
+                bits = *width;
+                quantised = Some((codes.clone(), zero_point.clone(), scale.clone()));
             }
-            _ => (
-                spare(cache.k.dtype),
-                spare(DType::U32),
-                spare(DType::F32),
-                spare(DType::F32),
-            ),
+            _ => {}
+        }
+        let plan = AppendLaunch::new(
+            AppendBlueprint {
+                head_dim: sizes.head_dim,
+                group: (token.queries).map_or(0, |(q, _)| q.shape()[1] / sizes.kv_heads),
+                pairs: token.table.map_or(0, |table| table.shape()[1] / 2),
+                full: full.is_some(),
+                bits,
+            },
+            &self.info,
+        );
+        let full = full.unwrap_or_else(|| unused(cache.k.dtype));
+        let (codes, zero_point, scale) = quantised.unwrap_or_else(|| {
+            let [zero_point, scale] = [DType::F32; 2].map(unused);
+            (unused(DType::U32), zero_point, scale)
+        });
+        let (q, rotated) = match token.queries {
+            Some((q, rotated)) => (q.clone(), rotated.clone()),
+            None => (token.k.clone(), unused(token.k.dtype)),
         };
-        let kv_heads = sizes.kv_heads;
-        let group = queries.map_or(0, |(q, _)| q.shape()[1] / kv_heads);
-        let pairs = table.map_or(0, |table| table.shape()[1] / 2);
-        let (q, turned) = match queries {
-            Some((q, turned)) => (q.clone(), turned.clone()),
-            None => (k.clone(), spare(k.dtype)),
-        };
-        let table = table.cloned().unwrap_or_else(|| spare(DType::F32));
+        let table = token.table.cloned().unwrap_or_else(|| unused(DType::F32));
+        let address_type = cache.k.required_address_type();
         unsafe {
-            append_kernel::launch_unchecked(
+            append_rope_kernel::launch_unchecked(
                 &self.client,
-                cubes(sizes.rows()),
-                CubeDim::new_1d(self.units(256)),
-                cache
-                    .k
-                    .required_address_type()
-                    .max(table.required_address_type()),
+                grid(sizes.batch_heads()),
+                CubeDim::new_1d(plan.units),
+                address_type.max(table.required_address_type()),
                 q.into_tensor_arg(),
-                k.clone().into_tensor_arg(),
-                v.clone().into_tensor_arg(),
+                token.k.clone().into_tensor_arg(),
+                token.v.clone().into_tensor_arg(),
                 table.into_tensor_arg(),
-                turned.into_buffer_arg(),
-                cache.k.clone().into_buffer_arg(),
-                cache.v.clone().into_buffer_arg(),
-                cache.v_sum.clone().into_buffer_arg(),
-                kt.into_buffer_arg(),
-                codes.into_buffer_arg(),
-                lo.into_buffer_arg(),
-                step.into_buffer_arg(),
+                rotated.into_buffer_arg(),
+                CacheRowsLaunch::new(
+                    cache.k.clone().into_buffer_arg(),
+                    cache.v.clone().into_buffer_arg(),
+                    cache.v_sum.clone().into_buffer_arg(),
+                ),
+                SketchColumnsLaunch::new(full.into_buffer_arg(), codes.into_buffer_arg()),
+                ChannelRangesLaunch::new(zero_point.into_buffer_arg(), scale.into_buffer_arg()),
                 cache.spans.clone().into_buffer_arg(),
-                sizes.batch as u32,
-                sizes.kv_heads as u32,
+                sizes.batch_shape(),
                 sizes.capacity as u32,
-                sizes.head_dim,
-                group,
-                pairs,
-                full,
-                width,
-                [
-                    dtype_to_storage_type(k.dtype),
-                    dtype_to_storage_type(cache.k.dtype),
-                ],
+                plan.append,
+                [token.k.dtype, cache.k.dtype].map(dtype_to_storage_type),
             );
         }
     }
 
-    /// Dense decode over at most `bound` positions; see [`dense_kernel`].
+    /// Rotates the query and the key of one token, appends it to every sequence and returns the
+    /// queries; see [`append_rope_kernel`].
+    pub fn prepare(
+        &self,
+        [q, k, v]: [&CubeTensor; 3],
+        table: Option<&CubeTensor>,
+        cache: &CacheBuffers<CubeBackend>,
+        encode: bool,
+    ) -> CubeTensor {
+        let rotated = self.empty(q.shape().dims::<4>(), q.dtype);
+        let token = Token {
+            queries: Some((q, &rotated)),
+            k,
+            v,
+            table,
+        };
+        self.append(&token, cache, encode);
+        rotated
+    }
+
+    /// Attends to all of at most `bound` positions; see [`dense_kernel`].
     pub fn dense(
         &self,
         q: &CubeTensor,
@@ -212,121 +178,323 @@ impl Launcher {
         bound: usize,
     ) -> CubeTensor {
         let sizes = Sizes::new(q.shape()[1], &cache.k);
-        let (plan, n) = self.attend_plan(&sizes, cache.k.dtype, 128, 4);
-        let out = self.empty(q.shape(), q.dtype);
-        // Enough cubes for all processors however short a split is; more where they stay long, so that none works while the others have nothing left.
-        let cubes_of_row = |cubes: usize| self.processors * cubes / sizes.rows();
-        let short = cubes_of_row(6).min(bound.div_ceil(64));
-        let long = cubes_of_row(16).min(bound / 1024);
-        let splits = short.max(long).clamp(1, MOST_SPLITS);
-        let single = splits == 1;
+        let step = DenseStep::new(&sizes, cache.k.dtype, bound, &self.info);
+        let (splits, single) = (step.splits, step.dense.single);
+        let out = self.empty(q.shape().dims::<4>(), q.dtype);
         let states = match single {
-            true => self.empty(Shape::new([1]), DType::F32),
-            false => self.empty(
-                Shape::new([sizes.rows() * splits, sizes.group, sizes.head_dim + 2]),
-                DType::F32,
-            ),
+            true => self.unused(DType::F32),
+            false => {
+                let rows = sizes.batch_heads() * splits;
+                self.empty([rows, sizes.group, sizes.head_dim + 2], DType::F32)
+            }
         };
         unsafe {
             dense_kernel::launch_unchecked(
                 &self.client,
-                cubes(sizes.rows() * splits),
-                CubeDim::new_1d(plan.units),
+                grid(sizes.batch_heads() * splits),
+                CubeDim::new_1d(step.dense.attend.units),
                 cache.k.required_address_type(),
-                n,
+                step.dense.attend.vector,
                 q.clone().into_tensor_arg(),
-                cache.k.clone().into_buffer_arg(),
-                cache.v.clone().into_buffer_arg(),
+                kv_rows(cache),
                 cache.spans.clone().into_buffer_arg(),
                 out.clone().into_buffer_arg(),
                 states.clone().into_buffer_arg(),
-                sizes.batch as u32,
-                sizes.kv_heads as u32,
+                sizes.batch_shape(),
                 sizes.capacity as u32,
                 splits as u32,
-                single,
-                plan,
-                [
-                    dtype_to_storage_type(q.dtype),
-                    dtype_to_storage_type(cache.k.dtype),
-                ],
+                step.dense,
+                [q.dtype, cache.k.dtype].map(dtype_to_storage_type),
             );
             if !single {
-                let heads = sizes.rows() * sizes.group;
-                let units = self.units(512);
-                merge_splits::launch_unchecked(
+                let heads = sizes.batch_heads() * sizes.group;
+                merge_splits_kernel::launch_unchecked(
                     &self.client,
-                    cubes(heads),
-                    CubeDim::new_1d(units),
+                    grid(heads),
+                    CubeDim::new_1d(step.merge.units),
                     states.required_address_type(),
                     states.into_buffer_arg(),
                     out.clone().into_buffer_arg(),
                     splits as u32,
                     heads as u32,
-                    sizes.group,
-                    sizes.head_dim,
-                    units,
-                    self.plane,
+                    step.merge,
                     dtype_to_storage_type(q.dtype),
                 );
             }
         }
         out
     }
+}
 
-    pub(super) fn attend_plan(
-        &self,
-        sizes: &Sizes,
-        dtype: DType,
-        units: u32,
-        vectors_at_once: usize,
-    ) -> (AttendPlan, usize) {
-        let n = (VECTOR / dtype.size()).min(1 << sizes.head_dim.trailing_zeros());
-        let row = sizes.head_dim / n;
-        let lanes = row.next_power_of_two().min(self.plane as usize);
-        let vectors = row.div_ceil(lanes);
-        let units = match self.plane {
-            1 => self.units(32),
-            _ => self.units(units),
+fn kv_rows<E: Float, N: Size>(cache: &CacheBuffers<CubeBackend>) -> KvRowsLaunch<E, N> {
+    KvRowsLaunch::new(
+        cache.k.clone().into_buffer_arg(),
+        cache.v.clone().into_buffer_arg(),
+    )
+}
+
+/// The launches of a SparQ decode step.
+pub(super) struct SparqLaunch<'a> {
+    pub launcher: &'a Launcher,
+    pub step: SparqStep,
+    pub sizes: Sizes,
+    pub q: &'a CubeTensor,
+    pub cache: &'a CacheBuffers<CubeBackend>,
+}
+
+/// The buffers that [`choose_components_kernel`] writes.
+struct Chosen {
+    components: CubeTensor,
+    weights: CubeTensor,
+    arrivals: CubeTensor,
+}
+
+/// The softmax sums that [`softmax_heads_kernel`] writes, one for each head and tile.
+struct HeadSums {
+    stats: CubeTensor,
+    tiles: usize,
+    tile_len: usize,
+}
+
+/// The buffers that [`score_tiles_kernel`] writes.
+struct CandidateBuffers {
+    scores: CubeTensor,
+    positions: CubeTensor,
+    stats: CubeTensor,
+}
+
+impl SparqLaunch<'_> {
+    /// Launches the kernels of the step.
+    pub fn run(&self) -> SparqOutputBuffers<CubeBackend> {
+        let (launcher, step, sizes) = (self.launcher, &self.step, &self.sizes);
+        let chosen = self.choose();
+        let sums = match &step.softmax_heads {
+            Some(sketch) => self.softmax_heads(&chosen, sketch),
+            None if step.score_tiles.together => self.head_sums(&step.score_tiles.sketch),
+            None => self.no_head_sums(),
         };
-        let mut plan = AttendPlan {
-            group: sizes.group,
-            head_dim: sizes.head_dim,
-            heads: passes(sizes.group, ACCUMULATORS / (vectors * n)),
-            lanes,
-            vectors,
-            steps: (vectors_at_once / vectors).max(1),
-            units,
-            plane: self.plane,
+        let candidates = self.score_tiles(&chosen, &sums);
+        let (batch, kv_heads) = (sizes.batch, sizes.kv_heads);
+        let output = SparqOutputBuffers {
+            output: launcher.empty(self.q.shape().dims::<4>(), self.q.dtype),
+            positions: launcher.empty([batch, kv_heads, step.width], DType::I32),
+            alpha: launcher.empty([batch, kv_heads * sizes.group], DType::F32),
         };
-        // What else a cube holds takes the larger part.
-        let most = self.client.properties().hardware.max_shared_memory_size / 3;
-        while plan.shared_bytes() > most && plan.units > self.plane {
-            plan.units /= 2;
+        if step.until != Until::Scores {
+            let sums = match &step.softmax_alpha {
+                Some(sketch) => self.softmax_heads(&chosen, sketch),
+                None => self.no_head_sums(),
+            };
+            self.select_attend(sums, candidates, &output);
         }
-        (plan, n)
+        output
     }
 
-    /// A power of two that the device can run in a cube.
-    pub(super) fn units(&self, wanted: u32) -> u32 {
-        let most = 1 << self.most_units.ilog2();
-        wanted.min(most).max(self.plane)
+    /// Returns the sketch and the scale of its codes.
+    fn sketch(&self) -> (&CubeTensor, &CubeTensor) {
+        match &self.cache.sketch {
+            SketchBuffers::None => {
+                panic!("SparQ needs a key sketch, but the cache was created without one")
+            }
+            // The kernels don't read the scale of a full sketch: any buffer of f32 will do.
+            SketchBuffers::Full(kt) => (kt, &self.cache.v_sum),
+            SketchBuffers::Codes { codes, scale, .. } => (codes, scale),
+        }
     }
 
-    pub(super) fn empty(&self, shape: Shape, dtype: DType) -> CubeTensor {
-        empty_device_contiguous_dtype(self.client.clone(), self.device.clone(), shape, dtype)
+    fn sketch_arg<T: CubePrimitive>(&self) -> KeySketchLaunch<T> {
+        let (sketch, scale) = self.sketch();
+        KeySketchLaunch::new(
+            sketch.clone().into_buffer_arg(),
+            scale.clone().into_buffer_arg(),
+        )
+    }
+
+    /// Returns the types of the queries and of the sketch.
+    fn score_types(&self) -> [ElemType; 2] {
+        [self.q.dtype, self.sketch().0.dtype].map(dtype_to_storage_type)
+    }
+
+    /// Launches [`choose_components_kernel`], or returns buffers that are not read.
+    fn choose(&self) -> Chosen {
+        let (launcher, sizes) = (self.launcher, &self.sizes);
+        let (_, scale) = self.sketch();
+        let Some(plan) = self.step.choose else {
+            return Chosen {
+                components: self.cache.spans.clone(),
+                weights: scale.clone(),
+                arrivals: launcher.unused(DType::U32),
+            };
+        };
+        let count = sizes.batch_heads();
+        let chosen = Chosen {
+            components: launcher.empty([count, plan.rank], DType::U32),
+            weights: launcher.empty([count, plan.rank, plan.heads()], DType::F32),
+            arrivals: launcher.empty([1 + count], DType::U32),
+        };
+        unsafe {
+            choose_components_kernel::launch_unchecked(
+                &launcher.client,
+                grid(count),
+                CubeDim::new_1d(plan.units),
+                chosen.weights.required_address_type(),
+                self.q.clone().into_tensor_arg(),
+                scale.clone().into_buffer_arg(),
+                chosen.arg(),
+                chosen.arrivals.clone().into_buffer_arg(),
+                sizes.batch_shape(),
+                plan,
+                dtype_to_storage_type(self.q.dtype),
+            );
+        }
+        chosen
+    }
+
+    /// Returns sums that are not read.
+    fn no_head_sums(&self) -> HeadSums {
+        HeadSums {
+            stats: self.launcher.unused(DType::F32),
+            tiles: 1,
+            tile_len: 1,
+        }
+    }
+
+    /// Allocates the sums of all heads and tiles.
+    fn head_sums(&self, plan: &SketchBlueprint) -> HeadSums {
+        let sizes = &self.sizes;
+        let tile_len = plan.tile_len();
+        let tiles = self.step.bound.div_ceil(tile_len);
+        let shape = [sizes.batch_heads(), tiles, sizes.group, HEAD_STATS];
+        HeadSums {
+            stats: self.launcher.empty(shape, DType::F32),
+            tiles,
+            tile_len,
+        }
+    }
+
+    /// Launches [`softmax_heads_kernel`].
+    fn softmax_heads(&self, chosen: &Chosen, plan: &SketchBlueprint) -> HeadSums {
+        let (launcher, sizes) = (self.launcher, &self.sizes);
+        let sums = self.head_sums(plan);
+        unsafe {
+            softmax_heads_kernel::launch_unchecked(
+                &launcher.client,
+                grid(sizes.batch_heads() * sums.tiles),
+                CubeDim::new_1d(plan.query.units),
+                self.sketch().0.required_address_type(),
+                plan.vector,
+                self.q.clone().into_tensor_arg(),
+                self.sketch_arg(),
+                self.cache.spans.clone().into_buffer_arg(),
+                chosen.arg(),
+                sums.stats.clone().into_buffer_arg(),
+                sizes.batch_shape(),
+                sizes.capacity as u32,
+                sums.tiles as u32,
+                *plan,
+                self.score_types(),
+            );
+        }
+        sums
+    }
+
+    /// Launches [`score_tiles_kernel`].
+    fn score_tiles(&self, chosen: &Chosen, sums: &HeadSums) -> CandidateBuffers {
+        let (launcher, sizes) = (self.launcher, &self.sizes);
+        let (plan, tiles) = (self.step.score_tiles, self.step.tiles);
+        let count = sizes.batch_heads();
+        let room = plan.top_k.room;
+        let candidates = CandidateBuffers {
+            scores: launcher.empty([count, tiles, room], DType::F32),
+            positions: launcher.empty([count, tiles, room], DType::U32),
+            stats: launcher.empty([count, tiles, TILE_STATS], DType::F32),
+        };
+        let address_type = self.sketch().0.required_address_type();
+        unsafe {
+            score_tiles_kernel::launch_unchecked(
+                &launcher.client,
+                grid(count * tiles),
+                CubeDim::new_1d(plan.sketch.query.units),
+                address_type.max(candidates.scores.required_address_type()),
+                plan.sketch.vector,
+                self.q.clone().into_tensor_arg(),
+                self.sketch_arg(),
+                self.cache.spans.clone().into_buffer_arg(),
+                chosen.arg(),
+                chosen.arrivals.clone().into_buffer_arg(),
+                sums.stats.clone().into_buffer_arg(),
+                candidates.arg(),
+                sizes.batch_shape(),
+                sizes.capacity as u32,
+                tiles as u32,
+                plan,
+                self.score_types(),
+            );
+        }
+        candidates
+    }
+
+    /// Launches [`select_attend_kernel`].
+    fn select_attend(
+        &self,
+        sums: HeadSums,
+        candidates: CandidateBuffers,
+        output: &SparqOutputBuffers<CubeBackend>,
+    ) {
+        let (launcher, step, sizes) = (self.launcher, &self.step, &self.sizes);
+        let plan = step.select_attend;
+        let types = [self.q.dtype, self.cache.k.dtype, self.sketch().0.dtype];
+        let address_type = self.cache.k.required_address_type();
+        unsafe {
+            select_attend_kernel::launch_unchecked(
+                &launcher.client,
+                grid(sizes.batch_heads()),
+                CubeDim::new_1d(plan.attend.units),
+                address_type.max(candidates.scores.required_address_type()),
+                plan.attend.vector,
+                self.q.clone().into_tensor_arg(),
+                kv_rows(self.cache),
+                self.cache.v_sum.clone().into_buffer_arg(),
+                self.sketch_arg(),
+                self.cache.spans.clone().into_buffer_arg(),
+                candidates.arg(),
+                sums.stats.into_buffer_arg(),
+                OutputLaunch::new(
+                    output.output.clone().into_buffer_arg(),
+                    output.positions.clone().into_buffer_arg(),
+                    output.alpha.clone().into_buffer_arg(),
+                ),
+                sizes.batch_shape(),
+                sizes.capacity as u32,
+                TilingLaunch::new(
+                    step.tiles as u32,
+                    step.score_tiles.sketch.tile_len() as u32,
+                    sums.tiles as u32,
+                    sums.tile_len as u32,
+                    step.width as u32,
+                ),
+                plan,
+                types.map(dtype_to_storage_type),
+            );
+        }
     }
 }
 
-/// Heads of a pass, so that passes of at most `most` are alike.
-pub(super) fn passes(group: usize, most: usize) -> usize {
-    let passes = group.div_ceil(most.clamp(1, 8));
-    group.div_ceil(passes)
+impl Chosen {
+    fn arg(&self) -> ChosenComponentsLaunch {
+        ChosenComponentsLaunch::new(
+            self.components.clone().into_buffer_arg(),
+            self.weights.clone().into_buffer_arg(),
+        )
+    }
 }
 
-/// A grid of `count` cubes, which the kernels number through; within the limits of every API.
-pub(super) fn cubes(count: usize) -> CubeCount {
-    const MOST: usize = 65535;
-    let y = count.div_ceil(MOST);
-    CubeCount::Static(count.div_ceil(y) as u32, y as u32, 1)
+impl CandidateBuffers {
+    fn arg<S: CubePrimitive, P: CubePrimitive>(&self) -> CandidatesLaunch<S, P> {
+        CandidatesLaunch::new(
+            self.scores.clone().into_buffer_arg(),
+            self.positions.clone().into_buffer_arg(),
+            self.stats.clone().into_buffer_arg(),
+        )
+    }
 }

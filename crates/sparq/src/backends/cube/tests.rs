@@ -1,6 +1,6 @@
-//! Appending writes in place: the memory of every buffer is the same before and after.
+//! Tests on the GPUs of this build: an append writes in place, and top-k by itself.
 
-mod best;
+mod topk;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use burn_cubecl::CubeBackend;
@@ -10,7 +10,7 @@ use crate::ops::primitive::lower;
 use crate::ops::{CacheBuffers, SketchBuffers};
 use crate::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig};
 
-/// The memory of every buffer, by the number that the runtime gave it; the spans come last.
+/// Returns the runtime's number of each buffer's memory; the spans come last.
 fn memory(cache: &KvCache) -> Vec<usize> {
     let CacheBuffers {
         k,
@@ -25,17 +25,17 @@ fn memory(cache: &KvCache) -> Vec<usize> {
         SketchBuffers::Full(kt) => all.push(kt),
         SketchBuffers::Codes {
             codes,
-            zero_point: lo,
-            scale: step,
+            zero_point,
+            scale,
             ..
-        } => all.extend([codes, lo, step]),
+        } => all.extend([codes, zero_point, scale]),
     }
     all.push(spans);
     let number = |tensor: &CubeTensor| tensor.handle.memory.descriptor().id.value;
     all.iter().map(number).collect()
 }
 
-/// The GPUs of this build that answer, or the one that BURN_DEVICE names.
+/// Returns the GPUs of this build that answer, or the one that `BURN_DEVICE` names.
 fn devices() -> Vec<Device> {
     let devices = sparq_device::for_tests().unwrap();
     let gpus = devices.into_iter().filter(|device| device.is_gpu());
@@ -43,7 +43,7 @@ fn devices() -> Vec<Device> {
 }
 
 #[test]
-fn an_append_writes_every_buffer_in_place() {
+fn append_writes_in_place() {
     let (kv_heads, head_dim) = (2, 32);
     let sketches = [
         None,
@@ -63,13 +63,15 @@ fn an_append_writes_every_buffer_in_place() {
                 Some(sketch) => Method::from(SparqConfig::new(8, 16).with_sketch(sketch)),
                 None => Method::DENSE,
             };
-            // A prefill, a ragged one, and tokens one by one, with decode steps in between that read the buffers through shared handles.
+            // A prefill, a ragged prefill, and single tokens. The decode steps in between read the
+            // buffers through shared handles.
             for counts in [[100, 100], [30, 7], [1, 1], [1, 1], [0, 1]] {
                 let len = counts[0].max(counts[1]);
                 let before = memory(&cache);
                 cache.append_ragged(some(len), some(len), &counts).unwrap();
                 let after = memory(&cache);
-                // The spans, a few numbers, come anew from the host unless a token of each sequence advances them on the device.
+                // The host uploads new spans, unless one token of each sequence advances them on
+                // the device.
                 let kept = before.len() - usize::from(counts != [1, 1]);
                 assert_eq!(
                     before[..kept],
@@ -77,17 +79,21 @@ fn an_append_writes_every_buffer_in_place() {
                     "{device:?} {sketch:?} {counts:?}"
                 );
                 method.decode(some(1).repeat_dim(1, 2), &mut cache).unwrap();
-                assert_eq!(after, memory(&cache), "{device:?} {sketch:?}: a step");
+                assert_eq!(
+                    after,
+                    memory(&cache),
+                    "{device:?} {sketch:?}: a decode step moved a buffer"
+                );
             }
 
-            // The measure itself: a clone that is still alive must make the next append copy.
+            // The check itself: a clone that is still alive must make the next append copy.
             let (shared, before) = (cache.clone(), memory(&cache));
             cache.append(some(1), some(1)).unwrap();
             assert_eq!(before, memory(&shared));
             let after = memory(&cache);
             assert!(
                 before.iter().zip(&after).take(3).all(|(a, b)| a != b),
-                "{device:?} {sketch:?}: a shared cache was written in place"
+                "{device:?} {sketch:?}: an append wrote to a shared cache in place"
             );
         }
     }

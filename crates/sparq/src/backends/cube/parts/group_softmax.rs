@@ -1,29 +1,33 @@
-//! Several heads that agree on positions by the sum of their probabilities: the softmax of each over all positions, and the sum.
+//! The softmax of each head of a group over all positions, and the sum of their probabilities,
+//! which ranks positions for the whole group.
 //!
-//! The heads are taken in *passes*, as many at a time as fit in registers. Of a pass a unit holds numbers whose heads and positions depend on who
-//! multiplies: without matrix units [heads, count], its own positions; with them those of one head, at the positions of the four lanes that share words.
+//! The heads are taken in *passes*, as many at a time as fit in registers. The values that a unit
+//! holds of a pass depend on who multiplies. Without matrix units they are [heads, count], at the
+//! unit's own positions. With matrix units they are those of one head, at the positions of the four
+//! lanes that share words.
 //!
-//! The softmax of a head needs all tiles of its row. Where the cubes of a row can run side by side, they wait for each other, and each goes on with the logits that
-//! it holds: the sketch is read once. Elsewhere [`heads_kernel`] goes over the sketch before, for the sums alone.
+//! The softmax of a head needs all tiles of its batch head. If the cubes of a batch head can run
+//! concurrently, they wait for each other, and each continues with the logits that it holds: the
+//! sketch is read once. Otherwise
+//! [`softmax_heads_kernel`](super::super::kernels::softmax_heads::softmax_heads_kernel) reads the
+//! sketch first, for the sums alone.
 
 use cubecl::prelude::*;
 
-use super::common::*;
-use super::logits::{SketchPlan, TilePlace, runs_of, tile_place, unit_logits};
-use super::matrix;
-use super::query::{Query, query_of};
+use super::logits::{SketchBlueprint, SketchTile, run_starts, unit_logits};
+use super::mma;
+use super::query::Query;
+use super::reduce::{max_in_plane, plane_dim, plane_index, plane_lane, sum_in_plane};
+use super::score::{LARGEST_SCORE, no_score};
 
-/// Numbers that a tile leaves for each head: the largest logit, and the sum of exponentials relative to it.
+/// Numbers that a tile writes for each head: the largest logit, and the sum of exponentials
+/// relative to it.
 pub(crate) const HEAD_STATS: usize = 2;
 
-impl SketchPlan {
+impl SketchBlueprint {
     /// Heads of a pass.
     pub fn pass(&self) -> usize {
-        if self.matrix {
-            matrix::HEADS
-        } else {
-            self.heads
-        }
+        if self.mma { mma::HEADS } else { self.heads }
     }
 
     /// Passes for all heads.
@@ -31,41 +35,37 @@ impl SketchPlan {
         self.query.heads().div_ceil(self.pass())
     }
 
-    /// Numbers that a unit holds of a pass.
+    /// Values that a unit holds of a pass.
     pub fn held(&self) -> usize {
         self.pass() * self.count()
     }
 
     /// Heads whose logits a unit holds of a pass.
     pub fn tops(&self) -> usize {
-        if self.matrix { 1 } else { self.heads }
+        if self.mma { 1 } else { self.heads }
     }
 
     /// Bytes of shared memory for the sums of a pass and for the softmax.
     pub fn head_bytes(&self) -> usize {
-        let planes = (self.query.units / self.query.plane) as usize;
-        4 * HEAD_STATS * (self.pass() * planes + self.query.heads())
+        4 * HEAD_STATS * (self.pass() * self.query.planes() + self.query.heads())
     }
 }
 
-/// The logits of the heads from `first` on, into `values` from `at` on.
+/// Writes the logits of the heads from `first` on to `values`, from `at` on.
 #[cube]
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn pass_logits<K: Numeric, N: Size>(
     values: &mut Array<f32>,
     #[comptime] at: usize,
-    sketch: &[Vector<K, N>],
-    place: &TilePlace,
+    tile: &SketchTile<'_, K, N>,
     query: &Query,
     first: usize,
-    #[comptime] plan: SketchPlan,
+    #[comptime] plan: SketchBlueprint,
 ) {
-    if comptime!(plan.matrix) {
-        let parts = matrix::fragments(&query.weights, first, plan);
-        matrix::logits::<K, N>(values, at, sketch, place, &query.selected, &parts, plan);
+    if comptime!(plan.mma) {
+        let weights = mma::fragments(&query.weights, first, plan);
+        mma::logits::<K, N>(values, at, tile, query, &weights, plan);
     } else {
-        let logits =
-            unit_logits::<K, N>(sketch, place, &query.selected, &query.weights, first, plan);
+        let logits = unit_logits::<K, N>(tile, query, first, plan);
         #[unroll]
         for i in 0..comptime!(plan.held()) {
             values[comptime!(at + i)] = logits[i];
@@ -73,23 +73,24 @@ pub(crate) fn pass_logits<K: Numeric, N: Size>(
     }
 }
 
-/// Makes the logits of a pass at positions before `start` and from `end` on negative infinity; both relative to the tile's first.
+/// Sets the logits of a pass before `start` and from `end` on to negative infinity; both are
+/// relative to the start of the tile.
 #[cube]
-pub(crate) fn hide_outside(
+pub(crate) fn mask_outside(
     values: &mut Array<f32>,
     #[comptime] at: usize,
     start: u32,
     end: u32,
-    #[comptime] plan: SketchPlan,
+    #[comptime] plan: SketchBlueprint,
 ) {
-    let from = runs_of(plan);
+    let starts = run_starts(plan);
     let run = comptime!(plan.run());
     #[unroll]
     for i in 0..comptime!(plan.held()) {
-        let position = if comptime!(plan.matrix) {
-            from[comptime!(i / 8)] - 2u32 * (UNIT_POS_PLANE % 4) + comptime!((i % 8) as u32)
+        let position = if comptime!(plan.mma) {
+            starts[comptime!(i / 8)] - 2u32 * (UNIT_POS_PLANE % 4) + comptime!((i % 8) as u32)
         } else {
-            from[comptime!(i % plan.count() / run)] + comptime!((i % run) as u32)
+            starts[comptime!(i % plan.count() / run)] + comptime!((i % run) as u32)
         };
         let valid = position >= start && position < end;
         let n = comptime!(at + i);
@@ -97,48 +98,43 @@ pub(crate) fn hide_outside(
     }
 }
 
-/// Of the heads from `first` on, the largest logit of the tile and the sum of exponentials relative to it: to `stats` [heads, [`HEAD_STATS`]] from `out` on.
+/// Replaces the logits of a pass by exponentials, and writes the largest logit and the sum of each
+/// plane to `states` [[`HEAD_STATS`], heads of a pass, planes].
 ///
-/// In `values` it leaves the exponentials, relative to the largest logits of this plane: of the pass's heads, or of this lane's, in `tops` from `top_at` on.
-/// `states` has room for [`HEAD_STATS`] numbers from every plane and head of a pass.
+/// The exponentials in `values` are relative to the largest logits of the plane, which go to
+/// `tops`, from `top_at` on: those of the heads of the pass, or of the lane's head.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn leave_sums(
+pub(crate) fn exponentiate(
     values: &mut Array<f32>,
     #[comptime] at: usize,
     tops: &mut Array<f32>,
     #[comptime] top_at: usize,
-    first: usize,
-    out: usize,
     states: &mut Shared<[f32]>,
-    stats: &mut [f32],
-    #[comptime] plan: SketchPlan,
+    #[comptime] plan: SketchBlueprint,
 ) {
     let plane = comptime!(plan.query.plane);
-    let units = comptime!(plan.query.units as usize);
-    let planes = comptime!((plan.query.units / plan.query.plane) as usize);
-    let heads = comptime!(plan.query.heads());
+    let planes = comptime!(plan.query.planes());
     let pass = comptime!(plan.pass());
     let own_plane = plane_index(plane) as usize;
-    // Whoever still reads those of an earlier pass has to be done.
+    // Another unit may still read the states of an earlier pass.
     sync_cube();
-    if comptime!(plan.matrix) {
+    if comptime!(plan.mma) {
         let held = comptime!(plan.held());
-        let mut largest = (-LARGEST).runtime();
+        let mut largest = (-LARGEST_SCORE).runtime();
         #[unroll]
         for i in 0..held {
             largest = max(largest, values[comptime!(at + i)]);
         }
-        let largest = matrix::largest_of_quads(largest);
+        let largest = mma::max_over_quads(largest);
         tops[top_at] = largest;
         let mut sum = 0.0f32;
         #[unroll]
         for i in 0..held {
-            let part = matrix::exp(values[comptime!(at + i)] - largest);
+            let part = mma::exp(values[comptime!(at + i)] - largest);
             values[comptime!(at + i)] = part;
             sum += part;
         }
-        let sum = matrix::sum_of_quads(sum);
+        let sum = mma::sum_over_quads(sum);
         if UNIT_POS_PLANE < 4 {
             let state = UNIT_POS_PLANE as usize * planes + own_plane;
             states[state] = largest;
@@ -148,7 +144,7 @@ pub(crate) fn leave_sums(
         let count = comptime!(plan.count());
         #[unroll]
         for h in 0..pass {
-            let mut largest = (-LARGEST).runtime();
+            let mut largest = (-LARGEST_SCORE).runtime();
             #[unroll]
             for i in 0..count {
                 largest = max(largest, values[comptime!(at + h * count + i)]);
@@ -171,10 +167,27 @@ pub(crate) fn leave_sums(
         }
     }
     sync_cube();
+}
+
+/// Merges what [`exponentiate`] wrote for the planes: writes the largest logit of the tile and the
+/// sum of exponentials relative to it, for the heads from `first` on, to `stats`
+/// [heads, [`HEAD_STATS`]] from `out` on.
+#[cube]
+pub(crate) fn write_head_stats(
+    states: &Shared<[f32]>,
+    first: usize,
+    out: usize,
+    stats: &mut [f32],
+    #[comptime] plan: SketchBlueprint,
+) {
+    let units = comptime!(plan.query.units as usize);
+    let planes = comptime!(plan.query.planes());
+    let heads = comptime!(plan.query.heads());
+    let pass = comptime!(plan.pass());
     for round in 0..pass.div_ceil(units) {
         let h = round * units + UNIT_POS as usize;
         if h < pass && first + h < heads {
-            let mut largest = (-LARGEST).runtime();
+            let mut largest = (-LARGEST_SCORE).runtime();
             for p in 0..planes {
                 largest = max(largest, states[h * planes + p]);
             }
@@ -190,24 +203,24 @@ pub(crate) fn leave_sums(
     }
 }
 
-/// Makes probabilities of what [`leave_sums`] left of the heads from `first` on.
+/// Turns the exponentials of [`exponentiate`] into probabilities, for the heads from `first` on.
 #[cube]
-pub(crate) fn probabilities_of_parts(
+pub(crate) fn normalise_exponentials(
     values: &mut Array<f32>,
     #[comptime] at: usize,
     tops: &Array<f32>,
     #[comptime] top_at: usize,
     first: usize,
-    softmax: &Softmax,
-    #[comptime] plan: SketchPlan,
+    softmax: &GroupSoftmax,
+    #[comptime] plan: SketchBlueprint,
 ) {
     let heads = comptime!(plan.query.heads());
-    if comptime!(plan.matrix) {
+    if comptime!(plan.mma) {
         let head = first + (UNIT_POS_PLANE % 4) as usize;
         let known = head < heads;
         let head = min(head, comptime!(heads - 1).runtime());
-        let factor = matrix::exp((tops[top_at] - softmax.top[head]) - softmax.log_sum[head]);
-        // A head past the last has no probability.
+        let factor = mma::exp((tops[top_at] - softmax.top[head]) - softmax.log_sum[head]);
+        // A head past the last has probability 0.
         let factor = select(known, factor, 0.0f32);
         #[unroll]
         for i in 0..comptime!(plan.held()) {
@@ -229,23 +242,23 @@ pub(crate) fn probabilities_of_parts(
     }
 }
 
-/// Makes probabilities of the logits of the heads from `first` on.
+/// Turns logits into probabilities, for the heads from `first` on.
 #[cube]
-pub(crate) fn probabilities_of_logits(
+pub(crate) fn normalise_logits(
     values: &mut Array<f32>,
     first: usize,
-    softmax: &Softmax,
-    #[comptime] plan: SketchPlan,
+    softmax: &GroupSoftmax,
+    #[comptime] plan: SketchBlueprint,
 ) {
     let heads = comptime!(plan.query.heads());
-    if comptime!(plan.matrix) {
+    if comptime!(plan.mma) {
         let head = first + (UNIT_POS_PLANE % 4) as usize;
         let known = head < heads;
         let head = min(head, comptime!(heads - 1).runtime());
         let (top, log_sum) = (softmax.top[head], softmax.log_sum[head]);
         #[unroll]
         for i in 0..comptime!(plan.held()) {
-            let part = matrix::exp((values[i] - top) - log_sum);
+            let part = mma::exp((values[i] - top) - log_sum);
             values[i] = select(known, part, 0.0f32);
         }
     } else {
@@ -264,15 +277,15 @@ pub(crate) fn probabilities_of_logits(
     }
 }
 
-/// Adds the probabilities of a pass's heads to those of this unit's positions, `sums` [count].
+/// Adds the probabilities of a pass to `sums` [count], one for each position of this unit.
 #[cube]
 pub(crate) fn add_probabilities(
     sums: &mut Array<f32>,
     values: &Array<f32>,
     #[comptime] at: usize,
-    #[comptime] plan: SketchPlan,
+    #[comptime] plan: SketchBlueprint,
 ) {
-    if comptime!(plan.matrix) {
+    if comptime!(plan.mma) {
         let words = comptime!(plan.vector);
         #[unroll]
         for v in 0..comptime!(plan.vectors) {
@@ -281,7 +294,7 @@ pub(crate) fn add_probabilities(
             for i in 0..comptime!(8 * words) {
                 of_head[i] = values[comptime!(at + v * 8 * words + i)];
             }
-            let of_all = matrix::sum_of_heads(&of_head, words);
+            let of_all = mma::sum_over_heads(&of_head, words);
             #[unroll]
             for i in 0..comptime!(2 * words) {
                 sums[comptime!(v * 2 * words + i)] += of_all[i];
@@ -296,28 +309,30 @@ pub(crate) fn add_probabilities(
     }
 }
 
-/// The softmax of each head over all positions: e^((logit - top) - log_sum). The sum of both would lose the lower bits of the logarithm where logits are large.
+/// The softmax of each head over all positions: e^((logit - top) - log_sum).
+///
+/// The two are kept apart because their sum would lose the lower bits of the logarithm for large
+/// logits.
 #[derive(CubeType)]
-pub(crate) struct Softmax {
-    /// The largest logit.
+pub(crate) struct GroupSoftmax {
+    /// The largest logit, [heads].
     pub top: Shared<[f32]>,
-    /// The logarithm of the sum of exponentials relative to it.
+    /// The logarithm of the sum of exponentials relative to it, [heads].
     pub log_sum: Shared<[f32]>,
 }
 
-/// The softmax of `heads` heads, from what [`leave_sums`] left of the `used` first tiles of a row.
+/// Merges the [`HEAD_STATS`] of the first `used` tiles, of `tiles`, of a batch head.
 #[cube]
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn softmax_of(
+pub(crate) fn merge_tiles(
     stats: &[f32],
-    row: usize,
+    batch_head: usize,
     tiles: usize,
     used: usize,
     #[comptime] heads: usize,
     #[comptime] units: u32,
     #[comptime] plane: u32,
-) -> Softmax {
-    let mut softmax = Softmax {
+) -> GroupSoftmax {
+    let mut softmax = GroupSoftmax {
         top: Shared::<[f32]>::new_slice(heads),
         log_sum: Shared::<[f32]>::new_slice(heads),
     };
@@ -327,12 +342,12 @@ pub(crate) fn softmax_of(
     for round in 0..heads.runtime().div_ceil(planes) {
         let h = round * planes + plane_index(plane) as usize;
         if h < heads {
-            let mut largest = (-LARGEST).runtime();
+            let mut largest = (-LARGEST_SCORE).runtime();
             let mut tile = lane;
             while tile < used {
                 largest = max(
                     largest,
-                    stats[((row * tiles + tile) * heads + h) * HEAD_STATS],
+                    stats[((batch_head * tiles + tile) * heads + h) * HEAD_STATS],
                 );
                 tile += lanes;
             }
@@ -340,7 +355,7 @@ pub(crate) fn softmax_of(
             let mut sum = 0.0f32;
             let mut tile = lane;
             while tile < used {
-                let at = ((row * tiles + tile) * heads + h) * HEAD_STATS;
+                let at = ((batch_head * tiles + tile) * heads + h) * HEAD_STATS;
                 sum += stats[at + 1] * (stats[at] - largest).exp();
                 tile += lanes;
             }
@@ -353,70 +368,9 @@ pub(crate) fn softmax_of(
     softmax
 }
 
-/// What [`leave_sums`] finds of every head in a tile: `stats` [B, H_kv, tiles, g, [`HEAD_STATS`]]. Otherwise like [`tile_kernel`](super::tile::tile_kernel).
-#[cube(launch_unchecked, address_type = "dynamic")]
-#[allow(clippy::too_many_arguments)]
-pub(crate) fn heads_kernel<Q: Float, K: Numeric, N: Size>(
-    q: &Tensor<Q>,
-    sketch: &[Vector<K, N>],
-    step: &[f32],
-    spans: &[u32],
-    components: &[u32],
-    weights: &[f32],
-    stats: &mut [f32],
-    batch: u32,
-    kv_heads: u32,
-    capacity: u32,
-    tiles: u32,
-    #[comptime] plan: SketchPlan,
-    #[define(Q, K)] _types: [ElemType; 2],
-) {
-    let group = comptime!(plan.query.heads());
-    let planes = comptime!((plan.query.units / plan.query.plane) as usize);
-    let tiles = tiles as usize;
-    let row = CUBE_POS / tiles;
-    let tile = CUBE_POS % tiles;
-    if row >= (batch * kv_heads) as usize {
-        terminate!();
-    }
-    let place = locate(spans, row, batch, kv_heads);
-    let (start, end) = (place.start, place.end);
-    let tile_start = tile * comptime!(plan.tile_len());
-    // Before the span is looked at, so that what both need is asked for at once.
-    let query = query_of::<Q>(q, step, components, weights, &place, row, plan.query);
-    if tile_start >= end {
-        terminate!();
-    }
-    let at = tile_place(row, capacity as usize, tile_start, end, plan);
-    let out = (row * tiles + tile) * comptime!(group * HEAD_STATS);
-    let mut states = Shared::<[f32]>::new_slice(comptime!(HEAD_STATS * plan.pass() * planes));
-    let mut first = 0usize;
-    while first < group {
-        let mut values = Array::<f32>::new(comptime!(plan.held()));
-        pass_logits::<K, N>(&mut values, 0usize, sketch, &at, &query, first, plan);
-        if tile_start < start || tile_start + comptime!(plan.tile_len()) > end {
-            let (start, end) = inside(tile_start, start, end);
-            hide_outside(&mut values, 0usize, start, end, plan);
-        }
-        let mut tops = Array::<f32>::new(comptime!(plan.tops()));
-        leave_sums(
-            &mut values,
-            0usize,
-            &mut tops,
-            0usize,
-            first,
-            out,
-            &mut states,
-            stats,
-            plan,
-        );
-        first += comptime!(plan.pass());
-    }
-}
-
-/// Where a sequence begins and ends, counted from the tile's first position.
+/// Returns where a sequence begins and ends, relative to the start of the tile.
 #[cube]
-pub(crate) fn inside(tile_start: usize, start: usize, end: usize) -> (u32, u32) {
+pub(crate) fn span_in_tile(tile_start: usize, start: usize, end: usize) -> (u32, u32) {
     let first = select(start > tile_start, start - tile_start, 0usize);
     (first as u32, (end - tile_start) as u32)
 }

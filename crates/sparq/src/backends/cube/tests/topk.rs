@@ -1,4 +1,4 @@
-//! The choice of the best by itself, on every path that it can take.
+//! Top-k by itself, on every path that it can take.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_cubecl::CubeBackend;
@@ -6,57 +6,47 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::devices;
-use crate::backends::cube::best::{BestPlan, empty_histogram, take_best};
 use crate::backends::cube::launch::Launcher;
-use crate::backends::cube::many::take_from_memory;
+use crate::backends::cube::parts::topk::{TopKBlueprint, empty_counts, select_top_k};
+use crate::backends::cube::parts::topk_memory::{MemoryTopKBlueprint, select_top_k_in_memory};
 
-/// Marks by a cube: `scores` [units, count] -> `marks`, with a 1 for those that are taken, at the places that [`take_best`] gives them.
+/// Selects among `scores` [units, count] in one cube. Writes the numbers of the selected scores to
+/// `numbers`, and how many they are behind `room` of them.
 #[cube(launch_unchecked)]
-fn take_kernel(scores: &[f32], places: &mut [u32], top: f32, #[comptime] plan: BestPlan) {
+fn top_k_kernel(scores: &[f32], numbers: &mut [u32], top: f32, #[comptime] plan: TopKBlueprint) {
     let count = comptime!(plan.count);
     let mut own = Array::<f32>::new(count);
     #[unroll]
     for i in 0..count {
         own[i] = scores[UNIT_POS as usize * count + i];
     }
-    let best = take_best(&own, top, empty_histogram(plan), plan);
-    let mut slot = best.first as usize;
+    let selection = select_top_k(&own, top, empty_counts(plan), plan);
+    let mut slot = selection.first as usize;
     #[unroll]
     for i in 0..count {
-        if best.is_taken(i) {
-            places[slot] = UNIT_POS * comptime!(count as u32) + comptime!(i as u32);
+        if selection.contains(i) {
+            numbers[slot] = UNIT_POS * comptime!(count as u32) + comptime!(i as u32);
             slot += 1;
         }
     }
     if UNIT_POS == 0 {
-        places[comptime!(plan.room)] = best.total;
+        numbers[comptime!(plan.room)] = selection.total;
     }
 }
 
 #[cube(launch_unchecked)]
-fn take_many_kernel(
+fn top_k_in_memory_kernel(
     scores: &[Vector<f32, Const<4>>],
-    places: &mut [u32],
+    numbers: &mut [u32],
     count: u32,
-    #[comptime] needed: usize,
-    #[comptime] units: u32,
-    #[comptime] plane: u32,
+    #[comptime] plan: MemoryTopKBlueprint,
 ) {
-    let mut kept = Shared::<[u32]>::new_slice(needed);
-    take_from_memory(
-        scores,
-        0usize,
-        count as usize,
-        &mut kept,
-        0usize,
-        needed,
-        units,
-        plane,
-    );
+    let mut selected = Shared::<[u32]>::new_slice(comptime!(plan.needed));
+    select_top_k_in_memory(scores, 0usize, count as usize, &mut selected, 0usize, plan);
     let mut i = UNIT_POS as usize;
-    while i < needed {
-        places[i] = kept[i];
-        i += comptime!(units as usize);
+    while i < plan.needed {
+        numbers[i] = selected[i];
+        i += comptime!(plan.units as usize);
     }
 }
 
@@ -67,34 +57,37 @@ fn buffer(values: &[f32], device: &Device) -> CubeTensor {
         .unwrap()
 }
 
-/// What was taken must be the `needed` best, of equal ones any, and everything better than anything left out.
-fn judge(scores: &[f32], taken: &[u32], needed: usize, what: &str) {
+/// Asserts that at least `needed` scores are selected, each once, and that none left out is larger.
+fn check(scores: &[f32], selected: &[u32], needed: usize, case: &str) {
     let some = scores.iter().filter(|&&score| score > f32::NEG_INFINITY);
     let needed = needed.min(some.count());
     assert!(
-        taken.len() >= needed,
-        "{what}: {} of {needed} taken",
-        taken.len()
+        selected.len() >= needed,
+        "{case}: {} of {needed} selected",
+        selected.len()
     );
     let mut marks = vec![false; scores.len()];
-    for &place in taken {
-        assert!(!marks[place as usize], "{what}: {place} was taken twice");
-        marks[place as usize] = true;
+    for &number in selected {
+        assert!(
+            !marks[number as usize],
+            "{case}: score {number} was selected twice"
+        );
+        marks[number as usize] = true;
     }
     let of = |mark: bool| scores.iter().zip(&marks).filter(move |(_, m)| **m == mark);
     let least = of(true)
         .map(|(score, _)| *score)
         .fold(f32::INFINITY, f32::min);
-    let best = of(false)
+    let most = of(false)
         .map(|(score, _)| *score)
         .fold(f32::NEG_INFINITY, f32::max);
     assert!(
-        least > f32::NEG_INFINITY && least >= best,
-        "{what}: {least} taken, {best} left"
+        least > f32::NEG_INFINITY && least >= most,
+        "{case}: {least} selected, {most} left out"
     );
 }
 
-/// Scores that crowd in one place or another.
+/// Returns scores whose histograms have their crowded bins in different places.
 fn inputs(len: usize, probabilities: bool) -> Vec<(&'static str, Vec<f32>)> {
     let mut state = 1u64;
     let mut uniform = || {
@@ -142,11 +135,11 @@ fn inputs(len: usize, probabilities: bool) -> Vec<(&'static str, Vec<f32>)> {
 }
 
 #[test]
-fn the_best_are_taken_on_every_path() {
+fn every_path_selects_the_k_largest() {
     for device in devices() {
         let probe = buffer(&[0.0], &device);
         let launcher = Launcher::new(&probe);
-        let units = launcher.units(128);
+        let units = launcher.info.units(128);
         for (count, needed, room, probabilities) in [
             (8, 1, 8, 0),
             (8, 97, 164, 0),
@@ -156,69 +149,71 @@ fn the_best_are_taken_on_every_path() {
             (40, 300, 364, 0),
             (4, 400, 464, 0),
         ] {
-            let plan = BestPlan {
+            let plan = TopKBlueprint {
                 count,
                 needed,
                 room,
                 probabilities,
                 units,
-                plane: launcher.plane,
+                plane: launcher.info.plane,
             };
             for (name, scores) in inputs(count * units as usize, probabilities > 0) {
                 let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let places = buffer(&vec![0.0; room + 1], &device);
+                let numbers = buffer(&vec![0.0; room + 1], &device);
                 unsafe {
-                    take_kernel::launch_unchecked(
+                    top_k_kernel::launch_unchecked(
                         &launcher.client,
                         CubeCount::Static(1, 1, 1),
                         CubeDim::new_1d(units),
                         buffer(&scores, &device).into_buffer_arg(),
-                        places.clone().into_buffer_arg(),
+                        numbers.clone().into_buffer_arg(),
                         top,
                         plan,
                     );
                 }
-                let bits = launcher.client.read_one(places.handle).unwrap();
+                let bits = launcher.client.read_one(numbers.handle).unwrap();
                 let words: Vec<u32> = bits
                     .chunks_exact(4)
                     .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
                     .collect();
                 let total = words[room] as usize;
-                let what = format!("{device:?} {name} {plan:?}");
-                assert!(total <= room, "{what}: {total} taken");
-                judge(&scores, &words[..total], needed, &what);
+                let case = format!("{device:?} {name} {plan:?}");
+                assert!(total <= room, "{case}: {total} selected");
+                check(&scores, &words[..total], needed, &case);
             }
         }
     }
 }
 
 #[test]
-fn the_best_are_taken_from_memory() {
+fn in_memory_selects_the_k_largest() {
     const NEEDED: usize = 700;
     for device in devices() {
         let launcher = Launcher::new(&buffer(&[0.0], &device));
-        let units = launcher.units(256);
+        let units = launcher.info.units(256);
         for (name, scores) in inputs(70000, false) {
-            let places = buffer(&vec![0.0; NEEDED], &device);
+            let numbers = buffer(&vec![0.0; NEEDED], &device);
             unsafe {
-                take_many_kernel::launch_unchecked(
+                top_k_in_memory_kernel::launch_unchecked(
                     &launcher.client,
                     CubeCount::Static(1, 1, 1),
                     CubeDim::new_1d(units),
                     buffer(&scores, &device).into_buffer_arg(),
-                    places.clone().into_buffer_arg(),
+                    numbers.clone().into_buffer_arg(),
                     scores.len() as u32,
-                    NEEDED,
-                    units,
-                    launcher.plane,
+                    MemoryTopKBlueprint {
+                        needed: NEEDED,
+                        units,
+                        plane: launcher.info.plane,
+                    },
                 );
             }
-            let bits = launcher.client.read_one(places.handle).unwrap();
-            let taken: Vec<u32> = bits
+            let bits = launcher.client.read_one(numbers.handle).unwrap();
+            let selected: Vec<u32> = bits
                 .chunks_exact(4)
                 .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
                 .collect();
-            judge(&scores, &taken, NEEDED, &format!("{device:?} {name}"));
+            check(&scores, &selected, NEEDED, &format!("{device:?} {name}"));
         }
     }
 }

@@ -1,0 +1,237 @@
+//! The work on one token of every sequence before attention: RoPE on its query and key, and the
+//! append of its key and value.
+
+use cubecl::prelude::*;
+
+use crate::backends::cube::parts::batch_head::BatchShape;
+
+/// The settings that an append is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct AppendBlueprint {
+    /// d.
+    pub head_dim: usize,
+    /// g; 0 for an append without queries.
+    pub group: usize,
+    /// Pairs of components that RoPE rotates; 0 without RoPE.
+    pub pairs: usize,
+    /// The sketch is a full copy of K.
+    pub full: bool,
+    /// Bits of the sketch's codes; 0 if no codes are written.
+    pub bits: usize,
+}
+
+/// The buffers of a cache in type E.
+#[derive(CubeLaunch, CubeType)]
+pub(crate) struct CacheRows<E: Float> {
+    /// K, [B, H_kv, S_max, d].
+    pub keys: Box<[E]>,
+    /// V, [B, H_kv, S_max, d].
+    pub values: Box<[E]>,
+    /// The sum of V, [B, H_kv, d].
+    pub v_sum: Box<[f32]>,
+}
+
+/// The elements of a key sketch: one of the two is in use.
+#[derive(CubeLaunch, CubeType)]
+pub(crate) struct SketchColumns<E: Float> {
+    /// A full copy of K, [B, H_kv, d, S_max].
+    pub full: Box<[E]>,
+    /// Words of codes, [B, H_kv, d, S_max / (32 / bits)].
+    pub codes: Box<[u32]>,
+}
+
+/// The range of each channel, [B, H_kv, d]; in use if codes are written.
+#[derive(CubeLaunch, CubeType)]
+pub(crate) struct ChannelRanges {
+    /// The key that code 0 stands for.
+    pub zero_point: Box<[f32]>,
+    /// The difference between neighbouring codes.
+    pub scale: Box<[f32]>,
+}
+
+/// Rotates the query and the key of one token to the position behind the end of each sequence,
+/// appends the key and the value there, and moves the end. One cube for each batch head.
+///
+/// q [B, H, 1, d], k and v [B, H_kv, 1, d]. `table` has a row of `pairs` cosines and `pairs` sines
+/// for every position. The queries go to `rotated` [B, H, 1, d]. The append also writes the key's
+/// column of the sketch and adds the value to the sum of V. A sequence at its capacity stays as it
+/// is.
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn append_rope_kernel<X: Float, E: Float>(
+    q: &Tensor<X>,
+    k: &Tensor<X>,
+    v: &Tensor<X>,
+    table: &Tensor<f32>,
+    rotated: &mut [X],
+    cache: &mut CacheRows<E>,
+    sketch: &mut SketchColumns<E>,
+    ranges: &ChannelRanges,
+    spans: &mut [Atomic<u32>],
+    shape: &BatchShape,
+    capacity: u32,
+    #[comptime] plan: AppendBlueprint,
+    #[define(X, E)] _types: [ElemType; 2],
+) {
+    let d = comptime!(plan.head_dim);
+    let group = comptime!(plan.group);
+    let batch_head = CUBE_POS;
+    if batch_head >= shape.count() {
+        terminate!();
+    }
+    let sequence = batch_head / shape.kv_heads as usize;
+    let kv_head = batch_head % shape.kv_heads as usize;
+    let capacity = capacity as usize;
+    let mut span = Shared::<[u32]>::new_slice(2usize);
+    if UNIT_POS == 0 {
+        span[0] = spans[sequence].load();
+        span[1] = spans[shape.batch as usize + sequence].load();
+    }
+    sync_cube();
+    let start = span[0] as usize;
+    let position = span[1] as usize;
+    let room = position < capacity;
+    let angles = Angles::new(table, start, position, room, plan.pairs);
+    if comptime!(group > 0) {
+        let first = sequence * q.stride(0) + kv_head * group * q.stride(1);
+        for round in 0..comptime!(group * d).runtime().div_ceil(CUBE_DIM as usize) {
+            let c = round * CUBE_DIM as usize + UNIT_POS as usize;
+            if c < comptime!(group * d).runtime() {
+                let head = first + (c / d) * q.stride(1);
+                let value = rotate::<X>(q, head, q.stride(3), c % d, &angles);
+                rotated[batch_head * group * d + c] = X::cast_from(value);
+            }
+        }
+    }
+    if room {
+        let k_head = sequence * k.stride(0) + kv_head * k.stride(1);
+        let v_head = sequence * v.stride(0) + kv_head * v.stride(1);
+        for round in 0..d.runtime().div_ceil(CUBE_DIM as usize) {
+            let c = round * CUBE_DIM as usize + UNIT_POS as usize;
+            if c < d {
+                // The rotation rounds to the queries' type first, as for queries.
+                let key = X::cast_from(rotate::<X>(k, k_head, k.stride(3), c, &angles));
+                let key = E::cast_from(key);
+                let value = E::cast_from(v[v_head + c * v.stride(3)]);
+                let channel = batch_head * d + c;
+                cache.keys[(batch_head * capacity + position) * d + c] = key;
+                cache.values[(batch_head * capacity + position) * d + c] = value;
+                if position >= start {
+                    cache.v_sum[channel] += f32::cast_from(value);
+                }
+                if comptime!(plan.full) {
+                    sketch.full[channel * capacity + position] = key;
+                }
+                if comptime!(plan.bits > 0) {
+                    write_code(sketch, ranges, key, channel, capacity, position, plan.bits);
+                }
+            }
+        }
+    }
+    // The last cube of a sequence moves its end. Each cube counts itself after it has read the
+    // span.
+    sync_cube();
+    if UNIT_POS == 0 {
+        let counter = comptime!(2usize).runtime() * shape.batch as usize + sequence;
+        let done = spans[counter].fetch_add(1u32);
+        if done == shape.kv_heads - 1 {
+            spans[counter].store(0u32);
+            spans[shape.batch as usize + sequence].store(select(room, span[1] + 1, span[1]));
+        }
+    }
+}
+
+/// Writes the code of one component of a key to its word.
+#[cube]
+fn write_code<E: Float>(
+    sketch: &mut SketchColumns<E>,
+    ranges: &ChannelRanges,
+    key: E,
+    channel: usize,
+    capacity: usize,
+    position: usize,
+    #[comptime] bits: usize,
+) {
+    let per_word = comptime!(32 / bits);
+    let levels = comptime!(((1u32 << bits) - 1) as f32);
+    let word = (channel * capacity + position) / per_word;
+    let shift = ((position % per_word) * bits) as u32;
+    let scaled = (f32::cast_from(key) - ranges.zero_point[channel]) / ranges.scale[channel];
+    // A scale of 0 gives NaN or an infinity.
+    let usable = scaled == scaled && ranges.scale[channel] != 0.0f32;
+    let code = u32::cast_from(clamp(
+        round_half_to_even(select(usable, scaled, 0.0f32)),
+        0.0f32,
+        levels,
+    ));
+    // Later positions of the word hold no token, and their codes become 0.
+    let before = sketch.codes[word] & ((1u32 << shift) - 1u32);
+    sketch.codes[word] = before | (code << shift);
+}
+
+/// The angles of one position.
+#[derive(CubeType)]
+struct Angles<'a> {
+    /// Cosines and sines of all positions.
+    table: &'a Tensor<f32>,
+    /// The start of the position's row in it.
+    row: usize,
+    /// The cache has room for the position. Otherwise the table may have no such row.
+    room: bool,
+    /// Pairs of components that are rotated.
+    #[cube(comptime)]
+    pairs: usize,
+}
+
+#[cube]
+impl<'a> Angles<'a> {
+    /// The angles of the token at `position` of a sequence that starts at `start`. A position in
+    /// the left padding has the angles of position 0.
+    fn new(
+        table: &'a Tensor<f32>,
+        start: usize,
+        position: usize,
+        room: bool,
+        #[comptime] pairs: usize,
+    ) -> Angles<'a> {
+        Angles::<'a> {
+            table,
+            row: select(position > start, position - start, 0) * table.stride(0),
+            room,
+            pairs,
+        }
+    }
+}
+
+/// Returns component `c` of a head, rotated; see [`Rotary`](crate::ops::Rotary). The head begins at
+/// `first`.
+#[cube]
+fn rotate<X: Float>(
+    x: &Tensor<X>,
+    first: usize,
+    stride: usize,
+    c: usize,
+    angles: &Angles<'_>,
+) -> f32 {
+    let pairs = comptime!(angles.pairs);
+    let mut y = f32::cast_from(x[first + c * stride]);
+    if comptime!(pairs > 0) {
+        if c < comptime!(2 * pairs).runtime() && angles.room {
+            let partner = (c + pairs) % comptime!(2 * pairs).runtime();
+            let other = f32::cast_from(x[first + partner * stride]);
+            let cos = angles.table[angles.row + c % pairs];
+            let sin = angles.table[angles.row + pairs + c % pairs];
+            y = y * cos + select(c < pairs, -other, other) * sin;
+        }
+    }
+    y
+}
+
+#[cube]
+fn round_half_to_even(x: f32) -> f32 {
+    let down = x.floor();
+    let rest = x - down;
+    let odd = down - 2.0f32 * (down * 0.5f32).floor();
+    let up = rest > 0.5f32 || (rest == 0.5f32 && odd == 1.0f32);
+    select(up, down + 1.0f32, down)
+}

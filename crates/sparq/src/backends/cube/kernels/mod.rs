@@ -1,0 +1,8 @@
+//! The kernels, one file for each launch.
+
+pub(crate) mod append_rope;
+pub(crate) mod choose_components;
+pub(crate) mod dense;
+pub(crate) mod score_tiles;
+pub(crate) mod select_attend;
+pub(crate) mod softmax_heads;

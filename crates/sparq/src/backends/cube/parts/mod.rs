@@ -1,0 +1,14 @@
+//! Device functions that the kernels are made of, one file for each part of the algorithm.
+
+pub(crate) mod batch_head;
+pub(crate) mod cp_async;
+pub(crate) mod group_softmax;
+pub(crate) mod histogram;
+pub(crate) mod logits;
+pub(crate) mod mma;
+pub(crate) mod online_softmax;
+pub(crate) mod query;
+pub(crate) mod reduce;
+pub(crate) mod score;
+pub(crate) mod topk;
+pub(crate) mod topk_memory;

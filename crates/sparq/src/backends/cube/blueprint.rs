@@ -273,7 +273,7 @@ pub(super) struct SparqStep {
 
 impl SparqStep {
     /// Plans the step; `None` if a kernel needs more shared memory than a cube has.
-    pub fn new(problem: &SparqProblem, device: &DeviceInfo) -> Option<Self> {
+    pub fn new(problem: &SparqProblem<'_>, device: &DeviceInfo) -> Option<Self> {
         let planner = Planner { problem, device };
         let sketch = planner.sketch(planner.summed(), true);
         let tiles = problem.bound.div_ceil(sketch.tile_len());

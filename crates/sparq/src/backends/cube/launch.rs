@@ -84,7 +84,7 @@ pub(super) struct Token<'a> {
 impl Launcher {
     /// Appends one token to every sequence; see [`append_rope_kernel`]. `encode` writes the codes
     /// of a quantised sketch.
-    pub fn append(&self, token: &Token, cache: &CacheBuffers<CubeBackend>, encode: bool) {
+    pub fn append(&self, token: &Token<'_>, cache: &CacheBuffers<CubeBackend>, encode: bool) {
         let sizes = Sizes::new(cache.k.shape()[1], &cache.k);
         let unused = |dtype| self.unused(dtype);
         let (mut full, mut bits) = (None, 0);

@@ -444,7 +444,7 @@ fn write_tile_stats(
 ) {
     let query = comptime!(plan.sketch.query);
     let planes = comptime!(query.planes());
-    if UNIT_POS == 0 {
+    if UNIT_POS as usize == 0 {
         let at = tile_index * TILE_STATS;
         candidates.stats[at] = top;
         if comptime!(plan.alpha) {

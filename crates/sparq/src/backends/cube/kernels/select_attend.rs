@@ -433,13 +433,14 @@ fn select_candidates(
     if comptime!(plan.k > window) {
         if comptime!(plan.vectors > 0) {
             let selection = select_top_k(&scores, top, counts, plan.top_k);
-            sum = write_selected(
+            write_selected(
                 &selection,
                 &scores,
                 &own.positions,
                 top,
                 log_sum,
                 &mut selected.positions,
+                &mut sum,
                 plan,
             );
             if comptime!(!plan.holds_positions()) {
@@ -504,9 +505,10 @@ fn mask_unused(scores: &mut Array<f32>, count: usize, #[comptime] plan: SelectAt
 }
 
 /// Writes the selected candidates of this unit behind the local window: their positions if the unit
-/// holds them, and otherwise their numbers. Returns the sum of their approximate scores, which only
-/// [`Alpha::Candidates`] needs.
+/// holds them, and otherwise their numbers. For [`Alpha::Candidates`], adds their approximate scores
+/// to `sum`.
 #[cube]
+#[allow(clippy::too_many_arguments)]
 fn write_selected(
     selection: &Selection,
     scores: &Array<f32>,
@@ -514,10 +516,10 @@ fn write_selected(
     top: f32,
     log_sum: f32,
     selected: &mut Shared<[u32]>,
+    sum: &mut f32,
     #[comptime] plan: SelectAttendBlueprint,
-) -> f32 {
+) {
     let units = comptime!(plan.attend.units as usize);
-    let mut sum = 0.0f32;
     let mut slot = comptime!(plan.window) + selection.first as usize;
     #[unroll]
     for v in 0..comptime!(plan.vectors) {
@@ -532,12 +534,11 @@ fn write_selected(
                 };
                 slot += 1;
                 if comptime!(plan.alpha == Alpha::Candidates) {
-                    sum += ((scores[i] - top) - log_sum).exp();
+                    *sum += ((scores[i] - top) - log_sum).exp();
                 }
             }
         }
     }
-    sum
 }
 
 /// Computes alpha of every head of the group, the sum of s_hat over i2, from the sketch's keys at

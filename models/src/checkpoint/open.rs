@@ -37,7 +37,6 @@ impl Checkpoint {
     /// mapped into memory.
     ///
     /// # Errors
-    ///
     /// If the folder or a file is missing, cannot be read or is malformed, or if files contradict
     /// each other.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
@@ -88,7 +87,6 @@ impl Checkpoint {
     /// stands for its folder in messages.
     ///
     /// # Errors
-    ///
     /// As [`open`](Self::open).
     pub fn from_bytes(
         name: &str,

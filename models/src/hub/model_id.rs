@@ -22,7 +22,6 @@ impl ModelId {
     /// in `spec`.
     ///
     /// # Errors
-    ///
     /// If `spec` or the revision is malformed.
     pub fn parse(spec: &str, revision: Option<&str>) -> Result<Self, HubError> {
         let (repo, own) = match spec.split_once('@') {

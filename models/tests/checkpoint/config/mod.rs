@@ -30,6 +30,17 @@ fn with(entries: Value) -> Value {
     config
 }
 
+/// Parses cases of the form `{entries} => message`. A case begins with the less indented line, and
+/// may have several.
+fn cases(table: &str) -> Vec<(Value, String)> {
+    let table = table.trim().replace("\n            ", " ");
+    let case = |line: &str| {
+        let (entries, message) = line.split_once(" => ").unwrap();
+        (serde_json::from_str(entries).unwrap(), message.to_owned())
+    };
+    table.lines().map(str::trim).map(case).collect()
+}
+
 fn parse(config: &Value) -> Result<DecoderConfig, ConfigError> {
     Architecture::Llama.read(config, Path::new("config.json"))
 }

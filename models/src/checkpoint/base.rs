@@ -140,12 +140,12 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether there is a tensor of this name.
+    /// Returns whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// Whether both names belong to the same bytes of the same file.
+    /// Returns whether both names belong to the same bytes of the same file.
     pub fn are_one(&self, first: &str, second: &str) -> bool {
         let place = |name: &str| {
             let Tracked { stored, source, .. } = self.tensors.get(name)?;

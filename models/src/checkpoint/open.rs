@@ -222,8 +222,8 @@ pub(super) fn file_names(dir: &Path) -> Result<Vec<String>, CheckpointError> {
     Ok(names)
 }
 
-/// Whether a file looks like weights, in a supported format or not. The error for a folder without
-/// supported weights lists them.
+/// Returns whether a file looks like weights, in a supported format or not. The error for a folder
+/// without supported weights lists them.
 fn is_weights(name: &str) -> bool {
     [".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx"]
         .iter()

@@ -18,20 +18,15 @@ const HEAD_DIM: usize = 4;
 
 pub(super) fn run(data: &[u8]) -> bool {
     let weights: &'static [u8] = &WEIGHTS;
-    let Some(checkpoint) = accepted(
-        Checkpoint::from_bytes("model", data, weights),
-        "config.json",
-    ) else {
+    let checkpoint = Checkpoint::from_bytes("model", data, weights);
+    let Some(checkpoint) = accepted(checkpoint, "config.json") else {
         return false;
     };
     for family in Architecture::ALL {
         let config = family.read(checkpoint.config(), checkpoint.config_path());
         if let Some(config) = accepted(config, "config.json") {
-            assert!(
-                config
-                    .num_attention_heads
-                    .is_multiple_of(config.num_key_value_heads)
-            );
+            let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+            assert!(heads.is_multiple_of(kv_heads));
             assert!(config.rotary.frequencies().is_ok());
         }
     }
@@ -90,18 +85,14 @@ static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
                 shapes.push((format!("{layers}.{layer}.{norm}.bias"), vec![HIDDEN]));
             }
             for &(linear, out) in linears {
-                shapes.push((
-                    format!("{layers}.{layer}.{linear}.weight"),
-                    vec![out, HIDDEN],
-                ));
+                let weight = format!("{layers}.{layer}.{linear}.weight");
+                shapes.push((weight, vec![out, HIDDEN]));
                 shapes.push((format!("{layers}.{layer}.{linear}.bias"), vec![out]));
             }
         }
         for norm in ["q_norm", "k_norm"] {
-            shapes.push((
-                format!("model.layers.{layer}.self_attn.{norm}.weight"),
-                vec![HEAD_DIM],
-            ));
+            let weight = format!("model.layers.{layer}.self_attn.{norm}.weight");
+            shapes.push((weight, vec![HEAD_DIM]));
         }
     }
     file(&shapes)
@@ -116,10 +107,8 @@ fn file(shapes: &[(String, Vec<usize>)]) -> Vec<u8> {
             data.extend((((at * 37 + start) % 64) as f32 / 64.0 - 0.4).to_le_bytes());
         }
         let offsets = [start, data.len()];
-        header.insert(
-            name.clone(),
-            json!({"dtype": "F32", "shape": shape, "data_offsets": offsets}),
-        );
+        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": offsets});
+        header.insert(name.clone(), entry);
     }
     let header = serde_json::Value::Object(header).to_string().into_bytes();
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();

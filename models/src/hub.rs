@@ -29,7 +29,6 @@ use cache::{CachedModel, Missing};
 /// `revision` is a branch, a tag or a commit, and overrides one in the id. The default is `main`.
 ///
 /// # Errors
-///
 /// If the id is malformed, the hub does not have the model or denies access to it, the model has no
 /// weights in safetensors or for PyTorch, the download fails, or the model is not in the cache and
 /// `options` forbid network access.
@@ -68,7 +67,6 @@ pub fn fetch(
 /// with the options of the environment.
 ///
 /// # Errors
-///
 /// If it is neither. The error has both reasons.
 pub fn resolve_model(spec: &str) -> Result<PathBuf, HubError> {
     resolve(spec, |spec| fetch(spec, None, &HubOptions::from_env()?))
@@ -77,7 +75,6 @@ pub fn resolve_model(spec: &str) -> Result<PathBuf, HubError> {
 /// As [`resolve_model`], with `options` instead of those of the environment.
 ///
 /// # Errors
-///
 /// As [`resolve_model`].
 pub fn resolve_model_with(spec: &str, options: &HubOptions) -> Result<PathBuf, HubError> {
     resolve(spec, |spec| fetch(spec, None, options))

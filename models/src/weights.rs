@@ -22,7 +22,6 @@ pub enum Init {
 /// on an autodiff device their weights collect gradients.
 ///
 /// # Errors
-///
 /// The errors of all methods are those of
 /// [`Checkpoint::tensor`](crate::checkpoint::Checkpoint::tensor).
 #[allow(clippy::missing_errors_doc, reason = "documented once for all methods")]

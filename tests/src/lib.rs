@@ -12,7 +12,7 @@ use safetensors::SafeTensors;
 use sparq::Method;
 use sparq_device::DeviceChoice;
 use sparq_models::checkpoint::Checkpoint;
-use sparq_models::{CausalLm, Decoder, DecoderConfig};
+use sparq_models::{CausalLm, Decoder, DecoderConfig, ModelCache};
 
 /// Returns the device that BURN_DEVICE names, or else every available device of this build.
 pub fn devices() -> Vec<Device> {
@@ -79,30 +79,58 @@ impl Expected {
     /// Returns the shape and the elements of an f32 tensor.
     pub fn floats(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let (shape, bytes) = self.tensor(name);
-        (
-            shape,
-            bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-                .collect(),
-        )
+        (shape, floats(&bytes))
+    }
+}
+
+/// Returns the f32 numbers in little-endian bytes.
+pub fn floats(bytes: &[u8]) -> Vec<f32> {
+    let floats = bytes.as_chunks().0.iter();
+    floats.map(|&bytes| f32::from_le_bytes(bytes)).collect()
+}
+
+/// Asserts that `text` contains all of `parts`.
+#[track_caller]
+pub fn assert_contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
     }
 }
 
 /// Makes a tensor [batch, len] of token ids.
 pub fn tokens(ids: &[i64], batch: usize, device: &Device) -> Tensor<2, Int> {
-    Tensor::from_data(
-        TensorData::new(ids.to_vec(), [batch, ids.len() / batch]),
-        device,
-    )
+    let ids = TensorData::new(ids.to_vec(), [batch, ids.len() / batch]);
+    Tensor::from_data(ids, device)
+}
+
+/// Makes an f32 cache for `batch` sequences and `capacity` positions.
+pub fn new_cache(model: &Decoder, batch: usize, capacity: usize, method: &Method) -> ModelCache {
+    let cache = model.new_cache(batch, capacity, FloatDType::F32, method);
+    cache.unwrap()
+}
+
+/// Decodes the positions `range` of `ids` [batch, len], one by one. Returns their logits
+/// [batch, positions, vocab].
+pub fn decode(
+    model: &Decoder,
+    ids: &Tensor<2, Int>,
+    range: std::ops::Range<usize>,
+    cache: &mut ModelCache,
+    method: &Method,
+) -> Vec<f32> {
+    let steps = range.map(|position| {
+        let token = ids.clone().slice_dim(1, position..position + 1);
+        model.decode(token, cache, method).unwrap()
+    });
+    values(Tensor::cat(steps.collect(), 1))
 }
 
 /// Returns the logits [batch, len, vocab] of `input_ids` after one prefill.
 pub fn prefill_logits(model: &Decoder, expected: &Expected) -> Vec<f32> {
     let (shape, ids) = expected.ints("input_ids");
-    let cache = model.new_cache(shape[0], 16, FloatDType::F32, &Method::DENSE);
+    let mut cache = new_cache(model, shape[0], 16, &Method::DENSE);
     let ids = tokens(&ids, shape[0], &model.device());
-    let logits = model.prefill(ids, &mut cache.unwrap(), shape[1]);
+    let logits = model.prefill(ids, &mut cache, shape[1]);
     values(logits.unwrap())
 }
 

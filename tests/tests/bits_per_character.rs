@@ -151,10 +151,10 @@ fn methods_match_the_authors_code() {
     let text = std::fs::read_to_string(fixture("smollm2/bpc_1k.json")).unwrap();
     let expected: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
     assert_eq!(expected.len(), 16);
-    let cases = expected
-        .iter()
-        .map(|(name, entry)| (name, entry, method(name, entry)));
-    let cases: Vec<_> = cases.collect();
+    let cases = expected.iter();
+    let cases: Vec<_> = cases
+        .map(|(name, entry)| (name, entry, method(name, entry)))
+        .collect();
     let methods: Vec<_> = cases.iter().map(|(_, _, method)| *method).collect();
     for device in devices() {
         let model = rounded(&path, &device);
@@ -207,10 +207,7 @@ fn methods_rank_as_expected_at_one_eighth() {
         // The margin is larger than the noise.
         for &(better, worse) in ORDER {
             let (a, b) = (over[better], over[worse]);
-            assert!(
-                a + 0.004 < b,
-                "{better} {a:+.4}, {worse} {b:+.4} on {device:?}"
-            );
+            assert!(a + 0.004 < b, "{better} {a}, {worse} {b} on {device:?}");
         }
     }
 }

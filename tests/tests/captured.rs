@@ -2,7 +2,7 @@
 //!
 //! A binary with one test: while a device captures, no other test may use it.
 
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::Tensor;
 use sparq::{Method, Sketch, SparqConfig};
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::{CapturedLm, CausalLm};
@@ -28,9 +28,7 @@ fn captured_steps_equal_transformers() {
             let ids = tokens(&ids, shape[0], &device);
             let sketched = SparqConfig::new(2, 61).with_sketch(Sketch::Bits4);
             for method in [Method::DENSE, Method::from(sketched)] {
-                let mut cache = model
-                    .new_cache(shape[0], 1, FloatDType::F32, &method)
-                    .unwrap();
+                let mut cache = new_cache(&model, shape[0], 1, &method);
                 let mut decode = CapturedLm::new(&model, &mut cache, method);
                 let steps = (0..shape[1]).map(|t| {
                     let token = ids.clone().slice_dim(1, t..t + 1);

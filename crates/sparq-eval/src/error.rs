@@ -21,7 +21,7 @@ pub enum EvalError {
     Sampling(#[from] SamplingError),
     /// The tokenizer has a token that the model lacks.
     #[error(
-        "tokens: expected IDs below {vocab} (the model's vocabulary), found {found}; \
+        "tokens: expected token ids below {vocab} (the model's vocabulary), found {found}; \
          does the tokenizer belong to the model?"
     )]
     Token {

@@ -147,8 +147,8 @@ mod tests {
         let beyond = model.vocab_size() as u32;
         assert_eq!(tensor(&model, &[0, beyond - 1], 1).unwrap().dims(), [1, 2]);
         let error = tensor(&model, &[0, beyond], 1).unwrap_err().to_string();
-        let found = format!("expected IDs below {beyond} (the model's vocabulary), found {beyond}");
-        assert!(error.contains(&found), "{error}");
+        let expected = format!("ids below {beyond} (the model's vocabulary), found {beyond}");
+        assert!(error.contains(&expected), "{error}");
     }
 
     #[test]

@@ -85,7 +85,6 @@ impl Checkpoint {
     /// model from it checks that the checkpoint has every tensor in the right shape.
     ///
     /// # Errors
-    ///
     /// If the system has no address range of the size of the largest tensor.
     pub fn blank(&self) -> Result<Self, CheckpointError> {
         let stored = self.tensors.values().map(|tracked| &tracked.stored);
@@ -129,7 +128,6 @@ impl Checkpoint {
     /// Checks every tensor that has a checksum against it. Reading a tensor does the same.
     ///
     /// # Errors
-    ///
     /// If a checksum differs.
     pub fn verify(&self) -> Result<(), CheckpointError> {
         self.tensors.iter().try_for_each(|(name, tracked)| {
@@ -142,12 +140,12 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether there is a tensor of this name.
+    /// Returns whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// Whether both names belong to the same bytes of the same file.
+    /// Returns whether both names belong to the same bytes of the same file.
     pub fn are_one(&self, first: &str, second: &str) -> bool {
         let place = |name: &str| {
             let Tracked { stored, source, .. } = self.tensors.get(name)?;
@@ -192,7 +190,6 @@ impl Checkpoint {
     /// Reads a tensor onto `device` as `dtype`.
     ///
     /// # Errors
-    ///
     /// If there is no such tensor, its shape is not `shape`, its stored type is not supported, a
     /// weight is not finite or exceeds the range of `dtype`, the device does not compute in
     /// `dtype`, or the file cannot be read.

@@ -93,7 +93,7 @@ impl Stored {
         self.shape.iter().product()
     }
 
-    /// Whether every product of dimensions fits into memory, also those beside a dimension of 0.
+    /// Returns whether every product of dimensions fits into memory, even beside a dimension of 0.
     pub(super) fn fits_into_memory(&self) -> bool {
         let mut sizes = self.shape.iter().map(|&size| size.max(1));
         let bytes = sizes.try_fold(size_of::<f64>(), usize::checked_mul);

@@ -28,7 +28,6 @@ impl<'a> Loader<'a> {
     /// Creates a loader of `checkpoint` onto `device` as `dtype`.
     ///
     /// # Errors
-    ///
     /// If the device does not compute in `dtype`.
     pub fn new(
         checkpoint: &'a Checkpoint,
@@ -45,21 +44,6 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// Returns the checkpoint.
-    pub fn checkpoint(&self) -> &'a Checkpoint {
-        self.checkpoint
-    }
-
-    /// Returns the device of the weights.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// Returns the type that the weights are converted to.
-    pub fn dtype(&self) -> FloatDType {
-        self.dtype
-    }
-
     /// Returns the number of stored bytes read so far.
     pub fn bytes_read(&self) -> u64 {
         self.bytes_read.get()
@@ -68,7 +52,6 @@ impl<'a> Loader<'a> {
     /// Reads a tensor.
     ///
     /// # Errors
-    ///
     /// As [`Checkpoint::tensor`].
     pub fn tensor<const D: usize>(
         &self,

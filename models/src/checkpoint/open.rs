@@ -37,7 +37,6 @@ impl Checkpoint {
     /// mapped into memory.
     ///
     /// # Errors
-    ///
     /// If the folder or a file is missing, cannot be read or is malformed, or if files contradict
     /// each other.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
@@ -88,7 +87,6 @@ impl Checkpoint {
     /// stands for its folder in messages.
     ///
     /// # Errors
-    ///
     /// As [`open`](Self::open).
     pub fn from_bytes(
         name: &str,
@@ -224,8 +222,8 @@ pub(super) fn file_names(dir: &Path) -> Result<Vec<String>, CheckpointError> {
     Ok(names)
 }
 
-/// Whether a file looks like weights, in a supported format or not. The error for a folder without
-/// supported weights lists them.
+/// Returns whether a file looks like weights, in a supported format or not. The error for a folder
+/// without supported weights lists them.
 fn is_weights(name: &str) -> bool {
     [".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx"]
         .iter()

@@ -9,7 +9,6 @@ const MAX_BYTES: u64 = 100_000_000;
 /// Reads a small file.
 ///
 /// # Errors
-///
 /// As [`fs::read`], and if `path` is no regular file or too large.
 pub(crate) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
     // Checked before the file is opened: opening a pipe without a writer would block forever.

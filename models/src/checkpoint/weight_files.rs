@@ -73,7 +73,7 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Checkp
     map.iter().map(shard_of).collect()
 }
 
-/// Whether a name stays inside the folder that it is joined to, on every operating system.
+/// Returns whether a name stays inside the folder that it is joined to, on every operating system.
 ///
 /// Links inside the folder are followed: the cache of the Hugging Face hub consists of links, and
 /// whoever can create a link can also create the file.

@@ -131,7 +131,7 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// Whether the hub could not be reached.
+    /// Returns whether the hub could not be reached.
     pub(super) fn is_connection(&self) -> bool {
         let Self::Request { error, .. } = self else {
             return false;

@@ -22,7 +22,6 @@ impl ModelId {
     /// in `spec`.
     ///
     /// # Errors
-    ///
     /// If `spec` or the revision is malformed.
     pub fn parse(spec: &str, revision: Option<&str>) -> Result<Self, HubError> {
         let (repo, own) = match spec.split_once('@') {
@@ -68,7 +67,7 @@ impl fmt::Display for ModelId {
     }
 }
 
-/// Whether `part` is allowed between the slashes of an id or a revision.
+/// Returns whether `part` is allowed between the slashes of an id or a revision.
 pub(super) fn is_part(part: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)

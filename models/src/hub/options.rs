@@ -42,7 +42,6 @@ impl HubOptions {
     /// - `HF_HUB_OFFLINE` set to 1, true, yes or on forbids network access.
     ///
     /// # Errors
-    ///
     /// If neither the environment nor a home folder determines the cache.
     pub fn from_env() -> Result<Self, HubError> {
         Self::from_lookup(|name| env::var(name).ok(), env::home_dir())

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
-use crate::support::{checkpoint, f32_bytes, folder, safetensors};
+use crate::support::{assert_contains, checkpoint, f32_bytes, folder, safetensors};
 use burn::tensor::{Device, FloatDType};
 use proptest::prelude::*;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sparq::SparqConfig;
 use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, Weights};
 use tempfile::TempDir;
@@ -24,23 +24,15 @@ fn convert(source: &Path) -> TempDir {
 fn tensors(bytes: &[u8]) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
     let file = SafeTensors::deserialize(bytes).unwrap();
     let tensors = file.tensors().into_iter();
-    let parts = tensors.map(|(name, view)| {
-        (
-            name,
-            (view.dtype(), view.shape().to_vec(), view.data().to_vec()),
-        )
-    });
-    parts.collect()
+    let parts = |view: TensorView<'_>| (view.dtype(), view.shape().to_vec(), view.data().to_vec());
+    tensors.map(|(name, view)| (name, parts(view))).collect()
 }
 
 /// Returns the bytes of 16-bit floats, made finite: an exponent of all ones is cleared.
 fn finite_halves(seed: &[u16], ones: u16) -> Vec<u8> {
-    let finite = seed.iter().map(|bits| {
-        if bits & ones == ones {
-            bits ^ ones
-        } else {
-            *bits
-        }
+    let finite = seed.iter().map(|bits| match bits & ones == ones {
+        true => bits ^ ones,
+        false => *bits,
     });
     finite.flat_map(u16::to_le_bytes).collect()
 }
@@ -127,36 +119,26 @@ fn dtype_and_settings_are_written() {
 
 #[test]
 fn small_files_are_copied() {
+    let weights = safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]);
     let files: [(&str, &[u8]); 5] = [
         ("config.json", b"{ \"odd\":   1 }"),
         ("tokenizer.json", b"{}"),
         ("chat_template.jinja", b"hello"),
         ("unrelated.txt", b"is not copied"),
-        (
-            "model.safetensors",
-            &safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]),
-        ),
+        ("model.safetensors", &weights),
     ];
     let source = folder(&files);
     fs::create_dir(source.path().join("additional_chat_templates")).unwrap();
-    fs::write(
-        source.path().join("additional_chat_templates/tool.jinja"),
-        "tool",
-    )
-    .unwrap();
+    let template = "additional_chat_templates/tool.jinja";
+    fs::write(source.path().join(template), "tool").unwrap();
     let converted = convert(source.path());
     let read = |name: &str| fs::read(converted.path().join(name)).ok();
     for (name, bytes) in &files[..3] {
         assert_eq!(read(name).as_deref(), Some(*bytes), "{name}");
     }
-    assert_eq!(
-        read("additional_chat_templates/tool.jinja").as_deref(),
-        Some(&b"tool"[..])
-    );
-    assert_eq!(
-        (read("unrelated.txt"), read("model.safetensors")),
-        (None, None)
-    );
+    assert_eq!(read(template).as_deref(), Some(&b"tool"[..]));
+    assert_eq!(read("unrelated.txt"), None);
+    assert_eq!(read("model.safetensors"), None);
 }
 
 #[test]
@@ -197,10 +179,8 @@ fn damaged_bytes_are_found_or_harmless() {
                 }
             }
         }
-        assert!(
-            found_errors >= whole.len().min(100),
-            "{name}: {found_errors}"
-        );
+        let expected = whole.len().min(100);
+        assert!(found_errors >= expected, "{name}: {found_errors}");
         for length in 0..whole.len() {
             replace(&whole[..length]);
             assert!(read_all().is_err(), "{name}: {length}");
@@ -226,57 +206,35 @@ fn manifest_stays_inside_and_covers_every_tensor() {
         Checkpoint::open(converted.path()).unwrap_err().to_string()
     };
     let message = error("\"config.json\"", "\"../config.json\"");
-    assert!(
-        message.contains("found none; convert the model again"),
-        "{message}"
-    );
+    assert_contains(&message, &["found none; convert the model again"]);
     let message = error("a.weight", "b.weight");
-    assert!(
-        message.contains("tensor \"a.weight\": expected a checksum in sparq.json, found none"),
-        "{message}"
-    );
+    let expected = "tensor \"a.weight\": expected a checksum in sparq.json, found none";
+    assert_contains(&message, &[expected]);
     let message = error("\"transposed\": true", "\"transposed\": 1");
-    assert!(
-        message.contains("sparq.json") && message.contains("invalid type"),
-        "{message}"
-    );
+    assert_contains(&message, &["sparq.json", "invalid type"]);
 }
 
 #[test]
 fn unusable_weights_are_refused() {
     let convert = |weights: &[u8], dtype| {
         let source = checkpoint(weights);
-        let out = tempfile::tempdir().unwrap();
+        let [out, other] = [(), ()].map(|()| tempfile::tempdir().unwrap());
         let conversion = Conversion::new(open(source.path())).with_dtype(dtype);
-        let [one, other] = [
-            conversion.write(out.path()).unwrap_err().to_string(),
-            Conversion::new(open(source.path()))
-                .with_dtype(dtype)
-                .write_safetensors(tempfile::tempdir().unwrap().path())
-                .unwrap_err()
-                .to_string(),
-        ];
-        assert_eq!(one, other);
+        let error = conversion.write(out.path()).unwrap_err().to_string();
+        let safetensors = conversion.write_safetensors(other.path());
+        assert_eq!(safetensors.unwrap_err().to_string(), error);
         // The remains are not taken for a model.
         assert!(Checkpoint::open(out.path()).is_err());
-        one
+        error
     };
     let nan = safetensors(&[("a", Dtype::F32, &[2], f32_bytes(&[1.0, f32::NAN]))]);
     let message = convert(&nan, None);
-    assert!(
-        message.contains("tensor \"a\": expected finite weights, found 1 of 2"),
-        "{message}"
-    );
+    let expected = "tensor \"a\": expected finite weights, found 1 of 2";
+    assert_contains(&message, &[expected]);
     let large = safetensors(&[("a", Dtype::F32, &[2], f32_bytes(&[1.0, 1e6]))]);
     let message = convert(&large, Some(StoredType::F16));
-    assert!(
-        message.contains("expected weights within the range of F16"),
-        "{message}"
-    );
+    assert_contains(&message, &["expected weights within the range of F16"]);
     let codes = safetensors(&[("a", Dtype::I8, &[2], vec![1, 2])]);
     let message = convert(&codes, None);
-    assert!(
-        message.contains("tensor \"a\": expected type F32, F16 or BF16"),
-        "{message}"
-    );
+    assert_contains(&message, &["tensor \"a\": expected type F32, F16 or BF16"]);
 }

@@ -11,33 +11,20 @@ use sparq_models::checkpoint::{Checkpoint, CheckpointError, Loader, Weights};
 /// Makes a checkpoint with a linear layer from 3 to 2 features, an embedding of 2 tokens and a norm
 /// of 3 features.
 fn checkpoint() -> Checkpoint {
-    let weights = safetensors(&[
-        (
-            "proj.weight",
-            Dtype::F32,
-            &[2, 3],
-            f32_bytes(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
-        ),
-        ("proj.bias", Dtype::F32, &[2], f32_bytes(&[10.0, 20.0])),
-        (
-            "embed.weight",
-            Dtype::F32,
-            &[2, 3],
-            f32_bytes(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
-        ),
-        (
-            "norm.weight",
-            Dtype::F32,
-            &[3],
-            f32_bytes(&[1.0, 2.0, -1.0]),
-        ),
-        (
-            "layers.0.rotary_emb.inv_freq",
-            Dtype::F32,
-            &[1],
-            f32_bytes(&[1.0]),
-        ),
-    ]);
+    let matrix = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+    with_tensors(&[
+        ("proj.weight", &[2, 3], &matrix),
+        ("proj.bias", &[2], &[10.0, 20.0]),
+        ("embed.weight", &[2, 3], &matrix),
+        ("norm.weight", &[3], &[1.0, 2.0, -1.0]),
+        ("layers.0.rotary_emb.inv_freq", &[1], &[1.0]),
+    ])
+}
+
+fn with_tensors(tensors: &[(&str, &[usize], &[f32])]) -> Checkpoint {
+    let tensors = tensors.iter();
+    let tensors = tensors.map(|(name, shape, data)| (*name, Dtype::F32, *shape, f32_bytes(data)));
+    let weights = safetensors(&tensors.collect::<Vec<_>>());
     Checkpoint::from_bytes("test", b"{}", weights).unwrap()
 }
 
@@ -65,9 +52,8 @@ fn linear_survives_its_own_record() {
     let (checkpoint, device) = (checkpoint(), Device::default());
     let linear = loader(&checkpoint).linear("proj", 3, 2, true).unwrap();
     let record = linear.clone().into_record();
-    let other = burn::nn::LinearConfig::new(3, 2)
-        .init(&device)
-        .load_record(record);
+    let other = burn::nn::LinearConfig::new(3, 2).init(&device);
+    let other = other.load_record(record);
     assert_eq!(values(other.weight.val()), values(linear.weight.val()));
     assert_eq!(values(other.weight.val()), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
 }
@@ -77,10 +63,8 @@ fn embedding_returns_rows_and_norm_scales() {
     let (checkpoint, device) = (checkpoint(), Device::default());
     let embedding = loader(&checkpoint).embedding("embed.weight", 2, 3).unwrap();
     let tokens = Tensor::<2, Int>::from_ints([[1, 0]], &device);
-    assert_eq!(
-        values(embedding.forward(tokens)),
-        [4.0, 5.0, 6.0, 1.0, 2.0, 3.0]
-    );
+    let expected = [4.0, 5.0, 6.0, 1.0, 2.0, 3.0];
+    assert_eq!(values(embedding.forward(tokens)), expected);
     let norm = loader(&checkpoint).rms_norm("norm", 3, 3.0, 0.0).unwrap();
     // The mean of the squares is 1, plus epsilon it is 4.
     let x = Tensor::<2>::from_floats([[1.0, 1.0, -1.0]], &device);
@@ -89,11 +73,8 @@ fn embedding_returns_rows_and_norm_scales() {
 
 #[test]
 fn layer_norm_centres_scales_and_shifts() {
-    let weights = safetensors(&[
-        ("ln.weight", Dtype::F32, &[2], f32_bytes(&[2.0, 3.0])),
-        ("ln.bias", Dtype::F32, &[2], f32_bytes(&[10.0, 20.0])),
-    ]);
-    let checkpoint = Checkpoint::from_bytes("test", b"{}", weights).unwrap();
+    let bias = ("ln.bias", &[2][..], &[10.0, 20.0][..]);
+    let checkpoint = with_tensors(&[("ln.weight", &[2], &[2.0, 3.0]), bias]);
     let norm = loader(&checkpoint).layer_norm("ln", 2, 8.0).unwrap();
     // The variance is 1 and epsilon 8: the centred values are divided by 3.
     let x = Tensor::<2>::from_floats([[4.0, 6.0]], &Device::default());
@@ -110,14 +91,8 @@ fn modules_count_their_parameters() {
     let linear = loader.linear("proj", 3, 2, true).unwrap();
     let norm = loader.rms_norm("norm", 3, 1e-6, 0.0).unwrap();
     let embedding = loader.embedding("embed.weight", 2, 3).unwrap();
-    assert_eq!(
-        [
-            linear.num_params(),
-            norm.num_params(),
-            embedding.num_params()
-        ],
-        [8, 3, 6]
-    );
+    assert_eq!((linear.num_params(), norm.num_params()), (8, 3));
+    assert_eq!(embedding.num_params(), 6);
 }
 
 #[test]
@@ -131,18 +106,14 @@ fn large_linear_is_the_transpose_in_any_shape() {
         (257, 1031),
     ] {
         let value = |row: usize, column: usize| ((row * 31 + column * 7) % 1999) as f32;
-        let stored: Vec<_> = (0..rows * columns)
-            .map(|at| value(at / columns, at % columns))
-            .collect();
-        let shape = [rows, columns];
-        let weights = [("w.weight", Dtype::F32, &shape[..], f32_bytes(&stored))];
-        let checkpoint = Checkpoint::from_bytes("test", b"{}", safetensors(&weights)).unwrap();
+        let all = 0..rows * columns;
+        let stored = all.clone().map(|at| value(at / columns, at % columns));
+        let stored: Vec<_> = stored.collect();
+        let checkpoint = with_tensors(&[("w.weight", &[rows, columns], &stored)]);
         let linear = loader(&checkpoint).linear("w", columns, rows, false);
         let weight = linear.unwrap().weight.val();
         assert_eq!(weight.dims(), [columns, rows]);
-        let expected: Vec<_> = (0..rows * columns)
-            .map(|at| value(at % rows, at / rows))
-            .collect();
+        let expected: Vec<_> = all.map(|at| value(at % rows, at / rows)).collect();
         assert!(values(weight) == expected, "{rows} rows of {columns}");
     }
 }
@@ -151,8 +122,7 @@ fn large_linear_is_the_transpose_in_any_shape() {
 fn non_finite_weight_is_located_as_stored() {
     let mut stored = vec![1.0; 100 * 3000];
     stored[70 * 3000 + 5] = f32::NAN;
-    let weights = [("w.weight", Dtype::F32, &[100, 3000][..], f32_bytes(&stored))];
-    let checkpoint = Checkpoint::from_bytes("test", b"{}", safetensors(&weights)).unwrap();
+    let checkpoint = with_tensors(&[("w.weight", &[100, 3000], &stored)]);
     let error = loader(&checkpoint).linear("w", 3000, 100, false);
     assert!(matches!(
         error.unwrap_err(),

@@ -16,10 +16,8 @@ pub fn fixture(name: &str) -> PathBuf {
 pub fn safetensors(tensors: &[(&str, Dtype, &[usize], Vec<u8>)]) -> Vec<u8> {
     let view = |(name, dtype, shape, bytes): &'_ (&str, Dtype, &[usize], Vec<u8>)| {
         let bytes: &'static [u8] = bytes.clone().leak();
-        (
-            name.to_string(),
-            TensorView::new(*dtype, shape.to_vec(), bytes).unwrap(),
-        )
+        let view = TensorView::new(*dtype, shape.to_vec(), bytes);
+        (name.to_string(), view.unwrap())
     };
     safetensors::serialize(tensors.iter().map(view), None).unwrap()
 }
@@ -36,7 +34,9 @@ pub fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
 pub fn folder(files: &[(&str, &[u8])]) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (name, bytes) in files {
-        fs::write(dir.path().join(name), bytes).unwrap();
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
     }
     dir
 }
@@ -46,11 +46,17 @@ pub fn checkpoint(weights: &[u8]) -> TempDir {
     folder(&[("config.json", b"{}"), ("model.safetensors", weights)])
 }
 
+/// Asserts that `text` contains all of `parts`.
+#[track_caller]
+pub fn assert_contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    }
+}
+
 pub fn f32_bytes(values: &[f32]) -> Vec<u8> {
-    values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect()
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+    bytes.collect()
 }
 
 pub fn f16_bytes(values: &[f32]) -> Vec<u8> {

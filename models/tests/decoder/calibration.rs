@@ -28,14 +28,11 @@ fn probabilities(cache: &KvCache) -> Vec<Vec<f64>> {
     let query = floats(cache.query().unwrap().to_data());
     let group = query.len() / d / kv_heads;
     let head = |(head, q): (usize, &[f32])| {
-        let keys = keys[head / group * capacity * d..]
-            .chunks_exact(d)
-            .take(cache.len());
+        let keys = keys[head / group * capacity * d..].chunks_exact(d);
+        let keys = keys.take(cache.len());
         let dot = |key: &[f32]| -> f64 {
-            key.iter()
-                .zip(q)
-                .map(|(&k, &q)| f64::from(k) * f64::from(q))
-                .sum()
+            let pairs = key.iter().zip(q);
+            pairs.map(|(&k, &q)| f64::from(k) * f64::from(q)).sum()
         };
         let logits: Vec<f64> = keys.map(|key| dot(key) / (d as f64).sqrt()).collect();
         let largest = logits.iter().copied().fold(f64::MIN, f64::max);
@@ -52,28 +49,24 @@ fn full_rank_keeps_the_top_positions_of_each_group() {
     // With exact scores, the selected positions have the largest sums over the group. The last
     // position is always among them.
     let head_dim = 64;
-    let (few, many) = (
-        SparqConfig::new(head_dim, 10),
-        SparqConfig::new(head_dim, 50),
-    );
-    let configs = [few, many].map(|config| config.with_local_window(1).with_sketch(Sketch::Full));
+    let configs = [10, 50].map(|top_k| {
+        let config = SparqConfig::new(head_dim, top_k).with_sketch(Sketch::Full);
+        config.with_local_window(1)
+    });
     let method = Method::from(configs[0]);
     let mut cache = read(&model, &method);
     assert_eq!(cache.layers[0].config().head_dim, head_dim);
     let mut watched = read(&model, &method);
-    watched
-        .layers
-        .iter_mut()
-        .for_each(|layer| layer.keep_query(true));
+    for layer in &mut watched.layers {
+        layer.keep_query(true);
+    }
     let token = Tensor::<2, Int>::from_ints([[65]], &model.device());
     model.decode(token, &mut watched, &Method::DENSE).unwrap();
 
     let found = kept_mass(&model, &mut cache, &[65], &configs, &mut || ()).unwrap();
     for (found, config) in found.iter().zip(configs) {
-        assert_eq!(
-            (found.config, found.layers.len()),
-            (config, cache.layers.len())
-        );
+        assert_eq!(found.config, config);
+        assert_eq!(found.layers.len(), cache.layers.len());
         for (index, layer) in watched.layers.iter().enumerate() {
             let heads = probabilities(layer);
             let group = heads.len() / layer.config().kv_heads;
@@ -83,20 +76,19 @@ fn full_rank_keeps_the_top_positions_of_each_group() {
                 let sum = |position: usize| heads.iter().map(|head| head[position]).sum::<f64>();
                 let mut others: Vec<f64> = (0..last).map(sum).collect();
                 others.sort_by(|a, b| b.total_cmp(a));
-                let best = sum(last) + others[..config.top_k - 1].iter().sum::<f64>();
+                let largest = sum(last) + others[..config.top_k - 1].iter().sum::<f64>();
                 let kept: f64 = found.layers[index][kv_head * group..][..group].iter().sum();
                 assert!(
-                    (kept - best).abs() < 1e-4,
-                    "layer {index}: {kept} of {best}"
+                    (kept - largest).abs() < 1e-4,
+                    "layer {index}: {kept} of {largest}"
                 );
-                assert!(best > 0.0 && best < group as f64);
+                assert!(largest > 0.0 && largest < group as f64);
             }
         }
-        let heads = || found.layers.iter().flatten().copied();
-        assert!((found.mean() - heads().sum::<f64>() / heads().count() as f64).abs() < 1e-12);
-        assert!(
-            heads().all(|kept| kept >= found.worst()) && heads().any(|kept| kept == found.worst())
-        );
+        let heads: Vec<f64> = found.layers.iter().flatten().copied().collect();
+        let mean = heads.iter().sum::<f64>() / heads.len() as f64;
+        assert!((found.mean() - mean).abs() < 1e-12);
+        assert_eq!(heads.into_iter().reduce(f64::min), Some(found.worst()));
     }
 }
 

@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType, Int, Tensor};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sparq::{KvCache, Method, SparqConfig};
 use sparq_models::checkpoint::Checkpoint;
-use sparq_models::{CausalLm, Decoder, DecoderConfig};
+use sparq_models::{CausalLm, Decoder, DecoderConfig, ModelCache};
 
 /// One fixture of each family, in `tests/fixtures/hf`.
 const FAMILIES: [&str; 6] = [
@@ -31,11 +31,14 @@ fn tokens(len: i64, device: &Device) -> Tensor<2, Int> {
     Tensor::<1, Int>::from_ints(ids.as_slice(), device).unsqueeze()
 }
 
+fn new_cache(model: &Decoder, capacity: usize, method: &Method) -> ModelCache {
+    let cache = model.new_cache(1, capacity, FloatDType::F32, method);
+    cache.unwrap()
+}
+
 /// Returns the logits of every position after one prefill.
 fn prefill(model: &Decoder, len: usize) -> Vec<f32> {
-    let mut cache = model
-        .new_cache(1, len, FloatDType::F32, &Method::DENSE)
-        .unwrap();
+    let mut cache = new_cache(model, len, &Method::DENSE);
     let tokens = tokens(len as i64, &model.device());
     values(model.prefill(tokens, &mut cache, len).unwrap())
 }
@@ -62,10 +65,8 @@ fn random_weights_give_small_logits() {
         // So norms scale by 1, also in Gemma, which stores 0 for it.
         let square = logits.iter().map(|x| x * x).sum::<f32>() / logits.len() as f32;
         let expected = 0.02 * (config.hidden_size as f32).sqrt();
-        assert!(
-            (square.sqrt() / expected - 1.0).abs() < 0.2,
-            "{name}: {square}"
-        );
+        let ratio = square.sqrt() / expected;
+        assert!((ratio - 1.0).abs() < 0.2, "{name}: {ratio}");
     }
 }
 
@@ -119,13 +120,9 @@ fn each_layer_has_its_own_window() {
     assert!(difference(&all, &found) > 1e-3);
 
     for method in [Method::DENSE, SparqConfig::new(2, 60).into()] {
-        let mut cache = some.new_cache(1, 1, FloatDType::F32, &method).unwrap();
-        let windows: Vec<_> = cache
-            .layers
-            .iter()
-            .map(|layer| layer.config().window)
-            .collect();
-        assert_eq!(windows, [None, Some(24), None]);
+        let mut cache = new_cache(&some, 1, &method);
+        let windows = cache.layers.iter().map(|layer| layer.config().window);
+        assert!(windows.eq([None, Some(24), None]));
         let tokens = tokens(60, &device);
         let steps = (0..60).map(|at| {
             let token = tokens.clone().slice_dim(1, at..at + 1);
@@ -144,7 +141,7 @@ fn sparq_skips_positions_in_every_family() {
         let model = Decoder::load(&checkpoint, &config, FloatDType::F32, &device).unwrap();
         let method = Method::from(SparqConfig::new(config.head_dim / 2, 8));
         let dense = prefill(&model, 40);
-        let mut cache = model.new_cache(1, 40, FloatDType::F32, &method).unwrap();
+        let mut cache = new_cache(&model, 40, &method);
         let tokens = tokens(40, &device);
         let part = |from, to| tokens.clone().slice_dim(1, from..to);
         model.prefill(part(0, 39), &mut cache, 1).unwrap();
@@ -176,9 +173,7 @@ fn half_precision_differs_by_rounding() {
                 assert!(values(step).iter().all(|logit| logit.is_finite()));
                 values(read)
             });
-            let largest = exact
-                .iter()
-                .fold(0.0, |largest: f32, x| largest.max(x.abs()));
+            let largest = exact.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
             let worst = difference(&exact, &found) / largest;
             assert!(worst < tolerance, "{name} in {dtype:?}: {worst}");
         }
@@ -204,9 +199,7 @@ fn split_projections_and_norms_are_trainable() {
     for (name, expected) in [("gpt_neox", 3 * 12 + 4), ("gemma_mqa", 3 * 7 + 2)] {
         let (checkpoint, config) = config(name);
         let model = Decoder::load(&checkpoint, &config, FloatDType::F32, &device).unwrap();
-        let mut cache = model
-            .new_cache(1, 8, FloatDType::F32, &Method::DENSE)
-            .unwrap();
+        let mut cache = new_cache(&model, 8, &Method::DENSE);
         let logits = model.prefill(tokens(8, &device), &mut cache, 8).unwrap();
         let gradients = logits.powf_scalar(2.0).sum().backward();
         let mut reached = Reached(&gradients, 0);

@@ -40,29 +40,22 @@ fn shared_prefill_serves_every_method() {
     assert!(methods.len() >= 15);
     let shared = model.new_shared_cache(1, 256, FloatDType::F32, &methods);
     let shared = prefill(&model, shared.unwrap());
-    let dense = decode(
-        &model,
-        shared.for_method(&Method::DENSE).unwrap(),
-        &Method::DENSE,
-    );
+    let dense = shared.for_method(&Method::DENSE).unwrap();
+    let dense = decode(&model, dense, &Method::DENSE);
     for method in &methods {
         method.validate(64).unwrap();
         let own = decode(&model, prefill(&model, new_cache(&model, method)), method);
         let copy = decode(&model, shared.for_method(method).unwrap(), method);
-        let worst = own
-            .iter()
-            .zip(&copy)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
+        let differences = own.iter().zip(&copy).map(|(a, b)| (a - b).abs());
+        let worst = differences.fold(0.0, f32::max);
         assert!(worst < 1e-3, "{method}: {worst}");
         assert_ne!(copy, dense, "{method} selects all positions");
     }
     assert_eq!(shared.len(), 200);
     // A cache for dense attention does not record the attention that H2O needs.
     let dense = prefill(&model, new_cache(&model, &Method::DENSE));
-    let error = dense
-        .for_method(&Method::named("h2o").unwrap())
-        .unwrap_err();
+    let error = dense.for_method(&Method::named("h2o").unwrap());
+    let error = error.unwrap_err();
     assert!(
         matches!(error, SparqError::MissingAttention { .. }),
         "{error}"
@@ -76,11 +69,10 @@ fn first_layers_can_stay_dense() {
     let logits = |dense_layers: usize, method: &Method| {
         let model = model.clone().with_dense_layers(dense_layers);
         let cache = new_cache(&model, method);
-        let sketched = cache
-            .layers
-            .iter()
-            .filter(|layer| layer.config().sketch.is_some());
-        let sketched = sketched.count();
+        let layers = cache.layers.iter();
+        let sketched = layers
+            .filter(|layer| layer.config().sketch.is_some())
+            .count();
         (decode(&model, prefill(&model, cache), method), sketched)
     };
     let (dense, _) = logits(0, &Method::DENSE);

@@ -2,10 +2,13 @@
 #![cfg(feature = "hub")]
 
 mod failures;
+#[path = "../checkpoint_support/mod.rs"]
+mod files;
 mod server;
 
 use std::{fs, net::TcpListener, path::Path};
 
+use files::assert_contains;
 use server::{Hub, Request};
 use sparq_models::{
     checkpoint::Checkpoint,
@@ -22,18 +25,14 @@ const SHARDS: [&str; 2] = [
 fn weights(name: &str, len: usize) -> Vec<u8> {
     let header =
         format!(r#"{{"{name}": {{"dtype": "U8", "shape": [{len}], "data_offsets": [0, {len}]}}}}"#);
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(header.as_bytes());
-    bytes.extend((0..len).map(|at| at as u8));
-    bytes
+    let data: Vec<u8> = (0..len).map(|at| at as u8).collect();
+    files::with_header(&header, &data)
 }
 
 /// Starts a hub with a sharded model and unneeded files. Returns it with an empty cache.
 fn sharded() -> (Hub, TempDir) {
-    let index = format!(
-        r#"{{"weight_map": {{"a": "{}", "b": "{}"}}}}"#,
-        SHARDS[0], SHARDS[1]
-    );
+    let [first, second] = SHARDS;
+    let index = format!(r#"{{"weight_map": {{"a": "{first}", "b": "{second}"}}}}"#);
     let hub = Hub::start(&[
         ("config.json", br#"{"model_type": "llama"}"#),
         ("tokenizer.json", b"{\"version\": 1}"),
@@ -56,18 +55,17 @@ fn options(hub: &Hub, cache: &TempDir) -> HubOptions {
 }
 
 fn offline(options: &HubOptions) -> HubOptions {
-    let mut options = options.clone();
-    options.offline = true;
-    options
+    HubOptions {
+        offline: true,
+        ..options.clone()
+    }
 }
 
 /// Asserts that the file `name` of the model equals that of the hub.
 #[track_caller]
 fn assert_whole(dir: &Path, hub: &Hub, name: &str) {
-    assert!(
-        fs::read(dir.join(name)).unwrap() == hub.state().files[name],
-        "{name}"
-    );
+    let bytes = fs::read(dir.join(name)).unwrap();
+    assert!(bytes == hub.state().files[name], "{name}");
 }
 
 #[test]
@@ -75,10 +73,8 @@ fn download_takes_only_needed_files_of_one_commit() {
     let (hub, cache) = sharded();
     let dir = fetch("org/tiny", None, &options(&hub, &cache)).unwrap();
     assert!(dir.starts_with(cache.path()));
-    for name in ["config.json", "tokenizer.json", "generation_config.json"]
-        .iter()
-        .chain(&SHARDS)
-    {
+    let small = ["config.json", "tokenizer.json", "generation_config.json"];
+    for name in small.iter().chain(&SHARDS) {
         assert_whole(&dir, &hub, name);
     }
     let checkpoint = Checkpoint::open(&dir).unwrap();
@@ -89,11 +85,8 @@ fn download_takes_only_needed_files_of_one_commit() {
     // No file that the list lacks is requested either.
     assert!(!asked("chat_template") && !asked("special_tokens_map"));
     assert!(asked("/resolve/c0ffee/") && !asked("/resolve/main/"));
-    assert!(
-        requests
-            .iter()
-            .all(|request| request.authorization.is_none())
-    );
+    let mut sent = requests.iter().map(|request| &request.authorization);
+    assert!(sent.all(Option::is_none));
 }
 
 #[test]
@@ -121,10 +114,8 @@ fn second_call_sends_no_request() {
     let first = fetch("org/tiny", None, &options).unwrap();
     assert!(!hub.take_requests().is_empty());
     assert_eq!(fetch("org/tiny", None, &options).unwrap(), first);
-    assert_eq!(
-        resolve_model_with("org/tiny@main", &options).unwrap(),
-        first
-    );
+    let resolved = resolve_model_with("org/tiny@main", &options);
+    assert_eq!(resolved.unwrap(), first);
     assert_eq!(fetch("org/tiny", None, &offline(&options)).unwrap(), first);
     // The commit can also be named directly.
     assert_eq!(fetch("org/tiny@c0ffee", None, &options).unwrap(), first);
@@ -158,15 +149,12 @@ fn offline_names_missing_files_and_the_remedy() {
     let (hub, cache) = sharded();
     let options = offline(&options(&hub, &cache));
     let error = fetch("org/tiny", None, &options).unwrap_err().to_string();
-    for part in [
-        "org/tiny",
+    let (files, cache) = (
         "config.json, model.safetensors",
         cache.path().to_str().unwrap(),
-        "HF_HUB_OFFLINE",
-        "run once without it",
-    ] {
-        assert!(error.contains(part), "{part:?} is not in {error:?}");
-    }
+    );
+    assert_contains(&error, &["org/tiny", files, cache]);
+    assert_contains(&error, &["HF_HUB_OFFLINE", "run once without it"]);
     assert_eq!(hub.take_requests().len(), 0);
 }
 
@@ -185,10 +173,8 @@ fn offline_names_a_missing_shard() {
     assert_whole(&dir, &hub, SHARDS[1]);
     // Only that file was downloaded again.
     let requests = hub.take_requests();
-    let resolved = requests
-        .iter()
-        .filter(|request| request.path.contains("/resolve/"));
-    let mut again = resolved.map(|request| &request.path);
+    let paths = requests.iter().map(|request| &request.path);
+    let mut again = paths.filter(|path| path.contains("/resolve/"));
     assert!(again.next().is_some() && again.all(|path| path.ends_with(SHARDS[1])));
 }
 
@@ -197,11 +183,7 @@ fn unknown_model_is_named() {
     let (hub, cache) = sharded();
     let error = fetch("org/other", None, &options(&hub, &cache)).unwrap_err();
     assert!(matches!(error, HubError::NotFound { .. }));
-    let message = error.to_string();
-    assert!(
-        message.contains("org/other") && message.contains(&hub.endpoint()),
-        "{message}"
-    );
+    assert_contains(&error.to_string(), &["org/other", &hub.endpoint()]);
     assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
 }
 
@@ -263,17 +245,11 @@ fn unresolved_name_gives_both_reasons() {
         error.to_string()
     };
     let message = error("org/other");
-    assert!(
-        message.contains("no such folder") && message.contains("404"),
-        "{message}"
-    );
+    assert_contains(&message, &["no such folder", "404"]);
     let message = error("./models/llama");
-    assert!(
-        message.contains("no such folder") && message.contains("a name like org/name"),
-        "{message}"
-    );
+    assert_contains(&message, &["no such folder", "a name like org/name"]);
     let file = cache.path().join("file");
     fs::write(&file, "").unwrap();
     let message = error(file.to_str().unwrap());
-    assert!(message.contains("a file, not a folder"), "{message}");
+    assert_contains(&message, &["a file, not a folder"]);
 }

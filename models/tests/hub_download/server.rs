@@ -49,9 +49,8 @@ pub struct Hub {
 
 impl Hub {
     pub fn start(files: &[(&str, &[u8])]) -> Self {
-        let files = files
-            .iter()
-            .map(|(name, bytes)| (name.to_string(), bytes.to_vec()));
+        let files = files.iter();
+        let files = files.map(|(name, bytes)| (name.to_string(), bytes.to_vec()));
         let state = Arc::new(Mutex::new(State {
             repo: "org/tiny".into(),
             branch: "main".into(),
@@ -80,6 +79,11 @@ impl Hub {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// Makes the next download of a file fail.
+    pub fn fail(&self, file: &str, fault: Fault) {
+        self.state().faults.push((file.into(), fault));
     }
 
     /// Returns and clears the requests so far.
@@ -120,33 +124,28 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     state.requests.push(request.clone());
     let expected = state.token.as_ref().map(|token| format!("Bearer {token}"));
     if expected.is_some() && request.authorization != expected {
-        return send(&mut stream, "401 Unauthorized", &[], b"");
+        return send(&mut stream, "401 Unauthorized", "");
     }
     let (repo, branch, sha) = (&state.repo, &state.branch, state.sha.clone());
     if request.path == format!("/api/models/{repo}/revision/{branch}") {
-        let names = state
-            .files
-            .keys()
-            .map(|name| format!(r#"{{"rfilename": "{name}"}}"#));
+        let names = state.files.keys();
+        let names = names.map(|name| format!(r#"{{"rfilename": "{name}"}}"#));
         let names = names.collect::<Vec<_>>().join(",");
         let body = format!(r#"{{"sha": "{sha}", "siblings": [{names}]}}"#);
-        return send(&mut stream, "200 OK", &[], body.as_bytes());
+        return send(&mut stream, "200 OK", &body);
     }
     let file = request
         .path
-        .strip_prefix(&format!("/{repo}/resolve/{sha}/"))
-        .unwrap_or_default()
-        .to_string();
-    let Some(bytes) = state.files.get(&file).cloned() else {
-        return send(&mut stream, "404 Not Found", &[], b"");
+        .strip_prefix(&format!("/{repo}/resolve/{sha}/"));
+    let file = file.unwrap_or_default();
+    let Some(bytes) = state.files.get(file).cloned() else {
+        return send(&mut stream, "404 Not Found", "");
     };
     let (from, to) = range(request.range.as_deref(), bytes.len());
     // A request for the first byte only asks for the length. Faults belong to the download.
     let download = to == bytes.len();
-    let fault = state
-        .faults
-        .iter()
-        .position(|(name, _)| download && *name == file);
+    let mut faults = state.faults.iter();
+    let fault = faults.position(|(name, _)| download && name == file);
     let fault = fault.map(|at| state.faults.remove(at).1);
     drop(state);
     let (from, to) = match fault {
@@ -154,7 +153,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         _ => (from, to),
     };
     if from >= to {
-        return send(&mut stream, "416 Range Not Satisfiable", &[], b"");
+        return send(&mut stream, "416 Range Not Satisfiable", "");
     }
     let (etag, total) = (etag(&bytes), bytes.len());
     let headers = [
@@ -163,22 +162,13 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         ("Content-Range", format!("bytes {from}-{}/{total}", to - 1)),
     ];
     let body = &bytes[from..to];
-    match fault {
-        Some(Fault::Break(count)) => {
-            write_head(
-                &mut stream,
-                "206 Partial Content",
-                &headers,
-                Some(body.len()),
-            )?;
-            stream.write_all(&body[..count])
-        }
-        Some(Fault::EndEarly(count)) => {
-            write_head(&mut stream, "206 Partial Content", &headers, None)?;
-            stream.write_all(&body[..count])
-        }
-        _ => send(&mut stream, "206 Partial Content", &headers, body),
-    }
+    let (length, sent) = match fault {
+        Some(Fault::Break(count)) => (Some(body.len()), &body[..count]),
+        Some(Fault::EndEarly(count)) => (None, &body[..count]),
+        _ => (Some(body.len()), body),
+    };
+    write_head(&mut stream, "206 Partial Content", &headers, length)?;
+    stream.write_all(sent)
 }
 
 /// Returns the first byte of a range, and the one after its last.
@@ -191,14 +181,9 @@ fn range(range: Option<&str>, len: usize) -> (usize, usize) {
     (from.parse().unwrap(), to)
 }
 
-fn send(
-    stream: &mut TcpStream,
-    status: &str,
-    headers: &[(&str, String)],
-    body: &[u8],
-) -> std::io::Result<()> {
-    write_head(stream, status, headers, Some(body.len()))?;
-    stream.write_all(body)
+fn send(stream: &mut TcpStream, status: &str, body: &str) -> std::io::Result<()> {
+    write_head(stream, status, &[], Some(body.len()))?;
+    stream.write_all(body.as_bytes())
 }
 
 fn write_head(

@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 
 use sparq_models::text::{
-    CancelToken, FinishReason, GenerateError, GenerateEvent, GenerateOptions, SamplingConfig,
+    CancelToken, FinishReason, GenerateError, GenerateEvent, GenerateOptions,
 };
 
-use crate::session::{A_HASH, bytes, generate, go_on, session, stop};
+use crate::session::{A_HASH, assert_end, bytes, generate, go_on, options, session, stop, turn};
 use crate::support::scripted_lm::{Call::Prefill, ScriptedLm};
 use crate::support::vocabularies::END;
 
@@ -14,10 +14,7 @@ use crate::support::vocabularies::END;
 fn cancel_token_ends_decoding_between_tokens() {
     let model = ScriptedLm::new(1, &bytes("abcdef"));
     let cancel = CancelToken::new();
-    let options = GenerateOptions {
-        cancel: cancel.clone(),
-        ..GenerateOptions::default()
-    };
+    let options = options(|options| options.cancel = cancel.clone());
     let mut session = session(&model);
     let generated = generate(&mut session, &model, &bytes("?"), &options, &mut |event| {
         if event == GenerateEvent::Text("b") {
@@ -26,16 +23,13 @@ fn cancel_token_ends_decoding_between_tokens() {
         ControlFlow::Continue(())
     })
     .unwrap();
-    assert_eq!(
-        (generated.text.as_str(), generated.finish),
-        ("ab", FinishReason::Cancelled)
-    );
+    assert_end(&generated, "ab", FinishReason::Cancelled);
     assert_eq!(session.tokens(), bytes("?a"));
 
     // The cache keeps the tokens read so far, and the next turn continues from there.
     cancel.reset();
     model.take_calls();
-    let generated = generate(&mut session, &model, &bytes("?ab"), &options, &mut go_on).unwrap();
+    let generated = turn(&mut session, &model, "?ab", &options);
     assert_eq!(model.take_calls()[0], Prefill(bytes("b")));
     assert!(generated.text.starts_with("cdef"));
 }
@@ -45,23 +39,17 @@ fn cancel_token_ends_prefill_between_chunks() {
     let model = ScriptedLm::new(6, &bytes("x"));
     let cancel = CancelToken::new();
     let options = GenerateOptions {
-        cancel: cancel.clone(),
         prefill_chunk: 2,
-        ..GenerateOptions::default()
+        ..options(|options| options.cancel = cancel.clone())
     };
     let mut session = session(&model);
-    let generated = generate(
-        &mut session,
-        &model,
-        &bytes("abcdef"),
-        &options,
-        &mut |event| {
-            if event == (GenerateEvent::Prefill { done: 4, total: 6 }) {
-                cancel.cancel();
-            }
-            ControlFlow::Continue(())
-        },
-    )
+    let prompt = bytes("abcdef");
+    let generated = generate(&mut session, &model, &prompt, &options, &mut |event| {
+        if event == (GenerateEvent::Prefill { done: 4, total: 6 }) {
+            cancel.cancel();
+        }
+        ControlFlow::Continue(())
+    })
     .unwrap();
     assert_eq!(generated.finish, FinishReason::Cancelled);
     assert_eq!((generated.prefill_tokens, generated.tokens.len()), (4, 0));
@@ -72,20 +60,15 @@ fn cancel_token_ends_prefill_between_chunks() {
 fn callback_that_breaks_is_not_called_again() {
     let model = ScriptedLm::new(2, &bytes("ab\u{e9}"));
     for breaks_at in 0..5 {
-        let mut heard = 0;
-        let generated = generate(
-            &mut session(&model),
-            &model,
-            &bytes("??"),
-            &GenerateOptions::default(),
-            &mut |_| {
-                heard += 1;
-                match heard > breaks_at {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            },
-        )
+        let (mut heard, mut session) = (0, session(&model));
+        let options = GenerateOptions::default();
+        let generated = generate(&mut session, &model, &bytes("??"), &options, &mut |_| {
+            heard += 1;
+            match heard > breaks_at {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })
         .unwrap();
         assert_eq!(generated.finish, FinishReason::Cancelled);
         assert_eq!(heard, breaks_at + 1);
@@ -97,48 +80,35 @@ fn callback_that_breaks_is_not_called_again() {
 #[test]
 fn callback_that_breaks_gets_no_text_held_back() {
     let model = ScriptedLm::new(1, &[A_HASH, b'b'.into()]);
-    let mut heard = Vec::new();
-    let generated = generate(
-        &mut session(&model),
-        &model,
-        &bytes("?"),
-        &stop(&["##"]),
-        &mut |event| match event {
-            GenerateEvent::Text(text) => {
-                heard.push(text.to_owned());
-                ControlFlow::Break(())
-            }
-            GenerateEvent::Prefill { .. } => ControlFlow::Continue(()),
-        },
-    )
+    let (mut heard, mut session) = (Vec::new(), session(&model));
+    let options = stop(&["##"]);
+    let generated = generate(&mut session, &model, &bytes("?"), &options, &mut |event| {
+        let GenerateEvent::Text(text) = event else {
+            return ControlFlow::Continue(());
+        };
+        heard.push(text.to_owned());
+        ControlFlow::Break(())
+    })
     .unwrap();
     assert_eq!(heard, ["a"]);
-    assert_eq!(
-        (generated.text.as_str(), generated.finish),
-        ("a#", FinishReason::Cancelled)
-    );
+    assert_end(&generated, "a#", FinishReason::Cancelled);
 }
 
 #[test]
 fn failing_model_leaves_the_session_before_the_step() {
     let mut model = ScriptedLm::new(3, &bytes("abcdef"));
-    let options = GenerateOptions::default();
+    let default = GenerateOptions::default();
     for (fails_at, left) in [(3, ""), (5, "???a")] {
         model.fails_at = Some(fails_at);
         let mut session = session(&model);
         let error =
-            generate(&mut session, &model, &bytes("???"), &options, &mut go_on).unwrap_err();
+            generate(&mut session, &model, &bytes("???"), &default, &mut go_on).unwrap_err();
         assert!(matches!(error, GenerateError::Model(_)), "{error}");
         assert_eq!(session.tokens(), bytes(left));
 
         model.fails_at = None;
-        let options = GenerateOptions {
-            max_new_tokens: 3,
-            ..GenerateOptions::default()
-        };
-        let generated =
-            generate(&mut session, &model, &bytes("???"), &options, &mut go_on).unwrap();
-        assert_eq!(generated.text, "abc");
+        let three = options(|options| options.max_new_tokens = 3);
+        assert_eq!(turn(&mut session, &model, "???", &three).text, "abc");
     }
 }
 
@@ -146,18 +116,10 @@ fn failing_model_leaves_the_session_before_the_step() {
 fn nan_logits_are_an_error() {
     let mut model = ScriptedLm::new(1, &bytes("abc"));
     model.nan_at = Some(2);
-    let error = generate(
-        &mut session(&model),
-        &model,
-        &bytes("?"),
-        &GenerateOptions::default(),
-        &mut go_on,
-    )
-    .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "logits: expected finite values or -inf, found 1 NaN and 0 +inf of 300"
-    );
+    let (mut session, options) = (session(&model), GenerateOptions::default());
+    let error = generate(&mut session, &model, &bytes("?"), &options, &mut go_on).unwrap_err();
+    let expected = "logits: expected finite values or -inf, found 1 NaN and 0 +inf of 300";
+    assert_eq!(error.to_string(), expected);
 }
 
 #[test]
@@ -169,35 +131,35 @@ fn refused_prompts_name_limit_and_value() {
             .unwrap_err()
             .to_string()
     };
-    let options = GenerateOptions::default();
-    assert_eq!(
-        refused(&[], &options),
-        "prompt: expected at least one token, found none"
-    );
-    assert_eq!(
-        refused(&[1; 5], &options),
-        "prompt: expected at most 4 tokens (the model's context), found 5"
-    );
-    assert_eq!(
-        refused(&[1, 300], &options),
-        "prompt: expected token ids below 300 (the model's vocabulary), found 300 at position 1; \
-         does the tokenizer belong to the model?"
-    );
-    let no_chunk = GenerateOptions {
-        prefill_chunk: 0,
-        ..GenerateOptions::default()
-    };
-    assert_eq!(
-        refused(&[1], &no_chunk),
-        "prefill_chunk: expected at least 1, found 0"
-    );
-    let negative = GenerateOptions {
-        sampling: SamplingConfig {
-            temperature: -1.0,
-            ..SamplingConfig::default()
-        },
-        ..GenerateOptions::default()
-    };
+    let default = GenerateOptions::default();
+    let no_chunk = options(|options| options.prefill_chunk = 0);
+    let negative = options(|options| options.sampling.temperature = -1.0);
+    let cases = [
+        (
+            &[][..],
+            &default,
+            "prompt: expected at least one token, found none",
+        ),
+        (
+            &[1; 5],
+            &default,
+            "prompt: expected at most 4 tokens (the model's context), found 5",
+        ),
+        (
+            &[1, 300],
+            &default,
+            "prompt: expected token ids below 300 (the model's vocabulary), found 300 at position \
+             1; does the tokenizer belong to the model?",
+        ),
+        (
+            &[1],
+            &no_chunk,
+            "prefill_chunk: expected at least 1, found 0",
+        ),
+    ];
+    for (prompt, options, expected) in cases {
+        assert_eq!(refused(prompt, options), expected);
+    }
     assert!(refused(&[1], &negative).starts_with("temperature: expected"));
     assert!(refused(&[1], &stop(&[""])).starts_with("stop: expected"));
     assert!(
@@ -211,7 +173,7 @@ fn refused_prompt_leaves_the_cache_unchanged() {
     let model = ScriptedLm::new(2, &[END]);
     let mut session = session(&model);
     let options = GenerateOptions::default();
-    generate(&mut session, &model, &bytes("ab"), &options, &mut go_on).unwrap();
+    turn(&mut session, &model, "ab", &options);
     generate(&mut session, &model, &[], &options, &mut go_on).unwrap_err();
     assert_eq!(session.tokens(), bytes("ab"));
 }

@@ -2,12 +2,13 @@
 //! in transformers.
 
 use std::{
-    fs,
     path::Path,
     time::{Duration, UNIX_EPOCH},
 };
 
 use sparq_models::text::{ChatMessage, ChatTemplate, ChatTemplateError};
+
+use crate::files::{self, assert_contains};
 
 const LLAMA_2: &str = "\
     {% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}\
@@ -93,12 +94,8 @@ const MISTRAL: &str = "\
     {{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}";
 
 fn template(source: &str) -> ChatTemplate {
-    ChatTemplate::new(
-        source,
-        "test",
-        [("bos_token", "<s>"), ("eos_token", "</s>")],
-    )
-    .unwrap()
+    let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
+    ChatTemplate::new(source, "test", tokens).unwrap()
 }
 
 /// Renders a template with one empty message.
@@ -142,12 +139,9 @@ fn llama_3_trims_messages() {
          <|start_header_id|>user<|end_header_id|>\n\n1 < 2?<|eot_id|>\
          <|start_header_id|>assistant<|end_header_id|>\n\n"
     );
-    assert_eq!(
-        template(LLAMA_3)
-            .render(&[ChatMessage::user("a")], false)
-            .unwrap(),
-        "<s><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|>"
-    );
+    let text = template(LLAMA_3).render(&[ChatMessage::user("a")], false);
+    let expected = "<s><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|>";
+    assert_eq!(text.unwrap(), expected);
 }
 
 #[test]
@@ -170,20 +164,15 @@ fn llama_3_2_states_the_date() {
 
 #[test]
 fn chat_ml_adds_a_default_system_message() {
+    let messages = [ChatMessage::system("Be brief."), ChatMessage::user("a")];
+    let template = template(SMOLLM_2);
     assert_eq!(
-        template(SMOLLM_2)
-            .render(&[ChatMessage::user("a")], true)
-            .unwrap(),
+        template.render(&messages[1..], true).unwrap(),
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
          <|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
     );
     assert_eq!(
-        template(SMOLLM_2)
-            .render(
-                &[ChatMessage::system("Be brief."), ChatMessage::user("a")],
-                false
-            )
-            .unwrap(),
+        template.render(&messages, false).unwrap(),
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
     );
 }
@@ -198,10 +187,9 @@ fn mistral_ends_only_answers() {
 
 #[test]
 fn rejection_reports_the_message_of_the_template() {
+    let messages = ["a", "b"].map(ChatMessage::user);
     for source in [LLAMA_2, MISTRAL] {
-        let error = template(source)
-            .render(&[ChatMessage::user("a"), ChatMessage::user("b")], true)
-            .unwrap_err();
+        let error = template(source).render(&messages, true).unwrap_err();
         assert_eq!(
             error.to_string(),
             "test: the template does not allow this conversation: \
@@ -211,31 +199,22 @@ fn rejection_reports_the_message_of_the_template() {
     // The exception is found inside a macro too.
     let nested = "{% macro f() %}{{ raise_exception('no') }}{% endmacro %}{{ f() }}";
     let error = render(nested).unwrap_err();
-    assert!(
-        matches!(&error, ChatTemplateError::Refused { message, .. } if message == "no"),
-        "{error}"
-    );
+    assert!(matches!(error, ChatTemplateError::Refused { message, .. } if message == "no"));
 }
 
 #[test]
 fn failure_names_the_line() {
     let error = render("\n{{ messages[0].content.no_such_method() }}").unwrap_err();
-    assert!(
-        matches!(error, ChatTemplateError::Render { .. }) && error.to_string().contains("test:2"),
-        "{error}"
-    );
+    assert!(matches!(error, ChatTemplateError::Render { .. }), "{error}");
+    assert_contains(&error.to_string(), &["test:2"]);
     let error = ChatTemplate::new("{% if %}", "some.jinja", [("", ""); 0]).unwrap_err();
+    let message = error.to_string();
     assert!(
-        error
-            .to_string()
-            .starts_with("some.jinja: cannot be compiled"),
-        "{error}"
+        message.starts_with("some.jinja: cannot be compiled"),
+        "{message}"
     );
-    let no_messages = template(LLAMA_2).render(&[], true).unwrap_err();
-    assert!(
-        matches!(no_messages, ChatTemplateError::Render { .. }),
-        "{no_messages}"
-    );
+    let error = template(LLAMA_2).render(&[], true).unwrap_err();
+    assert!(matches!(error, ChatTemplateError::Render { .. }), "{error}");
 }
 
 #[test]
@@ -271,10 +250,8 @@ fn strings_have_the_methods_of_python() {
 
 #[test]
 fn missing_arguments_are_none() {
-    assert_eq!(
-        render("{{ tools }} {{ documents is none }} {{ pad_token is defined }}").unwrap(),
-        "None True False"
-    );
+    let source = "{{ tools }} {{ documents is none }} {{ pad_token is defined }}";
+    assert_eq!(render(source).unwrap(), "None True False");
 }
 
 #[test]
@@ -284,34 +261,24 @@ fn tojson_matches_python() {
     let json = render(source).unwrap();
     let (map, string) = json.split_once('|').unwrap();
     let parsed: serde_json::Value = serde_json::from_str(map).unwrap();
-    assert_eq!(
-        parsed,
-        serde_json::json!({"b": "<é'&>", "a": [1, 2.5, true, null]})
-    );
+    let expected = serde_json::json!({"b": "<é'&>", "a": [1, 2.5, true, null]});
+    assert_eq!(parsed, expected);
     assert!(map.contains(r#""b": "<é'&>""#) && map.contains("[1, 2.5, true, null]"));
     assert_eq!(string, r#""\\u003c\n""#);
-    assert_eq!(
-        render("{{ [1, {}] | tojson(indent=2) }}").unwrap(),
-        "[\n  1,\n  {}\n]"
-    );
-    assert_eq!(
-        render("{{ messages | tojson(ensure_ascii=False) }}").unwrap(),
-        r#"[{"role": "user", "content": ""}]"#
-    );
+    let indented = render("{{ [1, {}] | tojson(indent=2) }}").unwrap();
+    assert_eq!(indented, "[\n  1,\n  {}\n]");
+    let messages = render("{{ messages | tojson(ensure_ascii=False) }}").unwrap();
+    assert_eq!(messages, r#"[{"role": "user", "content": ""}]"#);
     let error = render("{{ 1 | tojson(ensure_ascii=True) }}").unwrap_err();
     assert!(error.to_string().contains("ensure_ascii"), "{error}");
 }
 
 #[test]
 fn generation_blocks_render_their_content() {
-    assert_eq!(
-        render("a\n{%- generation -%} b {%- endgeneration %}c{{ '{% raw' }}").unwrap(),
-        "abc{% raw"
-    );
-    assert_eq!(
-        render("{% generation %}\nb\n{% endgeneration %}\nc").unwrap(),
-        "b\nc"
-    );
+    let trimmed = "a\n{%- generation -%} b {%- endgeneration %}c{{ '{% raw' }}";
+    assert_eq!(render(trimmed).unwrap(), "abc{% raw");
+    let lines = "{% generation %}\nb\n{% endgeneration %}\nc";
+    assert_eq!(render(lines).unwrap(), "b\nc");
 }
 
 #[test]
@@ -329,13 +296,8 @@ fn messages_deserialize_from_json() {
 
 /// Writes files into a new folder.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, text) in files {
-        let path = folder.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-    folder
+    let files = files.iter().map(|(name, text)| (*name, text.as_bytes()));
+    files::folder(&files.collect::<Vec<_>>())
 }
 
 /// Renders the template `name` of a folder with one empty message.
@@ -345,56 +307,45 @@ fn rendered(folder: &Path, name: Option<&str>) -> Result<Option<String>, ChatTem
         .transpose()
 }
 
+/// Renders the template `name` of a folder that has it.
+fn rendered_text(folder: &Path, name: Option<&str>) -> String {
+    rendered(folder, name).unwrap().unwrap()
+}
+
+/// Asserts that a folder has no template of the name `rag`, but these.
+#[track_caller]
+fn assert_no_rag(folder: &Path, found: &str) {
+    let error = rendered(folder, Some("rag")).unwrap_err().to_string();
+    let expected = format!("expected the name \"rag\", found {found}");
+    assert!(error.ends_with(&expected), "{error}");
+}
+
 #[test]
 fn folder_without_template_gives_none() {
     let folder = folder(&[("tokenizer_config.json", r#"{"bos_token": "<s>"}"#)]);
     assert!(rendered(folder.path(), None).unwrap().is_none());
-    let error = rendered(folder.path(), Some("rag"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.ends_with("expected the name \"rag\", found no chat template"),
-        "{error}"
-    );
+    assert_no_rag(folder.path(), "no chat template");
 }
 
 #[test]
 fn special_tokens_come_from_config_or_map() {
+    let config = r#"{"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>", "unk_token": null,
+                "chat_template": "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}"}"#;
+    let map = r#"{"bos_token": "other", "pad_token": "<pad>"}"#;
     let folder = folder(&[
-        (
-            "tokenizer_config.json",
-            r#"{"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>", "unk_token": null,
-                "chat_template": "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}"}"#,
-        ),
-        (
-            "special_tokens_map.json",
-            r#"{"bos_token": "other", "pad_token": "<pad>"}"#,
-        ),
+        ("tokenizer_config.json", config),
+        ("special_tokens_map.json", map),
     ]);
-    assert_eq!(
-        rendered(folder.path(), None).unwrap().unwrap(),
-        "<s></s><pad>"
-    );
+    assert_eq!(rendered_text(folder.path(), None), "<s></s><pad>");
 }
 
 #[test]
 fn named_template_is_chosen_from_a_list() {
-    let folder = folder(&[(
-        "tokenizer_config.json",
-        r#"{"chat_template": [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]}"#,
-    )]);
-    assert_eq!(rendered(folder.path(), None).unwrap().unwrap(), "a");
-    assert_eq!(
-        rendered(folder.path(), Some("tool_use")).unwrap().unwrap(),
-        "b"
-    );
-    let error = rendered(folder.path(), Some("rag"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.ends_with("expected the name \"rag\", found default, tool_use"),
-        "{error}"
-    );
+    let config = r#"{"chat_template": [{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}]}"#;
+    let folder = folder(&[("tokenizer_config.json", config)]);
+    assert_eq!(rendered_text(folder.path(), None), "a");
+    assert_eq!(rendered_text(folder.path(), Some("tool_use")), "b");
+    assert_no_rag(folder.path(), "default, tool_use");
 }
 
 #[test]
@@ -403,7 +354,7 @@ fn template_files_precede_the_configuration() {
         "tokenizer_config.json",
         r#"{"eos_token": "</s>", "chat_template": "config"}"#,
     )];
-    let text = |files: &[_]| rendered(folder(files).path(), None).unwrap().unwrap();
+    let text = |files: &[_]| rendered_text(folder(files).path(), None);
     assert_eq!(text(&files), "config");
     files.push(("chat_template.json", r#"{"chat_template": "json"}"#));
     assert_eq!(text(&files), "json");
@@ -411,42 +362,24 @@ fn template_files_precede_the_configuration() {
     assert_eq!(text(&files), "jinja</s>");
     files.push(("additional_chat_templates/rag.jinja", "rag"));
     assert_eq!(text(&files), "jinja</s>");
-    assert_eq!(
-        rendered(folder(&files).path(), Some("rag"))
-            .unwrap()
-            .unwrap(),
-        "rag"
-    );
+    assert_eq!(rendered_text(folder(&files).path(), Some("rag")), "rag");
 }
 
 #[test]
 fn errors_name_file_and_entry() {
-    let error = |files: &[_]| {
-        rendered(folder(files).path(), None)
-            .unwrap_err()
-            .to_string()
+    let error = |name, text| {
+        let folder = folder(&[(name, text)]);
+        rendered(folder.path(), None).unwrap_err().to_string()
     };
-    let wrong = error(&[("tokenizer_config.json", r#"{"chat_template": 5}"#)]);
-    assert!(
-        wrong.ends_with(
-            "tokenizer_config.json: \"chat_template\": expected a template or a list of objects with \
-             \"name\" and \"template\", found 5"
-        ),
-        "{wrong}"
-    );
-    let nameless = error(&[(
-        "tokenizer_config.json",
-        r#"{"chat_template": [{"template": "a"}]}"#,
-    )]);
+    let wrong = error("tokenizer_config.json", r#"{"chat_template": 5}"#);
+    let expected = "tokenizer_config.json: \"chat_template\": expected a template or a list of objects with \
+                    \"name\" and \"template\", found 5";
+    assert!(wrong.ends_with(expected), "{wrong}");
+    let nameless = r#"{"chat_template": [{"template": "a"}]}"#;
+    let nameless = error("tokenizer_config.json", nameless);
     assert!(nameless.ends_with("found an object of 1"), "{nameless}");
-    let syntax = error(&[("chat_template.jinja", "{% for %}")]);
-    assert!(
-        syntax.contains("chat_template.jinja: cannot be compiled"),
-        "{syntax}"
-    );
-    let broken = error(&[("tokenizer_config.json", "{")]);
-    assert!(
-        broken.contains("tokenizer_config.json: not valid JSON"),
-        "{broken}"
-    );
+    let syntax = error("chat_template.jinja", "{% for %}");
+    assert_contains(&syntax, &["chat_template.jinja: cannot be compiled"]);
+    let broken = error("tokenizer_config.json", "{");
+    assert_contains(&broken, &["tokenizer_config.json: not valid JSON"]);
 }

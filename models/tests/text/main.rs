@@ -13,6 +13,9 @@
 
 mod cancellation;
 mod chat;
+/// Folders and files for tests.
+#[path = "../checkpoint_support/mod.rs"]
+mod files;
 mod sampling;
 mod session;
 mod stop_strings;

@@ -52,6 +52,16 @@ pub fn generate(
     generated
 }
 
+/// Generates without a callback. Succeeds.
+pub fn turn(
+    session: &mut Session,
+    model: &ScriptedLm,
+    prompt: &str,
+    options: &GenerateOptions,
+) -> Generated {
+    generate(session, model, &bytes(prompt), options, &mut go_on).unwrap()
+}
+
 pub fn go_on(_: GenerateEvent<'_>) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
@@ -72,55 +82,45 @@ fn pieces(
     (generated.unwrap(), pieces)
 }
 
+/// Returns the default options after `change`.
+pub fn options(change: impl FnOnce(&mut GenerateOptions)) -> GenerateOptions {
+    let mut options = GenerateOptions::default();
+    change(&mut options);
+    options
+}
+
 pub fn stop(strings: &[&str]) -> GenerateOptions {
-    GenerateOptions {
-        stop: strings.iter().map(|&stop| stop.to_owned()).collect(),
-        ..GenerateOptions::default()
-    }
+    options(|options| options.stop = strings.iter().map(|&stop| stop.to_owned()).collect())
+}
+
+#[track_caller]
+pub fn assert_end(generated: &Generated, text: &str, finish: FinishReason) {
+    assert_eq!((&*generated.text, &generated.finish), (text, &finish));
 }
 
 #[test]
 fn prompt_is_read_once_and_tokens_are_decoded() {
-    let prompt = bytes("ask");
-    let model = ScriptedLm::new(3, &[b'y'.into(), b'e'.into(), b's'.into(), END]);
+    let (prompt, reply) = (bytes("ask"), [bytes("yes"), vec![END]].concat());
+    let model = ScriptedLm::new(3, &reply);
     let (generated, pieces) = pieces(&model, &prompt, &GenerateOptions::default());
-    assert_eq!(
-        model.take_calls(),
-        [
-            Prefill(prompt),
-            Decode(b'y'.into()),
-            Decode(b'e'.into()),
-            Decode(b's'.into())
-        ]
-    );
+    let steps = bytes("yes").into_iter().map(Decode);
+    let calls: Vec<_> = std::iter::once(Prefill(prompt)).chain(steps).collect();
+    assert_eq!(model.take_calls(), calls);
     assert_eq!(pieces, ["y", "e", "s"]);
-    assert_eq!(generated.text, "yes");
-    assert_eq!(
-        generated.tokens,
-        [b'y'.into(), b'e'.into(), b's'.into(), END]
-    );
-    assert_eq!(generated.finish, FinishReason::Eos);
-    assert_eq!(
-        (
-            generated.prompt_tokens,
-            generated.cached_tokens,
-            generated.prefill_tokens,
-            generated.decode_steps
-        ),
-        (3, 0, 3, 3)
-    );
-    assert!(
-        generated.prefill_tokens_per_second() > 0.0 && generated.decode_tokens_per_second() > 0.0
-    );
+    assert_end(&generated, "yes", FinishReason::Eos);
+    assert_eq!(generated.tokens, reply);
+    assert_eq!((generated.prompt_tokens, generated.cached_tokens), (3, 0));
+    assert_eq!((generated.prefill_tokens, generated.decode_steps), (3, 3));
+    assert!(generated.prefill_tokens_per_second() > 0.0);
+    assert!(generated.decode_tokens_per_second() > 0.0);
 }
 
 #[test]
 fn next_turn_reads_what_the_cache_lacks() {
-    let first = bytes("hello");
     let mut model = ScriptedLm::new(5, &[b'A'.into(), END]);
     let mut session = session(&model);
     let options = GenerateOptions::default();
-    generate(&mut session, &model, &first, &options, &mut go_on).unwrap();
+    turn(&mut session, &model, "hello", &options);
     assert_eq!(session.tokens(), bytes("helloA"));
     model.take_calls();
 
@@ -132,24 +132,20 @@ fn next_turn_reads_what_the_cache_lacks() {
     assert_eq!((generated.cached_tokens, generated.prefill_tokens), (6, 2));
 
     // A prompt that differs in the middle truncates the cache there.
-    let third = bytes("helpers");
-    model.script = ScriptedLm::new(third.len(), &[END]).script;
-    let generated = generate(&mut session, &model, &third, &options, &mut go_on).unwrap();
+    model.script = ScriptedLm::new(7, &[END]).script;
+    let generated = turn(&mut session, &model, "helpers", &options);
     assert_eq!(model.take_calls(), [Prefill(bytes("pers"))]);
     assert_eq!(generated.cached_tokens, 3);
-    assert_eq!(session.tokens(), third);
+    assert_eq!(session.tokens(), bytes("helpers"));
 
     // The last token is read again if the cache holds the whole prompt, and if it holds more.
     for (prompt, cached) in [("helpers", 6), ("hel", 2)] {
         model.script = ScriptedLm::new(prompt.len(), &[END]).script;
-        let generated =
-            generate(&mut session, &model, &bytes(prompt), &options, &mut go_on).unwrap();
+        let generated = turn(&mut session, &model, prompt, &options);
         let last = prompt.bytes().last().unwrap();
         assert_eq!(model.take_calls(), [Prefill(vec![last.into()])]);
-        assert_eq!(
-            (generated.cached_tokens, &generated.finish),
-            (cached, &FinishReason::Eos)
-        );
+        assert_eq!(generated.cached_tokens, cached);
+        assert_eq!(generated.finish, FinishReason::Eos);
     }
 
     session.clear();
@@ -160,14 +156,7 @@ fn next_turn_reads_what_the_cache_lacks() {
 fn new_session_clears_its_cache() {
     let model = ScriptedLm::new(2, &[END]);
     let mut used = session(&model);
-    generate(
-        &mut used,
-        &model,
-        &bytes("ab"),
-        &GenerateOptions::default(),
-        &mut go_on,
-    )
-    .unwrap();
+    turn(&mut used, &model, "ab", &GenerateOptions::default());
     assert_eq!(used.cache().len(), 2);
     let new = Session::new(used.cache().clone(), tokenizer());
     assert!(new.cache().is_empty() && new.tokens().is_empty());
@@ -176,32 +165,17 @@ fn new_session_clears_its_cache() {
 #[test]
 fn long_prompt_is_read_in_chunks_with_progress() {
     let model = ScriptedLm::new(7, &[END]);
-    let options = GenerateOptions {
-        prefill_chunk: 3,
-        ..GenerateOptions::default()
-    };
-    let mut progress = Vec::new();
-    generate(
-        &mut session(&model),
-        &model,
-        &bytes("abcdefg"),
-        &options,
-        &mut |event| {
-            if let GenerateEvent::Prefill { done, total } = event {
-                progress.push((done, total));
-            }
-            ControlFlow::Continue(())
-        },
-    )
+    let options = options(|options| options.prefill_chunk = 3);
+    let (prompt, mut session, mut progress) = (bytes("abcdefg"), session(&model), Vec::new());
+    generate(&mut session, &model, &prompt, &options, &mut |event| {
+        if let GenerateEvent::Prefill { done, total } = event {
+            progress.push((done, total));
+        }
+        ControlFlow::Continue(())
+    })
     .unwrap();
-    assert_eq!(
-        model.take_calls(),
-        [
-            Prefill(bytes("abc")),
-            Prefill(bytes("def")),
-            Prefill(bytes("g"))
-        ]
-    );
+    let chunks = ["abc", "def", "g"].map(|chunk| Prefill(bytes(chunk)));
+    assert_eq!(model.take_calls(), chunks);
     assert_eq!(progress, [(0, 7), (3, 7), (6, 7), (7, 7)]);
 }
 
@@ -210,11 +184,11 @@ fn stop_string_over_several_tokens_is_not_shown() {
     let reply: Vec<u32> = bytes("Paris.\nUser: more");
     let model = ScriptedLm::new(1, &reply);
     let (generated, pieces) = pieces(&model, &bytes("?"), &stop(&["\nUser:", "never"]));
-    assert_eq!(generated.text, "Paris.");
     assert_eq!(pieces.concat(), "Paris.");
-    assert_eq!(
-        generated.finish,
-        FinishReason::StopString("\nUser:".to_owned())
+    assert_end(
+        &generated,
+        "Paris.",
+        FinishReason::StopString("\nUser:".into()),
     );
     assert_eq!(generated.tokens, bytes("Paris.\nUser:"));
     assert_eq!(model.take_calls().last(), Some(&Decode(b'r'.into())));
@@ -225,10 +199,7 @@ fn text_held_back_is_shown_at_the_end() {
     let model = ScriptedLm::new(1, &[bytes("a##"), vec![END]].concat());
     let (generated, pieces) = pieces(&model, &bytes("?"), &stop(&["###"]));
     assert_eq!(pieces, ["a", "##"]);
-    assert_eq!(
-        (generated.text.as_str(), generated.finish),
-        ("a##", FinishReason::Eos)
-    );
+    assert_end(&generated, "a##", FinishReason::Eos);
 }
 
 #[test]
@@ -238,10 +209,7 @@ fn characters_over_several_tokens_are_shown_whole() {
     assert_eq!(pieces, ["n", "é", "😀"]);
     assert_eq!(generated.text, "né😀");
 
-    let cut = GenerateOptions {
-        max_new_tokens: 2,
-        ..GenerateOptions::default()
-    };
+    let cut = options(|options| options.max_new_tokens = 2);
     let (generated, pieces) = self::pieces(&model, &bytes("?"), &cut);
     assert_eq!(pieces, ["n", "\u{fffd}"]);
     assert_eq!(generated.text, "n\u{fffd}");
@@ -254,7 +222,7 @@ fn incomplete_character_can_complete_a_stop_string() {
     assert!(pieces.is_empty());
     assert_eq!(
         generated.finish,
-        FinishReason::StopString("\u{fffd}".to_owned())
+        FinishReason::StopString("\u{fffd}".into())
     );
 }
 
@@ -262,13 +230,13 @@ fn incomplete_character_can_complete_a_stop_string() {
 fn max_new_tokens_ends_without_an_extra_step() {
     let model = ScriptedLm::new(2, &bytes("abcdef"));
     for max_new_tokens in 0..4 {
-        let options = GenerateOptions {
-            max_new_tokens,
-            ..GenerateOptions::default()
-        };
+        let options = options(|options| options.max_new_tokens = max_new_tokens);
         let (generated, _) = pieces(&model, &bytes("??"), &options);
-        assert_eq!(generated.text, "abc"[..max_new_tokens]);
-        assert_eq!(generated.finish, FinishReason::MaxNewTokens);
+        assert_end(
+            &generated,
+            &"abc"[..max_new_tokens],
+            FinishReason::MaxNewTokens,
+        );
         assert_eq!(generated.decode_steps, max_new_tokens.saturating_sub(1));
         assert_eq!(model.take_calls().len(), max_new_tokens.max(1));
     }
@@ -280,17 +248,11 @@ fn full_context_ends_the_generation() {
     model.context_len = 6;
     let (generated, _) = pieces(&model, &bytes("????"), &GenerateOptions::default());
     // Two tokens fill the context. The logits after them give the third.
-    assert_eq!(
-        (generated.text.as_str(), generated.finish),
-        ("abc", FinishReason::ContextFull)
-    );
+    assert_end(&generated, "abc", FinishReason::ContextFull);
 
     model.context_len = 4;
     let (generated, _) = pieces(&model, &bytes("????"), &GenerateOptions::default());
-    assert_eq!(
-        (generated.text.as_str(), generated.finish),
-        ("a", FinishReason::ContextFull)
-    );
+    assert_end(&generated, "a", FinishReason::ContextFull);
 }
 
 #[test]
@@ -302,15 +264,9 @@ fn eos_ids_of_the_options_replace_the_tokenizers() {
         ..GenerateOptions::default()
     };
     let (generated, _) = pieces(&model, &bytes("?"), &with(vec![b'b'.into()]));
-    assert_eq!(
-        (generated.text.as_str(), generated.finish),
-        ("a", FinishReason::Eos)
-    );
+    assert_end(&generated, "a", FinishReason::Eos);
     let (generated, _) = pieces(&model, &bytes("?"), &with(Vec::new()));
-    assert_eq!(
-        (generated.text.as_str(), generated.finish),
-        ("abc", FinishReason::MaxNewTokens)
-    );
+    assert_end(&generated, "abc", FinishReason::MaxNewTokens);
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use std::{fs, path::Path};
 
-use sparq_models::text::TextTokenizer;
+use serde_json::json;
+use sparq_models::text::{TextTokenizer, TokenizerError};
 
+use crate::files::assert_contains;
 use crate::support::vocabularies::{END, byte_level, byte_level_json, llama2};
 
 #[test]
@@ -28,29 +30,25 @@ fn special_tokens_are_added_and_skipped_on_request() {
     assert_eq!(tokenizer.encode("a", true).unwrap(), [1, space, a]);
     assert_eq!(tokenizer.encode("a", false).unwrap(), [space, a]);
     assert_eq!(tokenizer.decode(&[1, space, a, 2], true).unwrap(), "a");
-    assert_eq!(
-        tokenizer.decode(&[1, space, a, 2], false).unwrap(),
-        "<s> a</s>"
-    );
+    let shown = tokenizer.decode(&[1, space, a, 2], false).unwrap();
+    assert_eq!(shown, "<s> a</s>");
     assert!(tokenizer.is_special(1) && !tokenizer.is_special(a));
 }
 
 #[test]
 fn special_token_in_the_text_is_that_token() {
     let tokenizer = byte_level(&[]);
-    assert_eq!(
-        tokenizer.encode("a<|end|>", false).unwrap(),
-        [b'a'.into(), END]
-    );
+    let ids = tokenizer.encode("a<|end|>", false).unwrap();
+    assert_eq!(ids, [b'a'.into(), END]);
 }
 
 #[test]
 fn truncation_and_padding_are_disabled() {
     let mut json = byte_level_json(&[]);
-    json["truncation"] = serde_json::json!(
+    json["truncation"] = json!(
         {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     );
-    json["padding"] = serde_json::json!(
+    json["padding"] = json!(
         {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
          "pad_type_id": 0, "pad_token": "!"}
     );
@@ -67,10 +65,8 @@ fn errors_name_the_file() {
     let path = folder.path().join("tokenizer.json");
     fs::write(&path, "{}").unwrap();
     let other = TextTokenizer::from_file(&path).unwrap_err().to_string();
-    assert!(
-        other.starts_with(&format!("{}: not a valid tokenizer.json", path.display())),
-        "{other}"
-    );
+    let expected = format!("{}: not a valid tokenizer.json", path.display());
+    assert!(other.starts_with(&expected), "{other}");
 }
 
 #[test]
@@ -79,19 +75,25 @@ fn truncated_file_is_an_error() {
     for end in 0..json.len() {
         let cut = TextTokenizer::from_bytes(&json.as_bytes()[..end], "cut");
         let error = cut.unwrap_err().to_string();
-        assert!(
-            error.starts_with("cut: not a valid tokenizer.json"),
-            "{end}: {error}"
-        );
+        let invalid = error.starts_with("cut: not a valid tokenizer.json");
+        assert!(invalid, "{end}: {error}");
     }
+}
+
+/// Loads a tokenizer whose normaliser has this trie.
+fn with_charsmap(charsmap: &str, in_sequence: bool) -> Result<TextTokenizer, TokenizerError> {
+    let mut json = byte_level_json(&[]);
+    let precompiled = json!({"type": "Precompiled", "precompiled_charsmap": charsmap});
+    json["normalizer"] = match in_sequence {
+        true => json!({"type": "Sequence", "normalizers": [precompiled]}),
+        false => precompiled,
+    };
+    TextTokenizer::from_bytes(json.to_string().as_bytes(), "test")
 }
 
 #[test]
 fn charsmap_that_is_not_base64_is_an_error() {
-    let mut json = byte_level_json(&[]);
-    json["normalizer"] =
-        serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "not base64"});
-    let error = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap_err();
+    let error = with_charsmap("not base64", false).unwrap_err();
     assert_eq!(
         error.to_string(),
         "test: not a valid tokenizer.json: precompiled_charsmap: Invalid symbol 32, offset 3."
@@ -100,12 +102,8 @@ fn charsmap_that_is_not_base64_is_an_error() {
 
 #[test]
 fn trie_longer_than_its_data_is_refused() {
-    let mut json = byte_level_json(&[]);
     // A length of 2^30 + 4 and four bytes of data.
-    let precompiled =
-        serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "BAAAQAAAAAA="});
-    json["normalizer"] = serde_json::json!({"type": "Sequence", "normalizers": [precompiled]});
-    let error = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap_err();
+    let error = with_charsmap("BAAAQAAAAAA=", true).unwrap_err();
     assert_eq!(
         error.to_string(),
         "test: not a valid tokenizer.json: precompiled_charsmap: expected a trie of at most 4 bytes, \
@@ -115,11 +113,8 @@ fn trie_longer_than_its_data_is_refused() {
 
 #[test]
 fn panic_while_encoding_is_an_error() {
-    let mut json = byte_level_json(&[]);
     // A trie of one node that points to missing ones.
-    json["normalizer"] =
-        serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="});
-    let tokenizer = TextTokenizer::from_bytes(json.to_string().as_bytes(), "test").unwrap();
+    let tokenizer = with_charsmap("BAAAAAAAAAA=", false).unwrap();
     let error = tokenizer.encode("Hello", false).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -136,12 +131,8 @@ fn pipe_instead_of_a_file_is_refused() {
     let made = std::process::Command::new("mkfifo").arg(&path).status();
     assert!(made.unwrap().success());
     let error = TextTokenizer::from_file(&path).unwrap_err().to_string();
-    assert!(
-        error.ends_with(
-            "expected a file of at most 100000000 bytes, found neither a file nor a folder"
-        ),
-        "{error}"
-    );
+    let expected = "expected a file of at most 100000000 bytes, found neither a file nor a folder";
+    assert!(error.ends_with(expected), "{error}");
 }
 
 #[test]
@@ -160,27 +151,20 @@ fn eos_ids_are_the_union_of_three_files() {
     write("config.json", r#"{"eos_token_id": 7}"#);
     write("tokenizer_config.json", r#"{"eos_token": "<|end|>"}"#);
     assert_eq!(eos_ids().unwrap(), [3, 7, END]);
-    write(
-        "tokenizer_config.json",
-        r#"{"eos_token": {"content": "<|end|>", "special": true}}"#,
-    );
+    let object = r#"{"eos_token": {"content": "<|end|>", "special": true}}"#;
+    write("tokenizer_config.json", object);
     assert_eq!(eos_ids().unwrap(), [3, 7, END]);
 
     write("tokenizer_config.json", r#"{"eos_token": "<|other|>"}"#);
     let unknown = eos_ids().unwrap_err().to_string();
-    assert!(
-        unknown.contains("tokenizer_config.json: \"eos_token\"") && unknown.contains("<|other|>"),
-        "{unknown}"
-    );
+    let parts = &["tokenizer_config.json: \"eos_token\"", "<|other|>"];
+    assert_contains(&unknown, parts);
 
     write("config.json", r#"{"eos_token_id": "two"}"#);
     let wrong = eos_ids().unwrap_err().to_string();
-    assert!(
-        wrong.ends_with(
-            "config.json: \"eos_token_id\": expected a token id or a list of token ids, found \"two\""
-        ),
-        "{wrong}"
-    );
+    let expected =
+        "config.json: \"eos_token_id\": expected a token id or a list of token ids, found \"two\"";
+    assert!(wrong.ends_with(expected), "{wrong}");
 
     write("config.json", "{");
     let broken = eos_ids().unwrap_err().to_string();

@@ -16,14 +16,14 @@ mod tokenizers;
 mod vocabularies;
 mod writer;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType};
 use safetensors::SafeTensors;
 use sparq_models::checkpoint::{Checkpoint, StoredType};
 use sparq_tests::*;
 use tempfile::TempDir;
-use writer::{GgufFile, Meta, Tensor};
+use writer::{GgufFile, Meta};
 
 /// Writes a file into a temporary folder, which the caller keeps.
 fn write(bytes: &[u8]) -> (TempDir, PathBuf) {
@@ -39,13 +39,10 @@ fn open(file: &GgufFile) -> Checkpoint {
     Checkpoint::open(&path).unwrap()
 }
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(|&bytes| f32::from_le_bytes(bytes))
-        .collect()
+/// Reads a tensor in f32.
+fn read<const D: usize>(checkpoint: &Checkpoint, name: &str, shape: [usize; D]) -> Vec<f32> {
+    let tensor = checkpoint.tensor(name, shape, FloatDType::F32, &Device::flex());
+    values(tensor.unwrap())
 }
 
 #[test]
@@ -64,67 +61,44 @@ fn blocks_equal_those_of_gguf_py() {
     let blocks = SafeTensors::deserialize(&bytes).unwrap();
     let mut file = GgufFile::llama();
     for (name, kind, _) in TYPES {
-        let values = blocks.tensor(&format!("{name}.values")).unwrap();
-        file.tensors.push(Tensor {
-            name: name.into(),
-            shape: values.shape().iter().map(|&size| size as u64).collect(),
-            kind,
-            bytes: blocks
-                .tensor(&format!("{name}.blocks"))
-                .unwrap()
-                .data()
-                .into(),
+        let [values, encoded] = ["values", "blocks"].map(|part| {
+            let name = format!("{name}.{part}");
+            blocks.tensor(&name).unwrap()
         });
+        let shape: Vec<_> = values.shape().iter().map(|&size| size as u64).collect();
+        file.push(name, &shape, kind, encoded.data().into());
     }
     let checkpoint = open(&file);
     for (name, _, stored) in TYPES {
         let expected = blocks.tensor(&format!("{name}.values")).unwrap();
         let shape: [usize; 2] = expected.shape().try_into().unwrap();
         assert_eq!(checkpoint.entry(name).unwrap().dtype, stored);
-        let found = checkpoint
-            .tensor(name, shape, FloatDType::F32, &Device::flex())
-            .unwrap();
-        assert_eq!(values(found), floats(expected.data()), "{name}");
+        let found = read(&checkpoint, name, shape);
+        assert_eq!(found, floats(expected.data()), "{name}");
     }
 }
 
 #[test]
 fn f16_and_bf16_are_read() {
     let numbers = [1.5_f32, -0.25, 3e-5, 100.0];
+    let halves = numbers.map(half::f16::from_f32);
+    let brains = numbers.map(half::bf16::from_f32);
     let mut file = GgufFile::llama();
-    let halves = numbers
-        .iter()
-        .flat_map(|&number| half::f16::from_f32(number).to_le_bytes());
-    let brains = numbers
-        .iter()
-        .flat_map(|&number| half::bf16::from_f32(number).to_le_bytes());
-    for (name, kind, bytes) in [
-        ("half", 1, halves.collect()),
-        ("brain", 30, brains.collect::<Vec<_>>()),
-    ] {
-        file.tensors.push(Tensor {
-            name: name.into(),
-            shape: vec![4],
-            kind,
-            bytes,
-        });
-    }
+    file.push(
+        "half",
+        &[4],
+        1,
+        halves.map(|half| half.to_le_bytes()).concat(),
+    );
+    file.push(
+        "brain",
+        &[4],
+        30,
+        brains.map(|brain| brain.to_le_bytes()).concat(),
+    );
     let checkpoint = open(&file);
-    let read = |name| {
-        values(
-            checkpoint
-                .tensor(name, [4], FloatDType::F32, &Device::flex())
-                .unwrap(),
-        )
-    };
-    assert_eq!(
-        read("half"),
-        numbers.map(|number| half::f16::from_f32(number).to_f32())
-    );
-    assert_eq!(
-        read("brain"),
-        numbers.map(|number| half::bf16::from_f32(number).to_f32())
-    );
+    assert_eq!(read(&checkpoint, "half", [4]), halves.map(f32::from));
+    assert_eq!(read(&checkpoint, "brain", [4]), brains.map(f32::from));
 }
 
 #[test]
@@ -145,20 +119,12 @@ fn logits_equal_transformers() {
 #[test]
 fn rows_of_queries_and_keys_are_reordered() {
     let folder = fixture("hf/llama3");
-    let (original, gguf) = (
-        Checkpoint::open(&folder).unwrap(),
-        open(&GgufFile::from_folder(&folder)),
-    );
+    let original = Checkpoint::open(&folder).unwrap();
+    let gguf = open(&GgufFile::from_folder(&folder));
     for name in ["q_proj", "k_proj", "v_proj"] {
         let name = format!("model.layers.1.self_attn.{name}.weight");
         let shape = original.entry(&name).unwrap().shape.try_into().unwrap();
-        let read = |checkpoint: &Checkpoint| {
-            values(
-                checkpoint
-                    .tensor::<2>(&name, shape, FloatDType::F32, &Device::flex())
-                    .unwrap(),
-            )
-        };
+        let read = |checkpoint: &Checkpoint| read::<2>(checkpoint, &name, shape);
         assert_eq!(read(&gguf), read(&original), "{name}");
     }
 }
@@ -176,27 +142,16 @@ fn rows_of_qwen2_keep_their_order() {
     let checkpoint = open(&file);
     assert_eq!(checkpoint.config()["architectures"][0], "Qwen2ForCausalLM");
     assert_eq!(checkpoint.config()["hidden_size"], 32);
-    let weight = checkpoint.tensor::<2>(
-        "model.layers.0.self_attn.q_proj.weight",
-        [32, 32],
-        FloatDType::F32,
-        &Device::flex(),
-    );
-    assert_eq!(values(weight.unwrap()), rows);
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    assert_eq!(read(&checkpoint, name, [32, 32]), rows);
     assert!(checkpoint.contains("model.layers.0.self_attn.q_proj.bias"));
 }
 
 #[test]
 fn folder_with_one_gguf_file_opens() {
     let (folder, path) = write(&GgufFile::llama().bytes());
-    let names = |path: &Path| {
-        Checkpoint::open(path)
-            .unwrap()
-            .names()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(names(folder.path()), names(&path));
+    let [in_folder, alone] = [folder.path(), &path].map(|path| Checkpoint::open(path).unwrap());
+    assert!(in_folder.names().eq(alone.names()));
     std::fs::copy(&path, folder.path().join("other.gguf")).unwrap();
     let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains("config.json"), "{error}");

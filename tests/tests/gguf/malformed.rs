@@ -2,9 +2,10 @@
 //! allocation of the sizes they claim.
 
 use sparq_models::checkpoint::{Checkpoint, CheckpointError};
+use sparq_tests::assert_contains;
 
 use super::write;
-use super::writer::{GgufFile, Meta, Tensor};
+use super::writer::{GgufFile, Meta};
 
 fn error(bytes: &[u8]) -> String {
     let (_folder, path) = write(bytes);
@@ -57,31 +58,14 @@ fn sizes_are_checked_before_allocation() {
     // The numbers of tensors and entries, and the length of the first key.
     for place in [8, 16, 24] {
         for number in [1 << 60, u64::MAX] {
-            let message = with(place, number);
-            assert!(message.contains("expected"), "{message}");
+            assert_contains(&with(place, number), &["expected"]);
         }
     }
-    let message = changed(|file| {
-        file.tensors.push(Tensor {
-            name: "a".into(),
-            shape: vec![1 << 40, 1 << 40],
-            kind: 0,
-            bytes: vec![],
-        });
-    });
-    assert!(message.contains("fewer than 2^63 bytes"), "{message}");
-    let message = changed(|file| {
-        file.tensors.push(Tensor {
-            name: "a".into(),
-            shape: vec![1 << 40],
-            kind: 0,
-            bytes: vec![],
-        });
-    });
-    assert!(
-        message.contains("tensor \"a\": expected 4398046511104 bytes within the file"),
-        "{message}"
-    );
+    let message = changed(|file| file.push("a", &[1 << 40, 1 << 40], 0, vec![]));
+    assert_contains(&message, &["fewer than 2^63 bytes"]);
+    let message = changed(|file| file.push("a", &[1 << 40], 0, vec![]));
+    let expected = "tensor \"a\": expected 4398046511104 bytes within the file";
+    assert_contains(&message, &[expected]);
 }
 
 #[test]
@@ -115,39 +99,21 @@ fn unsupported_values_list_the_supported_ones() {
         (
             "tensor \"a\": expected type F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K, \
              found ggml's type 10",
-            Box::new(|file| {
-                file.tensors.push(Tensor {
-                    name: "a".into(),
-                    shape: vec![256],
-                    kind: 10,
-                    bytes: vec![0; 84],
-                })
-            }),
+            Box::new(|file| file.push("a", &[256], 10, vec![0; 84])),
         ),
         (
             "tensor \"a\": expected rows of whole blocks of Q4_0",
-            Box::new(|file| {
-                file.tensors.push(Tensor {
-                    name: "a".into(),
-                    shape: vec![2, 16],
-                    kind: 2,
-                    bytes: vec![0; 18],
-                })
-            }),
+            Box::new(|file| file.push("a", &[2, 16], 2, vec![0; 18])),
         ),
         (
             "\"rope_freqs.weight\": expected divisors of the frequencies as in Llama 3",
             Box::new(|file| {
-                file.floats(
-                    "rope_freqs.weight",
-                    &[8],
-                    &[3.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0],
-                )
+                let divisors = [3.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+                file.floats("rope_freqs.weight", &[8], &divisors);
             }),
         ),
     ];
     for (expected, change) in cases {
-        let message = changed(change);
-        assert!(message.contains(expected), "{message}");
+        assert_contains(&changed(change), &[expected]);
     }
 }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, FloatDType};
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::text::TextTokenizer;
 use sparq_tests::*;
@@ -55,15 +54,9 @@ fn parts_equal_the_whole() {
                 let shape = whole.entry(name).unwrap().shape;
                 assert_eq!(parts.entry(name).unwrap().shape, shape, "{name}");
                 if let &[rows, columns] = shape {
-                    let read = |checkpoint: &Checkpoint| {
-                        let (device, dtype) = (Device::default(), FloatDType::F32);
-                        values(
-                            checkpoint
-                                .tensor(name, [rows, columns], dtype, &device)
-                                .unwrap(),
-                        )
-                    };
-                    assert_eq!(read(&parts), read(&whole), "{name} in {count} parts");
+                    let [found, expected] = [&parts, &whole]
+                        .map(|checkpoint| super::read(checkpoint, name, [rows, columns]));
+                    assert_eq!(found, expected, "{name} in {count} parts");
                 }
             }
         }
@@ -76,83 +69,56 @@ fn tokenizer_is_read_from_the_first_part() {
     assert!(TextTokenizer::from_folder(folder.path()).is_ok());
 }
 
-#[track_caller]
-fn assert_error(path: &Path, parts: &[&str]) {
-    let message = Checkpoint::open(path).unwrap_err().to_string();
-    for part in parts {
-        assert!(message.contains(part), "{part:?} is not in {message:?}");
-    }
-}
-
 #[test]
 fn missing_and_mismatched_parts_are_named() {
     let path = |folder: &TempDir, part| -> PathBuf { folder.path().join(name(part, 3)) };
+    let error = |path: &Path| Checkpoint::open(path).unwrap_err().to_string();
+    let changed = |change: fn(usize, &mut GgufFile)| error(split(&llama(), 3, change).path());
 
     let folder = split(&llama(), 3, |_, _| ());
-    assert_error(
-        &path(&folder, 2),
+    let found = error(&path(&folder, 2));
+    assert_contains(
+        &found,
         &["\"split.no\": expected 0 (the first part), found 1"],
     );
     fs::remove_file(path(&folder, 2)).unwrap();
-    assert_error(
-        folder.path(),
-        &[
-            "00001-of",
-            "00002-of-00003.gguf as well, found no such file",
-        ],
-    );
+    let missing = "00002-of-00003.gguf as well, found no such file";
+    assert_contains(&error(folder.path()), &["00001-of", missing]);
     fs::remove_file(path(&folder, 1)).unwrap();
-    assert_error(
-        folder.path(),
-        &["00003-of", "expected 0 (the first part), found 2"],
-    );
+    let second = "expected 0 (the first part), found 2";
+    assert_contains(&error(folder.path()), &["00003-of", second]);
 
     let folder = split(&llama(), 3, |_, _| ());
     fs::copy(path(&folder, 3), path(&folder, 2)).unwrap();
-    assert_error(
-        folder.path(),
-        &["00002-of", "\"split.no\": expected 1, found 2"],
-    );
+    let wrong_number = "\"split.no\": expected 1, found 2";
+    assert_contains(&error(folder.path()), &["00002-of", wrong_number]);
 
-    let of_another = |part: usize, file: &mut GgufFile| {
+    let of_another = changed(|part, file| {
         if part == 2 {
             file.set("split.count", Meta::U32(4));
         }
-    };
-    let folder = split(&llama(), 3, of_another);
-    assert_error(
-        folder.path(),
-        &["00003-of", "\"split.count\": expected 3, found 4"],
-    );
+    });
+    let expected = "\"split.count\": expected 3, found 4";
+    assert_contains(&of_another, &["00003-of", expected]);
 
-    let one_less = |part: usize, file: &mut GgufFile| {
+    let one_less = changed(|part, file| {
         if part == 1 {
             file.tensors.pop();
         }
-    };
-    let folder = split(&llama(), 3, one_less);
-    assert_error(
-        folder.path(),
-        &["split.tensors.count", "in all parts together"],
-    );
+    });
+    assert_contains(&one_less, &["split.tensors.count", "in all parts together"]);
 
-    let many = |_: usize, file: &mut GgufFile| file.set("split.count", Meta::U32(u32::MAX));
-    let folder = split(&llama(), 3, many);
-    assert_error(
-        folder.path(),
-        &["split.count", "the first of 4294967295 parts"],
-    );
+    let many = changed(|_, file| file.set("split.count", Meta::U32(u32::MAX)));
+    assert_contains(&many, &["split.count", "the first of 4294967295 parts"]);
 
     // Files of two models are ambiguous.
     let folder = split(&llama(), 2, |_, _| ());
-    fs::write(folder.path().join("config.json"), b"{}").unwrap();
-    fs::copy(
-        folder.path().join(name(1, 2)),
-        folder.path().join("other.gguf"),
-    )
-    .unwrap();
-    assert_error(
-        folder.path(),
-        &["found model-00001-of-00002.gguf, model-00002-of-00002.gguf, other.gguf"],
+    let add = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+    add("config.json", b"{}");
+    add(
+        "other.gguf",
+        &fs::read(folder.path().join(name(1, 2))).unwrap(),
     );
+    let all = "found model-00001-of-00002.gguf, model-00002-of-00002.gguf, other.gguf";
+    assert_contains(&error(folder.path()), &[all]);
 }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use burn::tensor::FloatDType;
 use sparq::Method;
 use sparq_models::checkpoint::{Checkpoint, Conversion};
 use sparq_models::text::{ChatMessage, ChatTemplate, TextTokenizer};
@@ -13,19 +12,13 @@ use sparq_tests::*;
 /// Returns the greedy continuation of a prompt, up to and including the token `eos`.
 fn greedy(model: &Decoder, prompt: &[i64], eos: i64, most: usize) -> Vec<i64> {
     let device = model.device();
-    let mut cache = model
-        .new_cache(1, prompt.len() + most, FloatDType::F32, &Method::DENSE)
-        .unwrap();
-    let logits = model
-        .prefill(tokens(prompt, 1, &device), &mut cache, 1)
-        .unwrap();
-    let mut generated = vec![argmax(&values(logits))];
+    let mut cache = new_cache(model, 1, prompt.len() + most, &Method::DENSE);
+    let logits = model.prefill(tokens(prompt, 1, &device), &mut cache, 1);
+    let mut generated = vec![argmax(&values(logits.unwrap()))];
     while generated.len() < most && generated[generated.len() - 1] != eos {
-        let last = [generated[generated.len() - 1]];
-        let logits = model
-            .decode(tokens(&last, 1, &device), &mut cache, &Method::DENSE)
-            .unwrap();
-        generated.push(argmax(&values(logits)));
+        let last = tokens(&generated[generated.len() - 1..], 1, &device);
+        let logits = decode(model, &last, 0..1, &mut cache, &Method::DENSE);
+        generated.push(argmax(&logits));
     }
     generated
 }
@@ -41,9 +34,7 @@ fn smollm2_equals_transformers() {
         let model = load(&checkpoint, &device);
         let (shape, ids) = expected.ints("input_ids");
         let (logits_shape, logits) = expected.floats("last_logits");
-        let mut cache = model
-            .new_cache(1, 256, FloatDType::F32, &Method::DENSE)
-            .unwrap();
+        let mut cache = new_cache(&model, 1, 256, &Method::DENSE);
         let found = model.prefill(tokens(&ids, shape[0], &device), &mut cache, logits_shape[1]);
         let found = values(found.unwrap());
         let worst = max_difference(&found, &logits);
@@ -72,12 +63,8 @@ fn smollm2_equals_transformers() {
         .unwrap();
     assert_eq!(chat, expected.text("chat"));
     let as_ids = |text: &str| -> Vec<i64> {
-        tokenizer
-            .encode(text, false)
-            .unwrap()
-            .into_iter()
-            .map(i64::from)
-            .collect()
+        let ids = tokenizer.encode(text, false).unwrap();
+        ids.into_iter().map(i64::from).collect()
     };
     assert_eq!(as_ids(&chat), expected.ints("chat_ids").1);
     // The fixture has the first 200 tokens of the text.

@@ -1,6 +1,7 @@
 //! Tokenizers and chat templates from the metadata.
 
 use sparq_models::text::{ChatMessage, ChatTemplate, TextTokenizer};
+use sparq_tests::assert_contains;
 
 use super::vocabularies::{byte_level, sentence_piece};
 use super::write;
@@ -47,44 +48,32 @@ fn byte_level_splits_digits_by_pre_tokenizer() {
     ];
     for (pre, expected) in cases {
         let tokenizer = tokenizer(&byte_level(pre));
-        assert_eq!(
-            tokenizer.encode("ab ab11", true).unwrap(),
-            expected,
-            "{pre}"
-        );
-        assert_eq!(
-            tokenizer.encode("<|turn|>ab", true).unwrap(),
-            [1, 6],
-            "{pre}"
-        );
-        assert_eq!(
-            tokenizer.decode(&[6, 7, 0], true).unwrap(),
-            "ab ab",
-            "{pre}"
-        );
+        let encode = |text| tokenizer.encode(text, true).unwrap();
+        assert_eq!(encode("ab ab11"), expected, "{pre}");
+        assert_eq!(encode("<|turn|>ab"), [1, 6], "{pre}");
+        let text = tokenizer.decode(&[6, 7, 0], true).unwrap();
+        assert_eq!(text, "ab ab", "{pre}");
         assert_eq!(tokenizer.eos_ids(), [0, 1], "{pre}");
     }
 }
 
 #[test]
 fn errors_name_the_entry() {
-    let message = error(&byte_level("unheard-of"));
+    let changed = |key: &str, value: Meta| {
+        let mut file = sentence_piece();
+        file.set(key, value);
+        error(&file)
+    };
     let expected = "model.gguf: GGUF: \"tokenizer.ggml.pre\": expected gpt-2, smollm, llama-bpe or qwen2, \
                     found \"unheard-of\"";
-    assert!(message.contains(expected), "{message}");
-    let mut file = sentence_piece();
-    file.set("tokenizer.ggml.scores", Meta::Floats(vec![0.0]));
-    let message = error(&file);
+    assert_contains(&error(&byte_level("unheard-of")), &[expected]);
+    let message = changed("tokenizer.ggml.scores", Meta::Floats(vec![0.0]));
     let expected =
         "\"tokenizer.ggml.scores\": expected a list of 12, one for each token, found a list of 1";
-    assert!(message.contains(expected), "{message}");
-    let mut file = sentence_piece();
-    file.set("tokenizer.ggml.bos_token_id", Meta::U32(99));
-    let message = error(&file);
-    assert!(
-        message.contains("\"tokenizer.ggml.bos_token_id\": expected one of 12 tokens, found 99"),
-        "{message}"
-    );
+    assert_contains(&message, &[expected]);
+    let message = changed("tokenizer.ggml.bos_token_id", Meta::U32(99));
+    let expected = "\"tokenizer.ggml.bos_token_id\": expected one of 12 tokens, found 99";
+    assert_contains(&message, &[expected]);
     let mut file = sentence_piece();
     let long = "a".repeat(2000);
     let tokens = [
@@ -92,18 +81,11 @@ fn errors_name_the_entry() {
     ];
     file.set("tokenizer.ggml.tokens", Meta::texts(&tokens));
     file.set("tokenizer.ggml.token_type", Meta::Ints(vec![1; 12]));
-    let message = error(&file);
-    assert!(
-        message.contains(
-            "\"tokenizer.ggml.tokens\": expected pieces of at most 1024 bytes, found one of 2000"
-        ),
-        "{message}"
-    );
+    let expected =
+        "\"tokenizer.ggml.tokens\": expected pieces of at most 1024 bytes, found one of 2000";
+    assert_contains(&error(&file), &[expected]);
     let message = error(&GgufFile::llama());
-    assert!(
-        message.contains("expected a list, found nothing"),
-        "{message}"
-    );
+    assert_contains(&message, &["expected a list, found nothing"]);
 }
 
 #[test]

@@ -26,18 +26,12 @@ pub fn sentence_piece() -> GgufFile {
         ("\u{2581}a", NORMAL, -3.0),
     ];
     file.set("tokenizer.ggml.model", Meta::Text("llama".into()));
-    file.set(
-        "tokenizer.ggml.tokens",
-        Meta::texts(&tokens.map(|token| token.0)),
-    );
-    file.set(
-        "tokenizer.ggml.token_type",
-        Meta::Ints(tokens.map(|token| token.1).into()),
-    );
-    file.set(
-        "tokenizer.ggml.scores",
-        Meta::Floats(tokens.map(|token| token.2).into()),
-    );
+    let texts = tokens.map(|token| token.0);
+    let kinds = tokens.map(|token| token.1).into();
+    let scores = tokens.map(|token| token.2).into();
+    file.set("tokenizer.ggml.tokens", Meta::texts(&texts));
+    file.set("tokenizer.ggml.token_type", Meta::Ints(kinds));
+    file.set("tokenizer.ggml.scores", Meta::Floats(scores));
     for (key, id) in [("unknown", 0), ("bos", 1), ("eos", 2)] {
         file.set(&format!("tokenizer.ggml.{key}_token_id"), Meta::U32(id));
     }
@@ -51,14 +45,10 @@ pub fn byte_level(pre: &str) -> GgufFile {
     file.set("tokenizer.ggml.model", Meta::Text("gpt2".into()));
     file.set("tokenizer.ggml.pre", Meta::Text(pre.into()));
     file.set("tokenizer.ggml.tokens", Meta::texts(&tokens));
-    file.set(
-        "tokenizer.ggml.token_type",
-        Meta::Ints(vec![3, 3, 1, 1, 1, 1, 1, 1, 1]),
-    );
-    file.set(
-        "tokenizer.ggml.merges",
-        Meta::texts(&["a b", "Ġ ab", "1 1"]),
-    );
+    let kinds = vec![3, 3, 1, 1, 1, 1, 1, 1, 1];
+    file.set("tokenizer.ggml.token_type", Meta::Ints(kinds));
+    let merges = Meta::texts(&["a b", "Ġ ab", "1 1"]);
+    file.set("tokenizer.ggml.merges", merges);
     file.set("tokenizer.ggml.eos_token_id", Meta::U32(0));
     file.set("tokenizer.ggml.eot_token_id", Meta::U32(1));
     file

@@ -66,15 +66,11 @@ impl Meta {
             }
             Self::Ints(values) => {
                 list(out, 5, values.len());
-                values
-                    .iter()
-                    .for_each(|value| out.extend(value.to_le_bytes()));
+                out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             }
             Self::Floats(values) => {
                 list(out, 6, values.len());
-                values
-                    .iter()
-                    .for_each(|value| out.extend(value.to_le_bytes()));
+                out.extend(values.iter().flat_map(|value| value.to_le_bytes()));
             }
         }
     }
@@ -111,17 +107,20 @@ impl GgufFile {
         self.metadata.push((key.into(), value));
     }
 
-    /// Adds a tensor in F32.
-    pub fn floats(&mut self, name: &str, shape: &[u64], values: &[f32]) {
+    /// Adds a tensor.
+    pub fn push(&mut self, name: &str, shape: &[u64], kind: u32, bytes: Vec<u8>) {
         self.tensors.push(Tensor {
             name: name.into(),
             shape: shape.into(),
-            kind: 0,
-            bytes: values
-                .iter()
-                .flat_map(|value| value.to_le_bytes())
-                .collect(),
+            kind,
+            bytes,
         });
+    }
+
+    /// Adds a tensor in F32.
+    pub fn floats(&mut self, name: &str, shape: &[u64], values: &[f32]) {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+        self.push(name, shape, 0, bytes.collect());
     }
 
     /// Returns the bytes of the file.
@@ -180,10 +179,8 @@ impl GgufFile {
         }
         let head_dim = head_dim as usize;
         let epsilon = config["rms_norm_eps"].as_f64().unwrap();
-        file.set(
-            &format!("{arch}.attention.layer_norm_rms_epsilon"),
-            Meta::F32(epsilon as f32),
-        );
+        let key = format!("{arch}.attention.layer_norm_rms_epsilon");
+        file.set(&key, Meta::F32(epsilon as f32));
         let rope = &config["rope_parameters"];
         let theta = rope["rope_theta"].as_f64().unwrap();
         file.set(&format!("{arch}.rope.freq_base"), Meta::F32(theta as f32));
@@ -194,10 +191,8 @@ impl GgufFile {
             let divisors = llama3_divisors(rope, theta, head_dim);
             file.floats("rope_freqs.weight", &[divisors.len() as u64], &divisors);
         }
-        for path in std::fs::read_dir(folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-        {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap();
             if name.starts_with("model") && name.ends_with(".safetensors") {
                 let pairs = (arch == "llama").then_some(head_dim);

@@ -12,7 +12,7 @@ use sparq_models::checkpoint::{Checkpoint, Conversion, StoredType};
 use sparq_tests::fixture;
 
 use crate::vocabularies::{byte_level, sentence_piece};
-use crate::writer::{GgufFile, Meta, Tensor};
+use crate::writer::{GgufFile, Meta};
 
 /// Returns every seed by its path, `target/name`.
 pub fn all() -> BTreeMap<String, Vec<u8>> {
@@ -108,15 +108,13 @@ fn converted() -> Vec<(String, Vec<u8>)> {
         ("q8", StoredType::Q8),
         ("q4", StoredType::Q4),
     ];
+    let shapes: [(&str, &[usize]); 3] = [
+        ("norm", &[3]),
+        ("a.weight", &[4, 32]),
+        ("embed.weight", &[2, 32]),
+    ];
     let seed = |(name, dtype): (&str, StoredType)| {
-        let weights = weights(
-            Dtype::F32,
-            &[
-                ("norm", &[3]),
-                ("a.weight", &[4, 32]),
-                ("embed.weight", &[2, 32]),
-            ],
-        );
+        let weights = weights(Dtype::F32, &shapes);
         let checkpoint = Checkpoint::from_bytes("seed", b"{}", weights).unwrap();
         let folder = tempfile::tempdir().unwrap();
         Conversion::new(Arc::new(checkpoint))
@@ -125,13 +123,9 @@ fn converted() -> Vec<(String, Vec<u8>)> {
             .write(folder.path())
             .unwrap();
         let manifest = fs::read(folder.path().join("sparq.json")).unwrap();
-        let mut seed = u16::try_from(manifest.len())
-            .unwrap()
-            .to_le_bytes()
-            .to_vec();
-        seed.extend(manifest);
-        seed.extend(fs::read(folder.path().join("model.bpk")).unwrap());
-        (name.to_owned(), seed)
+        let length = u16::try_from(manifest.len()).unwrap().to_le_bytes();
+        let weights = fs::read(folder.path().join("model.bpk")).unwrap();
+        (name.to_owned(), [&length[..], &manifest, &weights].concat())
     };
     types.map(seed).into()
 }
@@ -145,12 +139,8 @@ fn gguf() -> Vec<(String, Vec<u8>)> {
     let large = [(12, 144), (13, 176), (14, 210)];
     let large = large.map(|(kind, bytes)| (kind, bytes, [1, 256], "ffn_up"));
     for (kind, bytes, shape, name) in floats.into_iter().chain(small).chain(large) {
-        blocks.tensors.push(Tensor {
-            name: format!("blk.{kind}.{name}.weight"),
-            shape: shape.into(),
-            kind,
-            bytes: (0..bytes).map(|at| (at % 61) as u8).collect(),
-        });
+        let bytes = (0..bytes).map(|at| (at % 61) as u8).collect();
+        blocks.push(&format!("blk.{kind}.{name}.weight"), &shape, kind, bytes);
     }
     let mut chat = sentence_piece();
     let template =
@@ -203,18 +193,12 @@ fn safetensors() -> Vec<(String, Vec<u8>)> {
 /// Returns a safetensors file with tensors of small numbers.
 fn weights(dtype: Dtype, tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let size = dtype.bitsize() / 8;
-    let data: Vec<Vec<u8>> = tensors
-        .iter()
-        .map(|(_, shape)| {
-            [0; 8]
-                .iter()
-                .cycle()
-                .zip(0..)
-                .map(|(_, at)| if at % size == size - 1 { 0x3c } else { 0 })
-                .take(size * shape.iter().product::<usize>())
-                .collect()
-        })
-        .collect();
+    let byte = |at: usize| if at % size == size - 1 { 0x3c } else { 0 };
+    let data = tensors.iter().map(|(_, shape)| {
+        let bytes = 0..size * shape.iter().product::<usize>();
+        bytes.map(byte).collect()
+    });
+    let data: Vec<Vec<u8>> = data.collect();
     let views = tensors.iter().zip(&data).map(|((name, shape), data)| {
         (*name, TensorView::new(dtype, shape.to_vec(), data).unwrap())
     });

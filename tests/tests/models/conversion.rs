@@ -34,11 +34,8 @@ fn weights(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         if name.starts_with("model") && name.ends_with(".safetensors") {
             let bytes = std::fs::read(&path).unwrap();
             let file = SafeTensors::deserialize(&bytes).unwrap();
-            weights.extend(
-                file.tensors()
-                    .into_iter()
-                    .map(|(name, view)| (name, view.data().to_vec())),
-            );
+            let tensors = file.tensors().into_iter();
+            weights.extend(tensors.map(|(name, view)| (name, view.data().to_vec())));
         }
     }
     weights
@@ -55,11 +52,9 @@ fn conversion_keeps_logits_and_tensors() {
             .unwrap();
         let mapped = Arc::new(Checkpoint::open(converted.path()).unwrap());
         for device in devices() {
-            assert_eq!(
-                logits(&mapped, &case, &device),
-                logits(&original, &case, &device),
-                "{case}"
-            );
+            let [found, expected] =
+                [&mapped, &original].map(|checkpoint| logits(checkpoint, &case, &device));
+            assert_eq!(found, expected, "{case}");
         }
         let back = tempfile::tempdir().unwrap();
         Conversion::new(mapped)
@@ -91,13 +86,9 @@ fn q8_keeps_logits_of_every_family_close() {
         conversion.write(converted.path()).unwrap();
         let converted = Checkpoint::open(converted.path()).unwrap();
         for device in devices() {
-            let (found, expected) = (
-                logits(&converted, &case, &device),
-                logits(&original, &case, &device),
-            );
-            let largest = expected
-                .iter()
-                .fold(0.0_f32, |largest, logit| largest.max(logit.abs()));
+            let found = logits(&converted, &case, &device);
+            let expected = logits(&original, &case, &device);
+            let largest = expected.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
             let worst = max_difference(&found, &expected);
             assert!(worst < 0.05 * largest, "{case}: {worst} of {largest}");
         }

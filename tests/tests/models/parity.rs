@@ -1,9 +1,9 @@
 //! Logits and greedy tokens of every family, compared with Hugging Face transformers.
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, Tensor};
 use sparq::{Method, Sketch, SparqConfig};
 use sparq_models::checkpoint::Checkpoint;
-use sparq_models::{CausalLm, Decoder, ModelCache, embedded};
+use sparq_models::{CausalLm, Decoder, embedded};
 use sparq_tests::*;
 
 const CASES: [&str; 11] = [
@@ -34,9 +34,7 @@ fn on_every_case(check: impl Fn(&str, &Device, &Decoder, &Expected)) {
 /// Returns dense attention, and SparQ with settings that make it dense: full rank and all
 /// positions, or a top-k that covers all positions or the window.
 fn dense_methods(model: &Decoder) -> [Method; 3] {
-    let cache: ModelCache = model
-        .new_cache(1, 1, FloatDType::F32, &Method::DENSE)
-        .unwrap();
+    let cache = new_cache(model, 1, 1, &Method::DENSE);
     let cache = cache.layers[0].config();
     [
         Method::DENSE,
@@ -67,14 +65,10 @@ fn prefill_in_chunks_equals_transformers() {
         let (shape, ids) = expected.ints("input_ids");
         let (_, logits) = expected.floats("logits");
         let ids = tokens(&ids, shape[0], device);
-        let mut cache = model
-            .new_cache(shape[0], 16, FloatDType::F32, &Method::DENSE)
-            .unwrap();
+        let mut cache = new_cache(model, shape[0], 16, &Method::DENSE);
         let chunks = [0..1, 1..20, 20..60, 60..61].map(|chunk| {
-            let len = chunk.len();
-            model
-                .prefill(ids.clone().slice_dim(1, chunk), &mut cache, len)
-                .unwrap()
+            let (len, chunk) = (chunk.len(), ids.clone().slice_dim(1, chunk));
+            model.prefill(chunk, &mut cache, len).unwrap()
         });
         let found = values(Tensor::cat(chunks.to_vec(), 1));
         assert_close(&found, &logits, device, case);
@@ -88,18 +82,10 @@ fn decode_steps_equal_transformers() {
         let (_, logits) = expected.floats("logits");
         let ids = tokens(&ids, shape[0], device);
         for method in dense_methods(model) {
-            let mut cache = model
-                .new_cache(shape[0], 1, FloatDType::F32, &method)
-                .unwrap();
-            let steps = (0..shape[1])
-                .map(|t| {
-                    model
-                        .decode(ids.clone().slice_dim(1, t..t + 1), &mut cache, &method)
-                        .unwrap()
-                })
-                .collect();
+            let mut cache = new_cache(model, shape[0], 1, &method);
+            let found = decode(model, &ids, 0..shape[1], &mut cache, &method);
             let what = format!("{case} with {}", method.name());
-            assert_close(&values(Tensor::cat(steps, 1)), &logits, device, &what);
+            assert_close(&found, &logits, device, &what);
         }
     });
 }
@@ -115,9 +101,7 @@ fn left_padded_sequences_equal_transformers() {
         let ids = tokens(&ids, shape[0], device);
         for split in [shape[1], shape[1] - 10] {
             for method in dense_methods(model) {
-                let mut cache = model
-                    .new_cache(shape[0], 8, FloatDType::F32, &method)
-                    .unwrap();
+                let mut cache = new_cache(model, shape[0], 8, &method);
                 for layer in &mut cache.layers {
                     layer.set_left_padding(&padding).unwrap();
                 }
@@ -138,21 +122,13 @@ fn left_padded_sequences_equal_transformers() {
 
 /// Compares the greedy continuation of `prompt` with `expected`.
 fn assert_greedy(model: &Decoder, device: &Device, prompt: &[i64], expected: &[i64], what: &str) {
-    let mut cache = model
-        .new_cache(1, 16, FloatDType::F32, &Method::DENSE)
-        .unwrap();
-    let mut logits = values(
-        model
-            .prefill(tokens(prompt, 1, device), &mut cache, 1)
-            .unwrap(),
-    );
+    let mut cache = new_cache(model, 1, 16, &Method::DENSE);
+    let logits = model.prefill(tokens(prompt, 1, device), &mut cache, 1);
+    let mut logits = values(logits.unwrap());
     for (step, &token) in expected.iter().enumerate() {
         assert_eq!(argmax(&logits), token, "{what} on {device:?}, token {step}");
-        logits = values(
-            model
-                .decode(tokens(&[token], 1, device), &mut cache, &Method::DENSE)
-                .unwrap(),
-        );
+        let token = tokens(&[token], 1, device);
+        logits = decode(model, &token, 0..1, &mut cache, &Method::DENSE);
     }
 }
 
@@ -162,11 +138,8 @@ fn greedy_tokens_equal_transformers() {
         let (shape, ids) = expected.ints("input_ids");
         let (_, greedy) = expected.ints("greedy");
         let (prompt, continuation) = greedy.split_at(shape[1]);
-        assert_eq!(
-            prompt,
-            &ids[..shape[1]],
-            "greedy starts with the first sequence"
-        );
+        // The prompt is the first sequence.
+        assert_eq!(prompt, &ids[..shape[1]]);
         assert_greedy(model, device, prompt, continuation, case);
     });
 }
@@ -181,32 +154,14 @@ fn embedded_model_equals_transformers() {
     for device in devices() {
         let model = load(&embedded::checkpoint().unwrap(), &device);
         let all = tokens(&ids, 1, &device);
-        let mut cache = model
-            .new_cache(1, len, FloatDType::F32, &Method::DENSE)
-            .unwrap();
+        let mut cache = new_cache(&model, 1, len, &Method::DENSE);
         let found = values(model.prefill(all.clone(), &mut cache, last).unwrap());
         assert_close(&found, &logits, &device, "prefill");
 
         cache.truncate(len - last);
-        let steps = (len - last..len)
-            .map(|t| {
-                model
-                    .decode(
-                        all.clone().slice_dim(1, t..t + 1),
-                        &mut cache,
-                        &Method::DENSE,
-                    )
-                    .unwrap()
-            })
-            .collect();
-        let found = values(Tensor::cat(steps, 1));
+        let found = decode(&model, &all, len - last..len, &mut cache, &Method::DENSE);
         assert_close(&found, &logits, &device, "decode");
-        assert_greedy(
-            &model,
-            &device,
-            &ids,
-            &greedy[greedy.len() - 32..],
-            "embedded",
-        );
+        let greedy = &greedy[greedy.len() - 32..];
+        assert_greedy(&model, &device, &ids, greedy, "embedded");
     }
 }

@@ -6,8 +6,7 @@ use safetensors::Dtype;
 
 use super::Format;
 
-pub(super) const FORMAT: Format =
-    Format::float("f16", 1, 2, (FloatDType::F16, Dtype::F16), decode);
+pub(super) const FORMAT: Format = Format::float("f16", 1, 2, (FloatDType::F16, Dtype::F16), decode);
 
 fn decode(bytes: &[u8], weights: &mut [f32]) {
     // The CPU's instructions for f16 convert slices: one value at a time costs ten times as much.

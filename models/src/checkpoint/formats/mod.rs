@@ -148,7 +148,7 @@ macro_rules! formats {
             /// Every type that is read.
             pub(super) const ALL: &[Self] = &[$(Self::$name),*];
 
-            /// The format; `None` for a type that is not read.
+            /// Returns the format; `None` for a type that is not read.
             pub(super) fn format(self) -> Option<&'static Format> {
                 match self {
                     $(Self::$name => Some(&$file::FORMAT),)*
@@ -185,30 +185,30 @@ formats! {
 }
 
 impl StoredType {
-    /// The types that a [`Conversion`](super::Conversion) writes, each with its value of
+    /// Returns the types that a [`Conversion`](super::Conversion) writes, each with its value of
     /// `sparq convert --dtype`.
     pub fn written() -> impl Iterator<Item = (&'static str, Self)> {
         let written = |dtype: &Self| Some((dtype.format()?.written.as_ref()?.flag, *dtype));
         Self::ALL.iter().filter_map(written)
     }
 
-    /// Whether a block holds more than one weight.
+    /// Returns whether a block holds more than one weight.
     pub fn is_quantized(self) -> bool {
         self.format().is_some_and(|format| format.block.weights > 1)
     }
 
-    /// The type with the number `number` in GGUF files.
+    /// Returns the type with the number `number` in GGUF files.
     pub(super) fn from_gguf(number: u32) -> Option<Self> {
         let is_it = |dtype: &Self| dtype.gguf() == Some(number);
         Self::ALL.iter().copied().find(is_it)
     }
 
-    /// The number of the type in GGUF files, if they have it.
+    /// Returns the number of the type in GGUF files, if they have it.
     pub(super) fn gguf(self) -> Option<u32> {
         self.format()?.gguf
     }
 
-    /// The type of burn and of safetensors for a float.
+    /// Returns the types of burn and of safetensors for a float.
     pub(super) fn float(self) -> Option<(FloatDType, Dtype)> {
         match self.format()?.written.as_ref()?.encoding {
             Encoding::Float { burn, safetensors } => Some((burn, safetensors)),
@@ -216,7 +216,7 @@ impl StoredType {
         }
     }
 
-    /// How the blocks of a converted model are written; `None` for other types.
+    /// Returns how the blocks of a converted model are written; `None` for other types.
     pub(super) fn quantized(self) -> Option<&'static Quantized> {
         match &self.format()?.written.as_ref()?.encoding {
             Encoding::Quantized(quantized) => Some(quantized),
@@ -224,7 +224,7 @@ impl StoredType {
         }
     }
 
-    /// The type of a tensor in burnpack; `None` for a type that is not written.
+    /// Returns the type of a tensor in burnpack; `None` for a type that is not written.
     pub(super) fn burn_type(self) -> Option<DType> {
         if let Some((float, _)) = self.float() {
             return Some(float.into());
@@ -238,8 +238,8 @@ impl StoredType {
         ))
     }
 
-    /// Bytes of a tensor of the shape `shape`. `None` if its rows are not whole blocks, or if the
-    /// tensor does not fit into memory as it is stored or in the widest float.
+    /// Returns the bytes of a tensor of the shape `shape`. `None` if its rows are not whole blocks,
+    /// or if the tensor does not fit into memory as stored or in the widest float.
     pub(super) fn bytes(self, shape: &[usize]) -> Option<usize> {
         let Block { weights, bytes } = self.format()?.block;
         if !shape.last().copied().unwrap_or(1).is_multiple_of(weights) {
@@ -252,7 +252,7 @@ impl StoredType {
         isize::try_from(bytes).ok().map(|_| bytes)
     }
 
-    /// The names of the types that `wanted` accepts, for messages: "A, B or C".
+    /// Returns the names of the types that `wanted` accepts, for messages: "A, B or C".
     pub(super) fn names(wanted: impl Fn(Self) -> bool) -> String {
         let types = Self::ALL.iter().filter(|dtype| wanted(**dtype));
         let names: Vec<_> = types.map(Self::to_string).collect();

@@ -3,8 +3,9 @@
 use super::ggml::{half, nibbles};
 use super::{Format, each_block};
 
-pub(super) const FORMAT: Format =
-    Format::ggml(2, decode, |bytes, weights| each_block(bytes, weights, decode));
+pub(super) const FORMAT: Format = Format::ggml(2, decode, |bytes, weights| {
+    each_block(bytes, weights, decode)
+});
 
 fn decode(block: &[u8; 18], weights: &mut [f32; 32]) {
     let d = half(block, 0);

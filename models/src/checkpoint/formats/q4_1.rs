@@ -3,8 +3,9 @@
 use super::ggml::{half, nibbles};
 use super::{Format, each_block};
 
-pub(super) const FORMAT: Format =
-    Format::ggml(3, decode, |bytes, weights| each_block(bytes, weights, decode));
+pub(super) const FORMAT: Format = Format::ggml(3, decode, |bytes, weights| {
+    each_block(bytes, weights, decode)
+});
 
 fn decode(block: &[u8; 20], weights: &mut [f32; 32]) {
     let (d, m) = (half(block, 0), half(block, 2));

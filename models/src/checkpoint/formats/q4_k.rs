@@ -1,11 +1,12 @@
 //! Q4_K of ggml: scale d of the scales, scale m of the minima, eight scales and minima in 6 bits,
 //! 128 bytes of codes; weight = d scale code - m minimum.
 
-use super::ggml::{k_quants};
+use super::ggml::k_quants;
 use super::{Format, each_block};
 
-pub(super) const FORMAT: Format =
-    Format::ggml(12, decode, |bytes, weights| each_block(bytes, weights, decode));
+pub(super) const FORMAT: Format = Format::ggml(12, decode, |bytes, weights| {
+    each_block(bytes, weights, decode)
+});
 
 fn decode(block: &[u8; 144], weights: &mut [f32; 256]) {
     let (scales, codes) = (&block[4..16], &block[16..]);

@@ -4,8 +4,9 @@
 use super::ggml::{fifth, half, nibbles, word};
 use super::{Format, each_block};
 
-pub(super) const FORMAT: Format =
-    Format::ggml(6, decode, |bytes, weights| each_block(bytes, weights, decode));
+pub(super) const FORMAT: Format = Format::ggml(6, decode, |bytes, weights| {
+    each_block(bytes, weights, decode)
+});
 
 fn decode(block: &[u8; 22], weights: &mut [f32; 32]) {
     let (d, high) = (half(block, 0), word(block, 2));

@@ -3,8 +3,9 @@
 use super::ggml::{fifth, half, nibbles, word};
 use super::{Format, each_block};
 
-pub(super) const FORMAT: Format =
-    Format::ggml(7, decode, |bytes, weights| each_block(bytes, weights, decode));
+pub(super) const FORMAT: Format = Format::ggml(7, decode, |bytes, weights| {
+    each_block(bytes, weights, decode)
+});
 
 fn decode(block: &[u8; 24], weights: &mut [f32; 32]) {
     let (d, m, high) = (half(block, 0), half(block, 2), word(block, 4));

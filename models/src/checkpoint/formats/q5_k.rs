@@ -1,10 +1,11 @@
 //! Q5_K of ggml: as Q4_K, with the fifth bits of the codes in 32 bytes before the other bits.
 
-use super::ggml::{k_quants};
+use super::ggml::k_quants;
 use super::{Format, each_block};
 
-pub(super) const FORMAT: Format =
-    Format::ggml(13, decode, |bytes, weights| each_block(bytes, weights, decode));
+pub(super) const FORMAT: Format = Format::ggml(13, decode, |bytes, weights| {
+    each_block(bytes, weights, decode)
+});
 
 fn decode(block: &[u8; 176], weights: &mut [f32; 256]) {
     let (scales, high, codes) = (&block[4..16], &block[16..48], &block[48..]);

@@ -1,11 +1,12 @@
 //! Q6_K of ggml: 128 bytes of lower and 64 of upper bits, sixteen scales of 8 bits, scale d of the
 //! scales; weight = d scale (code - 32).
 
-use super::ggml::{half};
+use super::ggml::half;
 use super::{Format, each_block};
 
-pub(super) const FORMAT: Format =
-    Format::ggml(14, decode, |bytes, weights| each_block(bytes, weights, decode));
+pub(super) const FORMAT: Format = Format::ggml(14, decode, |bytes, weights| {
+    each_block(bytes, weights, decode)
+});
 
 fn decode(block: &[u8; 210], weights: &mut [f32; 256]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);

@@ -1,10 +1,11 @@
 //! Q8_0 of ggml: scale d, 32 signed codes; weight = d code.
 
-use super::ggml::{half};
+use super::ggml::half;
 use super::{Format, each_block};
 
-pub(super) const FORMAT: Format =
-    Format::ggml(8, decode, |bytes, weights| each_block(bytes, weights, decode));
+pub(super) const FORMAT: Format = Format::ggml(8, decode, |bytes, weights| {
+    each_block(bytes, weights, decode)
+});
 
 fn decode(block: &[u8; 34], weights: &mut [f32; 32]) {
     let d = half(block, 0);

@@ -85,7 +85,7 @@ fn translate(name: &str) -> Option<String> {
     }
 }
 
-/// Whether RoPE rotates the output of this tensor.
+/// Returns whether RoPE rotates the output of this tensor.
 pub(super) fn is_rotated(name: &str) -> bool {
     let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
     module.ends_with(".attn_q") || module.ends_with(".attn_k")

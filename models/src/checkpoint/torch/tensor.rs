@@ -97,8 +97,8 @@ impl Tensor<'_> {
     }
 }
 
-/// Whether the elements are contiguous, the last dimension first. Strides of dimensions of size 1
-/// do not matter.
+/// Returns whether the elements are contiguous, the last dimension first. Strides of dimensions of
+/// size 1 do not matter.
 fn is_contiguous(shape: &[u64], strides: &[u64]) -> bool {
     if shape.contains(&0) {
         return true;

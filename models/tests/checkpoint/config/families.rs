@@ -8,7 +8,7 @@ use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::{Architecture, HiddenAct, NormKind, Residual};
 
-use super::with;
+use super::{cases, with};
 use crate::support::fixture;
 
 fn of_fixture(name: &str) -> DecoderConfig {
@@ -120,30 +120,6 @@ fn rotary_part_has_three_names() {
     let linear = json!({"rope_scaling": {"type": "linear", "factor": 2.0}});
     let scaling = neox(linear).unwrap().rotary.scaling;
     assert_eq!(scaling, RotaryScaling::Linear { factor: 2.0 });
-
-    let odd = "expected an even number of components that RoPE rotates, found";
-    let cases = [
-        (
-            json!({"rotary_pct": 0.4}),
-            format!("\"head_dim\": {odd} 3 of 8"),
-        ),
-        (
-            json!({"rotary_pct": 0.01}),
-            format!("\"head_dim\": {odd} 0 of 8"),
-        ),
-        (
-            json!({"rotary_pct": 1.5}),
-            "\"rotary_pct\": expected at most 1.0, found 1.5".into(),
-        ),
-        (
-            json!({"rope_parameters": {"partial_rotary_factor": -1}}),
-            "\"rope_parameters.partial_rotary_factor\": expected a positive number, found -1"
-                .into(),
-        ),
-    ];
-    for (entries, expected) in cases {
-        assert_eq!(neox(entries.clone()).unwrap_err(), expected, "{entries}");
-    }
 }
 
 #[test]
@@ -175,72 +151,59 @@ fn windows_apply_to_all_some_or_no_layers() {
 
 #[test]
 fn unsupported_settings_are_named() {
-    let (mistral, qwen) = (Architecture::Mistral, Architecture::Qwen2);
-    let cases = [
+    let tables = [
         (
-            mistral,
-            json!({"sliding_window": 0}),
-            "\"sliding_window\": expected a positive integer, found 0",
+            Architecture::Mistral,
+            r#"
+        {"sliding_window": 0} => "sliding_window": expected a positive integer, found 0
+        {"sliding_window": 2147483648}
+            => "sliding_window": expected at most 2147483647, found 2147483648
+        {"layer_types": ["full_attention"]} => "layer_types": expected a list of 3, found a list of 1
+        {"layer_types": [1]} => "layer_types": expected a list of strings, found a list of 1
+        {"layer_types": ["full_attention", "full_attention", "linear_attention"]}
+            => "layer_types.2": expected full_attention or sliding_attention, found "linear_attention"
+            "#,
         ),
         (
-            mistral,
-            json!({"sliding_window": 1u64 << 31}),
-            "\"sliding_window\": expected at most 2147483647, found 2147483648",
-        ),
-        (
-            mistral,
-            json!({"layer_types": ["full_attention"]}),
-            "\"layer_types\": expected a list of 3, found a list of 1",
-        ),
-        (
-            mistral,
-            json!({"layer_types": [1]}),
-            "\"layer_types\": expected a list of strings, found a list of 1",
-        ),
-        (
-            mistral,
-            json!({"layer_types": ["full_attention", "full_attention", "linear_attention"]}),
-            "\"layer_types.2\": expected full_attention or sliding_attention, found \"linear_attention\"",
-        ),
-        (
-            qwen,
-            json!({"layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 7}),
-            "\"layer_types.0\": expected full_attention, since no sliding_window is in use, \
-             found \"sliding_attention\"",
-        ),
-        (
-            qwen,
-            json!({"max_window_layers": -1}),
-            "\"max_window_layers\": expected an integer that is not negative, found -1",
-        ),
-        (
-            qwen,
-            json!({"partial_rotary_factor": 0.5}),
-            "\"partial_rotary_factor\": expected 1.0, found 0.5",
+            Architecture::Qwen2,
+            r#"
+        {"layer_types": ["sliding_attention", "full_attention", "full_attention"], "sliding_window": 7}
+            => "layer_types.0": expected full_attention, since no sliding_window is in use,
+            found "sliding_attention"
+        {"max_window_layers": -1}
+            => "max_window_layers": expected an integer that is not negative, found -1
+        {"partial_rotary_factor": 0.5} => "partial_rotary_factor": expected 1.0, found 0.5
+            "#,
         ),
         (
             Architecture::Gemma,
-            json!({"use_bidirectional_attention": true}),
-            "\"use_bidirectional_attention\": expected false, found true",
-        ),
-        (
-            Architecture::Gemma,
-            json!({"hidden_activation": "x"}),
-            "\"hidden_activation\": expected one of silu, swish, gelu, gelu_new, gelu_fast, \
-             gelu_pytorch_tanh, relu, found \"x\"",
-        ),
-        (
-            Architecture::GptNeox,
-            json!({"layer_norm_eps": 0}),
-            "\"layer_norm_eps\": expected a positive number, found 0",
+            r#"
+        {"use_bidirectional_attention": true}
+            => "use_bidirectional_attention": expected false, found true
+        {"hidden_activation": "x"}
+            => "hidden_activation": expected one of silu, swish, gelu, gelu_new, gelu_fast,
+            gelu_pytorch_tanh, relu, found "x"
+            "#,
         ),
         (
             Architecture::GptNeox,
-            json!({"use_parallel_residual": "no"}),
-            "\"use_parallel_residual\": expected true or false, found \"no\"",
+            r#"
+        {"layer_norm_eps": 0} => "layer_norm_eps": expected a positive number, found 0
+        {"use_parallel_residual": "no"}
+            => "use_parallel_residual": expected true or false, found "no"
+        {"rotary_pct": 0.4}
+            => "head_dim": expected an even number of components that RoPE rotates, found 3 of 8
+        {"rotary_pct": 0.01}
+            => "head_dim": expected an even number of components that RoPE rotates, found 0 of 8
+        {"rotary_pct": 1.5} => "rotary_pct": expected at most 1.0, found 1.5
+        {"rope_parameters": {"partial_rotary_factor": -1}}
+            => "rope_parameters.partial_rotary_factor": expected a positive number, found -1
+            "#,
         ),
     ];
-    for (architecture, entries, expected) in cases {
-        assert_eq!(read(architecture, entries).unwrap_err(), expected);
+    for (architecture, table) in tables {
+        for (entries, expected) in cases(table) {
+            assert_eq!(read(architecture, entries).unwrap_err(), expected);
+        }
     }
 }

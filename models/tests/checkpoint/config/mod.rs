@@ -5,7 +5,7 @@ mod families;
 
 use std::{fs, path::Path};
 
-use crate::support::{f32_bytes, fixture, folder, safetensors};
+use crate::support::{assert_contains, f32_bytes, fixture, folder, safetensors};
 use burn::tensor::FloatDType;
 use safetensors::Dtype;
 use serde_json::{Value, json};
@@ -28,6 +28,17 @@ fn with(entries: Value) -> Value {
     let object = config.as_object_mut().unwrap();
     object.extend(entries.as_object().unwrap().clone());
     config
+}
+
+/// Parses cases of the form `{entries} => message`. A case begins with the less indented line, and
+/// may have several.
+fn cases(table: &str) -> Vec<(Value, String)> {
+    let table = table.trim().replace("\n            ", " ");
+    let case = |line: &str| {
+        let (entries, message) = line.split_once(" => ").unwrap();
+        (serde_json::from_str(entries).unwrap(), message.to_owned())
+    };
+    table.lines().map(str::trim).map(case).collect()
 }
 
 fn parse(config: &Value) -> Result<DecoderConfig, ConfigError> {
@@ -255,14 +266,8 @@ fn generation_config_adds_end_tokens() {
     assert_eq!(read().unwrap().eos_token_id, [2, 9, 4]);
     fs::write(&path, r#"{"eos_token_id": "</s>"}"#).unwrap();
     let error = read().unwrap_err().to_string();
-    assert!(
-        error.contains("generation_config.json: \"eos_token_id\""),
-        "{error}"
-    );
+    assert_contains(&error, &["generation_config.json: \"eos_token_id\""]);
     fs::write(&path, "{").unwrap();
     let error = read().unwrap_err().to_string();
-    assert!(
-        error.contains("generation_config.json: not valid JSON"),
-        "{error}"
-    );
+    assert_contains(&error, &["generation_config.json: not valid JSON"]);
 }

@@ -51,19 +51,13 @@ fn views_equal_those_of_pytorch() {
         assert!(checkpoint.names().eq(expected_values.names()), "{name}");
         for (tensor, view) in expected.tensors() {
             let entry = checkpoint.entry(&tensor).unwrap();
-            assert_eq!(
-                (entry.dtype, entry.shape),
-                (view.dtype().into(), view.shape()),
-                "{tensor}"
-            );
-            if !matches!(view.shape().len(), 1..=3) {
-                continue;
+            assert_eq!(entry.dtype, view.dtype().into(), "{tensor}");
+            assert_eq!(entry.shape, view.shape(), "{tensor}");
+            if matches!(view.shape().len(), 1..=3) {
+                let [found, expected] =
+                    [&checkpoint, &expected_values].map(|file| read(file, &tensor));
+                assert_eq!(found, expected, "{tensor} in {name}");
             }
-            assert_eq!(
-                read(&checkpoint, &tensor),
-                read(&expected_values, &tensor),
-                "{tensor} in {name}"
-            );
         }
     }
 }
@@ -110,11 +104,8 @@ fn state_dict_is_found_beside_other_objects() {
         assert_eq!(dtype("steps"), StoredType::Other(Dtype::I64));
         assert_eq!(dtype("mask"), StoredType::Other(Dtype::BOOL));
     }
-    let parameters = open("parameters");
-    assert_eq!(
-        read(&parameters, "head.weight"),
-        read(&open("module"), "embed.weight")
-    );
+    let head = read(&open("parameters"), "head.weight");
+    assert_eq!(head, read(&open("module"), "embed.weight"));
 }
 
 /// Converts a folder of safetensors to `count` files in PyTorch's format, with an index if there
@@ -148,19 +139,13 @@ fn rewrite(source: &Path, target: &Path, count: usize) {
             _ => format!("pytorch_model-{:05}-of-{count:05}.bin", at + 1),
         };
         let keys: Vec<_> = (0..shard.len()).map(|key| key.to_string()).collect();
-        let views = shard
-            .iter()
-            .zip(&keys)
-            .map(|((name, (storage, shape, _)), key)| {
-                map.insert(name.clone(), Value::from(&*file_name));
-                (name.clone(), View::whole(storage, key, shape))
-            });
-        let pickle = Pickle::default().state_dict(&views.collect::<Vec<_>>());
-        let storages = keys
-            .iter()
-            .zip(shard)
-            .map(|(key, (_, (_, _, bytes)))| (&**key, &**bytes));
-        let bytes = file(pickle, &storages.collect::<Vec<_>>());
+        let (mut views, mut storages) = (Vec::new(), Vec::new());
+        for ((name, (storage, shape, bytes)), key) in shard.iter().zip(&keys) {
+            map.insert(name.clone(), Value::from(&*file_name));
+            views.push((name.clone(), View::whole(storage, key, shape)));
+            storages.push((&**key, &**bytes));
+        }
+        let bytes = file(Pickle::default().state_dict(&views), &storages);
         fs::write(target.join(file_name), bytes).unwrap();
     }
     if count > 1 {
@@ -195,14 +180,8 @@ fn missing_shard_is_named() {
     rewrite(&fixture("hf/llama2"), folder.path(), 3);
     fs::remove_file(folder.path().join("pytorch_model-00002-of-00003.bin")).unwrap();
     let message = Checkpoint::open(folder.path()).unwrap_err().to_string();
-    assert!(
-        message.contains("pytorch_model.bin.index.json"),
-        "{message}"
-    );
-    assert!(
-        message.contains("pytorch_model-00002-of-00003.bin, found no such file"),
-        "{message}"
-    );
+    let missing = "pytorch_model-00002-of-00003.bin, found no such file";
+    assert_contains(&message, &["pytorch_model.bin.index.json", missing]);
 }
 
 #[test]

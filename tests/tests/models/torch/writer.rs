@@ -106,13 +106,12 @@ pub fn file(pickle: Pickle, storages: &[(&str, &[u8])]) -> Vec<u8> {
         .iter()
         .map(|(key, _)| format!("data/{key}"))
         .collect();
+    let data = names
+        .iter()
+        .zip(storages)
+        .map(|(name, (_, bytes))| (&**name, *bytes));
     let mut files = vec![("data.pkl", &*pickle), ("byteorder", b"little")];
-    files.extend(
-        names
-            .iter()
-            .zip(storages)
-            .map(|(name, (_, bytes))| (&**name, *bytes)),
-    );
+    files.extend(data);
     files.push(("version", b"3\n"));
     archive(&files)
 }

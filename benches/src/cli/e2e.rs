@@ -110,7 +110,7 @@ fn progress(row: &StepRow) -> String {
 impl E2eArgs {
     /// SparQ's settings, valid for every run.
     fn settings(&self, runs: &[RunShape]) -> Result<Vec<SparqConfig>> {
-        let head_dim = |run: &RunShape| run.model.heads().2;
+        let head_dim = |run: &RunShape| run.model.config().head_dim;
         let largest = runs.iter().map(head_dim).max().unwrap_or(1);
         let rank = self.rank.unwrap_or((largest / 4).max(1));
         let sketches = self.sketches.iter();

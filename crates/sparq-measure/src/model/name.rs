@@ -102,9 +102,15 @@ impl ModelName {
         (columns * config.hidden_size * dtype.bytes()) as f64
     }
 
-    /// The sizes that determine the cost of a step.
+    /// The sizes that determine the cost of a step. The weights are those of matrices, without norms.
     pub fn plan(self) -> ModelShape {
-        ModelShape::of(&self.config())
+        let config = self.config();
+        let read_parameters = (self.weight_bytes(CacheType::F16) / 2.0) as usize;
+        ModelShape {
+            parameters: read_parameters + config.vocab_size * config.hidden_size,
+            read_parameters,
+            ..ModelShape::of(&config)
+        }
     }
 
     /// Builds the model with random weights on the device.

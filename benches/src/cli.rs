@@ -15,7 +15,7 @@ use sparq_measure::fit;
 
 use crate::provenance;
 use crate::render;
-use crate::report::Report;
+use crate::report::{self, Report};
 use crate::tables;
 use args::print;
 use sparq_output::is_closed_pipe;
@@ -137,7 +137,7 @@ fn fit(args: &FitArgs) -> Result<()> {
     let reports: Vec<Report> = args
         .files
         .iter()
-        .map(|path| Report::read(path))
+        .map(|path| report::read(path))
         .collect::<Result<_>>()?;
     let runs = || reports.iter().flat_map(|report| &report.runs);
     let mut devices: Vec<&str> = args.device.as_deref().into_iter().collect();

@@ -6,7 +6,6 @@ use sparq_measure::shape::Shape;
 /// The goal of a shape.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Goal {
-    /// The shape.
     pub shape: Shape,
     /// Microseconds with the full sketch.
     pub full_us: f64,

@@ -13,5 +13,4 @@ mod presets;
 mod provenance;
 pub mod render;
 pub mod report;
-pub mod table;
 pub mod tables;

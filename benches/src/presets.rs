@@ -29,17 +29,6 @@ pub enum Preset {
 }
 
 impl Preset {
-    /// The name in JSON files and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Preset::Quick => "quick",
-            Preset::Cpu => "cpu",
-            Preset::Paper => "paper",
-            Preset::Field => "field",
-            Preset::Goals => "goals",
-        }
-    }
-
     /// How long to measure each row.
     pub fn pace(self) -> Pace {
         match self {
@@ -154,9 +143,7 @@ impl Preset {
 /// How the query heads of a group select positions and components together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// The score of a position.
     pub score: GroupScore,
-    /// The selection of components.
     pub components: Components,
 }
 
@@ -177,12 +164,7 @@ impl Group {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Budget {
     /// The same for every shape.
-    Fixed {
-        /// r.
-        rank: usize,
-        /// k.
-        top_k: usize,
-    },
+    Fixed { rank: usize, top_k: usize },
     /// By [`SparqConfig::for_compression`], for this share of the bytes of dense attention.
     Share(f64),
 }
@@ -192,13 +174,10 @@ pub enum Budget {
 pub struct Grid {
     /// The shapes, in the order in which they run.
     pub shapes: Vec<Shape>,
-    /// Element types of K and V.
     pub dtypes: Vec<CacheType>,
-    /// Key sketches.
     pub sketches: Vec<Sketch>,
     /// Group rules. With g = 1 all rules are equal, and only the first is measured.
     pub groups: Vec<Group>,
-    /// r and k.
     pub budget: Budget,
 }
 
@@ -208,23 +187,18 @@ impl Grid {
     /// # Errors
     /// If a list is empty, or if settings do not fit a shape; the message names both.
     pub fn cases(&self) -> Result<Vec<Case>> {
-        let empty = self.shapes.is_empty()
-            || self.dtypes.is_empty()
-            || self.sketches.is_empty()
-            || self.groups.is_empty();
-        if empty {
+        let (shapes, dtypes) = (self.shapes.len(), self.dtypes.len());
+        if [shapes, dtypes, self.sketches.len(), self.groups.len()].contains(&0) {
             bail!("expected at least one shape, dtype, sketch and group rule, found none");
         }
         let mut cases = Vec::new();
         for &shape in &self.shapes {
-            for &dtype in &self.dtypes {
-                let settings = self.settings(&shape)?;
-                cases.push(Case {
-                    shape,
-                    dtype,
-                    settings,
-                });
-            }
+            let settings = self.settings(&shape)?;
+            cases.extend(self.dtypes.iter().map(|&dtype| Case {
+                shape,
+                dtype,
+                settings: settings.clone(),
+            }));
         }
         Ok(cases)
     }
@@ -237,22 +211,19 @@ impl Grid {
         let mut all = Vec::new();
         for &sketch in &self.sketches {
             for group in groups {
-                let start = match self.budget {
-                    Budget::Fixed { rank, top_k } => SparqConfig::new(rank, top_k),
-                    Budget::Share(_) => SparqConfig::new(1, 1),
+                let with = |rank, top_k| {
+                    SparqConfig::new(rank, top_k)
+                        .with_sketch(sketch)
+                        .with_group_score(group.score)
+                        .with_components(group.components)
                 };
-                let config = start
-                    .with_sketch(sketch)
-                    .with_group_score(group.score)
-                    .with_components(group.components);
+                let (d, seq_len) = (shape.head_dim, shape.seq_len);
                 let config = match self.budget {
-                    Budget::Fixed { .. } => Ok(config),
-                    Budget::Share(share) => {
-                        config.for_compression(shape.head_dim, shape.seq_len, share)
-                    }
+                    Budget::Fixed { rank, top_k } => Ok(with(rank, top_k)),
+                    Budget::Share(share) => with(1, 1).for_compression(d, seq_len, share),
                 };
                 let config = config
-                    .and_then(|config| config.validate(shape.head_dim).map(|()| config))
+                    .and_then(|config| config.validate(d).map(|()| config))
                     .with_context(|| format!("the settings do not fit the shape {shape}"))?;
                 all.push(config);
             }

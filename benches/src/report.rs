@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sparq_measure::attention::Run;
@@ -89,27 +90,13 @@ pub struct E2eReport {
     pub baselines: Option<Baselines<StepBaseline>>,
 }
 
-impl Report {
-    /// Reads a report.
-    ///
-    /// # Errors
-    /// If the file cannot be read or is not a report of this schema. The message names the
-    /// expectation and the finding.
-    pub fn read(path: &Path) -> Result<Self> {
-        let value = read_value(path)?;
-        serde_json::from_value(value).with_context(|| path.display().to_string())
-    }
-}
-
-impl E2eReport {
-    /// Reads a report.
-    ///
-    /// # Errors
-    /// As [`Report::read`].
-    pub fn read(path: &Path) -> Result<Self> {
-        let value = read_value(path)?;
-        serde_json::from_value(value).with_context(|| path.display().to_string())
-    }
+/// Reads a [`Report`] or an [`E2eReport`].
+///
+/// # Errors
+/// If the file cannot be read or is not such a report. The message names the expectation and the
+/// finding.
+pub fn read<R: DeserializeOwned>(path: &Path) -> Result<R> {
+    serde_json::from_value(read_value(path)?).with_context(|| path.display().to_string())
 }
 
 /// Reads a report of any benchmark as JSON and checks its schema.

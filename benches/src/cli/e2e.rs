@@ -11,7 +11,7 @@ use sparq_measure::shape::CacheType;
 use sparq_measure::timing::Pace;
 
 use super::args::{DeviceArgs, OutputArgs, check_positive, name_of, print};
-use crate::baselines::{Baselines, StepBaseline};
+use crate::baselines::Baselines;
 use crate::report::{self, Bench, E2eReport, Head};
 use crate::tables::e2e as tables;
 
@@ -62,8 +62,9 @@ pub fn e2e(args: &E2eArgs, command: String) -> Result<()> {
     let settings = args.settings(&runs)?;
     check_positive("--memory-gib", args.memory_gib)?;
     let compare = args.compare.as_deref();
-    let baselines = compare.map(|path| Baselines::<StepBaseline>::read(path, &runs));
-    let baselines = baselines.transpose()?;
+    let baselines = compare
+        .map(|path| Baselines::read(path, &runs))
+        .transpose()?;
     let output = args.output.create()?;
     let head = Head::now(Bench::E2e, command, args.output.commit.clone());
     let device = &args.device.device;
@@ -109,7 +110,7 @@ fn progress(row: &StepRow) -> String {
 impl E2eArgs {
     /// SparQ's settings, valid for every run.
     fn settings(&self, runs: &[RunShape]) -> Result<Vec<SparqConfig>> {
-        let head_dim = |run: &RunShape| run.model.heads().2;
+        let head_dim = |run: &RunShape| run.model.config().head_dim;
         let largest = runs.iter().map(head_dim).max().unwrap_or(1);
         let rank = self.rank.unwrap_or((largest / 4).max(1));
         let sketches = self.sketches.iter();
@@ -118,9 +119,8 @@ impl E2eArgs {
             .collect();
         for run in runs {
             for config in &settings {
-                config
-                    .validate(head_dim(run))
-                    .with_context(|| format!("the settings do not fit {}", run.model.name()))?;
+                let valid = config.validate(head_dim(run));
+                valid.with_context(|| format!("the settings do not fit {}", run.model.name()))?;
             }
         }
         Ok(settings)

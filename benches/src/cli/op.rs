@@ -14,7 +14,7 @@ use sparq_measure::timing::Pace;
 use sparq_output::files::OutputFile;
 
 use super::args::{DeviceArgs, OutputArgs, check_positive, name_of, print};
-use crate::baselines::{AttentionBaseline, Baselines};
+use crate::baselines::Baselines;
 use crate::presets::{Budget, Grid, Group, Preset};
 use crate::report::{self, Bench, Head, Report};
 use crate::tables::{op as tables, summary};
@@ -159,8 +159,9 @@ impl<'a> Plan<'a> {
         let cases = args.grid().cases()?;
         let keys: Vec<_> = cases.iter().map(|case| (case.shape, case.dtype)).collect();
         let compare = args.compare.as_deref();
-        let baselines = compare.map(|path| Baselines::<AttentionBaseline>::read(path, &keys));
-        let baselines = baselines.transpose()?;
+        let baselines = compare
+            .map(|path| Baselines::read(path, &keys))
+            .transpose()?;
         Ok(Self {
             args,
             cases,
@@ -176,15 +177,10 @@ impl<'a> Plan<'a> {
 
     fn run(&self, device: &DeviceChoice) -> Result<Run> {
         let args = self.args;
-        let pace = args.preset.pace();
+        let (pace, rotate) = (args.preset.pace(), args.preset.rotates());
         let setup = Setup {
             device: device.clone(),
-            memory: DeviceMemory::estimate(
-                device,
-                args.memory_gib,
-                args.cache_mib,
-                args.preset.rotates(),
-            ),
+            memory: DeviceMemory::estimate(device, args.memory_gib, args.cache_mib, rotate),
             pace: Pace {
                 seconds: args.seconds.unwrap_or(pace.seconds),
                 ..pace

@@ -14,13 +14,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::report::{self, Bench, E2eReport, Report};
-
 use sparq_output::files::OutputFile;
 
-/// The folder of the results, from the root of the repository.
-pub const RESULTS: &str = "benches/results";
+use crate::report::{self, Bench, E2eReport, Report};
 
+const RESULTS: &str = "benches/results";
 const PERFORMANCE: &str = "docs/performance.md";
 const PLANNING: &str = "docs/planning.md";
 const PLOTS: &str = "docs/plots";
@@ -155,10 +153,10 @@ pub fn read_all(root: &Path) -> Result<Results> {
         let path = folder.join(format!("{name}.json"));
         let value = report::read_value(&path)?;
         if value.get("bench") == Some(&serde_json::to_value(Bench::E2e)?) {
-            let report = E2eReport::read(&path)?;
+            let report = report::read(&path)?;
             results.steps.push(Named { name, report });
         } else {
-            let report = Report::read(&path)?;
+            let report = report::read(&path)?;
             results.operations.push(Named { name, report });
         }
     }

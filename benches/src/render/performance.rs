@@ -8,8 +8,8 @@ use super::{Named, Results, plots};
 use crate::baselines::Baselines;
 use crate::presets::Preset;
 use crate::report::{E2eReport, Head, Report};
-use crate::table::bytes;
 use crate::tables::{e2e, op, summary};
+use sparq_output::numbers::bytes;
 
 /// The rendered part of the page.
 ///

@@ -13,18 +13,14 @@ use sparq_measure::model::StepRow;
 use super::text::wrap;
 use super::{Named, Results};
 use crate::report::{E2eReport, Report};
-use crate::table::{Table, digits, percent};
+use sparq_output::numbers::{digits, percent};
+use sparq_output::table::Table;
 
 /// The tables of the page.
 pub fn planning(results: &Results) -> String {
-    let mut attention = Table::new([
-        "results",
-        "steps",
-        "mean error",
-        "worst error",
-        "mean error, shape left out",
-        "worst error, shape left out",
-    ]);
+    let headings = "results | steps | mean error | worst error | mean error, shape left out \
+        | worst error, shape left out";
+    let mut attention = Table::new(headings.split(" | "));
     for (named, run) in runs(results) {
         let shipped = shipped(run);
         let unseen = unseen(run);
@@ -45,23 +41,12 @@ pub fn planning(results: &Results) -> String {
         fitted to the results of `flex` and `cuda`, and by figures fitted without the predicted \
         shape (heads and B):";
     let mut text = format!("{}\n\n{}", wrap(introduction, ""), attention.markdown());
-    let mut steps = Table::new([
-        "model",
-        "B",
-        "S",
-        "method",
-        "source",
-        "attention ms",
-        "products ms",
-        "rest ms",
-        "step ms",
-        "error",
-    ]);
+    let headings = "model | B | S | method | source | attention ms | products ms | rest ms \
+        | step ms | error";
+    let mut steps = Table::new(headings.split(" | "));
     for named in &results.steps {
         for row in &named.report.run.rows {
-            for line in step_rows(&named.report, row) {
-                steps.row(line);
-            }
+            add_step(&mut steps, &named.report, row);
         }
     }
     if !steps.is_empty() {
@@ -115,47 +100,42 @@ pub fn prediction(report: &E2eReport, row: &StepRow) -> Option<StepTime> {
     Some(setup.step(&method, row.run.batch, row.run.seq_len))
 }
 
-/// The measured and the predicted line of a row. Empty if the row was not measured.
-fn step_rows(report: &E2eReport, row: &StepRow) -> Vec<[String; 10]> {
-    let times = (
-        prediction(report, row),
-        row.parts,
-        row.captured_us(),
-        row.rest_us(),
-    );
+/// Adds the measured and the predicted times of a row, unless it was not measured.
+fn add_step(table: &mut Table, report: &E2eReport, row: &StepRow) {
+    let (captured, rest) = (row.captured_us(), row.rest_us());
+    let times = (prediction(report, row), row.parts, captured, rest);
     let (Some(predicted), Some(parts), Some(step), Some(rest)) = times else {
-        return vec![];
+        return;
     };
-    let ms = |us: f64| digits(us / 1e3);
-    let attention = parts.attention.median_us;
-    let products = parts.linears.median_us;
+    let mut add = |names: [String; 4], source: &str, us: [f64; 4], error: String| {
+        let times = us.map(|us| digits(us / 1e3));
+        let cells = names.into_iter().chain([source.to_owned()]);
+        table.row(cells.chain(times).chain([error]));
+    };
+    let run = row.run;
+    let [batch, seq_len] = [run.batch, run.seq_len].map(|size| size.to_string());
+    let names = [run.model.name().into(), batch, seq_len, row.label()];
+    let (attention, products) = (parts.attention.median_us, parts.linears.median_us);
+    add(
+        names,
+        "measured",
+        [attention, products, rest, step],
+        String::new(),
+    );
     let total = predicted.total_us();
-    vec![
-        [
-            row.run.model.name().into(),
-            row.run.batch.to_string(),
-            row.run.seq_len.to_string(),
-            row.label(),
-            "measured".into(),
-            ms(attention),
-            ms(products),
-            ms(rest),
-            ms(step),
-            String::new(),
-        ],
-        [
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-            "predicted".into(),
-            ms(predicted.attention_us),
-            ms(predicted.weights_us),
-            ms(predicted.layers_us),
-            ms(total),
-            signed(total / step - 1.0),
-        ],
-    ]
+    let StepTime {
+        attention_us,
+        weights_us,
+        layers_us,
+        ..
+    } = predicted;
+    let times = [attention_us, weights_us, layers_us, total];
+    add(
+        Default::default(),
+        "predicted",
+        times,
+        signed(total / step - 1.0),
+    );
 }
 
 fn signed(share: f64) -> String {

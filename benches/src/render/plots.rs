@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use sparq::Sketch;
-use sparq_output::charts::{Axis, Chart, Layout, Paint, Scale, Series};
-
 use sparq_measure::attention::{MethodName, Run, sketch_name};
 use sparq_measure::shape::{CacheType, Shape};
+use sparq_output::charts::{Axis, Chart, Layout, Paint, Scale, Series};
 
 use super::Named;
 use crate::baselines::{AttentionBaseline, Baselines};
 use crate::report::Report;
-use crate::table::positions;
 use crate::tables::summary;
+use sparq_output::numbers::positions;
 
 /// The prefix of the names of rendered plots.
 pub const PREFIX: &str = "op-";
@@ -107,6 +106,7 @@ fn plot(name: String, chart: Chart) -> Result<Plot> {
 }
 
 type Case = (Shape, CacheType);
+type Torch<'a> = Option<&'a Baselines<AttentionBaseline>>;
 
 /// Groups the cases with a time of SparQ that are equal after `fix`, if there are at least two.
 fn groups(run: &Run, fix: impl Fn(Shape) -> Shape) -> BTreeMap<Case, Vec<Case>> {
@@ -161,11 +161,7 @@ fn families(run: &Run, cases: &[Case]) -> Vec<Family> {
     families
 }
 
-fn times(
-    run: &Run,
-    baselines: Option<&Baselines<AttentionBaseline>>,
-    cases: &[Case],
-) -> Vec<Series> {
+fn times(run: &Run, baselines: Torch<'_>, cases: &[Case]) -> Vec<Series> {
     let (mut all, mut floors) = (Vec::new(), Vec::<Series>::new());
     for family in families(run, cases) {
         let fastest =
@@ -201,11 +197,7 @@ fn times(
     all
 }
 
-fn gains(
-    run: &Run,
-    baselines: Option<&Baselines<AttentionBaseline>>,
-    cases: &[Case],
-) -> Vec<Series> {
+fn gains(run: &Run, baselines: Torch<'_>, cases: &[Case]) -> Vec<Series> {
     let mut all = Vec::new();
     for family in families(run, cases) {
         if family.method != MethodName::Sparq {
@@ -233,13 +225,8 @@ fn gains(
 
 /// The part of a file name that both kinds of plots share.
 fn sizes(shape: &Shape, dtype: CacheType) -> String {
-    let Shape {
-        heads,
-        kv_heads,
-        head_dim,
-        ..
-    } = shape;
-    format!("h{heads}-{kv_heads}-d{head_dim}-{}", dtype.name())
+    let (heads, kv_heads, d) = (shape.heads, shape.kv_heads, shape.head_dim);
+    format!("h{heads}-{kv_heads}-d{d}-{}", dtype.name())
 }
 
 fn heads(shape: &Shape) -> String {

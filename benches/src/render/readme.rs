@@ -9,11 +9,12 @@ use super::performance::{commit, day, machine};
 use super::text::wrap;
 use super::{Named, Results};
 use crate::report::{E2eReport, Head, Report};
-use crate::table::{Table, digits, or_dash};
 use crate::tables::summary;
+use sparq_output::numbers::{digits, or_dash};
+use sparq_output::table::Table;
 
 /// The rows of the table: the name of a report, and one of its runs or shapes.
-const ROWS: [(&str, What); 8] = [
+const ROWS: [(&str, Measurement); 8] = [
     ("h100-e2e-8b", step(ModelName::Llama3, 1, 4096)),
     ("h100-e2e-8b", step(ModelName::Llama3, 1, 32_768)),
     ("h100-e2e-8b", step(ModelName::Llama3, 1, 131_072)),
@@ -24,20 +25,17 @@ const ROWS: [(&str, What); 8] = [
     ("cpu-2cores", attention(1, 16_384, CacheType::F32)),
 ];
 
-/// The sketch of SparQ in the table.
 const SKETCH: Sketch = Sketch::Bits4;
 
-/// A measurement of a report.
+/// A whole decode step of a model, or attention of one decode step.
 #[derive(Clone, Copy)]
-enum What {
-    /// A whole decode step of a model.
+enum Measurement {
     Step(RunShape),
-    /// Attention of one decode step.
     Attention(Shape, CacheType),
 }
 
-const fn step(model: ModelName, batch: usize, seq_len: usize) -> What {
-    What::Step(RunShape {
+const fn step(model: ModelName, batch: usize, seq_len: usize) -> Measurement {
+    Measurement::Step(RunShape {
         model,
         batch,
         seq_len,
@@ -45,8 +43,8 @@ const fn step(model: ModelName, batch: usize, seq_len: usize) -> What {
 }
 
 /// Attention with 32 query heads and 8 KV heads.
-const fn attention(batch: usize, seq_len: usize, dtype: CacheType) -> What {
-    What::Attention(Shape::new(batch, 32, 8, 128, seq_len), dtype)
+const fn attention(batch: usize, seq_len: usize, dtype: CacheType) -> Measurement {
+    Measurement::Attention(Shape::new(batch, 32, 8, 128, seq_len), dtype)
 }
 
 /// A row of the table, times in microseconds.
@@ -68,8 +66,8 @@ pub fn readme(results: &Results) -> String {
     let lines: Vec<Line<'_>> = ROWS
         .into_iter()
         .filter_map(|(name, what)| match what {
-            What::Step(run) => step_line(find(&results.steps, name)?, run),
-            What::Attention(shape, dtype) => {
+            Measurement::Step(run) => step_line(find(&results.steps, name)?, run),
+            Measurement::Attention(shape, dtype) => {
                 attention_line(find(&results.operations, name)?, (shape, dtype))
             }
         })
@@ -77,17 +75,9 @@ pub fn readme(results: &Results) -> String {
     if lines.is_empty() {
         return "No results yet.\n".into();
     }
-    let mut table = Table::new([
-        "machine",
-        "what",
-        "B",
-        "S",
-        "dense",
-        "SparQ",
-        "PyTorch dense",
-        "PyTorch / SparQ",
-        "SparQ floor",
-    ]);
+    let headings = "machine | what | B | S | dense | SparQ | PyTorch dense | PyTorch / SparQ \
+        | SparQ floor";
+    let mut table = Table::new(headings.split(" | "));
     for line in &lines {
         table.row([
             line.machine.clone(),

@@ -4,23 +4,14 @@ use sparq_measure::attention::MethodName;
 use sparq_measure::model::{DeviceRun, StepRow};
 
 use crate::baselines::{Baselines, StepBaseline};
-use crate::table::{Table, bytes, digits, or_dash, percent};
+use sparq_output::numbers::{bytes, digits, or_dash, percent};
+use sparq_output::table::Table;
 
 /// The time of a step with each method, and its ratio to dense attention and to PyTorch.
 pub fn steps(run: &DeviceRun, baselines: Option<&Baselines<StepBaseline>>) -> Table {
-    let mut headings = vec![
-        "model",
-        "B",
-        "S",
-        "type",
-        "method",
-        "cache moved",
-        "eager ms",
-        "captured ms",
-        "floor ms",
-        "floor / step",
-        "dense / this",
-    ];
+    let headings = "model | B | S | type | method | cache moved | eager ms | captured ms \
+        | floor ms | floor / step | dense / this";
+    let mut headings: Vec<&str> = headings.split(" | ").collect();
     if baselines.is_some() {
         headings.extend(["PyTorch ms", "PyTorch / this"]);
     }
@@ -53,20 +44,9 @@ pub fn steps(run: &DeviceRun, baselines: Option<&Baselines<StepBaseline>>) -> Ta
 
 /// The parts of each step, with the floors of attention and matrices.
 pub fn breakdown(run: &DeviceRun) -> Table {
-    let mut table = Table::new([
-        "model",
-        "B",
-        "S",
-        "type",
-        "method",
-        "step ms",
-        "attention ms",
-        "attention floor ms",
-        "matrices ms",
-        "matrices floor ms",
-        "rest ms",
-        "launches ms",
-    ]);
+    let headings = "model | B | S | type | method | step ms | attention ms | attention floor ms \
+        | matrices ms | matrices floor ms | rest ms | launches ms";
+    let mut table = Table::new(headings.split(" | "));
     for row in &run.rows {
         let Some(parts) = &row.parts else { continue };
         let mut cells = shape_cells(row);

@@ -5,19 +5,13 @@ use sparq::cost::StepCosts;
 use sparq_measure::attention::Run;
 use sparq_measure::fit::{self, Fit};
 
-use crate::table::{Table, digits, or_dash, percent};
+use sparq_output::numbers::{digits, or_dash, percent};
+use sparq_output::table::Table;
 
 /// Each fitted step with its measured and its predicted time, and the S at which SparQ breaks even.
 pub fn steps(runs: &[&Run], costs: &StepCosts) -> Table {
-    let mut table = Table::new([
-        "method",
-        "shape",
-        "type",
-        "measured us",
-        "predicted us",
-        "error",
-        "break-even S",
-    ]);
+    let headings = "method | shape | type | measured us | predicted us | error | break-even S";
+    let mut table = Table::new(headings.split(" | "));
     for row in runs.iter().flat_map(|run| fit::fitted(run)) {
         let step = row.shape.step(row.dtype);
         let predicted = match &row.settings {

@@ -6,26 +6,14 @@ use sparq_measure::bandwidth::Bandwidth;
 
 use crate::baselines::{AttentionBaseline, Baselines};
 use crate::report::Report;
-use crate::table::{Table, bytes, digits, or_dash, percent};
+use sparq_output::numbers::{bytes, digits, or_dash, percent};
+use sparq_output::table::Table;
 
 /// Every measured row of a run, beside the times of PyTorch if there are any.
 pub fn details(run: &Run, baselines: Option<&Baselines<AttentionBaseline>>) -> Table {
-    let mut headings = vec![
-        "method",
-        "B",
-        "heads",
-        "d",
-        "S",
-        "type",
-        "mode",
-        "median us",
-        "p10 us",
-        "p90 us",
-        "samples",
-        "GB/s",
-        "of bandwidth",
-        "dense / this",
-    ];
+    let headings = "method | B | heads | d | S | type | mode | median us | p10 us | p90 us \
+        | samples | GB/s | of bandwidth | dense / this";
+    let mut headings: Vec<&str> = headings.split(" | ").collect();
     if baselines.is_some() {
         headings.extend(["PyTorch us", "PyTorch / this"]);
     }

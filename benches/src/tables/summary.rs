@@ -9,7 +9,8 @@ use sparq_measure::timing::Mode;
 
 use crate::baselines::{AttentionBaseline, Baselines};
 use crate::goals::{GOALS, Goal};
-use crate::table::{Table, digits, or_dash};
+use sparq_output::numbers::{digits, or_dash};
+use sparq_output::table::Table;
 
 /// The shapes of a run, in the order of measurement.
 pub fn shapes(run: &Run) -> Vec<(Shape, CacheType)> {

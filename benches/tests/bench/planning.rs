@@ -22,26 +22,18 @@ fn planning_predicts_attention() {
     // No figures are fitted to Vulkan, whose kernels take other times.
     let fitted = |run: &&Run| matches!(run.device.as_str(), "cuda" | "flex");
     for run in runs.filter(fitted) {
-        let errors = shipped(run);
+        let (device, errors) = (&run.device, shipped(run));
         seen += errors.count();
-        assert!(errors.mean() < 0.15, "{}: {}", run.device, errors.mean());
-        assert!(errors.worst() < 0.60, "{}: {}", run.device, errors.worst());
+        assert!(errors.mean() < 0.15, "{device}: {}", errors.mean());
+        assert!(errors.worst() < 0.60, "{device}: {}", errors.worst());
         let found = decisions(&[run], &shipped_costs(run));
-        assert!(
-            found.pairs > 0 && found.wrong == 0,
-            "{}: {found:?}",
-            run.device
-        );
+        assert!(found.pairs > 0 && found.wrong == 0, "{device}: {found:?}");
         // The results of the CPU have two head configurations. With one of them left out, the fit
         // cannot separate the time per score from the time per byte.
         let bound = if run.gpu.is_some() { 0.20 } else { 0.60 };
         let errors = unseen(run).unwrap();
-        assert!(
-            errors.mean() < bound,
-            "{}: {} unseen",
-            run.device,
-            errors.mean()
-        );
+        let mean = errors.mean();
+        assert!(mean < bound, "{device}: {mean} unseen");
     }
     assert!(seen >= 60, "{seen}");
 }

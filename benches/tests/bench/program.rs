@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use assert_cmd::Command;
 use sparq::cost::StepCosts;
-use sparq_benches::report::{E2eReport, Report, to_json};
+use sparq_benches::report::{self, E2eReport, Report, to_json};
 use sparq_measure::attention::{MethodName, Row};
 use sparq_measure::timing::Mode;
 
@@ -24,6 +24,19 @@ fn bench(line: &str) -> Output {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Returns the standard output of a command that succeeds.
+fn shown(line: &str) -> String {
+    let output = bench(line);
+    assert!(output.status.success(), "{line}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn assert_contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
 }
 
 /// Returns the message of a command that fails on its input.
@@ -43,22 +56,19 @@ fn device() -> &'static str {
 /// Runs the quick preset and reads its report. `more` begins with a space or is empty.
 fn run_quick(folder: &Path, more: &str) -> Report {
     let path = folder.join("quick.json");
-    let output = bench(&format!(
+    let shown = shown(&format!(
         "op --device {} --preset quick --seconds 0.01 --commit 0123456789abcdef --json {}{more}",
         device(),
         path.display()
     ));
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stdout).contains("SparQ 4bits r=16 k=64"));
-    Report::read(&path).unwrap()
+    assert_contains(&shown, &["SparQ 4bits r=16 k=64"]);
+    report::read(&path).unwrap()
 }
 
-/// A repository with a quick report to render.
-fn sample_repository() -> tempfile::TempDir {
+/// A repository without results.
+fn empty_repository() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
-    let results = root.path().join("benches/results");
-    fs::create_dir_all(&results).unwrap();
-    run_quick(&results, "");
+    fs::create_dir_all(root.path().join("benches/results")).unwrap();
     let readme = "# Title\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n\nThe end.\n";
     fs::write(root.path().join("README.md"), readme).unwrap();
     root
@@ -91,11 +101,8 @@ fn program_quick_preset_measures_every_method() {
         assert!(ratio > 0.0 && (row.method != MethodName::Dense || ratio == 1.0));
         assert_eq!(row.settings.is_some(), row.method == MethodName::Sparq);
     }
-    assert_eq!(
-        fs::read_dir(folder.path()).unwrap().count(),
-        1,
-        "no partial file is left"
-    );
+    let files = fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(files, 1, "no partial file is left");
 }
 
 #[test]
@@ -104,7 +111,7 @@ fn program_report_round_trips_through_json() {
     let report = run_quick(folder.path(), "");
     let path = folder.path().join("again.json");
     fs::write(&path, to_json(&report).unwrap()).unwrap();
-    assert_eq!(Report::read(&path).unwrap(), report);
+    assert_eq!(report::read::<Report>(&path).unwrap(), report);
 }
 
 #[test]
@@ -114,30 +121,25 @@ fn program_compare_adds_baselines_by_shape() {
     let row = r#"{"B": 1, "H": 4, "Hkv": 2, "d": 64, "S": 512, "dtype": "f32",
         "sdpa_us": 1234.5, "best_dense_us": 1234.5}"#;
     let other = r#"{"B": 1, "H": 4, "Hkv": 2, "d": 64, "S": 777, "best_dense_us": 5.0}"#;
-    fs::write(
-        &baselines,
-        format!(r#"{{"device": "x", "rows": [{row}, {other}]}}"#),
-    )
-    .unwrap();
-    let report = run_quick(
-        folder.path(),
-        &format!(" --compare {}", baselines.display()),
-    );
+    let document = format!(r#"{{"device": "x", "rows": [{row}, {other}]}}"#);
+    fs::write(&baselines, document).unwrap();
+    let compare = format!(" --compare {}", baselines.display());
+    let report = run_quick(folder.path(), &compare);
     let found = report.baselines.expect("the report includes the baselines");
     assert_eq!((found.rows.len(), found.rows[0].best_dense_us), (1, 1234.5));
 }
 
 #[test]
 fn program_backends_has_a_column_per_device() {
-    let output = bench("backends --seconds 0.01 --shape 1,2,2,32,256 --rank 8 --top-k 32");
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stdout).contains(&format!("{} us", device())));
+    let shown = shown("backends --seconds 0.01 --shape 1,2,2,32,256 --rank 8 --top-k 32");
+    assert_contains(&shown, &[&format!("{} us", device())]);
 }
 
 #[test]
 fn program_render_check_detects_changes() {
-    let root = sample_repository();
+    let root = empty_repository();
     let at = |path: &str| root.path().join(path);
+    run_quick(&at("benches/results"), "");
     let folder = root.path().to_str().unwrap();
     let check = || bench(&format!("render --check --root {folder}"));
 
@@ -146,65 +148,48 @@ fn program_render_check_detects_changes() {
     assert!(text(&before.stderr).contains("docs/performance.md differs"));
     assert!(!at("docs").exists(), "a check changes nothing");
 
-    assert!(bench(&format!("render --root {folder}")).status.success());
+    shown(&format!("render --root {folder}"));
     assert_eq!(check().status.code(), Some(0));
     let page = fs::read_to_string(at("docs/performance.md")).unwrap();
-    assert!(page.contains("## quick") && page.contains("0123456789"));
     let plot = format!("op-quick-{}-time-b1-h4-4-d64-f32.svg", device());
-    assert!(page.contains(&plot), "{page}");
+    assert_contains(&page, &["## quick", "0123456789", &plot]);
     let svg = fs::read_to_string(at("docs/plots").join(plot)).unwrap();
-    assert!(svg.contains("floor of dense") && svg.contains("SparQ 4bits"));
-    let gain = format!(
-        "docs/plots/op-quick-{}-gain-s512-h4-2-d64-f32.svg",
-        device()
-    );
-    assert!(at(&gain).exists());
+    assert_contains(&svg, &["floor of dense", "SparQ 4bits"]);
+    let gain = format!("op-quick-{}-gain-s512-h4-2-d64-f32.svg", device());
+    assert!(at("docs/plots").join(gain).exists());
     let readme = fs::read_to_string(at("README.md")).unwrap();
     assert!(readme.starts_with("# Title") && readme.ends_with("The end.\n"));
-    assert!(
-        readme.contains("No results yet"),
-        "a quick run is not in the README"
-    );
+    // A quick run is not in the README.
+    assert_contains(&readme, &["No results yet"]);
 
-    fs::write(
-        at("docs/performance.md"),
-        page.replace("## quick", "## quack"),
-    )
-    .unwrap();
+    let edited = page.replace("## quick", "## quack");
+    fs::write(at("docs/performance.md"), edited).unwrap();
     fs::write(at("docs/plots/op-old.svg"), "").unwrap();
     fs::write(at("docs/plots/other.svg"), "").unwrap();
     let stale = text(&check().stderr);
-    assert!(
-        stale.contains("docs/performance.md") && stale.contains("op-old.svg"),
-        "{stale}"
-    );
+    assert_contains(&stale, &["docs/performance.md", "op-old.svg"]);
     assert!(!stale.contains("other.svg"));
-    assert!(bench(&format!("render --root {folder}")).status.success());
+    shown(&format!("render --root {folder}"));
     assert!(!at("docs/plots/op-old.svg").exists() && at("docs/plots/other.svg").exists());
     assert_eq!(check().status.code(), Some(0));
 }
 
 #[test]
 fn program_e2e_is_measured_and_rendered() {
-    let root = tempfile::tempdir().unwrap();
+    let root = empty_repository();
     let at = |path: &str| root.path().join(path);
-    fs::create_dir_all(at("benches/results")).unwrap();
-    let readme = "# Title\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n";
-    fs::write(at("README.md"), readme).unwrap();
     let baselines = r#"{"torch": "2.0", "rows": [
         {"model": "tiny", "B": 2, "S": 300, "flash_ms_per_step": 123.0}]}"#;
     fs::write(at("e2e.json"), baselines).unwrap();
     let json = at("benches/results/small.json");
-    let output = bench(&format!(
+    shown(&format!(
         "e2e --device {} --dtype f32 --run tiny,2,300 --run tiny,1,40 --rank 4 --top-k 32 \
          --compare {} --json {}",
         device(),
         at("e2e.json").display(),
         json.display()
     ));
-    assert!(output.status.success(), "{}", text(&output.stderr));
-
-    let report = E2eReport::read(&json).unwrap();
+    let report: E2eReport = report::read(&json).unwrap();
     assert!(report.head.command.starts_with("sparq-bench e2e --device"));
     let rows = &report.run.rows;
     assert_eq!(rows.len(), 2 * 3, "dense, 4-bit sketch and full sketch");
@@ -221,22 +206,16 @@ fn program_e2e_is_measured_and_rendered() {
     assert!(rows[1].cache_bytes < rows[0].cache_bytes / 2.0);
 
     let folder = root.path().to_str().unwrap();
-    assert!(bench(&format!("render --root {folder}")).status.success());
+    shown(&format!("render --root {folder}"));
     let page = fs::read_to_string(at("docs/performance.md")).unwrap();
-    for part in [
-        "## small",
-        "The parts of each step",
-        "tiny | 2 | 300",
-        "123",
-        "SparQ 4bits r=4 k=32",
-    ] {
-        assert!(page.contains(part), "{part:?} is not in {page}");
-    }
-    let readme = fs::read_to_string(at("README.md")).unwrap();
-    assert!(
-        readme.contains("No results yet"),
-        "a tiny model is not in the README"
+    assert_contains(
+        &page,
+        &["## small", "The parts of each step", "tiny | 2 | 300"],
     );
+    assert_contains(&page, &["123", "SparQ 4bits r=4 k=32"]);
+    // A tiny model is not in the README.
+    let readme = fs::read_to_string(at("README.md")).unwrap();
+    assert_contains(&readme, &["No results yet"]);
     assert!(refusal(&format!("fit {}", json.display())).contains("small.json"));
 }
 
@@ -248,9 +227,7 @@ fn program_fit_prints_the_cost_model() {
     run_quick(folder.path(), shapes);
     let path = folder.path().join("quick.json");
     let path = path.display();
-    let output = bench(&format!("fit {path}"));
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let shown = text(&output.stdout);
+    let shown = shown(&format!("fit {path}"));
     let json = shown
         .lines()
         .find(|line| line.starts_with('{'))
@@ -260,36 +237,30 @@ fn program_fit_prints_the_cost_model() {
         costs.validate().is_ok() && costs.gb_per_s > 0.0,
         "{costs:?}"
     );
-    assert!(shown.contains("StepCosts {") && shown.contains("pairs of dense and SparQ"));
+    assert_contains(&shown, &["StepCosts {", "pairs of dense and SparQ"]);
     let error = refusal(&format!("fit {path} --device abacus"));
-    assert!(
-        error.contains("abacus") && error.contains("found 0 and 0"),
-        "{error}"
-    );
+    assert_contains(&error, &["abacus", "found 0 and 0"]);
 }
 
 #[test]
 fn program_goals_preset_prints_the_goals() {
     // The preset selects the table of the goals. The shape is small and has no goal.
-    let output = bench(&format!(
+    let shown = shown(&format!(
         "op --device {} --preset goals --shape 1,2,2,32,256 --dtype f32 --rank 8 --top-k 32 \
          --seconds 0.01 --cache-mib 0.1",
         device()
     ));
-    assert!(output.status.success(), "{}", text(&output.stderr));
-    let shown = text(&output.stdout);
     let line = shown
         .lines()
         .find(|line| line.starts_with("64") && line.contains("4096"))
         .expect("one line per goal");
-    assert!(line.contains("260") && line.contains("125"), "{line}");
+    assert_contains(line, &["260", "125"]);
 }
 
 #[test]
 fn program_committed_pages_are_up_to_date() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
-    let output = bench(&format!("render --check --root {root}"));
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    shown(&format!("render --check --root {root}"));
 }
 
 #[test]
@@ -316,9 +287,7 @@ fn program_names_wrong_input() {
             true => refusal(line),
             false => refusal(&format!("{line} --device {device}")),
         };
-        for part in expected {
-            assert!(message.contains(part), "{part:?} is not in: {message}");
-        }
+        assert_contains(&message, expected);
     }
 
     let op = |option: &str, name: &str| {
@@ -328,10 +297,7 @@ fn program_names_wrong_input() {
     assert!(op("--compare", "missing.json").contains("missing.json"));
     fs::write(path("baselines.json"), "{\"runs\": 1}").unwrap();
     let message = op("--compare", "baselines.json");
-    assert!(
-        message.contains("\"rows\"") && message.contains("[\"runs\"]"),
-        "{message}"
-    );
+    assert_contains(&message, &["\"rows\"", "[\"runs\"]"]);
 }
 
 #[test]
@@ -343,7 +309,7 @@ fn program_render_names_wrong_files() {
     let results = root.path().join("benches/results");
     fs::create_dir_all(&results).unwrap();
     let no_place = refusal(&format!("render --root {folder}"));
-    assert!(no_place.contains("README.md") && no_place.contains("<!-- benchmarks -->"));
+    assert_contains(&no_place, &["README.md", "<!-- benchmarks -->"]);
 
     for (contents, why) in [
         ("[", "expected JSON"),
@@ -353,9 +319,6 @@ fn program_render_names_wrong_files() {
     ] {
         fs::write(results.join("x.json"), contents).unwrap();
         let message = refusal(&format!("render --root {folder}"));
-        assert!(
-            message.contains("x.json") && message.contains(why),
-            "{message}"
-        );
+        assert_contains(&message, &["x.json", why]);
     }
 }

@@ -72,21 +72,10 @@ mod tests {
         });
         has("several sequences", &|c| c.problem.batch > 1);
         has("the full rank", &|c| c.config.rank == c.problem.head_dim);
-        has("reallocation", &|c| {
-            c.config.mean_value == MeanValue::Always
-        });
-        has("no reallocation", &|c| {
-            c.config.mean_value == MeanValue::Never
-        });
-        has("only the current token as local window", &|c| {
-            c.config.local_window == 1
-        });
-        has("a local window of k positions", &|c| {
-            c.config.local_window == c.config.top_k
-        });
-        has("one selected position outside the local window", &|c| {
-            c.config.local_window + 1 == c.config.top_k
-        });
+        let outside = |case: &Case| case.config.top_k - case.config.local_window;
+        has("a local window of 1", &|c| c.config.local_window == 1);
+        has("a local window of k positions", &|c| outside(c) == 0);
+        has("a local window of k - 1", &|c| outside(c) == 1);
         has("fewer than k positions", &|c| {
             valid(c) < c.config.top_k && valid(c) > 1
         });
@@ -94,18 +83,18 @@ mod tests {
         has("k + 1 positions", &|c| valid(c) == c.config.top_k + 1);
         has("a single position", &|c| c.problem.seq == 1);
         has("left padding", &|c| c.left_padding.iter().any(|&n| n > 0));
-        has("a full sketch", &|c| c.config.sketch == Sketch::Full);
-        has("8 bits", &|c| c.config.sketch == Sketch::Bits8);
-        has("4 bits", &|c| c.config.sketch == Sketch::Bits4);
-        has("summed probabilities", &|c| {
-            c.config.group_score == GroupScore::Probabilities
-        });
-        has("summed logits", &|c| {
-            c.config.group_score == GroupScore::Logits
-        });
-        has("components by the magnitude of the sum", &|c| {
-            c.config.components == Components::AbsSum
-        });
+        for mean in [MeanValue::Always, MeanValue::Never] {
+            has("each use of the mean", &|c| c.config.mean_value == mean);
+        }
+        for sketch in [Sketch::Full, Sketch::Bits8, Sketch::Bits4] {
+            has("each sketch", &|c| c.config.sketch == sketch);
+        }
+        for score in [GroupScore::Probabilities, GroupScore::Logits] {
+            has("each group score", &|c| c.config.group_score == score);
+        }
+        for rule in [Components::SumAbs, Components::AbsSum] {
+            has("each rule of components", &|c| c.config.components == rule);
+        }
         for head_dim in [32, 64, 128, 256] {
             has("each head dim", &|c| c.problem.head_dim == head_dim);
         }

@@ -28,10 +28,8 @@ pub(crate) struct Observed {
     pub(crate) outputs: Vec<Array<f32>>,
 }
 
-/// Runs a case on a device, with queries, keys and values in `dtype`.
-///
-/// # Errors
-/// The error of the device or the library, or a description of malformed results.
+/// Runs a case on a device, with queries, keys and values in `dtype`. Errors are those of the device
+/// or the library, or describe malformed results.
 pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result<Observed, String> {
     let problem = &case.problem;
     let mut cache = fill(case, device, dtype).map_err(|error| error.to_string())?;
@@ -88,15 +86,12 @@ fn reference_device(device: &Device) -> Device {
 
 /// Returns a cache that holds the keys and values of the case.
 fn fill(case: &Case, device: &Device, dtype: FloatDType) -> Result<KvCache, sparq::SparqError> {
-    let mut cache = KvCacheConfig::new(
-        case.problem.batch,
-        case.problem.n_kv_heads,
-        case.problem.head_dim,
-    )
-    .with_capacity(case.problem.seq)
-    .with_dtype(dtype)
-    .with_sketch(Some(case.config.sketch))
-    .init(device)?;
+    let problem = &case.problem;
+    let mut cache = KvCacheConfig::new(problem.batch, problem.n_kv_heads, problem.head_dim)
+        .with_capacity(problem.seq)
+        .with_dtype(dtype)
+        .with_sketch(Some(case.config.sketch))
+        .init(device)?;
     cache.set_left_padding(&case.left_padding)?;
     let (k, v) = (&case.inputs.k, &case.inputs.v);
     cache.append(tensor::<4>(k, device), tensor::<4>(v, device))?;
@@ -108,8 +103,8 @@ fn coded(case: &Case, cache: &KvCache) -> Result<Option<ExpectedSketch>, String>
     let SketchTensors::Codes {
         bits,
         codes,
-        zero_point: lo,
-        scale: step,
+        zero_point,
+        scale,
     } = cache.tensors().sketch.clone()
     else {
         return Ok(None);
@@ -121,8 +116,8 @@ fn coded(case: &Case, cache: &KvCache) -> Result<Option<ExpectedSketch>, String>
     }
     Ok(Some(ExpectedSketch {
         codes: codes.map(|&code| code as u8),
-        zero_point: floats("zero point", lo)?,
-        scale: floats("scale", step)?,
+        zero_point: floats("zero point", zero_point)?,
+        scale: floats("scale", scale)?,
     }))
 }
 
@@ -166,10 +161,8 @@ pub(crate) fn marks(
                 Some(mark) if *mark == 0 => *mark = 1,
                 Some(_) => return Err(format!("positions: {position} is selected twice")),
                 None => {
-                    let end = problem.seq;
-                    return Err(format!(
-                        "positions: expected -1 to below {end}, found {position}"
-                    ));
+                    let range = format!("-1 to below {}", problem.seq);
+                    return Err(format!("positions: expected {range}, found {position}"));
                 }
             }
         }
@@ -179,13 +172,12 @@ pub(crate) fn marks(
 }
 
 fn check_shape<T>(name: &str, found: &Array<T>, expected: &[usize]) -> Result<(), String> {
-    if found.shape() == expected {
-        return Ok(());
+    match found.shape() {
+        shape if shape == expected => Ok(()),
+        shape => Err(format!(
+            "{name}: expected shape {expected:?}, found {shape:?}"
+        )),
     }
-    Err(format!(
-        "{name}: expected shape {expected:?}, found {:?}",
-        found.shape()
-    ))
 }
 
 fn tensor<const D: usize>(array: &Array<f32>, device: &Device) -> Tensor<D> {

@@ -189,27 +189,15 @@ mod tests {
         };
         let error = kind.name.parse::<DeviceChoice>().unwrap_err();
         let advice = format!("--features {}", kind.name);
-        assert!(
-            error.contains(&advice) && error.contains(built_in()[0]),
-            "{error}"
-        );
+        assert!(error.contains(&advice), "{error}");
+        assert!(error.contains(built_in()[0]), "{error}");
     }
 
     #[test]
     fn device_index_must_exist() {
-        let name = built_in()[0];
-        assert!(format!("{name}:0").parse::<DeviceChoice>().is_ok());
-        assert!(
-            format!("{name}:1")
-                .parse::<DeviceChoice>()
-                .unwrap_err()
-                .contains("no device 1")
-        );
-        assert!(
-            format!("{name}:x")
-                .parse::<DeviceChoice>()
-                .unwrap_err()
-                .contains("index")
-        );
+        let choice = |index: &str| format!("{}:{index}", built_in()[0]).parse::<DeviceChoice>();
+        assert!(choice("0").is_ok());
+        assert!(choice("1").unwrap_err().contains("no device 1"));
+        assert!(choice("x").unwrap_err().contains("index"));
     }
 }

@@ -8,12 +8,9 @@ use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::host::cores;
-use crate::memory::DeviceMemory;
+use crate::memory::{DeviceMemory, MIB};
 use crate::timing::{Pace, sample, wait};
 use sparq_device::DeviceChoice;
-
-/// Bytes of a MiB.
-const MIB: f64 = 1_048_576.0;
 
 /// Bandwidth over buffers larger than any cache, in GB/s (10^9 bytes).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

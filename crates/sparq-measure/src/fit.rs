@@ -97,8 +97,7 @@ pub fn costs(rows: &[&Row], device: &str) -> Result<StepCosts> {
             with(1)
         );
     }
-    let found = solve(&points);
-    let [dense_us, sparq_us, kilobyte, score] = found;
+    let [dense_us, sparq_us, kilobyte, score] = solve(&points);
     if kilobyte <= 0.0 {
         bail!("{device}: the measured times do not grow with the bytes; measure larger S");
     }
@@ -116,29 +115,18 @@ pub fn costs(rows: &[&Row], device: &str) -> Result<StepCosts> {
 
 /// The relative errors of the model on the rows it describes.
 pub fn errors(rows: &[&Row], costs: &StepCosts) -> Errors {
-    Errors(rows.iter().filter_map(|row| error(row, costs)).collect())
-}
-
-/// The relative error of the model on a row. `None` if the model does not describe the row.
-fn error(row: &Row, costs: &StepCosts) -> Option<f64> {
-    let point = point(row)?;
-    let [dense_us, sparq_us] = [costs.dense_us, costs.sparq_us];
-    let unknowns = [
-        dense_us,
-        sparq_us,
-        1.0 / costs.gb_per_s,
-        1.0 / costs.scores_per_us,
-    ];
-    Some(predicted(&point, &unknowns) / point.us - 1.0)
+    let (byte, score) = (1.0 / costs.gb_per_s, 1.0 / costs.scores_per_us);
+    let unknowns = [costs.dense_us, costs.sparq_us, byte, score];
+    let points = rows.iter().filter_map(|row| point(row));
+    let error = |point: Point| predicted(&point, &unknowns) / point.us - 1.0;
+    Errors(points.map(error).collect())
 }
 
 /// The measured rows of this project's methods: the captured ones if the device captured any.
 pub fn fitted(run: &Run) -> Vec<&Row> {
     let own = |row: &&Row| row.method != MethodName::DenseBurn && row.measured.is_some();
-    let captured = |row: &Row| {
-        row.measured
-            .is_some_and(|measured| measured.hardware_graph == Some(true))
-    };
+    let captured =
+        |row: &Row| row.measured.and_then(|measured| measured.hardware_graph) == Some(true);
     let any = run.rows.iter().filter(own).any(captured);
     let rows = run.rows.iter().filter(own);
     rows.filter(|&row| captured(row) == any).collect()

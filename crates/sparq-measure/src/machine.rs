@@ -160,14 +160,13 @@ fn layer_us(setup: &Setup) -> Result<f64> {
     let found = model::run(&steps, &[run], |_| ())?;
     let row = found.rows.first();
     let rest = row.and_then(|row| row.rest_us()).with_context(|| {
-        let why = row.and_then(|row| row.skipped.clone());
-        format!(
-            "{device}: a small model could not be timed: {}",
-            why.unwrap_or_default()
-        )
+        let why = row
+            .and_then(|row| row.skipped.as_deref())
+            .unwrap_or_default();
+        format!("{device}: a small model could not be timed: {why}")
     })?;
     // The parts are timed separately and may sum to slightly more than the whole step.
-    Ok((rest / run.model.layers() as f64).max(0.0))
+    Ok((rest / run.model.config().num_hidden_layers as f64).max(0.0))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ const COLD_ROUNDS: f64 = 2.0;
 
 /// Bytes of a GiB and of a MiB.
 const GIB: f64 = (1_u64 << 30) as f64;
-const MIB: f64 = (1_u64 << 20) as f64;
+pub(crate) const MIB: f64 = (1_u64 << 20) as f64;
 
 /// Memory and cache of a device, in bytes.
 #[derive(Clone, Copy, Debug)]

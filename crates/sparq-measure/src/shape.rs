@@ -5,8 +5,7 @@ use std::str::FromStr;
 
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
-use sparq::cost::CacheShape;
-use sparq::cost::StepShape;
+use sparq::cost::{CacheShape, StepShape};
 
 /// One decode step: q [B, H, 1, d] on a cache of K and V [B, H_kv, S, d].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -167,10 +166,8 @@ mod tests {
 
     #[test]
     fn shape_parses_five_sizes() {
-        assert_eq!(
-            "1,32,8,128,4096".parse(),
-            Ok(Shape::new(1, 32, 8, 128, 4096))
-        );
+        let shape = Shape::new(1, 32, 8, 128, 4096);
+        assert_eq!("1,32,8,128,4096".parse(), Ok(shape));
         for (text, why) in [
             ("1,32,8", "B,H,H_kv,d,S"),
             ("1,32,8,128,x", "B,H,H_kv,d,S"),

@@ -173,26 +173,20 @@ impl Machine {
     /// # Errors
     /// [`MachineError`], naming the first figure out of range.
     pub fn validate(&self) -> Result<(), MachineError> {
+        let many = self.many_weights_gb_per_s.unwrap_or(1.0);
         let positive = [
             ("memory_gb", self.memory_gb),
             ("gb_per_s", self.gb_per_s),
             ("weights_gb_per_s", self.weights_gb_per_s),
-            (
-                "many_weights_gb_per_s",
-                self.many_weights_gb_per_s.unwrap_or(1.0),
-            ),
+            ("many_weights_gb_per_s", many),
             ("tflops", self.tflops.unwrap_or(1.0)),
         ];
-        let bad = |value: f64| !(value.is_finite() && value > 0.0);
-        let positive = positive.into_iter().find(|(_, value)| bad(*value));
-        let found = match positive {
-            Some((key, found)) => Some((key, "a number above 0", found)),
-            None if !(self.layer_us.is_finite() && self.layer_us >= 0.0) => {
-                Some(("layer_us", "0 or more", self.layer_us))
-            }
-            None => None,
-        };
-        if let Some((key, expected, found)) = found {
+        let out_of_range = |(_, value): &(_, f64)| !(value.is_finite() && *value > 0.0);
+        let first = positive.into_iter().find(out_of_range);
+        let first = first.map(|(key, found)| (key, "a number above 0", found));
+        let negative = !(self.layer_us.is_finite() && self.layer_us >= 0.0);
+        let layer = negative.then_some(("layer_us", "0 or more", self.layer_us));
+        if let Some((key, expected, found)) = first.or(layer) {
             return Err(MachineError::Value {
                 name: self.name.clone(),
                 key,
@@ -215,10 +209,8 @@ mod tests {
     fn machine_is_found_by_name_or_file() {
         assert_eq!(Machine::find("a100").unwrap().name, "A100");
         let unknown = Machine::find("abacus").unwrap_err().to_string();
-        assert!(
-            unknown.contains("\"abacus\"") && unknown.contains("H100"),
-            "{unknown}"
-        );
+        assert!(unknown.contains("\"abacus\""), "{unknown}");
+        assert!(unknown.contains("H100"), "{unknown}");
 
         let folder = std::env::temp_dir().join(format!("sparq-plan-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
@@ -233,35 +225,21 @@ mod tests {
         fs::write(&path, r#"{"name": "mine"}"#).unwrap();
         let error = Machine::read(&path).unwrap_err();
         let why = std::error::Error::source(&error).unwrap().to_string();
-        assert!(
-            error.to_string().contains("machine.json") && why.contains("memory_gb"),
-            "{error}: {why}"
-        );
+        assert!(error.to_string().contains("machine.json"), "{error}");
+        assert!(why.contains("memory_gb"), "{why}");
         fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn machine_figures_out_of_range_are_named() {
-        let machine = Machine::find("H100").unwrap();
+        let mut machine = Machine::find("H100").unwrap();
         assert!(machine.validate().is_ok());
-        let slow = Machine {
-            weights_gb_per_s: 0.0,
-            ..machine.clone()
-        };
-        assert_eq!(
-            slow.validate().unwrap_err().to_string(),
-            "machine H100: weights_gb_per_s: expected a number above 0, found 0"
-        );
-        let early = Machine {
-            layer_us: -1.0,
-            ..machine
-        };
-        assert!(
-            early
-                .validate()
-                .unwrap_err()
-                .to_string()
-                .contains("layer_us")
-        );
+        machine.layer_us = -1.0;
+        let error = machine.validate().unwrap_err().to_string();
+        assert!(error.contains("layer_us"), "{error}");
+        machine.weights_gb_per_s = 0.0;
+        let error = machine.validate().unwrap_err().to_string();
+        let expected = "machine H100: weights_gb_per_s: expected a number above 0, found 0";
+        assert_eq!(error, expected);
     }
 }

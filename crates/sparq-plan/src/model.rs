@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use sparq::cost::CacheShape;
-use sparq::{Method, Sketch, Transfers};
+use sparq::{Method, Sketch};
 use sparq_models::DecoderConfig;
 use sparq_models::config::{MlpKeys, NormKind};
 
@@ -46,11 +46,8 @@ pub struct ModelShape {
 impl ModelShape {
     /// Takes the sizes from a configuration.
     pub fn of(config: &DecoderConfig) -> Self {
-        let (hidden, inner, d) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.head_dim,
-        );
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let d = config.head_dim;
         let [q, kv] = [config.num_attention_heads, config.num_key_value_heads].map(|n| n * d);
         let bias = |has: bool, size: usize| if has { size } else { 0 };
         let norm = match config.norm {
@@ -107,8 +104,7 @@ impl ModelShape {
                 kv_heads: batch * layers * self.kv_heads,
                 element_bytes,
             };
-            let transfers: Transfers = method.transfers(&shape, attended);
-            transfers.bytes()
+            method.transfers(&shape, attended).bytes()
         };
         let layers = self.layers_at(seq_len);
         layers.into_iter().filter(|(n, _)| *n > 0).map(bytes).sum()
@@ -133,6 +129,24 @@ impl ModelShape {
             false => 0,
         };
         (kv + sketch + channels * FP32 + received) as f64
+    }
+}
+
+#[cfg(test)]
+impl ModelShape {
+    /// A model for calculations by hand.
+    pub(crate) fn example() -> Self {
+        Self {
+            layers: 10,
+            hidden_size: 512,
+            heads: 8,
+            kv_heads: 4,
+            head_dim: 64,
+            parameters: 1_200_000,
+            read_parameters: 1_000_000,
+            sliding_window: None,
+            sliding_layers: 0,
+        }
     }
 }
 
@@ -168,36 +182,21 @@ mod tests {
             let model = ModelShape::of(&config);
             // Loading checks that every weight exists. Files may store additional constants.
             Decoder::load(&checkpoint, &config, FloatDType::F32, &Device::default()).unwrap();
-            let unused: u64 = config
-                .keys
-                .constants
-                .iter()
-                .flat_map(|constant| {
-                    let names = checkpoint
-                        .names()
-                        .filter(move |name| name.ends_with(constant));
-                    names.map(|name| {
-                        checkpoint
-                            .entry(name)
-                            .unwrap()
-                            .shape
-                            .iter()
-                            .product::<usize>()
-                    })
-                })
-                .sum::<usize>() as u64;
-            assert_eq!(
-                model.parameters as u64,
-                checkpoint.num_params() - unused,
-                "{name}"
-            );
-            let table = config.vocab_size * config.hidden_size;
-            let not_read = model.parameters - model.read_parameters;
-            assert_eq!(
-                not_read,
-                if config.tie_word_embeddings { 0 } else { table },
-                "{name}"
-            );
+            let constants = config.keys.constants;
+            let size = |key: &str| -> usize {
+                match constants.iter().any(|constant| key.ends_with(constant)) {
+                    true => checkpoint.entry(key).unwrap().shape.iter().product(),
+                    false => 0,
+                }
+            };
+            let unused = checkpoint.names().map(size).sum::<usize>() as u64;
+            let counted = model.parameters as u64 + unused;
+            assert_eq!(counted, checkpoint.num_params(), "{name}");
+            let not_read = match config.tie_word_embeddings {
+                true => 0,
+                false => config.vocab_size * config.hidden_size,
+            };
+            assert_eq!(model.parameters - model.read_parameters, not_read, "{name}");
         }
     }
 
@@ -210,14 +209,9 @@ mod tests {
             let sketches = [Sketch::Full, Sketch::Bits8, Sketch::Bits4];
             let methods = sketches.map(|sketch| SparqConfig::new(2, 8).with_sketch(sketch).into());
             for method in methods.into_iter().chain([Method::DENSE]) {
-                let cache = model
-                    .new_cache(1, seq_len, FloatDType::F32, &method)
-                    .unwrap();
-                let held: usize = cache
-                    .layers
-                    .iter()
-                    .map(|layer| layer.memory().total())
-                    .sum();
+                let cache = model.new_cache(1, seq_len, FloatDType::F32, &method);
+                let layers = cache.unwrap().layers;
+                let held: usize = layers.iter().map(|layer| layer.memory().total()).sum();
                 let counted = ModelShape::of(&config).cache_bytes(&method, seq_len, 4);
                 assert_eq!(counted, held as f64, "{name} {method:?}");
             }
@@ -227,20 +221,15 @@ mod tests {
     #[test]
     fn model_windows_bound_the_bytes_of_a_step() {
         let model = ModelShape {
-            layers: 4,
-            hidden_size: 64,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 16,
-            parameters: 1,
-            read_parameters: 1,
             sliding_window: Some(100),
-            sliding_layers: 3,
+            sliding_layers: 7,
+            ..ModelShape::example()
         };
-        // Per head: 2 x 1000 x 16 elements and 2 x 16 new ones in one layer, 2 x 100 x 16 in three.
+        // Per head: 2 x 1000 x 64 elements and 2 x 64 new ones in three layers, and 2 x 100 x 64
+        // in seven.
         let bytes = model.step_bytes(&Method::DENSE, 5, 1000, 2);
-        assert_eq!(bytes, (5 * 2 * 2 * 2 * 16 * (1001 + 3 * 101)) as f64);
+        assert_eq!(bytes, (5 * 4 * 2 * 2 * 64 * (3 * 1001 + 7 * 101)) as f64);
         let shorter = model.step_bytes(&Method::DENSE, 1, 50, 2);
-        assert_eq!(shorter, (2 * 2 * 2 * 16 * 4 * 51) as f64);
+        assert_eq!(shorter, (4 * 2 * 2 * 64 * 10 * 51) as f64);
     }
 }

@@ -88,36 +88,19 @@ mod tests {
     use crate::ModelShape;
 
     fn setup() -> Setup {
-        let model = ModelShape {
-            layers: 2,
-            hidden_size: 64,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 16,
-            parameters: 10_000,
-            read_parameters: 10_000,
-            sliding_window: None,
-            sliding_layers: 0,
-        };
-        Setup::new(model, Machine::find("H100").unwrap(), 2)
+        Setup::new(ModelShape::example(), Machine::find("H100").unwrap(), 2)
     }
 
     #[test]
     fn work_matches_a_calculation_by_hand() {
         let work = setup().work(&Method::DENSE, 3, 100);
-        assert_eq!(
-            work.flops,
-            (3 * (2 * 10_000 + 2 * 2 * 4 * (2 * 16 * 100 + 2 * 16))) as f64
-        );
-        assert_eq!(
-            work.bytes,
-            (2 * (10_000 + 3 * 2 * 2 * 16 * (200 + 2))) as f64
-        );
+        let flops = 3 * (2 * 1_000_000 + 2 * 10 * 8 * (2 * 64 * 100 + 2 * 64));
+        assert_eq!(work.flops, flops as f64);
+        let bytes = 2 * (1_000_000 + 3 * 10 * 4 * 64 * (2 * 100 + 2));
+        assert_eq!(work.bytes, bytes as f64);
         let sparq = setup().work(&SparqConfig::new(8, 10).into(), 3, 100);
-        assert_eq!(
-            sparq.flops,
-            (3 * (20_000 + 2 * 2 * 4 * (8 * 100 + 2 * 16 * 10 + 4 * 16))) as f64
-        );
+        let flops = 3 * (2 * 1_000_000 + 2 * 10 * 8 * (8 * 100 + 2 * 64 * 10 + 4 * 64));
+        assert_eq!(sparq.flops, flops as f64);
     }
 
     #[test]

@@ -197,10 +197,8 @@ impl Setup {
     /// The length from which attention with SparQ takes at most the time of dense attention, in the
     /// layers that attend to the most positions. `None` if there is none.
     pub fn break_even(&self, config: &SparqConfig, batch: usize) -> Option<usize> {
-        let at = self
-            .machine
-            .costs
-            .break_even(&self.attention(batch), config)?;
+        let costs = &self.machine.costs;
+        let at = costs.break_even(&self.attention(batch), config)?;
         let reached = match self.model.sliding_window {
             Some(window) if self.model.sliding_layers == self.model.layers => at <= window,
             _ => true,
@@ -219,17 +217,6 @@ mod tests {
 
     /// Figures for calculations by hand.
     fn setup() -> Setup {
-        let model = ModelShape {
-            layers: 10,
-            hidden_size: 512,
-            heads: 8,
-            kv_heads: 4,
-            head_dim: 64,
-            parameters: 1_200_000,
-            read_parameters: 1_000_000,
-            sliding_window: None,
-            sliding_layers: 0,
-        };
         let machine = Machine {
             name: "paper and pencil".into(),
             memory_gb: 0.1,
@@ -247,23 +234,20 @@ mod tests {
         };
         Setup {
             memory_share: 0.8,
-            ..Setup::new(model, machine, 2)
+            ..Setup::new(ModelShape::example(), machine, 2)
         }
     }
 
     fn close(found: f64, expected: f64) {
-        assert!(
-            (found - expected).abs() <= 1e-9 * expected,
-            "{found} {expected}"
-        );
+        let difference = (found - expected).abs();
+        assert!(difference <= 1e-9 * expected, "{found} {expected}");
     }
 
     #[test]
     fn setup_dense_step_matches_a_calculation() {
         let time = setup().step(&Method::DENSE, 2, 999);
         // A layer: 2 sequences x 4 heads x (2 x 999 + 2) x 64 elements of 2 bytes = 2 048 000
-        // bytes,
-        // 20.48 us at 100 GB/s, plus 5.
+        // bytes, 20.48 us at 100 GB/s, plus 5.
         close(time.attention_us, 10.0 * (20.48 + 5.0));
         // 2 MB at 50 GB/s; the 4 million operations would take 4 us.
         close(time.weights_us, 40.0);
@@ -285,21 +269,14 @@ mod tests {
     #[test]
     fn setup_many_sequences_are_bound_by_arithmetic() {
         // 2 x 100 x 10^6 operations at 10^12 per second take 200 us; reading takes 40 us.
-        close(setup().step(&Method::DENSE, 100, 10).weights_us, 200.0);
+        let us = |setup: &Setup, batch| setup.step(&Method::DENSE, batch, 10).weights_us;
+        close(us(&setup(), 100), 200.0);
         let mut unknown = setup();
         unknown.machine.tflops = None;
-        close(unknown.step(&Method::DENSE, 100, 10).weights_us, 40.0);
+        close(us(&unknown, 100), 40.0);
         unknown.machine.many_weights_gb_per_s = Some(100.0);
-        close(
-            unknown
-                .step(&Method::DENSE, MANY_SEQUENCES - 1, 10)
-                .weights_us,
-            40.0,
-        );
-        close(
-            unknown.step(&Method::DENSE, MANY_SEQUENCES, 10).weights_us,
-            20.0,
-        );
+        close(us(&unknown, MANY_SEQUENCES - 1), 40.0);
+        close(us(&unknown, MANY_SEQUENCES), 20.0);
     }
 
     #[test]

@@ -42,8 +42,8 @@ pub(crate) fn regret(case: &Case, selections: &Selections) -> Regret {
         let components = components(case, selections, at);
         let mut taken = vec![0; case.problem.head_dim];
         components.iter().for_each(|&c| taken[c] = 1);
-        let lead = lead(&input.component_scores(), &taken, components.len(), 0..0);
-        worst.components = worst.components.max(lead);
+        let ahead = lead(&input.component_scores(), &taken, components.len(), 0..0);
+        worst.components = worst.components.max(ahead);
 
         let coded = Coded::of(case, selections, at, &input);
         if let Some(coded) = &coded {
@@ -55,7 +55,7 @@ pub(crate) fn regret(case: &Case, selections: &Selections) -> Regret {
         let mut scores = input.scores(&components, coded.as_ref().map(Coded::codes));
         scores[..valid.start].fill(f64::NEG_INFINITY);
         let selected = part(&selections.selected, case, at);
-        let lead = self::lead(&scores, selected, input.count(), input.window());
+        let lead = lead(&scores, selected, input.count(), input.window());
         worst.selected = worst.selected.max(lead);
     }
     worst
@@ -79,12 +79,9 @@ pub(crate) fn expected(case: &Case, selections: &Selections) -> Expected {
         let mean = input.mean_value();
         for (q, head) in input.queries().zip(&heads) {
             let probabilities = input.probabilities(&head.logits);
-            let share: f64 = probabilities
-                .iter()
-                .zip(selected)
-                .filter(|(_, selected)| **selected == 1)
-                .map(|(probability, _)| probability)
-                .sum();
+            let selected_only = probabilities.iter().zip(selected);
+            let selected_only = selected_only.filter(|(_, selected)| **selected == 1);
+            let share: f64 = selected_only.map(|(probability, _)| probability).sum();
             let attended = input.attend(q, selected);
             output.extend(
                 attended

@@ -141,10 +141,8 @@ impl<'a> HeadInput<'a> {
 
     /// Returns the sum of the group's logits, computed with the sum of the heads' weights.
     pub(crate) fn summed(&self, components: &[usize], codes: Option<Codes<'_>>) -> Approximation {
-        let heads: Vec<(&[f32], f64)> = self
-            .queries()
-            .map(|q| (q, temperature(q, components)))
-            .collect();
+        let heads = self.queries().map(|q| (q, temperature(q, components)));
+        let heads: Vec<(&[f32], f64)> = heads.collect();
         self.logits(components, codes, |c| {
             let weights = heads.iter().map(|(q, tau)| f64::from(q[c]) / tau);
             weights.collect()
@@ -266,17 +264,13 @@ pub(crate) fn finite(x: f64) -> f64 {
 
 /// Returns the softmax over the positions `within`, and 0 at the others.
 pub(crate) fn softmax(logits: &[f64], within: impl Fn(usize) -> bool) -> Vec<f64> {
-    let logit = |s: usize| {
-        if within(s) {
-            logits[s]
-        } else {
-            f64::NEG_INFINITY
-        }
+    let logit = |s: usize| match within(s) {
+        true => logits[s],
+        false => f64::NEG_INFINITY,
     };
-    let max = (0..logits.len())
-        .map(logit)
-        .fold(f64::NEG_INFINITY, f64::max);
-    let exps: Vec<f64> = (0..logits.len()).map(|s| (logit(s) - max).exp()).collect();
+    let all = || (0..logits.len()).map(logit);
+    let max = all().fold(f64::NEG_INFINITY, f64::max);
+    let exps: Vec<f64> = all().map(|logit| (logit - max).exp()).collect();
     let sum: f64 = exps.iter().sum();
     exps.iter().map(|exp| exp / sum).collect()
 }

@@ -74,19 +74,12 @@ fn codes(
     problem: &Problem,
     config: &SparqConfig,
 ) -> Result<Array<u8>, ConformanceError> {
-    let Problem {
-        batch,
-        n_kv_heads,
-        head_dim,
-        seq,
-        ..
-    } = *problem;
-    let most = if config.sketch == Sketch::Bits4 {
-        15
-    } else {
-        255
+    let [batch, kv_heads, seq, head_dim] = problem.cache();
+    let most = match config.sketch {
+        Sketch::Bits4 => 15,
+        _ => 255,
     };
-    reader.bytes("codes", &[batch, n_kv_heads, head_dim, seq], most)
+    reader.bytes("codes", &[batch, kv_heads, head_dim, seq], most)
 }
 
 fn scales(reader: &Reader<'_>, channels: &[usize]) -> Result<Array<f32>, ConformanceError> {

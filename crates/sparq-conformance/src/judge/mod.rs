@@ -20,28 +20,20 @@ const CLOSE: f64 = 1e-4;
 pub(crate) struct Precision {
     /// Rounds a number to the type.
     pub(crate) round: fn(f32) -> f32,
-    /// The largest relative error of rounding.
+    /// The largest relative error of rounding, 0 if the type represents every fp32 number.
     error: f32,
-    /// True if the type represents every fp32 number.
-    exact: bool,
 }
 
 impl Precision {
     /// Returns the rounding of `dtype`, or `None` for a type whose rounding depends on the device.
     pub(crate) fn of(dtype: FloatDType) -> Option<Self> {
-        let precision = |round, error, exact| {
-            Some(Self {
-                round,
-                error,
-                exact,
-            })
+        let (round, error): (fn(f32) -> f32, f32) = match dtype {
+            FloatDType::F64 | FloatDType::F32 => (|x| x, 0.0),
+            FloatDType::F16 => (|x| f16::from_f32(x).to_f32(), 2f32.powi(-11)),
+            FloatDType::BF16 => (|x| bf16::from_f32(x).to_f32(), 2f32.powi(-8)),
+            FloatDType::Flex32 => return None,
         };
-        match dtype {
-            FloatDType::F64 | FloatDType::F32 => precision(|x| x, 0.0, true),
-            FloatDType::F16 => precision(|x| f16::from_f32(x).to_f32(), 2f32.powi(-11), false),
-            FloatDType::BF16 => precision(|x| bf16::from_f32(x).to_f32(), 2f32.powi(-8), false),
-            FloatDType::Flex32 => None,
-        }
+        Some(Self { round, error })
     }
 
     /// Returns the case with rounded inputs, or `None` if any is out of range.
@@ -65,7 +57,7 @@ impl Precision {
 /// selections.
 pub(crate) fn judge(case: &Case, found: &Observed, precision: &Precision) -> Outcome {
     let mut outcome = Outcome::of(case);
-    let expected = if precision.exact {
+    let expected = if precision.error == 0.0 {
         compare_selections(&mut outcome, case, &found.selections);
         case.expected.clone()
     } else {
@@ -87,25 +79,29 @@ fn compare_selections(outcome: &mut Outcome, case: &Case, found: &Selections) {
             outcome.fail(|| format!("codes: {wrong} of {} differ", codes.values().len()));
         }
     }
-    let heads = expected.components.rows().zip(found.components.rows());
-    let wrong = heads
-        .enumerate()
-        .find(|(_, (expected, found))| expected != found);
+    let wrong = first_difference(&expected.components, &found.components);
     outcome.components_equal = Some(wrong.is_none());
-    if let Some((head, (expected, found))) = wrong {
+    if let Some((head, [expected, found])) = wrong {
         let at = place(case, head);
         outcome.fail(|| format!("components at {at}: expected {expected:?}, found {found:?}"));
     }
 }
 
+/// Returns the first batch head whose elements differ, with its expected and its found ones.
+fn first_difference<'a, T: PartialEq>(
+    expected: &'a Array<T>,
+    found: &'a Array<T>,
+) -> Option<(usize, [&'a [T]; 2])> {
+    let heads = expected.rows().zip(found.rows());
+    let mut heads = heads.map(<[&'a [T]; 2]>::from).enumerate();
+    heads.find(|(_, [expected, found])| expected != found)
+}
+
 /// Compares the selected positions with the expected ones.
 fn compare_sets(outcome: &mut Outcome, case: &Case, expected: &Array<u8>, found: &Array<u8>) {
-    let heads = expected.rows().zip(found.rows());
-    let wrong = heads
-        .enumerate()
-        .find(|(_, (expected, found))| expected != found);
+    let wrong = first_difference(expected, found);
     outcome.sets_equal = Some(wrong.is_none() && outcome.sets_equal != Some(false));
-    if let Some((head, (expected, found))) = wrong {
+    if let Some((head, [expected, found])) = wrong {
         let only = |a: &[u8], b: &[u8]| -> Vec<usize> {
             (0..a.len()).filter(|&s| a[s] > b[s]).take(8).collect()
         };
@@ -143,13 +139,8 @@ fn compare_results(
     precision: &Precision,
 ) {
     if let (Some(expected), Some(found)) = (&expected.sketch, &found.sketch) {
-        let zero_point = compare(
-            outcome,
-            "zero point",
-            &expected.zero_point,
-            &found.zero_point,
-            0.0,
-        );
+        let (zero_point, found_zero_point) = (&expected.zero_point, &found.zero_point);
+        let zero_point = compare(outcome, "zero point", zero_point, found_zero_point, 0.0);
         let scale = compare(outcome, "scale", &expected.scale, &found.scale, 0.0);
         outcome.differences.ranges = Some(zero_point.max(scale));
     }
@@ -160,25 +151,16 @@ fn compare_results(
 
     // Reference and operation must select the same positions. For rounded inputs, those of the
     // reference are the expected ones.
-    compare_sets(
-        outcome,
-        case,
-        &expected.selected,
-        &found.selections.selected,
-    );
-    compare_sets(outcome, case, &expected.selected, &found.selected);
+    for selected in [&found.selections.selected, &found.selected] {
+        compare_sets(outcome, case, &expected.selected, selected);
+    }
     if let Some(expected) = &expected.alpha {
         let alpha = compare(outcome, "alpha", expected, &found.alpha, 0.0);
         outcome.differences.alpha = Some(alpha);
     }
-    let mean_value = compare(
-        outcome,
-        "mean value",
-        &expected.mean_value,
-        &found.mean_value,
-        0.0,
-    );
-    outcome.differences.mean_value = Some(mean_value);
+    let (mean, found_mean) = (&expected.mean_value, &found.mean_value);
+    let mean = compare(outcome, "mean value", mean, found_mean, 0.0);
+    outcome.differences.mean_value = Some(mean);
 
     // The output is rounded to the type of the query.
     outcome.tolerance = tolerance(&expected.output, precision.error);
@@ -223,10 +205,8 @@ fn compare(
 /// Returns the allowed difference from `expected` of a result that is rounded with a relative error
 /// of `rounding`.
 fn tolerance(expected: &Array<f32>, rounding: f32) -> f32 {
-    let largest = expected
-        .values()
-        .iter()
-        .fold(0.0, |most: f32, x| most.max(x.abs()));
+    let sizes = expected.values().iter().map(|x| x.abs());
+    let largest = sizes.fold(0.0, f32::max);
     TOLERANCE * largest.max(1.0) + rounding * largest
 }
 
@@ -236,11 +216,8 @@ fn valid_only(case: &Case, logits: &Array<f32>) -> Array<f32> {
     let mut at = 0..;
     logits.map(|&logit| {
         let at: usize = at.next().unwrap_or_default();
-        let padding = case
-            .left_padding
-            .get(at / seq / heads)
-            .copied()
-            .unwrap_or(0);
+        let padding = case.left_padding.get(at / seq / heads);
+        let padding = padding.copied().unwrap_or(0);
         if at % seq < padding { 0.0 } else { logit }
     })
 }

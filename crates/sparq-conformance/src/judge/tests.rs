@@ -60,10 +60,8 @@ fn results_equal_to_the_file_pass() {
         assert!(outcome.passed && outcome.reason.is_none(), "{outcome:?}");
         assert_eq!(outcome.sets_equal, Some(true));
         assert_eq!(outcome.components_equal, Some(true));
-        assert_eq!(
-            outcome.codes_equal.is_some(),
-            case.expected.sketch.is_some()
-        );
+        let has_sketch = case.expected.sketch.is_some();
+        assert_eq!(outcome.codes_equal.is_some(), has_sketch);
         assert_eq!(outcome.differences.output, Some(0.0));
     }
 }
@@ -71,90 +69,59 @@ fn results_equal_to_the_file_pass() {
 #[test]
 fn every_wrong_result_is_named() {
     let case = case("b4_p_h4_kv4_d32_S200");
-    let seq = case.problem.seq;
-    type Change<'a> = Box<dyn FnOnce(&mut Observed) + 'a>;
-    let changes: Vec<(&str, Change<'_>)> = vec![
-        (
-            "codes",
-            Box::new(|found| {
-                let codes = found.selections.codes.as_ref().unwrap();
-                found.selections.codes = Some(changed(codes, |codes| codes[0] ^= 1));
-            }),
-        ),
-        (
-            "components at [0, 0]",
-            Box::new(|found| {
-                let components = &found.selections.components;
-                let free = (0..32)
-                    .find(|c| !components.values()[..8].contains(c))
-                    .unwrap();
-                found.selections.components = changed(components, |all| {
-                    all[0] = free;
-                    all[..8].sort_unstable();
-                });
-            }),
-        ),
-        (
-            "positions at [0, 0]",
-            Box::new(|found| {
-                found.selections.selected = moved(&found.selections.selected, seq);
-            }),
-        ),
-        (
-            "positions at [0, 0]",
-            Box::new(|found| {
-                found.selected = moved(&found.selected, seq);
-            }),
-        ),
-        (
-            "zero point",
-            Box::new(|found| {
-                let sketch = found.sketch.as_mut().unwrap();
-                sketch.zero_point = added(&sketch.zero_point, 3, 1e-3);
-            }),
-        ),
-        (
-            "scale",
-            Box::new(|found| {
-                let sketch = found.sketch.as_mut().unwrap();
-                sketch.scale = added(&sketch.scale, 3, 1e-3);
-            }),
-        ),
-        (
-            "score",
-            Box::new(|found| found.logits = added(&found.logits, 100, 1e-2)),
-        ),
-        (
-            "alpha",
-            Box::new(|found| found.alpha = added(&found.alpha, 3, 1e-3)),
-        ),
-        (
-            "mean value",
-            Box::new(|found| found.mean_value = added(&found.mean_value, 5, -1e-3)),
-        ),
-        (
-            "output",
-            Box::new(|found| found.outputs[0] = added(&found.outputs[0], 9, 1e-3)),
-        ),
-        (
-            "output",
-            Box::new(|found| found.outputs[0] = added(&found.outputs[0], 9, f32::NAN)),
-        ),
-        (
-            "output",
-            Box::new(|found| {
-                let second = added(&found.outputs[0], 9, 1e-3);
-                found.outputs.push(second);
-            }),
-        ),
+    const SEQ: usize = 200;
+    assert_eq!(case.problem.seq, SEQ);
+    type Change = (&'static str, fn(&mut Observed));
+    let changes: [Change; 12] = [
+        ("codes", |found| {
+            let codes = found.selections.codes.as_ref().unwrap();
+            found.selections.codes = Some(changed(codes, |codes| codes[0] ^= 1));
+        }),
+        ("components at [0, 0]", |found| {
+            let components = &found.selections.components;
+            let taken = &components.values()[..8];
+            let free = (0..32).find(|c| !taken.contains(c)).unwrap();
+            found.selections.components = changed(components, |all| {
+                all[0] = free;
+                all[..8].sort_unstable();
+            });
+        }),
+        ("positions at [0, 0]", |found| {
+            found.selections.selected = moved(&found.selections.selected, SEQ);
+        }),
+        ("positions at [0, 0]", |found| {
+            found.selected = moved(&found.selected, SEQ)
+        }),
+        ("zero point", |found| {
+            let sketch = found.sketch.as_mut().unwrap();
+            sketch.zero_point = added(&sketch.zero_point, 3, 1e-3);
+        }),
+        ("scale", |found| {
+            let sketch = found.sketch.as_mut().unwrap();
+            sketch.scale = added(&sketch.scale, 3, 1e-3);
+        }),
+        ("score", |found| {
+            found.logits = added(&found.logits, 100, 1e-2)
+        }),
+        ("alpha", |found| found.alpha = added(&found.alpha, 3, 1e-3)),
+        ("mean value", |found| {
+            found.mean_value = added(&found.mean_value, 5, -1e-3)
+        }),
+        ("output", |found| {
+            found.outputs[0] = added(&found.outputs[0], 9, 1e-3)
+        }),
+        ("output", |found| {
+            found.outputs[0] = added(&found.outputs[0], 9, f32::NAN)
+        }),
+        ("output", |found| {
+            found.outputs.push(added(&found.outputs[0], 9, 1e-3))
+        }),
     ];
     for (named, change) in changes {
         let outcome = judge_f32(&case, change);
         let reason = outcome.reason.unwrap_or_default();
-        assert!(
-            !outcome.passed && reason.starts_with(named),
-            "{named}: {reason:?}"
-        );
+        assert!(!outcome.passed, "{named}");
+        assert!(reason.starts_with(named), "{named}: {reason:?}");
     }
 }
 
@@ -217,19 +184,15 @@ fn wrong_selections_of_rounded_inputs_fail() {
     let precision = Precision::of(FloatDType::F16).unwrap();
     let case = precision.rounded(&case("mha_r8")).unwrap();
     let mut selections = perfect(&case, &case.expected).selections;
-    let right = judge(
-        &case,
-        &perfect(&case, &float64::expected(&case, &selections)),
-        &precision,
-    );
+    let judged = |selections: &Selections| {
+        let expected = float64::expected(&case, selections);
+        judge(&case, &perfect(&case, &expected), &precision)
+    };
+    let right = judged(&selections);
     assert!(right.passed, "{:?}", right.reason);
 
     selections.selected = moved(&selections.selected, case.problem.seq);
-    let wrong = judge(
-        &case,
-        &perfect(&case, &float64::expected(&case, &selections)),
-        &precision,
-    );
+    let wrong = judged(&selections);
     assert_eq!((wrong.passed, wrong.sets_equal), (false, Some(false)));
 }
 
@@ -237,16 +200,8 @@ fn wrong_selections_of_rounded_inputs_fail() {
 fn inputs_out_of_range_are_not_rounded() {
     let mut case = case("mha_r8");
     case.inputs.k = added(&case.inputs.k, 0, 1e6);
-    assert!(
-        Precision::of(FloatDType::F16)
-            .unwrap()
-            .rounded(&case)
-            .is_none()
-    );
-    assert!(
-        Precision::of(FloatDType::BF16)
-            .unwrap()
-            .rounded(&case)
-            .is_some()
-    );
+    for (dtype, fits) in [(FloatDType::F16, false), (FloatDType::BF16, true)] {
+        let rounded = Precision::of(dtype).unwrap().rounded(&case);
+        assert_eq!(rounded.is_some(), fits, "{dtype:?}");
+    }
 }

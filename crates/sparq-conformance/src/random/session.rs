@@ -12,10 +12,10 @@ use super::mirror::Mirror;
 use super::plan::{Operation, Plan};
 use super::rng::Rng;
 use super::verdict::{self, Found, Worst};
-use crate::Problem;
 use crate::float64::stages::Codes;
 use crate::judge::Precision;
 use crate::observe::{marks, read};
+use crate::{Array, Problem};
 
 /// A cache on a device and its expected content.
 struct Session<'p> {
@@ -25,10 +25,7 @@ struct Session<'p> {
     mirror: Mirror,
 }
 
-/// Runs all operations.
-///
-/// # Errors
-/// Describes the first wrong result and its operation.
+/// Runs all operations. An error describes the first wrong result and its operation.
 pub(super) fn run(plan: &Plan, rng: &mut Rng, device: &Device) -> Result<Worst, String> {
     let problem = &plan.problem;
     let config = KvCacheConfig::new(problem.batch, problem.n_kv_heads, problem.head_dim)
@@ -149,14 +146,12 @@ impl Session<'_> {
         self.mirror.refresh(config);
         let dense = Method::DENSE.decode(query.clone(), &mut self.cache);
         let dense = floats(dense.map_err(error)?)?;
-        let method = match self.mirror.len() <= config.top_k {
-            true => {
-                // If all positions are selected, the method runs dense attention.
-                let all = Method::from(*config).decode(query, &mut self.cache);
-                Some(floats(all.map_err(error)?)?)
-            }
-            false => None,
-        };
+        let mut method = None;
+        if self.mirror.len() <= config.top_k {
+            // If all positions are selected, the method runs dense attention.
+            let all = Method::from(*config).decode(query, &mut self.cache);
+            method = Some(floats(all.map_err(error)?)?);
+        }
         let (output, alpha) = (floats(step.output)?, floats(step.alpha)?);
         let selected = positions(step.positions, problem, self.mirror.len(), config.top_k)?;
         let sketch = self.sketch()?;
@@ -270,22 +265,15 @@ impl Session<'_> {
             verdict::sums(&input, part(&sums, at, d))?;
             Ok(Worst::default())
         })?;
-        let spans = tensors.spans.clone();
-        let spans = read::<2, Int, i64>("spans", spans)?;
-        let expected = &self.mirror.spans;
-        let counters = vec![0; expected.batch()];
-        let expected: Vec<i64> = expected
-            .start
-            .iter()
-            .chain(&expected.end)
-            .chain(&counters)
-            .map(|&x| x as i64)
-            .collect();
-        match spans.values() == expected {
-            true => Ok(()),
-            false => Err(format!(
-                "spans on the device: expected {expected:?}, found {:?}",
-                spans.values()
+        let found: Array<i64> = read("spans", tensors.spans.clone())?;
+        let spans = &mirror.spans;
+        let counters = vec![0; spans.batch()];
+        let expected = spans.start.iter().chain(&spans.end).chain(&counters);
+        let expected: Vec<i64> = expected.map(|&x| x as i64).collect();
+        match found.values() {
+            found if found == expected => Ok(()),
+            found => Err(format!(
+                "spans on the device: expected {expected:?}, found {found:?}"
             )),
         }
     }
@@ -295,8 +283,8 @@ impl Session<'_> {
         let SketchTensors::Codes {
             bits,
             codes,
-            zero_point: lo,
-            scale: step,
+            zero_point,
+            scale,
         } = self.cache.tensors().sketch.clone()
         else {
             return Ok(None);
@@ -305,8 +293,8 @@ impl Session<'_> {
         let codes = read::<4, Int, i64>("codes", codes)?;
         Ok(Some(DeviceCodes {
             codes: codes.values().iter().map(|&code| code as u8).collect(),
-            zero_points: floats(lo)?,
-            scales: floats(step)?,
+            zero_points: floats(zero_point)?,
+            scales: floats(scale)?,
         }))
     }
 
@@ -341,11 +329,8 @@ fn check_codes(
             ));
         }
     }
-    let ranges: Vec<(f32, f32)> = zero_points
-        .iter()
-        .copied()
-        .zip(codes.scales.iter().copied())
-        .collect();
+    let ranges = zero_points.iter().copied();
+    let ranges: Vec<(f32, f32)> = ranges.zip(codes.scales.iter().copied()).collect();
     let input = mirror.input(at, &[], &plan.config);
     let distance = input.distance(codes.codes, &ranges, levels);
     match distance <= 1e-3 {

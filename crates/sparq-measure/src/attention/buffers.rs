@@ -53,12 +53,12 @@ impl Source {
         let mut cache = config.init(&self.k.device())?;
         cache.append(self.k.clone(), self.v.clone())?;
         cache.refresh_sketch();
-        let rows = cache.spans().clone();
+        let spans = cache.spans().clone();
         let mut sets = vec![cache.tensors().clone()];
         while sets.len() < count {
             sets.push(copied(&sets[0]));
         }
-        Ok(Caches { sets, rows })
+        Ok(Caches { sets, spans })
     }
 }
 
@@ -83,7 +83,7 @@ pub struct Caches {
     /// The buffer sets.
     pub sets: Vec<CacheTensors>,
     /// The valid positions, the same in every set.
-    pub rows: Spans,
+    pub spans: Spans,
 }
 
 fn copied(cache: &CacheTensors) -> CacheTensors {
@@ -98,13 +98,13 @@ fn copied(cache: &CacheTensors) -> CacheTensors {
             SketchTensors::Codes {
                 bits,
                 codes,
-                zero_point: lo,
-                scale: step,
+                zero_point,
+                scale,
             } => SketchTensors::Codes {
                 bits: *bits,
                 codes: copy(codes),
-                zero_point: copy(lo),
-                scale: copy(step),
+                zero_point: copy(zero_point),
+                scale: copy(scale),
             },
         },
     }

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use anyhow::Result;
 use burn::tensor::Tensor;
 use burn::tensor::module::attention;
-use sparq::cost::CacheShape;
 #[cfg(feature = "stages")]
 use sparq::ops::Until;
 use sparq::ops::{CacheTensors, Spans};
@@ -26,15 +25,6 @@ pub struct Prepared {
     /// Calls on the same buffers that end after a stage, in the order of the stages. The last stage
     /// ends with the whole step.
     pub until: Vec<(Stage, Calls)>,
-}
-
-impl From<Calls> for Prepared {
-    fn from(whole: Calls) -> Self {
-        Self {
-            whole,
-            until: vec![],
-        }
-    }
 }
 
 /// An implementation of attention to time.
@@ -79,20 +69,20 @@ type Prefix = fn(Tensor<4>, CacheTensors, &Spans, &SparqConfig) -> Kept;
 /// The stages before the last that [`op`] can end after.
 #[cfg(feature = "stages")]
 const PREFIXES: &[(Stage, Prefix)] = &[
-    (Stage::Score, |q, cache, rows, config| {
+    (Stage::Score, |q, cache, spans, config| {
         Kept::rest(ops::sparq_decode_until(
             q,
             cache,
-            rows,
+            spans,
             config,
             Until::Scores,
         ))
     }),
-    (Stage::Select, |q, cache, rows, config| {
+    (Stage::Select, |q, cache, spans, config| {
         Kept::rest(ops::sparq_decode_until(
             q,
             cache,
-            rows,
+            spans,
             config,
             Until::Selection,
         ))
@@ -121,7 +111,7 @@ impl Implementation for Dense {
     }
 
     fn transfers(&self, case: &Case) -> Transfers {
-        Transfers::dense(&cache_shape(case), case.shape.seq_len)
+        Transfers::dense(&case.shape.cache(case.dtype), case.shape.seq_len)
     }
 
     fn set_bytes(&self, case: &Case) -> f64 {
@@ -131,11 +121,12 @@ impl Implementation for Dense {
     fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared> {
         let caches = source.caches(None, sets)?;
         let q = source.q.clone();
-        let calls: Calls = Box::new(move |set| {
+        let whole: Calls = Box::new(move |set| {
             let cache = caches.sets[set].clone();
-            Kept::output(ops::dense_decode(q.clone(), cache, &caches.rows))
+            Kept::output(ops::dense_decode(q.clone(), cache, &caches.spans))
         });
-        Ok(calls.into())
+        let until = vec![];
+        Ok(Prepared { whole, until })
     }
 }
 
@@ -175,11 +166,12 @@ impl Implementation for DenseBurn {
             })
             .collect::<Result<Vec<_>>>()?;
         let q = source.q.clone();
-        let calls: Calls = Box::new(move |set| {
+        let whole: Calls = Box::new(move |set| {
             let (k, v) = caches[set].clone();
             Kept::output(attention(q.clone(), k, v, None, None, Default::default()))
         });
-        Ok(calls.into())
+        let until = vec![];
+        Ok(Prepared { whole, until })
     }
 }
 
@@ -195,7 +187,8 @@ impl Implementation for Sparq {
     }
 
     fn transfers(&self, case: &Case) -> Transfers {
-        Transfers::sparq(&cache_shape(case), case.shape.seq_len, &self.0)
+        let cache = case.shape.cache(case.dtype);
+        Transfers::sparq(&cache, case.shape.seq_len, &self.0)
     }
 
     fn set_bytes(&self, case: &Case) -> f64 {
@@ -209,12 +202,12 @@ impl Implementation for Sparq {
             let (q, caches) = (q.clone(), Rc::clone(&caches));
             Box::new(move |set| {
                 let cache = caches.sets[set].clone();
-                step(q.clone(), cache, &caches.rows, &config)
+                step(q.clone(), cache, &caches.spans, &config)
             })
         };
         Ok(Prepared {
-            whole: calls(|q, cache, rows, config| {
-                Kept::output(ops::sparq_decode(q, cache, rows, config))
+            whole: calls(|q, cache, spans, config| {
+                Kept::output(ops::sparq_decode(q, cache, spans, config))
             }),
             until: PREFIXES
                 .iter()
@@ -222,8 +215,4 @@ impl Implementation for Sparq {
                 .collect(),
         })
     }
-}
-
-fn cache_shape(case: &Case) -> CacheShape {
-    case.shape.cache(case.dtype)
 }

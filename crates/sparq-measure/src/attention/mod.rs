@@ -77,11 +77,11 @@ fn measure_case(setup: &Setup, bandwidth: &Bandwidth, case: &Case) -> Vec<Row> {
     for implementation in implementation::all(case, &setup.scope) {
         let implementation = implementation.as_ref();
         let results = match &source {
-            Ok(source) => measure(setup, case, implementation, source, modes),
+            Ok(source) => measure(setup, case, implementation, source, modes, bandwidth),
             Err(why) => vec![Err(why.clone()); modes.len()],
         };
         for (&mode, result) in modes.iter().zip(results) {
-            rows.push(row(case, implementation, mode, bandwidth, result));
+            rows.push(row(case, implementation, mode, result));
         }
         // The next buffers have other sizes: without the cleanup they would be slices of these.
         setup.device.open().memory_cleanup();
@@ -90,17 +90,8 @@ fn measure_case(setup: &Setup, bandwidth: &Bandwidth, case: &Case) -> Vec<Row> {
     rows
 }
 
-/// A measurement of one implementation in one mode.
-#[derive(Clone)]
-struct Sampled {
-    time: Summary,
-    /// Times of the calls that end after a stage.
-    until: Vec<(Stage, Summary)>,
-    sets: usize,
-    working_set: f64,
-    cold: bool,
-    hardware_graph: Option<bool>,
-}
+/// A measurement of one implementation in one mode, or the reason why there is none.
+type Outcome = Result<(Measured, Vec<StageTime>), String>;
 
 /// Times an implementation in each mode. The source stays in memory beside the buffers.
 fn measure(
@@ -109,7 +100,8 @@ fn measure(
     implementation: &dyn Implementation,
     source: &Source,
     modes: &[Mode],
-) -> Vec<Result<Sampled, String>> {
+    bandwidth: &Bandwidth,
+) -> Vec<Outcome> {
     let read = implementation.transfers(case).bytes();
     let size = implementation.set_bytes(case);
     let taken = case.shape.kv_bytes(case.dtype);
@@ -126,17 +118,28 @@ fn measure(
         Ok((prepared, sets)) => modes
             .iter()
             .map(|&mode| {
-                let working_set = sets as f64 * read;
                 let (time, hardware_graph, until) =
                     guarded(|| sample(setup, &prepared, sets, mode))?;
-                Ok(Sampled {
+                let working_set_bytes = sets as f64 * read;
+                let gb_per_s = read / time.median_us / 1e3;
+                let measured = Measured {
                     time,
-                    until,
-                    sets,
-                    working_set,
-                    cold: setup.memory.is_cold(working_set),
+                    gb_per_s,
+                    share_of_bandwidth: gb_per_s / bandwidth.reference_gb_per_s(),
+                    speedup_over_dense: None,
+                    buffer_sets: sets,
+                    working_set_bytes,
+                    cold: setup.memory.is_cold(working_set_bytes),
                     hardware_graph,
-                })
+                };
+                let stages = match implementation.settings() {
+                    Some(config) if !until.is_empty() => {
+                        let bytes = |stage: Stage| stage.bytes(&case.shape, case.dtype, &config);
+                        stage::times(&until, &time, bytes, bandwidth)
+                    }
+                    _ => vec![],
+                };
+                Ok((measured, stages))
             })
             .collect(),
     }
@@ -163,49 +166,18 @@ fn sample(setup: &Setup, prepared: &Prepared, sets: usize, mode: Mode) -> Result
     }
 }
 
-fn row(
-    case: &Case,
-    implementation: &dyn Implementation,
-    mode: Mode,
-    bandwidth: &Bandwidth,
-    result: Result<Sampled, String>,
-) -> Row {
+fn row(case: &Case, implementation: &dyn Implementation, mode: Mode, result: Outcome) -> Row {
     let transfers = implementation.transfers(case);
-    let settings = implementation.settings();
-    let stages = |sampled: &Sampled| -> Vec<StageTime> {
-        match &settings {
-            Some(config) if !sampled.until.is_empty() => stage::times(
-                &sampled.until,
-                &sampled.time,
-                |stage| stage.bytes(&case.shape, case.dtype, config),
-                bandwidth,
-            ),
-            _ => vec![],
-        }
-    };
     let (measured, skipped, stages) = match result {
+        Ok((measured, stages)) => (Some(measured), None, stages),
         Err(why) => (None, Some(why), vec![]),
-        Ok(sampled) => {
-            let gb_per_s = transfers.bytes() / sampled.time.median_us / 1e3;
-            let measured = Measured {
-                time: sampled.time,
-                gb_per_s,
-                share_of_bandwidth: gb_per_s / bandwidth.reference_gb_per_s(),
-                speedup_over_dense: None,
-                buffer_sets: sampled.sets,
-                working_set_bytes: sampled.working_set,
-                cold: sampled.cold,
-                hardware_graph: sampled.hardware_graph,
-            };
-            (Some(measured), None, stages(&sampled))
-        }
     };
     Row {
         shape: case.shape,
         dtype: case.dtype,
         method: implementation.method(),
         mode,
-        settings,
+        settings: implementation.settings(),
         elements: transfers.elements,
         bytes: transfers.bytes(),
         measured,

@@ -41,7 +41,8 @@ impl<'a> FilledModel<'a> {
         method: Method,
     ) -> Result<Self> {
         let device = model.device();
-        let (_, kv_heads, head_dim) = run.model.heads();
+        let config = run.model.config();
+        let (kv_heads, head_dim) = (config.num_key_value_heads, config.head_dim);
         let dtype = FloatDType::from(dtype);
         let mut cache = model.new_cache(run.batch, run.seq_len + SLACK, dtype, &method)?;
         let shape = [run.batch, kv_heads, run.seq_len - 1, head_dim];

@@ -41,8 +41,7 @@ pub struct Setup {
     pub settings: Vec<SparqConfig>,
 }
 
-/// Measures the bandwidth, then each run with dense attention and with SparQ, and passes each row
-/// to
+/// Measures the bandwidth, then each run with dense attention and with SparQ. Passes each row to
 /// `progress`.
 ///
 /// A run that does not fit gives a row with the reason. Consecutive runs of one model share its
@@ -125,8 +124,9 @@ fn memory_bytes(run: &RunShape, dtype: CacheType, settings: Option<SparqConfig>)
         None => 0.5,
         Some(bits) => bits as f64 / (16 * dtype.bytes()) as f64,
     });
-    let table = (run.model.vocab_size() * run.model.hidden_size() * dtype.bytes()) as f64;
+    let config = run.model.config();
+    let table = (config.vocab_size * config.hidden_size * dtype.bytes()) as f64;
     // The values of a layer in f32 for their sum, and its keys transposed.
-    let filling = 2.0 * kv / run.model.layers() as f64;
+    let filling = 2.0 * kv / config.num_hidden_layers as f64;
     run.model.weight_bytes(dtype) + table + kv * (1.0 + sketch) + filling
 }

@@ -11,6 +11,7 @@ use sparq::RotaryConfig;
 use sparq::cost::CacheShape;
 use sparq_models::config::{HiddenAct, Keys, NormKind, Residual};
 use sparq_models::{Decoder, DecoderConfig};
+use sparq_plan::ModelShape;
 
 use crate::shape::CacheType;
 
@@ -31,16 +32,6 @@ pub enum ModelName {
     Tiny,
 }
 
-struct Sizes {
-    layers: usize,
-    hidden: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    inner: usize,
-    vocab: usize,
-}
-
 impl ModelName {
     /// The name in JSON files and on the command line.
     pub fn name(self) -> &'static str {
@@ -51,100 +42,19 @@ impl ModelName {
         }
     }
 
-    fn sizes(self) -> Sizes {
-        let large = Sizes {
-            layers: 32,
-            hidden: 4096,
-            heads: 32,
-            kv_heads: 32,
+    /// The configuration: the published sizes, without biases.
+    pub fn config(self) -> DecoderConfig {
+        let llama2 = DecoderConfig {
+            hidden_size: 4096,
+            intermediate_size: 11008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 32,
             head_dim: 128,
-            inner: 11008,
-            vocab: 32000,
-        };
-        match self {
-            ModelName::Llama3 => Sizes {
-                kv_heads: 8,
-                inner: 14336,
-                vocab: 128_256,
-                ..large
-            },
-            ModelName::Llama2 => large,
-            ModelName::Tiny => Sizes {
-                layers: 2,
-                hidden: 64,
-                heads: 4,
-                kv_heads: 2,
-                head_dim: 16,
-                inner: 128,
-                vocab: 256,
-            },
-        }
-    }
-
-    /// The number of layers.
-    pub fn layers(self) -> usize {
-        self.sizes().layers
-    }
-
-    /// The width of the residual stream.
-    pub fn hidden_size(self) -> usize {
-        self.sizes().hidden
-    }
-
-    /// The number of tokens in the vocabulary.
-    pub fn vocab_size(self) -> usize {
-        self.sizes().vocab
-    }
-
-    /// H, H_kv and d: query heads, KV heads and head dimension.
-    pub fn heads(self) -> (usize, usize, usize) {
-        let sizes = self.sizes();
-        (sizes.heads, sizes.kv_heads, sizes.head_dim)
-    }
-
-    /// Bytes of the weights that every step reads: all matrices except the embedding table, of
-    /// which a step reads one row per sequence.
-    pub fn weight_bytes(self, dtype: CacheType) -> f64 {
-        let s = self.sizes();
-        let attention = s.hidden * s.head_dim * (2 * s.heads + 2 * s.kv_heads);
-        let layer = attention + 3 * s.hidden * s.inner;
-        ((s.layers * layer + s.hidden * s.vocab) * dtype.bytes()) as f64
-    }
-
-    /// The sizes that determine the cost of a step.
-    pub fn plan(self) -> sparq_plan::ModelShape {
-        let s = self.sizes();
-        let read_parameters = (self.weight_bytes(CacheType::F16) / 2.0) as usize;
-        sparq_plan::ModelShape {
-            layers: s.layers,
-            hidden_size: s.hidden,
-            heads: s.heads,
-            kv_heads: s.kv_heads,
-            head_dim: s.head_dim,
-            parameters: read_parameters + s.vocab * s.hidden,
-            read_parameters,
-            sliding_window: None,
-            sliding_layers: 0,
-        }
-    }
-
-    /// Builds the model with random weights on the device.
-    ///
-    /// # Errors
-    /// If the device does not support the element type.
-    pub fn build(self, dtype: CacheType, device: &Device) -> Result<Decoder> {
-        let s = self.sizes();
-        let config = DecoderConfig {
-            hidden_size: s.hidden,
-            intermediate_size: s.inner,
-            num_hidden_layers: s.layers,
-            num_attention_heads: s.heads,
-            num_key_value_heads: s.kv_heads,
-            head_dim: s.head_dim,
-            vocab_size: s.vocab,
+            vocab_size: 32000,
             // At least S of the longest run. Only the tables of RoPE depend on it.
             max_position_embeddings: 1 << 18,
-            rotary: RotaryConfig::new(s.head_dim).with_theta(500_000.0),
+            rotary: RotaryConfig::new(128).with_theta(500_000.0),
             norm: NormKind::Rms { epsilon: 1e-5 },
             residual: Residual::Serial,
             qkv_bias: false,
@@ -160,7 +70,59 @@ impl ModelName {
             pad_token_id: None,
             dtype: None,
         };
-        Ok(Decoder::init(&config, FloatDType::from(dtype), device)?)
+        match self {
+            ModelName::Llama2 => llama2,
+            ModelName::Llama3 => DecoderConfig {
+                num_key_value_heads: 8,
+                intermediate_size: 14336,
+                vocab_size: 128_256,
+                ..llama2
+            },
+            ModelName::Tiny => DecoderConfig {
+                hidden_size: 64,
+                intermediate_size: 128,
+                num_hidden_layers: 2,
+                num_attention_heads: 4,
+                num_key_value_heads: 2,
+                head_dim: 16,
+                vocab_size: 256,
+                rotary: RotaryConfig::new(16).with_theta(500_000.0),
+                ..llama2
+            },
+        }
+    }
+
+    /// Bytes of the weights that every step reads: all matrices except the embedding table, of
+    /// which a step reads one row per sequence.
+    pub fn weight_bytes(self, dtype: CacheType) -> f64 {
+        let config = self.config();
+        let heads = config.num_attention_heads + config.num_key_value_heads;
+        let layer = 2 * heads * config.head_dim + 3 * config.intermediate_size;
+        let columns = config.num_hidden_layers * layer + config.vocab_size;
+        (columns * config.hidden_size * dtype.bytes()) as f64
+    }
+
+    /// The sizes that determine the cost of a step. The weights are those of matrices, without norms.
+    pub fn plan(self) -> ModelShape {
+        let config = self.config();
+        let read_parameters = (self.weight_bytes(CacheType::F16) / 2.0) as usize;
+        ModelShape {
+            parameters: read_parameters + config.vocab_size * config.hidden_size,
+            read_parameters,
+            ..ModelShape::of(&config)
+        }
+    }
+
+    /// Builds the model with random weights on the device.
+    ///
+    /// # Errors
+    /// If the device does not support the element type.
+    pub fn build(self, dtype: CacheType, device: &Device) -> Result<Decoder> {
+        Ok(Decoder::init(
+            &self.config(),
+            FloatDType::from(dtype),
+            device,
+        )?)
     }
 }
 
@@ -196,10 +158,10 @@ impl RunShape {
 
     /// The sizes that determine the bytes a step moves of all caches.
     pub fn cache(&self, dtype: CacheType) -> CacheShape {
-        let (_, kv_heads, head_dim) = self.model.heads();
+        let config = self.model.config();
         CacheShape {
-            head_dim,
-            kv_heads: self.model.layers() * self.batch * kv_heads,
+            head_dim: config.head_dim,
+            kv_heads: config.num_hidden_layers * self.batch * config.num_key_value_heads,
             element_bytes: dtype.bytes(),
         }
     }
@@ -223,10 +185,8 @@ impl FromStr for RunShape {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let error = || {
-            let names: Vec<&str> = ModelName::value_variants()
-                .iter()
-                .map(|model| model.name())
-                .collect();
+            let names = ModelName::value_variants().iter();
+            let names: Vec<&str> = names.map(|model| model.name()).collect();
             format!(
                 "expected MODEL,B,S such as llama3-8b,1,4096 with MODEL one of {} \
                  and B and S at least 1, found {text:?}",
@@ -256,10 +216,8 @@ mod tests {
         assert_eq!("llama2-7b,16,4096".parse(), Ok(run));
         for text in ["llama2-7b,16", "llama9,1,1", "tiny,0,5", "tiny,1,x"] {
             let error = text.parse::<RunShape>().unwrap_err();
-            assert!(
-                error.contains("llama3-8b") && error.contains(text),
-                "{error}"
-            );
+            assert!(error.contains("llama3-8b"), "{error}");
+            assert!(error.contains(text), "{error}");
         }
     }
 

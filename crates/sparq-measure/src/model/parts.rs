@@ -18,9 +18,6 @@ use crate::stats::Summary;
 use crate::timing;
 
 /// Times the parts, captured if the device is a GPU.
-///
-/// # Errors
-/// If the device fails.
 pub(super) fn measure(
     setup: &Setup,
     device: &Device,
@@ -40,18 +37,16 @@ pub(super) fn measure(
 
 /// Calls of the attention of every layer, on the caches as they are.
 fn attention(filled: FilledModel<'_>, run: &RunShape, dtype: CacheType, device: &Device) -> Calls {
-    let (heads, _, head_dim) = run.model.heads();
-    let q = random([run.batch, heads, 1, head_dim], dtype, device);
+    let config = run.model.config();
+    let shape = [run.batch, config.num_attention_heads, 1, config.head_dim];
+    let q = random(shape, dtype, device);
     let method = filled.method;
     let layers = RefCell::new(filled.cache.layers);
     Box::new(move |_| {
         let mut last = None;
         for layer in layers.borrow_mut().iter_mut() {
-            last = Some(
-                method
-                    .decode(q.clone(), layer)
-                    .expect("a step with these caches succeeded before"),
-            );
+            let output = method.decode(q.clone(), layer);
+            last = Some(output.expect("a step with these caches succeeded before"));
         }
         Kept::rest(last)
     })
@@ -107,18 +102,18 @@ mod tests {
     #[test]
     fn parts_use_every_matrix_except_the_embedding() {
         let device = sparq_device::available()[0].open();
-        let shape = ModelName::Tiny;
-        let model = shape.build(CacheType::F32, &device).unwrap();
+        let name = ModelName::Tiny;
+        let (config, model) = (name.config(), name.build(CacheType::F32, &device).unwrap());
         let mut matrices = Matrices(Vec::new());
         model.visit(&mut matrices);
         let table = matrices.0.remove(0);
-        assert_eq!(table.dims(), [model.vocab_size(), shape.hidden_size()]);
-        assert_eq!(matrices.0.len(), 7 * shape.layers() + 1);
-        let elements: usize = matrices
+        assert_eq!(table.dims(), [model.vocab_size(), config.hidden_size]);
+        assert_eq!(matrices.0.len(), 7 * config.num_hidden_layers + 1);
+        let elements = matrices
             .0
             .iter()
-            .map(|matrix| matrix.shape().num_elements())
-            .sum();
-        assert_eq!((4 * elements) as f64, shape.weight_bytes(CacheType::F32));
+            .map(|matrix| matrix.shape().num_elements());
+        let bytes = 4 * elements.sum::<usize>();
+        assert_eq!(bytes as f64, name.weight_bytes(CacheType::F32));
     }
 }

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use sparq::{SparqConfig, Transfers};
 
-use super::name::{ModelName, RunShape};
+use super::name::RunShape;
 use crate::attention::{MethodName, sparq_label};
 use crate::bandwidth::Bandwidth;
 use crate::shape::CacheType;
@@ -68,13 +68,6 @@ pub struct Parts {
     pub linears: Summary,
 }
 
-impl DeviceRun {
-    /// Returns whether every row is of the tiny model, whose times have no meaning.
-    pub fn is_tiny(&self) -> bool {
-        self.rows.iter().all(|row| row.run.model == ModelName::Tiny)
-    }
-}
-
 impl StepRow {
     /// A row of this run without measurements.
     pub(super) fn new(
@@ -84,12 +77,10 @@ impl StepRow {
         bandwidth: &Bandwidth,
     ) -> Self {
         let cache = run.cache(dtype);
+        let len = run.seq_len;
         let (method, transfers) = match &settings {
-            None => (MethodName::Dense, Transfers::dense(&cache, run.seq_len)),
-            Some(config) => (
-                MethodName::Sparq,
-                Transfers::sparq(&cache, run.seq_len, config),
-            ),
+            None => (MethodName::Dense, Transfers::dense(&cache, len)),
+            Some(config) => (MethodName::Sparq, Transfers::sparq(&cache, len, config)),
         };
         let weight_bytes = run.model.weight_bytes(dtype);
         Self {

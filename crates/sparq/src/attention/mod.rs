@@ -73,14 +73,6 @@ impl SparqAttentionConfig {
     /// # Errors
     /// As [`SparqAttentionConfig::init`].
     pub fn validate(&self) -> Result<(), SparqError> {
-        let fail = |field, expected: String, found, advice| {
-            Err(SparqError::Config {
-                field,
-                expected,
-                found,
-                advice,
-            })
-        };
         for (field, size) in [
             ("d_model", self.d_model),
             ("n_heads", self.n_heads),
@@ -89,34 +81,32 @@ impl SparqAttentionConfig {
             ("window", self.window.unwrap_or(1)),
         ] {
             if size == 0 {
-                return fail(field, "at least 1".into(), 0, "raise it");
+                return Err(SparqError::config(field, "at least 1", 0, "raise it"));
             }
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let expected = format!("a multiple of {} (the n_kv_heads)", self.n_kv_heads);
-            return fail(
+            let reason = "every KV head serves the same number of query heads";
+            return Err(SparqError::config(
                 "n_heads",
                 expected,
                 self.n_heads,
-                "every KV head serves the same number of query heads",
-            );
+                reason,
+            ));
         }
         if let Some(epsilon) = self.qk_norm_eps
             && !(epsilon > 0.0 && epsilon.is_finite())
         {
-            return Err(SparqError::value(
-                "qk_norm_eps",
-                "a positive number",
-                epsilon,
-            ));
+            let expected = "a positive number";
+            return Err(SparqError::value("qk_norm_eps", expected, epsilon));
         }
         match &self.rotary {
-            Some(rotary) if rotary.head_dim != self.head_dim => fail(
+            Some(rotary) if rotary.head_dim != self.head_dim => Err(SparqError::config(
                 "rotary head_dim",
                 format!("{} (the attention's)", self.head_dim),
                 rotary.head_dim,
                 "set both to the same value",
-            ),
+            )),
             Some(rotary) => rotary.frequencies().map(drop),
             None => Ok(()),
         }
@@ -349,12 +339,9 @@ impl SparqAttention {
             Some(window) => format!("{window} positions"),
             None => "none".into(),
         };
-        let expected = format!("{} (the attention's)", words(self.window));
-        Err(SparqError::value(
-            "window of the cache",
-            expected,
-            words(found),
-        ))
+        let (expected, found) = (words(self.window), words(found));
+        let expected = format!("{expected} (the attention's)");
+        Err(SparqError::value("window of the cache", expected, found))
     }
 
     /// Checks x [B, T, D] against the module and `[B, T]`. 0 stands for any size.
@@ -366,11 +353,8 @@ impl SparqAttention {
         if x.dims().iter().zip(&expected).all(fits) {
             return Ok(());
         }
-        Err(SparqError::Shape {
-            what: "attention input [batch, length, d_model]",
-            expected: expected.to_vec(),
-            found: x.dims().to_vec(),
-        })
+        let what = "attention input [batch, length, d_model]";
+        Err(SparqError::shape(what, expected, x.dims()))
     }
 }
 

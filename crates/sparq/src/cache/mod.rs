@@ -81,19 +81,12 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache of a valid configuration.
     fn empty(config: KvCacheConfig, device: &Device) -> Self {
-        let KvCacheConfig {
-            batch,
-            kv_heads,
-            head_dim,
-            capacity,
-            dtype,
-            sketch,
-            ..
-        } = config;
-        let shape = [batch, kv_heads, round_up(capacity.max(1)), head_dim];
+        let (batch, capacity) = (config.batch, round_up(config.capacity.max(1)));
+        let shape = [batch, config.kv_heads, capacity, config.head_dim];
+        let tensors = CacheTensors::zeros(shape, config.dtype, config.sketch, device);
         Self {
             config,
-            tensors: Some(CacheTensors::zeros(shape, dtype, sketch, device)),
+            tensors: Some(tensors),
             spans: Spans::empty(batch),
             ranged_at: vec![0; batch],
             capturing: false,

@@ -69,6 +69,16 @@ pub(super) struct KeySketch<'a, C: Storage> {
     pub(super) v_sum: &'a [f32],
 }
 
+impl<'a, C: Storage> KeySketch<'a, C> {
+    pub(super) fn new(cells: &'a [C::Cell], scales: Option<&'a [f32]>, v_sum: &'a [f32]) -> Self {
+        Self {
+            cells,
+            scales,
+            v_sum,
+        }
+    }
+}
+
 /// Maps positions to the slots of their scores.
 ///
 /// The scores of 4-bit codes stay in the order in which the words yield them: sorting them would

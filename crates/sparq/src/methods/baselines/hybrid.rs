@@ -9,7 +9,7 @@ use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least};
 use crate::methods::step::{Step, without};
 use crate::methods::{
-    Budget, Dense, GroupScore, MeanValue, Method, RANK, SparqConfig, Strategy, TOP_K,
+    Budget, GroupScore, MeanValue, Method, RANK, SparqConfig, Strategy, TOP_K,
 };
 use crate::ops::reference::{expand_heads, select_and_attend, select_components, temperature};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
@@ -127,9 +127,6 @@ impl Strategy for Hybrid {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        if !self.is_sparse(cache.config(), cache.len()) {
-            return Dense.decode(q, cache);
-        }
         let step = Step::new(q, cache)?;
         let config = self.sparq();
         let i1 = expand_heads(select_components(&step.q, &config), &step.q);

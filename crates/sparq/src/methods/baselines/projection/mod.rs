@@ -11,7 +11,7 @@ use self::state::Basis;
 use crate::cost::CacheShape;
 use crate::methods::settings::Settings;
 use crate::methods::step::Step;
-use crate::methods::{Budget, Dense, Method, RANK, SparqConfig, Strategy, TOP_K};
+use crate::methods::{Budget, Method, RANK, SparqConfig, Strategy, TOP_K};
 use crate::ops::reference::{append, fill_invalid, select_and_attend};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
@@ -168,9 +168,6 @@ impl Strategy for Projection {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        if !self.is_sparse(cache.config(), cache.len()) {
-            return Dense.decode(q, cache);
-        }
         let mut step = Step::new(q, cache)?;
         let len = cache.len();
         let kept = cache

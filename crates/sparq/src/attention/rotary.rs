@@ -194,10 +194,8 @@ impl Rotary {
         let device = inv_freq.device();
         let mut tables = self.tables.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = tables.iter().position(|table| table.device() == device);
-        if let Some(table) = found
-            .map(|found| &tables[found])
-            .filter(|table| table.dims()[0] >= len)
-        {
+        let table = found.map(|found| &tables[found]);
+        if let Some(table) = table.filter(|table| table.dims()[0] >= len) {
             return table.clone();
         }
         let positions = Tensor::<1, Int>::arange(0..len as i64, (&device, DType::I32));
@@ -248,11 +246,8 @@ impl RotaryAngles {
         let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
         let index = Tensor::<1, Int>::from_ints(index.as_slice(), &table.device());
         let rows = table.clone().select(0, index);
-        let part = |part: std::ops::Range<usize>| {
-            rows.clone()
-                .slice_dim(1, part)
-                .reshape([positions.len(), 1, 1, width / 2])
-        };
+        let shape = [positions.len(), 1, 1, width / 2];
+        let part = |part: std::ops::Range<usize>| rows.clone().slice_dim(1, part).reshape(shape);
         Self {
             cos: part(0..width / 2),
             sin: part(width / 2..width),

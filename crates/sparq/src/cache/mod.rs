@@ -14,6 +14,7 @@ pub(crate) use capture::CacheMark;
 pub use config::KvCacheConfig;
 pub use memory::CacheMemory;
 pub use spans::Spans;
+pub(crate) use spans::{column, row};
 
 use burn::tensor::{Device, Tensor};
 
@@ -71,7 +72,6 @@ pub struct KvCache {
     ranged_at: Vec<usize>,
     /// Whether launches are being captured; see [`CapturedStep`](crate::CapturedStep).
     capturing: bool,
-    /// Whether to keep the query of each step.
     keeps_query: bool,
     query: Option<Tensor<4>>,
     /// The state that methods keep with the cache.
@@ -148,7 +148,6 @@ impl KvCache {
         }
     }
 
-    /// The state that methods keep with the cache.
     pub(crate) fn states(&self) -> &MethodStates {
         &self.states
     }

@@ -251,7 +251,6 @@ where
         self.state.as_mut().iter().all(KvCache::owns_buffers)
     }
 
-    /// Runs the step uncaptured.
     fn run(&mut self, inputs: &I) -> Result<O, SparqError> {
         (self.step)(inputs, &mut self.state, &self.method)
     }

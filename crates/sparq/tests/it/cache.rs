@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::ops::SketchTensors;
-use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig, SparqError};
+use sparq::{KvCache, Method, Sketch, SparqConfig, SparqError};
 
 use crate::common::{
     ALL_SKETCHES, Noise, SKETCHES, cache_config, cache_f32, cache_of, devices, max_difference,
@@ -11,11 +11,10 @@ use crate::common::{
 
 /// Returns an empty cache of two KV heads with 16 components.
 fn empty(batch: usize, capacity: usize, sketch: Option<Sketch>, device: &Device) -> KvCache {
-    let config = KvCacheConfig {
-        capacity,
-        ..cache_config([batch, 2, 16], sketch)
-    };
-    new_cache(&config, device)
+    new_cache(
+        &cache_config([batch, 2, 16], sketch).with_capacity(capacity),
+        device,
+    )
 }
 
 /// Returns the codes, zero points and scales of a sketch.
@@ -35,9 +34,7 @@ fn codes(cache: &KvCache) -> (Tensor<4, Int>, Tensor<3>, Tensor<3>) {
 fn appends_in_parts_give_the_same_step() {
     for device in devices() {
         for sketch in ALL_SKETCHES {
-            let mut noise = Noise(11);
-            let [k, v] = noise.tensors([2, 2, 150, 16], &device);
-            let q = noise.tensor([2, 6, 1, 16], &device);
+            let (q, [k, v]) = Noise(11).problem([2, 2, 150, 16], 6, &device);
             let method = method_for(sketch, 6, 20);
             let mut whole = cache_f32(&k, &v, sketch);
             let want = method.decode(q.clone(), &mut whole).unwrap();
@@ -100,9 +97,7 @@ fn spans_on_the_device_equal_those_of_the_host() {
 fn a_truncated_cache_equals_a_shorter_one() {
     for device in devices() {
         for sketch in ALL_SKETCHES {
-            let mut noise = Noise(12);
-            let [k, v] = noise.tensors([1, 2, 200, 16], &device);
-            let q = noise.tensor([1, 4, 1, 16], &device);
+            let (q, [k, v]) = Noise(12).problem([1, 2, 200, 16], 4, &device);
             let method = method_for(sketch, 6, 20);
             for len in [199, 130, 64, 3] {
                 let mut cache = cache_f32(&k, &v, sketch);
@@ -145,9 +140,7 @@ fn a_cleared_cache_keeps_its_buffers() {
 fn left_padding_changes_nothing() {
     for device in devices() {
         for sketch in ALL_SKETCHES {
-            let mut noise = Noise(14);
-            let [k, v] = noise.tensors([1, 2, 90, 16], &device);
-            let q = noise.tensor([1, 2, 1, 16], &device);
+            let (q, [k, v]) = Noise(14).problem([1, 2, 90, 16], 2, &device);
             let method = method_for(sketch, 5, 12);
             let mut padded = empty(1, 90, sketch, &device);
             padded.set_left_padding(&[17]).unwrap();
@@ -257,10 +250,7 @@ fn errors_name_the_expected_and_the_found_value() {
 fn an_unsupported_dtype_is_an_error() {
     #[allow(deprecated)]
     let device = Device::ndarray();
-    let config = KvCacheConfig {
-        dtype: FloatDType::F16,
-        ..cache_config([1, 2, 16], None)
-    };
+    let config = cache_config([1, 2, 16], None).with_dtype(FloatDType::F16);
     let error = config.init(&device).unwrap_err().to_string();
     assert!(
         error.contains("does not support F16; choose one of F32"),
@@ -281,9 +271,7 @@ fn a_16_bit_cache_differs_by_rounding_only() {
     for (dtype, bits) in [(FloatDType::F16, 11), (FloatDType::BF16, 8)] {
         let unit = 2f32.powi(-bits);
         for sketch in SKETCHES {
-            let mut noise = Noise(16);
-            let [k, v] = noise.tensors([2, 2, 300, 64], &device);
-            let q = noise.tensor([2, 4, 1, 64], &device);
+            let (q, [k, v]) = Noise(16).problem([2, 2, 300, 64], 4, &device);
             let largest = |t: &Tensor<4>| values(t).iter().fold(0f32, |m, x| m.max(x.abs()));
             let l1 = values(&q)
                 .chunks(64)

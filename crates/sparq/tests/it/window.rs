@@ -17,10 +17,7 @@ const HEAD_DIM: usize = 16;
 const TOLERANCE: f32 = 1e-5;
 
 fn config(batch: usize, kv_heads: usize, sketch: Option<Sketch>, window: usize) -> KvCacheConfig {
-    KvCacheConfig {
-        window: Some(window),
-        ..cache_config([batch, kv_heads, HEAD_DIM], sketch)
-    }
+    cache_config([batch, kv_heads, HEAD_DIM], sketch).with_window(Some(window))
 }
 
 fn settings(sketch: Sketch) -> Vec<SparqConfig> {

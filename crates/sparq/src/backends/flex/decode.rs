@@ -30,11 +30,8 @@ pub(super) struct Problem<'a, T> {
     pub(super) values: &'a [T],
     pub(super) spans: &'a Spans,
     pub(super) kv_heads: usize,
-    /// g.
     pub(super) group: usize,
-    /// S_max.
     pub(super) capacity: usize,
-    /// d.
     pub(super) dim: usize,
 }
 
@@ -149,7 +146,6 @@ impl<T: Element> Problem<'_, T> {
         }
     }
 
-    /// Returns the number of batch heads, B H_kv.
     fn batch_heads(&self) -> usize {
         self.spans.batch() * self.kv_heads
     }

@@ -235,7 +235,7 @@ fn problem<'a, T: Element>(
     })
 }
 
-/// Returns the tensor in another type, contiguous.
+/// Converts a tensor to a type and makes it contiguous.
 fn cast(tensor: FloatTensor<Flex>, dtype: DType) -> FloatTensor<Flex> {
     if tensor.dtype() == dtype {
         return tensor.to_contiguous();

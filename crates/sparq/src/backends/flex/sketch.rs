@@ -10,7 +10,6 @@ pub(super) const VECTORS: usize = 8;
 
 /// The storage of a key sketch. A strip is `VECTORS` vectors of consecutive positions.
 pub(super) trait Storage: Send + Sync {
-    /// The element of a row.
     type Cell: Copy + Default + Send + Sync;
     /// Positions in a cell.
     const POSITIONS: usize;

@@ -14,10 +14,8 @@ use crate::sketch;
 
 /// Appends keys and values [B, H_kv, T, d], the first `counts[b]` of them to sequence b.
 ///
-/// `spans` are those before the append. Writes in place if the buffers are not shared. Advances the
-/// spans on the device by `counts`. Adds the values that are not left padding to the sum of V.
-/// Writes the columns of a full sketch. Writes codes, by the current ranges, only if `encode` is
-/// set; otherwise [`range_sketch`] writes them later.
+/// See [`SparqBackend::append`](crate::ops::SparqBackend::append). Writes in place if the buffers
+/// are not shared. Advances the spans on the device by `counts`. The sum of V takes no left padding.
 ///
 /// # Panics
 /// If the buffers have no room.
@@ -51,12 +49,10 @@ pub fn append(
     })
 }
 
-/// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
-/// query.
+/// Prepares a decode step; see [`SparqBackend::prepare`](crate::ops::SparqBackend::prepare).
 ///
-/// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after `spans`. `table` is a rotary
-/// embedding's [`table`](crate::ops::Rotary::table); without one nothing is rotated. Appends k and
-/// v [B, H_kv, 1, d] to every sequence.
+/// `table` is a rotary embedding's [`table`](crate::ops::Rotary::table); without one nothing is
+/// rotated.
 ///
 /// # Panics
 /// If the buffers have no room, or the table has no row for a position.

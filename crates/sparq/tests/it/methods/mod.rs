@@ -31,10 +31,7 @@ fn tensor(values: &[f32], shape: [usize; 4], device: &Device) -> Tensor<4> {
 
 /// Returns settings of a cache without a sketch for a shape [B, H_kv, d].
 fn config(shape: [usize; 3], window: Option<usize>) -> KvCacheConfig {
-    KvCacheConfig {
-        window,
-        ..cache_config(shape, None)
-    }
+    cache_config(shape, None).with_window(window)
 }
 
 /// Returns a cache of one head with d = 1, five keys whose weights for q = 1 are 4, 1, 2, 1, 8, and
@@ -94,14 +91,10 @@ fn one_prefill_serves_every_method() {
         let mut noise = Noise(8);
         let [k, v] = noise.tensors([2, 2, 70, 16], &device);
         let new = |sketch| {
-            let config = KvCacheConfig {
-                sketch,
-                ..config([2, 2, 16], Some(40))
-            };
+            let config = config([2, 2, 16], Some(40)).with_sketch(sketch);
             let mut cache = new_cache(&config, &device);
-            cache
-                .append(positions(&k, 0..60), positions(&v, 0..60))
-                .unwrap();
+            let first = |t| positions(t, 0..60);
+            cache.append(first(&k), first(&v)).unwrap();
             cache
         };
         let prefilled = new(None);

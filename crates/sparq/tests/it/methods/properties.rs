@@ -71,9 +71,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         for device in devices() {
-            let mut noise = Noise(seed);
-            let [k, v] = noise.tensors([2, 2, s, 8], &device);
-            let q = noise.tensor([2, 2 * g, 1, 8], &device);
+            let (q, [k, v]) = Noise(seed).problem([2, 2, s, 8], 2 * g, &device);
             let prefilled = filled(&k, &v, &[0, s / 3], &[s, s], None);
             let dense = decode(&Method::DENSE, &q, &prefilled);
             // The smallest k that every method supports is 2.
@@ -140,9 +138,7 @@ proptest! {
     ) {
         let s = 25;
         for device in devices() {
-            let mut noise = Noise(seed);
-            let [keys, v] = noise.tensors([2, 2, s, 8], &device);
-            let q = noise.tensor([2, 2 * g, 1, 8], &device);
+            let (q, [keys, v]) = Noise(seed).problem([2, 2, s, 8], 2 * g, &device);
             let (padding, counts) = ([0, padding], [s - short, s]);
             let together = filled(&keys, &v, &padding, &counts, window);
             for method in all_methods(k) {
@@ -205,9 +201,7 @@ proptest! {
 #[test]
 fn variants_with_sparqs_settings_equal_sparq() {
     for device in devices() {
-        let mut noise = Noise(21);
-        let [k, v] = noise.tensors([2, 2, 90, 16], &device);
-        let q = noise.tensor([2, 6, 1, 16], &device);
+        let (q, [k, v]) = Noise(21).problem([2, 2, 90, 16], 6, &device);
         let sketches = [
             (Sketch::Full, KeyPrecision::Full),
             (Sketch::Bits8, KeyPrecision::Bits8),

@@ -209,9 +209,8 @@ impl SparqAttention {
     ) -> Result<KvCache, SparqError> {
         let weight = self.k_proj.weight.val();
         let dtype = FloatDType::from(weight.dtype());
-        let mut cache = self
-            .cache_config(batch, capacity, dtype, method)
-            .init(&weight.device())?;
+        let config = self.cache_config(batch, capacity, dtype, method);
+        let mut cache = config.init(&weight.device())?;
         if method.reads_attention() {
             cache.record_attention()?;
         }
@@ -286,9 +285,8 @@ impl SparqAttention {
         });
         let q = cache.prepare(q, k, v, self.rotary.as_ref())?;
         let y = method.decode_checked(q, cache)?;
-        Ok(self
-            .o_proj
-            .forward(y.reshape([batch, 1, self.n_heads * self.head_dim])))
+        let y = y.reshape([batch, 1, self.n_heads * self.head_dim]);
+        Ok(self.o_proj.forward(y))
     }
 
     /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k rotated to the positions
@@ -326,8 +324,8 @@ impl SparqAttention {
     /// [B, H, T, d] -> [B, T, D].
     fn output(&self, y: Tensor<4>) -> Tensor<3> {
         let [batch, heads, len, d] = y.dims();
-        self.o_proj
-            .forward(y.swap_dims(1, 2).reshape([batch, len, heads * d]))
+        let y = y.swap_dims(1, 2).reshape([batch, len, heads * d]);
+        self.o_proj.forward(y)
     }
 
     fn check_window(&self, cache: &KvCache) -> Result<(), SparqError> {
@@ -372,7 +370,6 @@ fn positions(spans: &Spans, len: usize, device: &Device) -> Tensor<2, Int> {
         return range(first);
     }
     let offsets: Vec<i32> = (0..spans.batch()).map(|b| offset(b) as i32).collect();
-    let offsets =
-        Tensor::<1, Int>::from_data(offsets.as_slice(), (device, DType::I32)).unsqueeze_dim::<2>(1);
-    (range(0) + offsets).clamp_min(0)
+    let offsets = Tensor::<1, Int>::from_data(offsets.as_slice(), (device, DType::I32));
+    (range(0) + offsets.unsqueeze_dim::<2>(1)).clamp_min(0)
 }

@@ -41,10 +41,8 @@ pub fn append(
     let filled = (0..batch).filter(|&sequence| counts[sequence] > 0);
     filled.fold(cache, |cache, sequence| {
         let one = sequence..sequence + 1;
-        let new = |t: &Tensor<4>| {
-            let rows = t.clone().slice_dim(0, one.clone());
-            rows.slice_dim(2, 0..counts[sequence])
-        };
+        let own = |t: &Tensor<4>| t.clone().slice_dim(0, one.clone());
+        let new = |t: &Tensor<4>| own(t).slice_dim(2, 0..counts[sequence]);
         append_equal(cache, new(&k), new(&v), spans, one.clone(), encode)
     })
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
 
 use super::causal::hidden;
-use crate::cache::{column, row};
+use crate::cache::{indices, per_sequence};
 use crate::ops::Spans;
 use crate::ops::reference::LARGEST;
 
@@ -65,9 +65,9 @@ fn padding(spans: &Spans, queries: Range<usize>, device: &Device) -> Option<Tens
         return None;
     }
     let shape = [hidden.len(), 1, queries.len()];
-    let mask = row(queries, device).expand(shape);
+    let mask = indices(queries, device).expand(shape);
     Some(
-        mask.lower(column(&hidden, device).expand(shape))
+        mask.lower(per_sequence(&hidden, device).expand(shape))
             .unsqueeze_dim(3),
     )
 }

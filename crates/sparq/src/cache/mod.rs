@@ -14,7 +14,7 @@ pub(crate) use capture::CacheMark;
 pub use config::KvCacheConfig;
 pub use memory::CacheMemory;
 pub use spans::Spans;
-pub(crate) use spans::{column, row};
+pub(crate) use spans::{indices, per_sequence};
 
 use burn::tensor::{Device, Tensor};
 

@@ -126,28 +126,28 @@ impl Spans {
         device: &Device,
     ) -> Tensor<3, Bool> {
         let shape = [batch.len(), 1, span.len()];
-        let start = column(&self.start[batch], device).expand(shape);
-        row(span, device).expand(shape).lower(start)
+        let start = per_sequence(&self.start[batch], device).expand(shape);
+        indices(span, device).expand(shape).lower(start)
     }
 
     /// A mask of the positions from `start` to the end of each sequence, [B, 1, S].
     fn within(&self, start: &[usize], device: &Device) -> Tensor<3, Bool> {
         let shape = [self.batch(), 1, self.longest()];
-        let column = |values: &[usize]| column(values, device).expand(shape);
-        let position = row(0..shape[2], device).expand(shape);
-        let begun = position.clone().greater_equal(column(start));
-        begun.bool_and(position.lower(column(&self.end)))
+        let per_sequence = |values: &[usize]| per_sequence(values, device).expand(shape);
+        let position = indices(0..shape[2], device).expand(shape);
+        let begun = position.clone().greater_equal(per_sequence(start));
+        begun.bool_and(position.lower(per_sequence(&self.end)))
     }
 }
 
 /// One number per sequence, [B, 1, 1].
-pub(crate) fn column(values: &[usize], device: &Device) -> Tensor<3, Int> {
+pub(crate) fn per_sequence(values: &[usize], device: &Device) -> Tensor<3, Int> {
     let values: Vec<i64> = values.iter().map(|&value| value as i64).collect();
     Tensor::<1, Int>::from_ints(values.as_slice(), device).reshape([values.len(), 1, 1])
 }
 
 /// The numbers of a range, [1, 1, n].
-pub(crate) fn row(range: Range<usize>, device: &Device) -> Tensor<3, Int> {
+pub(crate) fn indices(range: Range<usize>, device: &Device) -> Tensor<3, Int> {
     let shape = [1, 1, range.len()];
     Tensor::<1, Int>::arange(range.start as i64..range.end as i64, device).reshape(shape)
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, DType, Tensor};
 
-use crate::cache::{column, row};
+use crate::cache::{indices, per_sequence};
 use crate::methods::GroupScore;
 use crate::methods::step::Step;
 use crate::ops::reference::{LARGEST, fill_invalid, finite, softmax};
@@ -82,13 +82,13 @@ impl Pages {
         let device = scores.device();
         let ends = step.spans.end.iter();
         let current = ends.map(|end| end.saturating_sub(1) / self.page_size);
-        let current = column(&current.collect::<Vec<_>>(), &device).expand(scores.dims());
-        let page = row(0..pages, &device).expand(scores.dims());
+        let current = per_sequence(&current.collect::<Vec<_>>(), &device).expand(scores.dims());
+        let page = indices(0..pages, &device).expand(scores.dims());
         let scores = scores
             .mask_fill(page.equal(current), f32::INFINITY)
             .mask_fill(self.filled.clone().bool_not(), f32::NEG_INFINITY);
         let (_, selected) = scores.topk_with_indices(count.min(pages), 2);
-        let offset = row(0..self.page_size, &device).cast(selected.dtype());
+        let offset = indices(0..self.page_size, &device).cast(selected.dtype());
         let offset = offset.unsqueeze_dim::<4>(0);
         let shape = [batch, kv_heads, count.min(pages), self.page_size];
         let first = (selected * self.page_size as i64).unsqueeze_dim::<4>(3);

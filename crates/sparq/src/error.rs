@@ -102,6 +102,34 @@ pub enum SparqError {
 }
 
 impl SparqError {
+    /// [`SparqError::Config`] of these parts.
+    pub(crate) fn config(
+        field: &'static str,
+        expected: impl Into<String>,
+        found: usize,
+        advice: &'static str,
+    ) -> Self {
+        SparqError::Config {
+            field,
+            expected: expected.into(),
+            found,
+            advice,
+        }
+    }
+
+    /// [`SparqError::Shape`] of these parts.
+    pub(crate) fn shape(
+        what: &'static str,
+        expected: impl Into<Vec<usize>>,
+        found: impl Into<Vec<usize>>,
+    ) -> Self {
+        SparqError::Shape {
+            what,
+            expected: expected.into(),
+            found: found.into(),
+        }
+    }
+
     /// [`SparqError::Value`] of these parts.
     pub(crate) fn value(
         what: &'static str,

@@ -24,6 +24,17 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Runs a test on each device, with layers, noise and a prompt of one sequence. No other test runs
+/// at the same time.
+fn on_every_device(seed: u64, test: impl Fn(&Device, &Layers, &mut Noise, &Tensor<3>)) {
+    let _alone = alone();
+    for device in devices() {
+        let (layers, mut noise) = (Layers::new(&device), Noise(seed));
+        let prompt = random(&mut noise, 1, 20, &device);
+        test(&device, &layers, &mut noise, &prompt);
+    }
+}
+
 /// Two residual layers of attention.
 struct Layers([SparqAttention; 2]);
 
@@ -183,26 +194,23 @@ fn every_method_can_be_captured() {
 
 #[test]
 fn outputs_and_clones_keep_their_values() {
-    let _alone = alone();
-    for device in devices() {
-        let (layers, mut noise) = (Layers::new(&device), Noise(59));
-        let prompt = random(&mut noise, 1, 20, &device);
+    on_every_device(59, |device, layers, noise, prompt| {
         let method = Method::DENSE;
         let mut captured =
-            CapturedStep::new(layers.caches(&prompt, 128, &method), method, layers.step());
-        let x = |noise: &mut Noise| random(noise, 1, 1, &device);
-        captured.step(x(&mut noise)).unwrap();
-        let first = captured.step(x(&mut noise)).unwrap();
+            CapturedStep::new(layers.caches(prompt, 128, &method), method, layers.step());
+        let x = |noise: &mut Noise| random(noise, 1, 1, device);
+        captured.step(x(noise)).unwrap();
+        let first = captured.step(x(noise)).unwrap();
         let before = first.clone().into_data();
         let clone = captured.state().clone();
         let keys = clone[0].tensors().k.clone().into_data();
-        let (next, mut others) = (x(&mut noise), clone.clone());
+        let (next, mut others) = (x(noise), clone.clone());
         let want = layers.decode(&next, &mut others, &method).unwrap();
         drop(others);
         let found = captured.step(next).unwrap();
         assert!(max_difference(&found, &want) < 1e-5, "{device:?}");
         for _ in 0..3 {
-            captured.step(x(&mut noise)).unwrap();
+            captured.step(x(noise)).unwrap();
         }
         first.into_data().assert_eq(&before, true);
         clone[0]
@@ -212,21 +220,18 @@ fn outputs_and_clones_keep_their_values() {
             .into_data()
             .assert_eq(&keys, true);
         assert_eq!((clone[0].len(), captured.state()[0].len()), (22, 26));
-    }
+    });
 }
 
 /// Changed caches, another thread and an input that is also an output would each move or miss a
 /// buffer of the graph.
 #[test]
 fn disturbances_end_the_capture() {
-    let _alone = alone();
-    for device in devices() {
-        let (layers, mut noise) = (Layers::new(&device), Noise(61));
-        let prompt = random(&mut noise, 1, 20, &device);
+    on_every_device(61, |device, layers, noise, prompt| {
         let method = Method::from(SparqConfig::new(6, 12));
-        let mut caches = layers.caches(&prompt, 128, &method);
+        let mut caches = layers.caches(prompt, 128, &method);
         let mut captured = CapturedStep::new(
-            layers.caches(&prompt, 128, &method),
+            layers.caches(prompt, 128, &method),
             method,
             |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
                 let y = layers.decode(x, caches, method)?;
@@ -238,7 +243,7 @@ fn disturbances_end_the_capture() {
                 captured.state_mut().iter_mut().for_each(|c| c.truncate(17));
                 caches.iter_mut().for_each(|cache| cache.truncate(17));
             }
-            let x = random(&mut noise, 1, 1, &device);
+            let x = random(noise, 1, 1, device);
             let want = layers.decode(&x, &mut caches, &method).unwrap();
             let (found, echo) = match step % 4 {
                 2 => std::thread::scope(|scope| {
@@ -251,17 +256,14 @@ fn disturbances_end_the_capture() {
             let difference = max_difference(&found, &want);
             assert!(difference < 1e-4, "{device:?} step {step}: {difference}");
         }
-    }
+    });
 }
 
 #[test]
 fn steps_that_cannot_be_captured_run_directly() {
-    let _alone = alone();
-    for device in devices() {
-        let (layers, mut noise) = (Layers::new(&device), Noise(67));
-        let prompt = random(&mut noise, 1, 20, &device);
+    on_every_device(67, |device, layers, noise, prompt| {
         let method = Method::DENSE;
-        let [mut caches, state] = [(); 2].map(|()| layers.caches(&prompt, 64, &method));
+        let [mut caches, state] = [(); 2].map(|()| layers.caches(prompt, 64, &method));
         // Appends two positions per step.
         let twice = |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
             layers.decode(x, caches, method)?;
@@ -269,14 +271,14 @@ fn steps_that_cannot_be_captured_run_directly() {
         };
         let mut captured = CapturedStep::new(state, method, twice);
         for _ in 0..30 {
-            let x = random(&mut noise, 1, 1, &device);
+            let x = random(noise, 1, 1, device);
             let want = twice(&x, &mut caches, &method).unwrap();
             let found = captured.step(x).unwrap();
             assert!(max_difference(&found, &want) < 1e-5, "{device:?}");
             assert!(!captured.is_captured());
         }
         assert_eq!(captured.into_state()[1].len(), 80);
-    }
+    });
 }
 
 /// The case of a server: a thread takes steps with weights of its own or, if the device supports
@@ -313,32 +315,25 @@ fn another_thread_can_capture() {
 /// Works whether or not the device can capture such caches.
 #[test]
 fn caches_of_another_thread_are_usable() {
-    let _alone = alone();
-    for device in devices() {
-        let (layers, mut noise) = (Layers::new(&device), Noise(83));
+    on_every_device(83, |_, layers, noise, prompt| {
         let method = Method::from(SparqConfig::new(6, 12));
-        let prompt = random(&mut noise, 1, 20, &device);
-        let (layers, prompt) = (&layers, &prompt);
         let caches = || layers.caches(prompt, 64, &method);
         let (mut caches, state) = std::thread::scope(|scope| {
             let made = scope.spawn(move || (caches(), caches()));
             made.join().unwrap()
         });
         let mut captured = CapturedStep::new(state, method, layers.step());
-        layers.assert_equal(&mut captured, &mut caches, &method, &mut noise, 10);
-    }
+        layers.assert_equal(&mut captured, &mut caches, &method, noise, 10);
+    });
 }
 
 /// An upload inside a capture is refused, or captured and repeated with each replay.
 #[test]
 fn uploads_are_refused_or_repeated() {
-    let _alone = alone();
-    for device in devices() {
-        let (layers, mut noise) = (Layers::new(&device), Noise(71));
-        let prompt = random(&mut noise, 1, 20, &device);
+    on_every_device(71, |device, layers, noise, prompt| {
         let method = Method::DENSE;
         let mut captured = CapturedStep::new(
-            layers.caches(&prompt, 64, &method),
+            layers.caches(prompt, 64, &method),
             method,
             |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
                 let one = Tensor::<1, Int>::from_ints([1], &x.device());
@@ -346,9 +341,9 @@ fn uploads_are_refused_or_repeated() {
                 Ok(y * one.float().reshape([1, 1, 1]))
             },
         );
-        let mut caches = layers.caches(&prompt, 64, &method);
+        let mut caches = layers.caches(prompt, 64, &method);
         for _ in 0..10 {
-            let x = random(&mut noise, 1, 1, &device);
+            let x = random(noise, 1, 1, device);
             match captured.step(x.clone()) {
                 Ok(found) => {
                     let want = layers.decode(&x, &mut caches, &method).unwrap();
@@ -356,32 +351,29 @@ fn uploads_are_refused_or_repeated() {
                     assert!(difference < 1e-4, "{device:?}: {difference}");
                 }
                 Err(error) => {
-                    assert!(has_graphs(&device), "{error}");
+                    assert!(has_graphs(device), "{error}");
                     assert!(matches!(error, SparqError::Capture { .. }), "{error}");
                     break;
                 }
             }
         }
-    }
+    });
 }
 
 #[test]
 fn errors_of_the_step_leave_the_caches_unchanged() {
-    let _alone = alone();
-    for device in devices() {
-        let (layers, mut noise) = (Layers::new(&device), Noise(73));
-        let prompt = random(&mut noise, 1, 20, &device);
+    on_every_device(73, |device, layers, noise, prompt| {
         let method = Method::DENSE;
         let mut captured =
-            CapturedStep::new(layers.caches(&prompt, 64, &method), method, layers.step());
-        captured.step(random(&mut noise, 1, 1, &device)).unwrap();
-        let wrong = noise.tensor([1, 1, 1, D_MODEL + 1], &device);
+            CapturedStep::new(layers.caches(prompt, 64, &method), method, layers.step());
+        captured.step(random(noise, 1, 1, device)).unwrap();
+        let wrong = noise.tensor([1, 1, 1, D_MODEL + 1], device);
         let error = captured.step(wrong.squeeze_dim(0)).unwrap_err();
         assert!(matches!(error, SparqError::Shape { .. }), "{error}");
         assert_eq!(captured.state()[1].len(), 21);
-        captured.step(random(&mut noise, 1, 1, &device)).unwrap();
+        captured.step(random(noise, 1, 1, device)).unwrap();
         assert_eq!(captured.state()[1].len(), 22);
-    }
+    });
 }
 
 #[test]

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{ALL_SKETCHES, Noise, cache_config, method_for, new_cache};
-use sparq::KvCacheConfig;
 
 /// Bytes of all allocations so far.
 static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
@@ -84,11 +83,8 @@ fn append_writes_in_place() {
         let device = device.open();
         for sketch in ALL_SKETCHES {
             for ragged in [false, true] {
-                let config = KvCacheConfig {
-                    capacity,
-                    ..cache_config([2, kv_heads, head_dim], sketch)
-                };
-                let mut cache = new_cache(&config, &device);
+                let config = cache_config([2, kv_heads, head_dim], sketch);
+                let mut cache = new_cache(&config.with_capacity(capacity), &device);
                 let mut noise = Noise(7);
                 let prefill = noise.tensor([2, kv_heads, 1000, head_dim], &device);
                 let counts = if ragged { [1000, 700] } else { [1000, 1000] };

@@ -75,11 +75,9 @@ fn attend(
             };
             return attention(q, k, v, None, None, options);
         }
-        let mask = mask();
-        let mask = if shares_heads(&device) {
-            mask
-        } else {
-            mask.expand([batch, heads, len, seq_len])
+        let mask = match shares_heads(&device) {
+            true => mask(),
+            false => mask().expand([batch, heads, len, seq_len]),
         };
         return attention(q, k, v, Some(mask), None, AttentionModuleOptions::default());
     }
@@ -146,16 +144,14 @@ pub(super) fn hidden(
         Tensor::<1, Int>::from_data(values.as_slice(), options).reshape([batch, 1, 1, 1])
     };
     let own = (query + column(&spans.end)).expand([batch, 1, len, 1]);
-    let first = own
-        .clone()
-        .min_pair(column(&spans.start).expand([batch, 1, len, 1]));
+    let start = column(&spans.start).expand([batch, 1, len, 1]);
+    let first = own.clone().min_pair(start);
     let first = match window {
         Some(window) => first.max_pair(own.clone() - (window - 1) as i64),
         None => first,
     };
-    key.clone()
-        .greater(own.expand(shape))
-        .bool_or(outside(first))
+    let later = key.clone().greater(own.expand(shape));
+    later.bool_or(outside(first))
 }
 
 #[cfg(test)]

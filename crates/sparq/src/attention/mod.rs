@@ -73,14 +73,6 @@ impl SparqAttentionConfig {
     /// # Errors
     /// As [`SparqAttentionConfig::init`].
     pub fn validate(&self) -> Result<(), SparqError> {
-        let fail = |field, expected: String, found, advice| {
-            Err(SparqError::Config {
-                field,
-                expected,
-                found,
-                advice,
-            })
-        };
         for (field, size) in [
             ("d_model", self.d_model),
             ("n_heads", self.n_heads),
@@ -89,34 +81,32 @@ impl SparqAttentionConfig {
             ("window", self.window.unwrap_or(1)),
         ] {
             if size == 0 {
-                return fail(field, "at least 1".into(), 0, "raise it");
+                return Err(SparqError::config(field, "at least 1", 0, "raise it"));
             }
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             let expected = format!("a multiple of {} (the n_kv_heads)", self.n_kv_heads);
-            return fail(
+            let reason = "every KV head serves the same number of query heads";
+            return Err(SparqError::config(
                 "n_heads",
                 expected,
                 self.n_heads,
-                "every KV head serves the same number of query heads",
-            );
+                reason,
+            ));
         }
         if let Some(epsilon) = self.qk_norm_eps
             && !(epsilon > 0.0 && epsilon.is_finite())
         {
-            return Err(SparqError::value(
-                "qk_norm_eps",
-                "a positive number",
-                epsilon,
-            ));
+            let expected = "a positive number";
+            return Err(SparqError::value("qk_norm_eps", expected, epsilon));
         }
         match &self.rotary {
-            Some(rotary) if rotary.head_dim != self.head_dim => fail(
+            Some(rotary) if rotary.head_dim != self.head_dim => Err(SparqError::config(
                 "rotary head_dim",
                 format!("{} (the attention's)", self.head_dim),
                 rotary.head_dim,
                 "set both to the same value",
-            ),
+            )),
             Some(rotary) => rotary.frequencies().map(drop),
             None => Ok(()),
         }
@@ -219,9 +209,8 @@ impl SparqAttention {
     ) -> Result<KvCache, SparqError> {
         let weight = self.k_proj.weight.val();
         let dtype = FloatDType::from(weight.dtype());
-        let mut cache = self
-            .cache_config(batch, capacity, dtype, method)
-            .init(&weight.device())?;
+        let config = self.cache_config(batch, capacity, dtype, method);
+        let mut cache = config.init(&weight.device())?;
         if method.reads_attention() {
             cache.record_attention()?;
         }
@@ -296,9 +285,8 @@ impl SparqAttention {
         });
         let q = cache.prepare(q, k, v, self.rotary.as_ref())?;
         let y = method.decode_checked(q, cache)?;
-        Ok(self
-            .o_proj
-            .forward(y.reshape([batch, 1, self.n_heads * self.head_dim])))
+        let y = y.reshape([batch, 1, self.n_heads * self.head_dim]);
+        Ok(self.o_proj.forward(y))
     }
 
     /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k rotated to the positions
@@ -336,8 +324,8 @@ impl SparqAttention {
     /// [B, H, T, d] -> [B, T, D].
     fn output(&self, y: Tensor<4>) -> Tensor<3> {
         let [batch, heads, len, d] = y.dims();
-        self.o_proj
-            .forward(y.swap_dims(1, 2).reshape([batch, len, heads * d]))
+        let y = y.swap_dims(1, 2).reshape([batch, len, heads * d]);
+        self.o_proj.forward(y)
     }
 
     fn check_window(&self, cache: &KvCache) -> Result<(), SparqError> {
@@ -349,12 +337,9 @@ impl SparqAttention {
             Some(window) => format!("{window} positions"),
             None => "none".into(),
         };
-        let expected = format!("{} (the attention's)", words(self.window));
-        Err(SparqError::value(
-            "window of the cache",
-            expected,
-            words(found),
-        ))
+        let (expected, found) = (words(self.window), words(found));
+        let expected = format!("{expected} (the attention's)");
+        Err(SparqError::value("window of the cache", expected, found))
     }
 
     /// Checks x [B, T, D] against the module and `[B, T]`. 0 stands for any size.
@@ -366,11 +351,8 @@ impl SparqAttention {
         if x.dims().iter().zip(&expected).all(fits) {
             return Ok(());
         }
-        Err(SparqError::Shape {
-            what: "attention input [batch, length, d_model]",
-            expected: expected.to_vec(),
-            found: x.dims().to_vec(),
-        })
+        let what = "attention input [batch, length, d_model]";
+        Err(SparqError::shape(what, expected, x.dims()))
     }
 }
 
@@ -388,7 +370,6 @@ fn positions(spans: &Spans, len: usize, device: &Device) -> Tensor<2, Int> {
         return range(first);
     }
     let offsets: Vec<i32> = (0..spans.batch()).map(|b| offset(b) as i32).collect();
-    let offsets =
-        Tensor::<1, Int>::from_data(offsets.as_slice(), (device, DType::I32)).unsqueeze_dim::<2>(1);
-    (range(0) + offsets).clamp_min(0)
+    let offsets = Tensor::<1, Int>::from_data(offsets.as_slice(), (device, DType::I32));
+    (range(0) + offsets.unsqueeze_dim::<2>(1)).clamp_min(0)
 }

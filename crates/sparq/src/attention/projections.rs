@@ -46,11 +46,7 @@ impl SparqAttentionConfig {
         ] {
             let found = linear.weight.dims();
             if found != expected {
-                return Err(SparqError::Shape {
-                    what,
-                    expected: expected.into(),
-                    found: found.into(),
-                });
+                return Err(SparqError::shape(what, expected, found));
             }
         }
         let device = q_proj.weight.device();

@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
 
 use super::causal::hidden;
+use crate::cache::{indices, per_sequence};
 use crate::ops::Spans;
 use crate::ops::reference::LARGEST;
 
@@ -20,21 +21,12 @@ pub(super) fn received_attention(
     window: Option<usize>,
     chunk: usize,
 ) -> Tensor<3> {
-    let ([batch, _, len, d], device) = (q.dims(), q.device());
-    let [_, kv_heads, _, _] = k.dims();
-    let before = spans.longest();
+    let ([batch, heads, len, d], device) = (q.dims(), q.device());
+    let kv_heads = k.dims()[1];
+    let (g, before) = (heads / kv_heads, spans.longest());
     // Outside autodiff, as the cache.
-    let (q, k) = (
-        q.clone().inner().cast(FloatDType::F32).reshape([
-            batch,
-            kv_heads,
-            q.dims()[1] / kv_heads,
-            len,
-            d,
-        ]),
-        k.clone().inner().cast(FloatDType::F32),
-    );
-    let g = q.dims()[2];
+    let [q, k] = [q, k].map(|t| t.clone().inner().cast(FloatDType::F32));
+    let q = q.reshape([batch, kv_heads, g, len, d]);
     let mut sums = Tensor::<3>::zeros([batch, kv_heads, before + len], (&device, DType::F32));
     for from in (0..len).step_by(chunk) {
         let queries = from..(from + chunk).min(len);
@@ -67,20 +59,15 @@ pub(super) fn received_attention(
 
 /// A mask of the queries that are left padding, [B, 1, T, 1]; `None` if there are none.
 fn padding(spans: &Spans, queries: Range<usize>, device: &Device) -> Option<Tensor<4, Bool>> {
-    let hidden = |b: usize| spans.start[b].saturating_sub(spans.end[b]) as i64;
-    let hidden: Vec<i64> = (0..spans.batch()).map(hidden).collect();
+    let hidden = |b: usize| spans.start[b].saturating_sub(spans.end[b]);
+    let hidden: Vec<usize> = (0..spans.batch()).map(hidden).collect();
     if hidden.iter().all(|&hidden| hidden == 0) {
         return None;
     }
-    let shape = [hidden.len(), 1, queries.len(), 1];
-    let first = Tensor::<1, Int>::from_ints(hidden.as_slice(), device)
-        .reshape([hidden.len(), 1, 1, 1])
-        .expand(shape);
-    let query = Tensor::<1, Int>::arange(queries.start as i64..queries.end as i64, device);
+    let shape = [hidden.len(), 1, queries.len()];
+    let mask = indices(queries, device).expand(shape);
     Some(
-        query
-            .reshape([1, 1, shape[2], 1])
-            .expand(shape)
-            .lower(first),
+        mask.lower(per_sequence(&hidden, device).expand(shape))
+            .unsqueeze_dim(3),
     )
 }

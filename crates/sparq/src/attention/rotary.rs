@@ -42,14 +42,6 @@ pub enum RotaryScaling {
 
 impl RotaryScaling {
     fn validate(&self) -> Result<(), SparqError> {
-        let positive = |what, value: f64| {
-            check(
-                value > 0.0 && value.is_finite(),
-                what,
-                "a positive number",
-                value,
-            )
-        };
         match *self {
             RotaryScaling::None => Ok(()),
             RotaryScaling::Linear { factor } => positive("rotary scaling factor", factor),
@@ -61,20 +53,18 @@ impl RotaryScaling {
             } => {
                 positive("rotary scaling factor", factor)?;
                 positive("rotary scaling low_freq_factor", low_freq_factor)?;
-                let what = "rotary scaling high_freq_factor";
-                check(
-                    high_freq_factor > low_freq_factor && high_freq_factor.is_finite(),
-                    what,
-                    "more than low_freq_factor",
-                    high_freq_factor,
-                )?;
-                let what = "rotary scaling original_max_position_embeddings";
-                check(
-                    original_max_position_embeddings > 0,
-                    what,
-                    "at least 1",
-                    original_max_position_embeddings,
-                )
+                if !(high_freq_factor > low_freq_factor && high_freq_factor.is_finite()) {
+                    let (what, least) = (
+                        "rotary scaling high_freq_factor",
+                        "more than low_freq_factor",
+                    );
+                    return Err(SparqError::value(what, least, high_freq_factor));
+                }
+                if original_max_position_embeddings == 0 {
+                    let what = "rotary scaling original_max_position_embeddings";
+                    return Err(SparqError::value(what, "at least 1", 0));
+                }
+                Ok(())
             }
         }
     }
@@ -138,23 +128,11 @@ impl RotaryConfig {
     pub fn frequencies(&self) -> Result<Vec<f32>, SparqError> {
         let dim = self.rotary_dim.unwrap_or(self.head_dim);
         if dim == 0 || dim > self.head_dim || !dim.is_multiple_of(2) {
-            let (expected, advice) = (
-                format!("an even number from 2 to {} (the head_dim)", self.head_dim),
-                "set an even rotary_dim within the head_dim",
-            );
-            return Err(SparqError::Config {
-                field: "rotary_dim",
-                expected,
-                found: dim,
-                advice,
-            });
+            let expected = format!("an even number from 2 to {} (the head_dim)", self.head_dim);
+            let advice = "set an even rotary_dim within the head_dim";
+            return Err(SparqError::config("rotary_dim", expected, dim, advice));
         }
-        check(
-            self.theta > 0.0 && self.theta.is_finite(),
-            "rotary theta",
-            "a positive number",
-            self.theta,
-        )?;
+        positive("rotary theta", self.theta)?;
         self.scaling.validate()?;
         let frequency = |pair: usize| {
             // In fp32 as in transformers, with which models are trained. At position 100 000 the
@@ -216,10 +194,8 @@ impl Rotary {
         let device = inv_freq.device();
         let mut tables = self.tables.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = tables.iter().position(|table| table.device() == device);
-        if let Some(table) = found
-            .map(|found| &tables[found])
-            .filter(|table| table.dims()[0] >= len)
-        {
+        let table = found.map(|found| &tables[found]);
+        if let Some(table) = table.filter(|table| table.dims()[0] >= len) {
             return table.clone();
         }
         let positions = Tensor::<1, Int>::arange(0..len as i64, (&device, DType::I32));
@@ -270,11 +246,8 @@ impl RotaryAngles {
         let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
         let index = Tensor::<1, Int>::from_ints(index.as_slice(), &table.device());
         let rows = table.clone().select(0, index);
-        let part = |part: std::ops::Range<usize>| {
-            rows.clone()
-                .slice_dim(1, part)
-                .reshape([positions.len(), 1, 1, width / 2])
-        };
+        let shape = [positions.len(), 1, 1, width / 2];
+        let part = |part: std::ops::Range<usize>| rows.clone().slice_dim(1, part).reshape(shape);
         Self {
             cos: part(0..width / 2),
             sin: part(width / 2..width),
@@ -302,15 +275,11 @@ impl RotaryAngles {
     }
 }
 
-fn check(
-    right: bool,
-    what: &'static str,
-    expected: &str,
-    found: impl ToString,
-) -> Result<(), SparqError> {
-    match right {
+/// Checks a number that must be positive and finite.
+fn positive(what: &'static str, value: f64) -> Result<(), SparqError> {
+    match value > 0.0 && value.is_finite() {
         true => Ok(()),
-        false => Err(SparqError::value(what, expected, found)),
+        false => Err(SparqError::value(what, "a positive number", value)),
     }
 }
 

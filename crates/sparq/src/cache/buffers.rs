@@ -28,7 +28,7 @@ pub struct CacheTensors {
 /// The key sketch: K with contiguous positions, so that one component of all keys is one streaming
 /// read.
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant)] // a few handles per layer
+#[allow(clippy::large_enum_variant, reason = "a few handles per layer")]
 pub enum SketchTensors {
     /// No sketch, for methods that read keys and values only.
     None,

@@ -2,28 +2,26 @@
 
 use burn::tensor::Tensor;
 
-use super::{KvCache, KvCacheConfig};
+use super::KvCache;
 use crate::{Sketch, SparqError};
 
 impl KvCache {
     /// Checks a query, [B, H, 1, d] with H a multiple of H_kv.
     pub(crate) fn check_query(&self, q: &Tensor<4>) -> Result<(), SparqError> {
         let [batch, heads, len, d] = q.dims();
-        let KvCacheConfig {
-            batch: sequences,
-            kv_heads,
-            head_dim,
-            ..
-        } = self.config;
-        let grouped = heads > 0 && heads.is_multiple_of(kv_heads);
-        if [batch, len, d] == [sequences, 1, head_dim] && grouped {
+        let expected = self.shape(1);
+        let grouped = heads > 0 && heads.is_multiple_of(expected[1]);
+        if [batch, expected[1], len, d] == expected && grouped {
             return Ok(());
         }
-        Err(SparqError::Shape {
-            what: "query [batch, heads (a multiple of kv_heads), 1, head_dim]",
-            expected: vec![sequences, kv_heads, 1, head_dim],
-            found: q.dims().to_vec(),
-        })
+        let what = "query [batch, heads (a multiple of kv_heads), 1, head_dim]";
+        Err(SparqError::shape(what, expected, q.dims()))
+    }
+
+    /// The shape of keys or values of `len` positions, [B, H_kv, `len`, d].
+    fn shape(&self, len: usize) -> [usize; 4] {
+        let config = &self.config;
+        [config.batch, config.kv_heads, len, config.head_dim]
     }
 
     /// Checks new keys and values, [B, H_kv, `len`, d] each.
@@ -33,24 +31,12 @@ impl KvCache {
         v: &Tensor<4>,
         len: usize,
     ) -> Result<(), SparqError> {
-        let KvCacheConfig {
-            batch,
-            kv_heads,
-            head_dim,
-            ..
-        } = self.config;
-        let expected = [batch, kv_heads, len, head_dim];
-        for (what, found) in [("keys", k.dims()), ("values", v.dims())] {
-            if found != expected {
-                let (expected, found) = (expected.to_vec(), found.to_vec());
-                return Err(SparqError::Shape {
-                    what,
-                    expected,
-                    found,
-                });
-            }
+        let expected = self.shape(len);
+        let found = [("keys", k.dims()), ("values", v.dims())];
+        match found.into_iter().find(|(_, found)| *found != expected) {
+            Some((what, found)) => Err(SparqError::shape(what, expected, found)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Checks that there is one value per sequence.
@@ -68,12 +54,10 @@ impl KvCache {
 
     /// Checks that the current token has been appended.
     pub(crate) fn check_not_empty(&self) -> Result<(), SparqError> {
+        let expected = "at least the current token's position";
         match self.is_empty() {
             false => Ok(()),
-            true => {
-                let expected = "at least the current token's position";
-                Err(SparqError::value("cache", expected, "none"))
-            }
+            true => Err(SparqError::value("cache", expected, "none")),
         }
     }
 
@@ -112,10 +96,7 @@ impl KvCache {
             return Ok(());
         }
         let expected = format!("every position still present, for {reader}");
-        Err(SparqError::value(
-            "cache",
-            expected,
-            "some evicted by an earlier step",
-        ))
+        let found = "some evicted by an earlier step";
+        Err(SparqError::value("cache", expected, found))
     }
 }

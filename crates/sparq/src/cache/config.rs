@@ -58,11 +58,8 @@ impl KvCacheConfig {
     pub fn init(&self, device: &Device) -> Result<KvCache, SparqError> {
         let sizes = [self.batch, self.kv_heads, self.head_dim];
         if sizes.contains(&0) {
-            return Err(SparqError::Shape {
-                what: "cache [batch, kv_heads, head_dim], all at least 1",
-                expected: vec![0; 3],
-                found: sizes.to_vec(),
-            });
+            let what = "cache [batch, kv_heads, head_dim], all at least 1";
+            return Err(SparqError::shape(what, [0; 3], sizes));
         }
         // Devices count positions in 32 bits.
         let usable = |window: usize| window > 0 && i32::try_from(window).is_ok();
@@ -80,13 +77,8 @@ impl KvCacheConfig {
         if usable(&self.dtype) {
             return Ok(());
         }
-        let known = [
-            FloatDType::F32,
-            FloatDType::F16,
-            FloatDType::BF16,
-            FloatDType::F64,
-        ];
-        let supported = known.into_iter().filter(usable);
+        use FloatDType::{BF16, F16, F32, F64};
+        let supported = [F32, F16, BF16, F64].into_iter().filter(usable);
         let supported: Vec<String> = supported.map(|dtype| format!("{dtype:?}")).collect();
         Err(SparqError::Dtype {
             device: format!("{device:?}"),

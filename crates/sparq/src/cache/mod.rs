@@ -14,6 +14,7 @@ pub(crate) use capture::CacheMark;
 pub use config::KvCacheConfig;
 pub use memory::CacheMemory;
 pub use spans::Spans;
+pub(crate) use spans::{indices, per_sequence};
 
 use burn::tensor::{Device, Tensor};
 
@@ -71,7 +72,6 @@ pub struct KvCache {
     ranged_at: Vec<usize>,
     /// Whether launches are being captured; see [`CapturedStep`](crate::CapturedStep).
     capturing: bool,
-    /// Whether to keep the query of each step.
     keeps_query: bool,
     query: Option<Tensor<4>>,
     /// The state that methods keep with the cache.
@@ -81,19 +81,12 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache of a valid configuration.
     fn empty(config: KvCacheConfig, device: &Device) -> Self {
-        let KvCacheConfig {
-            batch,
-            kv_heads,
-            head_dim,
-            capacity,
-            dtype,
-            sketch,
-            ..
-        } = config;
-        let shape = [batch, kv_heads, round_up(capacity.max(1)), head_dim];
+        let (batch, capacity) = (config.batch, round_up(config.capacity.max(1)));
+        let shape = [batch, config.kv_heads, capacity, config.head_dim];
+        let tensors = CacheTensors::zeros(shape, config.dtype, config.sketch, device);
         Self {
             config,
-            tensors: Some(CacheTensors::zeros(shape, dtype, sketch, device)),
+            tensors: Some(tensors),
             spans: Spans::empty(batch),
             ranged_at: vec![0; batch],
             capturing: false,
@@ -155,7 +148,6 @@ impl KvCache {
         }
     }
 
-    /// The state that methods keep with the cache.
     pub(crate) fn states(&self) -> &MethodStates {
         &self.states
     }

@@ -20,10 +20,7 @@ pub struct Spans {
 impl Spans {
     /// `batch` empty sequences without padding.
     pub fn empty(batch: usize) -> Self {
-        Self {
-            start: vec![0; batch],
-            end: vec![0; batch],
-        }
+        Self::full(batch, 0)
     }
 
     /// `batch` sequences of `len` positions without padding.
@@ -62,14 +59,10 @@ impl Spans {
 
     /// Returns the spans with `counts[b]` more positions in sequence b.
     pub fn grown(&self, counts: &[usize]) -> Self {
+        let pairs = std::iter::zip(&self.end, counts);
         Self {
             start: self.start.clone(),
-            end: self
-                .end
-                .iter()
-                .zip(counts)
-                .map(|(end, count)| end + count)
-                .collect(),
+            end: pairs.map(|(end, count)| end + count).collect(),
         }
     }
 
@@ -84,22 +77,17 @@ impl Spans {
     /// Returns the spans in the form of [`CacheTensors::spans`](crate::ops::CacheTensors), [3, B]
     /// in u32.
     pub(crate) fn to_tensor(&self, device: &Device) -> Tensor<2, Int> {
-        let spans: Vec<u32> = self
-            .start
-            .iter()
-            .chain(&self.end)
-            .map(|&position| position as u32)
-            .chain(std::iter::repeat_n(0, self.batch()))
-            .collect();
-        Tensor::<1, Int>::from_data(spans.as_slice(), (device, DType::U32))
+        let counters = std::iter::repeat_n(&0, self.batch());
+        let rows = self.start.iter().chain(&self.end).chain(counters);
+        let rows: Vec<u32> = rows.map(|&position| position as u32).collect();
+        Tensor::<1, Int>::from_data(rows.as_slice(), (device, DType::U32))
             .reshape([3, self.batch()])
     }
 
     /// The number of valid positions of each sequence, [B, 1, 1] in f32.
     pub(crate) fn counts(&self, device: &Device) -> Tensor<3> {
-        let counts: Vec<f32> = (0..self.batch())
-            .map(|sequence| self.count(sequence) as f32)
-            .collect();
+        let counts = (0..self.batch()).map(|sequence| self.count(sequence) as f32);
+        let counts: Vec<f32> = counts.collect();
         Tensor::<1>::from_floats(counts.as_slice(), device).reshape([self.batch(), 1, 1])
     }
 
@@ -137,36 +125,29 @@ impl Spans {
         span: Range<usize>,
         device: &Device,
     ) -> Tensor<3, Bool> {
-        let (count, len) = (batch.len(), span.len());
-        let start: Vec<i64> = self.start[batch]
-            .iter()
-            .map(|&start| start as i64)
-            .collect();
-        let start = Tensor::<1, Int>::from_ints(start.as_slice(), device)
-            .reshape([count, 1, 1])
-            .expand([count, 1, len]);
-        let position = Tensor::<1, Int>::arange(span.start as i64..span.end as i64, device);
-        position
-            .reshape([1, 1, len])
-            .expand([count, 1, len])
-            .lower(start)
+        let shape = [batch.len(), 1, span.len()];
+        let start = per_sequence(&self.start[batch], device).expand(shape);
+        indices(span, device).expand(shape).lower(start)
     }
 
     /// A mask of the positions from `start` to the end of each sequence, [B, 1, S].
     fn within(&self, start: &[usize], device: &Device) -> Tensor<3, Bool> {
-        let (batch, len) = (self.batch(), self.longest());
-        let column = |values: &[usize]| {
-            let values: Vec<i64> = values.iter().map(|&value| value as i64).collect();
-            Tensor::<1, Int>::from_ints(values.as_slice(), device)
-                .reshape([batch, 1, 1])
-                .expand([batch, 1, len])
-        };
-        let position = Tensor::<1, Int>::arange(0..len as i64, device)
-            .reshape([1, 1, len])
-            .expand([batch, 1, len]);
-        position
-            .clone()
-            .greater_equal(column(start))
-            .bool_and(position.lower(column(&self.end)))
+        let shape = [self.batch(), 1, self.longest()];
+        let per_sequence = |values: &[usize]| per_sequence(values, device).expand(shape);
+        let position = indices(0..shape[2], device).expand(shape);
+        let begun = position.clone().greater_equal(per_sequence(start));
+        begun.bool_and(position.lower(per_sequence(&self.end)))
     }
+}
+
+/// One number per sequence, [B, 1, 1].
+pub(crate) fn per_sequence(values: &[usize], device: &Device) -> Tensor<3, Int> {
+    let values: Vec<i64> = values.iter().map(|&value| value as i64).collect();
+    Tensor::<1, Int>::from_ints(values.as_slice(), device).reshape([values.len(), 1, 1])
+}
+
+/// The numbers of a range, [1, 1, n].
+pub(crate) fn indices(range: Range<usize>, device: &Device) -> Tensor<3, Int> {
+    let shape = [1, 1, range.len()];
+    Tensor::<1, Int>::arange(range.start as i64..range.end as i64, device).reshape(shape)
 }

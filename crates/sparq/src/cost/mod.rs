@@ -259,39 +259,33 @@ mod tests {
         }
     }
 
+    fn slow_scores(scores_per_us: f64) -> StepCosts {
+        StepCosts {
+            scores_per_us,
+            ..H100()
+        }
+    }
+
     /// A wide range of devices, shapes and settings.
-    fn grid() -> impl Iterator<Item = (StepCosts, StepShape, SparqConfig)> {
-        let costs = [
-            H100(),
-            StepCosts::CPU,
-            StepCosts::gpu(500.0),
-            StepCosts {
-                dense_us: 9.0,
-                sparq_us: 1.0,
-                ..H100()
-            },
-            StepCosts {
-                scores_per_us: 1.0,
-                ..H100()
-            },
-        ];
-        costs.into_iter().flat_map(|costs| {
-            [(1, 32), (1, 8), (1, 1), (64, 32), (8, 8)]
-                .into_iter()
-                .flat_map(move |(batch, kv_heads)| {
-                    [(16, 64), (32, 128), (128, 1024)]
-                        .into_iter()
-                        .flat_map(move |(r, k)| {
-                            [Sketch::Full, Sketch::Bits8, Sketch::Bits4].map(|sketch| {
-                                (
-                                    costs,
-                                    step(batch, kv_heads),
-                                    SparqConfig::new(r, k).with_sketch(sketch),
-                                )
-                            })
-                        })
-                })
-        })
+    fn grid() -> Vec<(StepCosts, StepShape, SparqConfig)> {
+        let cheap_sparq = StepCosts {
+            dense_us: 9.0,
+            sparq_us: 1.0,
+            ..H100()
+        };
+        let (cpu, slow) = (StepCosts::CPU, StepCosts::gpu(500.0));
+        let mut grid = Vec::new();
+        for costs in [H100(), cpu, slow, cheap_sparq, slow_scores(1.0)] {
+            for (batch, kv_heads) in [(1, 32), (1, 8), (1, 1), (64, 32), (8, 8)] {
+                for (r, k) in [(16, 64), (32, 128), (128, 1024)] {
+                    for sketch in [Sketch::Full, Sketch::Bits8, Sketch::Bits4] {
+                        let config = SparqConfig::new(r, k).with_sketch(sketch);
+                        grid.push((costs, step(batch, kv_heads), config));
+                    }
+                }
+            }
+        }
+        grid
     }
 
     #[test]
@@ -334,13 +328,8 @@ mod tests {
     fn more_sequences_break_even_sooner() {
         let config = SparqConfig::new(32, 128);
         let at = |batch| H100().break_even(&step(batch, 8), &config).unwrap();
-        assert!(
-            at(1) > at(4) && at(4) > at(64),
-            "{} {} {}",
-            at(1),
-            at(4),
-            at(64)
-        );
+        let lengths = [1, 4, 64].map(at);
+        assert!(lengths.is_sorted_by(|a, b| a > b), "{lengths:?}");
     }
 
     #[test]
@@ -349,11 +338,7 @@ mod tests {
         let as_one = config
             .with_group_score(GroupScore::Logits)
             .with_components(Components::AbsSum);
-        let slow = StepCosts {
-            scores_per_us: 1e3,
-            ..H100()
-        };
-        let time = |config| slow.sparq_us(&step(1, 8), 4096, config);
+        let time = |config| slow_scores(1e3).sparq_us(&step(1, 8), 4096, config);
         assert_eq!(step(2, 8).scores_per_position(&config), 64);
         assert_eq!(step(2, 8).scores_per_position(&as_one), 16);
         assert!((time(&config) - time(&as_one) - 24.0 * 4.096).abs() < 1e-9);
@@ -369,21 +354,12 @@ mod tests {
     #[test]
     fn impossible_figures_are_named() {
         assert!(StepCosts::CPU.validate().is_ok() && H100().validate().is_ok());
+        let (mut bandwidth, mut fixed) = (H100(), H100());
+        bandwidth.gb_per_s = 0.0;
+        fixed.sparq_us = f64::NAN;
         for (costs, what) in [
-            (
-                StepCosts {
-                    gb_per_s: 0.0,
-                    ..H100()
-                },
-                "gb_per_s: expected a number above 0, found 0",
-            ),
-            (
-                StepCosts {
-                    sparq_us: f64::NAN,
-                    ..H100()
-                },
-                "sparq_us: expected 0 or more, found NaN",
-            ),
+            (bandwidth, "gb_per_s: expected a number above 0, found 0"),
+            (fixed, "sparq_us: expected 0 or more, found NaN"),
         ] {
             assert_eq!(costs.validate().unwrap_err().to_string(), what);
         }

@@ -251,7 +251,6 @@ where
         self.state.as_mut().iter().all(KvCache::owns_buffers)
     }
 
-    /// Runs the step uncaptured.
     fn run(&mut self, inputs: &I) -> Result<O, SparqError> {
         (self.step)(inputs, &mut self.state, &self.method)
     }
@@ -272,7 +271,7 @@ where
         let captured = self.captured.as_ref().expect("checked by the callers");
         // SAFETY:
         // - All memory that the graph reads and writes is alive and has not moved. Inputs and
-        //   outputs belong to the captured step, and nobody else has their buffers. The caches
+        //   outputs belong to the captured step, and nothing else holds their buffers. The caches
         //   belong to this type, and are handed out mutably only after the graph is dropped. The
         //   step holds the weights. The device's allocator keeps the pages of temporary tensors for
         //   the graph.

@@ -49,14 +49,21 @@ impl Auto {
 
     /// The method of a step on such a cache with `seq_len` positions, dense attention or SparQ.
     pub fn at(&self, cache: &KvCacheConfig, seq_len: usize) -> Method {
-        let step = self.step(cache);
-        match self
-            .costs
-            .sparq_pays(&step, cache.attended(seq_len), &self.sparq)
-        {
+        let (step, seq_len) = (self.step(cache), cache.attended(seq_len));
+        match self.costs.sparq_pays(&step, seq_len, &self.sparq) {
             true => Method::Sparq(self.sparq),
             false => Method::Dense(Dense),
         }
+    }
+
+    /// Refuses a query that does not have g heads per KV head, for which the costs do not hold.
+    pub(super) fn check_query(&self, q: &Tensor<4>, cache: &KvCache) -> Result<(), SparqError> {
+        let (expected, [batch, heads, len, d]) = (self.step(cache.config()).heads, q.dims());
+        if heads == expected {
+            return Ok(());
+        }
+        let what = "query [batch, kv_heads x group_size of the method, 1, head_dim]";
+        Err(SparqError::shape(what, [batch, expected, len, d], q.dims()))
     }
 
     /// The sizes of a step on such a cache.
@@ -104,26 +111,14 @@ impl Strategy for Auto {
     }
 
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
-        let &Budget {
-            head_dim,
-            seq_len,
-            ratio,
-        } = budget;
-        let sparq = self.sparq.for_compression(head_dim, seq_len, ratio)?;
+        let (head_dim, seq_len) = (budget.head_dim, budget.seq_len);
+        let sparq = self
+            .sparq
+            .for_compression(head_dim, seq_len, budget.ratio)?;
         Ok(Self { sparq, ..*self }.into())
     }
 
-    /// Refuses a query that does not have g heads per KV head, for which the costs do not hold.
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        let (step, [batch, heads, len, d]) = (self.step(cache.config()), q.dims());
-        if heads != step.heads {
-            return Err(SparqError::Shape {
-                what: "query [batch, kv_heads x group_size of the method, 1, head_dim]",
-                expected: vec![batch, step.heads, len, d],
-                found: vec![batch, heads, len, d],
-            });
-        }
-        let method = self.at(cache.config(), cache.len());
-        method.strategy().decode(q, cache)
+        self.sparq.decode(q, cache)
     }
 }

@@ -81,15 +81,10 @@ impl Budget {
 
     /// The error that no setting of a method fits.
     pub(super) fn missed(&self) -> SparqError {
-        let &Self {
-            head_dim,
-            seq_len,
-            ratio,
-        } = self;
         SparqError::Budget {
-            head_dim,
-            seq_len,
-            ratio,
+            head_dim: self.head_dim,
+            seq_len: self.seq_len,
+            ratio: self.ratio,
         }
     }
 }

@@ -79,7 +79,8 @@ pub trait Strategy {
     /// Attends with one query per sequence, q [B, H, 1, d] -> [B, H, 1, d].
     ///
     /// The cache already holds the current token. [`Method::decode`] calls this after it has
-    /// checked that settings, query and cache fit.
+    /// checked that settings, query and cache fit. It takes steps that are not sparse by dense
+    /// attention instead, unless the method reads received attention.
     ///
     /// # Errors
     /// If the step cannot be part of a captured graph, or the device fails.
@@ -235,6 +236,9 @@ impl Method {
         cache: &mut KvCache,
     ) -> Result<Tensor<4>, SparqError> {
         cache.check_not_empty()?;
+        if let Method::Auto(auto) = self {
+            auto.check_query(&q, cache)?;
+        }
         // The cache is outside autodiff, and a step needs all operands on one side.
         let q = q.inner();
         cache.note_query(&q);
@@ -243,7 +247,10 @@ impl Method {
             let received = weights.mean_dim(2).squeeze_dim::<3>(2);
             cache.states_mut().observe_attention(received);
         }
-        self.strategy().decode(q, cache)
+        match self.reads_attention() || self.is_sparse(cache.config(), cache.len()) {
+            true => self.strategy().decode(q, cache),
+            false => Dense.decode(q, cache),
+        }
     }
 
     /// Checks the settings, and that a cache holds what the method reads.

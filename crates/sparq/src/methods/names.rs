@@ -133,15 +133,13 @@ impl FromStr for Method {
         let (name, given) = text.split_once(':').unwrap_or((text, ""));
         let mut method = Self::named(name)?;
         let given = given.split(',').filter(|setting| !setting.is_empty());
-        let pair = |setting: &'_ str| -> Result<(String, String), SparqError> {
-            let pair = setting
-                .split_once('=')
-                .map(|(key, text)| (key.into(), text.into()));
+        let given = given.map(|setting| {
+            let pair = setting.split_once('=');
             pair.ok_or_else(|| SparqError::value("setting of a method", "key=value", setting))
-        };
-        let given: Vec<_> = given.map(pair).collect::<Result<_, _>>()?;
+        });
+        let given: Vec<(&str, &str)> = given.collect::<Result<_, _>>()?;
         // k first: sizes that depend on it follow, unless they are given too.
-        let (sizes, others): (Vec<_>, Vec<_>) = given.iter().partition(|(key, _)| key == "k");
+        let (sizes, others): (Vec<_>, Vec<_>) = given.into_iter().partition(|(key, _)| *key == "k");
         for (key, text) in sizes {
             method.set(key, text)?;
             method.strategy_mut().follow_top_k();

@@ -74,13 +74,9 @@ pub(super) fn at_least(
     why: &str,
     found: usize,
 ) -> Result<(), SparqError> {
-    match found >= least {
-        true => Ok(()),
-        false => Err(SparqError::Config {
-            field,
-            expected: format!("at least {least} ({why})"),
-            found,
-            advice: "raise it",
-        }),
+    if found >= least {
+        return Ok(());
     }
+    let expected = format!("at least {least} ({why})");
+    Err(SparqError::config(field, expected, found, "raise it"))
 }

@@ -3,13 +3,13 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::settings::{Settings, words};
-use super::{Budget, Dense, Method, RANK, Strategy, TOP_K};
+use super::settings::{Settings, at_least, words};
+use super::{Budget, Method, RANK, Strategy, TOP_K};
 use crate::cost::CacheShape;
 use crate::ops::{self, SparqOutput};
 use crate::{KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
 
-/// When the mean of V stands for the positions that were not selected (step 7 of Algorithm 1).
+/// When the mean of V stands for the positions that were not selected (stage 3 of Algorithm 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MeanValue {
@@ -143,44 +143,22 @@ impl SparqConfig {
     /// # Errors
     /// [`SparqError::Config`] for the first setting out of range.
     pub fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
-        let (field, expected, found, advice) = if self.rank == 0 || self.rank > head_dim {
-            let advice = if self.rank == 0 {
-                "raise the rank"
-            } else {
-                "lower the rank"
+        let (rank, top_k, window) = (self.rank, self.top_k, self.local_window);
+        if rank == 0 || rank > head_dim {
+            let expected = format!("1 to {head_dim} (the head_dim)");
+            let advice = match rank {
+                0 => "raise the rank",
+                _ => "lower the rank",
             };
-            (
-                "rank",
-                format!("1 to {head_dim} (the head_dim)"),
-                self.rank,
-                advice,
-            )
-        } else if self.top_k == 0 {
-            (
-                "top_k",
-                "at least 1 (the current token)".into(),
-                0,
-                "raise top_k",
-            )
-        } else if self.local_window > self.top_k {
-            (
-                "local_window",
-                format!(
-                    "at most {} (the top_k, which counts the window)",
-                    self.top_k
-                ),
-                self.local_window,
-                "lower the local window or raise top_k",
-            )
-        } else {
-            return Ok(());
-        };
-        Err(SparqError::Config {
-            field,
-            expected,
-            found,
-            advice,
-        })
+            return Err(SparqError::config("rank", expected, rank, advice));
+        }
+        at_least("top_k", 1, "the current token", top_k)?;
+        if window > top_k {
+            let expected = format!("at most {top_k} (the top_k, which counts the window)");
+            let advice = "lower the local window or raise top_k";
+            return Err(SparqError::config("local_window", expected, window, advice));
+        }
+        Ok(())
     }
 
     /// Sets r and k so that a step reads at most `ratio` of the bytes of dense attention.
@@ -323,9 +301,6 @@ impl Strategy for SparqConfig {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        if !self.is_sparse(cache.config(), cache.len()) {
-            return Dense.decode(q, cache);
-        }
         cache.refresh_sketch();
         let (tensors, spans) = cache.view(&q, Some(self))?;
         Ok(ops::sparq_decode(q, tensors, &spans, self))

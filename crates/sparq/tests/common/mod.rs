@@ -12,12 +12,10 @@ use sparq_device::DeviceChoice;
 pub const SKETCHES: [Sketch; 3] = [Sketch::Full, Sketch::Bits8, Sketch::Bits4];
 
 /// No sketch, and every kind.
-pub const ALL_SKETCHES: [Option<Sketch>; 4] = [
-    None,
-    Some(Sketch::Full),
-    Some(Sketch::Bits8),
-    Some(Sketch::Bits4),
-];
+pub const ALL_SKETCHES: [Option<Sketch>; 4] = {
+    let [full, bits8, bits4] = SKETCHES;
+    [None, Some(full), Some(bits8), Some(bits4)]
+};
 
 /// Returns the device that BURN_DEVICE names, or else every available device of this build.
 pub fn devices() -> Vec<Device> {
@@ -48,6 +46,21 @@ impl Noise {
     pub fn tensor(&mut self, shape: [usize; 4], device: &Device) -> Tensor<4> {
         let values = self.values(shape.iter().product());
         Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    /// Returns a query of `heads` heads, and keys and values [B, H_kv, S, d].
+    pub fn problem(
+        &mut self,
+        shape: [usize; 4],
+        heads: usize,
+        device: &Device,
+    ) -> (Tensor<4>, [Tensor<4>; 2]) {
+        let keys_and_values = self.tensors(shape, device);
+        let [batch, _, _, head_dim] = shape;
+        (
+            self.tensor([batch, heads, 1, head_dim], device),
+            keys_and_values,
+        )
     }
 
     /// Returns several tensors of one shape, such as keys and values.
@@ -85,11 +98,9 @@ pub fn cache_of(
     sketch: Option<Sketch>,
 ) -> KvCache {
     let [batch, kv_heads, len, head_dim] = k.dims();
-    let config = KvCacheConfig {
-        capacity: len,
-        dtype,
-        ..cache_config([batch, kv_heads, head_dim], sketch)
-    };
+    let config = cache_config([batch, kv_heads, head_dim], sketch)
+        .with_capacity(len)
+        .with_dtype(dtype);
     let mut cache = new_cache(&config, &k.device());
     cache.append(k.clone(), v.clone()).unwrap();
     cache
@@ -138,12 +149,10 @@ pub fn is_finite<const D: usize>(tensor: &Tensor<D>) -> bool {
 /// Returns the largest absolute difference, or NaN if any difference is NaN.
 pub fn max_difference<const D: usize>(a: &Tensor<D>, b: &Tensor<D>) -> f32 {
     assert_eq!(a.dims(), b.dims());
-    values(a)
-        .iter()
-        .zip(values(b))
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, |worst: f32, difference| match difference.is_nan() {
-            true => f32::NAN,
-            false => worst.max(difference),
-        })
+    let pairs = std::iter::zip(values(a), values(b));
+    let differences: Vec<f32> = pairs.map(|(a, b)| (a - b).abs()).collect();
+    match differences.iter().any(|difference| difference.is_nan()) {
+        true => f32::NAN,
+        false => differences.into_iter().fold(0.0, f32::max),
+    }
 }

@@ -51,6 +51,20 @@ fn part(x: &Tensor<3>, from: usize, to: usize) -> Tensor<3> {
     x.clone().slice_dim(1, from..to)
 }
 
+/// Continues the cached sequences with dense attention.
+fn prefill(attention: &SparqAttention, x: Tensor<3>, cache: &mut KvCache) -> Tensor<3> {
+    attention.forward(x, Some(cache)).unwrap()
+}
+
+fn step(
+    attention: &SparqAttention,
+    x: Tensor<3>,
+    cache: &mut KvCache,
+    method: &Method,
+) -> Tensor<3> {
+    attention.decode(x, cache, method).unwrap()
+}
+
 fn assert_close(found: Tensor<3>, expected: Tensor<3>, tolerance: f32) {
     found
         .into_data()
@@ -65,16 +79,10 @@ fn prefill_and_decode_equal_the_whole_sequence() {
         let whole = attention.forward(x.clone(), None).unwrap();
         for method in [Method::DENSE, everything] {
             let mut cache = cache_for(&attention, 2, &method, &device);
-            let mut parts = vec![
-                attention
-                    .forward(part(&x, 0, 20), Some(&mut cache))
-                    .unwrap(),
-            ];
-            parts.extend((20..30).map(|at| {
-                attention
-                    .decode(part(&x, at, at + 1), &mut cache, &method)
-                    .unwrap()
-            }));
+            let mut parts = vec![prefill(&attention, part(&x, 0, 20), &mut cache)];
+            parts.extend(
+                (20..30).map(|at| step(&attention, part(&x, at, at + 1), &mut cache, &method)),
+            );
             assert_eq!(cache.len(), 30);
             assert_close(Tensor::cat(parts, 1), whole.clone(), 1e-5);
         }
@@ -86,11 +94,8 @@ fn prefill_in_parts_equals_one_prefill() {
     for (device, attention) in modules() {
         let x = inputs(2, 30, &device);
         let mut cache = cache_for(&attention, 2, &Method::DENSE, &device);
-        let parts = [(0, 1), (1, 13), (13, 30)].map(|(from, to)| {
-            attention
-                .forward(part(&x, from, to), Some(&mut cache))
-                .unwrap()
-        });
+        let parts = [(0, 1), (1, 13), (13, 30)]
+            .map(|(from, to)| prefill(&attention, part(&x, from, to), &mut cache));
         assert_close(
             Tensor::cat(parts.to_vec(), 1),
             attention.forward(x, None).unwrap(),
@@ -107,13 +112,9 @@ fn left_padding_changes_no_valid_output() {
         let mut cache = cache_for(&attention, 3, &Method::DENSE, &device);
         cache.set_left_padding(&padding).unwrap();
         let parts = [
-            attention.forward(part(&x, 0, 9), Some(&mut cache)).unwrap(),
-            attention
-                .forward(part(&x, 9, 23), Some(&mut cache))
-                .unwrap(),
-            attention
-                .decode(part(&x, 23, 24), &mut cache, &Method::DENSE)
-                .unwrap(),
+            prefill(&attention, part(&x, 0, 9), &mut cache),
+            prefill(&attention, part(&x, 9, 23), &mut cache),
+            step(&attention, part(&x, 23, 24), &mut cache, &Method::DENSE),
         ];
         let padded = Tensor::cat(parts.to_vec(), 1);
         assert!(
@@ -136,16 +137,18 @@ fn ragged_sequences_equal_each_sequence_alone() {
         let x = inputs(2, 12, &device);
         let mut cache = cache_for(&attention, 2, &Method::DENSE, &device);
         // Fills the buffers with keys and values that later steps must not read.
-        attention
-            .forward(inputs(2, 12, &device) * f32::INFINITY, Some(&mut cache))
-            .unwrap();
+        prefill(
+            &attention,
+            inputs(2, 12, &device) * f32::INFINITY,
+            &mut cache,
+        );
         cache.clear();
         let mut alone: Vec<KvCache> = (0..2)
             .map(|_| cache_for(&attention, 1, &Method::DENSE, &device))
             .collect();
         for (index, &len) in lengths.iter().enumerate() {
             let x = sequence(&part(&x, 0, len), index);
-            attention.forward(x, Some(&mut alone[index])).unwrap();
+            prefill(&attention, x, &mut alone[index]);
         }
         // One batch of both caches. Past its length, the shorter one holds unused memory.
         let batch = |buffer: fn(&KvCache) -> &Tensor<4>| {
@@ -157,17 +160,13 @@ fn ragged_sequences_equal_each_sequence_alone() {
         cache.append_ragged(k, v, &lengths).unwrap();
 
         let next = part(&x, 9, 11);
-        let two = attention.forward(next.clone(), Some(&mut cache)).unwrap();
-        let third = attention
-            .decode(part(&x, 11, 12), &mut cache, &Method::DENSE)
-            .unwrap();
+        let two = prefill(&attention, next.clone(), &mut cache);
+        let third = step(&attention, part(&x, 11, 12), &mut cache, &Method::DENSE);
         for (index, own) in alone.iter_mut().enumerate() {
-            let expected = attention
-                .forward(sequence(&next, index), Some(own))
-                .unwrap();
+            let expected = prefill(&attention, sequence(&next, index), own);
             assert_close(sequence(&two, index), expected, 1e-5);
             let last = sequence(&part(&x, 11, 12), index);
-            let expected = attention.decode(last, own, &Method::DENSE).unwrap();
+            let expected = step(&attention, last, own, &Method::DENSE);
             assert_close(sequence(&third, index), expected, 1e-5);
         }
     }
@@ -208,13 +207,9 @@ fn decode_is_the_method_between_projections() {
                 .reshape([1, 65, D_MODEL]);
             let token = part(&x, 64, 65);
             let mut cache = cache_for(&attention, 1, &method, &device);
-            attention
-                .forward(part(&x, 0, 64), Some(&mut cache))
-                .unwrap();
+            prefill(&attention, part(&x, 0, 64), &mut cache);
             let mut by_hand = cache.clone();
-            let sparse = attention
-                .decode(token.clone(), &mut cache, &method)
-                .unwrap();
+            let sparse = step(&attention, token.clone(), &mut cache, &method);
 
             let heads_of =
                 |y: Tensor<3>, heads: usize| y.reshape([1, 1, heads, 16]).swap_dims(1, 2);
@@ -224,12 +219,12 @@ fn decode_is_the_method_between_projections() {
             let k = rotate(heads_of(attention.k_proj.forward(token.clone()), kv_heads));
             let v = heads_of(attention.v_proj.forward(token.clone()), kv_heads);
             by_hand.append(k, v).unwrap();
-            let step = settings.decode_traced(q, &mut by_hand).unwrap();
-            let y = step.output.swap_dims(1, 2).reshape([1, 1, heads * 16]);
+            let traced = settings.decode_traced(q, &mut by_hand).unwrap();
+            let y = traced.output.swap_dims(1, 2).reshape([1, 1, heads * 16]);
             assert_close(sparse.clone(), attention.o_proj.forward(y), 1e-5);
 
             cache.truncate(64);
-            let dense = attention.decode(token, &mut cache, &Method::DENSE).unwrap();
+            let dense = step(&attention, token, &mut cache, &Method::DENSE);
             let difference = (sparse - dense).abs().max().into_scalar::<f32>();
             assert!(
                 difference > 1e-2,
@@ -251,12 +246,8 @@ fn a_16_bit_cache_serves_an_fp32_module() {
     for (dtype, tolerance) in [(FloatDType::F16, 4e-3), (FloatDType::BF16, 3e-2)] {
         let config = attention.cache_config(1, 8, dtype, &Method::DENSE);
         let mut cache = new_cache(&config, &device);
-        let first = attention
-            .forward(part(&x, 0, 29), Some(&mut cache))
-            .unwrap();
-        let last = attention
-            .decode(part(&x, 29, 30), &mut cache, &Method::DENSE)
-            .unwrap();
+        let first = prefill(&attention, part(&x, 0, 29), &mut cache);
+        let last = step(&attention, part(&x, 29, 30), &mut cache, &Method::DENSE);
         assert_close(Tensor::cat(vec![first, last], 1), whole.clone(), tolerance);
     }
 }
@@ -266,9 +257,7 @@ fn refused_inputs_leave_the_cache_unchanged() {
     for device in devices() {
         let attention = config(4, 2).init(&device).unwrap();
         let mut cache = cache_for(&attention, 2, &Method::DENSE, &device);
-        attention
-            .forward(inputs(2, 3, &device), Some(&mut cache))
-            .unwrap();
+        prefill(&attention, inputs(2, 3, &device), &mut cache);
 
         let narrow = Tensor::<3>::zeros([2, 3, D_MODEL - 1], &device);
         assert!(matches!(

@@ -23,10 +23,7 @@ fn auto(sketch: Sketch) -> Auto {
 }
 
 fn config(sketch: Sketch) -> KvCacheConfig {
-    KvCacheConfig {
-        capacity: 200,
-        ..cache_config([1, 2, 16], Some(sketch))
-    }
+    cache_config([1, 2, 16], Some(sketch)).with_capacity(200)
 }
 
 #[test]
@@ -37,9 +34,7 @@ fn switches_to_sparq_at_the_break_even_length() {
             let config = config(sketch);
             let at = COSTS.break_even(&auto.step(&config), &auto.sparq).unwrap();
             assert!((20..200).contains(&at), "{at}");
-            let mut noise = Noise(3);
-            let [k, v] = noise.tensors([1, 2, 200, 16], &device);
-            let q = noise.tensor([1, 4, 1, 16], &device);
+            let (q, [k, v]) = Noise(3).problem([1, 2, 200, 16], 4, &device);
             for len in [4, 8, 9, at - 1, at, at + 1, 200] {
                 let part = |t| positions(t, 0..len);
                 let cache = || cache_f32(&part(&k), &part(&v), Some(sketch));

@@ -1,8 +1,8 @@
 //! The KV cache: growth, ragged batches, truncation, sketch ranges, memory, and refused arguments.
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::ops::SketchTensors;
-use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig, SparqError};
+use sparq::{KvCache, Method, Sketch, SparqConfig, SparqError};
 
 use crate::common::{
     ALL_SKETCHES, Noise, SKETCHES, cache_config, cache_f32, cache_of, devices, max_difference,
@@ -11,20 +11,30 @@ use crate::common::{
 
 /// Returns an empty cache of two KV heads with 16 components.
 fn empty(batch: usize, capacity: usize, sketch: Option<Sketch>, device: &Device) -> KvCache {
-    let config = KvCacheConfig {
-        capacity,
-        ..cache_config([batch, 2, 16], sketch)
-    };
-    new_cache(&config, device)
+    new_cache(
+        &cache_config([batch, 2, 16], sketch).with_capacity(capacity),
+        device,
+    )
+}
+
+/// Returns the codes, zero points and scales of a sketch.
+fn codes(cache: &KvCache) -> (Tensor<4, Int>, Tensor<3>, Tensor<3>) {
+    match cache.tensors().sketch.clone() {
+        SketchTensors::Codes {
+            codes,
+            zero_point,
+            scale,
+            ..
+        } => (codes, zero_point, scale),
+        _ => panic!("the cache must have a sketch of codes"),
+    }
 }
 
 #[test]
 fn appends_in_parts_give_the_same_step() {
     for device in devices() {
         for sketch in ALL_SKETCHES {
-            let mut noise = Noise(11);
-            let [k, v] = noise.tensors([2, 2, 150, 16], &device);
-            let q = noise.tensor([2, 6, 1, 16], &device);
+            let (q, [k, v]) = Noise(11).problem([2, 2, 150, 16], 6, &device);
             let method = method_for(sketch, 6, 20);
             let mut whole = cache_f32(&k, &v, sketch);
             let want = method.decode(q.clone(), &mut whole).unwrap();
@@ -71,15 +81,8 @@ fn spans_on_the_device_equal_those_of_the_host() {
         cache.set_left_padding(&[0, 2, 5]).unwrap();
         check(&cache);
         // Many at once, one by one, with growth, and to some sequences only.
-        for counts in [
-            [7; 3],
-            [1; 3],
-            [1; 3],
-            [70; 3],
-            [0, 1, 1],
-            [3, 0, 2],
-            [1; 3],
-        ] {
+        let (one, some) = ([1; 3], [[0, 1, 1], [3, 0, 2]]);
+        for counts in [[7; 3], one, one, [70; 3], some[0], some[1], one] {
             append(&mut cache, counts);
         }
         cache.truncate(9);
@@ -94,9 +97,7 @@ fn spans_on_the_device_equal_those_of_the_host() {
 fn a_truncated_cache_equals_a_shorter_one() {
     for device in devices() {
         for sketch in ALL_SKETCHES {
-            let mut noise = Noise(12);
-            let [k, v] = noise.tensors([1, 2, 200, 16], &device);
-            let q = noise.tensor([1, 4, 1, 16], &device);
+            let (q, [k, v]) = Noise(12).problem([1, 2, 200, 16], 4, &device);
             let method = method_for(sketch, 6, 20);
             for len in [199, 130, 64, 3] {
                 let mut cache = cache_f32(&k, &v, sketch);
@@ -139,9 +140,7 @@ fn a_cleared_cache_keeps_its_buffers() {
 fn left_padding_changes_nothing() {
     for device in devices() {
         for sketch in ALL_SKETCHES {
-            let mut noise = Noise(14);
-            let [k, v] = noise.tensors([1, 2, 90, 16], &device);
-            let q = noise.tensor([1, 2, 1, 16], &device);
+            let (q, [k, v]) = Noise(14).problem([1, 2, 90, 16], 2, &device);
             let method = method_for(sketch, 5, 12);
             let mut padded = empty(1, 90, sketch, &device);
             padded.set_left_padding(&[17]).unwrap();
@@ -164,10 +163,7 @@ fn ranges_are_reset_when_the_length_has_doubled() {
         let mut cache = cache_f32(&k, &k, Some(Sketch::Bits8));
         let scales = |cache: &mut KvCache| {
             cache.refresh_sketch();
-            let SketchTensors::Codes { scale: step, .. } = &cache.tensors().sketch else {
-                panic!("the cache must have a sketch of codes")
-            };
-            values(step)
+            values(&codes(cache).2)
         };
         let first = scales(&mut cache);
         for added in 1..16 {
@@ -230,29 +226,21 @@ fn errors_name_the_expected_and_the_found_value() {
         for (found, expected) in refused {
             assert_eq!(found.unwrap_err().to_string(), expected);
         }
-        cache
-            .append(zeros([1, 2, 3, 16]), zeros([1, 2, 3, 16]))
-            .unwrap();
-        assert!(
-            matches!(
-                Method::DENSE.decode(zeros([1, 3, 1, 16]), &mut cache),
-                Err(SparqError::Shape { .. })
-            ),
-            "three query heads over two KV heads"
-        );
+        let three = zeros([1, 2, 3, 16]);
+        cache.append(three.clone(), three).unwrap();
+        // Three query heads over two KV heads.
+        let refused = Method::DENSE.decode(zeros([1, 3, 1, 16]), &mut cache);
+        assert!(matches!(refused, Err(SparqError::Shape { .. })));
         let mut message = |config: SparqConfig| {
             let refused = Method::from(config).decode(zeros([1, 2, 1, 16]), &mut cache);
             refused.unwrap_err().to_string()
         };
         let error = message(SparqConfig::new(4, 1).with_sketch(Sketch::Bits4));
-        assert!(error.contains(
-            "the method sparq needs codes of 4 bits as key sketch, but the cache holds a full copy of K"
-        ));
+        let expected = "the method sparq needs codes of 4 bits as key sketch, but the cache holds a full copy of K";
+        assert!(error.contains(expected));
         assert!(message(SparqConfig::new(17, 4)).starts_with("rank: expected 1 to 16"));
-        assert!(
-            cache.set_left_padding(&[1]).is_err(),
-            "the cache is not empty"
-        );
+        let padded = cache.set_left_padding(&[1]);
+        assert!(padded.is_err(), "the cache is not empty");
         assert_eq!(cache.len(), 3, "a refused call must not change the cache");
     }
 }
@@ -262,10 +250,7 @@ fn errors_name_the_expected_and_the_found_value() {
 fn an_unsupported_dtype_is_an_error() {
     #[allow(deprecated)]
     let device = Device::ndarray();
-    let config = KvCacheConfig {
-        dtype: FloatDType::F16,
-        ..cache_config([1, 2, 16], None)
-    };
+    let config = cache_config([1, 2, 16], None).with_dtype(FloatDType::F16);
     let error = config.init(&device).unwrap_err().to_string();
     assert!(
         error.contains("does not support F16; choose one of F32"),
@@ -283,14 +268,10 @@ fn an_unsupported_dtype_is_an_error() {
 #[test]
 fn a_16_bit_cache_differs_by_rounding_only() {
     let device = Device::flex();
-    for (dtype, unit) in [
-        (FloatDType::F16, 2f32.powi(-11)),
-        (FloatDType::BF16, 2f32.powi(-8)),
-    ] {
+    for (dtype, bits) in [(FloatDType::F16, 11), (FloatDType::BF16, 8)] {
+        let unit = 2f32.powi(-bits);
         for sketch in SKETCHES {
-            let mut noise = Noise(16);
-            let [k, v] = noise.tensors([2, 2, 300, 64], &device);
-            let q = noise.tensor([2, 4, 1, 64], &device);
+            let (q, [k, v]) = Noise(16).problem([2, 2, 300, 64], 4, &device);
             let largest = |t: &Tensor<4>| values(t).iter().fold(0f32, |m, x| m.max(x.abs()));
             let l1 = values(&q)
                 .chunks(64)
@@ -338,25 +319,14 @@ fn later_appends_write_codes_with_the_given_ranges() {
                 cache.refresh_sketch();
             };
             append(&mut cache, 0..100);
-            let parts = |cache: &KvCache| match &cache.tensors().sketch {
-                SketchTensors::Codes {
-                    codes,
-                    zero_point: lo,
-                    scale: step,
-                    ..
-                } => (codes.clone(), lo.clone(), step.clone()),
-                _ => panic!("the cache must have a sketch of codes"),
-            };
-            let (_, zero_point, scale) = parts(&cache);
+            let (_, zero_point, scale) = codes(&cache);
             for pair in cuts.windows(2) {
                 append(&mut cache, pair[0]..pair[1]);
             }
-            let (codes, zero_point_after, scale_after) = parts(&cache);
-            assert_eq!(
-                (values(&zero_point), values(&scale)),
-                (values(&zero_point_after), values(&scale_after))
-            );
-            let found = sparq::ops::sketch::unpack(codes, 4).slice_dim(3, 0..130);
+            let after = codes(&cache);
+            assert_eq!(values(&zero_point), values(&after.1));
+            assert_eq!(values(&scale), values(&after.2));
+            let found = sparq::ops::sketch::unpack(after.0, 4).slice_dim(3, 0..130);
             let expected = sparq::ops::sketch::encode(k.clone(), zero_point, scale, 4);
             assert_eq!(found.into_data(), expected.into_data());
         }
@@ -383,11 +353,8 @@ fn ranges_of_one_sequence_leave_the_others_alone() {
         let counts = [10, 100];
         let together = run(k.clone(), q.clone(), &counts);
         for index in 0..2 {
-            let alone = run(
-                sequence(&k, index),
-                sequence(&q, index),
-                &counts[index..index + 1],
-            );
+            let (k, q) = (sequence(&k, index), sequence(&q, index));
+            let alone = run(k, q, &counts[index..index + 1]);
             assert!(max_difference(&sequence(&together, index), &alone) < 1e-6);
         }
     }

@@ -172,9 +172,7 @@ fn a_cache_of_nan_gives_nan() {
 #[test]
 fn truncated_positions_leave_no_nan() {
     for device in devices() {
-        let mut noise = Noise(6);
-        let [k, v] = noise.tensors([1, 1, 40, 8], &device);
-        let q = noise.tensor([1, 1, 1, 8], &device);
+        let (q, [k, v]) = Noise(6).problem([1, 1, 40, 8], 1, &device);
         for config in all_configs(4, 10) {
             let mut cache = cache_f32(&k, &v, Some(config.sketch));
             let before = config.decode_traced(q.clone(), &mut cache).unwrap();

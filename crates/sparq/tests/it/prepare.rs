@@ -3,9 +3,7 @@
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::ops::sketch::unpack;
 use sparq::ops::{CacheTensors, Rotary, RotaryScaling, SketchTensors};
-use sparq::{
-    KvCache, KvCacheConfig, Method, RotaryConfig, Sketch, SparqConfig, SparqError, reference,
-};
+use sparq::{KvCache, Method, RotaryConfig, Sketch, SparqConfig, SparqError, reference};
 
 use crate::common::{ALL_SKETCHES, Noise, cache_config, devices, max_difference, new_cache};
 
@@ -15,26 +13,20 @@ const HEAD_DIM: usize = 24;
 fn rotaries(device: &Device) -> Vec<Option<Rotary>> {
     let whole = RotaryConfig::new(HEAD_DIM);
     let partial = RotaryConfig::new(HEAD_DIM).with_rotary_dim(Some(10));
-    let scaled =
-        RotaryConfig::new(HEAD_DIM)
-            .with_theta(500.0)
-            .with_scaling(RotaryScaling::Llama3 {
-                factor: 8.0,
-                low_freq_factor: 1.0,
-                high_freq_factor: 4.0,
-                original_max_position_embeddings: 64,
-            });
+    let scaling = RotaryScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 64,
+    };
+    let scaled = whole.clone().with_theta(500.0).with_scaling(scaling);
     let made = [whole, partial, scaled].map(|config| Some(config.init(device).unwrap()));
     made.into_iter().chain([None]).collect()
 }
 
 fn cache(batch: usize, dtype: FloatDType, sketch: Option<Sketch>, device: &Device) -> KvCache {
-    let config = KvCacheConfig {
-        capacity: 8,
-        dtype,
-        ..cache_config([batch, KV_HEADS, HEAD_DIM], sketch)
-    };
-    new_cache(&config, device)
+    let config = cache_config([batch, KV_HEADS, HEAD_DIM], sketch);
+    new_cache(&config.with_capacity(8).with_dtype(dtype), device)
 }
 
 /// Asserts that the buffers agree up to rounding: half a unit of 16-bit types, one for codes.

@@ -26,12 +26,8 @@ struct Problem {
 impl Problem {
     /// Returns the query, keys and values on a device.
     fn tensors(&self, device: &Device) -> (Tensor<4>, [Tensor<4>; 2]) {
-        let mut noise = Noise(self.seed);
         let shape = [self.batch, self.kv_heads, self.len, self.head_dim];
-        let keys_and_values = noise.tensors(shape, device);
-        let heads = self.kv_heads * self.group;
-        let q = noise.tensor([self.batch, heads, 1, self.head_dim], device);
-        (q, keys_and_values)
+        Noise(self.seed).problem(shape, self.kv_heads * self.group, device)
     }
 }
 

@@ -17,10 +17,7 @@ const HEAD_DIM: usize = 16;
 const TOLERANCE: f32 = 1e-5;
 
 fn config(batch: usize, kv_heads: usize, sketch: Option<Sketch>, window: usize) -> KvCacheConfig {
-    KvCacheConfig {
-        window: Some(window),
-        ..cache_config([batch, kv_heads, HEAD_DIM], sketch)
-    }
+    cache_config([batch, kv_heads, HEAD_DIM], sketch).with_window(Some(window))
 }
 
 fn settings(sketch: Sketch) -> Vec<SparqConfig> {
@@ -49,33 +46,71 @@ fn sliced(
     cache_f32(&part(k), &part(v), sketch)
 }
 
-/// Fills a windowed cache of two sequences with `prompt` positions at once and the rest one by one.
-/// After each append, calls `check` with the cache, a query, the caches of each sequence's window
-/// alone, and the length.
-fn along_a_sequence(
+/// The query heads, KV heads and left padding of a test sequence, and the length of its prompt.
+#[derive(Clone, Copy, Debug)]
+struct Sequences {
     heads: usize,
     kv_heads: usize,
-    sketch: Option<Sketch>,
     padding: [usize; 2],
     prompt: usize,
-    check: impl Fn(&mut KvCache, &Tensor<4>, &mut [KvCache; 2], usize),
-) {
-    for device in devices() {
-        let mut noise = Noise(5 + prompt as u64);
-        let len = prompt + 2 * WINDOW + 3;
-        let [k, v] = noise.tensors([2, kv_heads, len, HEAD_DIM], &device);
-        let mut cache = new_cache(&config(2, kv_heads, sketch, WINDOW), &device);
-        cache.set_left_padding(&padding).unwrap();
-        for end in prompt..len {
-            let new = if end == prompt { 0..end } else { end - 1..end };
-            let part = |t| positions(t, new.clone());
-            cache.append(part(&k), part(&v)).unwrap();
-            let q = noise.tensor([2, heads, 1, HEAD_DIM], &device);
-            let mut alone =
-                [0, 1].map(|index| sliced([&k, &v], index, padding[index], end, sketch));
-            check(&mut cache, &q, &mut alone, end);
+}
+
+impl Sequences {
+    /// Fills a windowed cache of two sequences with the prompt at once and the rest one by one.
+    /// After each append, calls `check` with the cache, a query, the caches of each sequence's
+    /// window alone, and the length.
+    fn check(
+        self,
+        sketch: Option<Sketch>,
+        check: impl Fn(&mut KvCache, &Tensor<4>, &mut [KvCache; 2], usize),
+    ) {
+        let (prompt, kv_heads) = (self.prompt, self.kv_heads);
+        for device in devices() {
+            let mut noise = Noise(5 + prompt as u64);
+            let len = prompt + 2 * WINDOW + 3;
+            let [k, v] = noise.tensors([2, kv_heads, len, HEAD_DIM], &device);
+            let mut cache = new_cache(&config(2, kv_heads, sketch, WINDOW), &device);
+            cache.set_left_padding(&self.padding).unwrap();
+            for end in prompt..len {
+                let new = if end == prompt { 0..end } else { end - 1..end };
+                let part = |t| positions(t, new.clone());
+                cache.append(part(&k), part(&v)).unwrap();
+                let q = noise.tensor([2, self.heads, 1, HEAD_DIM], &device);
+                let alone = |index| sliced([&k, &v], index, self.padding[index], end, sketch);
+                check(&mut cache, &q, &mut [0, 1].map(alone), end);
+            }
         }
     }
+
+    /// Checks that the steps of a method equal those on the caches of the windows alone.
+    fn check_steps(self, method: Method) {
+        let has_ranges = method.sketch().and_then(Sketch::bits).is_some();
+        self.check(method.sketch(), |cache, q, alone, end| {
+            // The first use sets the ranges. They are set again after every WINDOW appends.
+            if has_ranges && !(end - self.prompt).is_multiple_of(WINDOW) {
+                return cache.refresh_sketch();
+            }
+            let found = method.decode(q.clone(), cache).unwrap();
+            let worst = max_difference(&found, &each_alone(&method, q, alone));
+            assert!(
+                worst < TOLERANCE,
+                "{method}, {self:?}, {end} positions: {worst}"
+            );
+        });
+    }
+}
+
+/// Returns sequences with and without groups and left padding, for prompts of these lengths.
+fn sequences(prompts: &[usize]) -> impl Iterator<Item = Sequences> {
+    let prompts = prompts.iter().copied();
+    prompts.flat_map(|prompt| {
+        [(2, [0, 0]), (2, [0, 9]), (4, [0, 0]), (4, [0, 9])].map(|(heads, padding)| Sequences {
+            heads,
+            kv_heads: 2,
+            padding,
+            prompt,
+        })
+    })
 }
 
 /// Decodes each sequence alone and returns the outputs as a batch.
@@ -89,53 +124,13 @@ fn each_alone(method: &Method, q: &Tensor<4>, alone: &mut [KvCache; 2]) -> Tenso
 
 #[test]
 fn dense_attention_reads_only_the_window() {
-    for (heads, kv_heads) in [(2, 2), (4, 2)] {
-        for padding in [[0, 0], [0, 9]] {
-            for prompt in [12, WINDOW, 60] {
-                let method = Method::DENSE;
-                along_a_sequence(
-                    heads,
-                    kv_heads,
-                    None,
-                    padding,
-                    prompt,
-                    |cache, q, alone, end| {
-                        let found = method.decode(q.clone(), cache).unwrap();
-                        let worst = max_difference(&found, &each_alone(&method, q, alone));
-                        assert!(worst < TOLERANCE, "{padding:?}, {end} positions: {worst}");
-                    },
-                );
-            }
-        }
-    }
+    sequences(&[12, WINDOW, 60]).for_each(|sequences| sequences.check_steps(Method::DENSE));
 }
 
 #[test]
 fn sparq_reads_only_the_window() {
     for settings in settings(Sketch::Full) {
-        for (heads, kv_heads) in [(2, 2), (4, 2)] {
-            for padding in [[0, 0], [0, 9]] {
-                for prompt in [12, 60] {
-                    let method = Method::from(settings);
-                    let sketch = method.sketch();
-                    along_a_sequence(
-                        heads,
-                        kv_heads,
-                        sketch,
-                        padding,
-                        prompt,
-                        |cache, q, alone, end| {
-                            let found = method.decode(q.clone(), cache).unwrap();
-                            let worst = max_difference(&found, &each_alone(&method, q, alone));
-                            assert!(
-                                worst < TOLERANCE,
-                                "{settings:?}, {padding:?}, {end} positions: {worst}"
-                            );
-                        },
-                    );
-                }
-            }
-        }
+        sequences(&[12, 60]).for_each(|sequences| sequences.check_steps(settings.into()));
     }
 }
 
@@ -143,22 +138,8 @@ fn sparq_reads_only_the_window() {
 fn ranges_are_set_from_the_window() {
     for sketch in [Sketch::Bits8, Sketch::Bits4] {
         for settings in settings(sketch) {
-            for padding in [[0, 0], [0, 9]] {
-                let method = Method::from(settings);
-                along_a_sequence(4, 2, Some(sketch), padding, 60, |cache, q, alone, end| {
-                    // The first use sets the ranges. They are set again after every WINDOW appends.
-                    if !(end - 60).is_multiple_of(WINDOW) {
-                        cache.refresh_sketch();
-                        return;
-                    }
-                    let found = method.decode(q.clone(), cache).unwrap();
-                    let worst = max_difference(&found, &each_alone(&method, q, alone));
-                    assert!(
-                        worst < TOLERANCE,
-                        "{settings:?}, {padding:?}, {end} positions: {worst}"
-                    );
-                });
-            }
+            let grouped = sequences(&[60]).filter(|sequences| sequences.heads == 4);
+            grouped.for_each(|sequences| sequences.check_steps(settings.into()));
         }
     }
 }
@@ -166,42 +147,41 @@ fn ranges_are_set_from_the_window() {
 #[test]
 fn traces_equal_the_reference_on_a_slice() {
     let settings = SparqConfig::new(6, 8).with_mean_value(MeanValue::Always);
-    along_a_sequence(
-        2,
-        2,
-        Some(Sketch::Full),
-        [0, 9],
-        40,
-        |cache, q, alone, end| {
-            let found = settings.decode_traced(q.clone(), cache).unwrap();
-            let selected: Vec<i32> = found.positions.into_data().iter::<i32>().collect();
-            for (index, alone) in alone.iter().enumerate() {
-                let own = sequence(q, index);
-                let trace = reference::sparq_decode(own, alone.tensors(), alone.spans(), &settings);
-                let output = sequence(&found.output, index);
-                assert!(max_difference(&output, &trace.output) < TOLERANCE);
-                let alpha = sequence(&found.alpha, index);
-                assert!(max_difference(&alpha, &trace.alpha) < TOLERANCE);
-                let first = (end - alone.len()) as i32;
-                let expected = trace.positions.into_data();
-                for (head, expected) in expected
-                    .iter::<i32>()
-                    .collect::<Vec<_>>()
-                    .chunks(8)
-                    .enumerate()
-                {
-                    let mut expected: Vec<i32> = expected.iter().map(|at| at + first).collect();
-                    let mut selected = selected[(index * 2 + head) * 8..][..8].to_vec();
-                    expected.sort_unstable();
-                    selected.sort_unstable();
-                    assert_eq!(
-                        selected, expected,
-                        "sequence {index}, head {head}, {end} positions"
-                    );
-                }
+    let sequences = Sequences {
+        heads: 2,
+        kv_heads: 2,
+        padding: [0, 9],
+        prompt: 40,
+    };
+    sequences.check(Some(Sketch::Full), |cache, q, alone, end| {
+        let found = settings.decode_traced(q.clone(), cache).unwrap();
+        let selected: Vec<i32> = found.positions.into_data().iter::<i32>().collect();
+        for (index, alone) in alone.iter().enumerate() {
+            let own = sequence(q, index);
+            let trace = reference::sparq_decode(own, alone.tensors(), alone.spans(), &settings);
+            let output = sequence(&found.output, index);
+            assert!(max_difference(&output, &trace.output) < TOLERANCE);
+            let alpha = sequence(&found.alpha, index);
+            assert!(max_difference(&alpha, &trace.alpha) < TOLERANCE);
+            let first = (end - alone.len()) as i32;
+            let expected = trace.positions.into_data();
+            for (head, expected) in expected
+                .iter::<i32>()
+                .collect::<Vec<_>>()
+                .chunks(8)
+                .enumerate()
+            {
+                let mut expected: Vec<i32> = expected.iter().map(|at| at + first).collect();
+                let mut selected = selected[(index * 2 + head) * 8..][..8].to_vec();
+                expected.sort_unstable();
+                selected.sort_unstable();
+                assert_eq!(
+                    selected, expected,
+                    "sequence {index}, head {head}, {end} positions"
+                );
             }
-        },
-    );
+        }
+    });
 }
 
 #[test]

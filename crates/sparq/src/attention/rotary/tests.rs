@@ -146,10 +146,9 @@ fn half_precision_is_rotated_in_fp32() {
 fn invalid_settings_are_named() {
     let error = |config: RotaryConfig| config.init(&Device::default()).unwrap_err().to_string();
     let odd = RotaryConfig::new(8).with_rotary_dim(Some(3));
-    assert_eq!(
-        error(odd),
-        "rotary_dim: expected an even number from 2 to 8 (the head_dim), found 3; set an even rotary_dim within the head_dim"
-    );
+    let expected = "rotary_dim: expected an even number from 2 to 8 (the head_dim), found 3; \
+                    set an even rotary_dim within the head_dim";
+    assert_eq!(error(odd), expected);
     assert!(error(RotaryConfig::new(8).with_rotary_dim(Some(10))).contains("found 10"));
     assert!(error(RotaryConfig::new(8).with_rotary_dim(Some(0))).contains("found 0"));
     assert_eq!(

@@ -66,10 +66,8 @@ struct Target {
 /// Returns whether all buffers to be written are contiguous from the start of their storage.
 fn is_contiguous(cache: &CacheBuffers<Flex>) -> bool {
     let contiguous = |tensor: &FloatTensor<Flex>| {
-        tensor
-            .layout()
-            .contiguous_offsets()
-            .is_some_and(|(start, _)| start == 0)
+        let offsets = tensor.layout().contiguous_offsets();
+        offsets.is_some_and(|(start, _)| start == 0)
     };
     let sketch = match &cache.sketch {
         SketchBuffers::None => true,
@@ -111,10 +109,8 @@ fn append_to_sketch<T: Element>(
             let codes = codes.storage_mut::<u32>();
             for target in targets {
                 let per_word = codes_per_word(*bits);
-                let (word, shift) = (
-                    target.position / per_word,
-                    target.position % per_word * *bits,
-                );
+                let word = target.position / per_word;
+                let shift = target.position % per_word * *bits;
                 for channel in target.channels.clone() {
                     let word = &mut codes[channel * words + word];
                     let key = k[channel].widen();

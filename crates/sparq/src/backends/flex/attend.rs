@@ -71,7 +71,6 @@ pub(super) struct Attend<'a, T> {
     pub(super) keys: &'a [T],
     /// [S_max, d].
     pub(super) values: &'a [T],
-    /// d.
     pub(super) dim: usize,
     /// d rounded up to whole vectors.
     pub(super) width: usize,

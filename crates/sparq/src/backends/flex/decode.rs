@@ -30,11 +30,8 @@ pub(super) struct Problem<'a, T> {
     pub(super) values: &'a [T],
     pub(super) spans: &'a Spans,
     pub(super) kv_heads: usize,
-    /// g.
     pub(super) group: usize,
-    /// S_max.
     pub(super) capacity: usize,
-    /// d.
     pub(super) dim: usize,
 }
 
@@ -51,12 +48,12 @@ pub(super) struct Output {
 impl<T: Element> Problem<'_, T> {
     /// Returns dense attention, [B, H, d].
     pub(super) fn dense(&self) -> Vec<f32> {
-        let (heads, row) = (self.batch_heads(), self.group * self.dim);
-        let mut output = vec![0.0; heads * row];
+        let (heads, width) = (self.batch_heads(), self.group * self.dim);
+        let mut output = vec![0.0; heads * width];
         let bytes = self.valid() * self.kv_heads * 2 * self.dim * size_of::<T>();
         let threads = Threads::new(heads, bytes);
         output
-            .par_chunks_mut(row)
+            .par_chunks_mut(width)
             .with_min_len(threads.min_len(heads))
             .enumerate()
             .for_each(|(head, output)| {
@@ -74,9 +71,9 @@ impl<T: Element> Problem<'_, T> {
         k: usize,
         traced: bool,
     ) -> Output {
-        let (heads, row) = (self.batch_heads(), self.group * self.dim);
+        let (heads, width) = (self.batch_heads(), self.group * self.dim);
         let mut found = Output {
-            output: vec![0.0; heads * row],
+            output: vec![0.0; heads * width],
             positions: vec![-1; heads * k],
             alpha: vec![0.0; heads * self.group],
         };
@@ -92,7 +89,7 @@ impl<T: Element> Problem<'_, T> {
             threads,
         };
         (
-            found.output.par_chunks_mut(row),
+            found.output.par_chunks_mut(width),
             found.positions.par_chunks_mut(k.max(1)),
             found.alpha.par_chunks_mut(self.group),
         )
@@ -113,10 +110,8 @@ impl<T: Element> Problem<'_, T> {
         let width = dim.next_multiple_of(MAX_LANES);
         let scale = (dim as f32).sqrt();
         let mut q = vec![0.0; self.group * width];
-        for (to, from) in q
-            .chunks_exact_mut(width)
-            .zip(self.query(head).chunks_exact(dim))
-        {
+        let queries = self.query(head).chunks_exact(dim);
+        for (to, from) in q.chunks_exact_mut(width).zip(queries) {
             for (to, from) in to.iter_mut().zip(from) {
                 *to = from / scale;
             }
@@ -133,32 +128,26 @@ impl<T: Element> Problem<'_, T> {
         let state = if parts.len() == 1 {
             attend.over(self.level, positions)
         } else {
-            let states: Vec<OnlineSoftmax> = parts
-                .into_par_iter()
-                .map(|part| attend.over(self.level, positions.part(part)))
-                .collect();
+            let over = |part| attend.over(self.level, positions.part(part));
+            let states: Vec<OnlineSoftmax> = parts.into_par_iter().map(over).collect();
             // Merged in the order of the positions, so that the result does not depend on which
             // thread finishes first.
-            states
-                .into_iter()
-                .reduce(|all, state| all.merge(&state))
-                .unwrap_or_else(|| OnlineSoftmax::new(self.group, width))
+            let merged = states.into_iter().reduce(|all, state| all.merge(&state));
+            merged.unwrap_or_else(|| OnlineSoftmax::new(self.group, width))
         };
         for (head, output) in output.chunks_exact_mut(dim).enumerate() {
             state.write(head, output);
         }
     }
 
-    /// Returns the number of batch heads, B H_kv.
     fn batch_heads(&self) -> usize {
         self.spans.batch() * self.kv_heads
     }
 
     /// Returns the number of valid positions of all sequences.
     fn valid(&self) -> usize {
-        (0..self.spans.batch())
-            .map(|sequence| self.spans.count(sequence))
-            .sum()
+        let spans = self.spans;
+        (0..spans.batch()).map(|b| spans.count(b)).sum()
     }
 
     /// Returns the span of a batch head's sequence.
@@ -265,13 +254,10 @@ impl<T: Element, C: Storage> SparqStep<'_, T, C> {
         let q = problem.query(scored.head);
         let query = Query::new(q, problem.dim, scales, self.config, columns);
         let row = problem.capacity.div_ceil(C::POSITIONS);
-        let rows: Vec<&[C::Cell]> = query
-            .components
-            .iter()
-            .map(|&component| {
-                &self.sketch.cells[(channels.start + component as usize) * row..][..row]
-            })
-            .collect();
+        let start = |component: u32| (channels.start + component as usize) * row;
+        let components = query.components.iter();
+        let rows = components.map(|&component| &self.sketch.cells[start(component)..][..row]);
+        let rows: Vec<&[C::Cell]> = rows.collect();
 
         let blocks = scored.blocks();
         let min_len = self.threads.min_len(blocks.len());

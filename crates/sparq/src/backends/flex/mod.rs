@@ -113,10 +113,8 @@ impl SparqBackend for Flex {
             RotaryBuffers::None => (q, k),
             RotaryBuffers::Table(table) => {
                 let table = cast(table, DType::F32);
-                (
-                    rope::rotate_token(q, &table, &spans),
-                    rope::rotate_token(k, &table, &spans),
-                )
+                let rotate = |x| rope::rotate_token(x, &table, &spans);
+                (rotate(q), rotate(k))
             }
         };
         let counts = vec![1; spans.batch()];
@@ -156,13 +154,11 @@ impl SparqBackend for Flex {
                 let kept = found.positions.len() / (batch * kv_heads).max(1);
                 let device = Self::float::<4>(q.clone()).device();
                 let positions = TensorData::new(found.positions, [batch, kv_heads, kept]);
+                let alpha = TensorData::new(found.alpha, [batch, heads]);
                 SparqOutputBuffers {
                     output: like(&q, found.output),
                     positions: Self::int_primitive(Tensor::<3, Int>::from_data(positions, &device)),
-                    alpha: FloatTensor::<Self>::from_data(TensorData::new(
-                        found.alpha,
-                        [batch, heads],
-                    )),
+                    alpha: FloatTensor::<Self>::from_data(alpha),
                 }
             }
             None => fallback::sparq_decode(q, cache, spans, config),
@@ -193,39 +189,24 @@ fn sparq<T: Element>(
     let q = cast(q.clone(), DType::F32);
     let problem = problem::<T>(level, &q, cache, spans)?;
     let k = config.top_k.min(spans.longest());
-    let v_sum = as_slice(&cache.v_sum)?;
+    let v_sum = f32::slice(&cache.v_sum)?;
     match &cache.sketch {
         SketchBuffers::None => None,
         SketchBuffers::Full(kt) => {
-            let (cells, scales) = (as_slice(kt)?, None);
-            let sketch = KeySketch::<Full<T>> {
-                cells,
-                scales,
-                v_sum,
-            };
+            let sketch = KeySketch::<Full<T>>::new(T::slice(kt)?, None, v_sum);
             Some(problem.sparq(&sketch, config, k, traced))
         }
         SketchBuffers::Codes {
             bits, codes, scale, ..
         } => {
-            let (cells, scales) = (codes.as_slice()?, Some(as_slice(scale)?));
+            let (cells, scales) = (codes.as_slice()?, Some(f32::slice(scale)?));
+            let (eight, four) = (
+                KeySketch::<Codes8>::new(cells, scales, v_sum),
+                KeySketch::<Codes4>::new(cells, scales, v_sum),
+            );
             match bits {
-                8 => {
-                    let sketch = KeySketch::<Codes8> {
-                        cells,
-                        scales,
-                        v_sum,
-                    };
-                    Some(problem.sparq(&sketch, config, k, traced))
-                }
-                4 => {
-                    let sketch = KeySketch::<Codes4> {
-                        cells,
-                        scales,
-                        v_sum,
-                    };
-                    Some(problem.sparq(&sketch, config, k, traced))
-                }
+                8 => Some(problem.sparq(&eight, config, k, traced)),
+                4 => Some(problem.sparq(&four, config, k, traced)),
                 _ => None,
             }
         }
@@ -243,9 +224,9 @@ fn problem<'a, T: Element>(
     let (kv_heads, capacity, dim) = (shape[1], shape[2], shape[3]);
     Some(Problem {
         level,
-        q: as_slice(q)?,
-        keys: as_slice(&cache.k)?,
-        values: as_slice(&cache.v)?,
+        q: f32::slice(q)?,
+        keys: T::slice(&cache.k)?,
+        values: T::slice(&cache.v)?,
         spans,
         kv_heads,
         group: q.layout().shape()[1] / kv_heads,
@@ -254,12 +235,7 @@ fn problem<'a, T: Element>(
     })
 }
 
-/// Returns the elements of a tensor if they are of this type and contiguous.
-fn as_slice<T: Element>(tensor: &FloatTensor<Flex>) -> Option<&[T]> {
-    T::slice(tensor)
-}
-
-/// Returns the tensor in another type, contiguous.
+/// Converts a tensor to a type and makes it contiguous.
 fn cast(tensor: FloatTensor<Flex>, dtype: DType) -> FloatTensor<Flex> {
     if tensor.dtype() == dtype {
         return tensor.to_contiguous();
@@ -277,10 +253,7 @@ fn like(q: &FloatTensor<Flex>, output: Vec<f32>) -> FloatTensor<Flex> {
 /// Returns the buffers contiguous. A cache creates them contiguous, so this moves handles, and only
 /// copies buffers that were replaced from outside.
 fn contiguous(cache: CacheBuffers<Flex>) -> CacheBuffers<Flex> {
-    cache.map(
-        |buffer| buffer.to_contiguous(),
-        |buffer| buffer.to_contiguous(),
-    )
+    cache.map(|float| float.to_contiguous(), |int| int.to_contiguous())
 }
 
 #[cfg(test)]

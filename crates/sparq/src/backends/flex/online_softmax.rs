@@ -51,7 +51,6 @@ pub(super) struct OnlineSoftmax {
 }
 
 impl OnlineSoftmax {
-    /// Returns the state before the first value.
     pub(super) fn new(heads: usize, width: usize) -> Self {
         Self {
             largest: vec![LOWEST; heads],

@@ -27,7 +27,6 @@ impl Columns {
         Self { heads, ranking }
     }
 
-    /// Returns the number of columns.
     pub(super) fn count(self) -> usize {
         self.heads
             .max(self.ranking.map_or(0, |ranking| ranking + 1))
@@ -60,10 +59,8 @@ impl Query {
         columns: Columns,
     ) -> Self {
         let components = select_components(q, dim, config);
-        let temperatures: Vec<f32> = q
-            .chunks_exact(dim)
-            .map(|q| temperature(q, &components))
-            .collect();
+        let temperatures = q.chunks_exact(dim).map(|q| temperature(q, &components));
+        let temperatures: Vec<f32> = temperatures.collect();
         let mut weights = vec![0.0; components.len() * columns.count()];
         let rows = weights.chunks_exact_mut(columns.count());
         for (weights, &component) in rows.zip(&components) {
@@ -104,10 +101,8 @@ fn select_components(q: &[f32], dim: usize, config: &SparqConfig) -> Vec<u32> {
     if rank > 0 && rank < dim {
         ranked.select_nth_unstable(rank - 1);
     }
-    let mut components: Vec<u32> = ranked[..rank]
-        .iter()
-        .map(|&(_, component)| component)
-        .collect();
+    let selected = ranked[..rank].iter().map(|&(_, component)| component);
+    let mut components: Vec<u32> = selected.collect();
     components.sort_unstable();
     components
 }

@@ -4,7 +4,8 @@ use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, TensorData};
 
-use super::{as_slice, cast};
+use super::cast;
+use super::element::Element;
 use crate::ops::Spans;
 
 /// Rotates x [B, H, 1, d] for the position after `spans`. Returns [B, H, 1, d] in the type of x.
@@ -19,7 +20,7 @@ pub(super) fn rotate_token(
     let (heads, d) = (shape[1], shape[3]);
     let width = table.layout().shape()[1];
     let x = cast(x, DType::F32);
-    let (Some(values), Some(table)) = (as_slice::<f32>(&x), as_slice::<f32>(table)) else {
+    let (Some(values), Some(table)) = (f32::slice(&x), f32::slice(table)) else {
         unreachable!("cast returns contiguous fp32 tensors")
     };
     let mut values = values.to_vec();
@@ -33,8 +34,6 @@ pub(super) fn rotate_token(
             }
         }
     }
-    cast(
-        FloatTensor::<Flex>::from_data(TensorData::new(values, shape)),
-        dtype,
-    )
+    let rotated = FloatTensor::<Flex>::from_data(TensorData::new(values, shape));
+    cast(rotated, dtype)
 }

@@ -10,7 +10,6 @@ pub(super) const VECTORS: usize = 8;
 
 /// The storage of a key sketch. A strip is `VECTORS` vectors of consecutive positions.
 pub(super) trait Storage: Send + Sync {
-    /// The element of a row.
     type Cell: Copy + Default + Send + Sync;
     /// Positions in a cell.
     const POSITIONS: usize;
@@ -67,6 +66,16 @@ pub(super) struct KeySketch<'a, C: Storage> {
     pub(super) scales: Option<&'a [f32]>,
     /// The sum of V over the valid positions, [B, H_kv, d].
     pub(super) v_sum: &'a [f32],
+}
+
+impl<'a, C: Storage> KeySketch<'a, C> {
+    pub(super) fn new(cells: &'a [C::Cell], scales: Option<&'a [f32]>, v_sum: &'a [f32]) -> Self {
+        Self {
+            cells,
+            scales,
+            v_sum,
+        }
+    }
 }
 
 /// Maps positions to the slots of their scores.

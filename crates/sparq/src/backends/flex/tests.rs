@@ -7,10 +7,10 @@ use super::online_softmax::{OnlineSoftmax, exp};
 use super::simd::{Kernel, Level, Simd, sort_key};
 use super::sketch::{Codes4, Codes8, Full, Slots, Storage};
 use super::*;
-use crate::KvCacheConfig;
 use crate::methods::{Components, GroupScore, MeanValue};
 use crate::ops::primitive::lower;
 use crate::ops::reference;
+use crate::{KvCacheConfig, Sketch};
 
 /// Applies a vector function to a slice whose length is a multiple of every vector's.
 macro_rules! apply {
@@ -81,32 +81,13 @@ fn sort_keys_order_as_values_do() {
             keys
         }
     }
-    let values = [
-        f32::MIN,
-        -1e30,
-        -2.0,
-        -1.5,
-        -1e-40,
-        -0.0,
-        0.0,
-        1e-40,
-        1e-30,
-        0.5,
-        1.0,
-        1.5,
-        2.0,
-        1e20,
-        1e30,
-        f32::MAX,
-    ];
-    assert!(
-        values
-            .map(sort_key)
-            .windows(2)
-            .all(|pair| 0 < pair[0] && pair[0] < pair[1])
-    );
+    let (min, max) = (f32::MIN, f32::MAX);
+    let mut values = [min, -1e30, -2.0, -1.5, -1e-40, -0.0, 0.0, 1e-40].to_vec();
+    values.extend([1e-30, 0.5, 1.0, 1.5, 2.0, 1e20, 1e30, max]);
+    let keys: Vec<u32> = values.iter().copied().map(sort_key).collect();
+    assert!(keys[0] > 0 && keys.is_sorted_by(|a, b| a < b));
     for level in Level::all() {
-        assert_eq!(level.run(Keys(&values)), values.map(sort_key), "{level:?}");
+        assert_eq!(level.run(Keys(&values)), keys, "{level:?}");
     }
 }
 
@@ -136,14 +117,8 @@ fn reductions_cover_every_lane() {
             assert_eq!(sums[i], lanes.iter().sum::<f32>(), "{level:?}");
         }
         assert_eq!(sum, sums[1], "{level:?}");
-        assert_eq!(
-            largest,
-            values[2 * lanes..3 * lanes]
-                .iter()
-                .copied()
-                .fold(0.0, f32::max),
-            "{level:?}"
-        );
+        let third = values[2 * lanes..3 * lanes].iter().copied();
+        assert_eq!(largest, third.fold(0.0, f32::max), "{level:?}");
     }
 }
 
@@ -156,11 +131,8 @@ fn slots_match_the_order_of_loaded_codes() {
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Vec<f32> {
             let mut output = vec![0.0; 8 * S::LANES];
-            for vector in 0..8 {
-                simd.store(
-                    C::vector(simd, self.0, vector),
-                    &mut output[vector * S::LANES..],
-                );
+            for (vector, lanes) in output.chunks_exact_mut(S::LANES).enumerate() {
+                simd.store(C::vector(simd, self.0, vector), lanes);
             }
             output
         }
@@ -178,17 +150,10 @@ fn slots_match_the_order_of_loaded_codes() {
     };
     for level in Level::all() {
         let strip = 8 * level.lanes();
+        let (eight, four) = (Slots::of::<Codes8>(level), Slots::of::<Codes4>(level));
         for (bits, slots, found) in [
-            (
-                8,
-                Slots::of::<Codes8>(level),
-                level.run(Strip::<Codes8>(&pack(8))),
-            ),
-            (
-                4,
-                Slots::of::<Codes4>(level),
-                level.run(Strip::<Codes4>(&pack(4))),
-            ),
+            (8, eight, level.run(Strip::<Codes8>(&pack(8)))),
+            (4, four, level.run(Strip::<Codes4>(&pack(4)))),
         ] {
             for position in 0..strip {
                 assert_eq!(
@@ -225,31 +190,21 @@ fn online_softmax_merges_to_the_whole_softmax() {
     };
     let whole = read(part(&logits, &values));
     for cut in 0..=logits.len() {
-        let (a, b) = (
-            part(&logits[..cut], &values[..cut]),
-            part(&logits[cut..], &values[cut..]),
-        );
+        let a = part(&logits[..cut], &values[..cut]);
+        let b = part(&logits[cut..], &values[cut..]);
         assert!((read(a.merge(&b)) - whole).abs() < 1e-6, "{cut}");
     }
-    assert_eq!(
-        read(OnlineSoftmax::new(1, 1).merge(&OnlineSoftmax::new(1, 1))),
-        0.0
-    );
+    let empty = OnlineSoftmax::new(1, 1);
+    assert_eq!(read(empty.clone().merge(&empty)), 0.0);
 }
 
 #[test]
 fn decode_matches_the_reference_on_every_level() {
     let device = Device::flex();
+    let shapes = [(1, 64), (2, 20), (3, 128), (4, 33), (7, 80)];
     for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
-        for (case, (group, dim)) in [(1, 64), (2, 20), (3, 128), (4, 33), (7, 80)]
-            .into_iter()
-            .enumerate()
-        {
-            for sketch in [
-                crate::Sketch::Full,
-                crate::Sketch::Bits8,
-                crate::Sketch::Bits4,
-            ] {
+        for (case, (group, dim)) in shapes.into_iter().enumerate() {
+            for sketch in [Sketch::Full, Sketch::Bits8, Sketch::Bits4] {
                 let config = SparqConfig {
                     group_score: [GroupScore::Probabilities, GroupScore::Logits][case % 2],
                     components: [Components::SumAbs, Components::AbsSum][case / 2 % 2],
@@ -348,28 +303,18 @@ fn group_scores(
     for (batch_head, heads) in logits.chunks(group * len).enumerate() {
         let sequence = batch_head / kv_heads;
         let valid = spans.start[sequence]..spans.end[sequence];
-        let normalizer = |head: &[f32]| match config.group_score {
-            GroupScore::Logits => None,
-            GroupScore::Probabilities => {
-                let sum: f64 = head[valid.clone()]
-                    .iter()
-                    .map(|&x| f64::from(x).exp())
-                    .sum();
-                Some(sum.ln())
+        let mut sums = vec![0.0; len];
+        for head in heads.chunks(len) {
+            let exp = |&logit: &f32| f64::from(logit).exp();
+            let total: f64 = head[valid.clone()].iter().map(exp).sum();
+            for (sum, logit) in sums.iter_mut().zip(head) {
+                *sum += match config.group_score {
+                    GroupScore::Logits => f64::from(*logit),
+                    GroupScore::Probabilities => exp(logit) / total,
+                };
             }
-        };
-        let normalizers: Vec<_> = heads.chunks(len).map(normalizer).collect();
-        scores.extend((0..len).map(|position| {
-            let of_head = |(head, normalizer): (&[f32], &Option<f64>)| {
-                let logit = f64::from(head[position]);
-                normalizer.map_or(logit, |normalizer| (logit - normalizer).exp())
-            };
-            heads
-                .chunks(len)
-                .zip(&normalizers)
-                .map(of_head)
-                .sum::<f64>() as f32
-        }));
+        }
+        scores.extend(sums.into_iter().map(|sum| sum as f32));
     }
     scores
 }

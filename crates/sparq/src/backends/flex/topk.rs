@@ -149,14 +149,13 @@ mod tests {
 
     fn pseudo_random(count: usize, seed: u32) -> Vec<u32> {
         let mut state = seed | 1;
-        (0..count)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 17;
-                state ^= state << 5;
-                state
-            })
-            .collect()
+        let next = |_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state
+        };
+        (0..count).map(next).collect()
     }
 
     #[test]
@@ -166,33 +165,21 @@ mod tests {
                 let random = pseudo_random(len, 9);
                 let few_values = random.iter().map(|key| key % 3).collect();
                 let equal = vec![5; len];
-                let mostly_excluded = random
-                    .iter()
-                    .map(|&key| if key % 16 == 0 { key } else { 0 })
-                    .collect();
+                let kept = |&key: &u32| if key % 16 == 0 { key } else { 0 };
+                let mostly_excluded = random.iter().map(kept).collect();
                 let ascending = (1..=len as u32).collect();
                 // Large keys that a sample with stride 8 would miss.
-                let hidden = (0..len as u32)
-                    .map(|i| if i % 8 == 3 { i + 9 } else { 1 })
-                    .collect();
-                for keys in [
-                    random,
-                    few_values,
-                    equal,
-                    mostly_excluded,
-                    ascending,
-                    hidden,
-                ] {
-                    let mut expected: Vec<u32> =
-                        keys.iter().copied().filter(|&key| key > 0).collect();
+                let large = |i: u32| if i % 8 == 3 { i + 9 } else { 1 };
+                let hidden = (0..len as u32).map(large).collect();
+                let spread = [random, few_values, mostly_excluded];
+                for keys in spread.into_iter().chain([equal, ascending, hidden]) {
+                    let eligible = keys.iter().copied().filter(|&key| key > 0);
+                    let mut expected: Vec<u32> = eligible.collect();
                     expected.sort_unstable_by(|a, b| b.cmp(a));
                     for count in [0, 1, 2, len / 100, len / 8, len / 2, len] {
                         let count = count.min(expected.len());
-                        assert_eq!(
-                            selected_keys(level, &keys, count),
-                            expected[..count],
-                            "{level:?} {len} {count}"
-                        );
+                        let found = selected_keys(level, &keys, count);
+                        assert_eq!(found, expected[..count], "{level:?} {len} {count}");
                     }
                 }
             }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least};
 use crate::methods::step::Step;
-use crate::methods::{Budget, Dense, Method, Strategy, TOP_K};
+use crate::methods::{Budget, Method, Strategy, TOP_K};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// The V rows of the k positions with the largest exact scores, weighted as in dense attention.
@@ -53,9 +53,6 @@ impl Strategy for FlexGen {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        if !self.is_sparse(cache.config(), cache.len()) {
-            return Dense.decode(q, cache);
-        }
         let step = Step::new(q, cache)?;
         let (weights, kept) = step.exact_top_k(self.top_k);
         let dropped = kept.bool_not().unsqueeze_dim::<4>(2).expand(weights.dims());

@@ -8,9 +8,7 @@ use super::quest::pages::Pages;
 use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least};
 use crate::methods::step::{Step, without};
-use crate::methods::{
-    Budget, Dense, GroupScore, MeanValue, Method, RANK, SparqConfig, Strategy, TOP_K,
-};
+use crate::methods::{Budget, GroupScore, MeanValue, Method, RANK, SparqConfig, Strategy, TOP_K};
 use crate::ops::reference::{expand_heads, select_and_attend, select_components, temperature};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
@@ -127,9 +125,6 @@ impl Strategy for Hybrid {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        if !self.is_sparse(cache.config(), cache.len()) {
-            return Dense.decode(q, cache);
-        }
         let step = Step::new(q, cache)?;
         let config = self.sparq();
         let i1 = expand_heads(select_components(&step.q, &config), &step.q);
@@ -145,15 +140,9 @@ impl Strategy for Hybrid {
 
         let keys = step.keys().transpose();
         let others = candidates.bool_not().unsqueeze_dim::<4>(2);
+        let (q1, tensors) = (q1 / tau, &step.tensors);
         let score = |q1: Tensor<4>| without(q1.matmul(keys.clone()), &others);
-        let attended = select_and_attend(
-            &step.q,
-            q1 / tau,
-            score,
-            &step.tensors,
-            &step.spans,
-            &config,
-        );
+        let attended = select_and_attend(&step.q, q1, score, tensors, &step.spans, &config);
         Ok(step.output(attended.output))
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least};
 use crate::methods::step::Step;
-use crate::methods::{Budget, Dense, Method, Strategy, TOP_K};
+use crate::methods::{Budget, Method, Strategy, TOP_K};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// Attention renormalised over the first n and the most recent k - n positions.
@@ -70,9 +70,6 @@ impl Strategy for LmInfinite {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        if !self.is_sparse(cache.config(), cache.len()) {
-            return Dense.decode(q, cache);
-        }
         let step = Step::new(q, cache)?;
         let ([batch, kv_heads, _, _], device) = (step.q.dims(), step.q.device());
         let first = step.spans.earliest(self.first, &device);

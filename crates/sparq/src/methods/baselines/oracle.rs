@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least};
 use crate::methods::step::Step;
-use crate::methods::{Budget, Dense, Method, Strategy, TOP_K};
+use crate::methods::{Budget, Method, Strategy, TOP_K};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// Attention renormalised over the k positions with the largest exact scores, summed over the
@@ -55,9 +55,6 @@ impl Strategy for Oracle {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        if !self.is_sparse(cache.config(), cache.len()) {
-            return Dense.decode(q, cache);
-        }
         let step = Step::new(q, cache)?;
         let (_, kept) = step.exact_top_k(self.top_k);
         Ok(step.attend(kept))

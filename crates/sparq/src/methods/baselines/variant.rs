@@ -9,7 +9,7 @@ use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least, words};
 use crate::methods::step::{Step, without};
 use crate::methods::{
-    Budget, Components, Dense, GroupScore, MeanValue, Method, RANK, SparqConfig, Strategy, TOP_K,
+    Budget, Components, GroupScore, MeanValue, Method, RANK, SparqConfig, Strategy, TOP_K,
 };
 use crate::ops::reference::{
     append, approximate_logits, expand_heads, finite, group_score, select_and_attend,
@@ -19,7 +19,7 @@ use crate::ops::{CacheTensors, SketchTensors};
 use crate::sketch;
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
-/// The divisor of the approximate logits (step 2 of Algorithm 1).
+/// The divisor of the approximate logits (stage 1 of Algorithm 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Temperature {
@@ -120,32 +120,6 @@ impl SparqVariant {
         }
     }
 
-    /// Sets the number of components of the second pass.
-    pub fn with_second_rank(self, second_rank: Option<usize>) -> Self {
-        Self {
-            second_rank,
-            ..self
-        }
-    }
-
-    /// Sets the precision of the keys in the approximate scores.
-    pub fn with_keys(self, keys: KeyPrecision) -> Self {
-        Self { keys, ..self }
-    }
-
-    /// Sets the divisor of the approximate logits.
-    pub fn with_temperature(self, temperature: Temperature) -> Self {
-        Self {
-            temperature,
-            ..self
-        }
-    }
-
-    /// Sets when the mean of V stands for the positions that were not selected.
-    pub fn with_mean_value(self, mean_value: MeanValue) -> Self {
-        Self { mean_value, ..self }
-    }
-
     /// The settings of plain SparQ with scores of `rank` components.
     fn config(&self, rank: usize) -> SparqConfig {
         SparqConfig::new(rank, self.top_k)
@@ -207,22 +181,23 @@ impl SparqVariant {
 impl Strategy for SparqVariant {
     fn presets() -> Vec<(&'static str, Self)> {
         let paper = Self::new(RANK, TOP_K);
-        let two_pass = Self::new(RANK / 2, TOP_K)
-            .with_second_rank(Some(2 * RANK))
-            .with_keys(KeyPrecision::Bits4);
+        let keys = |keys| Self { keys, ..paper };
+        let two_pass = Self {
+            second_rank: Some(2 * RANK),
+            keys: KeyPrecision::Bits4,
+            ..Self::new(RANK / 2, TOP_K)
+        };
+        let divided_by = |temperature| Self {
+            temperature,
+            ..paper
+        };
         vec![
             ("sparq-variant", paper),
-            ("sparq-3bit", paper.with_keys(KeyPrecision::Bits3)),
-            ("sparq-2bit", paper.with_keys(KeyPrecision::Bits2)),
+            ("sparq-3bit", keys(KeyPrecision::Bits3)),
+            ("sparq-2bit", keys(KeyPrecision::Bits2)),
             ("sparq-two-stage", two_pass),
-            (
-                "sparq-sqrt-d",
-                paper.with_temperature(Temperature::SqrtHeadDim),
-            ),
-            (
-                "sparq-sqrt-r",
-                paper.with_temperature(Temperature::SqrtRank),
-            ),
+            ("sparq-sqrt-d", divided_by(Temperature::SqrtHeadDim)),
+            ("sparq-sqrt-r", divided_by(Temperature::SqrtRank)),
         ]
     }
 
@@ -276,7 +251,7 @@ impl Strategy for SparqVariant {
     /// The scores take half, or a quarter with codes of at most 4 bits. With two passes they take
     /// half, r is at most d/8, and the second rank is 4 r.
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
-        let (d, share) = (budget.head_dim, self.keys.score_share());
+        let d = budget.head_dim;
         let with = |rank: usize, top_k: usize| Self {
             rank,
             second_rank: self.second_rank.map(|_| (4 * rank).min(d)),
@@ -284,15 +259,11 @@ impl Strategy for SparqVariant {
             local_window: top_k / 4,
             ..*self
         };
-        let most = match self.second_rank {
-            None => d,
+        let (most, share) = match (self.second_rank, self.keys.bits()) {
             // The second rank must be larger than the first.
-            Some(_) => (d / 8).max(1),
-        };
-        let share = if self.second_rank.is_some() {
-            0.5
-        } else {
-            share
+            (Some(_), _) => ((d / 8).max(1), 0.5),
+            (None, None | Some(8)) => (d, 0.5),
+            (None, Some(_)) => (d, 0.25),
         };
         let bits = self.keys.bits().unwrap_or(16) as f64;
         let affordable = |rank: &usize| {
@@ -305,9 +276,6 @@ impl Strategy for SparqVariant {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        if !self.is_sparse(cache.config(), cache.len()) {
-            return Dense.decode(q, cache);
-        }
         let step = Step::new(q, cache)?;
         let keys = self.key_sketch(&step);
         let others = self.second_rank.map(|_| self.others(&step, &keys));
@@ -328,15 +296,5 @@ impl Strategy for SparqVariant {
         let config = self.config(self.rank);
         let attended = select_and_attend(&step.q, q1, score, &tensors, &step.spans, &config);
         Ok(step.output(attended.output))
-    }
-}
-
-impl KeyPrecision {
-    /// The share of a budget that goes to the scores of one pass.
-    fn score_share(self) -> f64 {
-        match self {
-            KeyPrecision::Full | KeyPrecision::Bits8 => 0.5,
-            KeyPrecision::Bits4 | KeyPrecision::Bits3 | KeyPrecision::Bits2 => 0.25,
-        }
     }
 }

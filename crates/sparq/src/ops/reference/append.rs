@@ -14,10 +14,8 @@ use crate::sketch;
 
 /// Appends keys and values [B, H_kv, T, d], the first `counts[b]` of them to sequence b.
 ///
-/// `spans` are those before the append. Writes in place if the buffers are not shared. Advances the
-/// spans on the device by `counts`. Adds the values that are not left padding to the sum of V.
-/// Writes the columns of a full sketch. Writes codes, by the current ranges, only if `encode` is
-/// set; otherwise [`range_sketch`] writes them later.
+/// See [`SparqBackend::append`](crate::ops::SparqBackend::append). Writes in place if the buffers
+/// are not shared. Advances the spans on the device by `counts`. The sum of V takes no left padding.
 ///
 /// # Panics
 /// If the buffers have no room.
@@ -43,20 +41,16 @@ pub fn append(
     let filled = (0..batch).filter(|&sequence| counts[sequence] > 0);
     filled.fold(cache, |cache, sequence| {
         let one = sequence..sequence + 1;
-        let new = |t: &Tensor<4>| {
-            let rows = t.clone().slice_dim(0, one.clone());
-            rows.slice_dim(2, 0..counts[sequence])
-        };
+        let own = |t: &Tensor<4>| t.clone().slice_dim(0, one.clone());
+        let new = |t: &Tensor<4>| own(t).slice_dim(2, 0..counts[sequence]);
         append_equal(cache, new(&k), new(&v), spans, one.clone(), encode)
     })
 }
 
-/// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
-/// query.
+/// Prepares a decode step; see [`SparqBackend::prepare`](crate::ops::SparqBackend::prepare).
 ///
-/// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after `spans`. `table` is a rotary
-/// embedding's [`table`](crate::ops::Rotary::table); without one nothing is rotated. Appends k and
-/// v [B, H_kv, 1, d] to every sequence.
+/// `table` is a rotary embedding's [`table`](crate::ops::Rotary::table); without one nothing is
+/// rotated.
 ///
 /// # Panics
 /// If the buffers have no room, or the table has no row for a position.

@@ -60,14 +60,10 @@ impl Head {
         let root = (self.dim as f64).sqrt();
         let attend = |q: &Vec<f64>| {
             let terms = |p: usize| q.iter().zip(&self.k[p]).map(|(q, k)| q * k);
-            let logits: Vec<f64> = positions
-                .iter()
-                .map(|&p| terms(p).sum::<f64>() / root)
-                .collect();
-            let worst = positions
-                .iter()
-                .map(|&p| terms(p).map(f64::abs).sum::<f64>() / root)
-                .fold(0.0, f64::max);
+            let logit = |&p: &usize| terms(p).sum::<f64>() / root;
+            let magnitude = |&p: &usize| terms(p).map(f64::abs).sum::<f64>() / root;
+            let logits: Vec<f64> = positions.iter().map(logit).collect();
+            let worst = positions.iter().map(magnitude).fold(0.0, f64::max);
             let mut y = vec![0.0; self.dim];
             for (weight, &p) in softmax(&logits).iter().zip(positions) {
                 for (y, v) in y.iter_mut().zip(&self.v[p]) {
@@ -89,7 +85,7 @@ fn heads(cache: &KvCache, q: &Tensor<4>, dtype: FloatDType) -> Vec<Head> {
     let [batch, kv_heads, capacity, dim] = cache.tensors().k.dims();
     let group = q.dims()[1] / kv_heads;
     let (q, k, v) = (wide(q), wide(&cache.tensors().k), wide(&cache.tensors().v));
-    let v_sum = wide(&cache.tensors().v_sum);
+    let (v_sum, spans) = (wide(&cache.tensors().v_sum), cache.spans());
     let rows = |all: &[f64], count: usize, head: usize| -> Vec<Vec<f64>> {
         let matrix = &all[head * count * dim..(head + 1) * count * dim];
         matrix.chunks(dim).map(<[f64]>::to_vec).collect()
@@ -101,10 +97,7 @@ fn heads(cache: &KvCache, q: &Tensor<4>, dtype: FloatDType) -> Vec<Head> {
             k: rows(&k, capacity, head),
             v: rows(&v, capacity, head),
             v_sum: v_sum[head * dim..(head + 1) * dim].to_vec(),
-            span: (
-                cache.spans().start[head / kv_heads],
-                cache.spans().end[head / kv_heads],
-            ),
+            span: (spans.start[head / kv_heads], spans.end[head / kv_heads]),
             rounding: match dtype {
                 FloatDType::F16 => 2f64.powi(-11),
                 FloatDType::BF16 => 2f64.powi(-8),
@@ -173,10 +166,7 @@ struct Codes {
 impl Codes {
     fn of(cache: &KvCache) -> Option<Self> {
         let SketchTensors::Codes {
-            bits,
-            codes,
-            scale: step,
-            ..
+            bits, codes, scale, ..
         } = &cache.tensors().sketch
         else {
             return None;
@@ -185,7 +175,7 @@ impl Codes {
         Some(Self {
             len: codes.dims()[3],
             codes: read(codes),
-            scales: wide(step),
+            scales: wide(scale),
         })
     }
 
@@ -320,28 +310,17 @@ impl<'a> Step<'a> {
         } = self;
         let (start, end) = head.span;
         let count = end - start;
-        let mut selected: Vec<usize> = self.positions[h * k..(h + 1) * k]
-            .iter()
-            .filter(|&&p| p >= 0)
-            .map(|&p| p as usize)
-            .collect();
+        let found = self.positions[h * k..(h + 1) * k].iter();
+        let mut selected: Vec<usize> = found.flat_map(|&p| usize::try_from(p)).collect();
         selected.sort_unstable();
         selected.dedup();
-        assert_eq!(
-            selected.len(),
-            *k.min(&count),
-            "{case}: min(k, valid) distinct positions must be selected"
-        );
-        assert!(
-            selected.iter().all(|p| (start..end).contains(p)),
-            "{case}: selected positions must be valid"
-        );
+        assert_eq!(selected.len(), *k.min(&count), "{case}: distinct positions");
+        let valid = selected.iter().all(|p| (start..end).contains(p));
+        assert!(valid, "{case}: selected positions must be valid");
         let is_selected = |p: &usize| selected.binary_search(p).is_ok();
         let window = end - config.local_window.min(count).min(*k);
-        assert!(
-            (window..end).all(|p| is_selected(&p)),
-            "{case}: the local window must be selected"
-        );
+        let local = (window..end).all(|p| is_selected(&p));
+        assert!(local, "{case}: the local window must be selected");
         let score = |p: usize| scores.group_score(p, config);
         let lowest_selected = selected
             .iter()

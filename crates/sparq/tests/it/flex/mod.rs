@@ -3,15 +3,16 @@
 
 mod fp64;
 
-use burn::tensor::{Device, FloatDType, Int, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use sparq::methods::{Components, GroupScore, MeanValue};
 use sparq::ops::{CacheTensors, SketchTensors, Spans};
-use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig, ops, reference};
+use sparq::{KvCache, Method, Sketch, SparqConfig, ops, reference};
 
 use self::fp64::{check_dense, check_sparq, read};
 use crate::common::{ALL_SKETCHES, Noise, SKETCHES, cache_config, new_cache, values};
 
 const DTYPES: [FloatDType; 3] = [FloatDType::F32, FloatDType::F16, FloatDType::BF16];
+
 /// A generator of random settings.
 struct Choice(u64);
 
@@ -41,6 +42,17 @@ struct Shape {
     ragged: bool,
 }
 
+/// A shape of which the tests change some sizes.
+const SHAPE: Shape = Shape {
+    batch: 1,
+    kv_heads: 2,
+    group: 2,
+    dim: 64,
+    len: 300,
+    dtype: FloatDType::F16,
+    ragged: false,
+};
+
 /// Returns a cache filled with noise and a query for it.
 fn problem(shape: Shape, config: &SparqConfig, choice: &mut Choice) -> (KvCache, Tensor<4>) {
     let device = Device::flex();
@@ -53,11 +65,9 @@ fn problem(shape: Shape, config: &SparqConfig, choice: &mut Choice) -> (KvCache,
         dtype,
         ragged,
     } = shape;
-    let config = KvCacheConfig {
-        capacity: len,
-        dtype,
-        ..cache_config([batch, kv_heads, dim], Some(config.sketch))
-    };
+    let config = cache_config([batch, kv_heads, dim], Some(config.sketch))
+        .with_capacity(len)
+        .with_dtype(dtype);
     let mut cache = new_cache(&config, &device);
     let mut noise = Noise(choice.0);
     let mut counts = vec![len; batch];
@@ -132,13 +142,12 @@ fn one_head_divided_among_threads_matches_fp64() {
         ] {
             let mut choice = Choice(77 + case as u64);
             let shape = Shape {
-                batch: 1,
                 kv_heads: 1,
                 group,
-                dim: 64,
                 len: 9001,
                 dtype: DTYPES[case],
                 ragged: true,
+                ..SHAPE
             };
             let config = SparqConfig::new(16, 1500)
                 .with_sketch(sketch)
@@ -155,28 +164,22 @@ fn one_head_divided_among_threads_matches_fp64() {
 fn steps_are_deterministic() {
     let mut choice = Choice(5);
     let shape = Shape {
-        batch: 1,
-        kv_heads: 2,
         group: 4,
-        dim: 64,
         len: 6000,
-        dtype: FloatDType::F16,
-        ragged: false,
+        ..SHAPE
     };
     let config = SparqConfig::new(16, 900).with_sketch(Sketch::Bits4);
     let (mut cache, q) = problem(shape, &config, &mut choice);
     let dense = values(&Method::DENSE.decode(q.clone(), &mut cache).unwrap());
     let sparq = config.decode_traced(q.clone(), &mut cache).unwrap();
     for _ in 0..20 {
-        assert_eq!(
-            values(&Method::DENSE.decode(q.clone(), &mut cache).unwrap()),
-            dense
-        );
+        let again = Method::DENSE.decode(q.clone(), &mut cache).unwrap();
+        assert_eq!(values(&again), dense);
         let again = config.decode_traced(q.clone(), &mut cache).unwrap();
         assert_eq!(values(&again.output), values(&sparq.output));
         assert_eq!(
-            read::<3, Int, i64>(again.positions),
-            read::<3, Int, i64>(sparq.positions.clone())
+            again.positions.into_data(),
+            sparq.positions.clone().into_data()
         );
     }
 }
@@ -186,12 +189,11 @@ fn fp64_caches_run_the_reference() {
     let mut choice = Choice(6);
     let shape = Shape {
         batch: 2,
-        kv_heads: 2,
-        group: 2,
         dim: 32,
         len: 100,
         dtype: FloatDType::F64,
         ragged: true,
+        ..SHAPE
     };
     for sketch in SKETCHES {
         let config = SparqConfig::new(8, 20).with_sketch(sketch);
@@ -204,20 +206,11 @@ fn fp64_caches_run_the_reference() {
 #[test]
 fn outputs_have_the_type_of_the_query() {
     let mut choice = Choice(8);
-    let shape = Shape {
-        batch: 1,
-        kv_heads: 2,
-        group: 2,
-        dim: 64,
-        len: 300,
-        dtype: FloatDType::F16,
-        ragged: false,
-    };
     let config = SparqConfig::new(16, 40).with_sketch(Sketch::Bits8);
-    let (mut cache, q) = problem(shape, &config, &mut choice);
+    let (mut cache, q) = problem(SHAPE, &config, &mut choice);
     let shape = Shape {
         dtype: FloatDType::F32,
-        ..shape
+        ..SHAPE
     };
     let q = q.cast(FloatDType::F32);
     check_dense(shape, &mut cache, &q);
@@ -239,13 +232,13 @@ fn contents(tensors: &CacheTensors) -> Vec<Vec<u32>> {
         SketchTensors::Full(kt) => all.push(floats(kt.flatten(0, 3))),
         SketchTensors::Codes {
             codes,
-            zero_point: lo,
-            scale: step,
+            zero_point,
+            scale,
             ..
         } => {
             all.push(read(codes));
-            all.push(floats(lo.flatten(0, 2)));
-            all.push(floats(step.flatten(0, 2)));
+            all.push(floats(zero_point.flatten(0, 2)));
+            all.push(floats(scale.flatten(0, 2)));
         }
     }
     all
@@ -265,13 +258,9 @@ fn append_equals_tensor_operations() {
 /// Compares the buffers after each of several ragged appends.
 fn check_appends(dtype: FloatDType, sketch: Option<Sketch>, encode: bool) {
     let device = Device::flex();
-    let config = KvCacheConfig {
-        capacity: 64,
-        dtype,
-        ..cache_config([3, 2, 20], sketch)
-    };
+    let config = cache_config([3, 2, 20], sketch).with_dtype(dtype);
     let mut noise = Noise(3);
-    let mut cache = new_cache(&config, &device);
+    let mut cache = new_cache(&config.with_capacity(64), &device);
     // The third sequence is still in its padding, so its token must not change the sum of V.
     cache.set_left_padding(&[0, 2, 30]).unwrap();
     let prefill = noise.tensor([3, 2, 21, 20], &device);

@@ -2,44 +2,40 @@
 
 use super::*;
 
+/// One head of d = 64 in 16 bits.
+const SHAPE: CacheShape = CacheShape {
+    head_dim: 64,
+    kv_heads: 1,
+    element_bytes: 2,
+};
+
 #[test]
 fn transfers_follow_each_methods_formula() {
-    // One head of d = 64 in 16 bits at S = 1000. Dense attention moves 2 S d + 2 d elements.
-    let shape = CacheShape {
-        head_dim: 64,
-        kv_heads: 1,
-        element_bytes: 2,
-    };
+    // At S = 1000, dense attention moves 2 S d + 2 d elements.
+    let shape = SHAPE;
     let elements = |method: Method| method.transfers(&shape, 1000).elements;
-    assert_eq!(elements(Method::DENSE), 128_128);
-    assert_eq!(elements(H2o::new(100).into()), 2 * 100 * 64 + 128 + 2000);
-    assert_eq!(elements(LmInfinite::new(100).into()), 2 * 100 * 64 + 128);
-    assert_eq!(elements(Oracle { top_k: 100 }.into()), 2 * 100 * 64 + 128);
-    assert_eq!(
-        elements(FlexGen { top_k: 100 }.into()),
-        1000 * 64 + 100 * 64 + 128
-    );
-    // Six of 63 pages are selected.
-    assert_eq!(
-        elements(Quest::new(100).into()),
-        2 * 63 * 64 + 2 * 96 * 64 + 4 * 64
-    );
-    let hybrid = Hybrid {
-        candidates: 400,
-        ..Hybrid::new(16, 100)
+    let projected = 1000 * 16 + 2 * 100 * 64 + 3 * 64 + 16 + 64 * 16;
+    for (method, expected) in [
+        ("dense", 128_128),
+        ("h2o:k=100", 2 * 100 * 64 + 128 + 2000),
+        ("lm-infinite:k=100", 2 * 100 * 64 + 128),
+        ("oracle:k=100", 2 * 100 * 64 + 128),
+        ("flexgen:k=100", 1000 * 64 + 100 * 64 + 128),
+        // Six of 63 pages are selected.
+        ("quest:k=100", 2 * 63 * 64 + 2 * 96 * 64 + 4 * 64),
+        (
+            "hybrid:r=16,k=100,m=400",
+            2 * 125 * 16 + 400 * 16 + 2 * 100 * 64 + 5 * 64,
+        ),
+        ("low-rank:r=16,k=100", projected),
+    ] {
+        assert_eq!(elements(method.parse().unwrap()), expected, "{method}");
+    }
+    let two_stage = SparqVariant {
+        second_rank: Some(32),
+        keys: KeyPrecision::Bits3,
+        ..SparqVariant::new(8, 100)
     };
-    assert_eq!(
-        elements(hybrid.into()),
-        2 * 125 * 16 + 400 * 16 + 2 * 100 * 64 + 5 * 64
-    );
-    let projection = Projection::new(Directions::Principal, 16, 100);
-    assert_eq!(
-        elements(projection.into()),
-        1000 * 16 + 2 * 100 * 64 + 3 * 64 + 16 + 64 * 16
-    );
-    let two_stage = SparqVariant::new(8, 100)
-        .with_second_rank(Some(32))
-        .with_keys(KeyPrecision::Bits3);
     let (scores, rest) = (1000 * 8 + 250 * 24, 2 * 100 * 64 + 4 * 64);
     let moved = Method::from(two_stage).transfers(&shape, 1000);
     assert_eq!(
@@ -66,11 +62,7 @@ fn transfers_follow_each_methods_formula() {
 
 #[test]
 fn a_budget_is_met_and_nearly_used_up() {
-    let shape = CacheShape {
-        head_dim: 64,
-        kv_heads: 1,
-        element_bytes: 2,
-    };
+    let shape = SHAPE;
     for seq_len in [1024, 4096, 16384] {
         let dense = Transfers::dense(&shape, seq_len).bytes();
         for ratio in [0.5, 0.25, 0.125, 0.0625, 0.03125] {
@@ -88,11 +80,8 @@ fn a_budget_is_met_and_nearly_used_up() {
                 method.validate(64).unwrap();
                 let share = method.transfers(&shape, seq_len).bytes() / dense;
                 // Quest rounds to whole pages, the coarsest of all methods.
-                let rounding = if name == "quest" {
-                    64.0 / seq_len as f64
-                } else {
-                    4.0 / seq_len as f64
-                };
+                let positions = if name == "quest" { 64.0 } else { 4.0 };
+                let rounding = positions / seq_len as f64;
                 assert!(
                     share <= ratio && share > ratio - rounding - 0.002,
                     "{method}: {share} of {ratio}"
@@ -132,18 +121,15 @@ fn methods_round_trip_through_text_and_json() {
         );
     }
     let parsed = |text: &str| text.parse::<Method>().unwrap();
+    let h2o = |top_k, local_window| H2o {
+        top_k,
+        local_window,
+    };
     assert_eq!(parsed("h2o:k=64"), H2o::new(64).into());
     assert_eq!(parsed("h2o:k=2"), H2o::new(2).into());
+    assert_eq!(parsed("h2o:k=64,l=3"), h2o(64, 3).into());
     assert_eq!(parsed("lm-infinite:k=9"), LmInfinite::new(9).into());
     assert_eq!(parsed("hybrid:k=64,r=4"), Hybrid::new(4, 64).into());
-    assert_eq!(
-        parsed("h2o:k=64,l=3"),
-        H2o {
-            top_k: 64,
-            local_window: 3
-        }
-        .into()
-    );
     assert_eq!(
         parsed("sparq-two-stage:then=none").to_string(),
         "sparq-variant:r=16,then=none,k=128,l=32,keys=4bits,temperature=coverage,mean=paper,\

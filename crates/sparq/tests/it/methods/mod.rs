@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use sparq::cost::CacheShape;
 use sparq::methods::baselines::{
     Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Oracle, Projection, Quest,
-    SparqVariant, Temperature,
+    SparqVariant,
 };
 use sparq::methods::{GroupScore, MeanValue};
 use sparq::{
@@ -31,10 +31,7 @@ fn tensor(values: &[f32], shape: [usize; 4], device: &Device) -> Tensor<4> {
 
 /// Returns settings of a cache without a sketch for a shape [B, H_kv, d].
 fn config(shape: [usize; 3], window: Option<usize>) -> KvCacheConfig {
-    KvCacheConfig {
-        window,
-        ..cache_config(shape, None)
-    }
+    cache_config(shape, None).with_window(window)
 }
 
 /// Returns a cache of one head with d = 1, five keys whose weights for q = 1 are 4, 1, 2, 1, 8, and
@@ -72,45 +69,16 @@ fn missing_state_and_bad_settings_are_errors() {
         ));
         assert!(cache.record_attention().is_err(), "the cache is not empty");
         for (method, field) in [
-            (
-                Method::from(H2o {
-                    top_k: 4,
-                    local_window: 0,
-                }),
-                "local_window",
-            ),
-            (
-                H2o {
-                    top_k: 2,
-                    local_window: 3,
-                }
-                .into(),
-                "top_k",
-            ),
-            (
-                LmInfinite {
-                    top_k: 16,
-                    first: 16,
-                }
-                .into(),
-                "top_k",
-            ),
-            (FlexGen { top_k: 0 }.into(), "top_k"),
-            (Quest::new(15).into(), "top_k"),
-            (
-                Hybrid {
-                    candidates: 7,
-                    ..Hybrid::new(1, 8)
-                }
-                .into(),
-                "candidates",
-            ),
-            (Projection::new(Directions::Random, 2, 4).into(), "rank"),
-            (
-                SparqVariant::new(1, 4).with_second_rank(Some(1)).into(),
-                "second_rank",
-            ),
+            ("h2o:k=4,l=0", "local_window"),
+            ("h2o:k=2,l=3", "top_k"),
+            ("lm-infinite:k=16,first=16", "top_k"),
+            ("flexgen:k=0", "top_k"),
+            ("quest:k=15", "top_k"),
+            ("hybrid:r=1,k=8,m=7", "candidates"),
+            ("random-projection:r=2,k=4", "rank"),
+            ("sparq-variant:r=1,k=4,then=1", "second_rank"),
         ] {
+            let method: Method = method.parse().unwrap();
             let error = method.decode(q(), &mut cache).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{field}: expected ")), "{error}");
         }
@@ -123,14 +91,10 @@ fn one_prefill_serves_every_method() {
         let mut noise = Noise(8);
         let [k, v] = noise.tensors([2, 2, 70, 16], &device);
         let new = |sketch| {
-            let config = KvCacheConfig {
-                sketch,
-                ..config([2, 2, 16], Some(40))
-            };
+            let config = config([2, 2, 16], Some(40)).with_sketch(sketch);
             let mut cache = new_cache(&config, &device);
-            cache
-                .append(positions(&k, 0..60), positions(&v, 0..60))
-                .unwrap();
+            let first = |t| positions(t, 0..60);
+            cache.append(first(&k), first(&v)).unwrap();
             cache
         };
         let prefilled = new(None);

@@ -5,60 +5,36 @@ use super::*;
 /// Returns methods of every kind whose weights over k positions sum to 1. They need a head_dim of
 /// at least 8.
 fn methods(k: usize) -> Vec<Method> {
-    let variant = SparqVariant::new(3, k).with_mean_value(MeanValue::Never);
-    let mut methods: Vec<Method> = vec![
+    let parsed = |text: &str| format!("{text},k={k}").parse().unwrap();
+    let (first, three, two) = (k / 2, 3.min(k), 2.min(k));
+    let variant = |settings| parsed(&format!("sparq-variant:r=3,mean=never,{settings}"));
+    vec![
         H2o::new(k).into(),
-        LmInfinite {
-            top_k: k,
-            first: k / 2,
-        }
-        .into(),
+        parsed(&format!("lm-infinite:first={first}")),
         Oracle { top_k: k }.into(),
-        Quest {
-            page_size: 3.min(k),
-            ..Quest::new(k)
-        }
-        .into(),
-        Quest {
-            page_size: 2.min(k),
-            group_score: GroupScore::Logits,
-            top_k: k,
-        }
-        .into(),
-        Hybrid {
-            page_size: 4,
-            ..Hybrid::new(3, k)
-        }
-        .into(),
-        variant.into(),
-        variant
-            .with_second_rank(Some(6))
-            .with_keys(KeyPrecision::Bits4)
-            .into(),
-        variant.with_temperature(Temperature::SqrtHeadDim).into(),
-        variant.with_temperature(Temperature::SqrtRank).into(),
-    ];
-    for keys in [
-        KeyPrecision::Bits8,
-        KeyPrecision::Bits3,
-        KeyPrecision::Bits2,
-    ] {
-        methods.push(variant.with_keys(keys).into());
-    }
-    methods
+        parsed(&format!("quest:page={three}")),
+        parsed(&format!("quest:page={two},score=logits")),
+        parsed(&format!("hybrid:r=3,page=4,m={}", (4 * k).max(8))),
+        variant("keys=full"),
+        variant("then=6,keys=4bits"),
+        variant("temperature=sqrt-d"),
+        variant("temperature=sqrt-r"),
+        variant("keys=8bits"),
+        variant("keys=3bits"),
+        variant("keys=2bits"),
+    ]
 }
 
 /// Returns the same methods and those whose weights do not sum to 1.
 fn all_methods(k: usize) -> Vec<Method> {
     let mut methods = methods(k);
-    methods.push(FlexGen { top_k: k }.into());
-    methods.push(
-        SparqVariant::new(3, k)
-            .with_mean_value(MeanValue::Always)
-            .into(),
-    );
-    methods.push(Projection::new(Directions::Random, 3, k).into());
-    methods.push(Projection::new(Directions::Principal, 3, k).into());
+    let others = [
+        "flexgen:",
+        "sparq-variant:r=3,mean=always,",
+        "random-projection:r=3,",
+        "low-rank:r=3,",
+    ];
+    methods.extend(others.map(|text| format!("{text}k={k}").parse::<Method>().unwrap()));
     methods
 }
 
@@ -95,9 +71,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         for device in devices() {
-            let mut noise = Noise(seed);
-            let [k, v] = noise.tensors([2, 2, s, 8], &device);
-            let q = noise.tensor([2, 2 * g, 1, 8], &device);
+            let (q, [k, v]) = Noise(seed).problem([2, 2, s, 8], 2 * g, &device);
             let prefilled = filled(&k, &v, &[0, s / 3], &[s, s], None);
             let dense = decode(&Method::DENSE, &q, &prefilled);
             // The smallest k that every method supports is 2.
@@ -164,9 +138,7 @@ proptest! {
     ) {
         let s = 25;
         for device in devices() {
-            let mut noise = Noise(seed);
-            let [keys, v] = noise.tensors([2, 2, s, 8], &device);
-            let q = noise.tensor([2, 2 * g, 1, 8], &device);
+            let (q, [keys, v]) = Noise(seed).problem([2, 2, s, 8], 2 * g, &device);
             let (padding, counts) = ([0, padding], [s - short, s]);
             let together = filled(&keys, &v, &padding, &counts, window);
             for method in all_methods(k) {
@@ -229,9 +201,7 @@ proptest! {
 #[test]
 fn variants_with_sparqs_settings_equal_sparq() {
     for device in devices() {
-        let mut noise = Noise(21);
-        let [k, v] = noise.tensors([2, 2, 90, 16], &device);
-        let q = noise.tensor([2, 6, 1, 16], &device);
+        let (q, [k, v]) = Noise(21).problem([2, 2, 90, 16], 6, &device);
         let sketches = [
             (Sketch::Full, KeyPrecision::Full),
             (Sketch::Bits8, KeyPrecision::Bits8),
@@ -242,9 +212,11 @@ fn variants_with_sparqs_settings_equal_sparq() {
                 let sparq = SparqConfig::new(5, 20)
                     .with_sketch(sketch)
                     .with_mean_value(mean_value);
-                let variant = SparqVariant::new(5, 20)
-                    .with_keys(keys)
-                    .with_mean_value(mean_value);
+                let variant = SparqVariant {
+                    keys,
+                    mean_value,
+                    ..SparqVariant::new(5, 20)
+                };
                 let mut cache = cache_f32(&k, &v, Some(sketch));
                 let expected = Method::from(sparq).decode(q.clone(), &mut cache).unwrap();
                 let found = Method::from(variant).decode(q.clone(), &mut cache).unwrap();

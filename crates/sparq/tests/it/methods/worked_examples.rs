@@ -25,22 +25,16 @@ fn flexgen_keeps_weights_the_oracle_renormalises() {
         // Positions 0 and 4: (4 1 + 8 5) of 16, or of 12.
         let mut cache = five(&device);
         assert_close(&outputs(FlexGen { top_k: 2 }, &[1.0], &mut cache), &[2.75]);
-        assert_close(
-            &outputs(Oracle { top_k: 2 }, &[1.0], &mut cache),
-            &[44.0 / 12.0],
-        );
+        let found = outputs(Oracle { top_k: 2 }, &[1.0], &mut cache);
+        assert_close(&found, &[44.0 / 12.0]);
         // A second head with q = -1 has the weights 1/4, 1, 1/2, 1, 1/8. The sums of probabilities
         // are .34, .41, .30, .41, .54: positions 1, 3 and 4.
         let expected = [(2.0 + 4.0 + 40.0) / 10.0, (2.0 + 4.0 + 0.625) / 2.125];
-        assert_close(
-            &outputs(Oracle { top_k: 3 }, &[1.0, -1.0], &mut cache),
-            &expected,
-        );
+        let found = outputs(Oracle { top_k: 3 }, &[1.0, -1.0], &mut cache);
+        assert_close(&found, &expected);
         let expected = [46.0 / 16.0, 6.625 / 2.875];
-        assert_close(
-            &outputs(FlexGen { top_k: 3 }, &[1.0, -1.0], &mut cache),
-            &expected,
-        );
+        let found = outputs(FlexGen { top_k: 3 }, &[1.0, -1.0], &mut cache);
+        assert_close(&found, &expected);
     }
 }
 
@@ -105,13 +99,7 @@ impl H2oByHand {
             self.alive[at] = false;
         }
         let weights = queries.iter().map(|q| {
-            let weight = |at: usize| {
-                if self.alive[at] {
-                    (q * keys[at]).exp()
-                } else {
-                    0.0
-                }
-            };
+            let weight = |at: usize| f32::from(self.alive[at]) * (q * keys[at]).exp();
             let weights: Vec<f32> = (0..len).map(weight).collect();
             let sum: f32 = weights.iter().sum();
             weights.into_iter().map(|weight| weight / sum).collect()
@@ -129,16 +117,11 @@ impl H2oByHand {
 #[test]
 fn h2o_evicts_the_least_attended_for_good() {
     for device in devices() {
-        for method in [
-            H2o {
-                top_k: 4,
-                local_window: 1,
-            },
-            H2o {
-                top_k: 5,
-                local_window: 3,
-            },
-        ] {
+        for (top_k, local_window) in [(4, 1), (5, 3)] {
+            let method = H2o {
+                top_k,
+                local_window,
+            };
             let mut cache = new_cache(&config([1, 1, 1], None), &device);
             cache.record_attention().unwrap();
             let mut hand = H2oByHand {
@@ -153,10 +136,8 @@ fn h2o_evicts_the_least_attended_for_good() {
                 let queries = noise.values(2);
                 let expected = hand.step(&queries, &keys[..len], &contents[..len], &method);
                 assert_close(&outputs(method, &queries, &mut cache), &expected);
-                assert_eq!(
-                    hand.alive.iter().filter(|alive| **alive).count(),
-                    len.min(method.top_k)
-                );
+                let alive = hand.alive.iter().filter(|alive| **alive).count();
+                assert_eq!(alive, len.min(method.top_k));
             }
             let found = cache.received_attention().unwrap().into_data();
             for (at, found) in found.iter::<f32>().enumerate() {
@@ -192,17 +173,13 @@ fn prefill_records_attention_like_single_steps() {
             };
             let x = Noise(3).tensor([1, 2, 20, 16], &device).squeeze_dim::<3>(0);
             let (mut whole, mut stepwise) = (new(), new());
-            attention
-                .forward(x.clone().slice_dim(1, 0..12), Some(&mut whole))
-                .unwrap();
-            attention
-                .forward(x.clone().slice_dim(1, 12..20), Some(&mut whole))
-                .unwrap();
-            attention
-                .forward(x.clone().slice_dim(1, 0..5), Some(&mut stepwise))
-                .unwrap();
+            let part = |range| x.clone().slice_dim(1, range);
+            for range in [0..12, 12..20] {
+                attention.forward(part(range), Some(&mut whole)).unwrap();
+            }
+            attention.forward(part(0..5), Some(&mut stepwise)).unwrap();
             for at in 5..20 {
-                let token = x.clone().slice_dim(1, at..at + 1);
+                let token = part(at..at + 1);
                 // Both the dense steps and H2O's own record attention.
                 let method = if at % 2 == 0 { Method::DENSE } else { method };
                 attention.decode(token, &mut stepwise, &method).unwrap();

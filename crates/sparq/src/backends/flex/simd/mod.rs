@@ -19,7 +19,7 @@ use self::portable::Portable;
 /// The largest number of lanes of any [`Simd`].
 pub(super) const MAX_LANES: usize = 16;
 
-/// Codes8 of a cache line.
+/// Bytes of a cache line.
 pub(super) const CACHE_LINE: usize = 64;
 
 /// A computation that is compiled for each instruction set.
@@ -92,7 +92,6 @@ impl Level {
 
 /// Vectors of fp32. Loads and stores access the first lanes of a slice and panic if it is shorter.
 pub(super) trait Simd: Copy + Send + Sync {
-    /// A vector.
     type F: Copy;
     /// Lanes of a vector, 8 or 16.
     const LANES: usize;
@@ -126,7 +125,6 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// Returns a 2^n for an integer n up to 127. Subnormal results may be 0.
     fn scale(self, a: Self::F, n: Self::F) -> Self::F;
 
-    /// Returns the sum of the lanes.
     fn sum(self, a: Self::F) -> f32;
     /// Returns the sum of the lanes of each vector.
     fn sums(self, a: [Self::F; 4]) -> [f32; 4];

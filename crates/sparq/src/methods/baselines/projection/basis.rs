@@ -64,10 +64,8 @@ pub(super) fn principal(matrix: &[f32], d: usize, rank: usize) -> Vec<f32> {
     }
     let mut order: Vec<usize> = (0..d).collect();
     order.sort_by(|&i, &j| a[j * d + j].total_cmp(&a[i * d + i]));
-    let directions: Vec<Vec<f64>> = order[..rank]
-        .iter()
-        .map(|&row| vectors[row * d..(row + 1) * d].to_vec())
-        .collect();
+    let direction = |&row: &usize| vectors[row * d..(row + 1) * d].to_vec();
+    let directions: Vec<Vec<f64>> = order[..rank].iter().map(direction).collect();
     columns(&directions, d)
 }
 
@@ -99,13 +97,8 @@ fn rotate(a: &mut [f64], vectors: &mut [f64], d: usize, p: usize, q: usize) {
 
 /// Returns the directions as the columns of a matrix [d, rank].
 fn columns(directions: &[Vec<f64>], d: usize) -> Vec<f32> {
-    (0..d)
-        .flat_map(|row| {
-            directions
-                .iter()
-                .map(move |direction| direction[row] as f32)
-        })
-        .collect()
+    let row = |row: usize| directions.iter().map(move |x| x[row] as f32);
+    (0..d).flat_map(row).collect()
 }
 
 #[cfg(test)]
@@ -114,25 +107,17 @@ mod tests {
 
     fn products(basis: &[f32], d: usize, rank: usize) -> Vec<f64> {
         let column = |c: usize| (0..d).map(move |row| f64::from(basis[row * rank + c]));
-        (0..rank * rank)
-            .map(|at| {
-                column(at / rank)
-                    .zip(column(at % rank))
-                    .map(|(a, b)| a * b)
-                    .sum()
-            })
-            .collect()
+        let pairs = |at| column(at / rank).zip(column(at % rank));
+        let product = |at| pairs(at).map(|(a, b)| a * b).sum();
+        (0..rank * rank).map(product).collect()
     }
 
     #[test]
     fn bases_are_orthonormal() {
-        let matrix: Vec<f32> = {
-            let mut noise = Noise(3);
-            let half: Vec<f64> = (0..20 * 20).map(|_| noise.normal()).collect();
-            (0..400)
-                .map(|at| (half[at] + half[at % 20 * 20 + at / 20]) as f32)
-                .collect()
-        };
+        let mut noise = Noise(3);
+        let half: Vec<f64> = (0..20 * 20).map(|_| noise.normal()).collect();
+        let element = |at: usize| (half[at] + half[at % 20 * 20 + at / 20]) as f32;
+        let matrix: Vec<f32> = (0..400).map(element).collect();
         for basis in [random(20, 7, 2), principal(&matrix, 20, 7)] {
             for (at, product) in products(&basis, 20, 7).into_iter().enumerate() {
                 let expected = if at / 7 == at % 7 { 1.0 } else { 0.0 };

@@ -11,7 +11,7 @@ use self::state::Basis;
 use crate::cost::CacheShape;
 use crate::methods::settings::Settings;
 use crate::methods::step::Step;
-use crate::methods::{Budget, Dense, Method, RANK, SparqConfig, Strategy, TOP_K};
+use crate::methods::{Budget, Method, RANK, SparqConfig, Strategy, TOP_K};
 use crate::ops::reference::{append, fill_invalid, select_and_attend};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
@@ -102,12 +102,10 @@ fn covariance(step: &Step) -> Tensor<4> {
 
 impl Strategy for Projection {
     fn presets() -> Vec<(&'static str, Self)> {
+        let paper = |directions| Self::new(directions, RANK, TOP_K);
         vec![
-            (
-                "random-projection",
-                Self::new(Directions::Random, RANK, TOP_K),
-            ),
-            ("low-rank", Self::new(Directions::Principal, RANK, TOP_K)),
+            ("random-projection", paper(Directions::Random)),
+            ("low-rank", paper(Directions::Principal)),
         ]
     }
 
@@ -156,28 +154,19 @@ impl Strategy for Projection {
             ratio: budget.ratio / 2.0,
             ..*budget
         };
-        let most = budget
-            .head_dim
-            .min((budget.head_dim as f64 * budget.ratio) as usize);
-        let rank = (1..=most.max(1))
-            .rev()
-            .find(|&rank| half.fits(&with(rank, 1)))
-            .unwrap_or(1);
+        // The ratio is at most 1.
+        let most = (budget.head_dim as f64 * budget.ratio) as usize;
+        let rank = (1..=most).rev().find(|&rank| half.fits(&with(rank, 1)));
+        let rank = rank.unwrap_or(1);
         let top_k = budget.largest(1, |top_k| budget.fits(&with(rank, top_k)))?;
         Ok(with(rank, top_k).into())
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        if !self.is_sparse(cache.config(), cache.len()) {
-            return Dense.decode(q, cache);
-        }
         let mut step = Step::new(q, cache)?;
         let len = cache.len();
-        let kept = cache
-            .states()
-            .get::<Basis>()
-            .and_then(|kept| kept.for_len(self, len));
-        let basis = match kept {
+        let kept = cache.states().get::<Basis>();
+        let basis = match kept.and_then(|kept| kept.for_len(self, len)) {
             Some(basis) => basis,
             None => {
                 let basis = self.basis(&step)?;
@@ -185,24 +174,14 @@ impl Strategy for Projection {
                 basis
             }
         };
-        let d = step.q.dims()[3] as f32;
         // (q W) (K W)^T is ((q W) W^T) K^T.
-        let q = step
-            .q
-            .clone()
-            .matmul(basis.clone())
-            .matmul(basis.transpose());
+        let q = step.q.clone().matmul(basis.clone());
+        let q1 = q.matmul(basis.transpose()) / (step.q.dims()[3] as f32).sqrt();
         let keys = step.keys().transpose();
         // The cache's sum of V follows a window only for methods with a sketch.
         step.tensors.v_sum = append::sum_values(&step.tensors.v, &step.spans);
-        let attended = select_and_attend(
-            &step.q,
-            q / d.sqrt(),
-            |q1| q1.matmul(keys.clone()),
-            &step.tensors,
-            &step.spans,
-            &self.sparq(),
-        );
+        let (score, config) = (|q1: Tensor<4>| q1.matmul(keys.clone()), self.sparq());
+        let attended = select_and_attend(&step.q, q1, score, &step.tensors, &step.spans, &config);
         Ok(step.output(attended.output))
     }
 }

@@ -9,7 +9,7 @@ use self::pages::{Pages, sqrt_scale};
 use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least};
 use crate::methods::step::Step;
-use crate::methods::{Budget, Dense, GroupScore, Method, Strategy, TOP_K};
+use crate::methods::{Budget, GroupScore, Method, Strategy, TOP_K};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// Attention renormalised over the k/p pages with the largest upper bounds of their scores.
@@ -98,9 +98,6 @@ impl Strategy for Quest {
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
-        if !self.is_sparse(cache.config(), cache.len()) {
-            return Dense.decode(q, cache);
-        }
         let step = Step::new(q, cache)?;
         let pages = Pages::new(&step, self.page_size);
         let scale = sqrt_scale(&step.q, step.q.dims()[3]);

@@ -1,7 +1,8 @@
 //! Pages of positions, with the minimum and the maximum of each component of their keys.
 
-use burn::tensor::{Bool, DType, Int, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 
+use crate::cache::{indices, per_sequence};
 use crate::methods::GroupScore;
 use crate::methods::step::Step;
 use crate::ops::reference::{LARGEST, fill_invalid, finite, softmax};
@@ -80,21 +81,15 @@ impl Pages {
         let [batch, kv_heads, pages] = scores.dims();
         let device = scores.device();
         let ends = step.spans.end.iter();
-        let current = ends.map(|end| (end.saturating_sub(1) / self.page_size) as i64);
-        let current: Vec<i64> = current.collect();
-        let current = Tensor::<1, Int>::from_ints(current.as_slice(), &device)
-            .reshape([batch, 1, 1])
-            .expand([batch, kv_heads, pages]);
-        let page = Tensor::<1, Int>::arange(0..pages as i64, &device)
-            .reshape([1, 1, pages])
-            .expand([batch, kv_heads, pages]);
+        let current = ends.map(|end| end.saturating_sub(1) / self.page_size);
+        let current = per_sequence(&current.collect::<Vec<_>>(), &device).expand(scores.dims());
+        let page = indices(0..pages, &device).expand(scores.dims());
         let scores = scores
             .mask_fill(page.equal(current), f32::INFINITY)
             .mask_fill(self.filled.clone().bool_not(), f32::NEG_INFINITY);
         let (_, selected) = scores.topk_with_indices(count.min(pages), 2);
-        let offset = Tensor::<1, Int>::arange(0..self.page_size as i64, &device)
-            .cast(selected.dtype())
-            .reshape([1, 1, 1, self.page_size]);
+        let offset = indices(0..self.page_size, &device).cast(selected.dtype());
+        let offset = offset.unsqueeze_dim::<4>(0);
         let shape = [batch, kv_heads, count.min(pages), self.page_size];
         let first = (selected * self.page_size as i64).unsqueeze_dim::<4>(3);
         let positions = first.expand(shape) + offset.expand(shape);

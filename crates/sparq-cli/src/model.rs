@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, FloatDType};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use sparq::cost::CacheShape;
 use sparq::{SparqConfig, Transfers};
 use sparq_models::checkpoint::Checkpoint;
@@ -44,6 +44,14 @@ impl ModelSource {
         })
     }
 
+    /// Returns the name of the model in JSON documents.
+    pub fn json_name(&self) -> &str {
+        match self {
+            Self::Embedded => "the model inside the program",
+            Self::Folder { name, .. } => name,
+        }
+    }
+
     /// Opens the checkpoint.
     ///
     /// # Errors
@@ -60,7 +68,7 @@ impl ModelSource {
     /// # Errors
     /// If the checkpoint cannot be read or its architecture is unknown.
     pub fn describe(&self) -> Result<Description> {
-        Description::new(&self.checkpoint()?, self.to_string())
+        Description::new(&self.checkpoint()?, self.clone())
     }
 
     /// Loads the model to a device.
@@ -81,7 +89,7 @@ impl ModelSource {
         device: &Device,
         dtype: FloatDType,
     ) -> Result<LoadedModel> {
-        let description = Description::new(checkpoint, self.to_string())?;
+        let description = Description::new(checkpoint, self.clone())?;
         let config = DecoderConfig::from_checkpoint(checkpoint)?;
         let model = Box::new(Decoder::load(checkpoint, &config, dtype, device)?);
         Ok(LoadedModel { model, description })
@@ -121,6 +129,14 @@ impl ModelSource {
     }
 }
 
+/// Serializes the name of the model. The name of the embedded model is part of the format of JSON
+/// documents, so it differs from the one in texts.
+impl Serialize for ModelSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.json_name())
+    }
+}
+
 impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -141,8 +157,8 @@ pub struct LoadedModel {
 /// The description of a model from headers and configuration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Description {
-    /// The path or hub ID.
-    pub name: String,
+    /// The source. JSON documents have its name.
+    pub name: ModelSource,
     /// The name in `architectures` of the configuration.
     pub architecture: &'static str,
     /// The number of weights in all tensors.
@@ -174,7 +190,7 @@ pub struct Description {
 }
 
 impl Description {
-    fn new(checkpoint: &Checkpoint, name: String) -> Result<Self> {
+    fn new(checkpoint: &Checkpoint, name: ModelSource) -> Result<Self> {
         let architecture = Architecture::of(checkpoint)?;
         let config = DecoderConfig::from_checkpoint(checkpoint)?;
         let windows: Vec<_> = config.windows.iter().flatten().copied().collect();

@@ -179,7 +179,7 @@ fn print(document: &Document, out: Output) -> Result<()> {
 fn facts(document: &Document) -> Vec<(&'static str, String)> {
     let Document { model, cache, .. } = document;
     let mut facts = vec![
-        ("model", model.name.clone()),
+        ("model", model.name.to_string()),
         ("architecture", model.architecture.to_owned()),
         ("parameters", numbers::count(model.parameters)),
         (

@@ -54,7 +54,7 @@ pub fn run(args: &PlanArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         files => Some(quality::cheapest(files, args.keep, &setup, args, row)?),
     };
     let document = Document {
-        model: model.name,
+        model: model.source,
         dtype: crate::args::dtype_name(args.dtype),
         measured,
         context: args.context,

@@ -53,9 +53,6 @@ impl ModelSource {
     }
 
     /// Opens the checkpoint.
-    ///
-    /// # Errors
-    /// If it cannot be opened.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(match self {
             Self::Embedded => embedded::checkpoint()?,
@@ -64,25 +61,16 @@ impl ModelSource {
     }
 
     /// Describes the model from headers and configuration, without reading weights.
-    ///
-    /// # Errors
-    /// If the checkpoint cannot be read or its architecture is unknown.
     pub fn describe(&self) -> Result<Description> {
         Description::new(&self.checkpoint()?, self.clone())
     }
 
     /// Loads the model to a device.
-    ///
-    /// # Errors
-    /// If the checkpoint cannot be read or does not fit the device.
     pub fn load(&self, device: &Device, dtype: FloatDType) -> Result<LoadedModel> {
         self.build(&self.checkpoint()?, device, dtype)
     }
 
     /// Loads the model from an open checkpoint of this source.
-    ///
-    /// # Errors
-    /// If the checkpoint cannot be read or does not fit the device.
     pub fn build(
         &self,
         checkpoint: &Checkpoint,
@@ -96,9 +84,6 @@ impl ModelSource {
     }
 
     /// Reads the tokenizer.
-    ///
-    /// # Errors
-    /// If it is missing or cannot be read.
     pub fn tokenizer(&self) -> Result<TextTokenizer> {
         Ok(match self {
             Self::Embedded => embedded::tokenizer()?,
@@ -107,9 +92,6 @@ impl ModelSource {
     }
 
     /// Reads the chat template, if there is one.
-    ///
-    /// # Errors
-    /// If it cannot be read.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
         Ok(match self {
             Self::Embedded => None,
@@ -118,9 +100,6 @@ impl ModelSource {
     }
 
     /// Reads the first `limit` tokens of a text file, the value of the option `option`.
-    ///
-    /// # Errors
-    /// If the file is not a text in UTF-8 or the tokenizer cannot be read.
     pub fn text_tokens(&self, option: &str, path: &Path, limit: usize) -> Result<Vec<u32>> {
         let text = read_text(path).context(option.to_owned())?;
         let mut tokens = self.tokenizer()?.encode(&text, true)?;
@@ -263,9 +242,6 @@ impl Description {
 }
 
 /// Reads a text file.
-///
-/// # Errors
-/// If the file is not a text in UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path)
         .with_context(|| format!("{}: expected a text file in UTF-8", path.display()))

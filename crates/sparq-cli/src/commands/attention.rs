@@ -144,10 +144,8 @@ fn methods(args: &AttentionArgs, head_dim: usize, len: usize) -> Result<Vec<(Str
             true => name.parse::<Method>(),
             false => Method::for_budget(name, head_dim, len, args.budget),
         };
+        let method = method.and_then(|method| method.validate(head_dim).map(|()| method));
         let method = method.with_context(|| format!("--method {name}"))?;
-        method
-            .validate(head_dim)
-            .with_context(|| format!("--method {name}"))?;
         Ok((name.to_owned(), method))
     };
     names.into_iter().map(method).collect()

@@ -105,9 +105,6 @@ impl Cli {
     }
 
     /// Runs the command.
-    ///
-    /// # Errors
-    /// If the command fails.
     pub fn run(&self, out: Output) -> Result<Outcome> {
         let device = &self.global.device;
         match &self.command {

@@ -9,9 +9,6 @@ use sparq_models::text::CancelToken;
 pub const EXIT_CODE: u8 = 130;
 
 /// Makes the first Ctrl-C cancel the returned token and the second end the program. Call it once.
-///
-/// # Errors
-/// If the system refuses the handler.
 pub fn install() -> Result<CancelToken> {
     let token = CancelToken::new();
     let switch = token.clone();
@@ -27,9 +24,6 @@ pub fn install() -> Result<CancelToken> {
 }
 
 /// Makes Ctrl-C remove an unfinished folder and end the program. Call it once.
-///
-/// # Errors
-/// If the system refuses the handler.
 pub fn remove_on_interrupt(folder: PathBuf) -> Result<()> {
     handle(move || {
         // A folder that cannot be removed keeps its temporary name and is not a model.

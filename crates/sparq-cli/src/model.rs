@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, FloatDType};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use sparq::cost::CacheShape;
 use sparq::{SparqConfig, Transfers};
 use sparq_models::checkpoint::Checkpoint;
@@ -44,10 +44,15 @@ impl ModelSource {
         })
     }
 
+    /// Returns the name of the model in JSON documents.
+    pub fn json_name(&self) -> &str {
+        match self {
+            Self::Embedded => "the model inside the program",
+            Self::Folder { name, .. } => name,
+        }
+    }
+
     /// Opens the checkpoint.
-    ///
-    /// # Errors
-    /// If it cannot be opened.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
         Ok(match self {
             Self::Embedded => embedded::checkpoint()?,
@@ -56,41 +61,29 @@ impl ModelSource {
     }
 
     /// Describes the model from headers and configuration, without reading weights.
-    ///
-    /// # Errors
-    /// If the checkpoint cannot be read or its architecture is unknown.
     pub fn describe(&self) -> Result<Description> {
-        Description::new(&self.checkpoint()?, self.to_string())
+        Description::new(&self.checkpoint()?, self.clone())
     }
 
     /// Loads the model to a device.
-    ///
-    /// # Errors
-    /// If the checkpoint cannot be read or does not fit the device.
     pub fn load(&self, device: &Device, dtype: FloatDType) -> Result<LoadedModel> {
         self.build(&self.checkpoint()?, device, dtype)
     }
 
     /// Loads the model from an open checkpoint of this source.
-    ///
-    /// # Errors
-    /// If the checkpoint cannot be read or does not fit the device.
     pub fn build(
         &self,
         checkpoint: &Checkpoint,
         device: &Device,
         dtype: FloatDType,
     ) -> Result<LoadedModel> {
-        let description = Description::new(checkpoint, self.to_string())?;
+        let description = Description::new(checkpoint, self.clone())?;
         let config = DecoderConfig::from_checkpoint(checkpoint)?;
         let model = Box::new(Decoder::load(checkpoint, &config, dtype, device)?);
         Ok(LoadedModel { model, description })
     }
 
     /// Reads the tokenizer.
-    ///
-    /// # Errors
-    /// If it is missing or cannot be read.
     pub fn tokenizer(&self) -> Result<TextTokenizer> {
         Ok(match self {
             Self::Embedded => embedded::tokenizer()?,
@@ -99,9 +92,6 @@ impl ModelSource {
     }
 
     /// Reads the chat template, if there is one.
-    ///
-    /// # Errors
-    /// If it cannot be read.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
         Ok(match self {
             Self::Embedded => None,
@@ -110,14 +100,19 @@ impl ModelSource {
     }
 
     /// Reads the first `limit` tokens of a text file, the value of the option `option`.
-    ///
-    /// # Errors
-    /// If the file is not a text in UTF-8 or the tokenizer cannot be read.
     pub fn text_tokens(&self, option: &str, path: &Path, limit: usize) -> Result<Vec<u32>> {
         let text = read_text(path).context(option.to_owned())?;
         let mut tokens = self.tokenizer()?.encode(&text, true)?;
         tokens.truncate(limit);
         Ok(tokens)
+    }
+}
+
+/// Serializes the name of the model. The name of the embedded model is part of the format of JSON
+/// documents, so it differs from the one in texts.
+impl Serialize for ModelSource {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.json_name())
     }
 }
 
@@ -141,8 +136,8 @@ pub struct LoadedModel {
 /// The description of a model from headers and configuration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Description {
-    /// The path or hub ID.
-    pub name: String,
+    /// The source. JSON documents have its name.
+    pub name: ModelSource,
     /// The name in `architectures` of the configuration.
     pub architecture: &'static str,
     /// The number of weights in all tensors.
@@ -174,7 +169,7 @@ pub struct Description {
 }
 
 impl Description {
-    fn new(checkpoint: &Checkpoint, name: String) -> Result<Self> {
+    fn new(checkpoint: &Checkpoint, name: ModelSource) -> Result<Self> {
         let architecture = Architecture::of(checkpoint)?;
         let config = DecoderConfig::from_checkpoint(checkpoint)?;
         let windows: Vec<_> = config.windows.iter().flatten().copied().collect();
@@ -247,9 +242,6 @@ impl Description {
 }
 
 /// Reads a text file.
-///
-/// # Errors
-/// If the file is not a text in UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path)
         .with_context(|| format!("{}: expected a text file in UTF-8", path.display()))

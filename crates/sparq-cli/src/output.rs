@@ -48,17 +48,11 @@ impl Output {
     }
 
     /// Prints a line, unless the output is a JSON document.
-    ///
-    /// # Errors
-    /// If standard output cannot be written.
     pub fn line(&self, text: &str) -> Result<()> {
         self.text(&format!("{text}\n"))
     }
 
     /// Prints text without a line break and flushes it, unless the output is a JSON document.
-    ///
-    /// # Errors
-    /// If standard output cannot be written.
     pub fn text(&self, text: &str) -> Result<()> {
         if self.json {
             return Ok(());
@@ -67,9 +61,6 @@ impl Output {
     }
 
     /// Prints the document, if the output is a JSON document.
-    ///
-    /// # Errors
-    /// If standard output cannot be written.
     pub fn document<T: Serialize>(&self, document: &T) -> Result<()> {
         if !self.json {
             return Ok(());

@@ -27,9 +27,6 @@ pub fn answers(count: usize, out: Output) -> ProgressBar {
 }
 
 /// Reads the tokens of one sequence into the cache and shows a bar meanwhile.
-///
-/// # Errors
-/// If the model refuses the tokens or the device fails.
 pub fn read(
     model: &dyn CausalLm,
     cache: &mut ModelCache,

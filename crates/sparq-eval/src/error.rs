@@ -1,7 +1,7 @@
 //! [`EvalError`]: the errors of an evaluation.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sparq::SparqError;
 use sparq_models::text::{SamplingError, TokenizerError};
@@ -96,4 +96,22 @@ pub enum EvalError {
         /// The expected and the found content.
         reason: String,
     },
+}
+
+impl EvalError {
+    /// Returns the constructor of [`EvalError::Read`] for a file.
+    pub(crate) fn read(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Read {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// Returns the constructor of [`EvalError::Write`] for a file.
+    pub(crate) fn write(path: &Path) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Write {
+            path: path.to_owned(),
+            source,
+        }
+    }
 }

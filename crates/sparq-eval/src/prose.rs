@@ -94,13 +94,8 @@ pub fn text_or(
     let Some(path) = path else {
         return Ok(Cow::Borrowed(embedded));
     };
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Cow::Owned(text)),
-        Err(source) => Err(EvalError::Read {
-            path: path.to_owned(),
-            source,
-        }),
-    }
+    let text = std::fs::read_to_string(path).map_err(EvalError::read(path))?;
+    Ok(Cow::Owned(text))
 }
 
 /// Returns the place of example `index`, from 0 to 1. Places advance by the golden ratio from

@@ -85,29 +85,26 @@ impl ResultsFile {
     /// If the file cannot be written, another program writes to it, or a line is not a record of
     /// `setup`.
     pub fn open(path: &Path, setup: &Setup) -> Result<Self, EvalError> {
-        let write = |source| EvalError::Write {
-            path: path.to_owned(),
-            source,
-        };
+        let write = EvalError::write(path);
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(write)?;
+            std::fs::create_dir_all(folder).map_err(&write)?;
         }
         let mut options = OpenOptions::new();
         options.read(true).append(true).create(true);
-        let mut file = options.open(path).map_err(write)?;
+        let mut file = options.open(path).map_err(&write)?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => write(io::Error::other("another program writes to it")),
             TryLockError::Error(error) => write(error),
         })?;
         let mut text = Vec::new();
-        file.read_to_end(&mut text).map_err(write)?;
+        file.read_to_end(&mut text).map_err(&write)?;
         let whole = text
             .iter()
             .rposition(|&byte| byte == b'\n')
             .map_or(0, |end| end + 1);
         if whole < text.len() {
-            file.set_len(whole as u64).map_err(write)?;
-            file.seek(SeekFrom::End(0)).map_err(write)?;
+            file.set_len(whole as u64).map_err(&write)?;
+            file.seek(SeekFrom::End(0)).map_err(&write)?;
         }
         let mut results = Self {
             path: path.to_owned(),
@@ -134,10 +131,7 @@ impl ResultsFile {
     /// # Errors
     /// If the file cannot be written.
     pub fn append(&mut self, record: Record) -> Result<(), EvalError> {
-        let write = |source| EvalError::Write {
-            path: self.path.clone(),
-            source,
-        };
+        let write = EvalError::write(&self.path);
         let mut line = serde_json::to_vec(&record).map_err(|error| write(error.into()))?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(write)?;
@@ -163,20 +157,15 @@ impl ResultsFile {
         passages: &[Passage],
         settings: &dyn Fn(&Passage, &Question, &BudgetedMethod) -> Option<sparq::Method>,
     ) -> Result<(), EvalError> {
-        let questions = passages.iter().flat_map(|passage| {
-            passage
-                .questions
-                .iter()
-                .map(move |question| (passage, question))
-        });
-        let by_name: HashMap<&str, (&Passage, &Question)> = questions
-            .map(|(passage, question)| (question.example.as_str(), (passage, question)))
-            .collect();
+        let mut by_name: HashMap<&str, (&Passage, &Question)> = HashMap::new();
+        for passage in passages {
+            for question in &passage.questions {
+                by_name.insert(&question.example, (passage, question));
+            }
+        }
         for (index, record) in self.records.iter().enumerate() {
-            let Some((passage, question)) = by_name
-                .get(record.example.as_str())
-                .filter(|_| record.task == task)
-            else {
+            let example = by_name.get(record.example.as_str());
+            let Some((passage, question)) = example.filter(|_| record.task == task) else {
                 continue;
             };
             let method = BudgetedMethod {
@@ -192,13 +181,9 @@ impl ResultsFile {
             } else {
                 continue;
             };
-            return Err(self.wrong(
-                index + 1,
-                format!(
-                    "{reason} ({task}, {}, {method}); use another file",
-                    record.example
-                ),
-            ));
+            let example = &record.example;
+            let reason = format!("{reason} ({task}, {example}, {method}); use another file");
+            return Err(self.wrong(index + 1, reason));
         }
         Ok(())
     }
@@ -222,10 +207,7 @@ impl ResultsFile {
 /// # Errors
 /// If the file cannot be read or a line is not a record.
 pub fn read_records(path: &Path) -> Result<Vec<Record>, EvalError> {
-    let text = whole_lines(path).map_err(|source| EvalError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = whole_lines(path).map_err(EvalError::read(path))?;
     parse(path, text.as_bytes())
 }
 
@@ -301,13 +283,11 @@ mod tests {
         for length in (0..whole.len()).step_by(11) {
             std::fs::write(&path, &whole[..length]).unwrap();
             let mut results = ResultsFile::open(&path, &setup()).unwrap();
-            let lines = whole[..length]
-                .iter()
-                .filter(|&&byte| byte == b'\n')
-                .count();
+            let breaks = whole[..length].iter().filter(|&&byte| byte == b'\n');
+            let lines = breaks.count();
             assert_eq!(results.records().len(), lines, "{length}");
             assert_eq!(
-                [has(&results, "0"), has(&results, "1")],
+                ["0", "1"].map(|name| has(&results, name)),
                 [lines > 0, lines > 1]
             );
             for example in lines..3 {
@@ -337,31 +317,14 @@ mod tests {
         let mut results = ResultsFile::open(&path, &setup()).unwrap();
         results.append(record(0)).unwrap();
         drop(results);
-        let others = [
-            (
-                "model",
-                Setup {
-                    model: "x".into(),
-                    ..setup()
-                },
-            ),
-            (
-                "device",
-                Setup {
-                    device: "x".into(),
-                    ..setup()
-                },
-            ),
-            (
-                "dtype",
-                Setup {
-                    dtype: "x".into(),
-                    ..setup()
-                },
-            ),
-            ("seed", Setup { seed: 8, ..setup() }),
-        ];
-        for (key, other) in others {
+        for key in ["model", "device", "dtype", "seed"] {
+            let mut other = setup();
+            match key {
+                "model" => other.model = "x".into(),
+                "device" => other.device = "x".into(),
+                "dtype" => other.dtype = "x".into(),
+                _ => other.seed = 8,
+            }
             let error = ResultsFile::open(&path, &other).unwrap_err().to_string();
             assert!(error.contains("line 1") && error.contains(key), "{error}");
         }

@@ -142,16 +142,15 @@ impl<'a> Evaluation<'a> {
     ) -> Result<Ending, EvalError> {
         let continues = |_| !stop();
         let settings = self.all_settings(job)?;
-        let positions = job
-            .unanswered
-            .iter()
-            .map(|(question, _)| job.passage.positions(question));
-        let Some(capacity) = positions.max() else {
+        let questions = job.unanswered.iter().map(|(question, _)| *question);
+        let Some(capacity) = questions
+            .map(|question| job.passage.positions(question))
+            .max()
+        else {
             return Ok(Ending::Finished);
         };
-        let mut text = self
-            .model
-            .new_shared_cache(1, capacity, self.dtype, &settings)?;
+        let model = self.model;
+        let mut text = model.new_shared_cache(1, capacity, self.dtype, &settings)?;
         read_while(self.model, &mut text, &job.passage.text, &continues)?;
         for (number, (question, methods)) in job.unanswered.iter().enumerate() {
             // A clone copies the buffers when one of the two is written to. The last question needs
@@ -162,10 +161,8 @@ impl<'a> Evaluation<'a> {
             } else {
                 text.clone()
             };
-            let (&first, before) = question
-                .prompt
-                .split_last()
-                .expect("a question has a token");
+            let prompt = question.prompt.split_last();
+            let (&first, before) = prompt.expect("a question has a token");
             read_while(self.model, &mut asked, before, &continues)?;
             if stop() {
                 return Ok(Ending::Cancelled);

@@ -46,11 +46,8 @@ impl Estimate {
     /// The difficulty of an example cancels, so the standard error is smaller than those of the two
     /// means.
     pub fn of_differences(pairs: impl IntoIterator<Item = (f64, f64)>) -> Option<Self> {
-        Self::of(
-            pairs
-                .into_iter()
-                .map(|(score, reference)| score - reference),
-        )
+        let difference = |(score, reference)| score - reference;
+        Self::of(pairs.into_iter().map(difference))
     }
 
     /// Formats the mean and its standard error: `0.750 ± 0.250`. A signed mean has a plus if

@@ -80,8 +80,7 @@ impl Folder {
             for value in values {
                 let list = value
                     .as_array()
-                    .cloned()
-                    .unwrap_or_else(|| vec![value.clone()]);
+                    .map_or(std::slice::from_ref(value), Vec::as_slice);
                 for (index, item) in list.iter().enumerate() {
                     // Everything is optional and present: a list inside a group has definition
                     // level 4.
@@ -93,27 +92,29 @@ impl Folder {
                     }
                 }
             }
-            let (definitions, repetitions) =
-                (Some(definitions.as_slice()), Some(repetitions.as_slice()));
-            match numbers.is_empty() {
+            let levels = (Some(&definitions[..]), Some(&repetitions[..]));
+            let written = match numbers.is_empty() {
                 true => {
-                    column
-                        .typed::<ByteArrayType>()
-                        .write_batch(&texts, definitions, repetitions)
+                    let column = column.typed::<ByteArrayType>();
+                    column.write_batch(&texts, levels.0, levels.1)
                 }
                 false => {
-                    column
-                        .typed::<Int32Type>()
-                        .write_batch(&numbers, definitions, repetitions)
+                    let column = column.typed::<Int32Type>();
+                    column.write_batch(&numbers, levels.0, levels.1)
                 }
-            }
-            .unwrap();
+            };
+            written.unwrap();
             column.close().unwrap();
         }
         group.close().unwrap();
         writer.close().unwrap();
         path
     }
+}
+
+/// Returns a value of every row.
+fn column(rows: &[Value], get: impl Fn(&Value) -> &Value) -> Vec<Value> {
+    rows.iter().map(get).cloned().collect()
 }
 
 const ARTICLES: usize = 9;
@@ -147,12 +148,10 @@ const SQUAD_SCHEMA: &str = "message schema {
 
 fn squad_files(folder: &Folder) -> Vec<PathBuf> {
     let rows = squad_rows();
-    let column = |key: &str| rows.iter().map(|row| row[key].clone()).collect::<Vec<_>>();
-    let answers = |key: &str| {
-        rows.iter()
-            .map(|row| row["answers"][key].clone())
-            .collect::<Vec<_>>()
-    };
+    let mut columns = ["id", "title", "context", "question"]
+        .map(|key| column(&rows, |row| &row[key]))
+        .to_vec();
+    columns.extend(["text", "answer_start"].map(|key| column(&rows, |row| &row["answers"][key])));
     let articles: Vec<Value> = rows
         .chunks(2)
         .map(|rows| {
@@ -172,18 +171,7 @@ fn squad_files(folder: &Folder) -> Vec<PathBuf> {
             "dev-v1.1.json",
             &json!({"version": "1.1", "data": articles}).to_string(),
         ),
-        folder.parquet(
-            "squad.parquet",
-            SQUAD_SCHEMA,
-            &[
-                column("id"),
-                column("title"),
-                column("context"),
-                column("question"),
-                answers("text"),
-                answers("answer_start"),
-            ],
-        ),
+        folder.parquet("squad.parquet", SQUAD_SCHEMA, &columns),
     ]
 }
 
@@ -310,7 +298,6 @@ fn trivia_qa_uses_suitable_pages_in_every_format() {
         optional group aliases (LIST) { repeated group list { optional binary element (UTF8); } }
       }
     }";
-    let column = |get: &dyn Fn(&Value) -> Value| rows.iter().map(get).collect::<Vec<_>>();
     let forms = [
         folder.lines("trivia.jsonl", &rows),
         folder.write(
@@ -321,10 +308,10 @@ fn trivia_qa_uses_suitable_pages_in_every_format() {
             "trivia.parquet",
             schema,
             &[
-                column(&|row| row["question_id"].clone()),
-                column(&|row| row["question"].clone()),
-                column(&|row| row["entity_pages"]["wiki_context"].clone()),
-                column(&|row| row["answer"]["aliases"].clone()),
+                column(&rows, |row| &row["question_id"]),
+                column(&rows, |row| &row["question"]),
+                column(&rows, |row| &row["entity_pages"]["wiki_context"]),
+                column(&rows, |row| &row["answer"]["aliases"]),
             ],
         ),
     ];
@@ -333,13 +320,8 @@ fn trivia_qa_uses_suitable_pages_in_every_format() {
     assert_eq!((&forms[1], &forms[2]), (&forms[0], &forms[0]));
     for passage in &forms[0] {
         let question = &passage.questions[0];
-        let row: usize = question
-            .example
-            .rsplit('=')
-            .next()
-            .unwrap()
-            .parse()
-            .unwrap();
+        let (_, row) = question.example.split_once('=').unwrap();
+        let row: usize = row.parse().unwrap();
         assert_eq!(
             prompt(passage),
             format!("{}\nQuestion: Who is {row}?\nAnswer:", page(row, 4100))
@@ -368,7 +350,7 @@ fn cnn_dailymail_is_scored_by_the_highlights() {
             })
         })
         .collect();
-    let column = |key: &str| rows.iter().map(|row| row[key].clone()).collect::<Vec<_>>();
+    let columns = ["article", "highlights", "id"].map(|key| column(&rows, |row| &row[key]));
     let schema = "message schema {
       optional binary article (UTF8);
       optional binary highlights (UTF8);
@@ -376,23 +358,15 @@ fn cnn_dailymail_is_scored_by_the_highlights() {
     }";
     let forms = [
         folder.lines("cnn.ndjson", &rows),
-        folder.parquet(
-            "cnn.parquet",
-            schema,
-            &[column("article"), column("highlights"), column("id")],
-        ),
+        folder.parquet("cnn.parquet", schema, &columns),
     ];
     let forms = forms.map(|path| made(TaskName::CnnDailymail, &path).unwrap());
     assert_eq!(forms[0], forms[1]);
     assert_eq!(forms[0].len(), 2);
     for passage in &forms[0] {
         let question = &passage.questions[0];
-        let length = question
-            .example
-            .strip_prefix("story ")
-            .unwrap()
-            .parse()
-            .unwrap();
+        let length = question.example.strip_prefix("story ").unwrap();
+        let length = length.parse().unwrap();
         assert_eq!(
             prompt(passage),
             format!("Article: {}\nSummary:", page(length, length))
@@ -440,69 +414,49 @@ fn invalid_files_are_refused_by_name_and_place() {
     let whole = std::fs::read(&squad_files(&folder)[3]).unwrap();
     let cut = folder.0.path().join("cut.parquet");
     std::fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
-    for (task, path, parts) in [
+    let document = Value::from(rows.clone()).to_string();
+    let title = "{\"data\": [{\"title\": 3}]}";
+    let squad = [
+        (folder.lines("row.jsonl", &rows), ["line 4", "question"]),
+        (folder.write("row.json", &document), ["row 3", "question"]),
         (
-            TaskName::Squad,
-            folder.lines("row.jsonl", &rows),
-            ["line 4", "question"],
-        ),
-        (
-            TaskName::Squad,
-            folder.write("row.json", &Value::from(rows.clone()).to_string()),
-            ["row 3", "question"],
-        ),
-        (
-            TaskName::Squad,
-            folder.write("text.json", "{\"data\": [{\"title\": 3}]}"),
+            folder.write("text.json", title),
             ["data[0].title", "expected a string"],
         ),
+        (folder.write("cut.json", "[{"), ["JSON", "EOF"]),
+        (folder.write("rows.csv", ""), ["extension", ".parquet"]),
         (
-            TaskName::Squad,
-            folder.write("cut.json", "[{"),
-            ["JSON", "EOF"],
-        ),
-        (
-            TaskName::Squad,
-            folder.write("rows.csv", ""),
-            ["extension", ".parquet"],
-        ),
-        (
-            TaskName::Squad,
             folder.write("no.parquet", "text"),
             ["parquet", "no.parquet"],
         ),
-        (TaskName::Squad, cut, ["cut.parquet", "parquet"]),
+        (cut, ["cut.parquet", "parquet"]),
+        (numbers.clone(), ["column title", "article, highlights, id"]),
         (
-            TaskName::CnnDailymail,
-            numbers.clone(),
-            ["column highlights", "found INT32"],
-        ),
-        (
-            TaskName::Squad,
-            numbers,
-            ["column title", "article, highlights, id"],
-        ),
-        (
-            TaskName::Squad,
             folder.lines("few.jsonl", &rows[..2]),
             ["more than 7 paragraphs", "found 1"],
         ),
         (
-            TaskName::CnnDailymail,
-            folder.write("cnn.json", "{}"),
-            ["expected an array", "document"],
-        ),
-        (
-            TaskName::Squad,
             folder.0.path().join("missing.json"),
             ["missing.json", "cannot be read"],
         ),
-    ] {
-        let error = message(made(task, &path).unwrap_err());
-        assert!(
-            parts.iter().all(|part| error.contains(part)),
-            "{parts:?}: {error}"
-        );
+    ];
+    let cnn = [
+        (numbers, ["column highlights", "found INT32"]),
+        (
+            folder.write("cnn.json", "{}"),
+            ["expected an array", "document"],
+        ),
+    ];
+    let tasks = [
+        (TaskName::Squad, &squad[..]),
+        (TaskName::CnnDailymail, &cnn),
+    ];
+    for (task, files) in tasks {
+        for (path, parts) in files {
+            let error = message(made(task, path).unwrap_err());
+            let complete = parts.iter().all(|part| error.contains(part));
+            assert!(complete, "{parts:?}: {error}");
+        }
     }
 }
 

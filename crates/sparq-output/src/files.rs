@@ -63,11 +63,8 @@ impl OutputFile {
         // tempfile makes files that only their owner can read, but results are not secrets.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder
-            .prefix(".sparq-")
-            .suffix(".part")
-            .tempfile_in(folder);
-        match file {
+        builder.prefix(".sparq-").suffix(".part");
+        match builder.tempfile_in(folder) {
             Ok(file) => Ok(Self { file, path }),
             Err(source) => Err(OutputError::Write { path, source }),
         }
@@ -84,11 +81,8 @@ impl OutputFile {
     /// If the last bytes cannot be written or the file cannot be renamed.
     pub fn finish(mut self) -> Result<(), OutputError> {
         let path = self.path;
-        let written = self
-            .file
-            .flush()
-            .and_then(|()| self.file.as_file().sync_all());
-        if let Err(source) = written {
+        let flushed = self.file.flush();
+        if let Err(source) = flushed.and_then(|()| self.file.as_file().sync_all()) {
             return Err(OutputError::Write { path, source });
         }
         match self.file.persist(&path) {
@@ -141,11 +135,8 @@ impl OutputFolder {
         let mut builder = tempfile::Builder::new();
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let folder = builder
-            .prefix(".sparq-")
-            .suffix(".part")
-            .tempdir_in(parent(&path));
-        match folder {
+        builder.prefix(".sparq-").suffix(".part");
+        match builder.tempdir_in(parent(&path)) {
             Ok(folder) => Ok(Self { folder, path }),
             Err(source) => Err(OutputError::Write { path, source }),
         }
@@ -204,10 +195,8 @@ mod tests {
         assert!(!path.exists());
         drop(begun);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        OutputFile::create(&path)
-            .unwrap()
-            .finish_with(b"whole")
-            .unwrap();
+        let begun = OutputFile::create(&path).unwrap();
+        begun.finish_with(b"whole").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"whole");
     }
 
@@ -218,10 +207,8 @@ mod tests {
         assert!(error.contains("found a folder"), "{error}");
         let missing = folder.path().join("missing").join("result");
         let error = OutputFile::create(&missing).unwrap_err().to_string();
-        assert!(
-            error.contains("missing") && error.contains("cannot be written"),
-            "{error}"
-        );
+        assert!(error.contains("missing"), "{error}");
+        assert!(error.contains("cannot be written"), "{error}");
     }
 
     #[test]
@@ -239,15 +226,13 @@ mod tests {
         std::fs::write(begun.path().join("a"), "whole").unwrap();
         begun.finish().unwrap();
         assert_eq!(std::fs::read(path.join("a")).unwrap(), b"whole");
-        let error = OutputFolder::create(&path).unwrap_err().to_string();
-        assert!(
-            error.contains("result: expected a new or empty folder"),
-            "{error}"
-        );
-        let error = OutputFolder::create(&path.join("a"))
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("remove it or use another name"), "{error}");
+        for (path, part) in [
+            (path.clone(), "result: expected a new or empty folder"),
+            (path.join("a"), "remove it or use another name"),
+        ] {
+            let error = OutputFolder::create(&path).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
         assert_eq!(std::fs::read_dir(above.path()).unwrap().count(), 1);
     }
 }

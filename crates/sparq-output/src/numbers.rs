@@ -21,28 +21,26 @@ pub fn percent(share: f64) -> String {
 
 /// Formats bytes with a decimal unit, the convention of bandwidths: `33.6 MB`.
 pub fn bytes(bytes: f64) -> String {
-    let units = ["B", "kB", "MB", "GB", "TB"];
-    let mut unit = 0;
-    let mut value = bytes;
-    while value >= 1000.0 && unit + 1 < units.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    format!("{} {}", digits(value), units[unit])
+    let (value, unit) = scaled(bytes, 1000.0);
+    format!("{} {}", digits(value), ["B", "kB", "MB", "GB", "TB"][unit])
 }
 
 /// Formats bytes with a binary unit, the convention of memory: `6.0 MiB`.
 pub fn binary_bytes(bytes: f64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let (mut value, mut unit) = (bytes, 0);
-    while value >= 1024.0 && unit + 1 < units.len() {
-        value /= 1024.0;
+    match scaled(bytes, 1024.0) {
+        (value, 0) => format!("{value:.0} B"),
+        (value, unit) => format!("{value:.1} {}", ["B", "KiB", "MiB", "GiB", "TiB"][unit]),
+    }
+}
+
+/// Divides a number by `base` until it is less or after four times. Returns it and how many times.
+fn scaled(mut value: f64, base: f64) -> (f64, usize) {
+    let mut unit = 0;
+    while value >= base && unit < 4 {
+        value /= base;
         unit += 1;
     }
-    match unit {
-        0 => format!("{value:.0} B"),
-        _ => format!("{value:.1} {}", units[unit]),
-    }
+    (value, unit)
 }
 
 /// Formats a number of positions as context lengths are usually written: `8k`.

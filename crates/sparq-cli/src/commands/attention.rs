@@ -73,7 +73,7 @@ struct Row {
 
 #[derive(Serialize)]
 struct Document {
-    model: String,
+    model: ModelSource,
     layer: usize,
     kv_head: usize,
     positions: usize,
@@ -107,15 +107,8 @@ pub fn run(args: &AttentionArgs, device: &DeviceChoice, out: Output) -> Result<O
     let mut cache = model.new_shared_cache(1, tokens.len(), args.dtype.dtype, &all)?;
     progress::read(model, &mut cache, before, out)?;
 
-    let name = description.name;
-    let record = trace(
-        model,
-        &cache,
-        *last,
-        (args.layer, args.kv_head),
-        &methods,
-        &name,
-    )?;
+    let head = (args.layer, args.kv_head);
+    let record = trace(model, &cache, *last, head, &methods, source.json_name())?;
     if let Some(output) = output {
         let mut line = serde_json::to_vec(&record).context("cannot write the record as JSON")?;
         line.push(b'\n');
@@ -129,7 +122,7 @@ pub fn run(args: &AttentionArgs, device: &DeviceChoice, out: Output) -> Result<O
         kept: record.kept(choice),
     });
     let document = Document {
-        model: name,
+        model: source,
         layer: args.layer,
         kv_head: args.kv_head,
         positions: record.mass.len(),
@@ -151,10 +144,8 @@ fn methods(args: &AttentionArgs, head_dim: usize, len: usize) -> Result<Vec<(Str
             true => name.parse::<Method>(),
             false => Method::for_budget(name, head_dim, len, args.budget),
         };
+        let method = method.and_then(|method| method.validate(head_dim).map(|()| method));
         let method = method.with_context(|| format!("--method {name}"))?;
-        method
-            .validate(head_dim)
-            .with_context(|| format!("--method {name}"))?;
         Ok((name.to_owned(), method))
     };
     names.into_iter().map(method).collect()

@@ -76,9 +76,6 @@ struct Document<'a> {
 }
 
 /// Runs the cases.
-///
-/// # Errors
-/// If a case cannot be read.
 pub fn run(args: &CheckArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let done = |outcome: &sparq_conformance::Outcome| {
         let result = outcome.reason.as_deref().unwrap_or("pass");

@@ -28,9 +28,6 @@ struct Document {
 }
 
 /// Prints the script for the command line `cli`.
-///
-/// # Errors
-/// If standard output cannot be written.
 pub fn run(args: &CompletionsArgs, mut cli: clap::Command, out: Output) -> Result<Outcome> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut cli, "sparq", &mut script);

@@ -85,16 +85,10 @@ struct Settings {
 }
 
 /// Describes a model and prints its budget table.
-///
-/// # Errors
-/// If the checkpoint cannot be read.
 pub fn run(args: &InspectArgs, out: Output) -> Result<Outcome> {
     let source = ModelSource::find(args.folder.as_deref().or(args.model.model.as_deref()))?;
     let model = source.describe()?;
-    let shape = CacheShape {
-        element_bytes: ELEMENT_BYTES,
-        ..model.cache_shape(ELEMENT_BYTES)
-    };
+    let shape = model.cache_shape(ELEMENT_BYTES);
     let document = Document {
         cache: cache_cost(&model, &shape, args.sketch),
         sketch: args.sketch,
@@ -140,21 +134,13 @@ fn budget(model: &Description, seq_len: usize, part: usize, sketch: Sketch) -> B
             Some((config, model.step_bytes(ELEMENT_BYTES, seq_len, sparq)))
         })
         .find(|(_, bytes)| *bytes <= ratio * dense)
-        .map(|(config, bytes)| {
-            let SparqConfig {
-                rank,
-                top_k,
-                local_window,
-                ..
-            } = config;
-            Settings {
-                rank,
-                top_k,
-                local_window,
-                bytes,
-                share: bytes / dense,
-                saved_bytes: dense - bytes,
-            }
+        .map(|(config, bytes)| Settings {
+            rank: config.rank,
+            top_k: config.top_k,
+            local_window: config.local_window,
+            bytes,
+            share: bytes / dense,
+            saved_bytes: dense - bytes,
         });
     BudgetRow {
         seq_len,
@@ -179,7 +165,7 @@ fn print(document: &Document, out: Output) -> Result<()> {
 fn facts(document: &Document) -> Vec<(&'static str, String)> {
     let Document { model, cache, .. } = document;
     let mut facts = vec![
-        ("model", model.name.clone()),
+        ("model", model.name.to_string()),
         ("architecture", model.architecture.to_owned()),
         ("parameters", numbers::count(model.parameters)),
         (

@@ -1,37 +1,30 @@
 //! `sparq demo` on a short context: the fields of its document and their consistency.
 
-use crate::support::{document, sparq, words};
+use serde_json::json;
 
-const SHORT: [&str; 7] = ["demo", "--context", "1024", "--needles", "2", "--seed", "1"];
+use crate::support::{contains, document, has_fields, stdout};
+
+const SHORT: &str = "demo --context 1024 --needles 2 --seed 1";
 
 #[test]
 fn document_is_complete_and_consistent() {
-    let demo = document(&SHORT);
-    assert_eq!(
-        (&demo["seed"], &demo["context"], &demo["device"]),
-        (&1.into(), &1024.into(), &"flex".into())
+    let demo = document(SHORT);
+    has_fields(
+        &demo,
+        &json!({"seed": 1, "context": 1024, "device": "flex"}),
     );
     let methods = demo["methods"].as_array().unwrap();
-    assert_eq!(
-        methods
-            .iter()
-            .map(|method| method["method"].as_str().unwrap())
-            .collect::<Vec<_>>(),
-        ["dense", "sparq"]
-    );
+    let names: Vec<_> = methods.iter().map(|method| &method["method"]).collect();
+    assert_eq!(names, ["dense", "sparq"]);
     for method in methods {
         let answers = method["answers"].as_array().unwrap();
-        assert_eq!((answers.len(), &method["questions"]), (2, &2.into()));
+        assert_eq!(answers.len(), 2);
         for answer in answers {
-            let right = answer["answer"].as_str().unwrap()
-                == format!("{}.", answer["code"].as_str().unwrap());
-            assert_eq!(answer["right"], right, "{answer}");
+            let expected = format!("{}.", answer["code"].as_str().unwrap());
+            assert_eq!(answer["right"], answer["answer"] == expected, "{answer}");
+            assert_eq!(answer["right"], true, "{answer}");
         }
-        let right = answers
-            .iter()
-            .filter(|answer| answer["right"] == true)
-            .count();
-        assert_eq!((right, &method["right"]), (2, &2.into()), "{method}");
+        has_fields(method, &json!({"questions": 2, "right": 2}));
         assert!(method["decode_tokens_per_second"].as_f64().unwrap() > 0.0);
     }
     let share = |index: usize| methods[index]["share_of_dense"].as_f64().unwrap();
@@ -45,18 +38,17 @@ fn document_is_complete_and_consistent() {
 
 #[test]
 fn k_beyond_the_context_is_dense_attention() {
-    let demo = document(&words("demo --context 1024 --needles 1 --top-k 2048"));
+    let demo = document("demo --context 1024 --needles 1 --top-k 2048");
     assert_eq!(demo["methods"][1]["share_of_dense"], 1.0);
     assert_eq!(demo["methods"][1]["answers"], demo["methods"][0]["answers"]);
 }
 
 #[test]
 fn text_output_is_plain_outside_a_terminal() {
-    let output = sparq().args(SHORT).output().unwrap();
-    assert!(output.status.success());
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = stdout(SHORT);
     assert!(!text.contains(['\x1b', '\r']), "{text}");
-    for part in ["dense", "sparq", "right", "2 of 2", "share of dense"] {
-        assert!(text.contains(part), "expected {part:?} in: {text}");
-    }
+    contains(
+        &text,
+        &["dense", "sparq", "right", "2 of 2", "share of dense"],
+    );
 }

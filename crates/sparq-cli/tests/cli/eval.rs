@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::support::{document, fails, sparq};
-use serde_json::Value;
+use crate::support::{contains, document, fails, has_fields, run, stdout, words};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Two tasks, two examples and two methods: eight answers.
@@ -33,15 +33,25 @@ impl Results {
         }
     }
 
-    fn arguments<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
-        let own = SHORT.iter().filter(|(key, _)| !more.contains(key));
-        let own: Vec<&str> = own.flat_map(|&(key, value)| [key, value]).collect();
-        let out = ["--out", self.path.to_str().unwrap()];
-        [&["eval"], own.as_slice(), more, &out].concat()
+    /// Returns the command line. The options `more` replace those of `SHORT`.
+    fn line(&self, more: &str) -> String {
+        let mut line = format!("eval --out {} {more}", self.path.display());
+        for (key, value) in SHORT {
+            if !more.contains(key) {
+                line += &format!(" {key} {value}");
+            }
+        }
+        line
     }
 
-    fn run(&self, more: &[&str]) -> Value {
-        document(&self.arguments(more))
+    /// Runs the evaluation, which finds `resumed` answers and adds `finished`.
+    fn run(&self, more: &str, resumed: usize, finished: usize) -> Value {
+        let document = document(&self.line(more));
+        has_fields(
+            &document,
+            &json!({"resumed": resumed, "finished": finished}),
+        );
+        document
     }
 
     fn text(&self) -> String {
@@ -49,23 +59,17 @@ impl Results {
     }
 
     fn records(&self) -> Vec<Value> {
-        self.text()
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        let text = self.text();
+        let records = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        records.collect()
     }
 }
 
 /// Returns the identity of each record with its score.
 fn scores(records: &[Value]) -> Vec<String> {
-    let mut scores: Vec<String> = records
-        .iter()
-        .map(|record| {
-            ["task", "example", "method", "budget", "score"]
-                .map(|key| record[key].to_string())
-                .join(" ")
-        })
-        .collect();
+    let keys = ["task", "example", "method", "budget", "score"];
+    let score = |record: &Value| keys.map(|key| record[key].to_string()).join(" ");
+    let mut scores: Vec<String> = records.iter().map(score).collect();
     scores.sort();
     scores
 }
@@ -73,54 +77,37 @@ fn scores(records: &[Value]) -> Vec<String> {
 #[test]
 fn records_are_complete() {
     let results = Results::new();
-    let document = results.run(&[]);
-    assert_eq!(
-        (&document["finished"], &document["resumed"]),
-        (&ANSWERS.into(), &0.into())
-    );
+    let document = results.run("", 0, ANSWERS);
     let records = results.records();
     assert_eq!(records.len(), ANSWERS);
     for record in &records {
-        for (key, value) in [
-            ("model", "embedded"),
-            ("device", "flex"),
-            ("dtype", "f32"),
-            ("kind", "example"),
-        ] {
-            assert_eq!(record[key], value, "{record}");
-        }
-        assert_eq!(
-            (&record["seed"], &record["context"]),
-            (&5.into(), &640.into())
-        );
+        let expected = json!({
+            "model": "embedded", "device": "flex", "dtype": "f32", "kind": "example",
+            "seed": 5, "context": 640,
+        });
+        has_fields(record, &expected);
         let share = record["transfer"].as_f64().unwrap();
         match record["method"].as_str().unwrap() {
-            "dense" => assert_eq!((share, &record["budget"]), (1.0, &Value::Null)),
+            "dense" => has_fields(record, &json!({"transfer": 1.0, "budget": null})),
             _ => {
-                assert_eq!(
-                    (&record["budget"], &record["settings"]["method"]),
-                    (&0.25.into(), &"sparq".into())
-                );
+                assert_eq!(record["budget"], 0.25);
+                assert_eq!(record["settings"]["method"], "sparq");
                 assert!(share > 0.2 && share <= 0.25, "{share}");
             }
         }
         let (steps, detail) = (record["steps"].as_u64().unwrap(), &record["detail"]);
         match record["task"].as_str().unwrap() {
             "needle" => {
-                let answer = detail["answer"].as_str().unwrap();
-                let right = answer
-                    .trim_start()
-                    .starts_with(detail["code"].as_str().unwrap());
+                let answer = detail["answer"].as_str().unwrap().trim_start();
+                let right = answer.starts_with(detail["code"].as_str().unwrap());
                 assert_eq!(record["score"], f64::from(u8::from(right)), "{record}");
                 assert!((1..=45).contains(&steps), "{record}");
             }
             _ => {
-                let bits =
-                    detail["nll"].as_f64().unwrap() / 2f64.ln() / detail["chars"].as_f64().unwrap();
-                assert!(
-                    (record["score"].as_f64().unwrap() - bits).abs() < 1e-12,
-                    "{record}"
-                );
+                let nll = detail["nll"].as_f64().unwrap();
+                let bits = nll / 2f64.ln() / detail["chars"].as_f64().unwrap();
+                let score = record["score"].as_f64().unwrap();
+                assert!((score - bits).abs() < 1e-12, "{record}");
                 assert!((1.0..5.0).contains(&bits), "{record}");
                 assert_eq!((steps, &detail["chars"]), (400, &400.into()));
             }
@@ -134,68 +121,51 @@ fn records_are_complete() {
             (&2.into(), &2.into())
         );
         if row["method"] == "dense" {
-            assert_eq!(
-                (
-                    &row["difference"]["mean"],
-                    &row["difference"]["standard_error"]
-                ),
-                (&0.0.into(), &0.0.into())
+            has_fields(
+                &row["difference"],
+                &json!({"mean": 0.0, "standard_error": 0.0}),
             );
         }
     }
-    let difference = |row: &Value| row["difference"]["mean"].as_f64().unwrap();
-    assert!(rows.iter().any(|row| difference(row) != 0.0), "{rows:?}");
+    assert!(
+        rows.iter().any(|row| row["difference"]["mean"] != 0.0),
+        "{rows:?}"
+    );
 }
 
 #[test]
 fn truncated_file_continues_to_the_same_scores() {
     let results = Results::new();
-    results.run(&[]);
+    results.run("", 0, ANSWERS);
     let whole = results.text();
     let expected = scores(&results.records());
     let lines: Vec<&str> = whole.split_inclusive('\n').collect();
     let kept = lines[..3].concat();
-    std::fs::write(
-        &results.path,
-        format!("{kept}{}", &lines[3][..lines[3].len() / 2]),
-    )
-    .unwrap();
+    let half = &lines[3][..lines[3].len() / 2];
+    std::fs::write(&results.path, format!("{kept}{half}")).unwrap();
 
-    let document = results.run(&[]);
-    assert_eq!(
-        (&document["resumed"], &document["finished"]),
-        (&3.into(), &(ANSWERS - 3).into())
-    );
+    results.run("", 3, ANSWERS - 3);
     assert!(results.text().starts_with(&kept));
     assert_eq!(scores(&results.records()), expected);
 
     // A complete file stays unchanged.
     let before = results.text();
-    let document = results.run(&[]);
-    assert_eq!(
-        (&document["resumed"], &document["finished"]),
-        (&ANSWERS.into(), &0.into())
-    );
+    results.run("", ANSWERS, 0);
     assert_eq!(results.text(), before);
 }
 
 #[test]
 fn more_methods_and_tasks_are_appended() {
     let results = Results::new();
-    results.run(&["--task", "bpc", "--methods", "dense"]);
-    let document = results.run(&[]);
-    assert_eq!(
-        (&document["resumed"], &document["finished"]),
-        (&2.into(), &(ANSWERS - 2).into())
-    );
+    results.run("--task bpc --methods dense", 0, 2);
+    results.run("", 2, ANSWERS - 2);
 }
 
 #[test]
 fn parallel_examples_give_the_same_scores() {
-    let (one, three) = (Results::new(), Results::new());
-    one.run(&["--jobs", "1"]);
-    three.run(&["--jobs", "3"]);
-    let rounded = |results: &Results| {
+    let rounded = |jobs: &str| {
+        let results = Results::new();
+        results.run(jobs, 0, ANSWERS);
         let mut records = results.records();
         for record in &mut records {
             // Threads may sum in another order.
@@ -203,80 +173,53 @@ fn parallel_examples_give_the_same_scores() {
         }
         scores(&records)
     };
-    assert_eq!(rounded(&one), rounded(&three));
+    assert_eq!(rounded("--jobs 1"), rounded("--jobs 3"));
 }
 
 #[test]
 fn file_of_another_evaluation_is_refused() {
     let results = Results::new();
-    results.run(&["--task", "bpc"]);
+    results.run("--task bpc", 0, 4);
     let before = results.text();
     let text = results.path.with_file_name("text.txt");
     std::fs::write(&text, "It is another text. ".repeat(200)).unwrap();
+    let text = format!("--text {}", text.display());
     for (more, parts) in [
+        ("--seed 6", ["line 1", "seed", "expected 6", "found 5"]),
         (
-            &["--seed", "6"][..],
-            &["line 1", "seed", "expected 6", "found 5"][..],
+            "--dtype f16",
+            ["line 1", "dtype", "expected f16", "found f32"],
         ),
-        (
-            &["--dtype", "f16"],
-            &["line 1", "dtype", "expected f16", "found f32"],
-        ),
-        (
-            &["--text", text.to_str().unwrap()],
-            &["line 1", "tokens", "another text"],
-        ),
+        (text.as_str(), ["line 1", "", "tokens", "another text"]),
     ] {
-        let message = fails(&results.arguments(&[&["--task", "bpc"], more].concat()));
-        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
-        assert!(message.contains("short.jsonl"), "{message}");
+        let line = results.line(&format!("--task bpc {more}"));
+        fails(&line, &[&parts[..], &["short.jsonl"]].concat());
     }
     assert_eq!(results.text(), before);
 
     let changed = before.replacen("\"rank\":", "\"rank\":1", 1);
     std::fs::write(&results.path, changed).unwrap();
-    let message = fails(&results.arguments(&["--task", "bpc"]));
-    assert!(message.contains("settings"), "{message}");
+    fails(&results.line("--task bpc"), &["settings"]);
 
     std::fs::write(&results.path, format!("{before}no record\n")).unwrap();
-    let message = fails(&results.arguments(&[]));
-    assert!(
-        message.contains("line 5") && message.contains("expected a record"),
-        "{message}"
-    );
+    fails(&results.line(""), &["line 5", "expected a record"]);
 }
 
 #[test]
 fn invalid_options_are_refused_before_writing() {
     let results = Results::new();
     for (more, parts) in [
-        (
-            &["--context", "9000"][..],
-            &["at most 8192", "found 9000"][..],
-        ),
-        (&["--context", "100"], &["expected", "found 100"]),
-        (
-            &["--methods", "dense,spark"],
-            &["method", "sparq", "found spark"],
-        ),
-        (
-            &["--methods", "flexgen", "--budgets", "1/8"],
-            &["--methods", "budget"],
-        ),
-        (&["--budgets", "2"], &["--budgets", "at most 1"]),
-        (&["--task", "squad"], &["--data", "squad", "found none"]),
-        (&["--task", "sqad"], &["--task", "squad"]),
-        (&["--needles", "99"], &["--needles", "found 99"]),
-        (
-            &["--text", "/no/such/text"],
-            &["/no/such/text", "cannot be read"],
-        ),
+        ("--context 9000", &["at most 8192", "found 9000"][..]),
+        ("--context 100", &["expected", "found 100"]),
+        ("--methods dense,spark", &["method", "sparq", "found spark"]),
+        ("--methods flexgen --budgets 1/8", &["--methods", "budget"]),
+        ("--budgets 2", &["--budgets", "at most 1"]),
+        ("--task squad", &["--data", "squad", "found none"]),
+        ("--task sqad", &["--task", "squad"]),
+        ("--needles 99", &["--needles", "found 99"]),
+        ("--text /no/such/text", &["/no/such/text", "cannot be read"]),
     ] {
-        let message = fails(&results.arguments(more));
-        assert!(
-            parts.iter().all(|part| message.contains(part)),
-            "{more:?}: {message}"
-        );
+        fails(&results.line(more), parts);
     }
     assert!(!results.path.exists());
 }
@@ -284,31 +227,19 @@ fn invalid_options_are_refused_before_writing() {
 #[test]
 fn method_beyond_its_budget_is_left_out() {
     let results = Results::new();
-    let output = sparq()
-        .args(results.arguments(&["--task", "bpc", "--methods", "dense,flexgen"]))
-        .output()
-        .unwrap();
+    let output = run(&results.line("--task bpc --methods dense,flexgen"));
     assert!(output.status.success());
     let message = String::from_utf8(output.stderr).unwrap();
-    assert!(message.contains("flexgen at 1/4 is left out"), "{message}");
+    contains(&message, &["flexgen at 1/4 is left out"]);
     assert_eq!(results.records().len(), 2);
 }
 
 #[test]
 fn text_output_is_a_table() {
-    let results = Results::new();
-    let output = sparq().args(results.arguments(&[])).output().unwrap();
-    assert!(output.status.success());
-    let text = String::from_utf8(output.stdout).unwrap();
-    for part in [
-        "less dense",
-        "needle (prefix_match)",
-        "bpc (bits_per_character)",
-        "1/4.0",
-        " ± ",
-    ] {
-        assert!(text.contains(part), "expected {part:?} in: {text}");
-    }
+    let text = stdout(&Results::new().line(""));
+    let tasks = ["needle (prefix_match)", "bpc (bits_per_character)"];
+    contains(&text, &tasks);
+    contains(&text, &["less dense", "1/4.0", " ± "]);
 }
 
 /// Waits until the file has this number of whole lines.
@@ -328,10 +259,10 @@ fn wait_for_lines(path: &Path, count: usize) {
 #[cfg(unix)]
 fn ctrl_c_keeps_finished_answers() {
     let results = Results::new();
-    let more = ["--task", "bpc", "--examples", "40", "--jobs", "1"];
+    let line = results.line("--task bpc --examples 40 --jobs 1");
     let program = assert_cmd::cargo::cargo_bin("sparq");
     let mut child = std::process::Command::new(program)
-        .args(results.arguments(&more))
+        .args(words(&line))
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
         .spawn()
@@ -344,16 +275,13 @@ fn ctrl_c_keeps_finished_answers() {
     let mut message = String::new();
     std::io::Read::read_to_string(child.stderr.as_mut().unwrap(), &mut message).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{message}");
-    assert!(
-        message.contains("the same command continues from there"),
-        "{message}"
-    );
+    contains(&message, &["the same command continues from there"]);
     let before = results.text();
     let count = results.records().len();
     assert!((2..80).contains(&count), "{count}");
 
     // Continues to the end of the examples that it began.
-    let document = results.run(&["--task", "bpc", "--examples", "2"]);
+    let document = document(&results.line("--task bpc --examples 2"));
     assert_eq!(document["resumed"], count);
     assert!(results.text().starts_with(&before));
     assert!(results.records().len() >= 4);

@@ -2,33 +2,22 @@
 
 use serde_json::json;
 
-use crate::support::{Checkpoint, VOCAB, document, sparq, stdout, words};
+use crate::support::{Checkpoint, VOCAB, document, has_fields, sparq, stdout, words};
 
 #[test]
 fn text_equals_the_document() {
-    let arguments = [
-        "generate",
-        "--prompt",
-        "In the beginning God created the heaven and the",
-        "--max-new-tokens",
-        "24",
-    ];
-    let generated = document(&arguments);
-    assert_eq!(
-        (&generated["finish"], &generated["stats"]["new_tokens"]),
-        (&json!("max_new_tokens"), &json!(24))
-    );
+    let line = "generate --prompt 'In the beginning God created the heaven and the' \
+                --max-new-tokens 24";
+    let generated = document(line);
+    assert_eq!(generated["finish"], "max_new_tokens");
+    assert_eq!(generated["stats"]["new_tokens"], 24);
     assert_eq!(generated["attention"]["method"], "auto");
-    assert_eq!(
-        stdout(&arguments),
-        format!("{}\n", generated["text"].as_str().unwrap())
-    );
-    let dense = document(&[&arguments[..], &["--method", "dense"]].concat());
+    let text = generated["text"].as_str().unwrap();
+    assert_eq!(stdout(line), format!("{text}\n"));
     // The default k covers this text, so dense attention and SparQ read everything.
-    assert_eq!(dense["text"], generated["text"]);
-    let settings = ["--top-k", "16", "--rank", "8", "--method"];
+    assert_eq!(document(&format!("{line} --method dense"))["text"], text);
     let share = |method| {
-        let document = document(&[&arguments[..], &settings, &[method]].concat());
+        let document = document(&format!("{line} --top-k 16 --rank 8 --method {method}"));
         document["stats"]["share_of_dense"].as_f64().unwrap()
     };
     assert!(share("sparq") < 0.9);
@@ -38,26 +27,18 @@ fn text_equals_the_document() {
 
 #[test]
 fn seed_and_stop_string_determine_the_text() {
-    let base = [
-        "generate",
-        "--prompt",
-        "And it came to pass",
-        "--max-new-tokens",
-        "32",
-        "--temperature",
-        "1",
-        "--seed",
-    ];
-    let text = |seed: &str| document(&[&base[..], &[seed]].concat())["text"].clone();
-    assert_eq!(text("5"), text("5"));
-    assert_ne!(text("5"), text("6"));
-    let whole = text("5").as_str().unwrap().to_owned();
+    let generate = |more: &str| {
+        document(&format!(
+            "generate --prompt 'And it came to pass' --max-new-tokens 32 --temperature 1 {more}"
+        ))
+    };
+    let text = |seed| generate(&format!("--seed {seed}"))["text"].clone();
+    assert_eq!(text(5), text(5));
+    assert_ne!(text(5), text(6));
+    let whole = text(5).as_str().unwrap().to_owned();
     let stop = whole.split_whitespace().nth(1).unwrap();
-    let stopped = document(&[&base[..], &["5", "--stop", stop]].concat());
-    assert_eq!(
-        stopped["text"].as_str().unwrap(),
-        &whole[..whole.find(stop).unwrap()]
-    );
+    let stopped = generate(&format!("--seed 5 --stop '{stop}'"));
+    assert_eq!(stopped["text"], whole[..whole.find(stop).unwrap()]);
     assert_eq!(stopped["finish"]["stop_string"], stop);
 }
 
@@ -77,38 +58,22 @@ fn chat_uses_the_template_of_the_checkpoint() {
         "chat_template.jinja",
         b"{% for message in messages %}{{ message.content }}Z{% endfor %}",
     );
-    let generated = document(&words(&format!(
-        "generate --model {} --system AB --chat CDE --max-new-tokens 3",
+    let line = format!(
+        "generate --model {} --max-new-tokens 3",
         checkpoint.argument()
-    )));
+    );
+    let generated = document(&format!("{line} --system AB --chat CDE"));
     // Two messages, each with an end mark: AB Z CDE Z.
-    assert_eq!(
-        (
-            &generated["stats"]["prompt_tokens"],
-            &generated["stats"]["new_tokens"]
-        ),
-        (&json!(7), &json!(3))
+    has_fields(
+        &generated["stats"],
+        &json!({"prompt_tokens": 7, "new_tokens": 3}),
     );
 
-    let talk = sparq()
-        .args(words(&format!(
-            "generate --model {} --chat --max-new-tokens 3",
-            checkpoint.argument()
-        )))
-        .write_stdin("AB\n\nC\n")
-        .output()
-        .unwrap();
-    assert!(
-        talk.status.success(),
-        "{}",
-        String::from_utf8_lossy(&talk.stderr)
-    );
-    let said = String::from_utf8(talk.stdout).unwrap();
-    assert_eq!(
-        said.lines()
-            .filter(|line| line.split(' ').count() == 3)
-            .count(),
-        2,
-        "{said:?}"
-    );
+    let mut talk = sparq();
+    talk.args(words(&line))
+        .arg("--chat")
+        .write_stdin("AB\n\nC\n");
+    let said = String::from_utf8(talk.assert().success().get_output().stdout.clone()).unwrap();
+    let answers = said.lines().filter(|line| line.split(' ').count() == 3);
+    assert_eq!(answers.count(), 2, "{said:?}");
 }

@@ -3,35 +3,24 @@
 #[path = "../../../../models/tests/hub_download/server.rs"]
 #[allow(dead_code, reason = "the tests of the downloads use the rest")]
 mod server;
-use crate::support::sparq;
+use crate::support::{sparq, words};
 use serde_json::Value;
 use server::Hub;
 use sparq_models::embedded;
 
-const GENERATE: [&str; 7] = [
-    "generate",
-    "--prompt",
-    "In the beginning",
-    "--max-new-tokens",
-    "8",
-    "--stats",
-    "--json",
-];
-
 /// Returns the text that `generate` adds to the prompt.
-fn generated(model: &[&str], endpoint: &str, home: &std::path::Path, offline: &str) -> String {
-    let output = sparq()
-        .args(GENERATE)
-        .args(model)
+fn generated(model: &str, endpoint: &str, home: &std::path::Path, offline: &str) -> String {
+    let line =
+        format!("generate --prompt 'In the beginning' --max-new-tokens 8 --stats --json {model}");
+    let mut command = sparq();
+    command
+        .args(words(&line))
         .env("HF_ENDPOINT", endpoint)
         .env("HF_HOME", home)
         .env("HF_TOKEN", "secret")
-        .env("HF_HUB_OFFLINE", offline)
-        .output()
-        .unwrap();
-    let message = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{message}");
-    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        .env("HF_HUB_OFFLINE", offline);
+    let done = command.assert().success();
+    let document: Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
     document["text"].as_str().unwrap().to_owned()
 }
 
@@ -44,14 +33,14 @@ fn model_is_downloaded_once() {
     ]);
     hub.state().token = Some("secret".into());
     let (endpoint, home) = (hub.endpoint(), tempfile::tempdir().unwrap());
-    let own = generated(&[], &endpoint, home.path(), "1");
+    let own = generated("", &endpoint, home.path(), "1");
     assert!(hub.take_requests().is_empty(), "the embedded model");
     assert!(!own.is_empty());
 
-    let model = ["--model", "org/tiny"];
-    assert_eq!(generated(&model, &endpoint, home.path(), "0"), own);
+    let model = "--model org/tiny";
+    assert_eq!(generated(model, &endpoint, home.path(), "0"), own);
     assert!(!hub.take_requests().is_empty());
-    assert_eq!(generated(&model, &endpoint, home.path(), "1"), own);
+    assert_eq!(generated(model, &endpoint, home.path(), "1"), own);
     assert!(hub.take_requests().is_empty(), "from the cache");
 }
 

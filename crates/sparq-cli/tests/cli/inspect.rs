@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::support::{CONTEXT, Checkpoint, HEAD_DIM, VOCAB, document, stdout};
+use crate::support::{
+    CONTEXT, Checkpoint, HEAD_DIM, VOCAB, contains, document, has_fields, stdout,
+};
 
 #[test]
 fn inspect_reads_headers_only() {
@@ -12,89 +14,76 @@ fn inspect_reads_headers_only() {
     // Reading a NaN weight would fail.
     checkpoint.tensors.get_mut("model.norm.weight").unwrap().1[0] = f32::NAN;
     checkpoint.write();
-    let found = document(&["inspect", &checkpoint.argument(), "--sketch", "full"]);
-    let parameters: usize = checkpoint
-        .tensors
-        .values()
-        .map(|(_, values)| values.len())
-        .sum();
-    assert_eq!(found["model"]["architecture"], "LlamaForCausalLM");
-    for (key, value) in [
-        ("parameters", parameters),
-        ("layers", 2),
-        ("head_dim", HEAD_DIM),
-        ("vocab_size", VOCAB),
-        ("context", CONTEXT),
-    ] {
-        assert_eq!(found["model"][key], json!(value), "{key}");
-    }
+    let found = document(&format!("inspect {} --sketch full", checkpoint.argument()));
+    let sizes = checkpoint.tensors.values().map(|(_, values)| values.len());
+    let expected = json!({
+        "architecture": "LlamaForCausalLM",
+        "parameters": sizes.sum::<usize>(),
+        "layers": 2,
+        "head_dim": HEAD_DIM,
+        "vocab_size": VOCAB,
+        "context": CONTEXT,
+    });
+    has_fields(&found["model"], &expected);
+    let expected = json!({
+        "bytes_per_token": 2 * 2 * HEAD_DIM * 2,
+        "sketch_bytes_per_token": 2 * HEAD_DIM * 2,
+    });
+    has_fields(&found["cache"], &expected);
+}
+
+#[test]
+fn documents_name_the_embedded_model() {
+    // The name is part of the format.
     assert_eq!(
-        found["cache"]["bytes_per_token"],
-        json!(2 * 2 * HEAD_DIM * 2)
-    );
-    assert_eq!(
-        found["cache"]["sketch_bytes_per_token"],
-        json!(2 * HEAD_DIM * 2)
+        document("inspect")["model"]["name"],
+        "the model inside the program"
     );
 }
 
 #[test]
 fn settings_keep_every_budget() {
-    let found = document(&["inspect"]);
+    let found = document("inspect");
     let rows = found["budget"].as_array().unwrap();
     assert_eq!(rows.len(), 6 * 4);
     for row in rows {
-        let (share, ratio) = (
-            row["settings"]["share"].as_f64().unwrap(),
-            row["ratio"].as_f64().unwrap(),
-        );
+        let share = row["settings"]["share"].as_f64().unwrap();
+        let ratio = row["ratio"].as_f64().unwrap();
         assert!(share <= ratio && share > 0.5 * ratio, "{row}");
     }
-    let text = stdout(&["inspect"]);
-    assert!(
-        text.contains("LlamaForCausalLM") && text.contains("128k"),
-        "{text}"
-    );
+    contains(&stdout("inspect"), &["LlamaForCausalLM", "128k"]);
 }
 
 #[test]
 fn bytes_follow_the_window_of_each_layer() {
     let hf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/hf");
-    let all = document(&["inspect", hf.join("mistral_sliding").to_str().unwrap()]);
-    assert_eq!(
-        (
-            &all["model"]["sliding_window"],
-            &all["model"]["sliding_layers"]
-        ),
-        (&json!(24), &json!(3))
+    let all = document(&format!("inspect {}/mistral_sliding", hf.display()));
+    has_fields(
+        &all["model"],
+        &json!({"sliding_window": 24, "sliding_layers": 3}),
     );
     // 2 W d + 2 d elements of 2 bytes for each of 3 layers with 2 heads of 8, at any length.
     for row in all["budget"].as_array().unwrap() {
-        assert_eq!(
-            row["dense_bytes"],
-            json!(3.0 * 2.0 * 2.0 * 8.0 * 2.0 * 25.0)
-        );
+        assert_eq!(row["dense_bytes"], 3.0 * 2.0 * 2.0 * 8.0 * 2.0 * 25.0);
     }
     // One of three layers has a sliding window.
-    let mut config: Value =
-        serde_json::from_slice(&std::fs::read(hf.join("qwen2/config.json")).unwrap()).unwrap();
+    let qwen2 = hf.join("qwen2");
+    let config = std::fs::read(qwen2.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
     config["use_sliding_window"] = json!(true);
     config["sliding_window"] = json!(24);
     config["layer_types"] = json!(["full_attention", "sliding_attention", "full_attention"]);
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-    std::fs::copy(
-        hf.join("qwen2/model.safetensors"),
-        folder.path().join("model.safetensors"),
-    )
-    .unwrap();
-    let some = document(&["inspect", folder.path().to_str().unwrap()]);
-    assert_eq!(some["model"]["sliding_layers"], json!(1));
+    let weights = "model.safetensors";
+    std::fs::copy(qwen2.join(weights), folder.path().join(weights)).unwrap();
+    let some = document(&format!("inspect {}", folder.path().display()));
+    assert_eq!(some["model"]["sliding_layers"], 1);
     let mut found = 0;
     for row in some["budget"].as_array().unwrap() {
         let length = row["seq_len"].as_f64().unwrap();
         let dense = 2.0 * 2.0 * 8.0 * 2.0 * (2.0 * (length + 1.0) + 25.0);
-        assert_eq!(row["dense_bytes"], json!(dense));
+        assert_eq!(row["dense_bytes"], dense);
         if let Some(share) = row["settings"]["share"].as_f64() {
             found += 1;
             assert!(share <= row["ratio"].as_f64().unwrap(), "{row}");

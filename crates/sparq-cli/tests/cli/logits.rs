@@ -2,52 +2,45 @@
 
 use std::path::Path;
 
-use crate::support::{Checkpoint, VOCAB, document, read_logits, write_ids};
+use crate::support::{Checkpoint, VOCAB, document, floats, has_fields, read_logits, write_ids};
 use serde_json::json;
 
-fn logits(model: &[&str], tokens: &Path, out: &Path, extra: &[&str]) -> (Vec<usize>, Vec<f32>) {
-    let fixed = [
-        "logits",
-        "--tokens",
-        tokens.to_str().unwrap(),
-        "--out",
-        out.to_str().unwrap(),
-    ];
-    document(&[&fixed, model, extra].concat());
-    read_logits(out)
+/// Returns the logits of the tokens `ids.safetensors` in a folder, and their shape.
+fn logits(model: &str, folder: &Path, options: &str) -> (Vec<usize>, Vec<f32>) {
+    let out = folder.join("logits.safetensors");
+    document(&format!(
+        "logits --model {model} --tokens {}/ids.safetensors --out {} {options}",
+        folder.display(),
+        out.display()
+    ));
+    read_logits(&out)
+}
+
+/// Writes `ids.safetensors`, token IDs [sequences, 40], beside a small checkpoint.
+fn checkpoint_with_ids(sequences: usize) -> Checkpoint {
+    let checkpoint = Checkpoint::new();
+    let ids = (0..40 * sequences as i64).map(|index| index * 37 % VOCAB as i64);
+    let path = checkpoint.path().join("ids.safetensors");
+    write_ids(&path, [sequences, 40], &ids.collect::<Vec<_>>());
+    checkpoint
 }
 
 fn max_diff(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, f32::max)
 }
 
 #[test]
 fn decode_steps_equal_a_prefill() {
-    let checkpoint = Checkpoint::new();
-    let model = checkpoint.argument();
-    let (tokens, out) = (
-        checkpoint.path().join("ids.safetensors"),
-        checkpoint.path().join("logits.safetensors"),
-    );
-    let ids: Vec<i64> = (0..80).map(|index| index * 37 % VOCAB as i64).collect();
-    write_ids(&tokens, [2, 40], &ids);
-    let (shape, prefill) = logits(&["--model", &model], &tokens, &out, &[]);
+    let checkpoint = checkpoint_with_ids(2);
+    let of = |options: &str| logits(&checkpoint.argument(), &checkpoint.path(), options);
+    let (shape, prefill) = of("");
     assert_eq!(shape, [2, 40, VOCAB]);
-    assert!(
-        prefill.iter().any(|logit| logit.abs() > 0.1),
-        "expected logits other than 0"
-    );
-    for from in ["0", "1", "17"] {
-        let (_, decode) = logits(
-            &["--model", &model],
-            &tokens,
-            &out,
-            &["--decode-from", from],
-        );
+    let nonzero = prefill.iter().any(|logit| logit.abs() > 0.1);
+    assert!(nonzero, "expected logits other than 0");
+    for from in [0, 1, 17] {
+        let (_, decode) = of(&format!("--decode-from {from}"));
         let diff = max_diff(&prefill, &decode);
         assert!(diff < 1e-4, "from {from}: {diff}");
     }
@@ -55,34 +48,18 @@ fn decode_steps_equal_a_prefill() {
 
 #[test]
 fn sparq_changes_only_decoded_positions() {
-    let checkpoint = Checkpoint::new();
-    let model = checkpoint.argument();
-    let (tokens, out) = (
-        checkpoint.path().join("ids.safetensors"),
-        checkpoint.path().join("logits.safetensors"),
-    );
-    let ids: Vec<i64> = (0..40).map(|index| index * 37 % VOCAB as i64).collect();
-    write_ids(&tokens, [1, 40], &ids);
-    let (_, dense) = logits(&["--model", &model], &tokens, &out, &[]);
-    let settings = [
-        "--method",
-        "sparq",
-        "--rank",
-        "2",
-        "--top-k",
-        "4",
-        "--decode-from",
-        "20",
-    ];
-    let (_, sparq) = logits(&["--model", &model], &tokens, &out, &settings);
+    let checkpoint = checkpoint_with_ids(1);
+    let of = |options: &str| logits(&checkpoint.argument(), &checkpoint.path(), options).1;
+    let dense = of("");
+    let sparq = of("--method sparq --rank 2 --top-k 4 --decode-from 20");
     let split = 20 * VOCAB;
     assert!(max_diff(&dense[..split], &sparq[..split]) < 1e-4);
     assert!(max_diff(&dense[split..], &sparq[split..]) > 1e-3);
-    let all = ["--method", "sparq", "--top-k", "64", "--decode-from", "20"];
-    let (_, all) = logits(&["--model", &model], &tokens, &out, &all);
+    let all = of("--method sparq --top-k 64 --decode-from 20");
+    let diff = max_diff(&dense, &all);
     assert!(
-        max_diff(&dense, &all) < 1e-4,
-        "expected dense attention if k covers all positions"
+        diff < 1e-4,
+        "expected dense attention if k covers all positions: {diff}"
     );
 }
 
@@ -90,37 +67,25 @@ fn sparq_changes_only_decoded_positions() {
 fn embedded_model_reads_a_list_of_tokens() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("logits.safetensors");
-    let tokens: Vec<String> = b"In the beginning God created the heaven and the eart"
-        .iter()
-        .map(u8::to_string)
-        .collect();
-    let written = document(&[
-        "logits",
-        "--tokens",
-        &tokens.join(","),
-        "--out",
-        out.to_str().unwrap(),
-        "--decode-from",
-        "40",
-    ]);
-    assert_eq!(written["shape"], json!([1, tokens.len(), 256]));
-    assert_eq!(
-        (&written["prefilled"], &written["decoded"]),
-        (&json!(40), &json!(tokens.len() - 40))
-    );
+    let text = b"In the beginning God created the heaven and the eart";
+    let tokens = text.map(|byte| byte.to_string()).join(",");
+    let written = document(&format!(
+        "logits --tokens {tokens} --out {} --decode-from 40",
+        out.display()
+    ));
+    let decoded = text.len() - 40;
+    let expected = json!({"shape": [1, text.len(), 256], "prefilled": 40, "decoded": decoded});
+    has_fields(&written, &expected);
     let (_, logits) = read_logits(&out);
     let last = &logits[logits.len() - 256..];
-    let best = (0..256)
-        .max_by(|&a, &b| last[a].total_cmp(&last[b]))
-        .unwrap();
-    assert_eq!(best, usize::from(b'h'));
+    let most_probable = (0..256).max_by(|&a, &b| last[a].total_cmp(&last[b]));
+    assert_eq!(most_probable, Some(usize::from(b'h')));
 }
 
 #[test]
 fn families_have_the_logits_of_transformers() {
     let hf = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/hf");
     let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("logits.safetensors");
     for family in [
         "llama2",
         "mistral_sliding",
@@ -132,29 +97,14 @@ fn families_have_the_logits_of_transformers() {
         let model = hf.join(family);
         let expected = std::fs::read(model.join("expected.safetensors")).unwrap();
         let expected = safetensors::SafeTensors::deserialize(&expected).unwrap();
-        let (ids, logits_of) = (
-            expected.tensor("input_ids").unwrap(),
-            expected.tensor("logits").unwrap(),
-        );
-        let ids: Vec<i64> = ids
-            .data()
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&b| i64::from_le_bytes(b))
-            .collect();
-        let logits_of: Vec<f32> = logits_of
-            .data()
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&b| f32::from_le_bytes(b))
-            .collect();
+        let ids = expected.tensor("input_ids").unwrap();
+        let ids = ids.data().as_chunks().0.iter();
+        let ids: Vec<i64> = ids.map(|&bytes| i64::from_le_bytes(bytes)).collect();
         let tokens = folder.path().join("ids.safetensors");
         write_ids(&tokens, [2, ids.len() / 2], &ids);
-        let model = ["--model", model.to_str().unwrap()];
-        let (_, found) = logits(&model, &tokens, &out, &["--decode-from", "30"]);
-        let diff = max_diff(&found, &logits_of);
+        let model = model.display().to_string();
+        let (_, found) = logits(&model, folder.path(), "--decode-from 30");
+        let diff = max_diff(&found, &floats(&expected.tensor("logits").unwrap()));
         assert!(diff < 2e-4, "{family}: {diff}");
     }
 }

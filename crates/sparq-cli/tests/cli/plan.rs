@@ -1,6 +1,6 @@
 //! `sparq plan`: predictions for a configuration and for evaluated methods.
 
-use crate::support::{document, fails, sparq, words};
+use crate::support::{contains, document, fails, stdout};
 use serde_json::{Value, json};
 
 /// Writes the configuration of Llama-3-8B, and returns its path.
@@ -23,7 +23,7 @@ fn llama3(folder: &std::path::Path) -> String {
     });
     let path = folder.join("config.json");
     std::fs::write(&path, config.to_string()).unwrap();
-    path.to_str().unwrap().to_owned()
+    path.display().to_string()
 }
 
 /// Returns the row of a method by its sketch.
@@ -41,24 +41,20 @@ fn number(value: &Value) -> f64 {
 fn configuration_alone_gives_a_plan() {
     let folder = tempfile::tempdir().unwrap();
     let config = llama3(folder.path());
-    let plan = document(&words(&format!(
+    let plan = document(&format!(
         "plan {config} --machine h100 --context 131072 --batch 2"
-    )));
+    ));
     // The model has 8.03 billion parameters. A step does not read the embedding table.
-    assert_eq!(
-        number(&plan["setup"]["model"]["parameters"]),
-        8_030_261_248.0
-    );
+    let parameters = 8_030_261_248.0;
+    assert_eq!(number(&plan["setup"]["model"]["parameters"]), parameters);
     assert_eq!(
         number(&plan["read_bytes"]),
-        2.0 * (8_030_261_248.0 - 128_256.0 * 4096.0)
+        2.0 * (parameters - 128_256.0 * 4096.0)
     );
     let dense = row(&plan, None);
     // K and V of 32 layers, 8 heads and 128 elements of 2 bytes, and the sum of V in f32.
-    assert_eq!(
-        number(&dense["cache_bytes"]),
-        32.0 * 8.0 * 128.0 * (131_072.0 * 4.0 + 4.0)
-    );
+    let cache = 32.0 * 8.0 * 128.0 * (131_072.0 * 4.0 + 4.0);
+    assert_eq!(number(&dense["cache_bytes"]), cache);
     assert_eq!(number(&dense["share_of_dense"]), 1.0);
     // 80 GB x 0.9 minus 16.06 GB of weights are 55.9 GB, enough for 3 caches of 17.2 GB.
     assert_eq!(number(&dense["largest"]["batch"]), 3.0);
@@ -82,47 +78,38 @@ fn configuration_alone_gives_a_plan() {
 fn gpus_share_the_heads_and_the_price() {
     let folder = tempfile::tempdir().unwrap();
     let config = llama3(folder.path());
-    let of = |gpus: &str| {
-        document(&words(&format!(
+    let of = |gpus| {
+        document(&format!(
             "plan {config} --gpus {gpus} --price 2.5 --all-reduce-us 10"
-        )))
+        ))
     };
-    let (one, four) = (of("1"), of("4"));
+    let (one, four) = (of(1), of(4));
     assert_eq!(number(&four["price_per_hour"]), 10.0);
-    assert_eq!(
-        number(&row(&four, None)["at_batch"]["all_reduce_us"]),
-        640.0
-    );
-    assert_eq!(number(&row(&one, None)["at_batch"]["all_reduce_us"]), 0.0);
+    let all_reduce = |plan| number(&row(plan, None)["at_batch"]["all_reduce_us"]);
+    assert_eq!((all_reduce(&four), all_reduce(&one)), (640.0, 0.0));
     let bytes = |plan| number(&row(plan, None)["cache_bytes"]);
     assert_eq!(bytes(&one), 4.0 * bytes(&four));
     let at = &row(&four, None)["largest"];
     let expected = 10.0 / 3600.0 / number(&at["tokens_per_s"]) * 1e6;
     assert!((number(&at["price_per_million"]) / expected - 1.0).abs() < 1e-9);
-    let message = fails(&["plan", &config, "--gpus", "3"]);
-    assert!(
-        message.contains("a divisor of the 8 KV heads of the model") && message.contains("found 3"),
-        "{message}"
-    );
+    let parts = ["a divisor of the 8 KV heads of the model", "found 3"];
+    fails(&format!("plan {config} --gpus 3"), &parts);
 }
 
 #[test]
 fn methods_and_rates_can_be_given() {
-    let plan = document(&words(
-        "plan --context 4096 --method h2o:k=64 --method sparq-4bit:r=8,k=64 --weights-gb-per-s 1000 --memory-gb 1",
-    ));
-    let names: Vec<&str> = plan["methods"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|row| row["method"].as_str().unwrap())
-        .collect();
+    let plan = document(
+        "plan --context 4096 --method h2o:k=64 --method sparq-4bit:r=8,k=64 \
+         --weights-gb-per-s 1000 --memory-gb 1",
+    );
+    let methods = plan["methods"].as_array().unwrap().iter();
+    let names: Vec<_> = methods.map(|row| &row["method"]).collect();
     assert_eq!(names, ["dense", "h2o", "sparq"]);
     assert_eq!(
         number(&plan["setup"]["machine"]["weights_gb_per_s"]),
         1000.0
     );
-    let budget = document(&["plan", "--context", "4096", "--budget", "1/8"]);
+    let budget = document("plan --context 4096 --budget 1/8");
     let rows = budget["methods"].as_array().unwrap();
     assert!(rows.len() > 4, "{budget}");
     for row in rows.iter().filter(|row| row["method"] != "dense") {
@@ -132,20 +119,10 @@ fn methods_and_rates_can_be_given() {
 
 #[test]
 fn text_output_has_a_line_per_method() {
-    let output = sparq()
-        .args(["plan", "--context", "100000000", "--batch", "4"])
-        .output()
-        .unwrap();
-    assert!(output.status.success());
-    let text = String::from_utf8(output.stdout).unwrap();
-    for part in [
-        "machine    H100, 80 GB",
-        "dense *",
-        "SparQ 4bits r=16 k=128 *",
-        "does not fit",
-    ] {
-        assert!(text.contains(part), "{part}: {text}");
-    }
+    let text = stdout("plan --context 100000000 --batch 4");
+    let rows = ["dense *", "SparQ 4bits r=16 k=128 *", "does not fit"];
+    contains(&text, &["machine    H100, 80 GB"]);
+    contains(&text, &rows);
 }
 
 #[test]
@@ -173,6 +150,7 @@ fn results_give_the_cheapest_method() {
     };
     let mut lines = Vec::new();
     for example in 0..4 {
+        let low = if example == 0 { 0.0 } else { 1.0 };
         lines.push(line(
             "dense",
             json!({"method": "dense"}),
@@ -181,51 +159,33 @@ fn results_give_the_cheapest_method() {
             1.0,
         ));
         lines.push(line("sparq-4bit", sparq_of(512), Some(0.25), example, 1.0));
-        lines.push(line(
-            "sparq-4bit",
-            sparq_of(64),
-            Some(0.0625),
-            example,
-            if example == 0 { 0.0 } else { 1.0 },
-        ));
+        lines.push(line("sparq-4bit", sparq_of(64), Some(0.0625), example, low));
     }
     std::fs::write(&path, lines.join("\n") + "\n").unwrap();
-    let path = path.to_str().unwrap();
-    let plan =
-        |keep: &str| document(&["plan", "--context", "4096", "--eval", path, "--keep", keep]);
-    let strict = plan("0.99");
+    let eval = format!("plan --eval {}", path.display());
+    let plan = |keep| document(&format!("{eval} --context 4096 --keep {keep}"));
+    let (strict, mild) = (plan(0.99), plan(0.7));
     assert_eq!(strict["quality"]["row"]["top_k"], 512);
-    let mild = plan("0.7");
     assert_eq!(mild["quality"]["row"]["top_k"], 64);
     assert_eq!(number(&mild["quality"]["candidates"][0]["kept"]), 0.75);
 
     std::fs::write(path, lines[0].clone() + "\n").unwrap();
-    let message = fails(&["plan", "--eval", path]);
-    assert!(
-        message.contains("dense attention and of another method"),
-        "{message}"
-    );
+    fails(&eval, &["dense attention and of another method"]);
 }
 
 #[test]
 fn invalid_machines_and_models_are_refused() {
-    let message = fails(&["plan", "--machine", "abacus"]);
-    assert!(
-        message.contains("--machine") && message.contains("\"abacus\"") && message.contains("A100"),
-        "{message}"
+    fails(
+        "plan --machine abacus",
+        &["--machine", "\"abacus\"", "A100"],
     );
+    fails("plan --price 0", &["expected a number above 0"]);
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("config.json");
-    std::fs::write(&path, "{}").unwrap();
-    let message = fails(&["plan", path.to_str().unwrap()]);
-    assert!(message.contains("config.json"), "{message}");
-    std::fs::write(folder.path().join("machine.json"), "{}").unwrap();
-    let machine = folder.path().join("machine.json");
-    let message = fails(&["plan", "--machine", machine.to_str().unwrap()]);
-    assert!(
-        message.contains("machine.json") && message.contains("expected a machine"),
-        "{message}"
-    );
-    let message = fails(&["plan", "--price", "0"]);
-    assert!(message.contains("expected a number above 0"), "{message}");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["config.json", "machine.json"] {
+        std::fs::write(at(name), "{}").unwrap();
+    }
+    fails(&format!("plan {}", at("config.json")), &["config.json"]);
+    let machine = format!("plan --machine {}", at("machine.json"));
+    fails(&machine, &["machine.json", "expected a machine"]);
 }

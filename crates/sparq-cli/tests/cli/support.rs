@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Output;
 
 use assert_cmd::Command;
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -28,54 +29,61 @@ pub fn sparq() -> Command {
     command
 }
 
-/// Runs a command that has to fail on bad input: exit code 2, no panic, an empty standard output.
-/// Returns the message.
-pub fn fails(arguments: &[&str]) -> String {
-    let output = sparq()
-        .args(arguments)
-        .output()
-        .expect("the program starts");
+/// Runs a command line.
+pub fn run(line: &str) -> Output {
+    let run = sparq().args(words(line)).output();
+    run.expect("the program starts")
+}
+
+/// Runs a command that has to fail on bad input: exit code 2, no panic, an empty standard output,
+/// and a message that contains all `parts`.
+pub fn fails(line: &str, parts: &[&str]) {
+    let output = run(line);
     let message = String::from_utf8(output.stderr).expect("messages are UTF-8");
-    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
-    assert!(!message.contains("panicked"), "{arguments:?}: {message}");
-    assert!(
-        output.stdout.is_empty(),
-        "{arguments:?}: {}",
-        String::from_utf8_lossy(&output.stdout)
-    );
-    message
+    assert_eq!(output.status.code(), Some(2), "{line}: {message}");
+    assert!(!message.contains("panicked"), "{line}: {message}");
+    let written = String::from_utf8_lossy(&output.stdout);
+    assert!(written.is_empty(), "{line}: {written}");
+    contains(&message, parts);
 }
 
 /// Runs a command that has to succeed with `--json`, and parses its document.
-pub fn document(arguments: &[&str]) -> Value {
-    let output = sparq()
-        .args(arguments)
-        .arg("--json")
-        .output()
-        .expect("the program starts");
-    assert!(
-        output.status.success(),
-        "{arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    // from_slice refuses anything after the first document.
-    serde_json::from_slice(&output.stdout).expect("standard output is one JSON document")
+pub fn document(line: &str) -> Value {
+    // from_str refuses anything after the first document.
+    let text = stdout(&format!("{line} --json"));
+    serde_json::from_str(&text).expect("standard output is one JSON document")
 }
 
 /// Runs a command that has to succeed, and returns its standard output.
-pub fn stdout(arguments: &[&str]) -> String {
-    let output = sparq()
-        .args(arguments)
-        .output()
-        .expect("the program starts");
+pub fn stdout(line: &str) -> String {
+    let output = run(line);
     let message = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {message}");
+    assert!(output.status.success(), "{line}: {message}");
     String::from_utf8(output.stdout).expect("the output is UTF-8")
 }
 
-/// Splits a command line without quotes into arguments.
+/// Splits a command line into arguments. Quotes enclose whole arguments.
 pub fn words(line: &str) -> Vec<&str> {
-    line.split_whitespace().collect()
+    let parts = line.split('\'').enumerate();
+    let words = parts.flat_map(|(index, part)| match index % 2 {
+        0 => part.split_whitespace().collect(),
+        _ => vec![part],
+    });
+    words.collect()
+}
+
+/// Asserts that a text contains all parts.
+pub fn contains(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "expected {part:?} in: {text}");
+    }
+}
+
+/// Asserts that an object has these fields with these values.
+pub fn has_fields(object: &Value, fields: &Value) {
+    for (key, value) in fields.as_object().expect("an object") {
+        assert_eq!(&object[key], value, "{key} of {object}");
+    }
 }
 
 /// Tensors by name, each with shape and values.
@@ -159,24 +167,17 @@ impl Checkpoint {
 
 /// Writes tensors as F32.
 pub fn write_tensors(path: &Path, tensors: &Tensors) {
-    let bytes: BTreeMap<&String, Vec<u8>> = tensors
-        .iter()
-        .map(|(name, (_, values))| {
-            (
-                name,
-                values
-                    .iter()
-                    .flat_map(|value| value.to_le_bytes())
-                    .collect(),
-            )
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, (shape, _))| {
-        (
-            name,
-            TensorView::new(Dtype::F32, shape.clone(), &bytes[name])
-                .expect("shape and values agree"),
-        )
+    let bytes = tensors.iter().map(|(name, (shape, values))| {
+        let bytes: Vec<u8> = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        (name, shape, bytes)
+    });
+    let bytes: Vec<_> = bytes.collect();
+    let views = bytes.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.to_vec(), bytes);
+        (name, view.expect("shape and values agree"))
     });
     let file = safetensors::serialize(views, None).expect("the tensors can be serialized");
     std::fs::write(path, file).expect("the folder can be written");
@@ -194,19 +195,16 @@ pub fn write_ids(path: &Path, shape: [usize; 2], ids: &[i64]) {
 /// Reads `logits` and its shape.
 pub fn read_logits(path: &Path) -> (Vec<usize>, Vec<f32>) {
     let bytes = std::fs::read(path).expect("the file is there");
-    let file = safetensors::SafeTensors::deserialize(&bytes).expect("the file is whole");
+    let file = SafeTensors::deserialize(&bytes).expect("the file is whole");
     let tensor = file.tensor("logits").expect("the file holds logits");
     assert_eq!((file.len(), tensor.dtype()), (1, Dtype::F32));
-    (
-        tensor.shape().to_vec(),
-        tensor
-            .data()
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&bytes| f32::from_le_bytes(bytes))
-            .collect(),
-    )
+    (tensor.shape().to_vec(), floats(&tensor))
+}
+
+/// Returns the values of an F32 tensor.
+pub fn floats(tensor: &TensorView<'_>) -> Vec<f32> {
+    let values = tensor.data().as_chunks().0.iter();
+    values.map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
 
 fn config() -> Value {
@@ -238,54 +236,28 @@ fn weights() -> Tensors {
         let seed = name.len() + tensors.len() * 977;
         // A fixed scatter within (-0.5, 0.5), different for every tensor. Norms are around 1.
         let scatter = |index: usize| ((index * 7919 + seed * 104_729) % 1999) as f32 / 1999.0 - 0.5;
-        let values = (0..count)
-            .map(|index| {
-                if shape.len() == 1 {
-                    1.0 + 0.1 * scatter(index)
-                } else {
-                    scatter(index)
-                }
-            })
-            .collect();
-        tensors.insert(name, (shape, values));
+        let value = |index| match shape.len() {
+            1 => 1.0 + 0.1 * scatter(index),
+            _ => scatter(index),
+        };
+        tensors.insert(name, (shape.clone(), (0..count).map(value).collect()));
     };
     add("model.embed_tokens.weight".into(), vec![VOCAB, HIDDEN]);
     add("model.norm.weight".into(), vec![HIDDEN]);
     for layer in 0..2 {
-        let prefix = format!("model.layers.{layer}");
-        add(format!("{prefix}.input_layernorm.weight"), vec![HIDDEN]);
-        add(
-            format!("{prefix}.post_attention_layernorm.weight"),
-            vec![HIDDEN],
-        );
-        add(
-            format!("{prefix}.self_attn.q_proj.weight"),
-            vec![2 * HEAD_DIM, HIDDEN],
-        );
-        add(
-            format!("{prefix}.self_attn.k_proj.weight"),
-            vec![HEAD_DIM, HIDDEN],
-        );
-        add(
-            format!("{prefix}.self_attn.v_proj.weight"),
-            vec![HEAD_DIM, HIDDEN],
-        );
-        add(
-            format!("{prefix}.self_attn.o_proj.weight"),
-            vec![HIDDEN, 2 * HEAD_DIM],
-        );
-        add(
-            format!("{prefix}.mlp.gate_proj.weight"),
-            vec![INTERMEDIATE, HIDDEN],
-        );
-        add(
-            format!("{prefix}.mlp.up_proj.weight"),
-            vec![INTERMEDIATE, HIDDEN],
-        );
-        add(
-            format!("{prefix}.mlp.down_proj.weight"),
-            vec![HIDDEN, INTERMEDIATE],
-        );
+        for (name, shape) in [
+            ("input_layernorm", vec![HIDDEN]),
+            ("post_attention_layernorm", vec![HIDDEN]),
+            ("self_attn.q_proj", vec![2 * HEAD_DIM, HIDDEN]),
+            ("self_attn.k_proj", vec![HEAD_DIM, HIDDEN]),
+            ("self_attn.v_proj", vec![HEAD_DIM, HIDDEN]),
+            ("self_attn.o_proj", vec![HIDDEN, 2 * HEAD_DIM]),
+            ("mlp.gate_proj", vec![INTERMEDIATE, HIDDEN]),
+            ("mlp.up_proj", vec![INTERMEDIATE, HIDDEN]),
+            ("mlp.down_proj", vec![HIDDEN, INTERMEDIATE]),
+        ] {
+            add(format!("model.layers.{layer}.{name}.weight"), shape);
+        }
     }
     tensors
 }

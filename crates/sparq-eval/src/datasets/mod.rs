@@ -47,7 +47,7 @@ pub(crate) fn rows<R: Row>(path: &Path) -> Result<Vec<R>, EvalError> {
         })?,
         Some("jsonl" | "ndjson") => {
             for (index, line) in BufReader::new(open(path)?).lines().enumerate() {
-                let line = line.map_err(|source| read(path, source))?;
+                let line = line.map_err(EvalError::read(path))?;
                 if line.trim().is_empty() {
                     continue;
                 }
@@ -94,17 +94,15 @@ pub(crate) fn parse<T: DeserializeOwned>(value: Value) -> Result<T, String> {
 }
 
 fn open(path: &Path) -> Result<File, EvalError> {
-    File::open(path).map_err(|source| read(path, source))
+    File::open(path).map_err(EvalError::read(path))
 }
 
-fn read(path: &Path, source: std::io::Error) -> EvalError {
-    EvalError::Read {
-        path: path.to_owned(),
-        source,
-    }
-}
-
-fn wrong(path: &Path, place: impl Into<String>, reason: impl std::fmt::Display) -> EvalError {
+/// Returns the error of a file that has another form than expected.
+pub(crate) fn wrong(
+    path: &Path,
+    place: impl Into<String>,
+    reason: impl std::fmt::Display,
+) -> EvalError {
     EvalError::Data {
         path: path.to_owned(),
         place: place.into(),

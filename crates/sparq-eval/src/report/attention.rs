@@ -3,8 +3,7 @@
 
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
 use serde::{Deserialize, Serialize};
-use sparq::cost::CacheShape;
-use sparq::{KvCache, Method, SparqError, Transfers};
+use sparq::{KvCache, Method, SparqError};
 use sparq_models::{CausalLm, ModelCache};
 use sparq_output::charts::{PositionPlot, Row};
 use sparq_output::numbers;
@@ -12,6 +11,7 @@ use sparq_output::table::{Cell, Table};
 
 use super::figures::{Figure, Picture};
 use super::palette::Palette;
+use crate::method::transfer_share;
 
 /// The version of the format of an [`AttentionRecord`].
 pub const FORMAT: u32 = 1;
@@ -80,10 +80,7 @@ pub fn trace(
         .layers
         .first()
         .map_or(0, |layer| layer.config().kv_heads);
-    for (what, found, count) in [
-        ("layer", layer, layers),
-        ("key/value head", kv_head, kv_heads),
-    ] {
+    for (what, found, count) in [("layer", layer, layers), ("KV head", kv_head, kv_heads)] {
         if found >= count {
             return Err(SparqError::Value {
                 what,
@@ -101,24 +98,15 @@ pub fn trace(
         let mut positions = positions(&q, &mut cache, method, kv_head, &mass)?;
         positions.retain(|&at| at >= first);
         positions.sort_unstable();
-        let shape = CacheShape {
-            head_dim: cache.config().head_dim,
-            kv_heads: 1,
-            element_bytes: 2,
-        };
-        let attended = cache.len() - first;
+        let head_dim = cache.config().head_dim;
         Ok(Choice {
             method: label.clone(),
             settings: *method,
-            transfer: method.transfers(&shape, attended).bytes()
-                / Transfers::dense(&shape, attended).bytes(),
+            transfer: transfer_share(method, head_dim, cache.len() - first),
             positions,
         })
     };
-    let choices = methods
-        .iter()
-        .map(choose)
-        .collect::<Result<_, SparqError>>()?;
+    let choices: Result<_, SparqError> = methods.iter().map(choose).collect();
     Ok(AttentionRecord {
         kind: Kind::Attention,
         format: FORMAT,
@@ -126,7 +114,7 @@ pub fn trace(
         layer,
         kv_head,
         mass,
-        choices,
+        choices: choices?,
     })
 }
 
@@ -299,18 +287,16 @@ impl AttentionRecord {
     }
 
     pub(super) fn table(&self) -> Table {
+        let count = |count: usize| Cell::number(count.to_string(), count as f64);
+        let share = |share: f64| Cell::number(numbers::percent(share), share);
         let cells = |choice: &Choice| {
-            let kept = self.kept(choice);
             vec![
                 choice.settings.to_string().into(),
-                Cell::number(self.layer.to_string(), self.layer as f64),
-                Cell::number(self.kv_head.to_string(), self.kv_head as f64),
-                Cell::number(
-                    choice.positions.len().to_string(),
-                    choice.positions.len() as f64,
-                ),
-                Cell::number(numbers::percent(choice.transfer), choice.transfer),
-                Cell::number(numbers::percent(kept), kept),
+                count(self.layer),
+                count(self.kv_head),
+                count(choice.positions.len()),
+                share(choice.transfer),
+                share(self.kept(choice)),
             ]
         };
         let headings = [

@@ -76,12 +76,10 @@ pub fn needles(name: &str, records: &[Record]) -> Vec<Figure> {
     if depths.len() < 2 {
         return vec![];
     }
-    let mut methods: Vec<(&str, Option<f64>)> = distinct(
-        known
-            .iter()
-            .map(|(record, ..)| (record.method.as_str(), record.budget)),
-    )
-    .collect();
+    let methods = known
+        .iter()
+        .map(|(record, ..)| (record.method.as_str(), record.budget));
+    let mut methods: Vec<(&str, Option<f64>)> = distinct(methods).collect();
     // Dense attention first, then small budgets, where methods differ most.
     methods.sort_by(|a, b| a.1.unwrap_or(0.0).total_cmp(&b.1.unwrap_or(0.0)));
     let map = |(method, budget): &(&str, Option<f64>)| {
@@ -114,13 +112,10 @@ pub fn needles(name: &str, records: &[Record]) -> Vec<Figure> {
                 title: format!("Share of needles found: {title}"),
                 x_label: "context, tokens".into(),
                 y_label: "depth of the needle".into(),
-                columns: contexts
-                    .iter()
-                    .map(|&context| numbers::positions(context))
-                    .collect(),
+                columns: contexts.iter().copied().map(numbers::positions).collect(),
                 rows: depths
                     .iter()
-                    .map(|&depth| format!("{:.0}%", 100.0 * depth))
+                    .map(|depth| format!("{:.0}%", 100.0 * depth))
                     .collect(),
                 cells,
             }),

@@ -95,11 +95,8 @@ impl Report {
         for (name, value) in &self.facts {
             text += &format!("- {name}: {value}\n");
         }
-        for section in self
-            .sections
-            .iter()
-            .filter(|section| !section.tables.is_empty())
-        {
+        let with_tables = |section: &&Section| !section.tables.is_empty();
+        for section in self.sections.iter().filter(with_tables) {
             text += &format!("\n## {}\n\n{}\n", section.title, section.text);
             for table in &section.tables {
                 text += &format!("\n{}", table.markdown());
@@ -137,26 +134,22 @@ fn section(model: &str, task: TaskName, records: &[Record], palette: &Palette) -
 
 fn facts(results: &Results) -> Vec<(String, String)> {
     let records = &results.examples;
-    let list = |of: fn(&Record) -> String| {
-        distinct(records.iter().map(of))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let mut facts = Vec::new();
-    if !records.is_empty() {
-        facts.extend([
-            ("Models".to_owned(), list(|record| record.model.clone())),
-            ("Device".to_owned(), list(|record| record.device.clone())),
-            (
-                "Weights and cache".to_owned(),
-                list(|record| record.dtype.clone()),
-            ),
-            ("Seed".to_owned(), list(|record| record.seed.to_string())),
-            ("Version".to_owned(), list(|record| record.version.clone())),
-            ("Finished examples".to_owned(), records.len().to_string()),
-        ]);
+    if records.is_empty() {
+        return Vec::new();
     }
-    facts
+    let list = |of: fn(&Record) -> String| {
+        let values: Vec<String> = distinct(records.iter().map(of)).collect();
+        values.join(", ")
+    };
+    let facts = [
+        ("Models", list(|record| record.model.clone())),
+        ("Device", list(|record| record.device.clone())),
+        ("Weights and cache", list(|record| record.dtype.clone())),
+        ("Seed", list(|record| record.seed.to_string())),
+        ("Version", list(|record| record.version.clone())),
+        ("Finished examples", records.len().to_string()),
+    ];
+    facts.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 /// Returns the distinct values in order of appearance.

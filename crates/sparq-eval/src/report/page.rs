@@ -30,13 +30,7 @@ pub fn render(report: &Report) -> Result<String, ChartError> {
         .map(|(index, part)| section(index, part))
         .collect::<Result<_, _>>()?;
     let facts = report.facts.iter();
-    let facts = facts.map(|(name, value)| {
-        Value::from(
-            [name, value]
-                .map(|text| Value::from(text.as_str()))
-                .to_vec(),
-        )
-    });
+    let facts = facts.map(|(name, value)| Value::from(vec![name.clone(), value.clone()]));
     let colors = COLORS.iter().map(|(name, paint, light, dark)| {
         let drawn = paint.map_or((*light).to_owned(), Paint::hex);
         Value::from_pairs([
@@ -64,18 +58,14 @@ pub fn render(report: &Report) -> Result<String, ChartError> {
 }
 
 fn section(index: usize, section: &Section) -> Result<Value, ChartError> {
-    let figures: Vec<Value> = section
-        .figures
-        .iter()
-        .map(figure)
-        .collect::<Result<_, _>>()?;
+    let figures: Result<Vec<Value>, _> = section.figures.iter().map(figure).collect();
     let tables: Vec<Value> = section.tables.iter().map(table).collect();
     Ok(Value::from_pairs([
         ("id", Value::from(format!("section-{}", index + 1))),
         ("title", Value::from(section.title.as_str())),
         ("text", Value::from(section.text.as_str())),
         ("tables", Value::from(tables)),
-        ("figures", Value::from(figures)),
+        ("figures", Value::from(figures?)),
     ]))
 }
 

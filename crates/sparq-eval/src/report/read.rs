@@ -1,7 +1,7 @@
 //! [`read`]: parses results files.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -64,8 +64,11 @@ pub fn read(files: &[PathBuf]) -> Result<Results, ReportError> {
         })?;
         for (index, line) in text.lines().enumerate() {
             if !line.trim().is_empty() {
-                read_line(&mut results, &mut known, line)
-                    .map_err(|reason| wrong(path, index + 1, reason))?;
+                read_line(&mut results, &mut known, line).map_err(|reason| ReportError::Line {
+                    path: path.clone(),
+                    line: index + 1,
+                    reason,
+                })?;
             }
         }
     }
@@ -101,12 +104,4 @@ fn read_line(
         None => return Err("found no kind".into()),
     }
     Ok(())
-}
-
-fn wrong(path: &Path, line: usize, reason: String) -> ReportError {
-    ReportError::Line {
-        path: path.to_owned(),
-        line,
-        reason,
-    }
 }

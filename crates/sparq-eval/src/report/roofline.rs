@@ -66,16 +66,11 @@ impl Roofline {
         let ridge = machine.tflops.map(|tflops| tflops * 1e3 / machine.gb_per_s);
         let mut at: Vec<f64> = INTENSITIES.into_iter().chain(ridge).collect();
         at.sort_by(f64::total_cmp);
-        roof.points = at
-            .into_iter()
-            .map(|intensity| {
-                let work = sparq_plan::Work {
-                    flops: intensity,
-                    bytes: 1.0,
-                };
-                (intensity, work.attainable_tflops(machine))
-            })
-            .collect();
+        let point = |flops| {
+            let work = sparq_plan::Work { flops, bytes: 1.0 };
+            (flops, work.attainable_tflops(machine))
+        };
+        roof.points = at.into_iter().map(point).collect();
         let mut series = vec![roof];
         for (index, method) in self.methods.iter().enumerate() {
             let paint = match method {
@@ -85,12 +80,11 @@ impl Roofline {
             for (batch, marker) in BATCHES.into_iter().zip(Marker::ALL) {
                 let label = format!("{}, B = {batch}", short(method));
                 let mut marks = Series::scattered(&label, paint, marker);
-                marks.points = LENGTHS
-                    .map(|length| {
-                        let work = self.setup.work(method, batch, length);
-                        (work.intensity(), self.tflops(method, batch, length))
-                    })
-                    .into();
+                let point = |length| {
+                    let work = self.setup.work(method, batch, length);
+                    (work.intensity(), self.tflops(method, batch, length))
+                };
+                marks.points = LENGTHS.map(point).into();
                 series.push(marks);
             }
         }
@@ -126,6 +120,7 @@ impl Roofline {
             for (batch, length) in self.steps() {
                 let work = self.setup.work(method, batch, length);
                 let step = self.setup.step(method, batch, length).total_us();
+                let largest = self.setup.largest_batch(method, length);
                 rows.push(vec![
                     method.to_string().into(),
                     number(batch as f64),
@@ -134,14 +129,7 @@ impl Roofline {
                     number(work.intensity()),
                     number(work.floor_us(&self.setup.machine) / 1e3),
                     number(step / 1e3),
-                    Cell::number(
-                        if self.setup.largest_batch(method, length) >= batch {
-                            "yes"
-                        } else {
-                            "no"
-                        },
-                        self.setup.largest_batch(method, length) as f64,
-                    ),
+                    Cell::number(if largest >= batch { "yes" } else { "no" }, largest as f64),
                 ]);
             }
         }

@@ -107,10 +107,7 @@ fn tables_have_scores_and_paired_differences() {
 #[test]
 fn figures_render_in_every_layout() {
     let report = Report::of(&results(), Some(&roofline()));
-    let names: Vec<&str> = report
-        .figures()
-        .map(|figure| figure.name.as_str())
-        .collect();
+    let names: Vec<&String> = report.figures().map(|figure| &figure.name).collect();
     let expected = [
         "embedded-needle-budget",
         "embedded-needle-context",
@@ -133,13 +130,8 @@ fn figures_render_in_every_layout() {
     let Picture::Heat(map) = &map.unwrap().picture else {
         panic!("expected a heat map of needles")
     };
-    assert_eq!(
-        (&map.columns[..], &map.rows[..]),
-        (
-            &["1k".to_owned(), "4k".into()][..],
-            &["0%".to_owned(), "50%".into(), "100%".into()][..]
-        )
-    );
+    assert_eq!(map.columns, ["1k", "4k"]);
+    assert_eq!(map.rows, ["0%", "50%", "100%"]);
     let values: Vec<f64> = map.cells.iter().map(|cell| cell.value).collect();
     assert_eq!(values, [1.0, 1.0, 0.75, 0.75, 0.5, 0.5]);
 }
@@ -178,17 +170,11 @@ fn invalid_lines_are_named() {
         let error = read_text(&format!("{good}\n{line}\n"))
             .unwrap_err()
             .to_string();
-        assert!(
-            error.contains("runs.jsonl, line 2: ") && error.contains(reason),
-            "{error}"
-        );
+        let place = "runs.jsonl, line 2: ";
+        assert!(error.contains(place) && error.contains(reason), "{error}");
     }
-    assert!(
-        read_text("")
-            .unwrap_err()
-            .to_string()
-            .contains("found none in 1 files")
-    );
+    let error = read_text("").unwrap_err().to_string();
+    assert!(error.contains("found none in 1 files"), "{error}");
     let error = read(&[PathBuf::from("no/such/file.jsonl")]).unwrap_err();
     assert!(error.to_string().contains("no/such/file.jsonl"));
 }
@@ -224,16 +210,9 @@ fn attention_records_have_the_positions_read() {
     record.check().unwrap();
     assert_eq!(record.mass.len(), 151);
     assert!((record.mass.iter().sum::<f32>() - 1.0).abs() < 1e-4);
-    let kept: Vec<f64> = record
-        .choices
-        .iter()
-        .map(|choice| record.kept(choice))
-        .collect();
-    let counts: Vec<usize> = record
-        .choices
-        .iter()
-        .map(|choice| choice.positions.len())
-        .collect();
+    let choices = record.choices.iter();
+    let kept: Vec<f64> = choices.clone().map(|choice| record.kept(choice)).collect();
+    let counts: Vec<usize> = choices.map(|choice| choice.positions.len()).collect();
     assert_eq!(counts, [151, 24, 24, 24, 24, 24]);
     assert!((kept[0] - 1.0).abs() < 1e-4);
     // With every component the scores are exact, but six of the 24 positions are the local window.
@@ -250,10 +229,8 @@ fn attention_records_have_the_positions_read() {
     let again: AttentionRecord = serde_json::from_str(&line).unwrap();
     assert_eq!(again.mass, record.mass);
     for (again, choice) in again.choices.iter().zip(&record.choices) {
-        assert_eq!(
-            (again.settings, &again.positions),
-            (choice.settings, &choice.positions)
-        );
+        assert_eq!(again.settings, choice.settings);
+        assert_eq!(again.positions, choice.positions);
     }
     let results = Results {
         examples: vec![],
@@ -261,13 +238,11 @@ fn attention_records_have_the_positions_read() {
     };
     let report = Report::of(&results, None);
     assert!(report.html().unwrap().contains("24 of 151 positions"));
-    assert!(
-        report
-            .markdown()
-            .contains("| lm-infinite:k=24,first=12 | 1 | 0 | 24 |"),
-        "{}",
-        report.markdown()
+    let (markdown, row) = (
+        report.markdown(),
+        "| lm-infinite:k=24,first=12 | 1 | 0 | 24 |",
     );
+    assert!(markdown.contains(row), "{markdown}");
 
     for place in [(99, 0), (0, 99)] {
         let error = trace(&model, &cache, 101, place, &methods, "embedded").unwrap_err();

@@ -46,26 +46,21 @@ pub(super) const TASK: Task = Task {
 
 /// Makes examples of articles in an order that depends on the seed.
 fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
-    let path = options.data(TaskName::CnnDailymail)?;
+    let task = TaskName::CnnDailymail;
+    let path = options.data(task)?;
     let rows: Vec<Story> = datasets::rows(path)?;
-    choose(
-        options,
-        TaskName::CnnDailymail,
-        path,
-        rows.len(),
-        |index, _| {
-            let row = &rows[index];
-            let prompt = format!("Article: {}\nSummary:", row.article);
-            let reference = tokenizer.encode(&row.highlights, false)?;
-            Ok(Some(Question {
-                example: row.id.clone(),
-                prompt: tokenizer.encode(&prompt, true)?,
-                work: Work::Answer {
-                    max_tokens: reference.len().clamp(1, MAX_TOKENS),
-                    judge: Judge::Summary(row.highlights.clone()),
-                },
-                detail: serde_json::Map::new(),
-            }))
-        },
-    )
+    choose(options, task, path, rows.len(), |index, _| {
+        let row = &rows[index];
+        let prompt = format!("Article: {}\nSummary:", row.article);
+        let reference = tokenizer.encode(&row.highlights, false)?;
+        Ok(Some(Question {
+            example: row.id.clone(),
+            prompt: tokenizer.encode(&prompt, true)?,
+            work: Work::Answer {
+                max_tokens: reference.len().clamp(1, MAX_TOKENS),
+                judge: Judge::Summary(row.highlights.clone()),
+            },
+            detail: serde_json::Map::new(),
+        }))
+    })
 }

@@ -61,19 +61,13 @@ fn names() -> Vec<&'static str> {
     let is_name = |word: &&str| {
         let mut letters = word.chars();
         LETTERS.contains(&word.len())
-            && letters
-                .next()
-                .is_some_and(|first| first.is_ascii_uppercase())
+            && letters.next().is_some_and(|c| c.is_ascii_uppercase())
             && letters.all(|letter| letter.is_ascii_lowercase())
     };
-    let words = [BIBLE, PLAYS]
-        .into_iter()
-        .flat_map(|text| text.split(|c: char| !c.is_ascii_alphabetic()));
-    words
-        .filter(is_name)
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect()
+    let texts = [BIBLE, PLAYS].into_iter();
+    let words = texts.flat_map(|text| text.split(|c: char| !c.is_ascii_alphabetic()));
+    let names: BTreeSet<_> = words.filter(is_name).collect();
+    names.into_iter().collect()
 }
 
 /// The tokens of facts.

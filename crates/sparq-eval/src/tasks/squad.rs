@@ -107,26 +107,19 @@ pub(super) const TASK: Task = Task {
 fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
     let path = options.data(TaskName::Squad)?;
     let rows: Vec<QuestionRow> = datasets::rows(path)?;
-    let contexts: Vec<String> = rows
-        .iter()
-        .map(paragraph)
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .collect();
+    let contexts: BTreeSet<String> = rows.iter().map(paragraph).collect();
+    let contexts = Vec::from_iter(contexts);
     let mut of_context: HashMap<&str, Vec<&QuestionRow>> = HashMap::new();
     for row in &rows {
         of_context.entry(&row.context).or_default().push(row);
     }
     if contexts.len() <= OTHERS || rows.len() < 2 {
-        return Err(EvalError::Data {
-            path: path.to_owned(),
-            place: "rows".into(),
-            reason: format!(
-                "expected more than {OTHERS} paragraphs and 2 questions, found {} and {}",
-                contexts.len(),
-                rows.len()
-            ),
-        });
+        let reason = format!(
+            "expected more than {OTHERS} paragraphs and 2 questions, found {} and {}",
+            contexts.len(),
+            rows.len()
+        );
+        return Err(datasets::wrong(path, "rows", reason));
     }
     choose(options, TaskName::Squad, path, rows.len(), |index, rng| {
         let row = &rows[index];
@@ -154,18 +147,13 @@ fn shot<'a>(
     all: &'a [QuestionRow],
     rng: &mut SmallRng,
 ) -> Option<&'a QuestionRow> {
-    let near: Vec<&QuestionRow> = near
-        .iter()
-        .copied()
-        .filter(|other| other.id != row.id)
-        .collect();
+    let is_other = |other: &&QuestionRow| other.id != row.id;
+    let near: Vec<&QuestionRow> = near.iter().copied().filter(is_other).collect();
     if let Some(other) = near.choose(rng) {
         return Some(other);
     }
     // Nearly every draw succeeds.
-    (0..100)
-        .filter_map(|_| all.choose(rng))
-        .find(|other| other.id != row.id)
+    (0..100).filter_map(|_| all.choose(rng)).find(is_other)
 }
 
 /// Writes the prompt: the paragraphs, shuffled, the question with its answer, and the question.

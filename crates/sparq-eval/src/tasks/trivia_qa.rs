@@ -116,10 +116,7 @@ impl QuestionRow {
     fn pages(&self) -> Result<Vec<String>, EvalError> {
         let mut pages = self.entity_pages.wiki_context.clone();
         for path in &self.entity_pages.files {
-            let page = std::fs::read_to_string(path).map_err(|source| EvalError::Read {
-                path: path.clone(),
-                source,
-            })?;
+            let page = std::fs::read_to_string(path).map_err(EvalError::read(path))?;
             pages.extend(is_page(&page).then_some(page));
         }
         Ok(pages)
@@ -135,22 +132,17 @@ pub(super) const TASK: Task = Task {
 
 /// Makes examples of questions in an order that depends on the seed, each with one of its pages.
 fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Passage>, EvalError> {
-    let path = options.data(TaskName::TriviaQa)?;
+    let task = TaskName::TriviaQa;
+    let path = options.data(task)?;
     let rows: Vec<QuestionRow> = datasets::rows(path)?;
-    choose(
-        options,
-        TaskName::TriviaQa,
-        path,
-        rows.len(),
-        |index, rng| {
-            let row = &rows[index];
-            let Some(page) = row.pages()?.choose(rng).cloned() else {
-                return Ok(None);
-            };
-            let prompt = format!("{page}\nQuestion: {}\nAnswer:", row.question);
-            // The data may contain a question twice.
-            let example = format!("{} row={index}", row.question_id);
-            short_answer(tokenizer, example, &prompt, &row.answer.aliases).map(Some)
-        },
-    )
+    choose(options, task, path, rows.len(), |index, rng| {
+        let row = &rows[index];
+        let Some(page) = row.pages()?.choose(rng).cloned() else {
+            return Ok(None);
+        };
+        let prompt = format!("{page}\nQuestion: {}\nAnswer:", row.question);
+        // The data may contain a question twice.
+        let example = format!("{} row={index}", row.question_id);
+        short_answer(tokenizer, example, &prompt, &row.answer.aliases).map(Some)
+    })
 }

@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::sheet::{self, Anchor, Area, text};
+use super::sheet::{self, Anchor, Area, Drawn, text};
 use super::{ChartError, Layout, Marker, Paint};
 
 /// A named value.
@@ -60,16 +60,14 @@ impl DotPlot {
         let low = values.iter().copied().fold(f64::INFINITY, f64::min);
         let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         // Equal values need an axis around them.
-        let room = if high > low {
-            0.06 * (high - low)
-        } else {
-            0.5 * high.abs().max(1e-3)
+        let room = match high > low {
+            true => 0.06 * (high - low),
+            false => 0.5 * high.abs().max(1e-3),
         };
         let top = if layout.is_titled() { 46 } else { 14 };
-        let row = if layout == Layout::Narrow {
-            NARROW_ROW
-        } else {
-            ROW
+        let row = match layout {
+            Layout::Narrow => NARROW_ROW,
+            Layout::File | Layout::Wide => ROW,
         };
         let size = (layout.width(), top + row * self.dots.len() as i32 + 62);
         sheet::draw(&self.title, size, |area| {
@@ -83,7 +81,7 @@ impl DotPlot {
         layout: Layout,
         (top, row): (i32, i32),
         (low, high): (f64, f64),
-    ) -> Result<(), Box<dyn std::error::Error>> {
+    ) -> Drawn {
         let narrow = layout == Layout::Narrow;
         let (left, right) = match narrow {
             true => (20, layout.width() - 110),
@@ -96,29 +94,14 @@ impl DotPlot {
         }
         for tick in ticks(low, high, if narrow { 3 } else { 6 }) {
             let at = x(tick);
-            area.draw(&PathElement::new(
-                [(at, top), (at, bottom)],
-                BLACK.mix(0.12),
-            ))?;
-            text(
-                area,
-                &(self.format)(tick),
-                (at, bottom + 12),
-                12,
-                Anchor::Middle,
-                BLACK,
-            )?;
+            let line = [(at, top), (at, bottom)];
+            area.draw(&PathElement::new(line, BLACK.mix(0.12)))?;
+            let (label, place) = ((self.format)(tick), (at, bottom + 12));
+            text(area, &label, place, 12, Anchor::Middle, BLACK)?;
         }
         area.draw(&PathElement::new([(left, bottom), (right, bottom)], BLACK))?;
-        let middle = (left + right) / 2;
-        text(
-            area,
-            &self.x_label,
-            (middle, bottom + 36),
-            13,
-            Anchor::Middle,
-            BLACK,
-        )?;
+        let below = ((left + right) / 2, bottom + 36);
+        text(area, &self.x_label, below, 13, Anchor::Middle, BLACK)?;
         if let Some(reference) = self.reference {
             let at = x(reference);
             for y in (top..bottom).step_by(9) {
@@ -153,14 +136,12 @@ impl DotPlot {
 fn ticks(low: f64, high: f64, most: usize) -> Vec<f64> {
     let rough = (high - low) / most as f64;
     let magnitude = 10_f64.powf(rough.log10().floor());
-    let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * magnitude);
-    let step = steps
-        .into_iter()
-        .find(|&step| step >= rough)
-        .unwrap_or(steps[3]);
-    let first = (low / step).ceil() as i64;
-    let last = (high / step).floor() as i64;
-    (first..=last).map(|n| n as f64 * step).collect()
+    let round = [1.0, 2.0, 5.0, 10.0].map(|factor| factor * magnitude);
+    let spacing = round.into_iter().find(|&spacing| spacing >= rough);
+    let spacing = spacing.unwrap_or(round[3]);
+    let first = (low / spacing).ceil() as i64;
+    let last = (high / spacing).floor() as i64;
+    (first..=last).map(|n| n as f64 * spacing).collect()
 }
 
 #[cfg(test)]
@@ -171,11 +152,8 @@ mod tests {
     fn ticks_are_round() {
         let near = |found: Vec<f64>, expected: &[f64]| {
             assert_eq!(found.len(), expected.len(), "{found:?}");
-            let pairs = found.iter().zip(expected);
-            assert!(
-                pairs.into_iter().all(|(a, b)| (a - b).abs() < 1e-12),
-                "{found:?}"
-            );
+            let mut pairs = found.iter().zip(expected);
+            assert!(pairs.all(|(a, b)| (a - b).abs() < 1e-12), "{found:?}");
         };
         near(ticks(0.0, 1.0, 6), &[0.0, 0.2, 0.4, 0.6, 0.8, 1.0]);
         near(ticks(0.93, 1.01, 3), &[0.95, 1.0]);

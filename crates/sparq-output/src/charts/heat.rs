@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::sheet::{self, Anchor, Area, text};
+use super::sheet::{self, Anchor, Area, Drawn, text};
 use super::{ChartError, Layout};
 
 /// A cell.
@@ -76,10 +76,8 @@ impl HeatMap {
     pub fn svg(&self, layout: Layout) -> Result<String, ChartError> {
         let (columns, rows) = (self.columns.len(), self.rows.len());
         if columns == 0 || rows == 0 {
-            return Err(ChartError::new(
-                &self.title,
-                "expected at least one row and column",
-            ));
+            let why = "expected at least one row and column";
+            return Err(ChartError::new(&self.title, why));
         }
         let outside = |cell: &&Cell| cell.column >= columns || cell.row >= rows;
         if let Some(cell) = self.cells.iter().find(outside) {
@@ -90,10 +88,8 @@ impl HeatMap {
             return Err(ChartError::new(&self.title, why));
         }
         if self.cells.iter().any(|cell| !cell.value.is_finite()) {
-            return Err(ChartError::new(
-                &self.title,
-                "expected finite values of cells",
-            ));
+            let why = "expected finite values of cells";
+            return Err(ChartError::new(&self.title, why));
         }
         let (left, top) = (64, if layout.is_titled() { 46 } else { 14 });
         let room = layout.width().min(640) - left - 14;
@@ -103,38 +99,25 @@ impl HeatMap {
             (left + wide * columns as i32 + 14).max(if layout.is_titled() { 420 } else { 0 }),
             top + ROW * rows as i32 + 92,
         );
-        sheet::draw(&self.title, size, |area| {
-            self.draw(area, layout, (left, top, wide))
-        })
+        let place = (left, top, wide);
+        sheet::draw(&self.title, size, |area| self.draw(area, layout, place))
     }
 
-    fn draw(
-        &self,
-        area: &Area<'_>,
-        layout: Layout,
-        (left, top, wide): (i32, i32, i32),
-    ) -> Result<(), Box<dyn std::error::Error>> {
+    fn draw(&self, area: &Area<'_>, layout: Layout, (left, top, wide): (i32, i32, i32)) -> Drawn {
         if layout.is_titled() {
             text(area, &self.title, (14, 22), 16, Anchor::Start, BLACK)?;
         }
-        let (right, bottom) = (
-            left + wide * self.columns.len() as i32,
-            top + ROW * self.rows.len() as i32,
-        );
+        let right = left + wide * self.columns.len() as i32;
+        let bottom = top + ROW * self.rows.len() as i32;
         for cell in &self.cells {
-            let (x, y) = (
-                left + wide * cell.column as i32,
-                top + ROW * cell.row as i32,
-            );
+            let x = left + wide * cell.column as i32;
+            let y = top + ROW * cell.row as i32;
             let color = ramp(cell.value);
-            area.draw(&Rectangle::new(
-                [(x + 1, y + 1), (x + wide - 1, y + ROW - 1)],
-                color.filled(),
-            ))?;
-            let ink = if lightness(color) > 0.45 {
-                ON_LIGHT
-            } else {
-                ON_DARK
+            let corners = [(x + 1, y + 1), (x + wide - 1, y + ROW - 1)];
+            area.draw(&Rectangle::new(corners, color.filled()))?;
+            let ink = match lightness(color) > 0.45 {
+                true => ON_LIGHT,
+                false => ON_DARK,
             };
             let middle = (x + wide / 2, y + ROW / 2);
             text(area, &cell.label, middle, 12, Anchor::Middle, ink)?;
@@ -150,15 +133,8 @@ impl HeatMap {
             let x = left + wide * index as i32 + wide / 2;
             text(area, column, (x, bottom + 12), 12, Anchor::Middle, BLACK)?;
         }
-        let middle = (left + right) / 2;
-        text(
-            area,
-            &self.x_label,
-            (middle, bottom + 32),
-            13,
-            Anchor::Middle,
-            BLACK,
-        )?;
+        let below = ((left + right) / 2, bottom + 32);
+        text(area, &self.x_label, below, 13, Anchor::Middle, BLACK)?;
         let label = ("sans-serif", 13)
             .into_font()
             .transform(FontTransform::Rotate270)
@@ -170,30 +146,18 @@ impl HeatMap {
     }
 
     /// Draws the scale of colours.
-    fn draw_scale(
-        &self,
-        area: &Area<'_>,
-        (left, top): (i32, i32),
-    ) -> Result<(), Box<dyn std::error::Error>> {
-        const STEPS: i32 = 40;
-        const STEP: i32 = 4;
-        for step in 0..STEPS {
-            let x = left + step * STEP;
-            let color = ramp(f64::from(step) / f64::from(STEPS - 1));
-            area.draw(&Rectangle::new(
-                [(x, top), (x + STEP, top + 10)],
-                color.filled(),
-            ))?;
+    fn draw_scale(&self, area: &Area<'_>, (left, top): (i32, i32)) -> Drawn {
+        const SHADES: i32 = 40;
+        const WIDTH: i32 = 4;
+        for shade in 0..SHADES {
+            let x = left + shade * WIDTH;
+            let color = ramp(f64::from(shade) / f64::from(SHADES - 1));
+            let corners = [(x, top), (x + WIDTH, top + 10)];
+            area.draw(&Rectangle::new(corners, color.filled()))?;
         }
         text(area, "0", (left, top + 20), 12, Anchor::Middle, BLACK)?;
-        text(
-            area,
-            "1",
-            (left + STEPS * STEP, top + 20),
-            12,
-            Anchor::Middle,
-            BLACK,
-        )
+        let end = (left + SHADES * WIDTH, top + 20);
+        text(area, "1", end, 12, Anchor::Middle, BLACK)
     }
 }
 
@@ -218,9 +182,8 @@ mod tests {
 
     #[test]
     fn larger_values_are_lighter() {
-        let light: Vec<f64> = (0..=20)
-            .map(|n| lightness(ramp(f64::from(n) / 20.0)))
-            .collect();
+        let light = (0..=20).map(|n| lightness(ramp(f64::from(n) / 20.0)));
+        let light: Vec<f64> = light.collect();
         assert!(light.windows(2).all(|pair| pair[0] < pair[1]), "{light:?}");
         assert_eq!(ramp(-1.0), ramp(0.0));
         assert_eq!(ramp(2.0), ramp(1.0));

@@ -5,7 +5,7 @@ use std::ops::Range;
 use plotters::coord::ranged1d::{AsRangedCoord, Ranged, ValueFormatter};
 use plotters::prelude::*;
 
-use super::sheet::{self, Area, LEGEND, Sample, legend_entry, legend_lines};
+use super::sheet::{self, Area, Drawn, LEGEND, Sample, legend_entry, legend_lines};
 use super::{ChartError, Layout, Marker, Paint};
 
 /// A line of a chart.
@@ -141,12 +141,11 @@ impl Chart {
         if points().any(|(x, y)| !(x.is_finite() && y.is_finite())) {
             return Err(ChartError::new(&self.title, "expected finite points"));
         }
-        let largest = points()
-            .map(|point| point.1)
-            .fold(f64::MIN_POSITIVE, f64::max);
+        let heights = points().map(|point| point.1);
+        let largest = heights.clone().fold(f64::MIN_POSITIVE, f64::max);
         match self.y_scale {
             Scale::Log => {
-                let least = points().map(|point| point.1).fold(largest, f64::min);
+                let least = heights.fold(largest, f64::min);
                 self.draw(layout, ((least / 1.3)..(largest * 1.3)).log_scale())
             }
             Scale::FromZero => self.draw(layout, 0.0..(largest * 1.15)),
@@ -159,11 +158,8 @@ impl Chart {
         Y: AsRangedCoord<Value = f64>,
         Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
     {
-        let mut x: Vec<f64> = self
-            .series
-            .iter()
-            .flat_map(|series| series.points.iter().map(|point| point.0))
-            .collect();
+        let points = self.series.iter().flat_map(|series| &series.points);
+        let mut x: Vec<f64> = points.map(|point| point.0).collect();
         x.sort_by(f64::total_cmp);
         x.dedup();
         let (&first, &last) = x.first().zip(x.last()).ok_or_else(|| {
@@ -183,7 +179,7 @@ impl Chart {
         range: Range<f64>,
         ticks: Vec<f64>,
         y: Y,
-    ) -> Result<(), Box<dyn std::error::Error>>
+    ) -> Drawn
     where
         Y: AsRangedCoord<Value = f64>,
         Y::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -238,10 +234,9 @@ impl Chart {
                 continue;
             }
             // Markers with corners are larger, to keep the corners visible.
-            let radius = if series.marker == Marker::Circle {
-                3
-            } else {
-                4
+            let radius = match series.marker {
+                Marker::Circle => 3,
+                _ => 4,
             };
             for point in points {
                 let place = chart.backend_coord(&point);

@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::sheet::Area;
+use super::sheet::{Area, Drawn};
 
 /// The colour of text, axes and black lines in the SVG.
 pub const INK: &str = "#000000";
@@ -132,7 +132,7 @@ impl Marker {
         (x, y): (i32, i32),
         radius: i32,
         color: RGBColor,
-    ) -> Result<(), Box<dyn std::error::Error>> {
+    ) -> Drawn {
         if self == Marker::Circle {
             area.draw(&Circle::new((x, y), radius, color.filled()))?;
             return Ok(());

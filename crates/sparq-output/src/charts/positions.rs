@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::sheet::{self, Anchor, Area, text};
+use super::sheet::{self, Anchor, Area, Drawn, text};
 use super::{ChartError, Layout, Paint};
 
 /// The positions that a method selects.
@@ -51,10 +51,8 @@ impl PositionPlot {
         }
         let positions = || self.rows.iter().flat_map(|row| &row.positions);
         if let Some(beyond) = positions().find(|&&at| at >= self.mass.len()) {
-            let why = format!(
-                "expected positions below {}, found {beyond}",
-                self.mass.len()
-            );
+            let count = self.mass.len();
+            let why = format!("expected positions below {count}, found {beyond}");
             return Err(ChartError::new(&self.title, why));
         }
         let top = if layout.is_titled() { 60 } else { 26 };
@@ -115,8 +113,6 @@ impl PositionPlot {
         Ok(())
     }
 }
-
-type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 impl Row {
     /// Draws the label and the positions below the line `y`.
@@ -218,22 +214,14 @@ mod tests {
             mass: vec![1e-4; 10_000],
             ..plot((0..10_000).collect())
         };
-        assert_eq!(
-            many.svg(Layout::Wide)
-                .unwrap()
-                .matches(&Paint::Blue.hex())
-                .count(),
-            1
-        );
+        let svg = many.svg(Layout::Wide).unwrap();
+        assert_eq!(svg.matches(&Paint::Blue.hex()).count(), 1);
     }
 
     #[test]
     fn positions_outside_are_refused() {
-        let error = plot(vec![3]).svg(Layout::File).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "attention: expected positions below 3, found 3"
-        );
+        let error = plot(vec![3]).svg(Layout::File).unwrap_err().to_string();
+        assert_eq!(error, "attention: expected positions below 3, found 3");
     }
 
     #[test]

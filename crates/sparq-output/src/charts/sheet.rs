@@ -59,21 +59,25 @@ impl Layout {
 /// A drawing area.
 pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
+/// The result of drawing. plotters has a separate error for every backend.
+pub(crate) type Drawn<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
 /// Draws a picture of this size.
 pub(crate) fn draw(
     title: &str,
     size: (i32, i32),
-    draw: impl FnOnce(&Area<'_>) -> Result<(), Box<dyn std::error::Error>>,
+    draw: impl FnOnce(&Area<'_>) -> Drawn,
 ) -> Result<String, ChartError> {
     let mut svg = String::new();
     {
-        let area =
-            SVGBackend::with_string(&mut svg, (size.0 as u32, size.1 as u32)).into_drawing_area();
-        area.fill(&WHITE)
-            .map_err(|error| ChartError::new(title, error))?;
-        draw(&area).map_err(|error| ChartError::new(title, error))?;
-        area.present()
-            .map_err(|error| ChartError::new(title, error))?;
+        let backend = SVGBackend::with_string(&mut svg, (size.0 as u32, size.1 as u32));
+        let area = backend.into_drawing_area();
+        let drawn = || {
+            area.fill(&WHITE)?;
+            draw(&area)?;
+            Ok(area.present()?)
+        };
+        drawn().map_err(|error: Box<dyn std::error::Error>| ChartError::new(title, error))?;
     }
     // A text file ends with a line break.
     if !svg.ends_with('\n') {
@@ -101,7 +105,7 @@ pub(crate) fn text(
     size: i32,
     anchor: Anchor,
     color: RGBColor,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Drawn {
     let horizontal = match anchor {
         Anchor::Start => HPos::Left,
         Anchor::Middle => HPos::Center,
@@ -159,7 +163,7 @@ pub(crate) fn legend_entry(
     line: usize,
     label: &str,
     sample: Sample,
-) -> Result<usize, Box<dyn std::error::Error>> {
+) -> Drawn<usize> {
     let (left, top) = layout.legend(lines);
     let y = top + LINE * line as i32;
     let style = sample.color.stroke_width(sample.width);

@@ -108,14 +108,9 @@ pub fn run(
     out: Output,
 ) -> Result<Measured> {
     let model = loaded.model.as_ref();
-    if let Some(&token) = text
-        .iter()
-        .find(|&&token| token as usize >= model.vocab_size())
-    {
-        bail!(
-            "--calibrate: expected tokens below {} (the model's vocabulary), found {token}",
-            model.vocab_size()
-        );
+    let vocab = model.vocab_size();
+    if let Some(token) = text.iter().find(|&&token| token as usize >= vocab) {
+        bail!("--calibrate: expected tokens below {vocab} (the model's vocabulary), found {token}");
     }
     let length = text.len();
     let configs = grid(base, fixed, loaded.description.head_dim, length);
@@ -200,20 +195,15 @@ fn grid(
 
 impl Row {
     fn new(kept: KeptMass, share: impl Fn(&SparqConfig) -> f64) -> Self {
-        let SparqConfig {
-            rank,
-            top_k,
-            local_window,
-            ..
-        } = kept.config;
+        let config = kept.config;
         Self {
-            rank,
-            top_k,
-            local_window,
+            rank: config.rank,
+            top_k: config.top_k,
+            local_window: config.local_window,
             kept: kept.mean(),
             worst_head: kept.worst(),
-            share_of_dense: share(&kept.config),
-            config: kept.config,
+            share_of_dense: share(&config),
+            config,
             layers: kept.layers,
         }
     }
@@ -240,9 +230,6 @@ impl Measured {
     }
 
     /// Prints the tables.
-    ///
-    /// # Errors
-    /// If standard output cannot be written.
     pub fn print(&self, out: Output) -> Result<()> {
         let percent = |share: f64| format!("{:.1}%", 100.0 * share);
         out.line(&format!(
@@ -251,6 +238,7 @@ impl Measured {
             self.steps, self.tokens
         ))?;
         let mut table = Table::new(["rank r", "top-k k", "kept", "worst head", "reads", ""]);
+        let marks = ["", "chosen"];
         for (index, row) in self.grid.iter().enumerate() {
             table.row([
                 row.rank.to_string(),
@@ -258,11 +246,7 @@ impl Measured {
                 percent(row.kept),
                 percent(row.worst_head),
                 percent(row.share_of_dense),
-                if index == self.chosen {
-                    "chosen".into()
-                } else {
-                    String::new()
-                },
+                marks[usize::from(index == self.chosen)].to_owned(),
             ]);
         }
         out.text(&table.text())?;

@@ -225,9 +225,17 @@ impl ConvertArgs {
                 "--to safetensors: expected no settings of SparQ, which a checkpoint cannot store, found some"
             );
         }
-        let in_blocks = self.dtype.is_some_and(StoredType::is_quantized);
-        if self.to == Format::Safetensors && in_blocks {
-            bail!("--dtype: expected f32, f16 or bf16 with --to safetensors, found q8 or q4");
+        let (in_blocks, plain): (Vec<_>, Vec<_>) =
+            StoredType::written().partition(|(_, dtype)| dtype.is_quantized());
+        let in_blocks = in_blocks
+            .iter()
+            .find(|(_, dtype)| self.dtype == Some(*dtype));
+        if let (Format::Safetensors, Some((found, _))) = (self.to, in_blocks) {
+            let names: Vec<&str> = plain.into_iter().map(|(name, _)| name).collect();
+            bail!(
+                "--dtype: expected one of {} with --to safetensors, found {found}",
+                names.join(", ")
+            );
         }
         if self.context.is_some()
             && self.compression.is_none()

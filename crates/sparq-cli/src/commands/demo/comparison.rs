@@ -24,7 +24,8 @@ pub struct Tally {
     bytes: f64,
     /// The bytes that dense attention moves in the same steps.
     dense_bytes: f64,
-    steps: usize,
+    /// The number of decode steps.
+    pub steps: usize,
     time: Duration,
 }
 
@@ -59,11 +60,6 @@ impl Tally {
     pub fn tokens_per_second(&self) -> f64 {
         self.steps as f64 / self.time.as_secs_f64().max(1e-9)
     }
-
-    /// Returns the number of decode steps.
-    pub fn steps(&self) -> usize {
-        self.steps
-    }
 }
 
 /// A text in the cache of a model.
@@ -81,9 +77,6 @@ impl<'a> Comparison<'a> {
     ///
     /// The cache holds the sketch of `sketched` and serves every method. It is truncated between
     /// answers instead of copied.
-    ///
-    /// # Errors
-    /// If the model cannot read the tokens.
     pub fn new(
         model: &'a dyn CausalLm,
         shape: CacheShape,
@@ -119,9 +112,6 @@ impl<'a> Comparison<'a> {
 
     /// Reads a question after the text with dense attention, except its last token. Every
     /// [`Comparison::answer`] begins there.
-    ///
-    /// # Errors
-    /// If the model cannot read the tokens.
     pub fn ask(&mut self, question: &[u32]) -> Result<()> {
         let Some((_, before)) = question.split_last() else {
             bail!("question: expected at least one token, found none")
@@ -133,9 +123,6 @@ impl<'a> Comparison<'a> {
 
     /// Decodes the answer to the last question asked, from the question's last token on, with the
     /// method of the tally. Leaves the cache unchanged.
-    ///
-    /// # Errors
-    /// If the model cannot decode.
     pub fn answer(
         &mut self,
         question: &[u32],
@@ -153,11 +140,9 @@ impl<'a> Comparison<'a> {
             token = steps::greedy_step(self.model, &mut self.cache, token, &tally.method)?;
             tally.time += begin.elapsed();
             tally.steps += 1;
-            tally.bytes += tally
-                .method
-                .transfers(&self.shape, self.cache.len())
-                .bytes();
-            tally.dense_bytes += Transfers::dense(&self.shape, self.cache.len()).bytes();
+            let len = self.cache.len();
+            tally.bytes += tally.method.transfers(&self.shape, len).bytes();
+            tally.dense_bytes += Transfers::dense(&self.shape, len).bytes();
             // A token of this model is a byte. Other than printable characters would break the
             // columns.
             let byte = u8::try_from(token).unwrap_or(b'?');

@@ -98,9 +98,6 @@ struct Answer {
 }
 
 /// Runs the demo.
-///
-/// # Errors
-/// If the settings do not fit the model or the text.
 pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     if args.needles > MAX_NEEDLES {
         bail!(
@@ -231,7 +228,7 @@ impl MethodReport {
             questions: needles.len(),
             cache_bytes_per_token: tally.bytes_per_token(),
             share_of_dense: tally.share_of_dense(),
-            decoded_tokens: tally.steps(),
+            decoded_tokens: tally.steps,
             decode_tokens_per_second: tally.tokens_per_second(),
             answers,
         }
@@ -271,16 +268,11 @@ fn print(document: &Document, out: Output) -> Result<()> {
         numbers::binary_bytes(memory.sketch as f64),
         100.0 * memory.sketch as f64 / plain.max(1) as f64,
     ))?;
-    for method in document
-        .methods
-        .iter()
-        .filter(|method| method.right < method.questions)
-    {
-        out.line(&format!(
-            "{} gave {} wrong answers",
-            method.method,
-            method.questions - method.right
-        ))?;
+    for method in &document.methods {
+        let wrong = method.questions - method.right;
+        if wrong > 0 {
+            out.line(&format!("{} gave {wrong} wrong answers", method.method))?;
+        }
     }
     Ok(())
 }

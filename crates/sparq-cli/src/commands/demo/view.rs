@@ -21,14 +21,9 @@ pub struct AnswerLine<'a> {
 
 impl<'a> AnswerLine<'a> {
     /// Prints the headings.
-    ///
-    /// # Errors
-    /// If standard output cannot be written.
     pub fn header(out: Output, methods: &[&str]) -> Result<()> {
-        let columns: Vec<String> = methods
-            .iter()
-            .map(|method| format!("{method:<ANSWER_WIDTH$}"))
-            .collect();
+        let columns = methods.iter().map(|name| format!("{name:<ANSWER_WIDTH$}"));
+        let columns: Vec<String> = columns.collect();
         out.line(format!("{:NAME_WIDTH$} {:<8} {}", "", "code", columns.join(" ")).trim_end())
     }
 
@@ -43,9 +38,6 @@ impl<'a> AnswerLine<'a> {
     }
 
     /// Adds text to the current column. A terminal shows it at once.
-    ///
-    /// # Errors
-    /// If standard output cannot be written.
     pub fn push(&mut self, text: &str) -> Result<()> {
         self.current.push_str(text);
         self.redraw()
@@ -56,10 +48,9 @@ impl<'a> AnswerLine<'a> {
         let answer = self.current.trim().to_owned();
         let shown_mark = self.out.mark(mark);
         // Escape codes of colours take no space on a terminal.
-        let mark_width = if self.out.is_terminal() {
-            1
-        } else {
-            shown_mark.len()
+        let mark_width = match self.out.is_terminal() {
+            true => 1,
+            false => shown_mark.len(),
         };
         let gap = ANSWER_WIDTH.saturating_sub(answer.chars().count() + 1 + mark_width);
         self.done
@@ -68,9 +59,6 @@ impl<'a> AnswerLine<'a> {
     }
 
     /// Ends the line.
-    ///
-    /// # Errors
-    /// If standard output cannot be written.
     pub fn finish(mut self) -> Result<()> {
         self.current.clear();
         if self.out.is_terminal() {
@@ -90,10 +78,9 @@ impl<'a> AnswerLine<'a> {
     }
 
     fn redraw(&self) -> Result<()> {
-        if self.out.is_terminal() {
-            self.out.text(&format!("\r{}", self.line()))
-        } else {
-            Ok(())
+        match self.out.is_terminal() {
+            true => self.out.text(&format!("\r{}", self.line())),
+            false => Ok(()),
         }
     }
 }

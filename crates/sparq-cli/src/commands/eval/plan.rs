@@ -15,9 +15,6 @@ pub struct Plan {
 
 impl Plan {
     /// Makes the examples.
-    ///
-    /// # Errors
-    /// If the options do not fit a task.
     pub fn new(
         names: &[TaskName],
         options: &TaskOptions,

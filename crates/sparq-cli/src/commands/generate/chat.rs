@@ -10,9 +10,6 @@ use crate::exit::Outcome;
 
 /// Reads one message per line and answers each, until the input ends. Ctrl-C ends an answer, not
 /// the conversation.
-///
-/// # Errors
-/// If the model fails or the input cannot be read.
 pub(super) fn talk(
     writer: &mut Writer<'_>,
     template: &ChatTemplate,

@@ -79,9 +79,6 @@ struct Writer<'a> {
 }
 
 /// Generates text.
-///
-/// # Errors
-/// If the model, the prompt or a setting cannot be used.
 pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     if out.is_json() && matches!(args.chat, Some(None)) {
         bail!(

@@ -34,9 +34,6 @@ pub struct SamplingArgs {
 
 impl SamplingArgs {
     /// Returns the options of a generation.
-    ///
-    /// # Errors
-    /// If a setting is out of range.
     pub fn options(&self, method: Method) -> Result<GenerateOptions> {
         let sampling = SamplingConfig {
             temperature: self.temperature,

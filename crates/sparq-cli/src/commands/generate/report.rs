@@ -9,12 +9,12 @@ use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfi
 use sparq_output::numbers;
 
 use crate::args::dtype_name;
-use crate::model::{Description, element_bytes};
+use crate::model::{Description, ModelSource, element_bytes};
 
 /// The JSON document of `generate`.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    model: String,
+    model: ModelSource,
     device: String,
     dtype: &'static str,
     attention: Method,

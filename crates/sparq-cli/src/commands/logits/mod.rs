@@ -57,7 +57,7 @@ pub struct LogitsArgs {
 
 #[derive(Serialize)]
 struct Document {
-    model: String,
+    model: ModelSource,
     device: String,
     dtype: &'static str,
     #[serde(flatten)]

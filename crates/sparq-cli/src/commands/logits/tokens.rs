@@ -42,17 +42,14 @@ impl Tokens {
             );
         }
         let valid = |(index, &id): (usize, &i64)| {
-            u32::try_from(id)
-                .ok()
-                .filter(|&id| (id as usize) < vocab_size)
-                .with_context(|| {
-                    format!(
-                        "{origin}: {KEY}[{}, {}]: expected a token ID of 0 to {}, found {id}",
-                        index / len,
-                        index % len,
-                        vocab_size - 1
-                    )
-                })
+            let known = u32::try_from(id).ok();
+            let known = known.filter(|&id| (id as usize) < vocab_size);
+            let (sequence, at, last) = (index / len, index % len, vocab_size - 1);
+            known.with_context(|| {
+                format!(
+                    "{origin}: {KEY}[{sequence}, {at}]: expected a token ID of 0 to {last}, found {id}"
+                )
+            })
         };
         Ok(Self {
             batch,
@@ -88,13 +85,9 @@ fn from_file(path: &Path) -> Result<([usize; 2], Vec<i64>)> {
         std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
     let file = SafeTensors::deserialize(&bytes)
         .with_context(|| format!("{}: expected a safetensors file", path.display()))?;
-    let found = || file.names().into_iter().collect::<Vec<&str>>().join(", ");
     let tensor = file.tensor(KEY).map_err(|_| {
-        anyhow::anyhow!(
-            "{}: expected a tensor {KEY}, found {}",
-            path.display(),
-            found()
-        )
+        let found = file.names().join(", ");
+        anyhow::anyhow!("{}: expected a tensor {KEY}, found {found}", path.display())
     })?;
     let &[batch, len] = tensor.shape() else {
         bail!(
@@ -115,21 +108,11 @@ fn from_file(path: &Path) -> Result<([usize; 2], Vec<i64>)> {
 
 fn integers(tensor: &TensorView<'_>) -> Option<Vec<i64>> {
     let data = tensor.data();
+    let wide = |bytes: &[u8; 8]| i64::from_le_bytes(*bytes);
+    let narrow = |bytes: &[u8; 4]| i64::from(i32::from_le_bytes(*bytes));
     match tensor.dtype() {
-        Dtype::I64 => Some(
-            data.as_chunks()
-                .0
-                .iter()
-                .map(|&bytes| i64::from_le_bytes(bytes))
-                .collect(),
-        ),
-        Dtype::I32 => Some(
-            data.as_chunks()
-                .0
-                .iter()
-                .map(|&bytes| i64::from(i32::from_le_bytes(bytes)))
-                .collect(),
-        ),
+        Dtype::I64 => Some(data.as_chunks().0.iter().map(wide).collect()),
+        Dtype::I32 => Some(data.as_chunks().0.iter().map(narrow).collect()),
         _ => None,
     }
 }
@@ -141,14 +124,8 @@ mod tests {
     #[test]
     fn list_is_one_sequence() {
         let tokens = Tokens::read("3, 1,2", 4).unwrap();
-        assert_eq!(
-            tokens,
-            Tokens {
-                batch: 1,
-                len: 3,
-                ids: vec![3, 1, 2]
-            }
-        );
+        assert_eq!((tokens.batch, tokens.len), (1, 3));
+        assert_eq!(tokens.columns(0..3), [3, 1, 2]);
         assert_eq!(tokens.columns(1..3), [1, 2]);
     }
 

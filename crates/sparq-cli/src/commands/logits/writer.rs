@@ -22,9 +22,6 @@ pub struct LogitsWriter<'a> {
 
 impl<'a> LogitsWriter<'a> {
     /// Creates the file.
-    ///
-    /// # Errors
-    /// If it cannot be written.
     pub fn create(path: &'a Path, shape: [usize; 3]) -> Result<Self> {
         let mut file = OutputFile::create(path)?;
         let bytes = shape.iter().product::<usize>() * size_of::<f32>();
@@ -83,9 +80,6 @@ impl<'a> LogitsWriter<'a> {
     }
 
     /// Gives the file its name.
-    ///
-    /// # Errors
-    /// If it cannot be written.
     pub fn finish(self) -> Result<()> {
         Ok(self.file.finish()?)
     }

@@ -6,10 +6,12 @@ use serde::Serialize;
 use sparq::Method;
 use sparq_plan::{Setup, StepTime};
 
+use crate::model::ModelSource;
+
 /// The JSON document.
 #[derive(Serialize)]
 pub struct Document {
-    pub model: String,
+    pub model: ModelSource,
     pub dtype: &'static str,
     pub setup: Setup,
     /// The error of the fit to the measurements of `--measure`.

@@ -54,7 +54,7 @@ pub fn run(args: &PlanArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         files => Some(quality::cheapest(files, args.keep, &setup, args, row)?),
     };
     let document = Document {
-        model: model.name,
+        model: model.source,
         dtype: crate::args::dtype_name(args.dtype),
         measured,
         context: args.context,
@@ -101,16 +101,12 @@ fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<(Option<&'stat
 
 /// Returns the method of a name, with its own settings or those for a budget.
 fn named(name: &str, budget: Option<f64>, context: usize, head_dim: usize) -> Result<Method> {
-    let method: Method = name.parse().with_context(|| format!("--method {name}"))?;
-    let method = match budget {
+    let method = name.parse::<Method>().and_then(|method| match budget {
         Some(budget) if method != Method::DENSE => method.at_budget(head_dim, context, budget),
         _ => Ok(method),
-    };
-    let method = method.with_context(|| format!("--method {name}"))?;
-    method
-        .validate(head_dim)
-        .with_context(|| format!("--method {name}"))?;
-    Ok(method)
+    });
+    let method = method.and_then(|method| method.validate(head_dim).map(|()| method));
+    method.with_context(|| format!("--method {name}"))
 }
 
 /// Returns SparQ with the given settings. If they do not choose the sketch or the group scores,

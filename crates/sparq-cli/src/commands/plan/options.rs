@@ -110,8 +110,8 @@ fn positive(text: &str) -> Result<f64, String> {
 
 /// The parts of a model that planning needs.
 pub struct Model {
-    /// The path or hub ID.
-    pub name: String,
+    /// The source.
+    pub source: ModelSource,
     /// The sizes.
     pub shape: ModelShape,
     /// The settings of SparQ stored with a converted model.
@@ -129,7 +129,10 @@ impl PlanArgs {
                 .with_context(|| format!("{}: expected JSON", path.display()))?;
             let config = DecoderConfig::from_json(&value, path)?;
             return Ok(Model {
-                name: named(),
+                source: ModelSource::Folder {
+                    path: path.to_owned(),
+                    name: named(),
+                },
                 shape: ModelShape::of(&config),
                 attention: None,
             });
@@ -138,9 +141,9 @@ impl PlanArgs {
         let checkpoint = source.checkpoint()?;
         let config = DecoderConfig::from_checkpoint(&checkpoint)?;
         Ok(Model {
-            name: source.to_string(),
             shape: ModelShape::of(&config),
             attention: checkpoint.attention(),
+            source,
         })
     }
 

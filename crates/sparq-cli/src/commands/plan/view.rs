@@ -95,7 +95,7 @@ fn head(document: &Document, out: Output) -> Result<()> {
         n => format!("{n} x "),
     };
     let mut lines = vec![
-        ("model", document.model.clone()),
+        ("model", document.model.to_string()),
         (
             "weights",
             format!(

@@ -433,16 +433,27 @@ fn select_candidates(
     if comptime!(plan.k > window) {
         if comptime!(plan.vectors > 0) {
             let selection = select_top_k(&scores, top, counts, plan.top_k);
-            write_selected(
-                &selection,
-                &scores,
-                &own.positions,
-                top,
-                log_sum,
-                &mut selected.positions,
-                &mut sum,
-                plan,
-            );
+            // The selected candidates of this unit go behind the local window: their positions if the
+            // unit holds them, and otherwise their numbers.
+            let mut slot = window + selection.first as usize;
+            #[unroll]
+            for v in 0..comptime!(plan.vectors) {
+                #[unroll]
+                for e in 0..4usize {
+                    let i = comptime!(v * 4 + e);
+                    if selection.contains(i) {
+                        selected.positions[slot] = if comptime!(plan.holds_positions()) {
+                            own.positions[i]
+                        } else {
+                            ((v * units + unit) * 4 + e) as u32
+                        };
+                        slot += 1;
+                        if comptime!(plan.alpha == Alpha::Candidates) {
+                            sum += ((scores[i] - top) - log_sum).exp();
+                        }
+                    }
+                }
+            }
             if comptime!(!plan.holds_positions()) {
                 sync_cube();
             }
@@ -500,43 +511,6 @@ fn mask_unused(scores: &mut Array<f32>, count: usize, #[comptime] plan: SelectAt
         for e in 0..4usize {
             let i = comptime!(v * 4 + e);
             scores[i] = select(known, scores[i], no_score());
-        }
-    }
-}
-
-/// Writes the selected candidates of this unit behind the local window: their positions if the unit
-/// holds them, and otherwise their numbers. For [`Alpha::Candidates`], adds their approximate scores
-/// to `sum`.
-#[cube]
-#[allow(clippy::too_many_arguments)]
-fn write_selected(
-    selection: &Selection,
-    scores: &Array<f32>,
-    positions: &Array<u32>,
-    top: f32,
-    log_sum: f32,
-    selected: &mut Shared<[u32]>,
-    sum: &mut f32,
-    #[comptime] plan: SelectAttendBlueprint,
-) {
-    let units = comptime!(plan.attend.units as usize);
-    let mut slot = comptime!(plan.window) + selection.first as usize;
-    #[unroll]
-    for v in 0..comptime!(plan.vectors) {
-        #[unroll]
-        for e in 0..4usize {
-            let i = comptime!(v * 4 + e);
-            if selection.contains(i) {
-                selected[slot] = if comptime!(plan.holds_positions()) {
-                    positions[i]
-                } else {
-                    ((v * units + UNIT_POS as usize) * 4 + e) as u32
-                };
-                slot += 1;
-                if comptime!(plan.alpha == Alpha::Candidates) {
-                    *sum += ((scores[i] - top) - log_sum).exp();
-                }
-            }
         }
     }
 }

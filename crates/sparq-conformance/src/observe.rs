@@ -28,8 +28,8 @@ pub(crate) struct Observed {
     pub(crate) outputs: Vec<Array<f32>>,
 }
 
-/// Runs a case on a device, with queries, keys and values in `dtype`. Errors are those of the device
-/// or the library, or describe malformed results.
+/// Runs a case on a device, with queries, keys and values in `dtype`. Errors are those of the
+/// device or the library, or describe malformed results.
 pub(crate) fn observe(case: &Case, device: &Device, dtype: FloatDType) -> Result<Observed, String> {
     let problem = &case.problem;
     let mut cache = fill(case, device, dtype).map_err(|error| error.to_string())?;

@@ -102,7 +102,8 @@ impl ModelName {
         (columns * config.hidden_size * dtype.bytes()) as f64
     }
 
-    /// The sizes that determine the cost of a step. The weights are those of matrices, without norms.
+    /// The sizes that determine the cost of a step. The weights are those of matrices, without
+    /// norms.
     pub fn plan(self) -> ModelShape {
         let config = self.config();
         let read_parameters = (self.weight_bytes(CacheType::F16) / 2.0) as usize;

@@ -315,8 +315,8 @@ impl Plan {
     }
 }
 
-/// Returns whether a tensor is the matrix of a linear layer, which is read transposed. A wrong guess
-/// only costs a transposition when the model is loaded.
+/// Returns whether a tensor is the matrix of a linear layer, which is read transposed. A wrong
+/// guess only costs a transposition when the model is loaded.
 fn is_linear(name: &str, shape: &[usize]) -> bool {
     shape.len() == 2 && name.ends_with(".weight") && !name.contains("embed")
 }

@@ -15,7 +15,8 @@ use crate::sketch;
 /// Appends keys and values [B, H_kv, T, d], the first `counts[b]` of them to sequence b.
 ///
 /// See [`SparqBackend::append`](crate::ops::SparqBackend::append). Writes in place if the buffers
-/// are not shared. Advances the spans on the device by `counts`. The sum of V takes no left padding.
+/// are not shared. Advances the spans on the device by `counts`. The sum of V takes no left
+/// padding.
 ///
 /// # Panics
 /// If the buffers have no room.

@@ -14,7 +14,7 @@ use crate::backends::cube::parts::reduce::{
     cube_sum, max_in_plane, plane_dim, plane_lane, sum_in_plane,
 };
 use crate::backends::cube::parts::score::{LARGEST_SCORE, element_of, finite, no_score};
-use crate::backends::cube::parts::topk::{Selection, TopKBlueprint, empty_counts, select_top_k};
+use crate::backends::cube::parts::topk::{TopKBlueprint, empty_counts, select_top_k};
 use crate::backends::cube::parts::topk_memory::{MemoryTopKBlueprint, select_top_k_in_memory};
 
 use super::score_tiles::{Candidates, TILE_STATS};
@@ -433,8 +433,8 @@ fn select_candidates(
     if comptime!(plan.k > window) {
         if comptime!(plan.vectors > 0) {
             let selection = select_top_k(&scores, top, counts, plan.top_k);
-            // The selected candidates of this unit go behind the local window: their positions if the
-            // unit holds them, and otherwise their numbers.
+            // The selected candidates of this unit go behind the local window: their positions if
+            // the unit holds them, and otherwise their numbers.
             let mut slot = window + selection.first as usize;
             #[unroll]
             for v in 0..comptime!(plan.vectors) {

@@ -34,8 +34,8 @@ pub(crate) struct BatchHead {
     pub end: usize,
 }
 
-/// Reads the span of batch head `index`; [`CacheTensors`](crate::ops::CacheTensors) has the layout of
-/// `spans`.
+/// Reads the span of batch head `index`; [`CacheTensors`](crate::ops::CacheTensors) has the layout
+/// of `spans`.
 #[cube]
 pub(crate) fn locate(spans: &[u32], index: usize, shape: &BatchShape) -> BatchHead {
     let sequence = index / shape.kv_heads as usize;

@@ -32,7 +32,7 @@ pub struct Case {
     pub problem: Problem,
     /// The settings of the step. As in the paper, k and l count the current token.
     pub config: SparqConfig,
-    /// Positions of left padding in each sequence, [B].
+    /// Positions of left padding in each sequence, `[B]`.
     pub left_padding: Vec<usize>,
     /// The inputs.
     pub inputs: Inputs,

@@ -82,7 +82,7 @@ pub fn read(
     })
 }
 
-/// Decodes one token with the method and returns the next token's logits, [vocab].
+/// Decodes one token with the method and returns the next token's logits, `[vocab]`.
 ///
 /// # Errors
 /// If the model refuses the token or the device fails.

@@ -33,7 +33,7 @@ impl Kept {
         }
     }
 
-    /// Applies [`check`] to the output, if there is one.
+    /// Applies `check` to the output, if there is one.
     ///
     /// # Errors
     /// If the device did not compute the output.

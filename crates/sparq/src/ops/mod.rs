@@ -4,6 +4,8 @@
 //! [`SparqBackend`] extends burn's backend trait with native implementations. The
 //! [reference](mod@reference) is the implementation of every other case.
 
+// burn deprecates `NdArray`, which the extension names.
+#[cfg_attr(feature = "ndarray", allow(deprecated))]
 mod backend;
 pub(crate) mod fallback;
 pub(crate) mod primitive;

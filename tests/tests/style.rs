@@ -115,7 +115,11 @@ fn functions(text: &str) -> Vec<(usize, String, usize)> {
         let signature = rest.iter().position(|line| line.ends_with(['{', ';', '}']));
         if signature.is_some_and(|end| rest[end].ends_with('{')) {
             let end = rest.iter().position(|line| *line == close);
-            found.push((first + 1, name.to_owned(), end.map_or(usize::MAX, |end| end + 1)));
+            found.push((
+                first + 1,
+                name.to_owned(),
+                end.map_or(usize::MAX, |end| end + 1),
+            ));
         }
     }
     found

@@ -3,5 +3,10 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // SAFETY: no other thread runs yet.
+    #[cfg(feature = "kernel-cache")]
+    unsafe {
+        sparq_device::kernel_cache::enable();
+    }
     sparq_benches::cli::main(None)
 }

@@ -7,8 +7,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use sparq_device::DeviceChoice;
 
 use crate::commands::{
-    attention, check, completions, convert, demo, eval, generate, inspect, logits, plan, report,
+    attention, cache, check, completions, convert, demo, eval, generate, inspect, logits, plan,
+    report,
 };
+use crate::compiling;
 use crate::exit::{self, Outcome};
 use crate::output::Output;
 
@@ -86,6 +88,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Compare a device with the reference cases of SparQ attention
     Check(check::CheckArgs),
+    /// Show or delete the compiled kernels and tuning results that are kept on disk
+    Cache(cache::CacheArgs),
     /// Print a script that completes the arguments of this program in a shell
     Completions(completions::CompletionsArgs),
 }
@@ -107,6 +111,9 @@ impl Cli {
     /// Runs the command.
     pub fn run(&self, out: Output) -> Result<Outcome> {
         let device = &self.global.device;
+        if device.is_gpu() {
+            compiling::report();
+        }
         match &self.command {
             None => Ok(Outcome::Done),
             Some(Command::Demo(args)) => demo::run(args, device, out),
@@ -119,6 +126,7 @@ impl Cli {
             Some(Command::Report(args)) => report::run(args, out),
             Some(Command::Attention(args)) => attention::run(args, device, out),
             Some(Command::Check(args)) => check::run(args, device, out),
+            Some(Command::Cache(args)) => cache::run(args, out),
             Some(Command::Completions(args)) => completions::run(args, Self::command(), out),
         }
     }

@@ -9,6 +9,7 @@
 mod args;
 mod cli;
 mod commands;
+mod compiling;
 mod exit;
 mod interrupt;
 mod method;
@@ -27,6 +28,12 @@ use cli::Cli;
 use output::Output;
 
 fn main() -> ExitCode {
+    // Before the arguments, since parsing --device opens the device.
+    // SAFETY: no other thread runs yet.
+    #[cfg(feature = "kernel-cache")]
+    unsafe {
+        sparq_device::kernel_cache::enable();
+    }
     let cli = match Cli::from_arguments(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => {

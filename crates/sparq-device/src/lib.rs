@@ -4,6 +4,7 @@
 
 #[cfg(any(feature = "vulkan", feature = "wgpu", feature = "metal"))]
 mod graphics;
+pub mod kernel_cache;
 
 use std::fmt;
 use std::str::FromStr;

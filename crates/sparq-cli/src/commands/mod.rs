@@ -1,6 +1,7 @@
 //! The commands: one file or folder each, with its arguments, its `run` and its JSON document.
 
 pub mod attention;
+pub mod cache;
 pub mod check;
 pub mod completions;
 pub mod convert;

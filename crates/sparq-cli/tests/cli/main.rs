@@ -12,6 +12,8 @@ mod errors;
 /// Help texts, completions and closed pipes.
 mod help;
 
+/// `sparq cache`: the folder, its contents, and what clearing deletes.
+mod cache;
 /// `sparq check`: reference cases, random cases and failures.
 mod check;
 /// `sparq convert`: results equal the source, and are complete or absent. Kills the program and

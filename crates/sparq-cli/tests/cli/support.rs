@@ -25,6 +25,7 @@ pub fn sparq() -> Command {
     command
         .env_remove("BURN_DEVICE")
         .env_remove("RUST_LOG")
+        .env_remove("SPARQ_CACHE_DIR")
         .env("HF_HUB_OFFLINE", "1");
     command
 }

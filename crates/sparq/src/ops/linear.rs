@@ -15,10 +15,10 @@
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, ExtensionType};
 use burn::nn::{LayerNorm, Linear, RmsNorm};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{Device, Tensor, activation};
 
 use super::primitive::Primitive;
-use super::{SparqBackend, reference};
+use super::{SparqBackend, has_kernels, reference};
 
 /// The activation function of an MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -161,6 +161,15 @@ pub enum Projections {
     },
 }
 
+impl Norm {
+    fn is_autodiff(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::Rms { weight, .. } | Self::Layer { weight, .. } => weight.is_autodiff(),
+        }
+    }
+}
+
 impl Projections {
     fn is_autodiff(&self) -> bool {
         let is_autodiff = |projection: &Projection| match &projection.weight {
@@ -171,6 +180,26 @@ impl Projections {
             Self::Two(first, _) | Self::Three(first, ..) => is_autodiff(first),
             Self::Gated { up, .. } | Self::Activated { up, .. } => is_autodiff(up),
         }
+    }
+}
+
+/// Returns whether the weights of one output are contiguous on this device, as in checkpoints: a
+/// [`Linear`] then holds the transposed view of a matrix [out, in].
+///
+/// A product with few rows is a dot product per output, and reads such weights as one stream.
+/// Devices without kernels of this crate, and training on CPUs, use burn's products, which on a CPU
+/// copy a transposed view first. They take matrices [in, out].
+pub fn is_output_major(device: &Device) -> bool {
+    has_kernels(device) || is_flex(device)
+}
+
+fn is_flex(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return !device.is_autodiff() && *device == Device::flex();
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
     }
 }
 
@@ -210,7 +239,9 @@ pub fn decode_linear(
     projections: Projections,
     residual: Option<Tensor<2>>,
 ) -> Tensor<2> {
-    if x.is_autodiff() || projections.is_autodiff() {
+    let residual_is_autodiff = residual.as_ref().is_some_and(Tensor::is_autodiff);
+    let parameters = norm.is_autodiff() || projections.is_autodiff();
+    if x.is_autodiff() || parameters || residual_is_autodiff {
         return reference::decode_linear(x, &norm, &projections, residual);
     }
     let residual = residual.map_or(ResidualBuffers::None, |residual| {
@@ -229,7 +260,7 @@ pub fn decode_linear(
 /// # Panics
 /// If the sizes or the types do not fit together.
 pub fn normalize(x: Tensor<2>, norm: Norm) -> Tensor<2> {
-    if x.is_autodiff() {
+    if x.is_autodiff() || norm.is_autodiff() {
         return reference::normalize(x, &norm);
     }
     Tensor::from_dispatch(Dispatch::normalize(x.into_dispatch(), norm.lower()))

@@ -58,7 +58,7 @@ impl Launcher {
 
 /// Returns a grid of `count` cubes within the limits of every API. Kernels number its cubes with
 /// `CUBE_POS`.
-fn grid(count: usize) -> CubeCount {
+pub(super) fn grid(count: usize) -> CubeCount {
     const MOST: usize = 65535;
     let y = count.div_ceil(MOST);
     CubeCount::Static(count.div_ceil(y) as u32, y as u32, 1)

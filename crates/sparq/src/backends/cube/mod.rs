@@ -29,7 +29,9 @@
 mod blueprint;
 mod kernels;
 mod launch;
+mod linear;
 mod parts;
+mod products;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{StreamId, TensorMetadata};
@@ -47,7 +49,8 @@ use self::launch::{Launcher, SparqLaunch, Token};
 use crate::SparqConfig;
 use crate::ops::fallback;
 use crate::ops::{
-    CacheBuffers, PreparedBuffers, RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
+    CacheBuffers, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers, RotaryBuffers,
+    Spans, SparqBackend, SparqOutputBuffers,
 };
 #[cfg(feature = "stages")]
 use crate::ops::{
@@ -135,6 +138,25 @@ impl SparqBackend for CubeBackend {
         trace: bool,
     ) -> SparqOutputBuffers<Self> {
         decode_until(q, cache, spans, config, trace, Until::Output)
+    }
+
+    fn decode_linear(
+        x: FloatTensor<Self>,
+        norm: NormBuffers<Self>,
+        projections: ProjectionBuffers<Self>,
+        residual: ResidualBuffers<Self>,
+    ) -> FloatTensor<Self> {
+        match linear::decode_linear(&x, &norm, &projections, &residual) {
+            Some(y) => y,
+            None => fallback::decode_linear(x, norm, projections, residual),
+        }
+    }
+
+    fn normalize(x: FloatTensor<Self>, norm: NormBuffers<Self>) -> FloatTensor<Self> {
+        match linear::normalize(&x, &norm) {
+            Some(y) => y,
+            None => fallback::normalize(x, norm),
+        }
     }
 }
 

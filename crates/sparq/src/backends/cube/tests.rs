@@ -1,5 +1,6 @@
-//! Tests on the GPUs of this build: an append writes in place, and top-k by itself.
+//! Tests on the GPUs of this build: an append writes in place, linear layers, and top-k by itself.
 
+mod linear;
 mod topk;
 
 use burn::tensor::{Device, FloatDType, Tensor};

@@ -3,6 +3,9 @@
 pub(crate) mod append_rope;
 pub(crate) mod choose_components;
 pub(crate) mod dense;
+pub(crate) mod linear_mma;
+pub(crate) mod linear_rows;
+pub(crate) mod rows;
 pub(crate) mod score_tiles;
 pub(crate) mod select_attend;
 pub(crate) mod softmax_heads;

@@ -7,6 +7,7 @@ pub(crate) mod histogram;
 pub(crate) mod logits;
 pub(crate) mod mma;
 pub(crate) mod online_softmax;
+pub(crate) mod projection;
 pub(crate) mod query;
 pub(crate) mod reduce;
 pub(crate) mod score;

@@ -1,0 +1,541 @@
+//! Linear layers with a norm before them and an epilogue after them: their operands, and which
+//! kernels run.
+//!
+//! Up to [`FEW_ROWS`] rows are one launch: [`linear_mma`](super::kernels::linear_mma) with matrix
+//! units and [`linear_rows`](super::kernels::linear_rows) without. More rows are a norm, burn's
+//! [products](super::products), and an epilogue.
+
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::backend::tensor::FloatTensor;
+use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::features::MmaConfig;
+use cubecl::prelude::*;
+
+use super::kernels::linear_mma::{
+    LinearMmaBlueprint, PER_VECTOR, ROWS as MMA_ROWS, linear_mma_kernel,
+};
+use super::kernels::linear_rows::{LinearRowsBlueprint, linear_rows_kernel};
+use super::kernels::rows::{NormRowsBlueprint, finish_rows_kernel, norm_rows_kernel};
+use super::launch::{Launcher, grid};
+use super::parts::mma;
+use super::parts::projection::{
+    LinearShapeLaunch, NormKind, NormWeightsLaunch, ProjectionBlueprint, UpToThreeLaunch,
+};
+use super::products::product;
+use crate::ops::{
+    BiasBuffers, LinearBuffers, NormBuffers, ProjectionBuffers, ResidualBuffers, WeightBuffers,
+};
+
+/// The most rows that are one launch.
+const FEW_ROWS: usize = 32;
+/// The most rows for which units multiply on a device with matrix units.
+const FEW_ROWS_OF_UNITS: usize = 4;
+/// The most rows that a plane multiplies at once without matrix units.
+const ROWS_AT_ONCE: usize = 8;
+/// Bytes of a vector load.
+const VECTOR_BYTES: usize = 16;
+/// Vectors of weights that a unit loads before it uses the first.
+const VECTORS_AT_ONCE: usize = 8;
+/// Units of a cube without matrix units.
+const UNITS: u32 = 256;
+/// Planes for each processor that are enough to read two rows of weights each.
+const PLANES_FOR_TWO: usize = 12;
+/// Units of the cubes that norm a row.
+const NORM_UNITS: u32 = 256;
+/// Units of the cubes of an epilogue.
+const FINISH_UNITS: u32 = 256;
+
+type Buffers = CubeBackend;
+
+/// See [`SparqBackend::decode_linear`](crate::ops::SparqBackend::decode_linear). `None` if the
+/// kernels do not cover the types or the layouts.
+pub(super) fn decode_linear(
+    x: &FloatTensor<Buffers>,
+    norm: &NormBuffers<Buffers>,
+    projections: &ProjectionBuffers<Buffers>,
+    residual: &ResidualBuffers<Buffers>,
+) -> Option<CubeTensor> {
+    let operands = Operands::new(x, norm, projections, residual)?;
+    let launch = LinearLaunch {
+        launcher: &Launcher::new(x),
+        operands: &operands,
+    };
+    Some(launch.run())
+}
+
+/// See [`SparqBackend::normalize`](crate::ops::SparqBackend::normalize). `None` if the kernels do
+/// not cover the types.
+pub(super) fn normalize(
+    x: &FloatTensor<Buffers>,
+    norm: &NormBuffers<Buffers>,
+) -> Option<CubeTensor> {
+    let norm = Normed::new(norm);
+    if norm.kind == NormKind::None {
+        return Some(x.clone());
+    }
+    let mut tensors = norm.tensors();
+    (known(x.dtype) && x.shape()[0] > 0 && tensors.all(|tensor| tensor.dtype == x.dtype))
+        .then(|| normalize_rows(&Launcher::new(x), &into_contiguous(x.clone()), &norm))
+}
+
+fn known(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// A norm and its parameters.
+struct Normed {
+    kind: NormKind,
+    scale: Option<CubeTensor>,
+    shift: Option<CubeTensor>,
+    epsilon: f32,
+}
+
+impl Normed {
+    fn new(norm: &NormBuffers<Buffers>) -> Self {
+        let contiguous = |tensor: &CubeTensor| Some(into_contiguous(tensor.clone()));
+        match norm {
+            NormBuffers::None => Self::none(),
+            NormBuffers::Rms { weight, epsilon } => Self {
+                kind: NormKind::Rms,
+                scale: contiguous(weight),
+                shift: None,
+                epsilon: *epsilon as f32,
+            },
+            NormBuffers::Layer {
+                weight,
+                bias,
+                epsilon,
+            } => Self {
+                kind: NormKind::Layer,
+                scale: contiguous(weight),
+                shift: contiguous(bias),
+                epsilon: *epsilon as f32,
+            },
+        }
+    }
+
+    fn none() -> Self {
+        Self {
+            kind: NormKind::None,
+            scale: None,
+            shift: None,
+            epsilon: 0.0,
+        }
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = &CubeTensor> {
+        self.scale.iter().chain(&self.shift)
+    }
+
+    /// Returns the argument; `unused` stands in for parameters that the norm does not have.
+    fn arg<T: CubePrimitive>(&self, unused: &CubeTensor) -> NormWeightsLaunch<T> {
+        let arg = |tensor: &Option<CubeTensor>| {
+            let tensor = tensor.as_ref().unwrap_or(unused);
+            tensor.clone().into_buffer_arg()
+        };
+        NormWeightsLaunch::new(arg(&self.scale), arg(&self.shift))
+    }
+}
+
+/// The operands, contiguous and of one type.
+struct Operands {
+    /// [rows, in].
+    x: CubeTensor,
+    norm: Normed,
+    /// [out, in] each.
+    weights: Vec<CubeTensor>,
+    /// [out] each.
+    biases: Vec<Option<CubeTensor>>,
+    /// [rows, outputs].
+    residual: Option<CubeTensor>,
+    projection: ProjectionBlueprint,
+}
+
+impl Operands {
+    fn new(
+        x: &CubeTensor,
+        norm: &NormBuffers<Buffers>,
+        projections: &ProjectionBuffers<Buffers>,
+        residual: &ResidualBuffers<Buffers>,
+    ) -> Option<Self> {
+        let (layers, gated, activation) = match projections {
+            ProjectionBuffers::One(a) => (vec![a], false, None),
+            ProjectionBuffers::Two(a, b) => (vec![a, b], false, None),
+            ProjectionBuffers::Three(a, b, c) => (vec![a, b, c], false, None),
+            ProjectionBuffers::Gated {
+                gate,
+                up,
+                activation,
+            } => (vec![gate, up], true, Some(*activation)),
+            ProjectionBuffers::Activated { up, activation } => (vec![up], false, Some(*activation)),
+        };
+        let weight = |layer: &&LinearBuffers<Buffers>| match &layer.weight {
+            WeightBuffers::Float(weight) => weight.clone(),
+        };
+        let bias = |layer: &&LinearBuffers<Buffers>| match &layer.bias {
+            BiasBuffers::None => None,
+            BiasBuffers::Add(bias) => Some(into_contiguous(bias.clone())),
+        };
+        let weights: Vec<_> = layers.iter().map(weight).collect();
+        let biases: Vec<_> = layers.iter().map(bias).collect();
+        let residual = match residual {
+            ResidualBuffers::None => None,
+            ResidualBuffers::Add(residual) => Some(into_contiguous(residual.clone())),
+        };
+        let norm = Normed::new(norm);
+        let mut with_bias = [false; 3];
+        for (flag, bias) in with_bias.iter_mut().zip(&biases) {
+            *flag = bias.is_some();
+        }
+        let projection = ProjectionBlueprint {
+            norm: norm.kind,
+            weights: weights.len(),
+            gated,
+            activation,
+            biases: with_bias,
+            residual: residual.is_some(),
+        };
+        let operands = Self {
+            x: into_contiguous(x.clone()),
+            norm,
+            weights,
+            biases,
+            residual,
+            projection,
+        };
+        operands.are_covered().then_some(operands)
+    }
+
+    fn are_covered(&self) -> bool {
+        let dtype = self.x.dtype;
+        let others = self.weights.iter().chain(self.biases.iter().flatten());
+        let mut all = others.chain(self.norm.tensors()).chain(&self.residual);
+        known(dtype)
+            && self.rows() > 0
+            && all.all(|tensor| tensor.dtype == dtype)
+            && self.weights.iter().all(CubeTensor::is_contiguous)
+    }
+
+    fn rows(&self) -> usize {
+        self.x.shape()[0]
+    }
+
+    fn features(&self) -> usize {
+        self.x.shape()[1]
+    }
+
+    /// The outputs of each weight; 0 past the last.
+    fn outputs(&self) -> [usize; 3] {
+        std::array::from_fn(|i| self.weights.get(i).map_or(0, |weight| weight.shape()[0]))
+    }
+
+    /// The outputs of a row.
+    fn width(&self) -> usize {
+        self.outputs()[..self.projection.parts()].iter().sum()
+    }
+
+    /// Returns the tiles of `size` outputs of all weights.
+    fn tiles(&self, size: usize) -> usize {
+        let parts = &self.outputs()[..self.projection.parts()];
+        parts.iter().map(|outputs| outputs.div_ceil(size)).sum()
+    }
+
+    fn shape(&self) -> LinearShapeLaunch {
+        let [first, second, third] = self.outputs().map(|outputs| outputs as u32);
+        let (rows, features) = (self.rows() as u32, self.features() as u32);
+        LinearShapeLaunch::new(rows, features, first, second, third, self.norm.epsilon)
+    }
+
+    /// Returns the arguments of up to three buffers; x stands in for those that are not read.
+    fn three<'a, T: CubePrimitive>(
+        &'a self,
+        tensors: impl IntoIterator<Item = Option<&'a CubeTensor>>,
+    ) -> UpToThreeLaunch<T> {
+        let mut tensors = tensors.into_iter();
+        let mut next = || {
+            let tensor = tensors.next().flatten().unwrap_or(&self.x);
+            tensor.clone().into_buffer_arg()
+        };
+        UpToThreeLaunch::new(next(), next(), next())
+    }
+
+    fn weight_args<T: CubePrimitive>(&self) -> UpToThreeLaunch<T> {
+        self.three(self.weights.iter().map(Some))
+    }
+
+    fn bias_args<T: CubePrimitive>(&self) -> UpToThreeLaunch<T> {
+        self.three(self.biases.iter().map(Option::as_ref))
+    }
+
+    fn residual_arg(&self) -> BufferArg {
+        let residual = self.residual.as_ref().unwrap_or(&self.x);
+        residual.clone().into_buffer_arg()
+    }
+
+    /// Returns the address type that every buffer of a launch fits in.
+    fn address_type(&self) -> AddressType {
+        let of_weights = self.weights.iter().map(CubeTensor::required_address_type);
+        of_weights.fold(self.x.required_address_type(), AddressType::max)
+    }
+}
+
+/// Decides how few rows are multiplied.
+struct Planner<'a> {
+    launcher: &'a Launcher,
+    operands: &'a Operands,
+}
+
+impl Planner<'_> {
+    /// Returns whether matrix units multiply.
+    fn uses_mma(&self) -> bool {
+        let (launcher, x) = (self.launcher, &self.operands.x);
+        let element = dtype_to_storage_type(x.dtype);
+        let product = MmaConfig {
+            a_type: element,
+            b_type: element,
+            ..mma::PRODUCT
+        };
+        self.operands.rows() > FEW_ROWS_OF_UNITS
+            && x.dtype != DType::F32
+            && self.operands.features().is_multiple_of(PER_VECTOR)
+            && launcher.info.mma
+            && launcher.client.features().matmul.mma.contains(&product)
+    }
+
+    /// Returns the plan and its elements of a vector.
+    fn rows(&self) -> (LinearRowsBlueprint, usize) {
+        let (info, operands) = (&self.launcher.info, self.operands);
+        let (rows, features) = (operands.rows(), operands.features());
+        let projection = operands.projection;
+        let element = operands.x.dtype.size();
+        let vector = (VECTOR_BYTES / element).min(1 << features.trailing_zeros());
+        let rows = rows.next_power_of_two().min(ROWS_AT_ONCE);
+        let planes = info.processors * PLANES_FOR_TWO;
+        let two = projection.gated || operands.tiles(2) >= planes;
+        let outputs = if two { 2 } else { 1 };
+        // Many rows take registers, and hide latency with their arithmetic.
+        let unroll = match rows {
+            1 | 2 => VECTORS_AT_ONCE / outputs,
+            _ => VECTORS_AT_ONCE / 2 / outputs,
+        };
+        let units = match info.plane {
+            1 => info.units(32),
+            _ => info.units(UNITS),
+        };
+        let largest = self.launcher.client.properties().hardware.plane_size_max;
+        let lanes = if info.plane == 1 { 1 } else { largest };
+        let at_once = lanes as usize * unroll;
+        let plan = LinearRowsBlueprint {
+            projection,
+            rows,
+            outputs,
+            unroll,
+            ragged: lanes != info.plane || !(features / vector).is_multiple_of(at_once),
+            tiles: (units / info.plane) as usize,
+            plane: info.plane,
+        };
+        (plan, vector)
+    }
+
+    /// Plans for matrix units.
+    fn mma(&self) -> LinearMmaBlueprint {
+        let (info, operands) = (&self.launcher.info, self.operands);
+        let vectors = operands.features() / PER_VECTOR;
+        let projection = operands.projection;
+        let plan = |weight_tiles: usize| LinearMmaBlueprint {
+            projection,
+            weight_tiles,
+            row_tiles: operands.rows().div_ceil(MMA_ROWS),
+            unroll: if weight_tiles == 4 { 2 } else { 4 },
+            ragged: false,
+            scaled: projection.norm != NormKind::None && operands.x.dtype == DType::F16,
+            planes: 1,
+        };
+        let cubes = |plan: &LinearMmaBlueprint| operands.tiles(plan.tile());
+        // More rows of weights read less of x, but nearly every processor needs a cube.
+        let sizes: &[usize] = if projection.gated {
+            &[4, 2]
+        } else {
+            &[4, 2, 1]
+        };
+        let enough = |&size: &usize| 10 * cubes(&plan(size)) >= 9 * info.processors;
+        let size = sizes.iter().copied().find(enough);
+        let mut plan = plan(size.unwrap_or(sizes[sizes.len() - 1]));
+        let few = cubes(&plan) < 2 * info.processors && plan.weight_tiles * plan.row_tiles <= 4;
+        let most = vectors.div_ceil(plan.vectors_at_once());
+        plan.planes = (if few { 16 } else { 8 }).min(most.next_power_of_two());
+        while plan.planes > 1 && plan.shared_bytes() > info.max_shared_bytes {
+            plan.planes /= 2;
+        }
+        plan.ragged = !vectors.is_multiple_of(plan.vectors_at_once());
+        plan
+    }
+}
+
+/// The launches of an operation.
+struct LinearLaunch<'a> {
+    launcher: &'a Launcher,
+    operands: &'a Operands,
+}
+
+impl LinearLaunch<'_> {
+    fn run(&self) -> CubeTensor {
+        let (launcher, operands) = (self.launcher, self.operands);
+        let planner = Planner { launcher, operands };
+        let mma = planner.uses_mma();
+        match operands.rows() <= FEW_ROWS {
+            true if !mma => self.few_rows(&planner),
+            // Matrix units do not center rows.
+            true if operands.norm.kind == NormKind::Layer => self.few_normed_rows(),
+            true => self.few_rows_by_mma(&planner.mma()),
+            false => self.many_rows(),
+        }
+    }
+
+    /// Launches [`linear_rows_kernel`].
+    fn few_rows(&self, planner: &Planner<'_>) -> CubeTensor {
+        let (launcher, operands) = (self.launcher, self.operands);
+        let (plan, vector) = planner.rows();
+        let out = launcher.empty([operands.rows(), operands.width()], operands.x.dtype);
+        let cubes = operands.tiles(plan.tile()).div_ceil(plan.tiles);
+        let blocks = operands.rows().div_ceil(plan.rows);
+        unsafe {
+            linear_rows_kernel::launch_unchecked(
+                &launcher.client,
+                grid(cubes * blocks),
+                CubeDim::new_1d(plan.tiles as u32 * plan.plane),
+                operands.address_type(),
+                vector,
+                operands.x.clone().into_buffer_arg(),
+                operands.norm.arg(&operands.x),
+                operands.weight_args(),
+                operands.bias_args(),
+                operands.residual_arg(),
+                out.clone().into_buffer_arg(),
+                operands.shape(),
+                plan,
+                dtype_to_storage_type(out.dtype),
+            );
+        }
+        out
+    }
+
+    /// Launches [`linear_mma_kernel`].
+    fn few_rows_by_mma(&self, plan: &LinearMmaBlueprint) -> CubeTensor {
+        let (launcher, operands) = (self.launcher, self.operands);
+        let out = launcher.empty([operands.rows(), operands.width()], operands.x.dtype);
+        unsafe {
+            linear_mma_kernel::launch_unchecked(
+                &launcher.client,
+                grid(operands.tiles(plan.tile())),
+                CubeDim::new_1d(plan.planes as u32 * mma::PLANE),
+                operands.address_type(),
+                operands.x.clone().into_buffer_arg(),
+                operands.norm.arg(&operands.x),
+                operands.weight_args(),
+                operands.bias_args(),
+                operands.residual_arg(),
+                out.clone().into_buffer_arg(),
+                operands.shape(),
+                *plan,
+                dtype_to_storage_type(out.dtype),
+            );
+        }
+        out
+    }
+
+    /// Returns the operands with a normed x, in place of the norm.
+    fn normed(&self) -> Operands {
+        let operands = self.operands;
+        Operands {
+            x: normalize_rows(self.launcher, &operands.x, &operands.norm),
+            norm: Normed::none(),
+            weights: operands.weights.clone(),
+            biases: operands.biases.clone(),
+            residual: operands.residual.clone(),
+            projection: ProjectionBlueprint {
+                norm: NormKind::None,
+                ..operands.projection
+            },
+        }
+    }
+
+    fn few_normed_rows(&self) -> CubeTensor {
+        let (launcher, operands) = (self.launcher, &self.normed());
+        let plan = Planner { launcher, operands }.mma();
+        LinearLaunch { launcher, operands }.few_rows_by_mma(&plan)
+    }
+
+    fn many_rows(&self) -> CubeTensor {
+        let (launcher, operands) = (self.launcher, self.operands);
+        let x = match operands.norm.kind {
+            NormKind::None => operands.x.clone(),
+            _ => normalize_rows(launcher, &operands.x, &operands.norm),
+        };
+        let weights = operands.weights.iter();
+        let mut products: Vec<_> = weights
+            .map(|weight| product(launcher, &x, weight))
+            .collect();
+        let projection = operands.projection;
+        let plain = projection.weights == 1
+            && projection.activation.is_none()
+            && !projection.biases[0]
+            && !projection.residual;
+        if plain {
+            return products.remove(0);
+        }
+        let (rows, width) = (operands.rows(), operands.width());
+        let out = launcher.empty([rows, width], x.dtype);
+        let units = launcher.info.units(FINISH_UNITS);
+        unsafe {
+            finish_rows_kernel::launch_unchecked(
+                &launcher.client,
+                grid((rows * width).div_ceil(units as usize)),
+                CubeDim::new_1d(units),
+                operands.address_type().max(out.required_address_type()),
+                operands.three(products.iter().map(Some)),
+                operands.bias_args(),
+                operands.residual_arg(),
+                out.clone().into_buffer_arg(),
+                operands.shape(),
+                projection,
+                dtype_to_storage_type(out.dtype),
+            );
+        }
+        out
+    }
+}
+
+/// Launches [`norm_rows_kernel`] on contiguous rows.
+fn normalize_rows(launcher: &Launcher, x: &CubeTensor, norm: &Normed) -> CubeTensor {
+    let [rows, features] = x.shape().dims::<2>();
+    let out = launcher.empty([rows, features], x.dtype);
+    let vector = (VECTOR_BYTES / x.dtype.size()).min(1 << features.trailing_zeros());
+    let units = launcher.info.units(NORM_UNITS);
+    unsafe {
+        norm_rows_kernel::launch_unchecked(
+            &launcher.client,
+            grid(rows),
+            CubeDim::new_1d(units),
+            x.required_address_type(),
+            vector,
+            x.clone().into_buffer_arg(),
+            norm.arg(x),
+            out.clone().into_buffer_arg(),
+            rows as u32,
+            features as u32,
+            norm.epsilon,
+            NormRowsBlueprint {
+                norm: norm.kind,
+                units,
+                plane: launcher.info.plane,
+            },
+            dtype_to_storage_type(x.dtype),
+        );
+    }
+    out
+}

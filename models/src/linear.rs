@@ -2,12 +2,13 @@
 
 use burn::module::Param;
 use burn::nn::Linear;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
+use sparq::ops::is_output_major;
 
 /// Makes a linear layer from a weight `[in_features, out_features]` and a bias `[out_features]`.
 ///
-/// The weight is copied to the layout in which the device multiplies few rows fastest. So is a
-/// weight that a record loads into the layer later.
+/// The weight is copied to the layout in which the device multiplies few rows fastest; see
+/// [`is_output_major`]. So is a weight that a record loads into the layer later.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -26,17 +27,6 @@ pub(crate) fn from_laid_out(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linea
         weight: Param::from_tensor(weight).load_mapper(lay_out),
         bias: bias.map(Param::from_tensor),
     }
-}
-
-/// Returns whether the weights of one output are contiguous on this device. The layer then holds
-/// the transposed view of `[out_features, in_features]`, the layout of checkpoints.
-///
-/// On GPUs, a product with one row is a dot product per output. It reads memory more than five
-/// times as fast in this layout (measured on an H100). On CPUs, a layer would copy the view in
-/// every decode step of one sequence, at 10 to 20 times the cost of the product. They stream the
-/// rows of `[in_features, out_features]` instead.
-pub(crate) fn is_output_major(device: &Device) -> bool {
-    sparq::ops::has_kernels(device)
 }
 
 /// Copies a weight [in_features, out_features] to the layout of its device, if it differs.

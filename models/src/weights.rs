@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use sparq::ops::is_output_major;
 
 use crate::checkpoint::CheckpointError;
 use crate::linear;
@@ -148,7 +149,7 @@ impl Weights for RandomWeights<'_> {
         in_features: usize,
         out_features: usize,
     ) -> Result<Tensor<2>, CheckpointError> {
-        match linear::is_output_major(self.device) {
+        match is_output_major(self.device) {
             true => {
                 let weight = self.parameter(name, [out_features, in_features], Init::Normal)?;
                 Ok(weight.transpose())

@@ -3,13 +3,13 @@
 use std::cell::Cell;
 
 use burn::tensor::{Device, FloatDType, Tensor};
+use sparq::ops::is_output_major;
 
 use super::{
     Checkpoint, CheckpointError,
     base::{check_device, place},
     decode::Order,
 };
-use crate::linear;
 use crate::progress::Progress;
 use crate::weights::{Init, Weights};
 
@@ -117,7 +117,7 @@ impl Weights for Loader<'_> {
         out_features: usize,
     ) -> Result<Tensor<2>, CheckpointError> {
         let shape = [out_features, in_features];
-        match linear::is_output_major(&self.device) {
+        match is_output_major(&self.device) {
             true => Ok(self.tensor(name, shape)?.transpose()),
             false => self.read(name, shape, Order::Transposed),
         }

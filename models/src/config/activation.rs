@@ -1,19 +1,6 @@
-//! Activation functions: [`HiddenAct`].
+//! The names of activation functions: [`HiddenAct`].
 
-use burn::tensor::{Tensor, activation};
-
-/// The activation function of an MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HiddenAct {
-    /// x * sigmoid(x), also called swish.
-    Silu,
-    /// The Gaussian error linear unit, computed with the error function.
-    Gelu,
-    /// The tanh approximation of the Gaussian error linear unit.
-    GeluTanh,
-    /// max(x, 0).
-    Relu,
-}
+pub use sparq::ops::Activation as HiddenAct;
 
 /// The names of the functions in `config.json`.
 const NAMES: [(&str, HiddenAct); 7] = [
@@ -26,32 +13,20 @@ const NAMES: [(&str, HiddenAct); 7] = [
     ("relu", HiddenAct::Relu),
 ];
 
-impl HiddenAct {
-    /// Returns the function that `config.json` calls `name`, if it is supported.
-    pub fn from_name(name: &str) -> Option<Self> {
-        let found = NAMES.iter().find(|(known, _)| *known == name);
-        found.map(|(_, act)| *act)
-    }
+/// Returns the function that `config.json` calls `name`, if it is supported.
+pub(super) fn from_name(name: &str) -> Option<HiddenAct> {
+    let found = NAMES.iter().find(|(known, _)| *known == name);
+    found.map(|(_, act)| *act)
+}
 
-    /// Returns the names that [`from_name`](Self::from_name) accepts, for error messages.
-    pub(crate) fn names() -> String {
-        NAMES.map(|(name, _)| name).join(", ")
-    }
-
-    /// Applies the function to every element.
-    pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::Silu => activation::silu(x),
-            Self::Gelu => activation::gelu(x),
-            Self::GeluTanh => activation::gelu_approximate(x),
-            Self::Relu => activation::relu(x),
-        }
-    }
+/// Returns the names that [`from_name`] accepts, for error messages.
+pub(super) fn names() -> String {
+    NAMES.map(|(name, _)| name).join(", ")
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, Tolerance};
+    use burn::tensor::{Device, Tensor, Tolerance};
 
     use super::*;
 
@@ -69,12 +44,12 @@ mod tests {
             ("relu", [0.0, 0.0, 0.5, 2.0]),
         ];
         for (name, expected) in cases {
-            let act = HiddenAct::from_name(name).unwrap();
+            let act = from_name(name).unwrap();
             let expected = Tensor::<1>::from_floats(expected, &Device::default()).into_data();
             act.forward(x())
                 .into_data()
                 .assert_approx_eq::<f32>(&expected, Tolerance::absolute(2e-6));
         }
-        assert_eq!(HiddenAct::from_name("quick_gelu"), None);
+        assert_eq!(from_name("quick_gelu"), None);
     }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::FloatDType;
 
 use super::rope::{PartialRope, read_rope};
-use super::{ConfigError, HiddenAct, fields::Fields};
+use super::{ConfigError, HiddenAct, activation, fields::Fields};
 use crate::decoder::{DecoderConfig, Keys, NormKind, Residual};
 
 /// More layers than any model has. A file that asks for more is damaged.
@@ -98,8 +98,8 @@ pub(crate) fn hidden_act(
 ) -> Result<HiddenAct, ConfigError> {
     match fields.string(key)? {
         None => Ok(default),
-        Some(name) => HiddenAct::from_name(name)
-            .ok_or_else(|| fields.unexpected(key, format!("one of {}", HiddenAct::names()))),
+        Some(name) => activation::from_name(name)
+            .ok_or_else(|| fields.unexpected(key, format!("one of {}", activation::names()))),
     }
 }
 

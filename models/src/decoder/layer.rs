@@ -76,19 +76,21 @@ impl Layer {
         cache: &mut KvCache,
         method: Option<&Method>,
     ) -> Result<Tensor<3>, SparqError> {
-        let normed = self.input_norm.forward(x.clone());
+        let norm = (&self.input_norm).into();
         let attended = match method {
-            None => self.attention.forward(normed, Some(cache))?,
-            Some(method) => self.attention.decode(normed, cache, method)?,
+            None => self
+                .attention
+                .forward_residual(x.clone(), norm, Some(cache))?,
+            Some(method) => self
+                .attention
+                .decode_residual(x.clone(), norm, cache, method)?,
         };
-        let mlp = |x: Tensor<3>| self.mlp.forward(self.post_attention_norm.forward(x));
-        Ok(match self.residual {
-            Residual::Serial => {
-                let x = x + attended;
-                x.clone() + mlp(x)
-            }
-            Residual::Parallel => mlp(x.clone()) + attended + x,
-        })
+        let input = match self.residual {
+            Residual::Serial => attended.clone(),
+            Residual::Parallel => x,
+        };
+        let norm = (&self.post_attention_norm).into();
+        Ok(self.mlp.forward(input, norm, attended))
     }
 }
 

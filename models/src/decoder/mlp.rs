@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
+use sparq::ops::{Norm, Projections, decode_linear};
 
 use super::{DecoderConfig, MlpKeys};
 use crate::checkpoint::CheckpointError;
@@ -41,12 +42,22 @@ impl Mlp {
         })
     }
 
-    /// Maps x [B, T, D] to [B, T, D].
-    pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    /// Maps x [B, T, D] to residual + mlp(norm(x)), [B, T, D].
+    pub(super) fn forward(&self, x: Tensor<3>, norm: Norm, residual: Tensor<3>) -> Tensor<3> {
+        let [batch, len, width] = x.dims();
+        let matrix = |x: Tensor<3>| x.reshape([batch * len, width]);
+        let (up, activation) = ((&self.up).into(), self.act);
         let inner = match &self.gate {
-            Some(gate) => self.act.forward(gate.forward(x.clone())) * self.up.forward(x),
-            None => self.act.forward(self.up.forward(x)),
+            Some(gate) => Projections::Gated {
+                gate: gate.into(),
+                up,
+                activation,
+            },
+            None => Projections::Activated { up, activation },
         };
-        self.down.forward(inner)
+        let inner = decode_linear(matrix(x), norm, inner, None);
+        let down = Projections::One((&self.down).into());
+        let y = decode_linear(inner, Norm::None, down, Some(matrix(residual)));
+        y.reshape([batch, len, width])
     }
 }

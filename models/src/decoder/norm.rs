@@ -1,8 +1,9 @@
 //! The norms of the residual stream: [`Norm`].
 
-use burn::module::Module;
-use burn::nn::{LayerNorm, RmsNorm};
+use burn::module::{Module, Param};
+use burn::nn::RmsNorm;
 use burn::tensor::Tensor;
+use sparq::ops;
 
 use super::NormKind;
 use crate::checkpoint::CheckpointError;
@@ -13,6 +14,14 @@ use crate::weights::Weights;
 pub(super) enum Norm {
     Rms(RmsNorm),
     Layer(LayerNorm),
+}
+
+/// The parameters of a layer norm. burn's module of this name does not tell its epsilon.
+#[derive(Module, Debug)]
+pub(super) struct LayerNorm {
+    gamma: Param<Tensor<1>>,
+    beta: Option<Param<Tensor<1>>>,
+    epsilon: f64,
 }
 
 impl Norm {
@@ -28,15 +37,31 @@ impl Norm {
             NormKind::RmsPlusOne { epsilon } => {
                 Self::Rms(weights.rms_norm(name, dim, epsilon, 1.0)?)
             }
-            NormKind::Layer { epsilon } => Self::Layer(weights.layer_norm(name, dim, epsilon)?),
+            NormKind::Layer { epsilon } => {
+                let norm = weights.layer_norm(name, dim, epsilon)?;
+                Self::Layer(LayerNorm {
+                    gamma: norm.gamma,
+                    beta: norm.beta,
+                    epsilon,
+                })
+            }
         })
     }
+}
 
-    /// Maps x [B, T, D] to [B, T, D].
-    pub(super) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        match self {
-            Self::Rms(norm) => norm.forward(x),
-            Self::Layer(norm) => norm.forward(x),
+impl From<&Norm> for ops::Norm {
+    fn from(norm: &Norm) -> Self {
+        match norm {
+            Norm::Rms(norm) => norm.into(),
+            Norm::Layer(norm) => {
+                let weight = norm.gamma.val();
+                let bias = norm.beta.as_ref().map(|beta| beta.val());
+                Self::Layer {
+                    bias: bias.unwrap_or_else(|| weight.zeros_like()),
+                    weight,
+                    epsilon: norm.epsilon,
+                }
+            }
         }
     }
 }

@@ -210,7 +210,7 @@ fn manifest_stays_inside_and_covers_every_tensor() {
     let message = error("a.weight", "b.weight");
     let expected = "tensor \"a.weight\": expected a checksum in sparq.json, found none";
     assert_contains(&message, &[expected]);
-    let message = error("\"transposed\": true", "\"transposed\": 1");
+    let message = error("\"transposed\": false", "\"transposed\": 1");
     assert_contains(&message, &["sparq.json", "invalid type"]);
 }
 

@@ -13,7 +13,7 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use self::causal::{CHUNK, causal_attention};
 use self::received::received_attention;
 use crate::ops::reference::fill_invalid;
-use crate::ops::{Rotary, Spans};
+use crate::ops::{Norm, Projections, Rotary, Spans, decode_linear, normalize};
 use crate::{KvCache, KvCacheConfig, Method, RotaryConfig, SparqError};
 
 /// Configuration of a [`SparqAttention`].
@@ -233,17 +233,44 @@ impl SparqAttention {
         x: Tensor<3>,
         cache: Option<&mut KvCache>,
     ) -> Result<Tensor<3>, SparqError> {
+        self.attend(x, Norm::None, None, cache)
+    }
+
+    /// Dense causal attention as a block of a decoder: x + attention(norm(x)), [B, T, D].
+    ///
+    /// Computes as [`forward`](Self::forward) between the norm and the residual stream, which are
+    /// parts of the projections.
+    ///
+    /// # Errors
+    /// As [`SparqAttention::forward`].
+    pub fn forward_residual(
+        &self,
+        x: Tensor<3>,
+        norm: Norm,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<3>, SparqError> {
+        self.attend(x.clone(), norm, Some(x), cache)
+    }
+
+    fn attend(
+        &self,
+        x: Tensor<3>,
+        norm: Norm,
+        residual: Option<Tensor<3>>,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<3>, SparqError> {
         let Some(cache) = cache else {
             self.check(&x, [0, 0])?;
             let empty = Spans::empty(x.dims()[0]);
-            let (q, k, v) = self.project(x, &empty);
-            return Ok(self.output(causal_attention(q, k, v, &empty, self.window, CHUNK)));
+            let (q, k, v) = self.project(x, norm, &empty);
+            let y = causal_attention(q, k, v, &empty, self.window, CHUNK);
+            return Ok(self.output(y.swap_dims(1, 2), residual));
         };
         self.check(&x, [cache.batch(), 0])?;
         self.check_window(cache)?;
         cache.check_whole("a prefill")?;
         let (dtype, before) = (FloatDType::from(x.dtype()), cache.spans().clone());
-        let (q, k, v) = self.project(x, &before);
+        let (q, k, v) = self.project(x, norm, &before);
         cache.append(k, v)?;
         let filled = |t: &Tensor<4>| t.clone().slice_dim(2, 0..cache.len()).cast(dtype);
         let (k, v) = (filled(&cache.tensors().k), filled(&cache.tensors().v));
@@ -257,7 +284,8 @@ impl SparqAttention {
             let received = received_attention(&q, &k, &before, self.window, CHUNK);
             cache.states_mut().observe_attention(received);
         }
-        Ok(self.output(causal_attention(q, k, v, &before, self.window, CHUNK)))
+        let y = causal_attention(q, k, v, &before, self.window, CHUNK);
+        Ok(self.output(y.swap_dims(1, 2), residual))
     }
 
     /// Takes one decode step, x [B, 1, D] -> [B, 1, D].
@@ -273,27 +301,56 @@ impl SparqAttention {
         cache: &mut KvCache,
         method: &Method,
     ) -> Result<Tensor<3>, SparqError> {
+        self.step(x, Norm::None, None, cache, method)
+    }
+
+    /// Takes one decode step as a block of a decoder: x + attention(norm(x)), [B, 1, D].
+    ///
+    /// Computes as [`decode`](Self::decode) between the norm and the residual stream, which are
+    /// parts of the projections.
+    ///
+    /// # Errors
+    /// As [`SparqAttention::decode`].
+    pub fn decode_residual(
+        &self,
+        x: Tensor<3>,
+        norm: Norm,
+        cache: &mut KvCache,
+        method: &Method,
+    ) -> Result<Tensor<3>, SparqError> {
+        self.step(x.clone(), norm, Some(x), cache, method)
+    }
+
+    fn step(
+        &self,
+        x: Tensor<3>,
+        norm: Norm,
+        residual: Option<Tensor<3>>,
+        cache: &mut KvCache,
+        method: &Method,
+    ) -> Result<Tensor<3>, SparqError> {
         self.check(&x, [cache.batch(), 1])?;
         self.check_window(cache)?;
         method.check(cache)?;
         // With one position, the projections already write the layout of heads: no swap and no
         // copy.
-        let batch = x.dims()[0];
-        let [q, k, v] = self.heads(x).map(|y| {
-            let heads = y.dims()[2];
-            y.reshape([batch, heads, 1, self.head_dim])
-        });
+        let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
         let q = cache.prepare(q, k, v, self.rotary.as_ref())?;
         let y = method.decode_checked(q, cache)?;
-        let y = y.reshape([batch, 1, self.n_heads * self.head_dim]);
-        Ok(self.o_proj.forward(y))
+        let [batch, heads, len, d] = y.dims();
+        Ok(self.output(y.reshape([batch, len, heads, d]), residual))
     }
 
     /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k rotated to the positions
     /// after `spans`.
-    fn project(&self, x: Tensor<3>, spans: &Spans) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
+    fn project(
+        &self,
+        x: Tensor<3>,
+        norm: Norm,
+        spans: &Spans,
+    ) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
         let len = x.dims()[1];
-        let [q, k, v] = self.heads(x).map(|y| y.swap_dims(1, 2));
+        let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
         match &self.rotary {
             None => (q, k, v),
             Some(rotary) => {
@@ -304,28 +361,34 @@ impl SparqAttention {
     }
 
     /// x [B, T, D] -> q [B, T, H, d], k and v [B, T, H_kv, d], before RoPE.
-    fn heads(&self, x: Tensor<3>) -> [Tensor<4>; 3] {
-        let [batch, len, _] = x.dims();
-        let heads = |projection: &Linear, heads: usize, norm: Option<&RmsNorm>| {
-            let y = projection.forward(x.clone());
-            let y = y.reshape([batch, len, heads, self.head_dim]);
-            match norm {
-                Some(norm) => norm.forward(y),
+    fn heads(&self, x: Tensor<3>, norm: Norm) -> [Tensor<4>; 3] {
+        let ([batch, len, width], d) = (x.dims(), self.head_dim);
+        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(Into::into);
+        let x = x.reshape([batch * len, width]);
+        let all = decode_linear(x, norm, Projections::Three(q, k, v), None);
+        let part = |first: usize, heads: usize, norm: Option<&RmsNorm>| {
+            let y = all.clone().slice_dim(1, first * d..(first + heads) * d);
+            let y = match norm {
+                Some(norm) => normalize(y.reshape([batch * len * heads, d]), norm.into()),
                 None => y,
-            }
+            };
+            y.reshape([batch, len, heads, d])
         };
         [
-            heads(&self.q_proj, self.n_heads, self.q_norm.as_ref()),
-            heads(&self.k_proj, self.n_kv_heads, self.k_norm.as_ref()),
-            heads(&self.v_proj, self.n_kv_heads, None),
+            part(0, self.n_heads, self.q_norm.as_ref()),
+            part(self.n_heads, self.n_kv_heads, self.k_norm.as_ref()),
+            part(self.n_heads + self.n_kv_heads, self.n_kv_heads, None),
         ]
     }
 
-    /// [B, H, T, d] -> [B, T, D].
-    fn output(&self, y: Tensor<4>) -> Tensor<3> {
-        let [batch, heads, len, d] = y.dims();
-        let y = y.swap_dims(1, 2).reshape([batch, len, heads * d]);
-        self.o_proj.forward(y)
+    /// Maps the heads' outputs y [B, T, H, d] to [B, T, D], and adds the residual stream.
+    fn output(&self, y: Tensor<4>, residual: Option<Tensor<3>>) -> Tensor<3> {
+        let ([batch, len, heads, d], width) = (y.dims(), self.o_proj.weight.dims()[1]);
+        let y = y.reshape([batch * len, heads * d]);
+        let residual = residual.map(|residual| residual.reshape([batch * len, width]));
+        let projection = Projections::One((&self.o_proj).into());
+        let y = decode_linear(y, Norm::None, projection, residual);
+        y.reshape([batch, len, width])
     }
 
     fn check_window(&self, cache: &KvCache) -> Result<(), SparqError> {

@@ -6,7 +6,7 @@ use burn::backend::{Backend, ExtensionType, backend_extension};
 use super::fallback;
 use super::primitive::Primitive;
 use crate::SparqConfig;
-use crate::ops::Spans;
+use crate::ops::{NormBuffers, ProjectionBuffers, ResidualBuffers, Spans};
 
 /// The buffers of a cache as primitives of a backend; [`CacheTensors`](super::CacheTensors) has the
 /// shapes.
@@ -183,6 +183,29 @@ pub trait SparqBackend: Backend + Primitive {
     ) -> SparqOutputBuffers<Self> {
         let _ = trace;
         fallback::sparq_decode(q, cache, spans, config)
+    }
+
+    /// Linear layers with a norm before them, and an activation and the residual stream after
+    /// them, x [rows, in] -> [rows, out]; see [`decode_linear`](super::decode_linear).
+    ///
+    /// Any number of rows is allowed. The layouts of the tensors are not fixed: a matrix [out, in]
+    /// may be the transposed view of one that stores the inputs of an output apart. A backend runs
+    /// the reference for layouts and types that it does not cover.
+    fn decode_linear(
+        x: FloatTensor<Self>,
+        #[extension_type] norm: NormBuffers<Self>,
+        #[extension_type] projections: ProjectionBuffers<Self>,
+        #[extension_type] residual: ResidualBuffers<Self>,
+    ) -> FloatTensor<Self> {
+        fallback::decode_linear(x, norm, projections, residual)
+    }
+
+    /// Normalizes the rows of x [rows, in]; see [`normalize`](super::normalize).
+    fn normalize(
+        x: FloatTensor<Self>,
+        #[extension_type] norm: NormBuffers<Self>,
+    ) -> FloatTensor<Self> {
+        fallback::normalize(x, norm)
     }
 }
 

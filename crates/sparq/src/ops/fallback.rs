@@ -7,7 +7,10 @@ use burn::backend::tensor::FloatTensor;
 
 use super::primitive::{Primitive, lift, lower};
 use super::reference::{self, append as write};
-use super::{CacheBuffers, PreparedBuffers, RotaryBuffers, Spans, SparqOutputBuffers};
+use super::{
+    CacheBuffers, Norm, NormBuffers, PreparedBuffers, ProjectionBuffers, Projections,
+    ResidualBuffers, RotaryBuffers, Spans, SparqOutputBuffers,
+};
 use crate::SparqConfig;
 
 /// See [`SparqBackend::append`](super::SparqBackend::append).
@@ -74,4 +77,25 @@ pub(crate) fn sparq_decode<B: Primitive>(
         positions: B::int_primitive(trace.positions),
         alpha: B::float_primitive(trace.alpha),
     }
+}
+
+/// See [`SparqBackend::decode_linear`](super::SparqBackend::decode_linear).
+pub(crate) fn decode_linear<B: Primitive>(
+    x: FloatTensor<B>,
+    norm: NormBuffers<B>,
+    projections: ProjectionBuffers<B>,
+    residual: ResidualBuffers<B>,
+) -> FloatTensor<B> {
+    let residual = match residual {
+        ResidualBuffers::None => None,
+        ResidualBuffers::Add(residual) => Some(B::float(residual)),
+    };
+    let (norm, projections) = (Norm::lift(norm), Projections::lift(projections));
+    let y = reference::decode_linear(B::float(x), &norm, &projections, residual);
+    B::float_primitive(y)
+}
+
+/// See [`SparqBackend::normalize`](super::SparqBackend::normalize).
+pub(crate) fn normalize<B: Primitive>(x: FloatTensor<B>, norm: NormBuffers<B>) -> FloatTensor<B> {
+    B::float_primitive(reference::normalize(B::float(x), &Norm::lift(norm)))
 }

@@ -1,4 +1,5 @@
-//! The operations of a decode step: append, prepare a token, set ranges, dense and SparQ decode.
+//! The operations of a decode step: append, prepare a token, set ranges, dense and SparQ decode,
+//! and linear layers with a norm, an activation and the residual stream.
 //!
 //! The functions of this module run an operation on the backend that holds the tensors.
 //! [`SparqBackend`] extends burn's backend trait with native implementations. The
@@ -8,6 +9,7 @@
 #[cfg_attr(feature = "ndarray", allow(deprecated))]
 mod backend;
 pub(crate) mod fallback;
+mod linear;
 pub(crate) mod primitive;
 pub mod reference;
 
@@ -25,6 +27,11 @@ pub use crate::cache::{CacheTensors, SketchTensors, Spans};
 pub use crate::graph::StepTensors;
 pub use backend::{
     CacheBuffers, PreparedBuffers, RotaryBuffers, SketchBuffers, SparqBackend, SparqOutputBuffers,
+};
+
+pub use linear::{
+    Activation, BiasBuffers, LinearBuffers, Norm, NormBuffers, Projection, ProjectionBuffers,
+    Projections, ResidualBuffers, Weight, WeightBuffers, decode_linear, is_output_major, normalize,
 };
 
 use burn::backend::Dispatch;

@@ -1,7 +1,8 @@
 //! Converted models: a folder whose weights are mapped into memory in the layout of the layers.
 //!
-//! - `model.bpk`: the weights as burnpack, by their names in the checkpoint. Matrices of linear
-//!   layers are column-major, except those in 8 or 4 bits.
+//! - `model.bpk`: the weights as burnpack, by their names in the checkpoint. Matrices are
+//!   row-major, [out, in] in linear layers. Those that `sparq.json` calls transposed, which earlier
+//!   versions wrote, are column-major.
 //! - `sparq.json`: the manifest with the version of the format, checksums, and the settings of
 //!   attention. It is written last, so a folder that has it is complete.
 //! - `config.json`, `tokenizer.json` and others: copies of the checkpoint's files.

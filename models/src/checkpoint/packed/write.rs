@@ -120,17 +120,17 @@ impl Conversion {
             };
             let (checkpoint, on_bytes) = (self.checkpoint.clone(), self.on_bytes.clone());
             let (sums, failed) = (sums.clone(), failed.clone());
-            let (name, shape, length) = (plan.name.clone(), plan.shape_in_file(), plan.bytes());
+            let (name, shape, length) = (plan.name.clone(), plan.shape.clone(), plan.bytes());
             let bytes = move || {
-                let bytes = plan.read(&checkpoint, plan.transposed, &*on_bytes);
+                let bytes = plan.read(&checkpoint, &*on_bytes);
                 let bytes = bytes.map_err(|error| {
                     let message = error.to_string();
                     *lock(&failed) = Some(error);
                     burn_pack::Error::IoError(message)
                 })?;
                 let sum = TensorSum {
-                    transposed: plan.transposed,
-                    crc32: checksum(plan.dtype, plan.transposed, &plan.shape, &bytes),
+                    transposed: false,
+                    crc32: checksum(plan.dtype, false, &plan.shape, &bytes),
                 };
                 lock(&sums).insert(plan.name.clone(), sum);
                 Ok(bytes)
@@ -191,7 +191,7 @@ impl Conversion {
             .map_err(&failed)?;
         file.write_all(&header).map_err(&failed)?;
         for plan in &plans {
-            let bytes = plan.read(&self.checkpoint, false, &*self.on_bytes)?;
+            let bytes = plan.read(&self.checkpoint, &*self.on_bytes)?;
             file.write_all(&bytes).map_err(&failed)?;
         }
         file.flush().map_err(&failed)?;
@@ -213,8 +213,6 @@ impl Conversion {
                 name: name.into(),
                 shape: stored.shape.clone(),
                 dtype,
-                // Blocks are parts of rows, and quantised weights are never used in place.
-                transposed: is_linear(name, &stored.shape) && !dtype.is_quantized(),
             })
         };
         let names = self.checkpoint.names();
@@ -272,7 +270,6 @@ struct Plan {
     name: String,
     shape: Vec<usize>,
     dtype: StoredType,
-    transposed: bool,
 }
 
 impl Plan {
@@ -280,28 +277,16 @@ impl Plan {
         self.dtype.bytes(&self.shape).unwrap_or(0)
     }
 
-    fn shape_in_file(&self) -> Vec<usize> {
-        let mut shape = self.shape.clone();
-        if self.transposed {
-            shape.reverse();
-        }
-        shape
-    }
-
     /// Reads the tensor and returns its bytes as they are written.
     fn read(
         &self,
         checkpoint: &Checkpoint,
-        transposed: bool,
         on_bytes: &dyn Fn(u64),
     ) -> Result<Bytes, CheckpointError> {
         let float = self.dtype.float();
         let dtype = float.map_or(FloatDType::F32, |(dtype, _)| dtype);
-        let order = match transposed {
-            true => Order::Transposed,
-            false => Order::AsStored,
-        };
-        let data = checkpoint.read_on_host(&self.name, &self.shape, dtype, order, on_bytes)?;
+        let data =
+            checkpoint.read_on_host(&self.name, &self.shape, dtype, Order::AsStored, on_bytes)?;
         if !self.dtype.is_quantized() {
             return Ok(data.into_bytes());
         }
@@ -315,8 +300,7 @@ impl Plan {
     }
 }
 
-/// Returns whether a tensor is the matrix of a linear layer, which is read transposed. A wrong
-/// guess only costs a transposition when the model is loaded.
+/// Returns whether a tensor is the matrix of a linear layer.
 fn is_linear(name: &str, shape: &[usize]) -> bool {
     shape.len() == 2 && name.ends_with(".weight") && !name.contains("embed")
 }

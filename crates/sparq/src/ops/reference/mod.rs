@@ -22,8 +22,10 @@
 //! - A sequence without a valid position gives zeros.
 
 pub mod append;
+mod linear;
 mod tensor;
 
+pub use linear::{decode_linear, normalize};
 pub(crate) use tensor::{LARGEST, expand_heads, fill_invalid, finite, softmax, take_rows};
 
 use burn::tensor::{Bool, FloatDType, Int, Tensor};

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sparq_measure::model::RunShape;
@@ -20,6 +21,9 @@ pub struct Baselines<R> {
     /// The copy bandwidth that the script measured, in GB/s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_gb_per_s: Option<f64>,
+    /// The rate of a large product that the script measured, in 10^12 operations per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matmul_tflops: Option<f64>,
     /// One row per key.
     pub rows: Vec<R>,
 }
@@ -27,7 +31,7 @@ pub struct Baselines<R> {
 /// Times of PyTorch on one shape or run.
 pub trait BaselineRow: Sized {
     /// Identifies the shape or run.
-    type Key: Copy + PartialEq;
+    type Key: Clone + PartialEq;
 
     /// The script that prints these rows.
     const SCRIPT: &'static str;
@@ -36,7 +40,7 @@ pub trait BaselineRow: Sized {
     fn key(&self) -> Self::Key;
 
     /// The name of a key in error messages.
-    fn name(key: Self::Key) -> String;
+    fn name(key: &Self::Key) -> String;
 
     /// The fastest dense time in microseconds.
     fn best_us(&self) -> f64;
@@ -85,6 +89,16 @@ impl<R: BaselineRow> Baselines<R> {
             .with_context(named)
     }
 
+    /// Reads the output of a script with all its rows.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is not the output of the script.
+    pub fn read_all(path: &Path) -> Result<Self> {
+        let named = || path.display().to_string();
+        let text = fs::read_to_string(path).with_context(named)?;
+        Self::parse(&text).with_context(named)
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let value: Value = serde_json::from_str(text).context("expected JSON")?;
         let Some(rows) = value.get("rows").and_then(Value::as_array) else {
@@ -113,13 +127,14 @@ impl<R: BaselineRow> Baselines<R> {
             device: text("device"),
             torch: text("torch"),
             copy_gb_per_s: value.get("copy_GBps").and_then(Value::as_f64),
+            matmul_tflops: value.get("matmul_TFLOPS").and_then(Value::as_f64),
             rows: rows?.into_iter().flatten().collect(),
         })
     }
 
     fn matching(mut self, keys: &[R::Key]) -> Result<Self> {
         let names = |keys: &mut dyn Iterator<Item = R::Key>| {
-            let names: Vec<String> = keys.map(R::name).collect();
+            let names: Vec<String> = keys.map(|key| R::name(&key)).collect();
             match names.is_empty() {
                 true => "no row with a time".into(),
                 false => names.join("; "),
@@ -128,19 +143,19 @@ impl<R: BaselineRow> Baselines<R> {
         let found = names(&mut self.rows.iter().map(R::key));
         self.rows.retain(|row| keys.contains(&row.key()));
         if self.rows.is_empty() {
-            let expected = names(&mut keys.iter().copied().take(1));
+            let expected = names(&mut keys.iter().take(1).cloned());
             bail!("expected at least one row of this run, such as {expected}; found {found}");
         }
         Ok(self)
     }
 
     /// The row with this key.
-    pub fn find(&self, key: R::Key) -> Option<&R> {
-        self.rows.iter().find(|row| row.key() == key)
+    pub fn find(&self, key: &R::Key) -> Option<&R> {
+        self.rows.iter().find(|row| row.key() == *key)
     }
 
     /// The fastest dense time for a key, in microseconds.
-    pub fn best_us(&self, key: R::Key) -> Option<f64> {
+    pub fn best_us(&self, key: &R::Key) -> Option<f64> {
         self.find(key).map(R::best_us)
     }
 }
@@ -154,7 +169,7 @@ impl BaselineRow for AttentionBaseline {
         (self.shape, self.dtype)
     }
 
-    fn name((shape, dtype): Self::Key) -> String {
+    fn name((shape, dtype): &Self::Key) -> String {
         format!("{shape} {}", dtype.name())
     }
 
@@ -202,7 +217,7 @@ impl BaselineRow for StepBaseline {
         self.run
     }
 
-    fn name(run: Self::Key) -> String {
+    fn name(run: &Self::Key) -> String {
         run.to_string()
     }
 
@@ -228,6 +243,126 @@ impl BaselineRow for StepBaseline {
             times_us,
         }))
     }
+}
+
+/// Times of the prefill of one prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrefillBaseline {
+    /// The model and the length.
+    #[serde(flatten)]
+    pub key: PrefillKey,
+    /// The fastest prefill, in microseconds.
+    pub best_us: f64,
+    /// The prefill with each attention kernel, in microseconds.
+    pub times_us: BTreeMap<String, f64>,
+}
+
+/// The model and the length of a prefill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefillKey {
+    /// The name of the model.
+    pub model: String,
+    /// Its number of layers.
+    pub layers: usize,
+    /// The element type.
+    pub dtype: CacheType,
+    /// S: number of tokens of the prompt.
+    #[serde(rename = "S")]
+    pub seq_len: usize,
+}
+
+impl BaselineRow for PrefillBaseline {
+    type Key = PrefillKey;
+
+    const SCRIPT: &'static str = "prefill_baseline.py";
+
+    fn key(&self) -> Self::Key {
+        self.key.clone()
+    }
+
+    fn name(key: &Self::Key) -> String {
+        let (model, layers, dtype) = (&key.model, key.layers, key.dtype.name());
+        format!("{model} layers={layers} {dtype} S={}", key.seq_len)
+    }
+
+    fn best_us(&self) -> f64 {
+        self.best_us
+    }
+
+    fn parse(row: &Map<String, Value>) -> Result<Option<Self>> {
+        let key = key_of(row)?;
+        let times_us = times(row, "_ms", 1e3);
+        let best = times_us.values().copied().min_by(f64::total_cmp);
+        Ok(best.map(|best_us| Self {
+            key,
+            best_us,
+            times_us,
+        }))
+    }
+}
+
+/// Times of the start of a process with transformers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartBaseline {
+    /// The model and the prompt.
+    #[serde(flatten)]
+    pub key: StartKey,
+    /// The phases of the fastest process, in microseconds.
+    pub times_us: BTreeMap<String, f64>,
+}
+
+/// The model and the prompt of a start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartKey {
+    /// The name of the model's folder.
+    pub model: String,
+    /// The element type.
+    pub dtype: CacheType,
+    /// The number of tokens of the prompt.
+    pub prompt_tokens: usize,
+}
+
+impl StartBaseline {
+    /// The name of the time to the first token.
+    const FIRST_TOKEN: &'static str = "first_token";
+}
+
+impl BaselineRow for StartBaseline {
+    type Key = StartKey;
+
+    const SCRIPT: &'static str = "start_baseline.py";
+
+    fn key(&self) -> Self::Key {
+        self.key.clone()
+    }
+
+    fn name(key: &Self::Key) -> String {
+        format!(
+            "{} {}, {} tokens",
+            key.model,
+            key.dtype.name(),
+            key.prompt_tokens
+        )
+    }
+
+    fn best_us(&self) -> f64 {
+        self.times_us
+            .get(Self::FIRST_TOKEN)
+            .copied()
+            .unwrap_or(f64::NAN)
+    }
+
+    fn parse(row: &Map<String, Value>) -> Result<Option<Self>> {
+        let times_us = times(row, "_ms", 1e3);
+        let key = key_of(row)?;
+        let row = Self { key, times_us };
+        Ok(Some(row).filter(|row| row.times_us.contains_key(Self::FIRST_TOKEN)))
+    }
+}
+
+/// The key of a row, of which it has the entries.
+fn key_of<K: DeserializeOwned>(row: &Map<String, Value>) -> Result<K> {
+    Ok(serde_json::from_value(Value::Object(row.clone()))?)
 }
 
 /// The times of a row: the keys with this suffix, without it, and their values in microseconds.
@@ -270,10 +405,10 @@ mod tests {
     fn baselines_match_by_shape_and_type() {
         let found = attention(ATTENTION).unwrap();
         let shape = Shape::new(1, 32, 8, 128, 4096);
-        let row = found.find((shape, CacheType::F16)).unwrap();
+        let row = found.find(&(shape, CacheType::F16)).unwrap();
         assert_eq!(row.best_dense_us, 19.3);
         assert_eq!(row.times_us["sparq_torch_r32_k128"], 540.0);
-        assert!(found.find((shape, CacheType::F32)).is_none());
+        assert!(found.find(&(shape, CacheType::F32)).is_none());
         assert_eq!(found.rows.len(), 2, "a row without a time is dropped");
 
         let field = found.matching(&keys(Preset::Field)).unwrap();
@@ -311,9 +446,54 @@ mod tests {
             (found.rows.len(), found.torch.as_deref()),
             (1, Some("2.11"))
         );
-        let row = found.find(RunShape::ALL[0]).unwrap();
+        let row = found.find(&RunShape::ALL[0]).unwrap();
         assert!((row.best_us - 6730.0).abs() < 1e-9 && row.times_us.len() == 2);
-        assert!(found.find(RunShape::ALL[1]).is_none());
+        assert!(found.find(&RunShape::ALL[1]).is_none());
+    }
+
+    #[test]
+    fn baselines_of_prefill_have_the_fastest_kernel() {
+        let text = r#"{"torch": "2.11", "matmul_TFLOPS": 700.5, "rows": [
+            {"model": "llama3-8b", "layers": 32, "dtype": "bf16", "S": 8192, "flash_ms": 243.0,
+             "cudnn_ms": 224.0},
+            {"model": "llama3-8b", "layers": 32, "dtype": "bf16", "S": 131072,
+             "flash_err": "out of memory"}]}"#;
+        let found = Baselines::<PrefillBaseline>::parse(text).unwrap();
+        assert_eq!((found.rows.len(), found.matmul_tflops), (1, Some(700.5)));
+        let key = |layers| PrefillKey {
+            model: "llama3-8b".into(),
+            layers,
+            dtype: CacheType::Bf16,
+            seq_len: 8192,
+        };
+        assert_eq!(found.best_us(&key(32)), Some(224e3));
+        assert_eq!(found.best_us(&key(4)), None);
+        let error = found.matching(&[key(4)]).unwrap_err().to_string();
+        assert!(
+            error.contains("layers=4") && error.contains("layers=32"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn baselines_of_starts_name_wrong_rows() {
+        let row = r#"{"model": "m", "dtype": "bf16", "prompt_tokens": 4096, "load_ms": 5000.0"#;
+        let parse = |text: &str| Baselines::<StartBaseline>::parse(text);
+        let found = parse(&format!(
+            "{{\"rows\": [{row}, \"first_token_ms\": 9000.0}}, {row}}}]}}"
+        ));
+        let found = found.unwrap();
+        assert_eq!(
+            found.rows.len(),
+            1,
+            "a row without a first token is dropped"
+        );
+        assert_eq!(found.best_us(&found.rows[0].key()), Some(9e6));
+        let error = format!("{:#}", parse(r#"{"rows": [{"model": "m"}]}"#).unwrap_err());
+        assert!(
+            error.contains("row 0") && error.contains("dtype"),
+            "{error}"
+        );
     }
 
     #[test]

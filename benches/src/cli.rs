@@ -2,7 +2,10 @@
 
 mod args;
 mod e2e;
+mod make_model;
 mod op;
+mod prefill;
+mod start;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -29,13 +32,16 @@ Examples:
   sparq-bench backends                             every device of this build and machine in one table
   sparq-bench e2e --device cuda --compare e2e.json --json benches/results/h100-e2e.json
   sparq-bench e2e --run tiny,1,512 --dtype f32     a small model, in seconds
+  sparq-bench prefill llama3-8b --device cuda --compare prefill.json --json benches/results/h100-prefill.json
+  sparq-bench make-model llama3-8b llama3-8b       a checkpoint with random weights, and prompts
+  sparq-bench start --device cuda --model llama3-8b --prompt llama3-8b/p4096.txt
   sparq-bench fit benches/results/h100.json        the figures of the cost model for these results
   sparq-bench render                               tables and plots from benches/results/*.json
   sparq-bench render --check                       fails if the tables and plots are out of date
 
 Exit codes: 0 done, 1 `render --check` found a difference, 2 usage error or bad input.";
 
-/// Time decode steps, dense and SparQ, and relate them to the memory bandwidth of the same machine.
+/// Time decode steps, prefill and starts, and relate them to the limits of the same machine.
 #[derive(Parser, Debug)]
 #[command(name = "sparq-bench", version, after_help = EXAMPLES)]
 struct Cli {
@@ -56,6 +62,14 @@ enum Command {
     /// A whole decode step of a model with random weights and its parts: dense and SparQ, eager and
     /// captured
     E2e(e2e::E2eArgs),
+    /// The prefill of a model with random weights: tokens per second, and the share of the matrix
+    /// peak
+    Prefill(prefill::PrefillArgs),
+    /// The time to the first token of the program `sparq` in a fresh process, with an empty and
+    /// with a filled kernel cache
+    Start(start::StartArgs),
+    /// Write a Hugging Face checkpoint with random weights in a published shape, and prompts for it
+    MakeModel(make_model::MakeModelArgs),
     /// Fit the cost model that selects dense attention or SparQ to results of `op`
     Fit(FitArgs),
     /// Make the tables and plots of the documentation from benches/results/*.json
@@ -112,6 +126,9 @@ fn run(command: &Command, line: &str) -> Result<ExitCode> {
         Command::Op(args) => op::op(args, line.to_owned())?,
         Command::Backends(args) => op::backends(args, line.to_owned())?,
         Command::E2e(args) => e2e::e2e(args, line.to_owned())?,
+        Command::Prefill(args) => prefill::prefill(args, line.to_owned())?,
+        Command::Start(args) => start::start(args, line.to_owned())?,
+        Command::MakeModel(args) => make_model::make_model(args)?,
         Command::Fit(args) => fit(args)?,
         Command::Render(args) => return render(args),
     }

@@ -11,10 +11,14 @@ use serde_json::Value;
 use sparq_measure::attention::Run;
 use sparq_measure::host::Host;
 use sparq_measure::model::DeviceRun;
+use sparq_measure::prefill::PrefillRun;
 
-use crate::baselines::{AttentionBaseline, Baselines, StepBaseline};
+use crate::baselines::{
+    AttentionBaseline, Baselines, PrefillBaseline, StartBaseline, StepBaseline,
+};
 use crate::presets::Preset;
 use crate::provenance;
+use crate::start::StartRun;
 
 /// The version of the schema that this build writes and reads.
 pub const SCHEMA: u64 = 1;
@@ -29,6 +33,10 @@ pub enum Bench {
     Backends,
     /// Whole decode steps of models on one device.
     E2e,
+    /// The prefill of one model on one device.
+    Prefill,
+    /// The start of fresh processes with one model.
+    Start,
 }
 
 /// The first fields of every report.
@@ -90,7 +98,33 @@ pub struct E2eReport {
     pub baselines: Option<Baselines<StepBaseline>>,
 }
 
-/// Reads a [`Report`] or an [`E2eReport`].
+/// A report on prefill: `sparq-bench prefill`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrefillReport {
+    /// Date, machine and command.
+    #[serde(flatten)]
+    pub head: Head,
+    /// The results.
+    pub run: PrefillRun,
+    /// Times of PyTorch on prompts of this report.
+    #[serde(rename = "peers")]
+    pub baselines: Option<Baselines<PrefillBaseline>>,
+}
+
+/// A report on the start of processes: `sparq-bench start`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartReport {
+    /// Date, machine and command.
+    #[serde(flatten)]
+    pub head: Head,
+    /// The results.
+    pub run: StartRun,
+    /// Times of transformers.
+    #[serde(rename = "peers")]
+    pub baselines: Option<Baselines<StartBaseline>>,
+}
+
+/// Reads a report of the given kind.
 ///
 /// # Errors
 /// If the file cannot be read or is not such a report. The message names the expectation and the
@@ -99,8 +133,22 @@ pub fn read<R: DeserializeOwned>(path: &Path) -> Result<R> {
     serde_json::from_value(read_value(path)?).with_context(|| path.display().to_string())
 }
 
+/// Reads the benchmark that wrote a report.
+///
+/// # Errors
+/// If the file cannot be read or is not a report.
+pub fn bench(path: &Path) -> Result<Bench> {
+    /// The field of [`Head`].
+    #[derive(Deserialize)]
+    struct Kind {
+        bench: Bench,
+    }
+    let kind: Kind = read(path)?;
+    Ok(kind.bench)
+}
+
 /// Reads a report of any benchmark as JSON and checks its schema.
-pub(crate) fn read_value(path: &Path) -> Result<Value> {
+fn read_value(path: &Path) -> Result<Value> {
     let name = path.display();
     let text = fs::read_to_string(path).with_context(|| name.to_string())?;
     let value: Value =

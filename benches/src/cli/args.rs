@@ -1,7 +1,7 @@
 //! Arguments that several subcommands share, and output to the terminal.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -49,6 +49,19 @@ pub fn check_positive(name: &str, value: Option<f64>) -> Result<()> {
         Some(value) => bail!("{name}: expected a number above 0, found {value}"),
         None => Ok(()),
     }
+}
+
+/// Parses a number of at least 1.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    let size = text.parse().ok().filter(|&size: &usize| size > 0);
+    size.ok_or_else(|| format!("expected a number of at least 1, found {text:?}"))
+}
+
+/// The name of a model in a report: that of its folder or file.
+pub fn model_name(path: &Path) -> String {
+    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let name = full.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
 }
 
 /// Parses one of the names of a type in JSON.

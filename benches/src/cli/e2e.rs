@@ -20,8 +20,8 @@ use crate::tables::e2e as tables;
 pub struct E2eArgs {
     #[command(flatten)]
     device: DeviceArgs,
-    /// Model (llama3-8b, llama2-7b or tiny), B and S; may be repeated [default: six runs for a GPU
-    /// with 80 GB]
+    /// Model (llama3-8b, llama2-7b or another of `make-model`), B and S; may be repeated [default:
+    /// six runs for a GPU with 80 GB]
     #[arg(long = "run", value_name = "MODEL,B,S")]
     runs: Vec<RunShape>,
     /// Element type of weights, K and V

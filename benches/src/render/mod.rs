@@ -13,10 +13,11 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
 
 use sparq_output::files::OutputFile;
 
-use crate::report::{self, Bench, E2eReport, Report};
+use crate::report::{self, Bench, E2eReport, PrefillReport, Report, StartReport};
 
 const RESULTS: &str = "benches/results";
 const PERFORMANCE: &str = "docs/performance.md";
@@ -49,11 +50,18 @@ pub struct Results {
     pub operations: Vec<Named<Report>>,
     /// Reports on whole decode steps.
     pub steps: Vec<Named<E2eReport>>,
+    /// Reports on prefill.
+    pub prefills: Vec<Named<PrefillReport>>,
+    /// Reports on starts.
+    pub starts: Vec<Named<StartReport>>,
 }
 
 impl Results {
     fn is_empty(&self) -> bool {
-        self.operations.is_empty() && self.steps.is_empty()
+        self.operations.is_empty()
+            && self.steps.is_empty()
+            && self.prefills.is_empty()
+            && self.starts.is_empty()
     }
 }
 
@@ -151,16 +159,19 @@ pub fn read_all(root: &Path) -> Result<Results> {
     let mut results = Results::default();
     for name in names_in(&folder, ".json")? {
         let path = folder.join(format!("{name}.json"));
-        let value = report::read_value(&path)?;
-        if value.get("bench") == Some(&serde_json::to_value(Bench::E2e)?) {
-            let report = report::read(&path)?;
-            results.steps.push(Named { name, report });
-        } else {
-            let report = report::read(&path)?;
-            results.operations.push(Named { name, report });
+        match report::bench(&path)? {
+            Bench::Op | Bench::Backends => results.operations.push(named(name, &path)?),
+            Bench::E2e => results.steps.push(named(name, &path)?),
+            Bench::Prefill => results.prefills.push(named(name, &path)?),
+            Bench::Start => results.starts.push(named(name, &path)?),
         }
     }
     Ok(results)
+}
+
+fn named<R: DeserializeOwned>(name: String, path: &Path) -> Result<Named<R>> {
+    let report = report::read(path)?;
+    Ok(Named { name, report })
 }
 
 /// The rendered plots in the folder.

@@ -7,8 +7,8 @@ use super::text::{command, wrap};
 use super::{Named, Results, plots};
 use crate::baselines::Baselines;
 use crate::presets::Preset;
-use crate::report::{E2eReport, Head, Report};
-use crate::tables::{e2e, op, summary};
+use crate::report::{E2eReport, Head, PrefillReport, Report, StartReport};
+use crate::tables::{e2e, op, prefill, start, summary};
 use sparq_output::numbers::bytes;
 
 /// The rendered part of the page.
@@ -26,6 +26,22 @@ pub fn performance(results: &Results) -> Result<String> {
             provenance(&report.head, report.baselines.as_ref())
         );
         text += &steps_section(report);
+    }
+    for Named { name, report } in &results.prefills {
+        text += &format!(
+            "\n## {name}: prefill of {}\n\n{}",
+            report.run.model,
+            provenance(&report.head, report.baselines.as_ref())
+        );
+        text += &prefill_section(report);
+    }
+    for Named { name, report } in &results.starts {
+        text += &format!(
+            "\n## {name}: start with {}\n\n{}",
+            report.run.model,
+            provenance(&report.head, report.baselines.as_ref())
+        );
+        text += &start_section(report);
     }
     for named in &results.operations {
         let Named { name, report } = named;
@@ -55,6 +71,36 @@ fn steps_section(report: &E2eReport) -> String {
     );
     for line in e2e::skipped(run).iter().chain(&e2e::notes(run)) {
         text += &format!("\n{}\n", wrap(line, ""));
+    }
+    text
+}
+
+fn prefill_section(report: &PrefillReport) -> String {
+    let run = &report.run;
+    let mut text = format!(
+        "\n### `{}` ({})\n\n{}\n\n{}",
+        run.device,
+        machine(run.gpu.as_deref(), &report.head),
+        wrap(prefill::peak(report).trim_end(), ""),
+        prefill::lengths(report).markdown()
+    );
+    for line in prefill::skipped(run) {
+        text += &format!("\n{}\n", wrap(&line, ""));
+    }
+    text
+}
+
+fn start_section(report: &StartReport) -> String {
+    let run = &report.run;
+    let mut text = format!(
+        "\n### `{}` ({})\n\n{}\n\n{}",
+        run.device,
+        machine(run.gpu.as_deref(), &report.head),
+        wrap(start::model(run).trim_end(), ""),
+        start::runs(report).markdown()
+    );
+    for line in start::failed(run) {
+        text += &format!("\n{}\n", wrap(&line, ""));
     }
     text
 }

@@ -188,7 +188,7 @@ fn times(run: &Run, baselines: Torch<'_>, cases: &[Case]) -> Vec<Series> {
         let mut series = Series::new("dense (PyTorch)", Paint::Purple);
         series.points = cases
             .iter()
-            .filter_map(|&case| Some((case.0.seq_len as f64, baselines.best_us(case)?)))
+            .filter_map(|&case| Some((case.0.seq_len as f64, baselines.best_us(&case)?)))
             .collect();
         all.push(series);
     }

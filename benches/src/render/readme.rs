@@ -1,25 +1,43 @@
-//! The table of the README: whole models first, then attention, with rows that SparQ loses.
+//! The table of the README: whole models. Until their results exist, rows of steps and attention.
 
 use sparq::{Sketch, SparqConfig};
 use sparq_measure::attention::{MethodName, Row};
 use sparq_measure::model::{ModelName, RunShape, StepRow};
 use sparq_measure::shape::{CacheType, Shape};
+use sparq_measure::stats::percentile;
 
 use super::performance::{commit, day, machine};
 use super::text::wrap;
 use super::{Named, Results};
-use crate::report::{E2eReport, Head, Report};
-use crate::tables::summary;
+use crate::report::{E2eReport, Head, PrefillReport, Report, StartReport};
+use crate::start::CacheState;
+use crate::tables::{prefill, start, summary};
 use sparq_output::numbers::{digits, or_dash};
 use sparq_output::table::Table;
 
-/// The rows of the table: the name of a report, and one of its runs or shapes.
-const ROWS: [(&str, Measurement); 8] = [
-    ("h100-e2e-8b", step(ModelName::Llama3, 1, 4096)),
-    ("h100-e2e-8b", step(ModelName::Llama3, 1, 32_768)),
-    ("h100-e2e-8b", step(ModelName::Llama3, 1, 131_072)),
-    ("h100-e2e-7b", step(ModelName::Llama2, 1, 65_536)),
-    ("h100-e2e-7b", step(ModelName::Llama2, 16, 4096)),
+/// A row: the beginning of the names of reports, and one of their runs, lengths or shapes.
+type Wanted = (&'static str, Measurement);
+
+/// The rows of the table if any of them has a result.
+const WHOLE_MODELS: [Wanted; 9] = [
+    ("h200-e2e", step(ModelName::Llama3, 1, 4096)),
+    ("h200-e2e", step(ModelName::Llama3, 1, 32_768)),
+    ("h200-e2e", step(ModelName::Llama3, 1, 131_072)),
+    ("h200-e2e", step(ModelName::Llama2, 1, 65_536)),
+    ("h200-e2e", step(ModelName::Llama2, 16, 4096)),
+    ("h200-prefill", Measurement::Prefill(8192)),
+    ("h200-prefill", Measurement::Prefill(131_072)),
+    ("h200-start", Measurement::Start(CacheState::Cold)),
+    ("h200-start", Measurement::Start(CacheState::Warm)),
+];
+
+/// The rows of the table otherwise: whole steps, then attention, with rows that SparQ loses.
+const STEPS_AND_ATTENTION: [Wanted; 8] = [
+    ("h100-e2e", step(ModelName::Llama3, 1, 4096)),
+    ("h100-e2e", step(ModelName::Llama3, 1, 32_768)),
+    ("h100-e2e", step(ModelName::Llama3, 1, 131_072)),
+    ("h100-e2e", step(ModelName::Llama2, 1, 65_536)),
+    ("h100-e2e", step(ModelName::Llama2, 16, 4096)),
     ("h100-field", attention(1, 4096, CacheType::F16)),
     ("h100-field", attention(8, 131_072, CacheType::F16)),
     ("cpu-2cores", attention(1, 16_384, CacheType::F32)),
@@ -27,11 +45,17 @@ const ROWS: [(&str, Measurement); 8] = [
 
 const SKETCH: Sketch = Sketch::Bits4;
 
-/// A whole decode step of a model, or attention of one decode step.
+/// A measured figure.
 #[derive(Clone, Copy)]
 enum Measurement {
+    /// A whole decode step of a model.
     Step(RunShape),
+    /// Attention of one decode step.
     Attention(Shape, CacheType),
+    /// The prefill of a prompt of this length.
+    Prefill(usize),
+    /// The time to the first token of a fresh process.
+    Start(CacheState),
 }
 
 const fn step(model: ModelName, batch: usize, seq_len: usize) -> Measurement {
@@ -49,54 +73,76 @@ const fn attention(batch: usize, seq_len: usize, dtype: CacheType) -> Measuremen
 
 /// A row of the table, times in microseconds.
 struct Line<'a> {
+    measurement: Measurement,
     head: &'a Head,
     machine: String,
     what: String,
     batch: usize,
     seq_len: usize,
     dense: Option<f64>,
-    sparq: f64,
-    settings: SparqConfig,
+    /// The time of SparQ and its settings, if it takes part.
+    sparq: Option<(f64, SparqConfig)>,
     torch: Option<f64>,
-    floor: f64,
+    floor: Option<f64>,
 }
 
 /// The rendered part of the README.
 pub fn readme(results: &Results) -> String {
-    let lines: Vec<Line<'_>> = ROWS
-        .into_iter()
-        .filter_map(|(name, what)| match what {
-            Measurement::Step(run) => step_line(find(&results.steps, name)?, run),
-            Measurement::Attention(shape, dtype) => {
-                attention_line(find(&results.operations, name)?, (shape, dtype))
-            }
-        })
-        .collect();
+    let mut lines = lines(&WHOLE_MODELS, results);
+    if lines.is_empty() {
+        lines = self::lines(&STEPS_AND_ATTENTION, results);
+    }
     if lines.is_empty() {
         return "No results yet.\n".into();
     }
-    let headings = "machine | what | B | S | dense | SparQ | PyTorch dense | PyTorch / SparQ \
-        | SparQ floor";
+    let headings = "machine | what | B | S | dense | SparQ | PyTorch dense | gain | floor";
     let mut table = Table::new(headings.split(" | "));
+    let shown = |us: Option<f64>| us.map_or("-".into(), time);
     for line in &lines {
+        let sparq = line.sparq.map(|(us, _)| us);
+        let gain = line.torch.zip(sparq.or(line.dense));
         table.row([
             line.machine.clone(),
             line.what.clone(),
             line.batch.to_string(),
             line.seq_len.to_string(),
-            line.dense.map_or("-".into(), time),
-            time(line.sparq),
-            line.torch.map_or("-".into(), time),
-            or_dash(line.torch.map(|torch| torch / line.sparq)),
-            time(line.floor),
+            shown(line.dense),
+            shown(sparq),
+            shown(line.torch),
+            or_dash(gain.map(|(torch, us)| torch / us)),
+            shown(line.floor),
         ]);
     }
     format!("{}\n{}", table.markdown(), notes(&lines))
 }
 
-fn find<'a, R>(reports: &'a [Named<R>], name: &str) -> Option<&'a R> {
-    let named = reports.iter().find(|named| named.name == name)?;
-    Some(&named.report)
+/// The rows that have a result.
+fn lines<'a>(wanted: &[Wanted], results: &'a Results) -> Vec<Line<'a>> {
+    let line = |&(prefix, measurement): &Wanted| match measurement {
+        Measurement::Step(run) => first(&results.steps, prefix, |report| step_line(report, run)),
+        Measurement::Attention(shape, dtype) => first(&results.operations, prefix, |report| {
+            attention_line(report, (shape, dtype))
+        }),
+        Measurement::Prefill(seq_len) => first(&results.prefills, prefix, |report| {
+            prefill_line(report, seq_len)
+        }),
+        Measurement::Start(cache) => {
+            first(&results.starts, prefix, |report| start_line(report, cache))
+        }
+    };
+    wanted.iter().filter_map(line).collect()
+}
+
+/// The line of the first report whose name begins with `prefix` and that has one.
+fn first<'a, R>(
+    reports: &'a [Named<R>],
+    prefix: &str,
+    line: impl Fn(&'a R) -> Option<Line<'a>>,
+) -> Option<Line<'a>> {
+    let mut named = reports
+        .iter()
+        .filter(|named| named.name.starts_with(prefix));
+    named.find_map(|named| line(&named.report))
 }
 
 fn step_line(report: &E2eReport, run: RunShape) -> Option<Line<'_>> {
@@ -105,16 +151,19 @@ fn step_line(report: &E2eReport, run: RunShape) -> Option<Line<'_>> {
     let of_sketch = |row: &&StepRow| row.settings.is_some_and(|found| found.sketch == SKETCH);
     let sparq = rows().find(of_sketch)?;
     Some(Line {
+        measurement: Measurement::Step(run),
         head: &report.head,
         machine: machine(report.run.gpu.as_deref(), &report.head),
         what: format!("{} decode step, {}", run.model.name(), sparq.dtype.name()),
         batch: run.batch,
         seq_len: run.seq_len,
         dense: dense.and_then(StepRow::step_us),
-        sparq: sparq.step_us()?,
-        settings: sparq.settings?,
-        torch: report.baselines.as_ref().and_then(|rows| rows.best_us(run)),
-        floor: sparq.floor_us,
+        sparq: Some((sparq.step_us()?, sparq.settings?)),
+        torch: report
+            .baselines
+            .as_ref()
+            .and_then(|rows| rows.best_us(&run)),
+        floor: Some(sparq.floor_us),
     })
 }
 
@@ -126,6 +175,7 @@ fn attention_line(report: &Report, case: (Shape, CacheType)) -> Option<Line<'_>>
         summary::fastest(run, case, |row| row.is_default_sparq() && of_sketch(row))?;
     let (shape, dtype) = case;
     Some(Line {
+        measurement: Measurement::Attention(shape, dtype),
         head: &report.head,
         machine: machine(run.gpu.as_deref(), &report.head),
         what: format!(
@@ -137,13 +187,61 @@ fn attention_line(report: &Report, case: (Shape, CacheType)) -> Option<Line<'_>>
         batch: shape.batch,
         seq_len: shape.seq_len,
         dense: dense.map(|(_, us)| us),
-        sparq: sparq_us,
-        settings: sparq.settings?,
+        sparq: Some((sparq_us, sparq.settings?)),
         torch: report
             .baselines
             .as_ref()
-            .and_then(|rows| rows.best_us(case)),
-        floor: run.bandwidth.floor_us(sparq.bytes),
+            .and_then(|rows| rows.best_us(&case)),
+        floor: Some(run.bandwidth.floor_us(sparq.bytes)),
+    })
+}
+
+fn prefill_line(report: &PrefillReport, seq_len: usize) -> Option<Line<'_>> {
+    let run = &report.run;
+    let row = run.rows.iter().find(|row| row.seq_len == seq_len)?;
+    let key = prefill::key(run, row);
+    // 10^12 operations per second are 10^6 per microsecond.
+    let floor = row.flops.total() / prefill::peak_tflops(report) / 1e6;
+    Some(Line {
+        measurement: Measurement::Prefill(seq_len),
+        head: &report.head,
+        machine: machine(run.gpu.as_deref(), &report.head),
+        what: format!("{} prefill, {}", run.model, run.dtype.name()),
+        batch: 1,
+        seq_len,
+        dense: Some(row.median_us()?),
+        sparq: None,
+        torch: report
+            .baselines
+            .as_ref()
+            .and_then(|rows| rows.best_us(&key)),
+        floor: Some(floor),
+    })
+}
+
+fn start_line(report: &StartReport, cache: CacheState) -> Option<Line<'_>> {
+    let run = &report.run;
+    let rows = run.rows.iter().filter(|row| row.cache == cache);
+    let mut times: Vec<f64> = rows
+        .filter_map(|row| Some(row.phases?.first_token_us))
+        .collect();
+    times.sort_by(f64::total_cmp);
+    Some(Line {
+        measurement: Measurement::Start(cache),
+        head: &report.head,
+        machine: machine(run.gpu.as_deref(), &report.head),
+        what: format!(
+            "{} first token, {} cache, {}",
+            run.model,
+            cache.name(),
+            run.dtype?.name()
+        ),
+        batch: 1,
+        seq_len: run.prompt_tokens?,
+        dense: Some(percentile(&times, 0.5)?),
+        sparq: None,
+        torch: start::torch_us(report),
+        floor: None,
     })
 }
 
@@ -152,8 +250,10 @@ fn notes(lines: &[Line<'_>]) -> String {
     let mut settings: Vec<(SparqConfig, &str)> = Vec::new();
     let mut sources: Vec<(String, Vec<String>)> = Vec::new();
     for line in lines {
-        if settings.iter().all(|(known, _)| *known != line.settings) {
-            settings.push((line.settings, &line.machine));
+        if let Some((_, config)) = line.sparq
+            && settings.iter().all(|(known, _)| *known != config)
+        {
+            settings.push((config, &line.machine));
         }
         let source = format!(
             "{}, {}, commit {}",
@@ -176,12 +276,23 @@ fn notes(lines: &[Line<'_>]) -> String {
             _ => format!(" ({machine}: {})", sizes(config)),
         };
     }
-    let text = format!(
-        "Medians. PyTorch / SparQ above 1 means that SparQ is faster; dense is the dense attention \
-         of this project. SparQ reads a 4-bit sketch, with {sparq}. Floor: the bytes that SparQ has \
-         to move, divided by the memory bandwidth measured in the same run. Models have random \
-         weights. All results: [docs/performance.md](docs/performance.md)."
-    );
+    let mut text = "Medians. Dense is the dense attention of this project.".to_owned();
+    if !sparq.is_empty() {
+        text += &format!(" SparQ reads a 4-bit sketch, with {sparq}.");
+    }
+    text += " Gain: PyTorch divided by SparQ, or by dense without SparQ; above 1, this project is \
+             faster. Floor: the bytes that SparQ has to move, divided by the memory bandwidth \
+             measured in the same run";
+    let has = |wanted: fn(&Measurement) -> bool| lines.iter().any(|line| wanted(&line.measurement));
+    if has(|measurement| matches!(measurement, Measurement::Prefill(_))) {
+        text += "; of a prefill, its operations at the rate of a large product";
+    }
+    text += ".";
+    if has(|measurement| matches!(measurement, Measurement::Start(_))) {
+        text +=
+            " First token: of a fresh process, whose cache of kernels is empty (cold) or filled.";
+    }
+    text += " Models have random weights. All results: [docs/performance.md](docs/performance.md).";
     let mut text = wrap(&text, "") + "\n\n";
     for (source, commands) in sources {
         text += &wrap(&format!("- {source}: {}", commands.join(", ")), "  ");
@@ -201,8 +312,9 @@ fn short(command: &str) -> String {
 
 /// A time with its unit.
 fn time(us: f64) -> String {
-    match us < 999.5 {
-        true => format!("{} us", digits(us)),
-        false => format!("{} ms", digits(us / 1e3)),
+    match us {
+        us if us < 999.5 => format!("{} us", digits(us)),
+        us if us < 999.5e3 => format!("{} ms", digits(us / 1e3)),
+        us => format!("{} s", digits(us / 1e6)),
     }
 }

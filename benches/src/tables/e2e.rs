@@ -34,7 +34,7 @@ pub fn steps(run: &DeviceRun, baselines: Option<&Baselines<StepBaseline>>) -> Ta
             ratio(dense),
         ]);
         if let Some(baselines) = baselines {
-            let us = baselines.best_us(row.run);
+            let us = baselines.best_us(&row.run);
             cells.extend([milliseconds(us), ratio(us)]);
         }
         table.row(cells);

@@ -3,4 +3,6 @@
 pub mod e2e;
 pub mod fit;
 pub mod op;
+pub mod prefill;
+pub mod start;
 pub mod summary;

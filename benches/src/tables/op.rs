@@ -36,7 +36,7 @@ pub fn details(run: &Run, baselines: Option<&Baselines<AttentionBaseline>>) -> T
             or_dash(measured.speedup_over_dense),
         ]);
         if let Some(baselines) = baselines {
-            let us = baselines.best_us((row.shape, row.dtype));
+            let us = baselines.best_us(&(row.shape, row.dtype));
             cells.push(or_dash(us));
             cells.push(or_dash(us.map(|us| us / measured.time.median_us)));
         }

@@ -44,7 +44,7 @@ pub fn fastest_dense(
     case: (Shape, CacheType),
 ) -> Option<f64> {
     let own = fastest(run, case, |row| row.method != MethodName::Sparq).map(|(_, us)| us);
-    let theirs = baselines.and_then(|baselines| baselines.best_us(case));
+    let theirs = baselines.and_then(|baselines| baselines.best_us(&case));
     own.into_iter().chain(theirs).min_by(f64::total_cmp)
 }
 
@@ -83,7 +83,7 @@ pub fn table(run: &Run, baselines: Option<&Baselines<AttentionBaseline>>) -> Tab
             cells.push(time(fastest_of(&|row| row.method == MethodName::DenseBurn)));
         }
         if let Some(baselines) = baselines {
-            cells.push(or_dash(baselines.best_us(case)));
+            cells.push(or_dash(baselines.best_us(&case)));
         }
         for family in &families {
             cells.push(time(fastest_of(&|row| row.family() == *family)));
@@ -118,7 +118,7 @@ pub fn goals(run: &Run, baselines: Option<&Baselines<AttentionBaseline>>) -> Tab
     for (goal, (of_paper, rule)) in lines {
         let case = (goal.shape, CacheType::F16);
         let dense = fastest(run, case, |row| row.method == MethodName::Dense);
-        let torch = baselines.and_then(|baselines| baselines.best_us(case));
+        let torch = baselines.and_then(|baselines| baselines.best_us(&case));
         let mut cells = vec![
             goal.shape.batch.to_string(),
             format!("{}/{}", goal.shape.heads, goal.shape.kv_heads),

@@ -2,3 +2,4 @@
 
 mod planning;
 mod program;
+mod whole_models;

@@ -12,7 +12,7 @@ use sparq_measure::attention::{MethodName, Row};
 use sparq_measure::timing::Mode;
 
 /// Runs the program with the arguments of a line, separated by spaces.
-fn bench(line: &str) -> Output {
+pub fn bench(line: &str) -> Output {
     let mut command = Command::cargo_bin("sparq-bench").unwrap();
     command
         .env_remove("BURN_DEVICE")
@@ -22,25 +22,25 @@ fn bench(line: &str) -> Output {
         .unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Returns the standard output of a command that succeeds.
-fn shown(line: &str) -> String {
+pub fn shown(line: &str) -> String {
     let output = bench(line);
     assert!(output.status.success(), "{line}: {}", text(&output.stderr));
     text(&output.stdout)
 }
 
-fn assert_contains(text: &str, parts: &[&str]) {
+pub fn assert_contains(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{part:?} is not in: {text}");
     }
 }
 
 /// Returns the message of a command that fails on its input.
-fn refusal(line: &str) -> String {
+pub fn refusal(line: &str) -> String {
     let output = bench(line);
     assert_eq!(output.status.code(), Some(2), "{line}");
     assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
@@ -48,7 +48,7 @@ fn refusal(line: &str) -> String {
 }
 
 /// A device of this build and machine.
-fn device() -> &'static str {
+pub fn device() -> &'static str {
     static NAME: LazyLock<String> = LazyLock::new(|| sparq_device::available()[0].to_string());
     &NAME
 }
@@ -66,7 +66,7 @@ fn run_quick(folder: &Path, more: &str) -> Report {
 }
 
 /// A repository without results.
-fn empty_repository() -> tempfile::TempDir {
+pub fn empty_repository() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir_all(root.path().join("benches/results")).unwrap();
     let readme = "# Title\n\n<!-- benchmarks -->\n<!-- /benchmarks -->\n\nThe end.\n";
@@ -268,7 +268,7 @@ fn program_names_wrong_input() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let device = device();
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 12] = [
         ("op --preset huge", &["huge", "quick", "field"]),
         ("op --device abacus", &["abacus", "flex", "cuda"]),
         ("op --shape 1,2,3", &["B,H,H_kv,d,S", "1,2,3"]),
@@ -280,6 +280,12 @@ fn program_names_wrong_input() {
         (
             "e2e --run tiny,1,2 --rank 17",
             &["tiny", "found 17", "1 to 16"],
+        ),
+        ("prefill nowhere", &["nowhere", "llama3-8b", "folder"]),
+        ("prefill tiny --lengths 8,0", &["--lengths", "at least 1"]),
+        (
+            "prefill tiny --lengths 300000",
+            &["262144", "context", "300000"],
         ),
     ];
     for (line, expected) in cases {

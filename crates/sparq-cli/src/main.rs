@@ -3,11 +3,12 @@
 //! Imports go one way. [`cli`] is the command line and knows every command. Each command in
 //! [`commands`] owns its arguments, its JSON document and its text output. Commands share option
 //! groups ([`args`], [`method`]), models ([`model`]) and output ([`output`], [`progress`],
-//! [`exit`]), none of which know a command. An error travels up as [`anyhow::Error`] and becomes
+//! [`clock`], [`exit`]), none of which know a command. An error travels up as [`anyhow::Error`] and becomes
 //! one message and one exit code here.
 
 mod args;
 mod cli;
+mod clock;
 mod commands;
 mod compiling;
 mod exit;
@@ -28,6 +29,7 @@ use cli::Cli;
 use output::Output;
 
 fn main() -> ExitCode {
+    clock::begin();
     // Before the arguments, since parsing --device opens the device.
     // SAFETY: no other thread runs yet.
     #[cfg(feature = "kernel-cache")]

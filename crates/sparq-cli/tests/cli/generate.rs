@@ -12,6 +12,10 @@ fn text_equals_the_document() {
     assert_eq!(generated["finish"], "max_new_tokens");
     assert_eq!(generated["stats"]["new_tokens"], 24);
     assert_eq!(generated["attention"]["method"], "auto");
+    let seconds = |of: &str, key: &str| generated[of][key].as_f64().unwrap();
+    let loaded = seconds("start", "load_seconds");
+    let first_token = seconds("start", "first_token_seconds");
+    assert!(loaded > 0.0 && loaded + seconds("stats", "prefill_seconds") < first_token);
     let text = generated["text"].as_str().unwrap();
     assert_eq!(stdout(line), format!("{text}\n"));
     // The default k covers this text, so dense attention and SparQ read everything.

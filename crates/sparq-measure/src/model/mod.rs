@@ -8,6 +8,7 @@
 mod filled;
 mod name;
 mod parts;
+mod published;
 mod record;
 
 use anyhow::Result;
@@ -23,6 +24,7 @@ use crate::shape::CacheType;
 use crate::stats::Summary;
 use crate::timing::Pace;
 use filled::{FilledModel, SLACK};
+pub(crate) use name::layer_matrices;
 pub use name::{ModelName, RunShape};
 pub use record::{Captured, DeviceRun, Parts, StepRow};
 

@@ -1,18 +1,20 @@
 //! The models to measure, by name, and the shapes of their runs.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::Result;
 use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use sparq::RotaryConfig;
+use serde_json::Value;
 use sparq::cost::CacheShape;
-use sparq_models::config::{HiddenAct, Keys, NormKind, Residual};
+use sparq_models::config::MlpKeys;
 use sparq_models::{Decoder, DecoderConfig};
 use sparq_plan::ModelShape;
 
+use super::published;
 use crate::shape::CacheType;
 
 /// A model, known by its shape.
@@ -26,6 +28,30 @@ pub enum ModelName {
     #[serde(rename = "llama2-7b")]
     #[value(name = "llama2-7b")]
     Llama2,
+    /// Mistral-7B 0.1: 32 query heads, 8 KV heads, a sliding window of 4096 positions
+    #[serde(rename = "mistral-7b")]
+    #[value(name = "mistral-7b")]
+    Mistral,
+    /// Qwen2.5-7B: 28 layers, 28 query heads, 4 KV heads, biases
+    #[serde(rename = "qwen2.5-7b")]
+    #[value(name = "qwen2.5-7b")]
+    Qwen2,
+    /// Qwen3-8B: 36 layers, 32 query heads, 8 KV heads, norms of queries and keys
+    #[serde(rename = "qwen3-8b")]
+    #[value(name = "qwen3-8b")]
+    Qwen3,
+    /// Gemma-2B: 18 layers, 8 query heads of 256 components, 1 KV head
+    #[serde(rename = "gemma-2b")]
+    #[value(name = "gemma-2b")]
+    Gemma,
+    /// Pythia-1B: 16 layers, 8 heads of 256 components, MLP parallel to attention
+    #[serde(rename = "pythia-1b")]
+    #[value(name = "pythia-1b")]
+    Pythia,
+    /// SmolLM2-135M: 30 layers, 9 query heads, 3 KV heads
+    #[serde(rename = "smollm2-135m")]
+    #[value(name = "smollm2-135m")]
+    SmolLm2,
     /// Two small layers, to check that everything runs
     #[serde(rename = "tiny")]
     #[value(name = "tiny")]
@@ -38,68 +64,33 @@ impl ModelName {
         match self {
             ModelName::Llama3 => "llama3-8b",
             ModelName::Llama2 => "llama2-7b",
+            ModelName::Mistral => "mistral-7b",
+            ModelName::Qwen2 => "qwen2.5-7b",
+            ModelName::Qwen3 => "qwen3-8b",
+            ModelName::Gemma => "gemma-2b",
+            ModelName::Pythia => "pythia-1b",
+            ModelName::SmolLm2 => "smollm2-135m",
             ModelName::Tiny => "tiny",
         }
     }
 
-    /// The configuration: the published sizes, without biases.
+    /// The `config.json`: the published sizes, with a context of 262144 positions.
+    pub fn config_json(self) -> Value {
+        published::config(self)
+    }
+
+    /// The configuration that [`Self::config_json`] describes.
     pub fn config(self) -> DecoderConfig {
-        let llama2 = DecoderConfig {
-            hidden_size: 4096,
-            intermediate_size: 11008,
-            num_hidden_layers: 32,
-            num_attention_heads: 32,
-            num_key_value_heads: 32,
-            head_dim: 128,
-            vocab_size: 32000,
-            // At least S of the longest run. Only the tables of RoPE depend on it.
-            max_position_embeddings: 1 << 18,
-            rotary: RotaryConfig::new(128).with_theta(500_000.0),
-            norm: NormKind::Rms { epsilon: 1e-5 },
-            residual: Residual::Serial,
-            qkv_bias: false,
-            o_bias: false,
-            mlp_bias: false,
-            hidden_act: HiddenAct::Silu,
-            embed_scale: None,
-            windows: vec![],
-            tie_word_embeddings: false,
-            keys: Keys::LLAMA,
-            bos_token_id: None,
-            eos_token_id: vec![],
-            pad_token_id: None,
-            dtype: None,
-        };
-        match self {
-            ModelName::Llama2 => llama2,
-            ModelName::Llama3 => DecoderConfig {
-                num_key_value_heads: 8,
-                intermediate_size: 14336,
-                vocab_size: 128_256,
-                ..llama2
-            },
-            ModelName::Tiny => DecoderConfig {
-                hidden_size: 64,
-                intermediate_size: 128,
-                num_hidden_layers: 2,
-                num_attention_heads: 4,
-                num_key_value_heads: 2,
-                head_dim: 16,
-                vocab_size: 256,
-                rotary: RotaryConfig::new(16).with_theta(500_000.0),
-                ..llama2
-            },
-        }
+        let config = DecoderConfig::from_json(&self.config_json(), Path::new(self.name()));
+        config.expect("a published configuration is valid")
     }
 
     /// Bytes of the weights that every step reads: all matrices except the embedding table, of
     /// which a step reads one row per sequence.
     pub fn weight_bytes(self, dtype: CacheType) -> f64 {
         let config = self.config();
-        let heads = config.num_attention_heads + config.num_key_value_heads;
-        let layer = 2 * heads * config.head_dim + 3 * config.intermediate_size;
-        let columns = config.num_hidden_layers * layer + config.vocab_size;
-        (columns * config.hidden_size * dtype.bytes()) as f64
+        let head = config.vocab_size * config.hidden_size;
+        ((layer_matrices(&config) + head) * dtype.bytes()) as f64
     }
 
     /// The sizes that determine the cost of a step. The weights are those of matrices, without
@@ -107,8 +98,12 @@ impl ModelName {
     pub fn plan(self) -> ModelShape {
         let config = self.config();
         let read_parameters = (self.weight_bytes(CacheType::F16) / 2.0) as usize;
+        let table = match config.tie_word_embeddings {
+            true => 0,
+            false => config.vocab_size * config.hidden_size,
+        };
         ModelShape {
-            parameters: read_parameters + config.vocab_size * config.hidden_size,
+            parameters: read_parameters + table,
             read_parameters,
             ..ModelShape::of(&config)
         }
@@ -125,6 +120,17 @@ impl ModelName {
             device,
         )?)
     }
+}
+
+/// The number of weights in the matrices of all layers.
+pub(crate) fn layer_matrices(config: &DecoderConfig) -> usize {
+    let heads = config.num_attention_heads + config.num_key_value_heads;
+    let mlp = match config.keys.mlp {
+        MlpKeys::Gated { .. } => 3,
+        MlpKeys::Plain { .. } => 2,
+    };
+    let columns = 2 * heads * config.head_dim + mlp * config.intermediate_size;
+    config.num_hidden_layers * columns * config.hidden_size
 }
 
 /// A model, B and S.
@@ -165,6 +171,14 @@ impl RunShape {
             kv_heads: config.num_hidden_layers * self.batch * config.num_key_value_heads,
             element_bytes: dtype.bytes(),
         }
+    }
+
+    /// The positions that a step attends to: S, or fewer with a sliding window in every layer.
+    pub fn attended(&self) -> usize {
+        let config = self.model.config();
+        let windows = (0..config.num_hidden_layers).map(|layer| config.window(layer));
+        let widest = windows.map(|window| window.unwrap_or(usize::MAX)).max();
+        self.seq_len.min(widest.unwrap_or(usize::MAX))
     }
 
     /// Bytes of K and V in all layers.
@@ -228,7 +242,25 @@ mod tests {
         let weights = |model: ModelName| model.weight_bytes(CacheType::F16) / 2e9;
         assert!((weights(ModelName::Llama3) - (8.03 - 0.525)).abs() < 0.01);
         assert!((weights(ModelName::Llama2) - (6.74 - 0.131)).abs() < 0.01);
+        let parameters = |model: ModelName| ModelShape::of(&model.config()).parameters as f64;
+        for (model, billions) in [
+            (ModelName::Llama3, 8.030),
+            (ModelName::Llama2, 6.738),
+            (ModelName::Mistral, 7.242),
+            (ModelName::Qwen2, 7.616),
+            (ModelName::Qwen3, 8.191),
+            (ModelName::Gemma, 2.506),
+            (ModelName::Pythia, 1.012),
+            (ModelName::SmolLm2, 0.1345),
+        ] {
+            let found = parameters(model) / 1e9;
+            assert!((found / billions - 1.0).abs() < 1e-3, "{model:?}: {found}");
+            assert!(model.plan().parameters as f64 <= parameters(model));
+        }
         let long = RunShape::new(ModelName::Llama3, 1, 131_072);
         assert!((long.kv_bytes(CacheType::F16) / 17.18e9 - 1.0).abs() < 1e-3);
+        assert_eq!(long.attended(), 131_072);
+        let windowed = RunShape::new(ModelName::Mistral, 1, 131_072);
+        assert_eq!(windowed.attended(), 4096);
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn measure(
             false => timing::eager(device, calls, 1, &setup.pace),
         }
     };
-    let linears = time(&products(filled.model, run.batch, setup.dtype, device))?;
+    let linears = time(&products(filled.model, run, setup.dtype, device))?;
     let attention = time(&attention(filled, run, setup.dtype, device))?;
     Ok(Parts { attention, linears })
 }
@@ -52,18 +52,21 @@ fn attention(filled: FilledModel<'_>, run: &RunShape, dtype: CacheType, device: 
     })
 }
 
-/// Calls of the products of one vector per sequence with every matrix of the model, except the
-/// embedding table, of which a step reads one row per sequence.
-fn products(model: &Decoder, batch: usize, dtype: CacheType, device: &Device) -> Calls {
+/// Calls of the products of one vector per sequence with every matrix of the model, except an
+/// embedding table of which a step reads one row per sequence.
+fn products(model: &Decoder, run: &RunShape, dtype: CacheType, device: &Device) -> Calls {
     let mut matrices = Matrices(Vec::new());
     model.visit(&mut matrices);
-    // The first matrix is the embedding table.
+    // The first matrix is the embedding table, which may be the head too.
+    let table = matrices.0.remove(0);
+    if run.model.config().tie_word_embeddings {
+        matrices.0.push(table.transpose());
+    }
     let layers: Vec<(Linear, Tensor<3>)> = matrices
         .0
-        .split_off(1)
         .into_iter()
         .map(|weight| {
-            let x = random([batch, 1, weight.dims()[0]], dtype, device);
+            let x = random([run.batch, 1, weight.dims()[0]], dtype, device);
             let weight = Param::from_tensor(weight);
             (Linear { weight, bias: None }, x)
         })

@@ -77,7 +77,7 @@ impl StepRow {
         bandwidth: &Bandwidth,
     ) -> Self {
         let cache = run.cache(dtype);
-        let len = run.seq_len;
+        let len = run.attended();
         let (method, transfers) = match &settings {
             None => (MethodName::Dense, Transfers::dense(&cache, len)),
             Some(config) => (MethodName::Sparq, Transfers::sparq(&cache, len, config)),

@@ -16,6 +16,7 @@ use sparq_models::text::{
 };
 
 use crate::args::{DtypeArgs, ModelArgs};
+use crate::clock;
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::method::{MethodArgs, MethodName};
@@ -23,7 +24,7 @@ use crate::model::{LoadedModel, ModelSource, read_text};
 use crate::output::Output;
 use crate::progress;
 use options::SamplingArgs;
-use report::Report;
+use report::{Report, Start};
 
 /// The arguments of `sparq generate`.
 #[derive(Args, Clone, Debug)]
@@ -99,7 +100,9 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
     };
     let input = args.read_prompt()?;
 
+    let loading = clock::elapsed();
     let loaded = source.load(&device.open(), args.dtype.dtype)?;
+    let load_time = clock::elapsed() - loading;
     let tokenizer = source.tokenizer()?;
     let tokens = match (&input, &template) {
         (Some(prompt), None) => tokenizer.encode(prompt, true)?,
@@ -124,9 +127,11 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
     if let (None, Some(template)) = (&input, &template) {
         return chat::talk(&mut writer, template, args.opening().collect(), args.stats);
     }
+    let reading = clock::elapsed();
     let generated = writer.generate(&tokens)?;
     out.line("")?;
     let report = Report::new(
+        Start::new(load_time, reading + generated.prefill_time),
         &generated,
         &loaded.description,
         &writer.options,

@@ -1,5 +1,7 @@
 //! [`Report`]: the text, time and traffic of a generation.
 
+use std::time::Duration;
+
 use burn::tensor::FloatDType;
 use serde::Serialize;
 use sparq::cost::CacheShape;
@@ -9,6 +11,7 @@ use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfi
 use sparq_output::numbers;
 
 use crate::args::dtype_name;
+use crate::clock;
 use crate::model::{Description, ModelSource, element_bytes};
 
 /// The JSON document of `generate`.
@@ -22,7 +25,29 @@ pub struct Report {
     text: String,
     tokens: Vec<u32>,
     finish: FinishReason,
+    start: Start,
     stats: Stats,
+}
+
+/// The time from the beginning of the program to the first token.
+#[derive(Debug, Serialize)]
+pub struct Start {
+    began_unix_seconds: f64,
+    load_seconds: f64,
+    /// Until the logits that determine the first token, since the beginning.
+    first_token_seconds: f64,
+}
+
+impl Start {
+    /// Makes the times of a program that loaded its model in `load_time` and had the logits of the
+    /// prompt `first_token_time` after it began.
+    pub fn new(load_time: Duration, first_token_time: Duration) -> Self {
+        Self {
+            began_unix_seconds: clock::began_unix_seconds(),
+            load_seconds: load_time.as_secs_f64(),
+            first_token_seconds: first_token_time.as_secs_f64(),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -43,6 +68,7 @@ struct Stats {
 impl Report {
     /// Makes the report of a generation.
     pub fn new(
+        start: Start,
         generated: &Generated,
         model: &Description,
         options: &GenerateOptions,
@@ -58,13 +84,14 @@ impl Report {
             text: generated.text.clone(),
             tokens: generated.tokens.clone(),
             finish: generated.finish.clone(),
+            start,
             stats: Stats::new(generated, model, dtype, &options.method),
         }
     }
 
     /// Returns time and traffic as text.
     pub fn stats(&self) -> String {
-        let stats = &self.stats;
+        let (start, stats) = (&self.start, &self.stats);
         let traffic = match stats.share_of_dense {
             Some(share) => format!(
                 "{} moved {} of cache per token, {:.1}% of dense",
@@ -75,9 +102,12 @@ impl Report {
             None => "no decode step".to_owned(),
         };
         format!(
-            "prompt  {} tokens ({} from the cache), {:.1} tokens/s\n\
+            "start   model loaded in {:.2} s, first token after {:.2} s\n\
+             prompt  {} tokens ({} from the cache), {:.1} tokens/s\n\
              text    {} tokens, {:.1} tokens/s\n\
              {traffic}\n",
+            start.load_seconds,
+            start.first_token_seconds,
             stats.prompt_tokens,
             stats.cached_tokens,
             stats.prefill_tokens_per_second,

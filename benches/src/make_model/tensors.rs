@@ -1,0 +1,117 @@
+//! The tensors of a checkpoint, with the names and shapes of its family.
+
+use sparq_models::DecoderConfig;
+use sparq_models::config::{MlpKeys, NormKind, QkvKeys};
+
+/// The values of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Values {
+    /// Random numbers.
+    Normal,
+    /// The same number everywhere.
+    Constant(f32),
+}
+
+/// A tensor to write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub values: Values,
+}
+
+impl Tensor {
+    /// The number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// The tensors of a model, in the order of its layers.
+pub fn of(config: &DecoderConfig) -> Vec<Tensor> {
+    let keys = &config.keys;
+    let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+    let mut list = List(Vec::new());
+    list.add(
+        format!("{}.weight", keys.embed),
+        &[vocab, hidden],
+        Values::Normal,
+    );
+    for layer in 0..config.num_hidden_layers {
+        list.layer(config, &format!("{}.{layer}", keys.layers));
+    }
+    list.norm(config.norm, keys.norm, hidden);
+    if !config.tie_word_embeddings {
+        list.linear(keys.head, hidden, vocab, false);
+    }
+    list.0
+}
+
+struct List(Vec<Tensor>);
+
+impl List {
+    fn add(&mut self, name: String, shape: &[usize], values: Values) {
+        self.0.push(Tensor {
+            name,
+            shape: shape.to_vec(),
+            values,
+        });
+    }
+
+    fn linear(&mut self, prefix: &str, inputs: usize, outputs: usize, bias: bool) {
+        self.add(
+            format!("{prefix}.weight"),
+            &[outputs, inputs],
+            Values::Normal,
+        );
+        if bias {
+            self.add(format!("{prefix}.bias"), &[outputs], Values::Normal);
+        }
+    }
+
+    /// A norm that scales by 1.
+    fn norm(&mut self, kind: NormKind, prefix: &str, size: usize) {
+        let scale = match kind {
+            NormKind::Rms { .. } | NormKind::Layer { .. } => 1.0,
+            NormKind::RmsPlusOne { .. } => 0.0,
+        };
+        self.add(format!("{prefix}.weight"), &[size], Values::Constant(scale));
+        if let NormKind::Layer { .. } = kind {
+            self.add(format!("{prefix}.bias"), &[size], Values::Constant(0.0));
+        }
+    }
+
+    fn layer(&mut self, config: &DecoderConfig, prefix: &str) {
+        let (keys, hidden, d) = (&config.keys, config.hidden_size, config.head_dim);
+        let (q, kv) = (
+            config.num_attention_heads * d,
+            config.num_key_value_heads * d,
+        );
+        let of = |name: &str| format!("{prefix}.{name}");
+        self.norm(config.norm, &of(keys.input_norm), hidden);
+        match keys.qkv {
+            QkvKeys::Separate(names) => {
+                for (name, outputs) in names.into_iter().zip([q, kv, kv]) {
+                    self.linear(&of(name), hidden, outputs, config.qkv_bias);
+                }
+            }
+            QkvKeys::Interleaved(name) => {
+                self.linear(&of(name), hidden, 3 * q, config.qkv_bias);
+            }
+        }
+        for name in keys.qk_norm.into_iter().flatten() {
+            self.add(of(name) + ".weight", &[d], Values::Constant(1.0));
+        }
+        self.linear(&of(keys.o), q, hidden, config.o_bias);
+        self.norm(config.norm, &of(keys.post_attention_norm), hidden);
+        let inner = config.intermediate_size;
+        let (inputs, down) = match keys.mlp {
+            MlpKeys::Gated { gate, up, down } => (vec![gate, up], down),
+            MlpKeys::Plain { up, down } => (vec![up], down),
+        };
+        for name in inputs {
+            self.linear(&of(name), hidden, inner, config.mlp_bias);
+        }
+        self.linear(&of(down), inner, hidden, config.mlp_bias);
+    }
+}

@@ -19,6 +19,7 @@ use super::kernels::linear_mma::{
     LinearMmaBlueprint, PER_VECTOR, ROWS as MMA_ROWS, linear_mma_kernel,
 };
 use super::kernels::linear_rows::{LinearRowsBlueprint, linear_rows_kernel};
+use super::kernels::linear_tiles::{LinearTilesBlueprint, linear_tiles_kernel};
 use super::kernels::rows::{NormRowsBlueprint, finish_rows_kernel, norm_rows_kernel};
 use super::launch::{Launcher, grid};
 use super::parts::mma;
@@ -46,6 +47,8 @@ const UNITS: u32 = 256;
 const PLANES_FOR_TWO: usize = 12;
 /// Units of the cubes that norm a row.
 const NORM_UNITS: u32 = 256;
+/// Stages of a tile of many rows in shared memory.
+const MOST_STAGES: usize = 4;
 /// Units of the cubes of an epilogue.
 const FINISH_UNITS: u32 = 256;
 
@@ -376,6 +379,40 @@ impl Planner<'_> {
     }
 }
 
+impl Planner<'_> {
+    /// Plans for many rows with matrix units; `None` if the device or the sizes do not suit them.
+    fn tiles(&self) -> Option<LinearTilesBlueprint> {
+        let (info, operands) = (&self.launcher.info, self.operands);
+        let even = operands
+            .weights
+            .iter()
+            .all(|weight| weight.shape()[0] % 2 == 0);
+        let covered = info.multiplies(operands.x.dtype)
+            && operands.features().is_multiple_of(PER_VECTOR)
+            && even;
+        let cubes = |plan: &LinearTilesBlueprint| {
+            operands.rows().div_ceil(plan.rows()) * operands.tiles(plan.outputs())
+        };
+        let mut plan = LinearTilesBlueprint {
+            projection: operands.projection,
+            row_planes: 2,
+            weight_planes: 4,
+            stages: MOST_STAGES,
+        };
+        if cubes(&plan) < info.processors {
+            plan.weight_planes = 2;
+        }
+        if cubes(&plan) < info.processors {
+            plan.row_planes = 1;
+            plan.weight_planes = 4;
+        }
+        while plan.stages > 2 && plan.shared_bytes() > info.max_shared_bytes {
+            plan.stages -= 1;
+        }
+        (covered && plan.shared_bytes() <= info.max_shared_bytes).then_some(plan)
+    }
+}
+
 /// The launches of an operation.
 struct LinearLaunch<'a> {
     launcher: &'a Launcher,
@@ -472,14 +509,48 @@ impl LinearLaunch<'_> {
 
     fn many_rows(&self) -> CubeTensor {
         let (launcher, operands) = (self.launcher, self.operands);
-        let x = match operands.norm.kind {
-            NormKind::None => operands.x.clone(),
-            _ => normalize_rows(launcher, &operands.x, &operands.norm),
-        };
+        if operands.norm.kind != NormKind::None {
+            let operands = &self.normed();
+            return LinearLaunch { launcher, operands }.many_rows();
+        }
+        match (Planner { launcher, operands }).tiles() {
+            Some(plan) => self.many_rows_by_mma(&plan),
+            None => self.many_rows_by_burn(),
+        }
+    }
+
+    /// Launches [`linear_tiles_kernel`].
+    fn many_rows_by_mma(&self, plan: &LinearTilesBlueprint) -> CubeTensor {
+        let (launcher, operands) = (self.launcher, self.operands);
+        let out = launcher.empty([operands.rows(), operands.width()], operands.x.dtype);
+        let tiles = operands.tiles(plan.outputs());
+        unsafe {
+            linear_tiles_kernel::launch_unchecked(
+                &launcher.client,
+                grid(tiles * operands.rows().div_ceil(plan.rows())),
+                CubeDim::new_1d(plan.units() as u32),
+                operands.address_type().max(out.required_address_type()),
+                PER_VECTOR,
+                operands.x.clone().into_buffer_arg(),
+                operands.weight_args(),
+                operands.bias_args(),
+                operands.residual_arg(),
+                out.clone().into_buffer_arg(),
+                operands.shape(),
+                tiles as u32,
+                *plan,
+                dtype_to_storage_type(out.dtype),
+            );
+        }
+        out
+    }
+
+    /// Multiplies by burn's product.
+    fn many_rows_by_burn(&self) -> CubeTensor {
+        let (launcher, operands) = (self.launcher, self.operands);
+        let x = &operands.x;
         let weights = operands.weights.iter();
-        let mut products: Vec<_> = weights
-            .map(|weight| product(launcher, &x, weight))
-            .collect();
+        let mut products: Vec<_> = weights.map(|weight| product(launcher, x, weight)).collect();
         let projection = operands.projection;
         let plain = projection.weights == 1
             && projection.activation.is_none()

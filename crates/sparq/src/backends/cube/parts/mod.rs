@@ -2,6 +2,7 @@
 
 pub(crate) mod batch_head;
 pub(crate) mod cp_async;
+pub(crate) mod fragments;
 pub(crate) mod group_softmax;
 pub(crate) mod histogram;
 pub(crate) mod logits;

@@ -2,6 +2,7 @@
 
 mod args;
 mod e2e;
+mod linear;
 mod op;
 
 use std::ffi::OsString;
@@ -29,6 +30,7 @@ Examples:
   sparq-bench backends                             every device of this build and machine in one table
   sparq-bench e2e --device cuda --compare e2e.json --json benches/results/h100-e2e.json
   sparq-bench e2e --run tiny,1,512 --dtype f32     a small model, in seconds
+  sparq-bench linear --device cuda --rows 1,16     the linear layers of Llama 3 8B
   sparq-bench fit benches/results/h100.json        the figures of the cost model for these results
   sparq-bench render                               tables and plots from benches/results/*.json
   sparq-bench render --check                       fails if the tables and plots are out of date
@@ -56,6 +58,8 @@ enum Command {
     /// A whole decode step of a model with random weights and its parts: dense and SparQ, eager and
     /// captured
     E2e(e2e::E2eArgs),
+    /// The linear layers of a decode step, with their norms and epilogues
+    Linear(linear::LinearArgs),
     /// Fit the cost model that selects dense attention or SparQ to results of `op`
     Fit(FitArgs),
     /// Make the tables and plots of the documentation from benches/results/*.json
@@ -112,6 +116,7 @@ fn run(command: &Command, line: &str) -> Result<ExitCode> {
         Command::Op(args) => op::op(args, line.to_owned())?,
         Command::Backends(args) => op::backends(args, line.to_owned())?,
         Command::E2e(args) => e2e::e2e(args, line.to_owned())?,
+        Command::Linear(args) => linear::linear(args, line.to_owned())?,
         Command::Fit(args) => fit(args)?,
         Command::Render(args) => return render(args),
     }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sparq_measure::attention::Run;
 use sparq_measure::host::Host;
+use sparq_measure::linear;
 use sparq_measure::model::DeviceRun;
 
 use crate::baselines::{AttentionBaseline, Baselines, StepBaseline};
@@ -29,6 +30,8 @@ pub enum Bench {
     Backends,
     /// Whole decode steps of models on one device.
     E2e,
+    /// The linear layers of a decode step on one device.
+    Linear,
 }
 
 /// The first fields of every report.
@@ -88,6 +91,16 @@ pub struct E2eReport {
     /// Times of PyTorch on runs of this report.
     #[serde(rename = "peers")]
     pub baselines: Option<Baselines<StepBaseline>>,
+}
+
+/// A report on linear layers: `sparq-bench linear`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinearReport {
+    /// Date, machine and command.
+    #[serde(flatten)]
+    pub head: Head,
+    /// The results.
+    pub run: linear::Run,
 }
 
 /// Reads a [`Report`] or an [`E2eReport`].

@@ -2,5 +2,6 @@
 
 pub mod e2e;
 pub mod fit;
+pub mod linear;
 pub mod op;
 pub mod summary;

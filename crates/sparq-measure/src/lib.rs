@@ -6,6 +6,7 @@
 //!
 //! - [`bandwidth`] measures the memory bandwidth that every other figure is related to.
 //! - [`attention`] times one decode step of attention, dense and SparQ, stage by stage.
+//! - [`linear`] times the linear layers of a decode step.
 //! - [`model`] times whole decode steps of models with random weights.
 //! - [`fit`] finds the figures of [`sparq::cost`] in measured steps.
 //! - [`machine`] measures everything that [`sparq_plan`] has to know of a machine.
@@ -17,6 +18,7 @@ mod calls;
 pub mod fit;
 mod guard;
 pub mod host;
+pub mod linear;
 pub mod machine;
 pub mod memory;
 pub mod model;

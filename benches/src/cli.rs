@@ -2,6 +2,7 @@
 
 mod args;
 mod e2e;
+mod linear;
 mod make_model;
 mod op;
 mod prefill;
@@ -32,6 +33,7 @@ Examples:
   sparq-bench backends                             every device of this build and machine in one table
   sparq-bench e2e --device cuda --compare e2e.json --json benches/results/h100-e2e.json
   sparq-bench e2e --run tiny,1,512 --dtype f32     a small model, in seconds
+  sparq-bench linear --device cuda --rows 1,16     the linear layers of Llama 3 8B
   sparq-bench prefill llama3-8b --device cuda --compare prefill.json --json benches/results/h100-prefill.json
   sparq-bench make-model llama3-8b llama3-8b       a checkpoint with random weights, and prompts
   sparq-bench start --device cuda --model llama3-8b --prompt llama3-8b/p4096.txt
@@ -62,6 +64,8 @@ enum Command {
     /// A whole decode step of a model with random weights and its parts: dense and SparQ, eager and
     /// captured
     E2e(e2e::E2eArgs),
+    /// The linear layers of a decode step, with their norms and epilogues
+    Linear(linear::LinearArgs),
     /// The prefill of a model with random weights: tokens per second, and the share of the matrix
     /// peak
     Prefill(prefill::PrefillArgs),
@@ -126,6 +130,7 @@ fn run(command: &Command, line: &str) -> Result<ExitCode> {
         Command::Op(args) => op::op(args, line.to_owned())?,
         Command::Backends(args) => op::backends(args, line.to_owned())?,
         Command::E2e(args) => e2e::e2e(args, line.to_owned())?,
+        Command::Linear(args) => linear::linear(args, line.to_owned())?,
         Command::Prefill(args) => prefill::prefill(args, line.to_owned())?,
         Command::Start(args) => start::start(args, line.to_owned())?,
         Command::MakeModel(args) => make_model::make_model(args)?,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sparq_measure::attention::Run;
 use sparq_measure::host::Host;
+use sparq_measure::linear;
 use sparq_measure::model::DeviceRun;
 use sparq_measure::prefill::PrefillRun;
 
@@ -33,6 +34,8 @@ pub enum Bench {
     Backends,
     /// Whole decode steps of models on one device.
     E2e,
+    /// The linear layers of a decode step on one device.
+    Linear,
     /// The prefill of one model on one device.
     Prefill,
     /// The start of fresh processes with one model.
@@ -96,6 +99,16 @@ pub struct E2eReport {
     /// Times of PyTorch on runs of this report.
     #[serde(rename = "peers")]
     pub baselines: Option<Baselines<StepBaseline>>,
+}
+
+/// A report on linear layers: `sparq-bench linear`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinearReport {
+    /// Date, machine and command.
+    #[serde(flatten)]
+    pub head: Head,
+    /// The results.
+    pub run: linear::Run,
 }
 
 /// A report on prefill: `sparq-bench prefill`.

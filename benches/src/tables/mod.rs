@@ -2,6 +2,7 @@
 
 pub mod e2e;
 pub mod fit;
+pub mod linear;
 pub mod op;
 pub mod prefill;
 pub mod start;

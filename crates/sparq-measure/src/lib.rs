@@ -7,6 +7,7 @@
 //!
 //! - [`bandwidth`] measures the memory bandwidth that every other figure is related to.
 //! - [`attention`] times one decode step of attention, dense and SparQ, stage by stage.
+//! - [`linear`] times the linear layers of a decode step.
 //! - [`model`] times whole decode steps of models with random weights.
 //! - [`prefill`] times the prefill of whole models, related to the rate of a large product
 //!   ([`matrix`]).
@@ -20,6 +21,7 @@ mod calls;
 pub mod fit;
 mod guard;
 pub mod host;
+pub mod linear;
 pub mod machine;
 pub mod matrix;
 pub mod memory;

@@ -471,11 +471,7 @@ fn scale_rows<E: Float>(
         // The exponent of the mean of squares, halved. All zeros and infinities keep their scale.
         let exponent = u32::reinterpret(mean) >> 23u32;
         let usable = exponent > 0u32 && exponent < 255u32;
-        let field = select(
-            usable,
-            127u32 + (127u32 + 1u32) / 2u32 - (exponent + 1u32) / 2u32,
-            127u32,
-        );
+        let field = select(usable, 190u32 - (exponent >> 1u32), 127u32);
         if lane == 0 && r < comptime!(plan.rows()) {
             scales[r] = f32::reinterpret(field << 23u32);
         }

@@ -226,7 +226,7 @@ pub(crate) fn activate(x: f32, #[comptime] activation: Option<Activation>) -> f3
     } else if comptime!(activation == Some(Activation::GeluTanh)) {
         let inner = x + 0.044715f32 * x * x * x;
         // tanh by a sigmoid: some devices compute tanh of a large number as NaN.
-        x / (1.0f32 + (inner * comptime!(-1.595_769_1f32)).exp())
+        x / (1.0f32 + (inner * comptime!(-1.595_769f32)).exp())
     } else if comptime!(activation == Some(Activation::Relu)) {
         max(x, 0.0f32)
     } else {

@@ -1,4 +1,4 @@
-//! The element types of a cache. Elements are widened to fp32 in registers.
+//! The element types of caches and weights. Elements are widened to fp32 in registers.
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
@@ -6,7 +6,7 @@ use burn::tensor::{bf16, f16};
 
 use super::simd::{MAX_LANES, Simd};
 
-/// An element of K, V and a full sketch.
+/// An element of K, V and a full sketch, or of the weights and activations of linear layers.
 pub(super) trait Element: Copy + Default + Send + Sync + 'static {
     /// Returns the elements of a tensor of this type if they are contiguous.
     fn slice(tensor: &FloatTensor<Flex>) -> Option<&[Self]>;
@@ -16,6 +16,8 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
     fn widen(self) -> f32;
     /// Loads the first lanes of a slice.
     fn load<S: Simd>(simd: S, from: &[Self]) -> S::F;
+    /// Stores to the first lanes of a slice, rounded to the nearest element, ties to even.
+    fn store<S: Simd>(simd: S, value: S::F, to: &mut [Self]);
 
     /// Loads a slice of fewer elements than lanes, padded with zeros.
     #[inline(always)]
@@ -24,10 +26,32 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
         padded[..from.len()].copy_from_slice(from);
         Self::load(simd, &padded)
     }
+
+    /// Loads from an index as many elements as there are, at most one vector. Other lanes are 0.
+    #[inline(always)]
+    fn load_at<S: Simd>(simd: S, from: &[Self], index: usize) -> S::F {
+        let from = &from[index..];
+        match from.len() >= S::LANES {
+            true => Self::load(simd, from),
+            false => Self::load_partial(simd, from),
+        }
+    }
+
+    /// Stores to an index as many lanes as there is room for.
+    #[inline(always)]
+    fn store_at<S: Simd>(simd: S, value: S::F, to: &mut [Self], index: usize) {
+        let to = &mut to[index..];
+        if to.len() >= S::LANES {
+            return Self::store(simd, value, to);
+        }
+        let mut padded = [Self::default(); MAX_LANES];
+        Self::store(simd, value, &mut padded);
+        to.copy_from_slice(&padded[..to.len()]);
+    }
 }
 
 macro_rules! element {
-    ($element:ty, $load:ident, $widen:expr) => {
+    ($element:ty, $load:ident, $store:ident, $widen:expr) => {
         impl Element for $element {
             fn slice(tensor: &FloatTensor<Flex>) -> Option<&[Self]> {
                 tensor.as_slice::<Self>()
@@ -43,10 +67,14 @@ macro_rules! element {
             fn load<S: Simd>(simd: S, from: &[Self]) -> S::F {
                 simd.$load(from)
             }
+            #[inline(always)]
+            fn store<S: Simd>(simd: S, value: S::F, to: &mut [Self]) {
+                simd.$store(value, to)
+            }
         }
     };
 }
 
-element!(f32, load, std::convert::identity);
-element!(f16, load_f16, f16::to_f32);
-element!(bf16, load_bf16, bf16::to_f32);
+element!(f32, load, store, std::convert::identity);
+element!(f16, load_f16, store_f16, f16::to_f32);
+element!(bf16, load_bf16, store_bf16, bf16::to_f32);

@@ -97,6 +97,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     const LANES: usize;
     /// The number of query heads whose sums fit in the registers.
     const HEADS: usize;
+    /// Weight rows of a tile of a product, whose sums for four rows of x fit in the registers.
+    const TILE: usize;
     /// The largest x for which [`exp`](super::online_softmax::exp) returns 0, because
     /// [`Simd::scale`] by its power of two does.
     const EXP_UNDERFLOW: f32;
@@ -110,10 +112,15 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// Loads the 4-bit code number `code` of each of `LANES` words.
     fn load_u4(self, words: &[u32], code: usize) -> Self::F;
     fn store(self, value: Self::F, to: &mut [f32]);
+    /// Rounds to the nearest f16, ties to even.
+    fn store_f16(self, value: Self::F, to: &mut [f16]);
+    /// Rounds to the nearest bf16, ties to even.
+    fn store_bf16(self, value: Self::F, to: &mut [bf16]);
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// Returns a b + c.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Returns the larger one, or b if either is NaN.

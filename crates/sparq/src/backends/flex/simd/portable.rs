@@ -27,6 +27,8 @@ impl Simd for Portable {
     type F = Lanes;
     const LANES: usize = 8;
     const HEADS: usize = 2;
+    // AArch64 has twice the vector registers of x86-64 without AVX-512.
+    const TILE: usize = if cfg!(target_arch = "aarch64") { 3 } else { 1 };
     // At n = -127 the exponent field is 0.
     const EXP_UNDERFLOW: f32 = -88.03;
 
@@ -63,6 +65,24 @@ impl Simd for Portable {
     fn store(self, value: Lanes, to: &mut [f32]) {
         to[..8].copy_from_slice(&value);
     }
+    #[inline(always)]
+    fn store_f16(self, value: Lanes, to: &mut [f16]) {
+        let to = &mut to[..8];
+        let mut i = 0;
+        while i < 8 {
+            to[i] = f16::from_f32(value[i]);
+            i += 1;
+        }
+    }
+    #[inline(always)]
+    fn store_bf16(self, value: Lanes, to: &mut [bf16]) {
+        let to = &mut to[..8];
+        let mut i = 0;
+        while i < 8 {
+            to[i] = bf16::from_f32(value[i]);
+            i += 1;
+        }
+    }
 
     #[inline(always)]
     fn add(self, a: Lanes, b: Lanes) -> Lanes {
@@ -75,6 +95,10 @@ impl Simd for Portable {
     #[inline(always)]
     fn mul(self, a: Lanes, b: Lanes) -> Lanes {
         lanes!(i => a[i] * b[i])
+    }
+    #[inline(always)]
+    fn div(self, a: Lanes, b: Lanes) -> Lanes {
+        lanes!(i => a[i] / b[i])
     }
     #[inline(always)]
     fn mul_add(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {

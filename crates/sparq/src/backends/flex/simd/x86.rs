@@ -97,6 +97,7 @@ impl Simd for Avx2 {
     type F = __m256;
     const LANES: usize = 8;
     const HEADS: usize = 2;
+    const TILE: usize = 3;
     const EXP_UNDERFLOW: f32 = Portable::EXP_UNDERFLOW;
 
     intrinsics! {
@@ -125,6 +126,22 @@ impl Simd for Avx2 {
         fn store(self, value: __m256, to: &mut [f32]) {
             _mm256_storeu_ps(to[..8].as_mut_ptr(), value)
         }
+        fn store_f16(self, value: __m256, to: &mut [f16]) {
+            let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
+            _mm_storeu_si128(to[..8].as_mut_ptr().cast(), halves)
+        }
+        fn store_bf16(self, value: __m256, to: &mut [bf16]) {
+            let bits = _mm256_castps_si256(value);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            // Rounding could turn a NaN into infinity.
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(value, value));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let rounded = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+            let packed = _mm256_packus_epi32(rounded, rounded);
+            let halves = _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b1000>(packed));
+            _mm_storeu_si128(to[..8].as_mut_ptr().cast(), halves)
+        }
         fn add(self, a: __m256, b: __m256) -> __m256 {
             _mm256_add_ps(a, b)
         }
@@ -133,6 +150,9 @@ impl Simd for Avx2 {
         }
         fn mul(self, a: __m256, b: __m256) -> __m256 {
             _mm256_mul_ps(a, b)
+        }
+        fn div(self, a: __m256, b: __m256) -> __m256 {
+            _mm256_div_ps(a, b)
         }
         fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
             _mm256_fmadd_ps(a, b, c)
@@ -207,6 +227,7 @@ impl Simd for Avx512 {
     type F = __m512;
     const LANES: usize = 16;
     const HEADS: usize = 4;
+    const TILE: usize = 6;
     // Half of the smallest subnormal number rounds to 0.
     const EXP_UNDERFLOW: f32 = -104.0;
 
@@ -241,6 +262,22 @@ impl Simd for Avx512 {
         fn store(self, value: __m512, to: &mut [f32]) {
             _mm512_storeu_ps(to[..16].as_mut_ptr(), value)
         }
+        fn store_f16(self, value: __m512, to: &mut [f16]) {
+            let halves =
+                _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(value);
+            _mm256_storeu_si256(to[..16].as_mut_ptr().cast(), halves)
+        }
+        fn store_bf16(self, value: __m512, to: &mut [bf16]) {
+            let bits = _mm512_castps_si512(value);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            // Rounding could turn a NaN into infinity.
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
+            let quiet = _mm512_set1_epi32(0x0040_0000);
+            let rounded = _mm512_mask_or_epi32(rounded, nan, bits, quiet);
+            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded));
+            _mm256_storeu_si256(to[..16].as_mut_ptr().cast(), halves)
+        }
         fn add(self, a: __m512, b: __m512) -> __m512 {
             _mm512_add_ps(a, b)
         }
@@ -249,6 +286,9 @@ impl Simd for Avx512 {
         }
         fn mul(self, a: __m512, b: __m512) -> __m512 {
             _mm512_mul_ps(a, b)
+        }
+        fn div(self, a: __m512, b: __m512) -> __m512 {
+            _mm512_div_ps(a, b)
         }
         fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
             _mm512_fmadd_ps(a, b, c)

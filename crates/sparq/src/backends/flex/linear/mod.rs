@@ -1,0 +1,112 @@
+//! Linear layers with a norm before the product, and an activation and the residual stream after
+//! it.
+//!
+//! Three passes, each over all threads: [`rows`] normalizes x and widens it to fp32, [`product`]
+//! multiplies, and [`epilogue`] finishes the sums. The weights [out, in] are read as they are
+//! stored: once for a few rows, and once per block of rows otherwise. Sums are in fp32.
+
+mod epilogue;
+mod product;
+mod rows;
+
+use std::cell::Cell;
+
+use self::epilogue::Epilogue;
+pub(super) use self::rows::Norm;
+use super::element::Element;
+use super::simd::Level;
+use crate::ops::Activation;
+
+/// The most sums, and the most elements of x, that are kept at a time if there are many rows.
+const MAX_SUMS: usize = 1 << 23;
+
+/// A linear layer: the weight [out, in] and the bias [out].
+#[derive(Clone, Copy)]
+pub(super) struct Layer<'a, T> {
+    pub(super) weight: &'a [T],
+    pub(super) bias: Option<&'a [f32]>,
+}
+
+/// The operation on the outputs of the layers.
+#[derive(Clone, Copy)]
+pub(super) enum Combine {
+    /// Side by side.
+    Concatenate,
+    /// The activation of the first layer, multiplied by the second.
+    Gated(Activation),
+    /// The activation of the only layer.
+    Activated(Activation),
+}
+
+/// One call of the operation. No size is 0.
+pub(super) struct Problem<'a, T> {
+    pub(super) level: Level,
+    /// x, [rows, in].
+    pub(super) x: &'a [T],
+    pub(super) inputs: usize,
+    pub(super) norm: Norm<'a>,
+    pub(super) layers: &'a [Layer<'a, T>],
+    pub(super) combine: Combine,
+    /// Added to the output, of the same shape.
+    pub(super) residual: Option<&'a [T]>,
+}
+
+/// Working memory, kept by the calling thread: fresh memory costs a page fault per 4 KiB.
+#[derive(Default)]
+struct Memory {
+    rows: Vec<f32>,
+    sums: Vec<f32>,
+}
+
+thread_local! {
+    static MEMORY: Cell<Memory> = Cell::default();
+}
+
+impl<T: Element> Problem<'_, T> {
+    /// Returns the output, [rows, out].
+    pub(super) fn run(&self) -> Vec<T> {
+        let rows = self.x.len() / self.inputs;
+        let total: usize = self.layers.iter().map(|layer| self.outputs(layer)).sum();
+        let outputs = match self.combine {
+            Combine::Concatenate => total,
+            Combine::Gated(_) | Combine::Activated(_) => self.outputs(&self.layers[0]),
+        };
+        let mut output = vec![T::default(); rows * outputs];
+        // While a pass waits for other threads, its thread may start on another call, and that one
+        // gets new memory.
+        let mut memory = MEMORY.take();
+        let band = (MAX_SUMS / total.max(self.inputs)).max(product::BLOCK_ROWS);
+        let mut first = 0;
+        for (x, output) in self
+            .x
+            .chunks(band * self.inputs)
+            .zip(output.chunks_mut(band * outputs))
+        {
+            let residual = self.residual.map(|all| &all[first * outputs..]);
+            self.band(x, residual, output, &mut memory);
+            first += band;
+        }
+        MEMORY.set(memory);
+        output
+    }
+
+    fn outputs(&self, layer: &Layer<'_, T>) -> usize {
+        layer.weight.len() / self.inputs
+    }
+
+    /// Writes the output of some rows.
+    fn band(&self, x: &[T], residual: Option<&[T]>, output: &mut [T], memory: &mut Memory) {
+        let rows = self
+            .norm
+            .apply(self.level, x, self.inputs, &mut memory.rows);
+        let weights: Vec<&[T]> = self.layers.iter().map(|layer| layer.weight).collect();
+        let sums = product::product(self.level, &rows, &weights, &mut memory.sums);
+        let biases: Vec<Option<&[f32]>> = self.layers.iter().map(|layer| layer.bias).collect();
+        let epilogue = Epilogue {
+            biases: &biases,
+            combine: self.combine,
+            residual,
+        };
+        epilogue.finish(self.level, &sums, output);
+    }
+}

@@ -1,0 +1,356 @@
+//! The product of rows in fp32 with weights [out, in].
+//!
+//! Inputs of an output are consecutive in memory, and so are those of a row: vectors run along the
+//! inputs, and the lanes of a sum are added at its end. A tile of up to four rows of x and some
+//! weight rows has all its sums in registers.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::rows::{Rows, TILE_ROWS, aligned};
+use crate::backends::flex::element::Element;
+use crate::backends::flex::simd::{Kernel, Level, Simd};
+use crate::backends::flex::threads::Threads;
+
+/// Weight rows that are read at once for one tile of x.
+const STREAMS: usize = 4;
+
+/// The largest [`Simd::TILE`].
+const MAX_TILE: usize = 6;
+
+/// Inputs of a block. The weights of a tile, widened, stay in the L1 cache.
+const BLOCK_INPUTS: usize = 768;
+
+/// Rows of a block. Their part of a block of inputs stays in the L2 cache.
+pub(super) const BLOCK_ROWS: usize = 192;
+
+/// The outputs of a task are a multiple of this number, but for the last task of a weight.
+const OUTPUTS: usize = 48;
+
+/// The sums of each weight, in the order in which tasks write them: the outputs are divided into
+/// chunks, [rows, outputs of the chunk] each.
+pub(super) struct Sums<'a> {
+    data: &'a [f32],
+    rows: usize,
+    chunk: usize,
+    outputs: Vec<usize>,
+}
+
+impl Sums<'_> {
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Returns the number of outputs of each weight.
+    pub(super) fn outputs(&self) -> &[usize] {
+        &self.outputs
+    }
+
+    /// Returns the outputs of one weight for one row, as ranges of outputs and their sums.
+    pub(super) fn row(
+        &self,
+        weight: usize,
+        row: usize,
+    ) -> impl Iterator<Item = (Range<usize>, &[f32])> {
+        let before: usize = self.outputs[..weight].iter().sum();
+        let sums = &self.data[before * self.rows..];
+        chunks(self.outputs[weight], self.chunk).map(move |outputs| {
+            let start = outputs.start * self.rows + row * outputs.len();
+            (outputs.clone(), &sums[start..][..outputs.len()])
+        })
+    }
+}
+
+fn chunks(outputs: usize, chunk: usize) -> impl Iterator<Item = Range<usize>> {
+    let start = (0..outputs).step_by(chunk);
+    start.map(move |start| start..outputs.min(start + chunk))
+}
+
+/// Returns the products of the rows with each weight.
+pub(super) fn product<'a, T: Element>(
+    level: Level,
+    rows: &Rows<'_>,
+    weights: &[&[T]],
+    memory: &'a mut Vec<f32>,
+) -> Sums<'a> {
+    let inputs = rows.inputs;
+    let outputs: Vec<usize> = weights.iter().map(|weight| weight.len() / inputs).collect();
+    let total: usize = outputs.iter().sum();
+    let blocks = rows.count.div_ceil(BLOCK_ROWS);
+    let threads = rayon::current_num_threads();
+    let chunk = (total * blocks / (8 * threads)).next_multiple_of(OUTPUTS);
+    let chunk = chunk.clamp(OUTPUTS, 2 * OUTPUTS);
+
+    let data = aligned(memory, rows.count * total);
+    let mut tasks = Vec::new();
+    let mut rest = &mut *data;
+    let tiles = rows.tiles();
+    for (weight, &outputs) in weights.iter().zip(&outputs) {
+        for range in chunks(outputs, chunk) {
+            let weight = &weight[range.start * inputs..range.end * inputs];
+            for block in 0..blocks {
+                let tiles = tiles * block / blocks..tiles * (block + 1) / blocks;
+                let first = tiles.start * rows.tile_rows;
+                let count = rows.count.min(tiles.end * rows.tile_rows) - first;
+                let (sums, after) = rest.split_at_mut(count * range.len());
+                rest = after;
+                tasks.push(Task {
+                    rows,
+                    tiles,
+                    weight,
+                    sums,
+                });
+            }
+        }
+    }
+    let bytes = rows.count
+        * weights
+            .iter()
+            .map(|weight| size_of_val(*weight))
+            .sum::<usize>();
+    let min_len = Threads::new(tasks.len(), bytes).min_len(tasks.len());
+    tasks
+        .into_par_iter()
+        .with_min_len(min_len)
+        .for_each(|task| level.run(task));
+    Sums {
+        data,
+        rows: rows.count,
+        chunk,
+        outputs,
+    }
+}
+
+/// The products of a block of rows with consecutive weight rows.
+struct Task<'a, T> {
+    rows: &'a Rows<'a>,
+    tiles: Range<usize>,
+    /// [outputs, in].
+    weight: &'a [T],
+    /// [rows, outputs].
+    sums: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for Task<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        if self.rows.tiles() > 1 {
+            return match S::TILE {
+                1 => self.blocks::<S, 1>(simd),
+                3 => self.blocks::<S, 3>(simd),
+                _ => self.blocks::<S, MAX_TILE>(simd),
+            };
+        }
+        match self.rows.count {
+            1 => self.streams::<S, 1>(simd),
+            2 => self.streams::<S, 2>(simd),
+            3 => self.streams::<S, 3>(simd),
+            _ => self.streams::<S, TILE_ROWS>(simd),
+        }
+    }
+}
+
+impl<T: Element> Task<'_, T> {
+    /// Multiplies a single tile of M rows, and reads each weight from memory once.
+    #[inline(always)]
+    fn streams<S: Simd, const M: usize>(self, simd: S) {
+        let (_, _, x) = self.rows.tile(0);
+        let inputs = self.rows.inputs;
+        let mut target = Target {
+            stride: self.weight.len() / inputs,
+            sums: self.sums,
+            add: false,
+        };
+        let mut groups = self.weight.chunks_exact(STREAMS * inputs);
+        let mut output = 0;
+        for group in &mut groups {
+            let sums = stream::<S, T, M, STREAMS>(simd, x, group, inputs);
+            target.write(simd, sums, 0, output);
+            output += STREAMS;
+        }
+        for row in groups.remainder().chunks_exact(inputs) {
+            let sums = stream::<S, T, M, 1>(simd, x, row, inputs);
+            target.write(simd, sums, 0, output);
+            output += 1;
+        }
+    }
+
+    /// Multiplies many rows by blocks of inputs. A group of N weight rows is widened once for all
+    /// rows of the task.
+    #[inline(always)]
+    fn blocks<S: Simd, const N: usize>(self, simd: S) {
+        let mut memory = Group([0.0; MAX_TILE * BLOCK_INPUTS]);
+        let (inputs, width) = (self.rows.inputs, self.rows.width);
+        let outputs = self.weight.len() / inputs;
+        let mut target = Target {
+            stride: outputs,
+            sums: self.sums,
+            add: false,
+        };
+        let (top, _, _) = self.rows.tile(self.tiles.start);
+        let size = width.div_ceil(width.div_ceil(BLOCK_INPUTS));
+        let size = size.next_multiple_of(S::LANES);
+        for start in (0..width).step_by(size) {
+            let block = start..width.min(start + size);
+            let group = &mut memory.0[..N * block.len()];
+            for output in (0..outputs).step_by(N) {
+                let weight = &self.weight[output * inputs..];
+                widen::<S, T, N>(simd, weight, inputs, block.clone(), group);
+                for tile in self.tiles.clone() {
+                    let (first, rows, x) = self.rows.tile(tile);
+                    let x = &x[rows * block.start..rows * block.end];
+                    let row = first - top;
+                    match rows {
+                        1 => target.write(simd, tile_sums::<S, 1, N>(simd, x, group), row, output),
+                        2 => target.write(simd, tile_sums::<S, 2, N>(simd, x, group), row, output),
+                        3 => target.write(simd, tile_sums::<S, 3, N>(simd, x, group), row, output),
+                        _ => target.write(
+                            simd,
+                            tile_sums::<S, TILE_ROWS, N>(simd, x, group),
+                            row,
+                            output,
+                        ),
+                    }
+                }
+            }
+            target.add = true;
+        }
+    }
+}
+
+/// Memory for a widened group of weight rows. No vector is in two cache lines.
+#[repr(align(64))]
+struct Group([f32; MAX_TILE * BLOCK_INPUTS]);
+
+/// The sums of a task, [rows, outputs].
+struct Target<'a> {
+    sums: &'a mut [f32],
+    /// The number of outputs.
+    stride: usize,
+    /// True if sums of earlier inputs are there.
+    add: bool,
+}
+
+impl Target<'_> {
+    /// Adds the lanes of the sums of a tile and writes them. Leaves out outputs past the last.
+    #[inline(always)]
+    fn write<S: Simd, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        tile: [[S::F; N]; M],
+        row: usize,
+        output: usize,
+    ) {
+        let count = N.min(self.stride - output);
+        let sums = &mut self.sums[row * self.stride + output..];
+        let mut start = 0;
+        while start < M * N {
+            let mut four = [simd.splat(0.0); 4];
+            let mut i = 0;
+            while i < 4 && start + i < M * N {
+                four[i] = tile[(start + i) / N][(start + i) % N];
+                i += 1;
+            }
+            let four = simd.sums(four);
+            let mut i = 0;
+            while i < 4 && start + i < M * N {
+                let (m, n) = ((start + i) / N, (start + i) % N);
+                if n < count {
+                    let sum = &mut sums[m * self.stride + n];
+                    *sum = if self.add { *sum + four[i] } else { four[i] };
+                }
+                i += 1;
+            }
+            start += 4;
+        }
+    }
+}
+
+/// Returns the sums of M rows of x, a whole tile, with N weight rows [N, in] in their own type.
+#[inline(always)]
+fn stream<S: Simd, T: Element, const M: usize, const N: usize>(
+    simd: S,
+    x: &[f32],
+    weight: &[T],
+    inputs: usize,
+) -> [[S::F; N]; M] {
+    let mut sums = [[simd.splat(0.0); N]; M];
+    let mut index = 0;
+    for x in x.chunks_exact(M * S::LANES) {
+        let mut vectors = [simd.splat(0.0); N];
+        for (n, vector) in vectors.iter_mut().enumerate() {
+            *vector = T::load_at(simd, &weight[n * inputs..(n + 1) * inputs], index);
+        }
+        multiply_add(simd, x, &vectors, &mut sums);
+        index += S::LANES;
+    }
+    sums
+}
+
+/// Returns the sums of M rows of x [width / lanes, M, lanes] with N widened weight rows
+/// [width / lanes, N, lanes].
+#[inline(always)]
+fn tile_sums<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    x: &[f32],
+    weight: &[f32],
+) -> [[S::F; N]; M] {
+    let mut sums = [[simd.splat(0.0); N]; M];
+    let weights = weight.chunks_exact(N * S::LANES);
+    for (x, weight) in x.chunks_exact(M * S::LANES).zip(weights) {
+        let mut vectors = [simd.splat(0.0); N];
+        for (n, vector) in vectors.iter_mut().enumerate() {
+            *vector = simd.load(&weight[n * S::LANES..]);
+        }
+        multiply_add(simd, x, &vectors, &mut sums);
+    }
+    sums
+}
+
+/// Adds the products of one vector of M rows, [M, lanes], and of N weight rows.
+#[inline(always)]
+fn multiply_add<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    x: &[f32],
+    weights: &[S::F; N],
+    sums: &mut [[S::F; N]; M],
+) {
+    for m in 0..M {
+        let x = simd.load(&x[m * S::LANES..]);
+        for n in 0..N {
+            sums[m][n] = simd.mul_add(x, weights[n], sums[m][n]);
+        }
+    }
+}
+
+/// Widens the inputs of a block of the first N weight rows to [block / lanes, N, lanes]. Missing
+/// rows and inputs are 0.
+#[inline(always)]
+fn widen<S: Simd, T: Element, const N: usize>(
+    simd: S,
+    weight: &[T],
+    inputs: usize,
+    block: Range<usize>,
+    to: &mut [f32],
+) {
+    let count = N.min(weight.len() / inputs);
+    if count < N {
+        to.fill(0.0);
+    }
+    for (n, row) in weight.chunks_exact(inputs).take(count).enumerate() {
+        for (slot, index) in to
+            .chunks_exact_mut(N * S::LANES)
+            .zip(block.clone().step_by(S::LANES))
+        {
+            // The next group, while this one is multiplied.
+            simd.prefetch(weight, (N + n) * inputs + index);
+            let vector = match index < inputs {
+                true => T::load_at(simd, row, index),
+                false => simd.splat(0.0),
+            };
+            simd.store(vector, &mut slot[n * S::LANES..]);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The rows of x: normalized, widened to fp32, and put in the order of the product.
+
+use rayon::prelude::*;
+
+use crate::backends::flex::element::Element;
+use crate::backends::flex::simd::{CACHE_LINE, Kernel, Level, MAX_LANES, Simd};
+use crate::backends::flex::threads::Threads;
+
+/// Rows of x in a tile of the product, at most.
+pub(super) const TILE_ROWS: usize = 4;
+
+/// A norm of a row, with parameters [in].
+#[derive(Clone, Copy)]
+pub(in super::super) enum Norm<'a> {
+    None,
+    Rms {
+        weight: &'a [f32],
+        epsilon: f32,
+    },
+    Layer {
+        weight: &'a [f32],
+        bias: &'a [f32],
+        epsilon: f32,
+    },
+}
+
+/// Rows in tiles of equal height, the last one lower: [in / lanes, height, lanes] each.
+///
+/// Four rows then are one stream of memory. Rows apart would share a few sets of the L1 cache,
+/// since their distance is often a multiple of a large power of two.
+pub(super) struct Rows<'a> {
+    data: &'a [f32],
+    pub(super) count: usize,
+    pub(super) inputs: usize,
+    /// `inputs` rounded up to whole vectors of any level. The elements past `inputs` are 0.
+    pub(super) width: usize,
+    pub(super) tile_rows: usize,
+}
+
+impl Rows<'_> {
+    pub(super) fn tiles(&self) -> usize {
+        self.count.div_ceil(self.tile_rows)
+    }
+
+    /// Returns the first row of a tile, the number of its rows and its elements.
+    #[inline(always)]
+    pub(super) fn tile(&self, tile: usize) -> (usize, usize, &[f32]) {
+        let first = tile * self.tile_rows;
+        let rows = self.tile_rows.min(self.count - first);
+        let data = &self.data[first * self.width..];
+        (first, rows, &data[..rows * self.width])
+    }
+}
+
+impl Norm<'_> {
+    /// Returns the normalized rows of x [rows, in].
+    pub(super) fn apply<'a, T: Element>(
+        &self,
+        level: Level,
+        x: &[T],
+        inputs: usize,
+        memory: &'a mut Vec<f32>,
+    ) -> Rows<'a> {
+        let count = x.len() / inputs;
+        // As few tiles as possible, of equal height.
+        let tile_rows = count.div_ceil(count.div_ceil(TILE_ROWS));
+        self.tiles(level, x, inputs, tile_rows, memory)
+    }
+
+    /// Returns the normalized x [rows, in] in its own type.
+    pub(in super::super) fn normalize<T: Element>(
+        &self,
+        level: Level,
+        x: &[T],
+        inputs: usize,
+    ) -> Vec<T> {
+        let mut memory = Vec::new();
+        let rows = self.tiles(level, x, inputs, 1, &mut memory);
+        let mut output = vec![T::default(); x.len()];
+        let min_len = Threads::new(rows.count, size_of_val(x)).min_len(rows.count);
+        output
+            .par_chunks_mut(inputs)
+            .enumerate()
+            .with_min_len(min_len)
+            .for_each(|(row, output)| {
+                let (_, _, row) = rows.tile(row);
+                level.run(Narrow { row, output });
+            });
+        output
+    }
+
+    fn tiles<'a, T: Element>(
+        &self,
+        level: Level,
+        x: &[T],
+        inputs: usize,
+        tile_rows: usize,
+        memory: &'a mut Vec<f32>,
+    ) -> Rows<'a> {
+        let count = x.len() / inputs;
+        let width = inputs.next_multiple_of(MAX_LANES);
+        let data = aligned(memory, count * width);
+        let min_len = Threads::new(count, size_of_val(x)).min_len(count);
+        data.par_chunks_mut(tile_rows * width)
+            .zip(x.par_chunks(tile_rows * inputs))
+            .with_min_len(min_len)
+            .for_each(|(tile, x)| {
+                level.run(Normalize {
+                    norm: *self,
+                    x,
+                    inputs,
+                    tile,
+                });
+            });
+        Rows {
+            data,
+            count,
+            inputs,
+            width,
+            tile_rows,
+        }
+    }
+}
+
+/// Returns elements that start with a cache line, so that no vector is in two lines. Their values
+/// are unspecified.
+pub(super) fn aligned(memory: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    const LINE: usize = CACHE_LINE / size_of::<f32>();
+    if memory.len() < len + LINE {
+        // Not resized: that would copy.
+        *memory = vec![0.0; len + LINE];
+    }
+    let start = memory.as_ptr().align_offset(CACHE_LINE).min(LINE);
+    &mut memory[start..start + len]
+}
+
+/// Writes the normalized rows of a tile.
+struct Normalize<'a, T> {
+    norm: Norm<'a>,
+    /// [height, in].
+    x: &'a [T],
+    inputs: usize,
+    /// [width / lanes, height, lanes].
+    tile: &'a mut [f32],
+}
+
+impl<T: Element> Kernel for Normalize<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let height = self.x.len() / self.inputs;
+        for (row, x) in self.x.chunks_exact(self.inputs).enumerate() {
+            let (shift, scale) = self.norm.statistics(simd, x);
+            let (shift, scale) = (simd.splat(-shift), simd.splat(scale));
+            let slots = self.tile.chunks_exact_mut(S::LANES);
+            for (vector, slot) in slots.skip(row).step_by(height).enumerate() {
+                let index = vector * S::LANES;
+                if index >= self.inputs {
+                    simd.store(simd.splat(0.0), slot);
+                    continue;
+                }
+                let value = T::load_at(simd, x, index);
+                let value = match self.norm {
+                    Norm::None => value,
+                    Norm::Rms { weight, .. } => {
+                        simd.mul(simd.mul(value, scale), f32::load_at(simd, weight, index))
+                    }
+                    Norm::Layer { weight, bias, .. } => simd.mul_add(
+                        simd.mul(simd.add(value, shift), scale),
+                        f32::load_at(simd, weight, index),
+                        f32::load_at(simd, bias, index),
+                    ),
+                };
+                simd.store(value, slot);
+            }
+        }
+    }
+}
+
+impl Norm<'_> {
+    /// Returns the value to subtract from the elements of a row, and then the factor.
+    #[inline(always)]
+    fn statistics<S: Simd, T: Element>(&self, simd: S, x: &[T]) -> (f32, f32) {
+        let count = x.len() as f32;
+        match *self {
+            Norm::None => (0.0, 1.0),
+            Norm::Rms { epsilon, .. } => {
+                let mean = squares(simd, x, 0.0) / count;
+                (0.0, 1.0 / (mean + epsilon).sqrt())
+            }
+            Norm::Layer { epsilon, .. } => {
+                let mean = sum(simd, x) / count;
+                let variance = squares(simd, x, mean) / count;
+                (mean, 1.0 / (variance + epsilon).sqrt())
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn sum<S: Simd, T: Element>(simd: S, x: &[T]) -> f32 {
+    let mut sum = simd.splat(0.0);
+    for index in (0..x.len()).step_by(S::LANES) {
+        sum = simd.add(sum, T::load_at(simd, x, index));
+    }
+    simd.sum(sum)
+}
+
+/// Returns the sum of (x - mean)^2.
+#[inline(always)]
+fn squares<S: Simd, T: Element>(simd: S, x: &[T], mean: f32) -> f32 {
+    let shift = simd.splat(-mean);
+    let mut sum = simd.splat(0.0);
+    let vectors = x.chunks_exact(S::LANES);
+    let rest = vectors.remainder();
+    for vector in vectors {
+        let centered = simd.add(T::load(simd, vector), shift);
+        sum = simd.mul_add(centered, centered, sum);
+    }
+    let mut total = simd.sum(sum);
+    for value in rest {
+        let centered = value.widen() - mean;
+        total += centered * centered;
+    }
+    total
+}
+
+/// Rounds a row to the type of the output.
+struct Narrow<'a, T> {
+    row: &'a [f32],
+    output: &'a mut [T],
+}
+
+impl<T: Element> Kernel for Narrow<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for index in (0..self.output.len()).step_by(S::LANES) {
+            let value = simd.load(&self.row[index..]);
+            T::store_at(simd, value, self.output, index);
+        }
+    }
+}

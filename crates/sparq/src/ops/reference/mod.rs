@@ -22,8 +22,11 @@
 //! - A sequence without a valid position gives zeros.
 
 pub mod append;
+mod causal;
 mod tensor;
 
+pub use causal::causal_attention;
+pub(crate) use causal::{CHUNK, hidden};
 pub(crate) use tensor::{LARGEST, expand_heads, fill_invalid, finite, softmax, take_rows};
 
 use burn::tensor::{Bool, FloatDType, Int, Tensor};

@@ -3,6 +3,8 @@
 pub(crate) mod append_rope;
 pub(crate) mod choose_components;
 pub(crate) mod dense;
+pub(crate) mod prefill;
+pub(crate) mod prefill_plain;
 pub(crate) mod score_tiles;
 pub(crate) mod select_attend;
 pub(crate) mod softmax_heads;

@@ -2,12 +2,14 @@
 
 pub(crate) mod batch_head;
 pub(crate) mod cp_async;
+pub(crate) mod fragments;
 pub(crate) mod group_softmax;
 pub(crate) mod histogram;
 pub(crate) mod logits;
 pub(crate) mod mma;
 pub(crate) mod online_softmax;
 pub(crate) mod query;
+pub(crate) mod query_rows;
 pub(crate) mod reduce;
 pub(crate) mod score;
 pub(crate) mod topk;

@@ -125,6 +125,16 @@ impl DeviceInfo {
         wanted.min(most).max(self.plane)
     }
 
+    /// Returns how the splits of rows are merged.
+    pub fn merge(&self, sizes: &Sizes) -> MergeBlueprint {
+        MergeBlueprint {
+            group: sizes.group,
+            head_dim: sizes.head_dim,
+            units: self.units(MERGE_UNITS),
+            plane: self.plane,
+        }
+    }
+
     /// Returns how cubes of `units` units attend to positions exactly. Each unit loads about
     /// `vectors_at_once` vectors of K before it uses the first.
     fn attend(
@@ -243,12 +253,7 @@ impl DenseStep {
                 single: splits == 1,
             },
             splits,
-            merge: MergeBlueprint {
-                group: sizes.group,
-                head_dim: sizes.head_dim,
-                units: device.units(MERGE_UNITS),
-                plane: device.plane,
-            },
+            merge: device.merge(sizes),
         }
     }
 }

@@ -7,6 +7,8 @@ pub(crate) mod linear_mma;
 pub(crate) mod linear_rows;
 pub(crate) mod linear_tiles;
 pub(crate) mod rows;
+pub(crate) mod prefill;
+pub(crate) mod prefill_plain;
 pub(crate) mod score_tiles;
 pub(crate) mod select_attend;
 pub(crate) mod softmax_heads;

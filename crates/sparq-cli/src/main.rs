@@ -2,7 +2,7 @@
 //!
 //! Imports go one way. [`cli`] is the command line and knows every command. Each command in
 //! [`commands`] owns its arguments, its JSON document and its text output. Commands share option
-//! groups ([`args`], [`method`]), models ([`model`]) and output ([`output`], [`progress`],
+//! groups ([`args`], [`method`], [`memory`]), models ([`model`]) and output ([`output`], [`progress`],
 //! [`exit`]), none of which know a command. An error travels up as [`anyhow::Error`] and becomes
 //! one message and one exit code here.
 
@@ -11,6 +11,7 @@ mod cli;
 mod commands;
 mod exit;
 mod interrupt;
+mod memory;
 mod method;
 mod model;
 mod output;

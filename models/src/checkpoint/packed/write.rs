@@ -15,7 +15,7 @@ use sparq::SparqConfig;
 
 use super::super::{
     Checkpoint, CheckpointError,
-    decode::{Order, Stored},
+    decode::{Order, Request, Stored},
     formats::StoredType,
 };
 use super::{
@@ -293,7 +293,7 @@ impl Plan {
         &self,
         checkpoint: &Checkpoint,
         transposed: bool,
-        on_bytes: &dyn Fn(u64),
+        on_bytes: &(dyn Fn(u64) + Sync),
     ) -> Result<Bytes, CheckpointError> {
         let float = self.dtype.float();
         let dtype = float.map_or(FloatDType::F32, |(dtype, _)| dtype);
@@ -301,7 +301,8 @@ impl Plan {
             true => Order::Transposed,
             false => Order::AsStored,
         };
-        let data = checkpoint.read_on_host(&self.name, &self.shape, dtype, order, on_bytes)?;
+        let request = Request::new(dtype, on_bytes).with_order(order);
+        let data = checkpoint.read(&self.name, &self.shape, request)?;
         if !self.dtype.is_quantized() {
             return Ok(data.into_bytes());
         }

@@ -53,8 +53,12 @@ const SHAPES: [[usize; 2]; 9] = {
     shapes
 };
 
-/// The memory of everything but tensors: the buffers of a chunk, the header and the modules.
-const SMALL_CHANGE: usize = 1 << 20;
+/// The memory of everything but tensors: the header and the modules, and the buffers of every thread
+/// that may read.
+fn small_change() -> usize {
+    let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    (1 << 20) + threads * (1 << 19)
+}
 
 fn write_checkpoint() -> tempfile::TempDir {
     let mut entries = Vec::new();
@@ -121,7 +125,7 @@ fn loading_peaks_at_the_weights() {
         assert!(held >= bytes, "{held} of {bytes}");
         // Tensors are converted in chunks: none of them is in memory twice.
         assert!(
-            peak <= bytes + SMALL_CHANGE,
+            peak <= bytes + small_change(),
             "{dtype:?}: {peak} for {bytes}"
         );
         drop(model);
@@ -152,7 +156,7 @@ fn conversion_peaks_at_one_tensor() {
     let largest = largest_tensor();
     for to_safetensors in [false, true] {
         let (peak, _out) = convert(StoredType::F32, to_safetensors);
-        assert!(peak <= largest + SMALL_CHANGE, "{peak} for {largest}");
+        assert!(peak <= largest + small_change(), "{peak} for {largest}");
     }
 }
 
@@ -165,7 +169,7 @@ fn loading_maps_the_file() {
     let model = load_layers(&checkpoint, FloatDType::F32);
     let sum = model[8].weight.val().sum().into_scalar::<f32>();
     let peak = PEAK.load(Relaxed) - before;
-    assert!(peak <= SMALL_CHANGE, "{peak}");
+    assert!(peak <= small_change(), "{peak}");
     assert!(sum > 0.0, "{sum}");
 }
 
@@ -175,5 +179,5 @@ fn quantization_peaks_at_two_tensors() {
     let (peak, _out) = convert(StoredType::Q4, false);
     // The tensor in F32, two copies of its codes in bytes, and the scales.
     let largest = largest_tensor();
-    assert!(peak <= 2 * largest + SMALL_CHANGE, "{peak} for {largest}");
+    assert!(peak <= 2 * largest + small_change(), "{peak} for {largest}");
 }

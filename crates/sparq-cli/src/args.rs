@@ -5,6 +5,7 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sparq_device::DeviceChoice;
 
 /// The model of a command.
 #[derive(Args, Clone, Debug, Default)]
@@ -18,9 +19,32 @@ pub struct ModelArgs {
 /// The type of weights and cache.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct DtypeArgs {
-    /// Type of weights and cache
-    #[arg(long, value_parser = dtype_parser(), default_value = "f32", value_name = "TYPE")]
-    pub dtype: FloatDType,
+    /// Type of weights and cache [default: f32 on CPUs. On GPUs the type of the checkpoint, or f16
+    /// if its weights are quantised or the GPU does not compute in their type]
+    #[arg(long, value_parser = dtype_parser(), value_name = "TYPE")]
+    dtype: Option<FloatDType>,
+}
+
+impl DtypeArgs {
+    /// Returns the type for a model whose checkpoint has the float type `stored`, `None` for
+    /// quantised weights.
+    ///
+    /// A GPU computes in the types of checkpoints. The arithmetic of CPUs is f32, which holds every
+    /// weight exactly.
+    pub fn of(&self, stored: Option<FloatDType>, device: &DeviceChoice) -> FloatDType {
+        let known = |dtype| device.open().supports_dtype(dtype);
+        self.dtype.unwrap_or_else(|| match device.is_gpu() {
+            true => gpu_dtype(stored, known),
+            false => FloatDType::F32,
+        })
+    }
+}
+
+/// Returns the type of the checkpoint, or the closest one that the GPU computes in.
+fn gpu_dtype(stored: Option<FloatDType>, known: impl Fn(FloatDType) -> bool) -> FloatDType {
+    let wanted = stored.into_iter().chain([FloatDType::F16]);
+    let mut found = wanted.filter(|&dtype| known(dtype));
+    found.next().unwrap_or(FloatDType::F32)
 }
 
 /// Returns the parser of float types.
@@ -59,6 +83,14 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Parses a number above 0.
+pub fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok();
+    number
+        .filter(|number| number.is_finite() && *number > 0.0)
+        .ok_or_else(|| format!("expected a number above 0, found {text:?}"))
+}
+
 /// Parses a share, such as 1/8 or 0.125.
 pub fn share(text: &str) -> Result<f64, String> {
     let number = |text: &str| text.trim().parse::<f64>().ok();
@@ -77,6 +109,28 @@ pub fn share(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dtype_of_a_gpu_is_that_of_the_checkpoint() {
+        use FloatDType::{BF16, F16, F32};
+        let all = |_| true;
+        for dtype in [F32, F16, BF16] {
+            assert_eq!(gpu_dtype(Some(dtype), all), dtype);
+        }
+        assert_eq!(gpu_dtype(None, all), F16);
+        assert_eq!(gpu_dtype(Some(BF16), |dtype| dtype != BF16), F16);
+        for stored in [Some(BF16), Some(F16), None] {
+            assert_eq!(gpu_dtype(stored, |dtype| dtype == F32), F32);
+        }
+    }
+
+    #[test]
+    fn dtype_of_a_cpu_is_f32_unless_given() {
+        let device: DeviceChoice = "flex".parse().unwrap();
+        let dtype = |dtype| DtypeArgs { dtype }.of(Some(FloatDType::BF16), &device);
+        assert_eq!(dtype(None), FloatDType::F32);
+        assert_eq!(dtype(Some(FloatDType::F16)), FloatDType::F16);
+    }
 
     #[test]
     fn share_is_a_fraction_or_a_number() {

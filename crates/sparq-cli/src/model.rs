@@ -7,11 +7,13 @@ use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, FloatDType};
 use serde::{Serialize, Serializer};
 use sparq::cost::CacheShape;
-use sparq::{SparqConfig, Transfers};
+use sparq::{Method, SparqConfig, Transfers};
+use sparq_device::DeviceChoice;
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::Architecture;
 use sparq_models::text::{ChatTemplate, TextTokenizer};
 use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded, hub};
+use sparq_plan::Demand;
 
 /// The source of a model.
 #[derive(Clone, Debug)]
@@ -63,6 +65,21 @@ impl ModelSource {
     /// Describes the model from headers and configuration, without reading weights.
     pub fn describe(&self) -> Result<Description> {
         Description::new(&self.checkpoint()?, self.clone())
+    }
+
+    /// Returns the memory that the model needs on a device with a method and a type.
+    pub fn demand(
+        &self,
+        device: &DeviceChoice,
+        dtype: FloatDType,
+        method: Method,
+    ) -> Result<Demand> {
+        let checkpoint = self.checkpoint()?;
+        let config = DecoderConfig::from_checkpoint(&checkpoint)?;
+        let is_used_in_place =
+            !device.is_gpu() && checkpoint.is_mapped() && checkpoint.float_type() == Some(dtype);
+        let demand = Demand::new(&config, method, element_bytes(dtype));
+        Ok(demand.with_loaded_weights(!is_used_in_place))
     }
 
     /// Loads the model to a device.
@@ -166,6 +183,9 @@ pub struct Description {
     pub sliding_window: Option<usize>,
     /// The number of layers with a sliding window.
     pub sliding_layers: usize,
+    /// The float type of most weights; `None` if most are quantised.
+    #[serde(skip)]
+    pub stored_float: Option<FloatDType>,
 }
 
 impl Description {
@@ -197,6 +217,7 @@ impl Description {
             attention: checkpoint.attention(),
             sliding_window: windows.first().copied(),
             sliding_layers: windows.len(),
+            stored_float: checkpoint.float_type(),
         })
     }
 

@@ -18,11 +18,13 @@
 #![deny(missing_docs)]
 
 mod machine;
+mod memory;
 mod model;
 mod roofline;
 mod setup;
 
 pub use machine::{MANY_PRODUCTS_REACHED, MANY_SEQUENCES, Machine, MachineError, PRODUCTS_REACHED};
+pub use memory::{Demand, Memory};
 pub use model::ModelShape;
 pub use roofline::Work;
 pub use setup::{PlanError, Setup, StepTime};

@@ -7,7 +7,7 @@ use sparq_models::DecoderConfig;
 use sparq_models::config::{MlpKeys, NormKind};
 
 /// Bytes of an fp32 number. The ranges of a sketch and the sum of V are fp32 for every cache type.
-const FP32: usize = 4;
+pub(crate) const FP32: usize = 4;
 
 /// The sizes of a model, from its configuration. No weights are read.
 ///

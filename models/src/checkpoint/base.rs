@@ -6,17 +6,18 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use burn::tensor::{AllocationProperty, Bytes, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{AllocationProperty, Bytes, DType, Device, FloatDType, Tensor, TensorData};
 use memmap2::MmapMut;
 use serde_json::Value;
 use sparq::SparqConfig;
 
 use super::{
     CheckpointError,
-    decode::{self, Order, Stored},
+    decode::{self, Request, Stored},
     formats::StoredType,
     packed::{self, Manifest},
     source::Source,
+    upload::place,
 };
 
 /// A Hugging Face checkpoint, or a GGUF file presented as one: a configuration, and tensors by
@@ -187,6 +188,33 @@ impl Checkpoint {
         stored.map(|stored| stored.bytes).sum()
     }
 
+    /// Returns the float type that most weights are stored in. `None` if most are in blocks of
+    /// quantised weights.
+    pub fn float_type(&self) -> Option<FloatDType> {
+        let mut counts = Vec::<(Option<FloatDType>, usize)>::new();
+        for Tracked { stored, .. } in self.tensors.values() {
+            let float = stored.dtype.float().map(|(float, _)| float);
+            match counts.iter_mut().find(|(known, _)| *known == float) {
+                Some((_, count)) => *count += stored.elements(),
+                None => counts.push((float, stored.elements())),
+            }
+        }
+        counts.into_iter().max_by_key(|(_, count)| *count)?.0
+    }
+
+    /// Returns the bytes of each tensor in `dtype`.
+    pub(super) fn sizes(&self, dtype: FloatDType) -> impl Iterator<Item = usize> {
+        let bytes = DType::from(dtype).size();
+        let stored = self.tensors.values().map(|tracked| &tracked.stored);
+        stored.map(move |stored| stored.elements() * bytes)
+    }
+
+    /// Returns whether the weights are mapped into memory. A CPU reads them there if the model has
+    /// the stored type, and the system loads and drops their pages as it needs memory.
+    pub fn is_mapped(&self) -> bool {
+        self.manifest.is_some()
+    }
+
     /// Reads a tensor onto `device` as `dtype`.
     ///
     /// # Errors
@@ -200,34 +228,17 @@ impl Checkpoint {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Tensor<D>, CheckpointError> {
-        let order = Order::AsStored;
-        let data = self.read(name, &shape, dtype, device, order, &|_| ())?;
+        check_device(device, dtype)?;
+        let data = self.read(name, &shape, Request::new(dtype, &|_| ()))?;
         Ok(place(data, dtype, device))
     }
 
-    /// Reads the tensor `name` of the shape `shape` for `device`. Calls `on_bytes` with the number
-    /// of bytes of each chunk.
+    /// Reads the tensor `name` of the shape `shape` into host memory.
     pub(super) fn read(
         &self,
         name: &str,
         shape: &[usize],
-        dtype: FloatDType,
-        device: &Device,
-        order: Order,
-        on_bytes: &dyn Fn(u64),
-    ) -> Result<TensorData, CheckpointError> {
-        check_device(device, dtype)?;
-        self.read_on_host(name, shape, dtype, order, on_bytes)
-    }
-
-    /// As [`read`](Self::read), without a device that has to support `dtype`.
-    pub(super) fn read_on_host(
-        &self,
-        name: &str,
-        shape: &[usize],
-        dtype: FloatDType,
-        order: Order,
-        on_bytes: &dyn Fn(u64),
+        request: Request<'_>,
     ) -> Result<TensorData, CheckpointError> {
         let Some(tracked) = self.tensors.get(name) else {
             let file = match &*self.sources {
@@ -250,7 +261,7 @@ impl Checkpoint {
             });
         }
         packed::verify(source, &tracked.stored, name)?;
-        let data = decode::read(source, &tracked.stored, name, dtype, order, on_bytes)?;
+        let data = decode::read(source, &tracked.stored, name, request)?;
         self.ignore(name);
         Ok(data)
     }
@@ -268,17 +279,6 @@ impl Checkpoint {
         let tensors = self.tensors.iter();
         tensors.filter_map(move |(name, tracked)| unused(tracked).then_some(name.as_str()))
     }
-}
-
-/// Moves the data of a tensor to the device.
-pub(super) fn place<const D: usize>(
-    data: TensorData,
-    dtype: FloatDType,
-    device: &Device,
-) -> Tensor<D> {
-    // On a GPU, weights get memory that is not recycled for the tensors of a decode step.
-    device
-        .memory_persistent_allocations(data, |data| Tensor::from_data(data, (device, dtype.into())))
 }
 
 /// Refuses a type that the device stores but does not compute in. Otherwise the first operation of

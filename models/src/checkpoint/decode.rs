@@ -1,24 +1,11 @@
-//! Decodes the bytes of a file into the weights of a tensor.
+//! The layout of a tensor in its file, and the ways to read it.
 
 use burn::tensor::{DType, FloatDType, TensorData};
 use half::{bf16, f16};
 
 use super::{
-    CheckpointError,
-    formats::{Format, SCALE_BYTES, StoredType},
-    source::Source,
-    weight::Weight,
+    CheckpointError, formats::StoredType, reader::Reader, source::Source, staging::Staging,
 };
-
-/// Weights converted at a time, whole blocks of every type.
-///
-/// Their bytes, their values in f32 and the result fit into a core's cache together. The check for
-/// NaN therefore costs no trip to memory, and reading a tensor needs no second copy of it.
-const CHUNK: usize = 1 << 15;
-
-/// The least number of rows in a chunk that is transposed. They become neighbours in the result,
-/// and fewer would not fill a cache line of it.
-const TRANSPOSED_ROWS: usize = 16;
 
 /// The order of a tensor's weights in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +22,33 @@ impl Order {
             Self::AsStored => Self::Transposed,
             Self::Transposed => Self::AsStored,
         }
+    }
+}
+
+/// What a tensor is read as, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Request<'a> {
+    pub(super) dtype: FloatDType,
+    pub(super) order: Order,
+    /// The buffers that the device copies from, if it has its own.
+    pub(super) staging: Option<&'a Staging>,
+    /// Receives the number of bytes of each chunk, from several threads.
+    pub(super) on_bytes: &'a (dyn Fn(u64) + Sync),
+}
+
+impl<'a> Request<'a> {
+    /// Reads as `dtype`, in the order of the file, into memory of the process.
+    pub(super) fn new(dtype: FloatDType, on_bytes: &'a (dyn Fn(u64) + Sync)) -> Self {
+        Self {
+            dtype,
+            order: Order::AsStored,
+            staging: None,
+            on_bytes,
+        }
+    }
+
+    pub(super) fn with_order(self, order: Order) -> Self {
+        Self { order, ..self }
     }
 }
 
@@ -75,7 +89,7 @@ pub(super) enum Layout {
 impl Layout {
     /// Returns the number of weights in the file before the row `row` of a tensor with rows of
     /// `columns` weights.
-    fn start(self, row: usize, columns: usize) -> usize {
+    pub(super) fn start(self, row: usize, columns: usize) -> usize {
         match self {
             Self::Rows | Self::Columns => row * columns,
             Self::SpacedRows { stride } => row * stride,
@@ -110,12 +124,12 @@ impl Stored {
     }
 
     /// Returns the number of weights in one row.
-    fn columns(&self) -> usize {
+    pub(super) fn columns(&self) -> usize {
         self.shape.iter().skip(1).product()
     }
 
     /// Returns the index in the tensor of element `flat`.
-    fn index(&self, mut flat: usize) -> Vec<usize> {
+    pub(super) fn index(&self, mut flat: usize) -> Vec<usize> {
         let mut index = vec![0; self.shape.len()];
         for (position, &size) in index.iter_mut().zip(&self.shape).rev() {
             *position = flat % size;
@@ -125,25 +139,27 @@ impl Stored {
     }
 }
 
-/// Reads the tensor `stored` in `source` as `dtype`. Calls `on_bytes` with the number of bytes of
-/// each chunk.
+/// Reads the tensor `stored` in `source`.
 pub(super) fn read(
     source: &Source,
     stored: &Stored,
     name: &str,
-    dtype: FloatDType,
-    order: Order,
-    on_bytes: &dyn Fn(u64),
+    request: Request<'_>,
 ) -> Result<TensorData, CheckpointError> {
+    let Request { dtype, order, .. } = request;
     if let Some(data) = blank(source, stored, dtype, order) {
         return Ok(data);
     }
     if stored.layout == Layout::Columns {
-        let transpose = stored.transpose();
-        return read(source, &transpose, name, dtype, order.other(), on_bytes);
+        let request = request.with_order(order.other());
+        return read(source, &stored.transpose(), name, request);
     }
-    if let Some(data) = in_place(source, stored, dtype, order) {
-        on_bytes(stored.bytes);
+    let size = stored.elements() * DType::from(dtype).size();
+    let buffer = request.staging.and_then(|staging| staging.take(size));
+    if buffer.is_none()
+        && let Some(data) = in_place(source, stored, dtype, order)
+    {
+        (request.on_bytes)(stored.bytes);
         return Ok(data);
     }
     let Some(format) = stored.dtype.format() else {
@@ -160,13 +176,13 @@ pub(super) fn read(
         name,
         dtype,
         order,
-        on_bytes,
+        on_bytes: request.on_bytes,
     };
     match dtype {
-        FloatDType::F64 => reader.read::<f64>(),
-        FloatDType::F32 | FloatDType::Flex32 => reader.read::<f32>(),
-        FloatDType::F16 => reader.read::<f16>(),
-        FloatDType::BF16 => reader.read::<bf16>(),
+        FloatDType::F64 => reader.read::<f64>(buffer),
+        FloatDType::F32 | FloatDType::Flex32 => reader.read::<f32>(buffer),
+        FloatDType::F16 => reader.read::<f16>(buffer),
+        FloatDType::BF16 => reader.read::<bf16>(buffer),
     }
 }
 
@@ -201,198 +217,4 @@ fn in_place(
     }
     let bytes = source.mapped()?.clone();
     TensorData::try_from_bytes(bytes, stored.shape.clone(), dtype.into()).ok()
-}
-
-/// One tensor while it is read chunk by chunk.
-struct Reader<'a> {
-    source: &'a Source,
-    stored: &'a Stored,
-    format: &'static Format,
-    name: &'a str,
-    dtype: FloatDType,
-    order: Order,
-    on_bytes: &'a dyn Fn(u64),
-}
-
-impl Reader<'_> {
-    fn read<W: Weight>(&self) -> Result<TensorData, CheckpointError> {
-        let total = self.stored.elements();
-        let mut weights = self.reserve::<W>(total)?;
-        if self.is_transposed_matrix() {
-            weights.resize(total, W::ZERO);
-        }
-        let limit = self.chunk_limit();
-        let Format { block, decode, .. } = *self.format;
-        let bytes_of = |weights: usize| weights / block.weights * block.bytes;
-        let mut bytes = vec![0; bytes_of(total.min(limit))];
-        let mut values = vec![0.0; total.min(limit)];
-        let mut converted = Vec::with_capacity(total.min(limit));
-        let mut faults = Faults::default();
-        let mut start = 0;
-        while start < total {
-            let count = (total - start).min(limit);
-            let (bytes, values) = (&mut bytes[..bytes_of(count)], &mut values[..count]);
-            self.fetch(start, count, bytes)?;
-            (self.on_bytes)(bytes.len() as u64);
-            decode(bytes, values);
-            converted.clear();
-            W::extend(&mut converted, values);
-            // No early exit within the chunk: a loop without branches is vectorised.
-            let check = |finite, weight: &W| finite & weight.is_finite();
-            if !converted.iter().fold(true, check) {
-                faults.count(start, values, &converted);
-            }
-            match (self.order, &*self.stored.shape) {
-                (Order::Transposed, &[rows, columns]) => {
-                    place_rows(&mut weights, rows, &converted, columns, start / columns);
-                }
-                _ => weights.extend_from_slice(&converted),
-            }
-            start += count;
-        }
-        self.refuse(faults)?;
-        let mut shape = self.stored.shape.clone();
-        if self.order == Order::Transposed {
-            shape.reverse();
-        }
-        Ok(TensorData::new(weights, shape))
-    }
-
-    /// Reserves memory for the weights. The file is as long as its header says, so this fails only
-    /// if memory runs out, and then with an error instead of an abort.
-    fn reserve<W: Weight>(&self, total: usize) -> Result<Vec<W>, CheckpointError> {
-        let mut weights = Vec::new();
-        let reserved = weights.try_reserve_exact(total);
-        reserved.map_err(|_| CheckpointError::OutOfMemory {
-            path: self.source.path().into(),
-            tensor: self.name.into(),
-            bytes: total.saturating_mul(size_of::<W>()),
-        })?;
-        Ok(weights)
-    }
-
-    fn is_transposed_matrix(&self) -> bool {
-        self.order == Order::Transposed && self.stored.shape.len() == 2
-    }
-
-    /// Returns the number of weights read at a time: whole rows unless their order stays as stored.
-    fn chunk_limit(&self) -> usize {
-        let columns = self.stored.columns();
-        let rows = CHUNK / columns.max(1);
-        if self.is_transposed_matrix() {
-            columns.saturating_mul(rows.max(TRANSPOSED_ROWS))
-        } else if self.stored.layout != Layout::Rows {
-            columns * rows.max(1)
-        } else {
-            CHUNK
-        }
-    }
-
-    /// Reads the bytes of `count` weights from `start` on.
-    fn fetch(&self, start: usize, count: usize, bytes: &mut [u8]) -> Result<(), CheckpointError> {
-        let Stored { offset, layout, .. } = *self.stored;
-        let block = self.format.block;
-        // No product overflows: the tensor lies within the file.
-        let bytes_of = |weights: usize| (weights / block.weights * block.bytes) as u64;
-        if self.stored.dtype.quantized().is_some() {
-            // In the file, the scales of all blocks follow the codes of all blocks.
-            let blocks = |weights: usize| weights / block.weights;
-            let code_bytes = block.bytes - SCALE_BYTES;
-            let scales_start = blocks(self.stored.elements()) * code_bytes;
-            let (codes, scales) = bytes.split_at_mut(blocks(count) * code_bytes);
-            let first = blocks(start);
-            self.source
-                .read_at(offset + (first * code_bytes) as u64, codes)?;
-            let scales_start = offset + (scales_start + first * SCALE_BYTES) as u64;
-            return self.source.read_at(scales_start, scales);
-        }
-        if layout == Layout::Rows {
-            return self.source.read_at(offset + bytes_of(start), bytes);
-        }
-        let columns = self.stored.columns();
-        let rows = bytes.chunks_exact_mut(bytes_of(columns) as usize);
-        for (row, bytes) in rows.enumerate() {
-            let place = layout.start(start / columns + row, columns);
-            self.source.read_at(offset + bytes_of(place), bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Returns the error for the first fault, if there is one.
-    fn refuse(&self, faults: Faults) -> Result<(), CheckpointError> {
-        let (path, tensor) = (self.source.path().into(), self.name.into());
-        let total = self.stored.elements();
-        if let Some((at, value)) = faults.non_finite.first {
-            return Err(CheckpointError::NonFinite {
-                path,
-                tensor,
-                index: self.stored.index(at),
-                value,
-                count: faults.non_finite.count,
-                total,
-            });
-        }
-        if let Some((at, value)) = faults.out_of_range.first {
-            return Err(CheckpointError::OutOfRange {
-                path,
-                tensor,
-                index: self.stored.index(at),
-                value,
-                count: faults.out_of_range.count,
-                total,
-                dtype: self.dtype,
-            });
-        }
-        Ok(())
-    }
-}
-
-/// Writes whole rows of a matrix, from row `first` on, into its transpose, whose rows have `height`
-/// weights.
-fn place_rows<W: Copy>(
-    transpose: &mut [W],
-    height: usize,
-    rows: &[W],
-    columns: usize,
-    first: usize,
-) {
-    // With few columns at a time, the cache lines written to stay in the cache until they are full.
-    const BLOCK: usize = 8;
-    for left in (0..columns).step_by(BLOCK) {
-        let width = BLOCK.min(columns - left);
-        for (at, row) in rows.chunks_exact(columns).enumerate() {
-            for (column, &weight) in row[left..left + width].iter().enumerate() {
-                transpose[(left + column) * height + first + at] = weight;
-            }
-        }
-    }
-}
-
-/// The number of unusable weights, by kind of fault.
-#[derive(Default)]
-struct Faults {
-    /// NaN or infinite in the file.
-    non_finite: Fault,
-    /// Finite in the file, infinite in the requested type.
-    out_of_range: Fault,
-}
-
-#[derive(Default)]
-struct Fault {
-    first: Option<(usize, f32)>,
-    count: usize,
-}
-
-impl Faults {
-    fn count<W: Weight>(&mut self, start: usize, values: &[f32], weights: &[W]) {
-        for (at, (&value, weight)) in values.iter().zip(weights).enumerate() {
-            let fault = match (value.is_finite(), weight.is_finite()) {
-                (false, _) => &mut self.non_finite,
-                (true, false) => &mut self.out_of_range,
-                (true, true) => continue,
-            };
-            fault.first.get_or_insert((start + at, value));
-            fault.count += 1;
-        }
-    }
 }

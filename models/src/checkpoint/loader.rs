@@ -1,14 +1,18 @@
 //! Reads the tensors of one model: [`Loader`].
 
-use std::cell::Cell;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use sparq::ops::is_output_major;
 
 use super::{
     Checkpoint, CheckpointError,
-    base::{check_device, place},
-    decode::Order,
+    base::check_device,
+    decode::{Order, Request},
+    upload::Uploads,
 };
 use crate::progress::Progress;
 use crate::weights::{Init, Weights};
@@ -20,8 +24,10 @@ pub struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     device: Device,
     dtype: FloatDType,
+    uploads: Uploads,
     progress: Progress,
-    bytes_read: Cell<u64>,
+    bytes_read: AtomicU64,
+    started: Instant,
 }
 
 impl<'a> Loader<'a> {
@@ -39,14 +45,16 @@ impl<'a> Loader<'a> {
             checkpoint,
             device: device.clone(),
             dtype,
+            uploads: Uploads::new(device),
             progress: Progress::bytes("Loading", checkpoint.num_bytes()),
-            bytes_read: Cell::new(0),
+            bytes_read: AtomicU64::new(0),
+            started: Instant::now(),
         })
     }
 
     /// Returns the number of stored bytes read so far.
     pub fn bytes_read(&self) -> u64 {
-        self.bytes_read.get()
+        self.bytes_read.load(Ordering::Relaxed)
     }
 
     /// Reads a tensor.
@@ -67,15 +75,19 @@ impl<'a> Loader<'a> {
         shape: [usize; D],
         order: Order,
     ) -> Result<Tensor<D>, CheckpointError> {
+        // The threads that read share these two, not the uploads.
+        let (bytes_read, progress) = (&self.bytes_read, &self.progress);
         let on_bytes = |count| {
-            self.bytes_read.set(self.bytes_read.get() + count);
-            self.progress.inc(count);
+            bytes_read.fetch_add(count, Ordering::Relaxed);
+            progress.inc(count);
         };
-        let (device, dtype) = (&self.device, self.dtype);
-        let data = self
-            .checkpoint
-            .read(name, &shape, dtype, device, order, &on_bytes)?;
-        Ok(place(data, dtype, device))
+        let request = Request {
+            order,
+            staging: self.uploads.staging(self.checkpoint, self.dtype),
+            ..Request::new(self.dtype, &on_bytes)
+        };
+        let data = self.checkpoint.read(name, &shape, request)?;
+        Ok(self.uploads.place(data, self.dtype))
     }
 
     /// Ends loading: removes the progress bar. Returns the tensors that were not read, after a
@@ -85,6 +97,12 @@ impl<'a> Loader<'a> {
     /// every model computes itself.
     pub fn finish(self) -> Vec<&'a str> {
         self.progress.finish();
+        let (bytes, seconds) = (self.bytes_read(), self.started.elapsed().as_secs_f64());
+        let gb_per_s = bytes as f64 / seconds.max(f64::MIN_POSITIVE) / 1e9;
+        tracing::debug!(
+            "{}: read {bytes} bytes in {seconds:.2} s, {gb_per_s:.2} GB/s",
+            self.checkpoint.config_path().display(),
+        );
         let unused = self.checkpoint.unused();
         let unused: Vec<_> = unused
             .filter(|name| !name.ends_with("rotary_emb.inv_freq"))

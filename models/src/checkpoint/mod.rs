@@ -6,11 +6,12 @@
 //! reads the tensors of a model, and [`Weights`] makes burn modules of them. [`Conversion`] writes
 //! a checkpoint in another form. The types of stored weights are one registry: [`StoredType`].
 //!
-//! Tensors are read one at a time, in chunks, into the type that the model computes in. Memory
-//! therefore peaks at the weights and a small buffer. Files are read and not mapped: if another
-//! process shortens a mapped file, this process ends with a signal, while a read returns an error.
-//! The exception are the folders of a [`Conversion`]: their weights are mapped, and a model in the
-//! stored type loads at once.
+//! Tensors are read one at a time, in chunks and by all threads, into the type that the model
+//! computes in. Memory therefore peaks at the weights and a small buffer for each thread. For a GPU
+//! the tensors are read into a few buffers: it copies from one while the next is filled. Files are
+//! read and not mapped: if another process shortens a mapped file, this process ends with a signal,
+//! while a read returns an error. The exception are the folders of a [`Conversion`]: their weights
+//! are mapped, and a model in the stored type loads at once.
 //!
 //! Loading an untrusted checkpoint either succeeds or returns an error that names the file and key.
 //! Every length, offset and shape is checked before it is used, and names of shards cannot lead out
@@ -27,9 +28,13 @@ mod json;
 mod loader;
 mod open;
 mod packed;
+mod reader;
 mod small_file;
 mod source;
+mod staging;
+mod threads;
 mod torch;
+mod upload;
 mod weight;
 mod weight_files;
 

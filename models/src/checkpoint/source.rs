@@ -3,9 +3,8 @@
 use std::{
     borrow::Cow,
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom},
+    io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
 
 use super::{CheckpointError, small_file::kind_of};
@@ -21,8 +20,8 @@ pub(super) struct Source {
 
 #[derive(Debug)]
 enum Bytes {
-    /// The lock holds over seek and read, so that two threads can load from one checkpoint.
-    File(Mutex<File>),
+    /// Read by position and without a lock, by several threads at once.
+    File(File),
     Memory(Cow<'static, [u8]>),
     /// A tensor of a mapped file.
     Mapped(burn::tensor::Bytes),
@@ -47,7 +46,7 @@ impl Source {
         Ok(Self {
             path: path.into(),
             len: file.metadata().map_err(&read)?.len(),
-            bytes: Bytes::File(Mutex::new(file)),
+            bytes: Bytes::File(file),
         })
     }
 
@@ -111,15 +110,37 @@ impl Source {
     /// As [`read_at`](Self::read_at), with the bare error of the operating system.
     pub(super) fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match &self.bytes {
-            Bytes::File(file) => {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                file.seek(SeekFrom::Start(offset))?;
-                file.read_exact(buffer)
-            }
+            Bytes::File(file) => read_exact_at(file, offset, buffer),
             Bytes::Memory(bytes) => copy(bytes, offset, buffer),
             Bytes::Mapped(bytes) | Bytes::Blank(bytes) => copy(bytes, offset, buffer),
         }
     }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, buffer, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                offset += count as u64;
+                buffer = &mut buffer[count..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(any(unix, windows)))]
+fn read_exact_at(_: &File, _: u64, _: &mut [u8]) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn copy(bytes: &[u8], offset: u64, buffer: &mut [u8]) -> io::Result<()> {

@@ -101,10 +101,11 @@ pub fn run(args: &AttentionArgs, device: &DeviceChoice, out: Output) -> Result<O
         );
     }
     let methods = methods(args, description.head_dim, tokens.len())?;
-    let loaded = source.load(&device.open(), args.dtype.dtype)?;
+    let dtype = args.dtype.of(description.stored_float, device);
+    let loaded = source.load(&device.open(), dtype)?;
     let model = loaded.model.as_ref();
     let all: Vec<Method> = methods.iter().map(|(_, method)| *method).collect();
-    let mut cache = model.new_shared_cache(1, tokens.len(), args.dtype.dtype, &all)?;
+    let mut cache = model.new_shared_cache(1, tokens.len(), dtype, &all)?;
     progress::read(model, &mut cache, before, out)?;
 
     let head = (args.layer, args.kv_head);

@@ -31,6 +31,8 @@ mod hub;
 mod inspect;
 /// `sparq logits`: prefill, decode steps and the reference logits of model families.
 mod logits;
+/// Models that do not fit into memory, prompts in parts, and the type of the weights.
+mod memory;
 /// `sparq plan`: predictions for a configuration and for evaluated methods.
 mod plan;
 /// `sparq attention` and `sparq report`, and the tables of docs/quality.md.

@@ -10,9 +10,7 @@ use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 
 use self::received::received_attention;
-use crate::ops::{
-    Norm, Projections, Rotary, Spans, causal_attention, decode_linear, normalize,
-};
+use crate::ops::{Norm, Projections, Rotary, Spans, causal_attention, decode_linear, normalize};
 use crate::{KvCache, KvCacheConfig, Method, RotaryConfig, SparqError};
 
 /// Configuration of a [`SparqAttention`].

@@ -196,6 +196,21 @@ pub fn has_kernels(device: &Device) -> bool {
     }
 }
 
+/// Returns the bytes of memory of a GPU, used or not, if its runtime tells. Those of CUDA and ROCm
+/// do. CPU backends have no memory of their own.
+pub fn memory_bytes(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cube")]
+    return Tensor::<1>::zeros([1], device)
+        .try_into_primitive::<burn_cubecl::CubeBackend>()
+        .ok()
+        .and_then(|tensor| tensor.client.properties().memory.max_memory());
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = device;
+        None
+    }
+}
+
 /// Returns whether the tensor's device may support graphs of launches. Only an attempt can tell.
 pub(crate) fn may_have_graphs(tensor: &Tensor<4>) -> bool {
     #[cfg(feature = "cube")]

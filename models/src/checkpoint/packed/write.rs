@@ -15,7 +15,7 @@ use sparq::SparqConfig;
 
 use super::super::{
     Checkpoint, CheckpointError,
-    decode::{Order, Stored},
+    decode::{Request, Stored},
     formats::StoredType,
 };
 use super::{
@@ -281,12 +281,11 @@ impl Plan {
     fn read(
         &self,
         checkpoint: &Checkpoint,
-        on_bytes: &dyn Fn(u64),
+        on_bytes: &(dyn Fn(u64) + Sync),
     ) -> Result<Bytes, CheckpointError> {
         let float = self.dtype.float();
         let dtype = float.map_or(FloatDType::F32, |(dtype, _)| dtype);
-        let data =
-            checkpoint.read_on_host(&self.name, &self.shape, dtype, Order::AsStored, on_bytes)?;
+        let data = checkpoint.read(&self.name, &self.shape, Request::new(dtype, on_bytes))?;
         if !self.dtype.is_quantized() {
             return Ok(data.into_bytes());
         }

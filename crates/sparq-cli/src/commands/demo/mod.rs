@@ -105,7 +105,9 @@ pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
             args.needles
         );
     }
-    let dtype = args.dtype.dtype;
+    let dtype = args
+        .dtype
+        .of(ModelSource::Embedded.describe()?.stored_float, device);
     let haystack = args.haystack()?;
     let loaded = ModelSource::Embedded.load(&device.open(), dtype)?;
     let model = loaded.model.as_ref();

@@ -129,10 +129,11 @@ struct Document<'a> {
 pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let source = ModelSource::find(args.model.model.as_deref())?;
     let described = source.describe()?;
+    let dtype = args.dtype.of(described.stored_float, device);
     let setup = Setup {
         model: label(&source),
         device: device.to_string(),
-        dtype: dtype_name(args.dtype.dtype).into(),
+        dtype: dtype_name(dtype).into(),
         seed: args.seed,
     };
     let tokenizer = source.tokenizer()?;
@@ -143,12 +144,12 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     let mut results = ResultsFile::open(&args.out, &setup)?;
 
     let cancel = interrupt::install()?;
-    let loaded = source.load(&device.open(), args.dtype.dtype)?;
+    let loaded = source.load(&device.open(), dtype)?;
     let evaluation = Evaluation {
         model: loaded.model.as_ref(),
         tokenizer: &tokenizer,
         head_dim: described.head_dim,
-        dtype: args.dtype.dtype,
+        dtype,
         setup: setup.clone(),
         methods,
     };

@@ -20,6 +20,7 @@ use sparq_models::text::CancelToken;
 use crate::args::{DtypeArgs, ModelArgs, dtype_name};
 use crate::exit::Outcome;
 use crate::interrupt;
+use crate::memory::MemoryArgs;
 use crate::method::{MethodArgs, MethodName};
 use crate::model::ModelSource;
 use crate::output::Output;
@@ -53,6 +54,8 @@ pub struct LogitsArgs {
     method: MethodArgs,
     #[command(flatten)]
     dtype: DtypeArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 #[derive(Serialize)]
@@ -82,6 +85,7 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
     let method = args
         .method
         .method(MethodName::Dense, &described, &device.open())?;
+    let dtype = args.dtype.of(described.stored_float, device);
     let tokens = Tokens::read(&args.tokens, described.vocab_size)?;
     if tokens.len > described.context {
         bail!(
@@ -109,7 +113,13 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
 
     // The handler lets Ctrl-C remove the unfinished file.
     let cancel = interrupt::install()?;
-    let loaded = source.load(&device.open(), args.dtype.dtype)?;
+    let demand = source.demand(device, dtype, method)?;
+    let demand = demand
+        .with_batch(tokens.batch)
+        .with_positions(tokens.len)
+        .with_chunk(PIECE);
+    args.memory.check(&demand, dtype, device)?;
+    let loaded = source.load(&device.open(), dtype)?;
     let begin = Instant::now();
     let computation = Computation {
         model: loaded.model.as_ref(),
@@ -118,7 +128,7 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
         method,
         cancel,
     };
-    if !computation.run(args.dtype.dtype, &mut file)? {
+    if !computation.run(dtype, &mut file)? {
         eprintln!("interrupted; nothing was written");
         out.document(&json!({ "error": "interrupted" }))?;
         return Ok(Outcome::Interrupted);
@@ -128,7 +138,7 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
     let document = Document {
         model: loaded.description.name,
         device: device.to_string(),
-        dtype: dtype_name(args.dtype.dtype),
+        dtype: dtype_name(dtype),
         method,
         out: args.out.clone(),
         shape,

@@ -17,7 +17,7 @@ use sparq_models::DecoderConfig;
 use sparq_plan::{Machine, ModelShape, Setup};
 
 use super::document::Measured;
-use crate::args::{at_least_one, dtype_parser};
+use crate::args::{at_least_one, dtype_parser, positive};
 use crate::method::SparqArgs;
 use crate::model::{ModelSource, element_bytes};
 
@@ -98,14 +98,6 @@ pub struct PlanArgs {
     /// Share of dense attention's score to keep in every task of --eval
     #[arg(long, value_parser = positive, default_value = "0.99", value_name = "SHARE", requires = "eval")]
     pub keep: f64,
-}
-
-/// Parses a number above 0.
-fn positive(text: &str) -> Result<f64, String> {
-    let number = text.parse::<f64>().ok();
-    number
-        .filter(|number| number.is_finite() && *number > 0.0)
-        .ok_or_else(|| format!("expected a number above 0, found {text:?}"))
 }
 
 /// The parts of a model that planning needs.

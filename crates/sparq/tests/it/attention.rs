@@ -1,6 +1,7 @@
 //! The attention module: prefill and decode steps against dense attention over the whole sequence.
 
 use burn::module::Param;
+use burn::nn::RmsNormConfig;
 use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor, Tolerance};
 use sparq::{
     KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig, SparqConfig,
@@ -69,6 +70,27 @@ fn assert_close(found: Tensor<3>, expected: Tensor<3>, tolerance: f32) {
     found
         .into_data()
         .assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(tolerance));
+}
+
+#[test]
+fn residual_blocks_equal_separate_operations() {
+    let method = Method::from(SparqConfig::new(16, 30));
+    for (device, attention) in modules() {
+        let x = inputs(2, 12, &device);
+        let norm = RmsNormConfig::new(D_MODEL).init(&device);
+        let normed = norm.forward(x.clone());
+        let whole = attention.forward(normed.clone(), None).unwrap() + x.clone();
+        let found = attention.forward_residual(x.clone(), (&norm).into(), None);
+        assert_close(found.unwrap(), whole.clone(), 1e-4);
+
+        let mut cache = cache_for(&attention, 2, &method, &device);
+        let first = part(&x, 0, 11);
+        let read = attention.forward_residual(first, (&norm).into(), Some(&mut cache));
+        assert_close(read.unwrap(), part(&whole, 0, 11), 1e-4);
+        let last = part(&x, 11, 12);
+        let step = attention.decode_residual(last, (&norm).into(), &mut cache, &method);
+        assert_close(step.unwrap(), part(&whole, 11, 12), 1e-4);
+    }
 }
 
 #[test]

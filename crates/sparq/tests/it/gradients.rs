@@ -1,8 +1,8 @@
 //! Dense attention is trainable: its gradients equal finite differences.
 
 use burn::module::Param;
-use burn::nn::Linear;
-use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use burn::nn::{Linear, RmsNormConfig};
+use burn::tensor::{Device, Distribution, FloatDType, Tensor, Tolerance};
 use sparq::{Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig, SparqConfig};
 
 use crate::common::{cache_config, new_cache};
@@ -108,6 +108,31 @@ fn cached_keys_and_values_are_detached() {
         [true, false, false, true],
         "projections with gradients: queries, keys, values, outputs"
     );
+}
+
+#[test]
+fn residual_blocks_have_the_gradients_of_their_parts() {
+    let device = Device::default().autodiff();
+    let mut attention = attention(&device);
+    let norm = RmsNormConfig::new(6).init(&device);
+    let x = random([2, 5, 6], &device).require_grad();
+    let weights = random([2, 5, 6], &device);
+    let fused = attention.forward_residual(x.clone(), (&norm).into(), None);
+    let parts = attention.forward(norm.forward(x.clone()), None).unwrap() + x.clone();
+    let mut gradients = |y: Tensor<3>| {
+        let gradients = (y * weights.clone()).sum().backward();
+        let mut found = vec![x.grad(&gradients).unwrap().into_data()];
+        found.push(norm.gamma.val().grad(&gradients).unwrap().into_data());
+        for (_, projection) in PROJECTIONS {
+            let weight = projection(&mut attention).weight.val();
+            found.push(weight.grad(&gradients).unwrap().into_data());
+        }
+        found
+    };
+    let (found, expected) = (gradients(fused.unwrap()), gradients(parts));
+    for (found, expected) in found.iter().zip(&expected) {
+        found.assert_approx_eq::<f32>(expected, Tolerance::absolute(1e-4));
+    }
 }
 
 #[test]

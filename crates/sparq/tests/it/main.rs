@@ -20,6 +20,8 @@ mod flex;
 // Gradients of the attention module against finite differences; detached caches.
 #[cfg(feature = "autodiff")]
 mod gradients;
+// Linear layers with a norm, an activation and the residual stream against fp64.
+mod linear;
 // SparQ's baselines: worked examples, properties, and the bytes that each method moves.
 mod methods;
 // Preparing a token: RoPE and append, against tensor operations.

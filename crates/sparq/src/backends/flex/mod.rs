@@ -17,6 +17,7 @@
 //! | [`decode`] | decode steps over a whole batch |
 //! | [`threads`], [`scratch`] | division among threads, working memory |
 //! | [`rope`], [`append`] | RoPE and append of one token |
+//! | [`linear`] | linear layers with a norm, an activation and the residual stream |
 //!
 //! Buffers that the kernels do not support (f64, mixed types) take the
 //! [`reference`](mod@crate::ops::reference).
@@ -25,6 +26,7 @@ mod append;
 mod attend;
 mod decode;
 mod element;
+mod linear;
 mod online_softmax;
 mod query;
 mod rope;
@@ -47,8 +49,8 @@ use crate::SparqConfig;
 use crate::ops::fallback;
 use crate::ops::primitive::Primitive;
 use crate::ops::{
-    CacheBuffers, PreparedBuffers, RotaryBuffers, SketchBuffers, Spans, SparqBackend,
-    SparqOutputBuffers,
+    CacheBuffers, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers, RotaryBuffers,
+    SketchBuffers, Spans, SparqBackend, SparqOutputBuffers,
 };
 
 /// Evaluates an expression with a type alias for the cache's element type. Returns `None` for a
@@ -163,6 +165,25 @@ impl SparqBackend for Flex {
             }
             None => fallback::sparq_decode(q, cache, spans, config),
         }
+    }
+
+    fn decode_linear(
+        x: FloatTensor<Self>,
+        norm: NormBuffers<Self>,
+        projections: ProjectionBuffers<Self>,
+        residual: ResidualBuffers<Self>,
+    ) -> FloatTensor<Self> {
+        let level = Level::detect();
+        with_element!(x.dtype(), T => {
+            linear::buffers::decode_linear::<T>(level, &x, &norm, &projections, &residual)
+        })
+        .unwrap_or_else(|| fallback::decode_linear(x, norm, projections, residual))
+    }
+
+    fn normalize(x: FloatTensor<Self>, norm: NormBuffers<Self>) -> FloatTensor<Self> {
+        let level = Level::detect();
+        with_element!(x.dtype(), T => linear::buffers::normalize::<T>(level, &x, &norm))
+            .unwrap_or_else(|| fallback::normalize(x, norm))
     }
 }
 

@@ -68,6 +68,39 @@ fn max_and_min_return_the_second_operand_for_nan() {
 }
 
 #[test]
+fn stores_round_to_the_nearest_element() {
+    struct Round<'a, T>(&'a [f32], std::marker::PhantomData<T>);
+    impl<T: Element> Kernel for Round<'_, T> {
+        type Output = Vec<T>;
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Vec<T> {
+            let mut output = vec![T::default(); self.0.len()];
+            for index in (0..self.0.len()).step_by(S::LANES) {
+                T::store_at(simd, f32::load_at(simd, self.0, index), &mut output, index);
+            }
+            output
+        }
+    }
+    // Every exponent, with fractions on, just above and just below a tie of either type.
+    let fractions = [
+        0, 1, 0xfff, 0x1000, 0x1001, 0x3000, 0x7fff, 0x8000, 0x8001, 0x1_8000, 0x7f_ffff,
+    ];
+    let bits = (0..512u32).flat_map(|top| fractions.map(|fraction| (top << 23) | fraction));
+    let values: Vec<f32> = bits.map(f32::from_bits).collect();
+    for level in Level::all() {
+        let half = level.run(Round::<f16>(&values, std::marker::PhantomData));
+        let brain = level.run(Round::<bf16>(&values, std::marker::PhantomData));
+        for (i, &value) in values.iter().enumerate() {
+            let (f, b) = (f16::from_f32(value), bf16::from_f32(value));
+            let same = half[i].to_bits() == f.to_bits() || (half[i].is_nan() && f.is_nan());
+            assert!(same, "{level:?} {value:e}: {} for {f}", half[i]);
+            let same = brain[i].to_bits() == b.to_bits() || (brain[i].is_nan() && b.is_nan());
+            assert!(same, "{level:?} {value:e}: {} for {b}", brain[i]);
+        }
+    }
+}
+
+#[test]
 fn sort_keys_order_as_values_do() {
     struct Keys<'a>(&'a [f32]);
     impl Kernel for Keys<'_> {

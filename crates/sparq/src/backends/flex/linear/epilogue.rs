@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Combine;
-use super::product::Sums;
+use super::product::{Part, Sums};
 use crate::backends::flex::element::Element;
 use crate::backends::flex::online_softmax::exp;
 use crate::backends::flex::simd::{Kernel, Level, Simd};
@@ -80,14 +80,14 @@ impl<T: Element> Row<'_, T> {
         activation: Option<Activation>,
     ) {
         let bias = self.epilogue.biases[layer];
-        for (outputs, sums) in self.sums.row(layer, self.row) {
-            for index in (0..sums.len()).step_by(S::LANES) {
-                let mut value = biased(simd, sums, bias, outputs.start, index);
+        for part in self.sums.row(layer, self.row) {
+            let first = start + part.start;
+            for index in (0..part.len).step_by(S::LANES) {
+                let mut value = biased(simd, part, bias, index);
                 if let Some(activation) = activation {
                     value = activate(simd, activation, value);
                 }
-                let end = start + outputs.end;
-                self.write(simd, value, start + outputs.start + index, end);
+                self.write(simd, value, first + index, first + part.len);
             }
         }
     }
@@ -97,12 +97,12 @@ impl<T: Element> Row<'_, T> {
     fn gated<S: Simd>(&mut self, simd: S, activation: Activation) {
         let (gate_bias, bias) = (self.epilogue.biases[0], self.epilogue.biases[1]);
         let gates = self.sums.row(0, self.row);
-        for ((outputs, gates), (_, sums)) in gates.zip(self.sums.row(1, self.row)) {
-            for index in (0..sums.len()).step_by(S::LANES) {
-                let gate = biased(simd, gates, gate_bias, outputs.start, index);
-                let value = biased(simd, sums, bias, outputs.start, index);
+        for (gates, part) in gates.zip(self.sums.row(1, self.row)) {
+            for index in (0..part.len).step_by(S::LANES) {
+                let gate = biased(simd, gates, gate_bias, index);
+                let value = biased(simd, part, bias, index);
                 let value = simd.mul(activate(simd, activation, gate), value);
-                self.write(simd, value, outputs.start + index, outputs.end);
+                self.write(simd, value, part.start + index, part.start + part.len);
             }
         }
     }
@@ -118,19 +118,13 @@ impl<T: Element> Row<'_, T> {
     }
 }
 
-/// Returns sums from `index` of a chunk that starts at output `start`, plus the bias.
+/// Returns sums from an index, plus the bias.
 #[inline(always)]
-fn biased<S: Simd>(
-    simd: S,
-    sums: &[f32],
-    bias: Option<&[f32]>,
-    start: usize,
-    index: usize,
-) -> S::F {
-    let value = f32::load_at(simd, sums, index);
+fn biased<S: Simd>(simd: S, part: Part<'_>, bias: Option<&[f32]>, index: usize) -> S::F {
+    let value = part.load(simd, index);
     match bias {
         None => value,
-        Some(bias) => simd.add(value, f32::load_at(simd, bias, start + index)),
+        Some(bias) => simd.add(value, f32::load_at(simd, bias, part.start + index)),
     }
 }
 

@@ -5,6 +5,7 @@
 //! multiplies, and [`epilogue`] finishes the sums. The weights [out, in] are read as they are
 //! stored: once for a few rows, and once per block of rows otherwise. Sums are in fp32.
 
+pub(super) mod buffers;
 mod epilogue;
 mod product;
 mod rows;
@@ -38,7 +39,7 @@ pub(super) enum Combine {
     Activated(Activation),
 }
 
-/// One call of the operation. No size is 0.
+/// One call of the operation.
 pub(super) struct Problem<'a, T> {
     pub(super) level: Level,
     /// x, [rows, in].
@@ -63,14 +64,27 @@ thread_local! {
 }
 
 impl<T: Element> Problem<'_, T> {
-    /// Returns the output, [rows, out].
-    pub(super) fn run(&self) -> Vec<T> {
-        let rows = self.x.len() / self.inputs;
-        let total: usize = self.layers.iter().map(|layer| self.outputs(layer)).sum();
+    /// Returns the shape of the output, [rows, out], or `None` if a size is 0 or does not fit.
+    pub(super) fn shape(&self) -> Option<[usize; 2]> {
+        let first = self.layers[0].weight.len();
         let outputs = match self.combine {
-            Combine::Concatenate => total,
-            Combine::Gated(_) | Combine::Activated(_) => self.outputs(&self.layers[0]),
+            Combine::Concatenate => self.total(),
+            Combine::Gated(_) | Combine::Activated(_) => first / self.inputs.max(1),
         };
+        let shape = [self.x.len() / self.inputs.max(1), outputs];
+        let equal = self.layers.iter().all(|layer| layer.weight.len() == first);
+        let fits = matches!(self.combine, Combine::Concatenate) || equal;
+        let len = shape[0] * outputs;
+        let fits = fits && self.residual.is_none_or(|residual| residual.len() == len);
+        (len > 0 && fits).then_some(shape)
+    }
+
+    /// Returns the output, [rows, out]. The [shape](Self::shape) must not be `None`.
+    pub(super) fn run(&self) -> Vec<T> {
+        let Some([rows, outputs]) = self.shape() else {
+            return Vec::new();
+        };
+        let total = self.total();
         let mut output = vec![T::default(); rows * outputs];
         // While a pass waits for other threads, its thread may start on another call, and that one
         // gets new memory.
@@ -90,8 +104,10 @@ impl<T: Element> Problem<'_, T> {
         output
     }
 
-    fn outputs(&self, layer: &Layer<'_, T>) -> usize {
-        layer.weight.len() / self.inputs
+    /// Returns the outputs of all layers.
+    fn total(&self) -> usize {
+        let elements: usize = self.layers.iter().map(|layer| layer.weight.len()).sum();
+        elements / self.inputs.max(1)
     }
 
     /// Writes the output of some rows.
@@ -110,3 +126,6 @@ impl<T: Element> Problem<'_, T> {
         epilogue.finish(self.level, &sums, output);
     }
 }
+
+#[cfg(test)]
+mod tests;

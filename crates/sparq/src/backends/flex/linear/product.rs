@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::rows::{Rows, TILE_ROWS, aligned};
+use super::rows::{BLOCK_INPUTS, Rows, TILE_ROWS, aligned};
 use crate::backends::flex::element::Element;
-use crate::backends::flex::simd::{Kernel, Level, Simd};
+use crate::backends::flex::simd::{Kernel, Level, MAX_LANES, Simd};
 use crate::backends::flex::threads::Threads;
 
 /// Weight rows that are read at once for one tile of x.
@@ -19,22 +19,51 @@ const STREAMS: usize = 4;
 /// The largest [`Simd::TILE`].
 const MAX_TILE: usize = 6;
 
-/// Inputs of a block. The weights of a tile, widened, stay in the L1 cache.
-const BLOCK_INPUTS: usize = 768;
-
 /// Rows of a block. Their part of a block of inputs stays in the L2 cache.
 pub(super) const BLOCK_ROWS: usize = 192;
 
 /// The outputs of a task are a multiple of this number, but for the last task of a weight.
 const OUTPUTS: usize = 48;
 
+/// The most outputs of a task.
+const MAX_OUTPUTS: usize = 768;
+
 /// The sums of each weight, in the order in which tasks write them: the outputs are divided into
-/// chunks, [rows, outputs of the chunk] each.
+/// chunks, and the rows into blocks, [outputs of the chunk, rows of the block] each.
 pub(super) struct Sums<'a> {
     data: &'a [f32],
     rows: usize,
+    /// The first row of each block, and the number of rows.
+    starts: Vec<usize>,
     chunk: usize,
     outputs: Vec<usize>,
+}
+
+/// The sums of consecutive outputs for one row.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
+    /// Every `stride`-th element is of this row.
+    sums: &'a [f32],
+    stride: usize,
+    /// The first output.
+    pub(super) start: usize,
+    pub(super) len: usize,
+}
+
+impl Part<'_> {
+    /// Loads from an index as many sums as there are, at most one vector. Other lanes are 0.
+    #[inline(always)]
+    pub(super) fn load<S: Simd>(self, simd: S, index: usize) -> S::F {
+        if self.stride == 1 {
+            return f32::load_at(simd, &self.sums[..self.len], index);
+        }
+        let mut lanes = [0.0; MAX_LANES];
+        let sums = self.sums[index * self.stride..].iter().step_by(self.stride);
+        for (lane, sum) in lanes[..S::LANES].iter_mut().zip(sums) {
+            *lane = *sum;
+        }
+        simd.load(&lanes)
+    }
 }
 
 impl Sums<'_> {
@@ -47,17 +76,24 @@ impl Sums<'_> {
         &self.outputs
     }
 
-    /// Returns the outputs of one weight for one row, as ranges of outputs and their sums.
-    pub(super) fn row(
-        &self,
-        weight: usize,
-        row: usize,
-    ) -> impl Iterator<Item = (Range<usize>, &[f32])> {
+    /// Returns the sums of one weight for one row.
+    pub(super) fn row(&self, weight: usize, row: usize) -> impl Iterator<Item = Part<'_>> {
         let before: usize = self.outputs[..weight].iter().sum();
         let sums = &self.data[before * self.rows..];
+        let block = self.starts.partition_point(|&start| start <= row) - 1;
+        let (first, stride) = (
+            self.starts[block],
+            self.starts[block + 1] - self.starts[block],
+        );
         chunks(self.outputs[weight], self.chunk).map(move |outputs| {
-            let start = outputs.start * self.rows + row * outputs.len();
-            (outputs.clone(), &sums[start..][..outputs.len()])
+            let start = outputs.start * self.rows + first * outputs.len();
+            let block = &sums[start..][..outputs.len() * stride];
+            Part {
+                sums: &block[row - first..],
+                stride,
+                start: outputs.start,
+                len: outputs.len(),
+            }
         })
     }
 }
@@ -79,25 +115,30 @@ pub(super) fn product<'a, T: Element>(
     let total: usize = outputs.iter().sum();
     let blocks = rows.count.div_ceil(BLOCK_ROWS);
     let threads = rayon::current_num_threads();
-    let chunk = (total * blocks / (8 * threads)).next_multiple_of(OUTPUTS);
-    let chunk = chunk.clamp(OUTPUTS, 2 * OUTPUTS);
+    // Small tasks share few rows evenly. In large ones, a block of rows serves more outputs.
+    let share = if rows.tiles() == 1 { 8 } else { 4 };
+    let chunk = (total * blocks / (share * threads)).next_multiple_of(OUTPUTS);
+    let chunk = chunk.clamp(OUTPUTS, MAX_OUTPUTS);
 
     let data = aligned(memory, rows.count * total);
     let mut tasks = Vec::new();
     let mut rest = &mut *data;
     let tiles = rows.tiles();
+    let tiles: Vec<usize> = (0..=blocks).map(|block| tiles * block / blocks).collect();
+    let starts = tiles
+        .iter()
+        .map(|tile| rows.count.min(tile * rows.tile_rows));
+    let starts: Vec<usize> = starts.collect();
     for (weight, &outputs) in weights.iter().zip(&outputs) {
         for range in chunks(outputs, chunk) {
             let weight = &weight[range.start * inputs..range.end * inputs];
             for block in 0..blocks {
-                let tiles = tiles * block / blocks..tiles * (block + 1) / blocks;
-                let first = tiles.start * rows.tile_rows;
-                let count = rows.count.min(tiles.end * rows.tile_rows) - first;
+                let count = starts[block + 1] - starts[block];
                 let (sums, after) = rest.split_at_mut(count * range.len());
                 rest = after;
                 tasks.push(Task {
                     rows,
-                    tiles,
+                    tiles: tiles[block]..tiles[block + 1],
                     weight,
                     sums,
                 });
@@ -117,18 +158,19 @@ pub(super) fn product<'a, T: Element>(
     Sums {
         data,
         rows: rows.count,
+        starts,
         chunk,
         outputs,
     }
 }
 
-/// The products of a block of rows with consecutive weight rows.
+/// The products of some tiles of rows with consecutive weight rows.
 struct Task<'a, T> {
     rows: &'a Rows<'a>,
     tiles: Range<usize>,
     /// [outputs, in].
     weight: &'a [T],
-    /// [rows, outputs].
+    /// [outputs, rows].
     sums: &'a mut [f32],
 }
 
@@ -156,23 +198,18 @@ impl<T: Element> Task<'_, T> {
     /// Multiplies a single tile of M rows, and reads each weight from memory once.
     #[inline(always)]
     fn streams<S: Simd, const M: usize>(self, simd: S) {
-        let (_, _, x) = self.rows.tile(0);
+        let x = self.rows.part(0, &(0..self.rows.width));
         let inputs = self.rows.inputs;
-        let mut target = Target {
-            stride: self.weight.len() / inputs,
-            sums: self.sums,
-            add: false,
-        };
         let mut groups = self.weight.chunks_exact(STREAMS * inputs);
         let mut output = 0;
         for group in &mut groups {
             let sums = stream::<S, T, M, STREAMS>(simd, x, group, inputs);
-            target.write(simd, sums, 0, output);
+            write(simd, sums, &mut self.sums[output * M..], M, false);
             output += STREAMS;
         }
         for row in groups.remainder().chunks_exact(inputs) {
             let sums = stream::<S, T, M, 1>(simd, x, row, inputs);
-            target.write(simd, sums, 0, output);
+            write(simd, sums, &mut self.sums[output * M..], M, false);
             output += 1;
         }
     }
@@ -184,38 +221,33 @@ impl<T: Element> Task<'_, T> {
         let mut memory = Group([0.0; MAX_TILE * BLOCK_INPUTS]);
         let (inputs, width) = (self.rows.inputs, self.rows.width);
         let outputs = self.weight.len() / inputs;
-        let mut target = Target {
-            stride: outputs,
-            sums: self.sums,
-            add: false,
-        };
-        let (top, _, _) = self.rows.tile(self.tiles.start);
-        let size = width.div_ceil(width.div_ceil(BLOCK_INPUTS));
-        let size = size.next_multiple_of(S::LANES);
-        for start in (0..width).step_by(size) {
-            let block = start..width.min(start + size);
+        let top = self.tiles.start * self.rows.tile_rows;
+        let count = self.sums.len() / outputs;
+        for start in (0..width).step_by(self.rows.block) {
+            let block = start..width.min(start + self.rows.block);
             let group = &mut memory.0[..N * block.len()];
             for output in (0..outputs).step_by(N) {
                 let weight = &self.weight[output * inputs..];
                 widen::<S, T, N>(simd, weight, inputs, block.clone(), group);
                 for tile in self.tiles.clone() {
-                    let (first, rows, x) = self.rows.tile(tile);
-                    let x = &x[rows * block.start..rows * block.end];
-                    let row = first - top;
+                    let (first, rows) = self.rows.tile(tile);
+                    let x = self.rows.part(tile, &block);
+                    let sums = &mut self.sums[output * count + first - top..];
+                    let add = start > 0;
                     match rows {
-                        1 => target.write(simd, tile_sums::<S, 1, N>(simd, x, group), row, output),
-                        2 => target.write(simd, tile_sums::<S, 2, N>(simd, x, group), row, output),
-                        3 => target.write(simd, tile_sums::<S, 3, N>(simd, x, group), row, output),
-                        _ => target.write(
+                        1 => write(simd, tile_sums::<S, 1, N>(simd, x, group), sums, count, add),
+                        2 => write(simd, tile_sums::<S, 2, N>(simd, x, group), sums, count, add),
+                        3 => write(simd, tile_sums::<S, 3, N>(simd, x, group), sums, count, add),
+                        _ => write(
                             simd,
                             tile_sums::<S, TILE_ROWS, N>(simd, x, group),
-                            row,
-                            output,
+                            sums,
+                            count,
+                            add,
                         ),
                     }
                 }
             }
-            target.add = true;
         }
     }
 }
@@ -224,46 +256,34 @@ impl<T: Element> Task<'_, T> {
 #[repr(align(64))]
 struct Group([f32; MAX_TILE * BLOCK_INPUTS]);
 
-/// The sums of a task, [rows, outputs].
-struct Target<'a> {
-    sums: &'a mut [f32],
-    /// The number of outputs.
+/// Adds the lanes of the sums of a tile, and writes or adds them to N outputs that are `stride`
+/// apart, M sums each. Leaves out outputs past the end.
+#[inline(always)]
+fn write<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    tile: [[S::F; N]; M],
+    to: &mut [f32],
     stride: usize,
-    /// True if sums of earlier inputs are there.
     add: bool,
-}
-
-impl Target<'_> {
-    /// Adds the lanes of the sums of a tile and writes them. Leaves out outputs past the last.
-    #[inline(always)]
-    fn write<S: Simd, const M: usize, const N: usize>(
-        &mut self,
-        simd: S,
-        tile: [[S::F; N]; M],
-        row: usize,
-        output: usize,
-    ) {
-        let count = N.min(self.stride - output);
-        let sums = &mut self.sums[row * self.stride + output..];
-        let mut start = 0;
-        while start < M * N {
-            let mut four = [simd.splat(0.0); 4];
-            let mut i = 0;
-            while i < 4 && start + i < M * N {
-                four[i] = tile[(start + i) / N][(start + i) % N];
-                i += 1;
-            }
-            let four = simd.sums(four);
-            let mut i = 0;
-            while i < 4 && start + i < M * N {
-                let (m, n) = ((start + i) / N, (start + i) % N);
-                if n < count {
-                    let sum = &mut sums[m * self.stride + n];
-                    *sum = if self.add { *sum + four[i] } else { four[i] };
-                }
-                i += 1;
-            }
-            start += 4;
+) {
+    if M == 1 && N == STREAMS && !add && to.len() >= N {
+        let mut four = [simd.splat(0.0); STREAMS];
+        four[..N].copy_from_slice(&tile[0]);
+        return to[..STREAMS].copy_from_slice(&simd.sums(four));
+    }
+    for n in 0..N {
+        let mut four = [simd.splat(0.0); TILE_ROWS];
+        for m in 0..M {
+            four[m] = tile[m][n];
+        }
+        let sums = simd.sums(four);
+        let start = n * stride;
+        if start >= to.len() {
+            break;
+        }
+        let to = &mut to[start..start + M];
+        for m in 0..M {
+            to[m] = if add { to[m] + sums[m] } else { sums[m] };
         }
     }
 }

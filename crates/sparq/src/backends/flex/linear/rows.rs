@@ -1,5 +1,7 @@
 //! The rows of x: normalized, widened to fp32, and put in the order of the product.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::backends::flex::element::Element;
@@ -8,6 +10,9 @@ use crate::backends::flex::threads::Threads;
 
 /// Rows of x in a tile of the product, at most.
 pub(super) const TILE_ROWS: usize = 4;
+
+/// Inputs of a block, at most. A group of weight rows, widened, then stays in the L1 cache.
+pub(super) const BLOCK_INPUTS: usize = 768;
 
 /// A norm of a row, with parameters [in].
 #[derive(Clone, Copy)]
@@ -24,10 +29,11 @@ pub(in super::super) enum Norm<'a> {
     },
 }
 
-/// Rows in tiles of equal height, the last one lower: [in / lanes, height, lanes] each.
+/// Rows by blocks of inputs. A block has tiles of equal height, the last one lower:
+/// [block / lanes, height, lanes] each.
 ///
-/// Four rows then are one stream of memory. Rows apart would share a few sets of the L1 cache,
-/// since their distance is often a multiple of a large power of two.
+/// A block is one stream of memory. Rows apart would share a few sets of the caches, since their
+/// distance is often a multiple of a large power of two.
 pub(super) struct Rows<'a> {
     data: &'a [f32],
     pub(super) count: usize,
@@ -35,6 +41,8 @@ pub(super) struct Rows<'a> {
     /// `inputs` rounded up to whole vectors of any level. The elements past `inputs` are 0.
     pub(super) width: usize,
     pub(super) tile_rows: usize,
+    /// Inputs of a block, but for the last one.
+    pub(super) block: usize,
 }
 
 impl Rows<'_> {
@@ -42,13 +50,19 @@ impl Rows<'_> {
         self.count.div_ceil(self.tile_rows)
     }
 
-    /// Returns the first row of a tile, the number of its rows and its elements.
+    /// Returns the first row of a tile, and the number of its rows.
     #[inline(always)]
-    pub(super) fn tile(&self, tile: usize) -> (usize, usize, &[f32]) {
+    pub(super) fn tile(&self, tile: usize) -> (usize, usize) {
         let first = tile * self.tile_rows;
-        let rows = self.tile_rows.min(self.count - first);
-        let data = &self.data[first * self.width..];
-        (first, rows, &data[..rows * self.width])
+        (first, self.tile_rows.min(self.count - first))
+    }
+
+    /// Returns the part of a tile in a block.
+    #[inline(always)]
+    pub(super) fn part(&self, tile: usize, block: &Range<usize>) -> &[f32] {
+        let (first, rows) = self.tile(tile);
+        let start = self.count * block.start + first * block.len();
+        &self.data[start..start + rows * block.len()]
     }
 }
 
@@ -64,7 +78,10 @@ impl Norm<'_> {
         let count = x.len() / inputs;
         // As few tiles as possible, of equal height.
         let tile_rows = count.div_ceil(count.div_ceil(TILE_ROWS));
-        self.tiles(level, x, inputs, tile_rows, memory)
+        let width = inputs.next_multiple_of(MAX_LANES);
+        let block = width.div_ceil(width.div_ceil(BLOCK_INPUTS));
+        let block = block.next_multiple_of(MAX_LANES);
+        self.tiles(level, x, inputs, [tile_rows, block], memory)
     }
 
     /// Returns the normalized x [rows, in] in its own type.
@@ -75,7 +92,8 @@ impl Norm<'_> {
         inputs: usize,
     ) -> Vec<T> {
         let mut memory = Vec::new();
-        let rows = self.tiles(level, x, inputs, 1, &mut memory);
+        let width = inputs.next_multiple_of(MAX_LANES);
+        let rows = self.tiles(level, x, inputs, [1, width], &mut memory);
         let mut output = vec![T::default(); x.len()];
         let min_len = Threads::new(rows.count, size_of_val(x)).min_len(rows.count);
         output
@@ -83,7 +101,7 @@ impl Norm<'_> {
             .enumerate()
             .with_min_len(min_len)
             .for_each(|(row, output)| {
-                let (_, _, row) = rows.tile(row);
+                let row = rows.part(row, &(0..width));
                 level.run(Narrow { row, output });
             });
         output
@@ -94,30 +112,42 @@ impl Norm<'_> {
         level: Level,
         x: &[T],
         inputs: usize,
-        tile_rows: usize,
+        [tile_rows, block]: [usize; 2],
         memory: &'a mut Vec<f32>,
     ) -> Rows<'a> {
         let count = x.len() / inputs;
         let width = inputs.next_multiple_of(MAX_LANES);
         let data = aligned(memory, count * width);
+        let mut tiles: Vec<_> = x
+            .chunks(tile_rows * inputs)
+            .map(|x| Normalize {
+                norm: *self,
+                x,
+                inputs,
+                blocks: Vec::new(),
+            })
+            .collect();
+        let mut rest = &mut *data;
+        for start in (0..width).step_by(block) {
+            let len = block.min(width - start);
+            let (parts, after) = rest.split_at_mut(count * len);
+            rest = after;
+            for (tile, part) in tiles.iter_mut().zip(parts.chunks_mut(tile_rows * len)) {
+                tile.blocks.push(part);
+            }
+        }
         let min_len = Threads::new(count, size_of_val(x)).min_len(count);
-        data.par_chunks_mut(tile_rows * width)
-            .zip(x.par_chunks(tile_rows * inputs))
+        tiles
+            .into_par_iter()
             .with_min_len(min_len)
-            .for_each(|(tile, x)| {
-                level.run(Normalize {
-                    norm: *self,
-                    x,
-                    inputs,
-                    tile,
-                });
-            });
+            .for_each(|tile| level.run(tile));
         Rows {
             data,
             count,
             inputs,
             width,
             tile_rows,
+            block,
         }
     }
 }
@@ -140,20 +170,24 @@ struct Normalize<'a, T> {
     /// [height, in].
     x: &'a [T],
     inputs: usize,
-    /// [width / lanes, height, lanes].
-    tile: &'a mut [f32],
+    /// [block / lanes, height, lanes] each.
+    blocks: Vec<&'a mut [f32]>,
 }
 
 impl<T: Element> Kernel for Normalize<'_, T> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
+    fn run<S: Simd>(mut self, simd: S) {
         let height = self.x.len() / self.inputs;
         for (row, x) in self.x.chunks_exact(self.inputs).enumerate() {
             let (shift, scale) = self.norm.statistics(simd, x);
             let (shift, scale) = (simd.splat(-shift), simd.splat(scale));
-            let slots = self.tile.chunks_exact_mut(S::LANES);
-            for (vector, slot) in slots.skip(row).step_by(height).enumerate() {
+            let blocks = self.blocks.iter_mut();
+            let slots = blocks.flat_map(|block| {
+                let slots = block.chunks_exact_mut(S::LANES);
+                slots.skip(row).step_by(height)
+            });
+            for (vector, slot) in slots.enumerate() {
                 let index = vector * S::LANES;
                 if index >= self.inputs {
                     simd.store(simd.splat(0.0), slot);

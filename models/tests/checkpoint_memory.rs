@@ -53,8 +53,8 @@ const SHAPES: [[usize; 2]; 9] = {
     shapes
 };
 
-/// The memory of everything but tensors: the header and the modules, and the buffers of every thread
-/// that may read.
+/// The memory of everything but tensors: the header and the modules, and the buffers of every
+/// thread that may read.
 fn small_change() -> usize {
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     (1 << 20) + threads * (1 << 19)

@@ -25,7 +25,7 @@ impl Order {
     }
 }
 
-/// What a tensor is read as, and how.
+/// The type and order in which a tensor is read, and the place.
 #[derive(Clone, Copy)]
 pub(super) struct Request<'a> {
     pub(super) dtype: FloatDType,

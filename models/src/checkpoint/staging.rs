@@ -39,6 +39,10 @@ impl Staging {
     /// Allocates buffers on `device` for tensors of the sizes `sizes`, in bytes. `None` if no size
     /// is suitable, or if the device has no memory of this kind.
     pub(super) fn new(device: &Device, sizes: impl Iterator<Item = usize>) -> Option<Self> {
+        // A CPU has none, and asking costs the memory of a buffer.
+        if !sparq::ops::has_kernels(device) {
+            return None;
+        }
         let size = sizes
             .filter(|size| (MIN_BYTES..=MAX_BYTES).contains(size))
             .max()?;

@@ -132,8 +132,8 @@ fn are_finite_halves<const EXPONENT: i16>(weights: &[u8]) -> bool {
 
 /// Returns the largest of numbers that are not negative.
 ///
-/// NaN and infinity have an exponent of ones, the largest there is. A maximum has neither branch nor
-/// early exit, so the loop is vectorised.
+/// NaN and infinity have an exponent of ones, the largest there is. A maximum has neither branch
+/// nor early exit, so the loop is vectorised.
 fn largest<T: Ord + Default>(numbers: impl Iterator<Item = T>) -> T {
     numbers.fold(T::default(), T::max)
 }

@@ -103,7 +103,7 @@ fn prefill_is_measured_and_rendered() {
     fs::write(&path, to_json(&report).unwrap()).unwrap();
     shown(&render);
     assert_contains(&readme(), &["tiny prefill, f32 | 1 | 8192", "of a prefill"]);
-    assert!(!readme().contains("SparQ reads a 4-bit sketch"));
+    assert!(!readme().contains("4-bit sketch"));
 }
 
 #[test]

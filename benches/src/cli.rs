@@ -34,7 +34,7 @@ Examples:
   sparq-bench e2e --device cuda --compare e2e.json --json benches/results/h100-e2e.json
   sparq-bench e2e --run tiny,1,512 --dtype f32     a small model, in seconds
   sparq-bench linear --device cuda --rows 1,16     the linear layers of Llama 3 8B
-  sparq-bench prefill llama3-8b --device cuda --compare prefill.json --json benches/results/h100-prefill.json
+  sparq-bench prefill llama3-8b --device cuda --compare prefill.json
   sparq-bench make-model llama3-8b llama3-8b       a checkpoint with random weights, and prompts
   sparq-bench start --device cuda --model llama3-8b --prompt llama3-8b/p4096.txt
   sparq-bench fit benches/results/h100.json        the figures of the cost model for these results

@@ -62,7 +62,7 @@ pub fn make_model(args: &MakeModelArgs) -> Result<()> {
     let written = written.with_context(|| format!("cannot make {}", args.model.name()))?;
     let seconds = start.elapsed().as_secs_f64();
     eprintln!(
-        "{}: {} weights, {} in {} files, written in {seconds:.1} s ({:.2} GB/s)",
+        "{}: {} weights, {}, shards: {}, written in {seconds:.1} s ({:.2} GB/s)",
         args.out.display(),
         written.parameters,
         bytes(written.bytes as f64),

@@ -19,9 +19,8 @@ use sparq_output::table::Table;
 type Wanted = (&'static str, Measurement);
 
 /// The rows of the table if any of them has a result.
-const WHOLE_MODELS: [Wanted; 9] = [
+const WHOLE_MODELS: [Wanted; 8] = [
     ("h200-e2e", step(ModelName::Llama3, 1, 4096)),
-    ("h200-e2e", step(ModelName::Llama3, 1, 32_768)),
     ("h200-e2e", step(ModelName::Llama3, 1, 131_072)),
     ("h200-e2e", step(ModelName::Llama2, 1, 65_536)),
     ("h200-e2e", step(ModelName::Llama2, 16, 4096)),
@@ -276,21 +275,19 @@ fn notes(lines: &[Line<'_>]) -> String {
             _ => format!(" ({machine}: {})", sizes(config)),
         };
     }
-    let mut text = "Medians. Dense is the dense attention of this project.".to_owned();
+    let mut text = "Medians. Dense is the dense attention of this project".to_owned();
     if !sparq.is_empty() {
-        text += &format!(" SparQ reads a 4-bit sketch, with {sparq}.");
+        text += &format!("; SparQ reads a 4-bit sketch, with {sparq}");
     }
-    text += " Gain: PyTorch divided by SparQ, or by dense without SparQ; above 1, this project is \
-             faster. Floor: the bytes that SparQ has to move, divided by the memory bandwidth \
-             measured in the same run";
+    text += ". Gain: PyTorch divided by SparQ, or by dense without SparQ. Floor: the bytes that \
+             SparQ has to move, divided by the memory bandwidth measured in the same run";
     let has = |wanted: fn(&Measurement) -> bool| lines.iter().any(|line| wanted(&line.measurement));
     if has(|measurement| matches!(measurement, Measurement::Prefill(_))) {
         text += "; of a prefill, its operations at the rate of a large product";
     }
     text += ".";
     if has(|measurement| matches!(measurement, Measurement::Start(_))) {
-        text +=
-            " First token: of a fresh process, whose cache of kernels is empty (cold) or filled.";
+        text += " First token: of a fresh process, with an empty (cold) or filled kernel cache.";
     }
     text += " Models have random weights. All results: [docs/performance.md](docs/performance.md).";
     let mut text = wrap(&text, "") + "\n\n";

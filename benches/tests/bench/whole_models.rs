@@ -20,6 +20,17 @@ fn document(arguments: &str) -> Value {
     serde_json::from_str(&out).unwrap()
 }
 
+/// Returns the sorted names of the fields at a JSON pointer of a report. They are the schema that
+/// committed results follow.
+fn fields(path: &Path, pointer: &str) -> String {
+    let document: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    let object = document.pointer(pointer).and_then(Value::as_object);
+    let names = object.unwrap_or_else(|| panic!("no object at {pointer}"));
+    let mut names: Vec<&str> = names.keys().map(String::as_str).collect();
+    names.sort_unstable();
+    names.join(" ")
+}
+
 /// Makes a model of the shape `tiny` with a prompt of 100 tokens, below `folder`. Returns its path.
 fn make_tiny(folder: &Path) -> String {
     let path = folder.join("small").display().to_string();
@@ -84,6 +95,20 @@ fn prefill_is_measured_and_rendered() {
         assert_eq!((row.skipped.as_ref(), row.time.unwrap().samples), (None, 2));
     }
     assert_eq!(report.baselines.as_ref().unwrap().rows.len(), 1);
+    for (pointer, names) in [
+        ("", "bench command commit date machine peers run schema"),
+        ("/run", "chunk device dtype gpu layers matrix model rows"),
+        ("/run/matrix", "size tflops"),
+        (
+            "/run/rows/1",
+            "flops reserved_bytes seq_len skipped split time",
+        ),
+        ("/run/rows/1/flops", "attention products"),
+        ("/peers", "device matmul_tflops rows torch"),
+        ("/peers/rows/0", "S best_us dtype layers model times_us"),
+    ] {
+        assert_eq!(fields(&path, pointer), names, "{pointer}");
+    }
 
     let render = format!("render --root {}", root.path().display());
     shown(&render);
@@ -103,7 +128,7 @@ fn prefill_is_measured_and_rendered() {
     fs::write(&path, to_json(&report).unwrap()).unwrap();
     shown(&render);
     assert_contains(&readme(), &["tiny prefill, f32 | 1 | 8192", "of a prefill"]);
-    assert!(!readme().contains("SparQ reads a 4-bit sketch"));
+    assert!(!readme().contains("4-bit sketch"));
 }
 
 #[test]
@@ -159,6 +184,21 @@ fn start_is_measured_and_rendered() {
             phases.process_us > -1e4 && phases.other_us() > -1e4,
             "{phases:?}"
         );
+    }
+    for (pointer, names) in [
+        ("", "bench command commit date machine peers run schema"),
+        (
+            "/run",
+            "device dtype gpu model model_bytes prompt_tokens rows",
+        ),
+        ("/run/rows/0", "cache cache_bytes failed phases"),
+        (
+            "/run/rows/0/phases",
+            "first_token_us load_us prefill_us process_us second_token_us total_us",
+        ),
+        ("/peers/rows/0", "dtype model prompt_tokens times_us"),
+    ] {
+        assert_eq!(fields(&path, pointer), names, "{pointer}");
     }
     shown(&format!("render --root {}", root.path().display()));
     let page = fs::read_to_string(at("docs/performance.md")).unwrap();

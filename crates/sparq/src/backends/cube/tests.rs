@@ -1,5 +1,6 @@
-//! Tests on the GPUs of this build: an append writes in place, and top-k by itself.
+//! Tests on the GPUs of this build: an append writes in place, causal attention and top-k.
 
+mod prefill;
 mod topk;
 
 use burn::tensor::{Device, FloatDType, Tensor};

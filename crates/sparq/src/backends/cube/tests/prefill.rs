@@ -122,7 +122,7 @@ impl Case {
         let [q, k, v] = self.tensors(device);
         let host = |tensor: &Tensor<4>| -> Vec<f32> {
             let data = tensor.clone().cast(FloatDType::F32).into_data();
-            data.to_vec().unwrap()
+            data.try_to_vec::<f32>().unwrap()
         };
         // A transposed view, as projections give it.
         let view = q.clone().swap_dims(1, 2) + 0.0;

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use burn::tensor::{DType, Distribution, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
+use sparq::ops::{Norm, Projection, Projections, Weight, decode_linear};
 use sparq_device::DeviceChoice;
 
 use crate::calls::{Calls, Kept};
@@ -29,7 +30,7 @@ impl MatrixRate {
     }
 }
 
-/// Measures burn's product of two square matrices of this type.
+/// Measures the product of two square matrices of this type, as linear layers multiply.
 ///
 /// # Errors
 /// If the device fails.
@@ -43,7 +44,14 @@ fn rate(device: &DeviceChoice, dtype: CacheType, size: usize, pace: &Pace) -> Re
     let options = (&opened, DType::from(FloatDType::from(dtype)));
     let random = || Tensor::<2>::random([size, size], Distribution::Normal(0.0, 0.02), options);
     let (a, b) = (random(), random());
-    let calls: Calls = Box::new(move |_| Kept::rest(a.clone().matmul(b.clone())));
+    let product = move || {
+        let projection = Projection {
+            weight: Weight::Float(b.clone()),
+            bias: None,
+        };
+        decode_linear(a.clone(), Norm::None, Projections::One(projection), None)
+    };
+    let calls: Calls = Box::new(move |_| Kept::rest(product()));
     let time = timing::eager(&opened, &calls, 1, pace)?;
     Ok(MatrixRate {
         tflops: 2.0 * (size as f64).powi(3) / time.median_us / 1e6,

@@ -9,8 +9,8 @@
 //! summed as probabilities, whose tiles cannot wait for each other,
 //! [`softmax_heads`](kernels::softmax_heads) does too. [Dense](kernels::dense) attention is one
 //! launch, and a merge if sequences are split. So is causal attention of many queries, [with matrix
-//! units](kernels::prefill) or [without](kernels::prefill_plain). [`blueprint`] and [`prefill`] decide
-//! which kernels run and how, and [`launch`] launches them.
+//! units](kernels::prefill) or [without](kernels::prefill_plain). [`blueprint`] and [`prefill`]
+//! decide which kernels run and how, and [`launch`] launches them.
 //!
 //! The kernels read lengths from the device. A launch depends on the host's [`Spans`] only for
 //! the size of its grid. It reads nothing back and allocates the same buffers each time, so that a

@@ -98,8 +98,8 @@ impl PrefillStep {
     }
 }
 
-/// Returns the blueprint for matrix units, if the device has them, rows are whole blocks and outputs
-/// fit in registers.
+/// Returns the blueprint for matrix units, if the device has them, rows are whole blocks and
+/// outputs fit in registers.
 fn with_matrix_units(problem: &PrefillProblem, device: &DeviceInfo) -> Option<PrefillBlueprint> {
     let sizes = &problem.sizes;
     let fits = sizes.head_dim.is_multiple_of(DEPTH) && sizes.head_dim <= 2 * TWO_BLOCKS;

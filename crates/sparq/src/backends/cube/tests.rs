@@ -1,6 +1,8 @@
-//! Tests on the GPUs of this build: an append writes in place, linear layers, and top-k by itself.
+//! Tests on the GPUs of this build: an append writes in place, linear layers, causal attention and
+//! top-k.
 
 mod linear;
+mod prefill;
 mod topk;
 
 use burn::tensor::{Device, FloatDType, Tensor};

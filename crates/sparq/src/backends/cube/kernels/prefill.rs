@@ -189,8 +189,8 @@ pub(crate) fn prefill_kernel<Q: Float, E: Float, N: Size>(
     }
 }
 
-/// Requests the tile of K and of V from position `from` on, for stage `stage`. Positions from `stop`
-/// on become zeros: they may hold NaN, which a weight of 0 does not cancel.
+/// Requests the tile of K and of V from position `from` on, for stage `stage`. Positions from
+/// `stop` on become zeros: they may hold NaN, which a weight of 0 does not cancel.
 #[cube]
 fn request_tile<E: Float, N: Size>(
     rows: &KvRows<E, N>,

@@ -27,6 +27,7 @@ impl Simd for Portable {
     type F = Lanes;
     const LANES: usize = 8;
     const HEADS: usize = 2;
+    const VECTORS: usize = 2;
     // At n = -127 the exponent field is 0.
     const EXP_UNDERFLOW: f32 = -88.03;
 

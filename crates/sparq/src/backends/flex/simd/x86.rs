@@ -97,6 +97,7 @@ impl Simd for Avx2 {
     type F = __m256;
     const LANES: usize = 8;
     const HEADS: usize = 2;
+    const VECTORS: usize = 2;
     const EXP_UNDERFLOW: f32 = Portable::EXP_UNDERFLOW;
 
     intrinsics! {
@@ -207,6 +208,7 @@ impl Simd for Avx512 {
     type F = __m512;
     const LANES: usize = 16;
     const HEADS: usize = 4;
+    const VECTORS: usize = 4;
     // Half of the smallest subnormal number rounds to 0.
     const EXP_UNDERFLOW: f32 = -104.0;
 

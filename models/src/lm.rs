@@ -119,6 +119,14 @@ impl ModelCache {
         }
     }
 
+    /// Sets the ranges and codes of the key sketches, if they are due. Call it after the last
+    /// prefill of a prompt; see [`KvCache::refresh_sketch`].
+    pub fn finish_prompt(&mut self) {
+        for layer in &mut self.layers {
+            layer.refresh_sketch();
+        }
+    }
+
     /// Returns a cache with the same positions and the state that `method` reads. See
     /// [`KvCache::for_method`].
     ///

@@ -14,6 +14,8 @@ pub enum Kind {
     Authors,
     /// A step with a key sketch of 8 or 4 bits, computed in float64.
     Sketch,
+    /// Causal attention of many queries, computed in float64.
+    Prefill,
     /// A random case, judged by float64 arithmetic.
     Random,
 }

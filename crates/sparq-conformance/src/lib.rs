@@ -6,6 +6,8 @@
 //! sketch of 8 or 4 bits. The READMEs in `fixtures/authors` and `fixtures/sketch` describe both
 //! formats.
 //!
+//! [`run_prefills`] runs cases of causal attention of many queries, with inputs of fixed seeds.
+//!
 //! A [`Random`] case is drawn from a seed and judged by float64 arithmetic.
 //!
 //! Selections are compared for equality, because one wrong position in a hundred hardly changes the
@@ -31,6 +33,7 @@ mod folder;
 mod format;
 mod judge;
 mod observe;
+mod prefill;
 mod problem;
 mod random;
 mod report;
@@ -41,6 +44,7 @@ pub use case::{Case, Expected, ExpectedSketch, Inputs, Kind};
 pub use embedded::embedded_cases;
 pub use error::ConformanceError;
 pub use folder::read_folder;
+pub use prefill::run_prefills;
 pub use problem::Problem;
 pub use random::{Random, Size};
 pub use report::{Differences, Outcome, Report};

@@ -111,6 +111,15 @@ impl Report {
         }
     }
 
+    /// Returns the report of this one's cases and then another's, on the same device.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.outcomes.extend(other.outcomes);
+        self
+    }
+
     /// Returns whether all cases passed, and there was at least one.
     pub fn all_passed(&self) -> bool {
         self.failed == 0 && self.passed > 0

@@ -165,6 +165,7 @@ impl Session {
                 return Ok(None);
             }
         }
+        self.cache.finish_prompt();
         Ok(logits)
     }
 

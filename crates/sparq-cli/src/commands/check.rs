@@ -7,7 +7,7 @@ use burn::tensor::FloatDType;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::Serialize;
-use sparq_conformance::{Random, Report, Size, embedded_cases, read_folder, run_all};
+use sparq_conformance::{Random, Report, Size, embedded_cases, read_folder, run_all, run_prefills};
 use sparq_device::DeviceChoice;
 
 use crate::args::{dtype_name, dtype_parser};
@@ -17,10 +17,11 @@ use crate::output::Output;
 /// The arguments of `sparq check`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-A reference case is a decode step with its expected output. The check compares the selected positions \
-and the numbers, in f16 and bf16 within the rounding of the inputs.
+A reference case is a decode step or a prefill with its expected output. The check compares the selected \
+positions and the numbers, in f16 and bf16 within the rounding of the inputs.
 
-A random case fills a cache in steps and compares each decode step in between with float64 arithmetic. \
+A random case fills a cache in steps and compares each decode step in between, and a prefill, with \
+float64 arithmetic. \
 Large cases need some GiB of memory on the host, huge ones 30 GiB on the device and 8 GiB on the host.
 
 Examples:
@@ -92,12 +93,12 @@ pub fn run(args: &CheckArgs, device: &DeviceChoice, out: Output) -> Result<Outco
             report
         }
         None => {
-            let cases = match &args.fixtures {
-                Some(folder) => read_folder(folder)?,
-                None => embedded_cases()?,
+            let (device, dtype) = (device.open(), args.dtype.unwrap_or(FloatDType::F32));
+            let report = match &args.fixtures {
+                Some(folder) => run_all(&read_folder(folder)?, &device, dtype, done),
+                None => run_all(&embedded_cases()?, &device, dtype, done)
+                    .and(run_prefills(&device, dtype, done)),
             };
-            let dtype = args.dtype.unwrap_or(FloatDType::F32);
-            let report = run_all(&cases, &device.open(), dtype, done);
             out.line(&report.to_string())?;
             report
         }

@@ -10,7 +10,7 @@ use crate::{Array, Case, Outcome};
 
 /// Ten times the difference that fp32 sums in another order make. Relative to the largest number if
 /// that exceeds 1.
-const TOLERANCE: f32 = 1e-4;
+pub(crate) const TOLERANCE: f32 = 1e-4;
 
 /// The lead by which a selection may miss the optimum for rounded inputs, which may have close
 /// selections. In units of scores (of their logarithm for probabilities), components and codes.
@@ -21,7 +21,7 @@ pub(crate) struct Precision {
     /// Rounds a number to the type.
     pub(crate) round: fn(f32) -> f32,
     /// The largest relative error of rounding, 0 if the type represents every fp32 number.
-    error: f32,
+    pub(crate) error: f32,
 }
 
 impl Precision {

@@ -5,6 +5,8 @@
 //! The content of a batch head is ordinary, or likely to break kernels: equal scores, NaN,
 //! infinities, subnormal and huge numbers.
 //!
+//! A prefill of other sizes, in the same types, is judged after that.
+//!
 //! At each decode step, the selected positions must be optimal, and alpha and the outputs of SparQ
 //! and dense attention must follow from them. In the end the buffers of the cache are compared.
 
@@ -21,11 +23,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn::tensor::{Device, FloatDType};
 
+use crate::prefill::Prefill;
 use crate::runner::{message, name};
 use crate::{Differences, Kind, Outcome, Report};
 use huge::Huge;
 use plan::Plan;
-use rng::Rng;
+pub(crate) use rng::Rng;
+pub(crate) use verdict::Worst;
 
 /// The size of random cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +74,13 @@ impl Random {
         } else {
             let plan = Plan::draw(&mut rng, self.size, self.dtype, known);
             outcome.shape = plan.describe();
-            catch_unwind(AssertUnwindSafe(|| session::run(&plan, &mut rng, device)))
+            catch_unwind(AssertUnwindSafe(|| {
+                let decoded = session::run(&plan, &mut rng, device)?;
+                let prefill = Prefill::draw(&mut rng, self.size, plan.dtype, plan.query);
+                let prefilled = prefill.run(&mut rng, device);
+                let prefilled = prefilled.map_err(|reason| format!("prefill {prefill}: {reason}"));
+                Ok(decoded.and(prefilled?))
+            }))
         };
         match done {
             Ok(Ok(worst)) => {

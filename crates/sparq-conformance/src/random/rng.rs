@@ -1,11 +1,11 @@
 //! Random numbers that are the same on every machine, so that a seed repeats a case.
 
 /// The SplitMix64 generator.
-pub(super) struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
     /// Returns the generator of a seed. Consecutive seeds give independent numbers.
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Self(seed ^ 0x5af3_107a_4000_0001);
         rng.next();
         Self(rng.next())
@@ -19,46 +19,46 @@ impl Rng {
     }
 
     /// Returns an integer below `end`, which must be at least 1.
-    pub(super) fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 
     /// Returns an integer from `first` to `last`, inclusive.
-    pub(super) fn within(&mut self, first: usize, last: usize) -> usize {
+    pub(crate) fn within(&mut self, first: usize, last: usize) -> usize {
         first + self.below(last - first + 1)
     }
 
     /// Returns an integer from `first` to `last` whose logarithm is uniform.
-    pub(super) fn doubling(&mut self, first: usize, last: usize) -> usize {
+    pub(crate) fn doubling(&mut self, first: usize, last: usize) -> usize {
         let (low, high) = ((first as f64).ln(), (last as f64 + 1.0).ln());
         let x = (low + (high - low) * f64::from(self.uniform())).exp();
         (x as usize).clamp(first, last)
     }
 
     /// Returns true with a probability of 1 / `times`.
-    pub(super) fn once_in(&mut self, times: usize) -> bool {
+    pub(crate) fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
     /// Returns one of `all`.
-    pub(super) fn pick<T: Copy>(&mut self, all: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, all: &[T]) -> T {
         all[self.below(all.len())]
     }
 
     /// Returns a number from 0 to below 1.
-    pub(super) fn uniform(&mut self) -> f32 {
+    pub(crate) fn uniform(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 24) as f32
     }
 
     /// Returns a nearly normal number of mean 0 and deviation 1: a sum of three uniform numbers.
-    pub(super) fn normal(&mut self) -> f32 {
+    pub(crate) fn normal(&mut self) -> f32 {
         let x = self.next();
         let parts = [x, x >> 21, x >> 42].map(|part| (part & 0x1f_ffff) as f32);
         (parts[0] + parts[1] + parts[2]) / (1u64 << 20) as f32 - 3.0
     }
 
     /// Returns 1 or -1.
-    pub(super) fn sign(&mut self) -> f32 {
+    pub(crate) fn sign(&mut self) -> f32 {
         if self.once_in(2) { 1.0 } else { -1.0 }
     }
 }

@@ -6,11 +6,12 @@ use crate::ops::Spans;
 use crate::ops::reference::append as write;
 
 impl KvCache {
-    /// Sets the ranges of a sketch in codes where they are due, and sums the values of a window
-    /// again.
+    /// Sets the ranges of a sketch in codes where they are due, writes the codes, and sums the
+    /// values of a window again.
     ///
-    /// SparQ calls this before it reads the sketch.
-    #[doc(hidden)]
+    /// SparQ calls this before it reads the sketch. Call it at the end of a prompt, after the last
+    /// of its prefills, and the first decode step costs as much as every other. Does nothing
+    /// without a sketch, or if nothing is due.
     pub fn refresh_sketch(&mut self) {
         if !self.refreshes() {
             return;

@@ -4,6 +4,7 @@
 //! cover. Primitives become plain tensors and back again, which moves handles and copies no data.
 
 use burn::backend::tensor::FloatTensor;
+use burn::tensor::FloatDType;
 
 use super::primitive::{Primitive, lift, lower};
 use super::reference::{self, append as write};
@@ -63,8 +64,15 @@ pub(crate) fn causal_attention<B: Primitive>(
     spans: Spans,
     window: Option<usize>,
 ) -> FloatTensor<B> {
-    let [q, k, v] = [q, k, v].map(B::float);
-    B::float_primitive(reference::causal_attention(q, k, v, &spans, window))
+    let [q, k, v] = [q, k, v].map(B::float::<4>);
+    let dtype = FloatDType::from(q.dtype());
+    let q = match dtype {
+        FloatDType::F64 => q,
+        // A product of 16-bit tensors may be rounded after every element.
+        _ => q.cast(FloatDType::F32),
+    };
+    let y = reference::causal_attention(q, k, v, &spans, window);
+    B::float_primitive(y.cast(dtype))
 }
 
 /// See [`SparqBackend::dense_decode`](super::SparqBackend::dense_decode).

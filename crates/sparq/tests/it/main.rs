@@ -24,6 +24,8 @@ mod gradients;
 mod linear;
 // SparQ's baselines: worked examples, properties, and the bytes that each method moves.
 mod methods;
+// Causal attention of many queries against fp64: shapes, types, windows, padding, ragged batches.
+mod prefill;
 // Preparing a token: RoPE and append, against tensor operations.
 mod prepare;
 // Properties of SparQ for random shapes and settings.

@@ -35,18 +35,28 @@ pub(super) struct Found<'a> {
 
 /// The largest differences so far, and the largest share of the allowed one.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Worst {
-    pub(super) alpha: f64,
-    pub(super) output: f64,
+pub(crate) struct Worst {
+    pub(crate) alpha: f64,
+    pub(crate) output: f64,
     /// The allowed difference of the output element with the largest share.
-    pub(super) allowed: f64,
+    pub(crate) allowed: f64,
     /// The largest difference of the output as a share of the allowed one.
-    pub(super) share: f64,
+    pub(crate) share: f64,
 }
 
 impl Worst {
+    /// The difference of one element of an output.
+    pub(crate) fn of_output(difference: f64, allowed: f64) -> Self {
+        Self {
+            alpha: 0.0,
+            output: difference,
+            allowed,
+            share: difference / allowed,
+        }
+    }
+
     /// Returns the maxima of both.
-    pub(super) fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         let closest = if other.share > self.share {
             other
         } else {

@@ -15,6 +15,7 @@
 //! | [`attend`] | stage 3, and dense attention: exact attention over given positions |
 //! | [`online_softmax`] | the exponential, and the softmax state that merges |
 //! | [`decode`] | decode steps over a whole batch |
+//! | [`prefill`] | causal attention of many queries |
 //! | [`threads`], [`scratch`] | division among threads, working memory |
 //! | [`rope`], [`append`] | RoPE and append of one token |
 //! | [`linear`] | linear layers with a norm, an activation and the residual stream |
@@ -28,6 +29,7 @@ mod decode;
 mod element;
 mod linear;
 mod online_softmax;
+mod prefill;
 mod query;
 mod rope;
 mod score;
@@ -38,11 +40,12 @@ mod threads;
 mod topk;
 
 use burn::backend::Flex;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, bf16, f16};
 
 use self::decode::{Output, Problem};
 use self::element::Element;
+use self::prefill::Prefill;
 use self::simd::Level;
 use self::sketch::{Codes4, Codes8, Full, KeySketch};
 use crate::SparqConfig;
@@ -124,6 +127,25 @@ impl SparqBackend for Flex {
         PreparedBuffers { q, cache }
     }
 
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        _device_spans: IntTensor<Self>,
+        spans: Spans,
+        window: Option<usize>,
+    ) -> FloatTensor<Self> {
+        let [k, v] = [k, v].map(|rows| rows.to_contiguous());
+        let found = match q.dtype() {
+            DType::F64 => None,
+            _ => with_element!(k.dtype(), T => causal::<T>(&q, [&k, &v], &spans, window)),
+        };
+        match found {
+            Some(output) => like(&q, output),
+            None => fallback::causal_attention::<Self>(q, k, v, spans, window),
+        }
+    }
+
     fn dense_decode(
         q: FloatTensor<Self>,
         cache: CacheBuffers<Self>,
@@ -185,6 +207,33 @@ impl SparqBackend for Flex {
         with_element!(x.dtype(), T => linear::buffers::normalize::<T>(level, &x, &norm))
             .unwrap_or_else(|| fallback::normalize(x, norm))
     }
+}
+
+/// Returns causal attention, [B, H, T, d], or `None` if the kernels do not support the buffers.
+fn causal<T: Element>(
+    q: &FloatTensor<Flex>,
+    [k, v]: [&FloatTensor<Flex>; 2],
+    spans: &Spans,
+    window: Option<usize>,
+) -> Option<Vec<f32>> {
+    let (of_q, of_k) = (q.layout().shape(), k.layout().shape());
+    let (heads, len, kv_heads) = (of_q[1], of_q[2], of_k[1]);
+    let (capacity, dim) = (of_k[2], of_k[3]);
+    let q = cast(q.clone(), DType::F32);
+    let prefill = Prefill {
+        level: Level::detect(),
+        q: f32::slice(&q)?,
+        keys: T::slice(k)?,
+        values: T::slice(v)?,
+        spans,
+        window,
+        kv_heads,
+        group: heads / kv_heads,
+        len,
+        capacity,
+        dim,
+    };
+    Some(prefill.attend())
 }
 
 /// Returns dense attention, [B, H, d], or `None` if the kernels do not support the buffers.

@@ -200,7 +200,17 @@ pub fn last_spans(spans: Tensor<2, Int>, window: usize) -> Tensor<2, Int> {
 
 /// Computes the sum of V over the valid positions, [B, H_kv, d].
 pub fn sum_values(v: &Tensor<4>, spans: &Spans) -> Tensor<3> {
-    let values = v.clone().slice_dim(2, 0..spans.longest());
+    // The positions before a window may be many.
+    let first = spans.start.iter().copied().min().unwrap_or(0);
+    let within = |positions: &[usize]| -> Vec<usize> {
+        let shifted = positions.iter().map(|at| at.saturating_sub(first));
+        shifted.collect()
+    };
+    let spans = Spans {
+        start: within(&spans.start),
+        end: within(&spans.end),
+    };
+    let values = v.clone().slice_dim(2, first..first + spans.longest());
     let values = values.cast(FloatDType::F32);
     let values = fill_invalid(values, spans.valid(&v.device()), 0.0);
     values.sum_dim(2).squeeze_dim::<3>(2)

@@ -77,6 +77,17 @@ impl Level {
         }
     }
 
+    /// Returns [`Simd::VECTORS`] of this instruction set.
+    pub(super) fn vectors(self) -> usize {
+        match self {
+            Level::Portable(_) => Portable::VECTORS,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => x86::Avx2::VECTORS,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => x86::Avx512::VECTORS,
+        }
+    }
+
     /// Runs the kernel compiled for this instruction set.
     #[inline]
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -99,6 +110,9 @@ pub(super) trait Simd: Copy + Send + Sync {
     const HEADS: usize;
     /// Weight rows of a tile of a product, whose sums for four rows of x fit in the registers.
     const TILE: usize;
+    /// The number of vectors, up to 4, that fit in the registers beside the sums of their products
+    /// with four factors.
+    const VECTORS: usize;
     /// The largest x for which [`exp`](super::online_softmax::exp) returns 0, because
     /// [`Simd::scale`] by its power of two does.
     const EXP_UNDERFLOW: f32;

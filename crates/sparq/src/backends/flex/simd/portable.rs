@@ -29,6 +29,7 @@ impl Simd for Portable {
     const HEADS: usize = 2;
     // AArch64 has twice the vector registers of x86-64 without AVX-512.
     const TILE: usize = if cfg!(target_arch = "aarch64") { 3 } else { 1 };
+    const VECTORS: usize = 2;
     // At n = -127 the exponent field is 0.
     const EXP_UNDERFLOW: f32 = -88.03;
 

@@ -98,6 +98,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const HEADS: usize = 2;
     const TILE: usize = 3;
+    const VECTORS: usize = 2;
     const EXP_UNDERFLOW: f32 = Portable::EXP_UNDERFLOW;
 
     intrinsics! {
@@ -228,6 +229,7 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const HEADS: usize = 4;
     const TILE: usize = 6;
+    const VECTORS: usize = 4;
     // Half of the smallest subnormal number rounds to 0.
     const EXP_UNDERFLOW: f32 = -104.0;
 

@@ -166,7 +166,7 @@ impl Operation {
     }
 }
 
-/// What a run measures.
+/// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// The device.

@@ -174,7 +174,7 @@ pub(crate) fn linear_mma_kernel<E: Float>(
     }
 }
 
-/// What a cube reads beside the weights.
+/// The operands that a cube reads beside the weights.
 #[derive(CubeType)]
 struct Reader<'a> {
     x: &'a [Words],

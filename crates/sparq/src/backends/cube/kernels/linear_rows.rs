@@ -104,7 +104,7 @@ pub(crate) fn linear_rows_kernel<E: Float, N: Size>(
     }
 }
 
-/// What a plane reads beside the weights.
+/// The operands that a plane reads beside the weights.
 #[derive(CubeType)]
 struct Reader<'a, E: Float, N: Size> {
     x: &'a [Vector<E, N>],

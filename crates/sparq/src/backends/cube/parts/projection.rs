@@ -1,5 +1,5 @@
-//! What the kernels of linear layers share: their operands, which weight a row belongs to, and the
-//! epilogue of an output.
+//! The common parts of the kernels of linear layers: their operands, which weight an output belongs
+//! to, and its epilogue.
 
 use cubecl::prelude::*;
 
@@ -147,7 +147,8 @@ pub(crate) fn row_width(shape: &LinearShape, #[comptime] plan: ProjectionBluepri
     width as usize
 }
 
-/// What is added to an output: loaded before the product, so that nothing waits for it.
+/// The numbers that are added to an output: loaded before the product, so that nothing waits for
+/// them.
 #[derive(CubeType)]
 pub(crate) struct Addends {
     /// The bias, or that of the gate.

@@ -3,8 +3,8 @@
 //! Imports go one way. [`cli`] is the command line and knows every command. Each command in
 //! [`commands`] owns its arguments, its JSON document and its text output. Commands share option
 //! groups ([`args`], [`method`]), models ([`model`]) and output ([`output`], [`progress`],
-//! [`clock`], [`exit`]), none of which know a command. An error travels up as [`anyhow::Error`] and becomes
-//! one message and one exit code here.
+//! [`clock`], [`exit`]), none of which know a command. An error travels up as [`anyhow::Error`] and
+//! becomes one message and one exit code here.
 
 mod args;
 mod cli;

@@ -10,7 +10,7 @@ use crate::backends::flex::simd::{Kernel, Level, Simd};
 use crate::backends::flex::threads::Threads;
 use crate::ops::Activation;
 
-/// What follows the product.
+/// The operations after the product.
 pub(super) struct Epilogue<'a, T> {
     /// The bias of each layer.
     pub(super) biases: &'a [Option<&'a [f32]>],

@@ -298,7 +298,8 @@ fn stream<S: Simd, T: Element, const M: usize, const N: usize>(
 ) -> [[S::F; N]; M] {
     let mut sums = [[simd.splat(0.0); N]; M];
     let mut index = 0;
-    for x in x.chunks_exact(M * S::LANES) {
+    // x may have one vector of zeros more.
+    for x in x.chunks_exact(M * S::LANES).take(inputs.div_ceil(S::LANES)) {
         let mut vectors = [simd.splat(0.0); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
             // The next rows, which the processor would not fetch ahead across pages.

@@ -169,7 +169,8 @@ fn gelu<S: Simd>(simd: S, x: S::F) -> S::F {
         0.254_829_6,
     ];
     let zero = simd.splat(0.0);
-    let size = simd.max(x, simd.sub(zero, x));
+    // From 16 on, erfc is 0. It would not stay 0 times an infinite x.
+    let size = simd.min(simd.splat(16.0), simd.max(x, simd.sub(zero, x)));
     let z = simd.mul(size, simd.splat(std::f32::consts::FRAC_1_SQRT_2));
     let one = simd.splat(1.0);
     let t = simd.div(one, simd.mul_add(z, simd.splat(0.327_591_1), one));

@@ -26,7 +26,7 @@ pub(super) const BLOCK_ROWS: usize = 192;
 const OUTPUTS: usize = 48;
 
 /// The most outputs of a task.
-const MAX_OUTPUTS: usize = 768;
+const MAX_OUTPUTS: usize = 384;
 
 /// The sums of each weight, in the order in which tasks write them: the outputs are divided into
 /// chunks, and the rows into blocks, [outputs of the chunk, rows of the block] each.
@@ -298,9 +298,12 @@ fn stream<S: Simd, T: Element, const M: usize, const N: usize>(
 ) -> [[S::F; N]; M] {
     let mut sums = [[simd.splat(0.0); N]; M];
     let mut index = 0;
-    for x in x.chunks_exact(M * S::LANES) {
+    // x may have one vector of zeros more.
+    for x in x.chunks_exact(M * S::LANES).take(inputs.div_ceil(S::LANES)) {
         let mut vectors = [simd.splat(0.0); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
+            // The next rows, which the processor would not fetch ahead across pages.
+            simd.prefetch(weight, (N + n) * inputs + index);
             *vector = T::load_at(simd, &weight[n * inputs..(n + 1) * inputs], index);
         }
         multiply_add(simd, x, &vectors, &mut sums);

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
-use sparq_conformance::{Array, Case, Random, Report, Size, read_folder, run, run_all};
+use sparq_conformance::{
+    Array, Case, Random, Report, Size, read_folder, run, run_all, run_prefills,
+};
 use sparq_device::DeviceChoice;
 
 fn devices() -> Vec<Device> {
@@ -47,6 +49,23 @@ fn all_cases_pass_in_supported_16_bit_types() {
                 let reason = report.outcomes[0].reason.as_deref().unwrap_or_default();
                 assert!(reason.contains("does not compute in"), "{reason}");
             }
+        }
+    }
+}
+
+#[test]
+fn prefills_pass_in_every_supported_type() {
+    for device in devices() {
+        for dtype in [FloatDType::F32, FloatDType::F16, FloatDType::BF16] {
+            let mut seen = 0;
+            let report = run_prefills(&device, dtype, |_| seen += 1);
+            assert_eq!(report.outcomes.len(), seen);
+            assert_eq!(
+                report.all_passed(),
+                device.supports_dtype(dtype),
+                "{report}"
+            );
+            assert!(report.passed == 0 || report.failed == 0, "{report}");
         }
     }
 }

@@ -138,7 +138,9 @@ impl SparqBackend for Flex {
         let [k, v] = [k, v].map(|rows| rows.to_contiguous());
         let found = match q.dtype() {
             DType::F64 => None,
-            _ => with_element!(k.dtype(), T => causal::<T>(&q, [&k, &v], &spans, window)),
+            _ => with_element!(k.dtype(), T => {
+                causal::<T>(Level::detect(), &q, [&k, &v], &spans, window)
+            }),
         };
         match found {
             Some(output) => like(&q, output),
@@ -211,6 +213,7 @@ impl SparqBackend for Flex {
 
 /// Returns causal attention, [B, H, T, d], or `None` if the kernels do not support the buffers.
 fn causal<T: Element>(
+    level: Level,
     q: &FloatTensor<Flex>,
     [k, v]: [&FloatTensor<Flex>; 2],
     spans: &Spans,
@@ -221,7 +224,7 @@ fn causal<T: Element>(
     let (capacity, dim) = (of_k[2], of_k[3]);
     let q = cast(q.clone(), DType::F32);
     let prefill = Prefill {
-        level: Level::detect(),
+        level,
         q: f32::slice(&q)?,
         keys: T::slice(k)?,
         values: T::slice(v)?,

@@ -323,6 +323,45 @@ fn decode_on_every_level(
     }
 }
 
+#[test]
+fn causal_attention_equals_the_reference() {
+    let device = Device::flex();
+    let random = |heads, len, dim| {
+        let shape = [2, heads, len, dim];
+        Tensor::<4>::random(shape, Distribution::Normal(0.0, 1.0), &device)
+    };
+    let spans = Spans {
+        start: vec![0, 20],
+        end: vec![230, 190],
+    };
+    // Few rows, less than a vector of rows, several panels, and several tiles.
+    for (len, group, dim) in [
+        (2, 3, 64),
+        (5, 3, 20),
+        (30, 3, 6),
+        (130, 1, 80),
+        (70, 5, 32),
+    ] {
+        for window in [None, Some(9), Some(90)] {
+            let (q, k, v) = (
+                random(2 * group, len, dim),
+                random(2, 240, dim),
+                random(2, 240, dim),
+            );
+            let exact =
+                reference::causal_attention(q.clone(), k.clone(), v.clone(), &spans, window);
+            let exact = exact.into_data().try_to_vec::<f32>().unwrap();
+            let [q, k, v] = [q, k, v].map(Flex::float_primitive);
+            for level in Level::all() {
+                let found = causal::<f32>(level, &q, [&k, &v], &spans, window).unwrap();
+                let case = format!("{level:?} T{len} g{group} d{dim} {window:?}");
+                let close = exact.iter().zip(&found).all(|(a, b)| (a - b).abs() < 2e-5);
+                assert!(close, "{case}");
+            }
+        }
+    }
+}
+
 /// Returns the group's score of every position, [B, H_kv, S], from logits [B, H_kv, g, S].
 fn group_scores(
     logits: &[f32],

@@ -269,14 +269,15 @@ struct OwnRows {
 
 #[cube]
 fn own_rows(tile: &TileRows, #[comptime] plan: PrefillBlueprint) -> OwnRows {
-    let first = tile.first + plane() * comptime!(plan.plane_rows());
-    let last = first + comptime!(plan.plane_rows() - 1);
-    let (first, last) = (tile.token(first, plan.group), tile.token(last, plan.group));
+    let row = tile.first + plane() * comptime!(plan.plane_rows());
+    let first = tile.token(row, plan.group);
+    let last = tile.token(row + comptime!(plan.plane_rows() - 1), plan.group);
     OwnRows {
         first_begin: tile.span.begin(first),
         last_begin: tile.span.begin(last),
         first_stop: tile.span.stop(first),
-        last_stop: tile.span.stop(last),
+        // A plane without rows has no positions.
+        last_stop: select(row < tile.count, tile.span.stop(last), 0usize),
     }
 }
 
@@ -370,13 +371,15 @@ fn mask(logits: &mut Array<f32>, tile: &TileRows, from: usize, #[comptime] plan:
         for half in 0..2usize {
             let token = tile.token(row_of(tile, block, half, plan), plan.group);
             let (begin, stop) = (tile.span.begin(token), tile.span.stop(token));
+            let count = stop - min(begin, stop);
             #[unroll]
             for n in 0..comptime!(plan.keys / COLUMNS) {
                 #[unroll]
                 for e in 0..2usize {
                     let i = comptime!(block * plan.logits() + n * RESULT + 2 * half + e);
                     let position = column + comptime!(n * COLUMNS + e);
-                    let hidden = position < begin || position >= stop;
+                    // The difference wraps to a large number before `begin`.
+                    let hidden = position - begin >= count;
                     logits[i] = select(hidden, f32::NEG_INFINITY, logits[i]);
                 }
             }

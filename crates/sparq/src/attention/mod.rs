@@ -1,6 +1,5 @@
 //! The attention module for models in burn: [`SparqAttention`].
 
-mod causal;
 mod projections;
 mod received;
 pub mod rotary;
@@ -10,10 +9,8 @@ use burn::module::Module;
 use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 
-use self::causal::{CHUNK, causal_attention};
 use self::received::received_attention;
-use crate::ops::reference::fill_invalid;
-use crate::ops::{Norm, Projections, Rotary, Spans, decode_linear, normalize};
+use crate::ops::{Norm, Projections, Rotary, Spans, causal_attention, decode_linear, normalize};
 use crate::{KvCache, KvCacheConfig, Method, RotaryConfig, SparqError};
 
 /// Configuration of a [`SparqAttention`].
@@ -222,8 +219,8 @@ impl SparqAttention {
     /// Without a cache, x is the whole sequence, and the result is differentiable in x and all
     /// weights. With a cache, x continues the cached sequence and is appended to it. Left padding
     /// of the cache is not attended to. The cache is detached, so gradients reach only the query
-    /// and output projections. Queries are processed in chunks: memory grows with T and not with
-    /// its square, apart from the memory of a backward pass.
+    /// and output projections. Memory grows with T and not with its square, apart from the memory of
+    /// a backward pass.
     ///
     /// # Errors
     /// [`SparqError::Shape`] if x does not fit the module or the cache, [`SparqError::Value`] if
@@ -261,30 +258,30 @@ impl SparqAttention {
     ) -> Result<Tensor<3>, SparqError> {
         let Some(cache) = cache else {
             self.check(&x, [0, 0])?;
-            let empty = Spans::empty(x.dims()[0]);
-            let (q, k, v) = self.project(x, norm, &empty);
-            let y = causal_attention(q, k, v, &empty, self.window, CHUNK);
+            let [batch, len, _] = x.dims();
+            let (q, k, v) = self.project(x, norm, &Spans::empty(batch));
+            let spans = Spans::full(batch, len);
+            let device_spans = spans.to_tensor(&q.device());
+            let y = causal_attention(q, [k, v], device_spans, &spans, self.window);
             return Ok(self.output(y.swap_dims(1, 2), residual));
         };
         self.check(&x, [cache.batch(), 0])?;
         self.check_window(cache)?;
         cache.check_whole("a prefill")?;
-        let (dtype, before) = (FloatDType::from(x.dtype()), cache.spans().clone());
+        let before = cache.spans().clone();
         let (q, k, v) = self.project(x, norm, &before);
         cache.append(k, v)?;
-        let filled = |t: &Tensor<4>| t.clone().slice_dim(2, 0..cache.len()).cast(dtype);
-        let (k, v) = (filled(&cache.tensors().k), filled(&cache.tensors().v));
-        // After the end of a shorter sequence, buffers may hold NaN of earlier use.
-        let valid = before
-            .common_end()
-            .is_none()
-            .then(|| cache.spans().valid(&v.device()));
-        let v = fill_invalid(v, valid.flatten(), 0.0);
         if cache.states().observes_attention() {
-            let received = received_attention(&q, &k, &before, self.window, CHUNK);
+            let k = cache.tensors().k.clone().slice_dim(2, 0..cache.len());
+            let received = received_attention(&q, &k, &before, self.window);
             cache.states_mut().observe_attention(received);
         }
-        let y = causal_attention(q, k, v, &before, self.window, CHUNK);
+        let tensors = cache.tensors();
+        let (rows, device_spans) = (
+            [tensors.k.clone(), tensors.v.clone()],
+            tensors.spans.clone(),
+        );
+        let y = causal_attention(q, rows, device_spans, cache.spans(), self.window);
         Ok(self.output(y.swap_dims(1, 2), residual))
     }
 

@@ -4,22 +4,20 @@ use std::ops::Range;
 
 use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
 
-use super::causal::hidden;
 use crate::cache::{indices, per_sequence};
 use crate::ops::Spans;
-use crate::ops::reference::LARGEST;
+use crate::ops::reference::{CHUNK, LARGEST, hidden};
 
 /// Returns the weights that dense causal attention gives to each position, [B, H_kv, S] in fp32.
 ///
 /// They are averaged over the query heads of a group and summed over the queries. q [B, H, T, d]
-/// attends to k [B, H_kv, S, d] as in [`causal_attention`](super::causal::causal_attention),
-/// `chunk` queries at a time. Queries of left padding count as 0.
+/// attends to k [B, H_kv, S, d] as in [`causal_attention`](crate::ops::causal_attention), but
+/// `spans` are those before the first query. Queries of left padding count as 0.
 pub(super) fn received_attention(
     q: &Tensor<4>,
     k: &Tensor<4>,
     spans: &Spans,
     window: Option<usize>,
-    chunk: usize,
 ) -> Tensor<3> {
     let ([batch, heads, len, d], device) = (q.dims(), q.device());
     let kv_heads = k.dims()[1];
@@ -28,8 +26,8 @@ pub(super) fn received_attention(
     let [q, k] = [q, k].map(|t| t.clone().inner().cast(FloatDType::F32));
     let q = q.reshape([batch, kv_heads, g, len, d]);
     let mut sums = Tensor::<3>::zeros([batch, kv_heads, before + len], (&device, DType::F32));
-    for from in (0..len).step_by(chunk) {
-        let queries = from..(from + chunk).min(len);
+    for from in (0..len).step_by(CHUNK) {
+        let queries = from..(from + CHUNK).min(len);
         let (count, seen) = (queries.len(), before + queries.end);
         let q = q.clone().slice_dim(3, queries.clone());
         let q = q.reshape([batch, kv_heads, g * count, d]);

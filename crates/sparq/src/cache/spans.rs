@@ -66,6 +66,14 @@ impl Spans {
         }
     }
 
+    /// Returns the spans without the last `len` positions of each sequence.
+    pub fn before(&self, len: usize) -> Self {
+        Self {
+            start: self.start.clone(),
+            end: self.end.iter().map(|end| end.saturating_sub(len)).collect(),
+        }
+    }
+
     /// Returns the spans of some of the sequences.
     pub fn select(&self, sequences: Range<usize>) -> Self {
         Self {

@@ -162,6 +162,32 @@ pub trait SparqBackend: Backend + Primitive {
         fallback::range_sketch(cache, spans, sequence)
     }
 
+    /// Causal attention of the last T positions of every sequence, q [B, H, T, d] -> [B, H, T, d] in
+    /// q's type.
+    ///
+    /// k and v [B, H_kv, S_max, d] are whole buffers of a cache to which the T positions have been
+    /// appended. `device_spans` [3, B] in u32 are those of
+    /// [`CacheTensors`](super::CacheTensors) after the append, `spans` the same on the host. If the
+    /// device's spans are shorter than the host's, the host's only bound them.
+    ///
+    /// Query t of sequence b is at position p = end\[b\] - T + t. It attends to the positions
+    /// start\[b\] ..= p, or to the last `window` of these. A query at p < start\[b\] is left padding:
+    /// it attends to p alone, and its result is finite but has no other meaning.
+    ///
+    /// Logits are divided by sqrt(d). Sums are kept in fp32 at least. The types of q and of k and v
+    /// may differ. Positions from end\[b\] on may hold NaN and have no effect.
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        device_spans: IntTensor<Self>,
+        spans: Spans,
+        window: Option<usize>,
+    ) -> FloatTensor<Self> {
+        let _ = device_spans;
+        fallback::causal_attention::<Self>(q, k, v, spans, window)
+    }
+
     /// Dense attention of one query per sequence, q [B, H, 1, d] -> [B, H, 1, d].
     fn dense_decode(
         q: FloatTensor<Self>,

@@ -55,6 +55,18 @@ pub(crate) fn range_sketch<B: Primitive>(
     lower(write::range_sketch(lift(cache), &spans, sequence))
 }
 
+/// See [`SparqBackend::causal_attention`](super::SparqBackend::causal_attention).
+pub(crate) fn causal_attention<B: Primitive>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    spans: Spans,
+    window: Option<usize>,
+) -> FloatTensor<B> {
+    let [q, k, v] = [q, k, v].map(B::float);
+    B::float_primitive(reference::causal_attention(q, k, v, &spans, window))
+}
+
 /// See [`SparqBackend::dense_decode`](super::SparqBackend::dense_decode).
 pub(crate) fn dense_decode<B: Primitive>(
     q: FloatTensor<B>,

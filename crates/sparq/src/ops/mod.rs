@@ -1,5 +1,6 @@
-//! The operations of a decode step: append, prepare a token, set ranges, dense and SparQ decode,
-//! and linear layers with a norm, an activation and the residual stream.
+//! The operations of prefill and decode steps: append, prepare a token, set ranges, causal
+//! attention of many queries, dense and SparQ decode, and linear layers with a norm, an activation
+//! and the residual stream.
 //!
 //! The functions of this module run an operation on the backend that holds the tensors.
 //! [`SparqBackend`] extends burn's backend trait with native implementations. The
@@ -106,6 +107,35 @@ pub fn range_sketch(cache: CacheTensors, spans: &Spans, sequence: usize) -> Cach
         lower(cache),
         spans.clone(),
         sequence,
+    ))
+}
+
+/// Causal attention of the last T positions of every sequence, q [B, H, T, d] -> [B, H, T, d] in
+/// q's type; see [`SparqBackend::causal_attention`].
+///
+/// k and v [B, H_kv, S_max, d] already hold the T positions, and both kinds of spans count them. On
+/// an autodiff device the [reference](reference::causal_attention) computes it, differentiable in
+/// the tensors that are tracked.
+///
+/// # Panics
+/// If the shapes do not fit each other or the spans, on some backends.
+pub fn causal_attention(
+    q: Tensor<4>,
+    [k, v]: [Tensor<4>; 2],
+    device_spans: Tensor<2, Int>,
+    spans: &Spans,
+    window: Option<usize>,
+) -> Tensor<4> {
+    if q.is_autodiff() {
+        return reference::causal_attention(q, k, v, spans, window);
+    }
+    Tensor::from_dispatch(Dispatch::causal_attention(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        device_spans.into_dispatch(),
+        spans.clone(),
+        window,
     ))
 }
 

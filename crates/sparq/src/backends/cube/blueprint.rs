@@ -5,6 +5,8 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::features::Plane;
+use cubecl::ir::features::MmaConfig;
+use cubecl::ir::{ElemType, FloatKind};
 
 use super::kernels::append_rope::AppendBlueprint;
 use super::kernels::dense::{DenseBlueprint, MOST_SPLITS, MergeBlueprint};
@@ -62,6 +64,10 @@ pub(super) struct DeviceInfo {
     pub async_copies: bool,
     /// The device supports [`mma`].
     pub mma: bool,
+    /// The device supports products of [`fragments`](super::parts::fragments) in half precision.
+    pub half_products: bool,
+    /// The same in bfloat16.
+    pub bfloat_products: bool,
     /// A cube makes progress while another waits for it, for as many cubes as there are processors.
     /// This holds on CUDA and HIP, which report the number of processors. A software Vulkan runs
     /// one cube after the other.
@@ -79,11 +85,23 @@ impl DeviceInfo {
         let plane = if planes { hardware.plane_size_min } else { 1 };
         let mma_planes = plane == mma::PLANE && hardware.plane_size_max == plane;
         let processors = hardware.num_streaming_multiprocessors;
+        let matmul = &client.features().matmul;
+        let products = |kind| {
+            let element = ElemType::Float(kind);
+            let product = MmaConfig {
+                a_type: element,
+                b_type: element,
+                ..mma::PRODUCT
+            };
+            mma_planes && matmul.ldmatrix.contains(&element) && matmul.mma.contains(&product)
+        };
         Self {
             plane,
             processors: processors.unwrap_or(ASSUMED_PROCESSORS) as usize,
             async_copies: client.features().copy_async,
             mma: mma_planes && client.features().matmul.mma.contains(&mma::PRODUCT),
+            half_products: products(FloatKind::F16),
+            bfloat_products: products(FloatKind::BF16),
             concurrent_cubes: processors.is_some(),
             max_units: hardware.max_units_per_cube,
             max_shared_bytes: hardware.max_shared_memory_size,
@@ -94,6 +112,16 @@ impl DeviceInfo {
     pub fn units(&self, wanted: u32) -> u32 {
         let most = 1 << self.max_units.ilog2();
         wanted.min(most).max(self.plane)
+    }
+
+    /// Returns how the splits of rows are merged.
+    pub fn merge(&self, sizes: &Sizes) -> MergeBlueprint {
+        MergeBlueprint {
+            group: sizes.group,
+            head_dim: sizes.head_dim,
+            units: self.units(MERGE_UNITS),
+            plane: self.plane,
+        }
     }
 
     /// Returns how cubes of `units` units attend to positions exactly. Each unit loads about
@@ -214,12 +242,7 @@ impl DenseStep {
                 single: splits == 1,
             },
             splits,
-            merge: MergeBlueprint {
-                group: sizes.group,
-                head_dim: sizes.head_dim,
-                units: device.units(MERGE_UNITS),
-                plane: device.plane,
-            },
+            merge: device.merge(sizes),
         }
     }
 }

@@ -14,7 +14,7 @@ use super::kernels::append_rope::{
     AppendBlueprint, CacheRowsLaunch, ChannelRangesLaunch, SketchColumnsLaunch, append_rope_kernel,
 };
 use super::kernels::choose_components::choose_components_kernel;
-use super::kernels::dense::{dense_kernel, merge_splits_kernel};
+use super::kernels::dense::{MergeBlueprint, dense_kernel, merge_splits_kernel};
 use super::kernels::score_tiles::{CandidatesLaunch, TILE_STATS, score_tiles_kernel};
 use super::kernels::select_attend::{OutputLaunch, TilingLaunch, select_attend_kernel};
 use super::kernels::softmax_heads::softmax_heads_kernel;
@@ -51,7 +51,7 @@ impl Launcher {
     ///
     /// Each such argument gets a buffer of its own: a buffer that is written must not be bound
     /// twice.
-    fn unused(&self, dtype: DType) -> CubeTensor {
+    pub(super) fn unused(&self, dtype: DType) -> CubeTensor {
         self.empty([1], dtype)
     }
 }
@@ -66,7 +66,7 @@ pub(super) fn grid(count: usize) -> CubeCount {
 
 impl Sizes {
     /// Returns the argument for a [`BatchShape`](super::parts::batch_head::BatchShape).
-    fn batch_shape(&self) -> BatchShapeLaunch {
+    pub(super) fn batch_shape(&self) -> BatchShapeLaunch {
         BatchShapeLaunch::new(self.batch as u32, self.kv_heads as u32)
     }
 }
@@ -206,23 +206,40 @@ impl Launcher {
                 step.dense,
                 [q.dtype, cache.k.dtype].map(dtype_to_storage_type),
             );
-            if !single {
-                let heads = sizes.batch_heads() * sizes.group;
-                merge_splits_kernel::launch_unchecked(
-                    &self.client,
-                    grid(heads),
-                    CubeDim::new_1d(step.merge.units),
-                    states.required_address_type(),
-                    states.into_buffer_arg(),
-                    out.clone().into_buffer_arg(),
-                    splits as u32,
-                    heads as u32,
-                    step.merge,
-                    dtype_to_storage_type(q.dtype),
-                );
-            }
+        }
+        if !single {
+            self.merge(&states, &out, splits, 1, step.merge);
         }
         out
+    }
+
+    /// Merges the states of all splits into `out` [B, H, len, d]; see [`merge_splits_kernel`].
+    pub(super) fn merge(
+        &self,
+        states: &CubeTensor,
+        out: &CubeTensor,
+        splits: usize,
+        len: usize,
+        plan: MergeBlueprint,
+    ) {
+        let rows = out.shape().num_elements() / plan.head_dim;
+        unsafe {
+            merge_splits_kernel::launch_unchecked(
+                &self.client,
+                grid(rows),
+                CubeDim::new_1d(plan.units),
+                states
+                    .required_address_type()
+                    .max(out.required_address_type()),
+                states.clone().into_buffer_arg(),
+                out.clone().into_buffer_arg(),
+                splits as u32,
+                rows as u32,
+                len as u32,
+                plan,
+                dtype_to_storage_type(out.dtype),
+            );
+        }
     }
 }
 

@@ -8,8 +8,9 @@
 //! With many tiles, [`choose_components`](kernels::choose_components) goes first. With group scores
 //! summed as probabilities, whose tiles cannot wait for each other,
 //! [`softmax_heads`](kernels::softmax_heads) does too. [Dense](kernels::dense) attention is one
-//! launch, and a merge if sequences are split. [`blueprint`] decides which kernels run and how, and
-//! [`launch`] launches them.
+//! launch, and a merge if sequences are split. So is causal attention of many queries, [with matrix
+//! units](kernels::prefill) or [without](kernels::prefill_plain). [`blueprint`] and [`prefill`] decide
+//! which kernels run and how, and [`launch`] launches them.
 //!
 //! The kernels read lengths from the device. A launch depends on the host's [`Spans`] only for
 //! the size of its grid. It reads nothing back and allocates the same buffers each time, so that a
@@ -31,9 +32,10 @@ mod kernels;
 mod launch;
 mod linear;
 mod parts;
+mod prefill;
 mod products;
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{StreamId, TensorMetadata};
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeBackend;
@@ -46,6 +48,7 @@ pub use self::blueprint::Until;
 use self::blueprint::Until;
 use self::blueprint::{Sizes, SparqProblem, SparqStep};
 use self::launch::{Launcher, SparqLaunch, Token};
+use self::prefill::{PrefillBuffers, PrefillProblem, PrefillStep};
 use crate::SparqConfig;
 use crate::ops::fallback;
 use crate::ops::{
@@ -117,6 +120,37 @@ impl SparqBackend for CubeBackend {
         sequence: usize,
     ) -> CacheBuffers<Self> {
         contiguous(fallback::range_sketch(cache, spans, sequence))
+    }
+
+    fn causal_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        device_spans: IntTensor<Self>,
+        spans: Spans,
+        window: Option<usize>,
+    ) -> FloatTensor<Self> {
+        let problem = PrefillProblem {
+            sizes: Sizes::new(q.shape()[1], &k),
+            dtype: k.dtype,
+            len: q.shape()[2],
+            bound: spans.longest(),
+            window,
+        };
+        let launcher = Launcher::new(&k);
+        let covered = known(&k, &q) && v.dtype == k.dtype && device_spans.dtype == DType::U32;
+        let step = (covered && problem.len > 0).then(|| PrefillStep::new(&problem, &launcher.info));
+        let Some(step) = step.flatten() else {
+            return fallback::causal_attention::<Self>(q, k, v, spans, window);
+        };
+        let [k, v, device_spans] = [k, v, device_spans].map(into_contiguous);
+        let buffers = PrefillBuffers {
+            q: &q,
+            k: &k,
+            v: &v,
+            spans: &device_spans,
+        };
+        launcher.prefill(&buffers, &step, &problem)
     }
 
     fn dense_decode(

@@ -22,9 +22,12 @@
 //! - A sequence without a valid position gives zeros.
 
 pub mod append;
+mod causal;
 mod linear;
 mod tensor;
 
+pub use causal::causal_attention;
+pub(crate) use causal::{CHUNK, hidden};
 pub use linear::{decode_linear, normalize};
 pub(crate) use tensor::{LARGEST, expand_heads, fill_invalid, finite, softmax, take_rows};
 

@@ -8,6 +8,7 @@ use crate::backends::cube::parts::online_softmax::{
     AttendBlueprint, CubeSoftmax, KvRows, Positions, attend, store_queries,
 };
 use crate::backends::cube::parts::query::load_queries;
+use crate::backends::cube::parts::query_rows::output_row;
 use crate::backends::cube::parts::reduce::{cube_max, cube_sum};
 use crate::backends::cube::parts::score::LARGEST_SCORE;
 
@@ -163,33 +164,41 @@ impl MergeBlueprint {
     }
 }
 
-/// Merges the `states` of [`dense_kernel`] into `out` [B, H, d], one cube for each query head.
+/// Merges the `states` of [`dense_kernel`], or those of `len` queries per sequence, into `out`
+/// [B, H, len, d]: one cube for each of the `rows` of the output.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn merge_splits_kernel<Q: Float>(
     states: &[f32],
     out: &mut [Q],
     splits: u32,
-    heads: u32,
+    rows: u32,
+    len: u32,
     #[comptime] plan: MergeBlueprint,
     #[define(Q)] _type: ElemType,
 ) {
-    let head = CUBE_POS;
-    if head >= heads as usize {
+    if CUBE_POS >= rows as usize {
         terminate!();
     }
     let d = comptime!(plan.head_dim);
     let units = comptime!(plan.units as usize);
     let parts = comptime!(plan.parts());
     let splits = splits as usize;
-    let batch_head = head / plan.group;
-    let stride = comptime!(plan.group * (plan.head_dim + 2));
-    let base = batch_head * splits * stride + (head % plan.group) * comptime!(d + 2);
+    let rows = len as usize * plan.group;
+    let (batch_head, row) = (CUBE_POS / rows, CUBE_POS % rows);
+    let states_of_split = rows * comptime!(d + 2);
+    let base = batch_head * splits * states_of_split + row * comptime!(d + 2);
+    let target = output_row(batch_head, row, len as usize, plan.group) * d;
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(units / plan.plane as usize));
     let mut factors = Shared::<[f32]>::new_slice(comptime!(MOST_SPLITS + SPLITS_AT_ONCE * parts));
-    let sum = weigh_splits(states, base, splits, &mut scratch, &mut factors, plan);
+    let of_row = SplitStates {
+        base,
+        stride: states_of_split,
+        count: splits,
+    };
+    let sum = weigh_splits(states, &of_row, &mut scratch, &mut factors, plan);
     sync_cube();
     let mut values = Shared::<[f32]>::new_slice(comptime!(parts * d));
-    sum_outputs(states, base, splits, &factors, &mut values, plan);
+    sum_outputs(states, &of_row, &factors, &mut values, plan);
     sync_cube();
     for round in 0..d.div_ceil(units) {
         let c = round * units + UNIT_POS as usize;
@@ -199,8 +208,27 @@ pub(crate) fn merge_splits_kernel<Q: Float>(
             for part in 0..parts {
                 value += values[part * d + c];
             }
-            out[head * d + c] = Q::cast_from(value / sum);
+            out[target + c] = Q::cast_from(value / sum);
         }
+    }
+}
+
+/// The states of the splits of one row.
+#[derive(CubeType)]
+struct SplitStates {
+    /// The first number of the first split's state.
+    base: usize,
+    /// The numbers between the states of two splits.
+    stride: usize,
+    /// The number of splits.
+    count: usize,
+}
+
+#[cube]
+impl SplitStates {
+    /// The first number of the state of `split`.
+    fn of(&self, split: usize) -> usize {
+        self.base + split * self.stride
     }
 }
 
@@ -209,25 +237,24 @@ pub(crate) fn merge_splits_kernel<Q: Float>(
 #[cube]
 fn weigh_splits(
     states: &[f32],
-    base: usize,
-    splits: usize,
+    of_row: &SplitStates,
     scratch: &mut Shared<[f32]>,
     factors: &mut Shared<[f32]>,
     #[comptime] plan: MergeBlueprint,
 ) -> f32 {
     let units = comptime!(plan.units as usize);
-    let stride = comptime!(plan.group * (plan.head_dim + 2));
+    let splits = of_row.count;
     let mut top = (-LARGEST_SCORE).runtime();
     let mut split = UNIT_POS as usize;
     while split < splits {
-        top = max(top, states[base + split * stride]);
+        top = max(top, states[of_row.of(split)]);
         split += units;
     }
     let top = cube_max(top, scratch, plan.units, plan.plane);
     let mut sum = 0.0f32;
     let mut split = UNIT_POS as usize;
     while split < splits {
-        let at = base + split * stride;
+        let at = of_row.of(split);
         let factor = (states[at] - top).exp();
         factors[split] = factor;
         sum += states[at + 1] * factor;
@@ -248,8 +275,7 @@ fn weigh_splits(
 #[cube]
 fn sum_outputs(
     states: &[f32],
-    base: usize,
-    splits: usize,
+    of_row: &SplitStates,
     factors: &Shared<[f32]>,
     values: &mut Shared<[f32]>,
     #[comptime] plan: MergeBlueprint,
@@ -257,7 +283,7 @@ fn sum_outputs(
     let d = comptime!(plan.head_dim);
     let units = comptime!(plan.units as usize);
     let parts = comptime!(plan.parts());
-    let stride = comptime!(plan.group * (plan.head_dim + 2));
+    let splits = of_row.count;
     for round in 0..comptime!(parts * d).div_ceil(units) {
         let i = round * units + UNIT_POS as usize;
         if i < comptime!(parts * d) {
@@ -268,7 +294,7 @@ fn sum_outputs(
                 #[unroll]
                 for u in 0..SPLITS_AT_ONCE {
                     let at = min(split + u * parts, splits - 1);
-                    loaded[u] = states[base + at * stride + 2 + i % d];
+                    loaded[u] = states[of_row.of(at) + 2 + i % d];
                 }
                 #[unroll]
                 for u in 0..SPLITS_AT_ONCE {

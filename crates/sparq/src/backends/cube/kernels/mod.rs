@@ -5,6 +5,8 @@ pub(crate) mod choose_components;
 pub(crate) mod dense;
 pub(crate) mod linear_mma;
 pub(crate) mod linear_rows;
+pub(crate) mod prefill;
+pub(crate) mod prefill_plain;
 pub(crate) mod rows;
 pub(crate) mod score_tiles;
 pub(crate) mod select_attend;

@@ -2,6 +2,7 @@
 
 pub(crate) mod batch_head;
 pub(crate) mod cp_async;
+pub(crate) mod fragments;
 pub(crate) mod group_softmax;
 pub(crate) mod histogram;
 pub(crate) mod logits;
@@ -9,6 +10,7 @@ pub(crate) mod mma;
 pub(crate) mod online_softmax;
 pub(crate) mod projection;
 pub(crate) mod query;
+pub(crate) mod query_rows;
 pub(crate) mod reduce;
 pub(crate) mod score;
 pub(crate) mod topk;

@@ -1,29 +1,37 @@
-//! Dense causal attention over many queries, in chunks: memory grows with the length, not its
+//! Dense causal attention of many queries, in chunks: memory grows with the length, not its
 //! square.
 
 use std::ops::Range;
 
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, DType, Device, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor};
 
+use super::fill_invalid;
 use crate::ops::Spans;
 
 /// Queries per chunk.
 ///
 /// Large enough for efficient matrix products. Backends that store scores need [H, CHUNK, S] of
 /// them.
-pub(super) const CHUNK: usize = 512;
+pub(crate) const CHUNK: usize = 512;
 
-/// Causal attention of T queries after the positions that a cache held before them.
+/// Causal attention of the last T positions of every sequence, q [B, H, T, d] -> [B, H, T, d].
 ///
-/// q [B, H, T, d] against k and v [B, H_kv, S, d] -> [B, H, T, d]. Sequence b held the positions
-/// `spans.start[b] .. spans.end[b]`. Its query t is at position `spans.end[b] + t` and attends from
-/// `spans.start[b]` to itself, or to the last `window` positions of these.
-///
-/// Left padding attends to itself only. Its output is never used, but a softmax over nothing would
-/// be NaN on some backends, and a later layer multiplies it by 0.
-pub(super) fn causal_attention(
+/// See [`SparqBackend::causal_attention`](crate::ops::SparqBackend::causal_attention).
+/// Differentiable in q, k and v.
+pub fn causal_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    spans: &Spans,
+    window: Option<usize>,
+) -> Tensor<4> {
+    in_chunks(q, k, v, spans, window, CHUNK)
+}
+
+/// [`causal_attention`], `chunk` queries at a time.
+fn in_chunks(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
@@ -31,7 +39,15 @@ pub(super) fn causal_attention(
     window: Option<usize>,
     chunk: usize,
 ) -> Tensor<4> {
-    let len = q.dims()[2];
+    let (len, dtype) = (q.dims()[2], FloatDType::from(q.dtype()));
+    let filled = |t: Tensor<4>| t.slice_dim(2, 0..spans.longest()).cast(dtype);
+    let (k, v) = (filled(k), filled(v));
+    // Positions after the end of a shorter sequence may hold NaN of earlier use.
+    let ragged = spans.common_end().is_none();
+    let valid = ragged.then(|| spans.valid(&v.device())).flatten();
+    let v = fill_invalid(v, valid, 0.0);
+
+    let spans = &spans.before(len);
     let before = spans.longest();
     let shortest = spans.end.iter().copied().min().unwrap_or(0);
     let chunks = (0..len).step_by(chunk).map(|from| {
@@ -52,7 +68,7 @@ pub(super) fn causal_attention(
 }
 
 /// Attention of the queries `from ..` of one chunk over the positions `keys`, which hold all that
-/// they attend to.
+/// they attend to. `spans` are those before the first query.
 fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -110,10 +126,11 @@ fn shares_heads(device: &Device) -> bool {
     }
 }
 
-/// A mask that is true where one of the `queries` must not attend to one of the `keys`.
+/// A mask that is true where one of the `queries` must not attend to one of the `keys`. `spans` are
+/// those before the first query.
 ///
 /// [B, 1, len, S], or [1, 1, len, S] if it is the same for all sequences.
-pub(super) fn hidden(
+pub(crate) fn hidden(
     spans: &Spans,
     window: Option<usize>,
     queries: Range<usize>,

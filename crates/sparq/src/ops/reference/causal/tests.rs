@@ -22,6 +22,7 @@ struct Case {
     heads: usize,
     kv_heads: usize,
     len: usize,
+    /// The spans before the queries.
     spans: Spans,
     window: Option<usize>,
 }
@@ -100,7 +101,8 @@ impl Case {
             let expected = TensorData::new(self.expected(&qkv), shape);
             for &chunk in chunks {
                 let [q, k, v] = qkv.clone();
-                let y = causal_attention(q, k, v, &self.spans, self.window, chunk);
+                let spans = self.spans.grown(&vec![self.len; self.spans.batch()]);
+                let y = in_chunks(q, k, v, &spans, self.window, chunk);
                 y.into_data()
                     .assert_approx_eq::<f32>(&expected, Tolerance::absolute(2e-6));
             }

@@ -1,0 +1,278 @@
+//! The blueprint and the launch of causal attention of many queries.
+
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::blueprint::{DeviceInfo, Sizes};
+use super::kernels::dense::{MOST_SPLITS, MergeBlueprint};
+use super::kernels::prefill::{PrefillBlueprint, prefill_kernel};
+use super::kernels::prefill_plain::{PlainPrefillBlueprint, plain_prefill_kernel};
+use super::launch::{Launcher, grid};
+use super::parts::fragments::{DEPTH, VECTOR};
+use super::parts::online_softmax::KvRowsLaunch;
+use super::parts::query_rows::CausalShapeLaunch;
+
+/// Bytes of K and V that the tiles in flight may share: about half of a large L2 cache.
+const SHARED_BYTES: usize = 24 << 20;
+/// Cubes of a processor that run at the same time.
+const CUBES_AT_ONCE: usize = 2;
+/// Tiles of K and V that a split is worth.
+const TILES_OF_SPLIT: usize = 4;
+/// The largest head dimension for two blocks of rows in a plane: their outputs fill the registers.
+const TWO_BLOCKS: usize = 128;
+/// Row groups and keys of a unit without matrix units, in the order in which they are tried.
+const PLAIN_TILES: [(usize, usize); 6] = [(8, 4), (4, 4), (4, 2), (2, 2), (2, 1), (1, 1)];
+
+/// Causal attention of the last T positions of every sequence.
+pub(super) struct PrefillProblem {
+    pub sizes: Sizes,
+    /// The type of the cache.
+    pub dtype: DType,
+    /// T.
+    pub len: usize,
+    /// An upper bound on the length of the longest sequence.
+    pub bound: usize,
+    pub window: Option<usize>,
+}
+
+impl PrefillProblem {
+    /// Rows of a KV head.
+    fn rows(&self) -> usize {
+        self.len * self.sizes.group
+    }
+
+    /// An upper bound on the positions that a tile of rows attends to.
+    fn positions(&self, rows: usize) -> usize {
+        let tokens = rows.div_ceil(self.sizes.group) + 1;
+        let window = self.window.unwrap_or(self.bound);
+        window.saturating_add(tokens).min(self.bound)
+    }
+}
+
+/// The kernel that computes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PrefillKernel {
+    Matrix(PrefillBlueprint),
+    Plain(PlainPrefillBlueprint),
+}
+
+/// The launches of causal attention.
+pub(super) struct PrefillStep {
+    pub kernel: PrefillKernel,
+    /// Tiles of rows of a KV head.
+    pub tiles: usize,
+    /// Splits of the positions of a tile.
+    pub splits: usize,
+    /// KV heads whose tiles run side by side.
+    pub heads_at_once: usize,
+    /// How the splits are merged, unless there is only one.
+    pub merge: MergeBlueprint,
+}
+
+impl PrefillStep {
+    /// Plans the launches; `None` if a kernel needs more shared memory than a cube has.
+    pub fn new(problem: &PrefillProblem, device: &DeviceInfo) -> Option<Self> {
+        let mut kernel = match with_matrix_units(problem, device) {
+            Some(plan) => PrefillKernel::Matrix(plan),
+            None => PrefillKernel::Plain(without_matrix_units(problem, device)?),
+        };
+        let (rows, keys) = kernel.tile();
+        let sizes = &problem.sizes;
+        let tiles = problem.rows().div_ceil(rows);
+        let slots = device.processors * CUBES_AT_ONCE;
+        let splits = (slots / (tiles * sizes.batch_heads()))
+            .min(problem.positions(rows) / (keys * TILES_OF_SPLIT))
+            .clamp(1, MOST_SPLITS);
+        kernel.set_single(splits == 1);
+        let bytes = 2 * problem.bound * sizes.head_dim * problem.dtype.size();
+        Some(Self {
+            kernel,
+            tiles,
+            splits,
+            heads_at_once: (SHARED_BYTES / bytes.max(1)).clamp(1, sizes.batch_heads()),
+            merge: device.merge(sizes),
+        })
+    }
+}
+
+/// Returns the blueprint for matrix units, if the device has them, rows are whole blocks and outputs
+/// fit in registers.
+fn with_matrix_units(problem: &PrefillProblem, device: &DeviceInfo) -> Option<PrefillBlueprint> {
+    let sizes = &problem.sizes;
+    let fits = sizes.head_dim.is_multiple_of(DEPTH) && sizes.head_dim <= 2 * TWO_BLOCKS;
+    if !fits || !device.multiplies(problem.dtype) {
+        return None;
+    }
+    let large = PrefillBlueprint {
+        group: sizes.group,
+        head_dim: sizes.head_dim,
+        planes: 4,
+        blocks: 2,
+        keys: 64,
+        resident: false,
+        single: true,
+    };
+    // Small tiles if the large ones leave processors without work.
+    let cubes = sizes.batch_heads() * problem.rows().div_ceil(large.rows());
+    let small = PrefillBlueprint {
+        blocks: 1,
+        resident: true,
+        ..large
+    };
+    let plan = match sizes.head_dim > TWO_BLOCKS {
+        true => PrefillBlueprint {
+            keys: 32,
+            resident: false,
+            ..small
+        },
+        false if cubes < CUBES_AT_ONCE * device.processors => small,
+        false => large,
+    };
+    (plan.shared_bytes() <= device.max_shared_bytes).then_some(plan)
+}
+
+fn without_matrix_units(
+    problem: &PrefillProblem,
+    device: &DeviceInfo,
+) -> Option<PlainPrefillBlueprint> {
+    let sizes = &problem.sizes;
+    let lanes = if sizes.head_dim <= 128 { 8 } else { 16 };
+    let mut plans = PLAIN_TILES.map(|(row_groups, keys)| PlainPrefillBlueprint {
+        group: sizes.group,
+        head_dim: sizes.head_dim,
+        row_groups,
+        lanes,
+        keys,
+        single: true,
+    });
+    let fits = |plan: &&mut PlainPrefillBlueprint| {
+        plan.units() <= device.max_units as usize && plan.shared_bytes() <= device.max_shared_bytes
+    };
+    plans.iter_mut().find(fits).copied()
+}
+
+impl PrefillKernel {
+    /// Returns the rows and the positions of a tile.
+    fn tile(&self) -> (usize, usize) {
+        match self {
+            Self::Matrix(plan) => (plan.rows(), plan.keys),
+            Self::Plain(plan) => (plan.rows(), plan.tile_keys()),
+        }
+    }
+
+    fn set_single(&mut self, value: bool) {
+        match self {
+            Self::Matrix(plan) => plan.single = value,
+            Self::Plain(plan) => plan.single = value,
+        }
+    }
+}
+
+impl DeviceInfo {
+    /// Returns whether the device has the instructions for causal attention with matrix units over
+    /// a cache of this type.
+    fn multiplies(&self, dtype: DType) -> bool {
+        self.async_copies
+            && match dtype {
+                DType::F16 => self.half_products,
+                DType::BF16 => self.bfloat_products,
+                _ => false,
+            }
+    }
+}
+
+/// The buffers of causal attention: contiguous K and V [B, H_kv, S_max, d].
+pub(super) struct PrefillBuffers<'a> {
+    /// [B, H, T, d], with any strides.
+    pub q: &'a CubeTensor,
+    pub k: &'a CubeTensor,
+    pub v: &'a CubeTensor,
+    /// The spans after the append, [3, B].
+    pub spans: &'a CubeTensor,
+}
+
+impl PrefillBuffers<'_> {
+    fn rows<E: Float, N: Size>(&self) -> KvRowsLaunch<E, N> {
+        let (k, v) = (self.k.clone(), self.v.clone());
+        KvRowsLaunch::new(k.into_buffer_arg(), v.into_buffer_arg())
+    }
+}
+
+impl Launcher {
+    /// Attends with the last T positions of every sequence to those up to their own.
+    pub fn prefill(
+        &self,
+        buffers: &PrefillBuffers<'_>,
+        step: &PrefillStep,
+        problem: &PrefillProblem,
+    ) -> CubeTensor {
+        let (q, sizes) = (buffers.q, &problem.sizes);
+        let out = self.empty(q.shape().dims::<4>(), q.dtype);
+        let states = match step.splits {
+            1 => self.unused(DType::F32),
+            splits => {
+                let states = sizes.batch_heads() * splits;
+                self.empty([states, problem.rows(), sizes.head_dim + 2], DType::F32)
+            }
+        };
+        let types = [q.dtype, buffers.k.dtype].map(dtype_to_storage_type);
+        let causal = CausalShapeLaunch::new(
+            problem.len as u32,
+            sizes.capacity as u32,
+            problem.window.map_or(u32::MAX, |window| window as u32),
+            step.tiles as u32,
+            step.splits as u32,
+            step.heads_at_once as u32,
+        );
+        let count = grid(sizes.batch_heads() * step.tiles * step.splits);
+        let address_type = [q, buffers.k, &states, &out]
+            .map(CubeTensor::required_address_type)
+            .into_iter()
+            .fold(AddressType::U32, AddressType::max);
+        // SAFETY: the kernels check the number of the cube and of each row, and read positions only
+        // before the end of a sequence.
+        unsafe {
+            match step.kernel {
+                PrefillKernel::Matrix(plan) => prefill_kernel::launch_unchecked(
+                    &self.client,
+                    count,
+                    CubeDim::new_1d(plan.units() as u32),
+                    address_type,
+                    VECTOR,
+                    q.clone().into_tensor_arg(),
+                    buffers.rows(),
+                    buffers.spans.clone().into_buffer_arg(),
+                    out.clone().into_buffer_arg(),
+                    states.clone().into_buffer_arg(),
+                    sizes.batch_shape(),
+                    causal,
+                    plan,
+                    types,
+                ),
+                PrefillKernel::Plain(plan) => plain_prefill_kernel::launch_unchecked(
+                    &self.client,
+                    count,
+                    CubeDim::new_1d(plan.units() as u32),
+                    address_type,
+                    4,
+                    q.clone().into_tensor_arg(),
+                    buffers.rows(),
+                    buffers.spans.clone().into_buffer_arg(),
+                    out.clone().into_buffer_arg(),
+                    states.clone().into_buffer_arg(),
+                    sizes.batch_shape(),
+                    causal,
+                    plan,
+                    types,
+                ),
+            }
+        }
+        if step.splits > 1 {
+            self.merge(&states, &out, step.splits, problem.len, step.merge);
+        }
+        out
+    }
+}

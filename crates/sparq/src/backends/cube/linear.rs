@@ -220,7 +220,28 @@ impl Operands {
         known(dtype)
             && self.rows() > 0
             && all.all(|tensor| tensor.dtype == dtype)
-            && self.weights.iter().all(CubeTensor::is_contiguous)
+            && self.weights.iter().all(|weight| self.is_readable(weight))
+    }
+
+    /// Returns whether the kernels can read a weight: its rows lie in order and equally far apart in
+    /// all weights. Burn leaves gaps between rows whose size in bytes is no multiple of 512.
+    fn is_readable(&self, weight: &CubeTensor) -> bool {
+        let [pitch, step] = [0, 1].map(|dim| weight.meta.strides()[dim]);
+        let aligned = weight
+            .handle
+            .offset_start
+            .is_none_or(|offset| offset.is_multiple_of(16));
+        step == 1 && pitch == self.pitch() && pitch >= self.features() && aligned
+    }
+
+    /// Elements between two rows of a weight.
+    fn pitch(&self) -> usize {
+        self.weights[0].meta.strides()[0]
+    }
+
+    /// The largest power of two that divides the sizes in elements of a row and of a pitch.
+    fn divisor(&self) -> usize {
+        1 << (self.features() | self.pitch()).trailing_zeros()
     }
 
     fn rows(&self) -> usize {
@@ -250,7 +271,16 @@ impl Operands {
     fn shape(&self) -> LinearShapeLaunch {
         let [first, second, third] = self.outputs().map(|outputs| outputs as u32);
         let (rows, features) = (self.rows() as u32, self.features() as u32);
-        LinearShapeLaunch::new(rows, features, first, second, third, self.norm.epsilon)
+        let pitch = self.pitch() as u32;
+        LinearShapeLaunch::new(
+            rows,
+            features,
+            pitch,
+            first,
+            second,
+            third,
+            self.norm.epsilon,
+        )
     }
 
     /// Returns the arguments of up to three buffers; x stands in for those that are not read.
@@ -304,7 +334,7 @@ impl Planner<'_> {
         };
         self.operands.rows() > FEW_ROWS_OF_UNITS
             && x.dtype != DType::F32
-            && self.operands.features().is_multiple_of(PER_VECTOR)
+            && self.operands.divisor().is_multiple_of(PER_VECTOR)
             && launcher.info.mma
             && launcher.client.features().matmul.mma.contains(&product)
     }
@@ -315,7 +345,7 @@ impl Planner<'_> {
         let (rows, features) = (operands.rows(), operands.features());
         let projection = operands.projection;
         let element = operands.x.dtype.size();
-        let vector = (VECTOR_BYTES / element).min(1 << features.trailing_zeros());
+        let vector = (VECTOR_BYTES / element).min(operands.divisor());
         let rows = rows.next_power_of_two().min(ROWS_AT_ONCE);
         let planes = info.processors * PLANES_FOR_TWO;
         let two = projection.gated || operands.tiles(2) >= planes;

@@ -183,6 +183,8 @@ struct Reader<'a> {
     rows: usize,
     /// Vectors of a row.
     vectors: usize,
+    /// Vectors between two rows of a weight.
+    pitch: usize,
 }
 
 #[cube]
@@ -193,6 +195,7 @@ impl<'a> Reader<'a> {
             norm,
             rows: shape.rows as usize,
             vectors: shape.features as usize / PER_VECTOR,
+            pitch: shape.pitch as usize / PER_VECTOR,
         }
     }
 }
@@ -234,7 +237,7 @@ impl Sums {
         scales: &mut Shared<[f32]>,
         #[comptime] plan: LinearMmaBlueprint,
     ) {
-        let rows = rows_of_lane(tile, reader.vectors, plan);
+        let rows = rows_of_lane(tile, reader.pitch, plan);
         let mut begin = PLANE_POS as usize * comptime!(plan.vectors_of_plane());
         // The first weights are on their way while the scales are computed.
         let mut loaded = Array::<Words>::new(comptime!(2 * plan.weight_tiles * plan.unroll));
@@ -365,12 +368,12 @@ impl Sums {
 /// Returns the first vector of each row of weights that this lane loads, [2 `weight_tiles`]. Past
 /// the last row of the weight it loads that again.
 #[cube]
-fn rows_of_lane(tile: &Tile, vectors: usize, #[comptime] plan: LinearMmaBlueprint) -> Array<usize> {
+fn rows_of_lane(tile: &Tile, pitch: usize, #[comptime] plan: LinearMmaBlueprint) -> Array<usize> {
     let mut rows = Array::<usize>::new(comptime!(2 * plan.weight_tiles));
     #[unroll]
     for i in 0..comptime!(2 * plan.weight_tiles) {
         let row = comptime!(i * HALF % plan.tile()) + UNIT_POS_PLANE as usize / MEMBERS;
-        rows[i] = min(tile.first + row, tile.count - 1) * vectors;
+        rows[i] = min(tile.first + row, tile.count - 1) * pitch;
     }
     rows
 }

@@ -115,6 +115,8 @@ struct Reader<'a, E: Float, N: Size> {
     rows: usize,
     /// Vectors of a row.
     vectors: usize,
+    /// Vectors between two rows of a weight.
+    pitch: usize,
 }
 
 #[cube]
@@ -131,6 +133,7 @@ impl<'a, E: Float, N: Size> Reader<'a, E, N> {
             begin,
             rows: shape.rows as usize,
             vectors: shape.features as usize / N::value(),
+            pitch: shape.pitch as usize / N::value(),
         }
     }
 }
@@ -197,9 +200,9 @@ impl Sums {
                 if comptime!(plan.ragged) {
                     at = min(at, vectors - 1);
                 }
-                loaded[comptime!(u * outputs)] = first[a * vectors + at];
+                loaded[comptime!(u * outputs)] = first[a * reader.pitch + at];
                 if comptime!(outputs > 1) {
-                    loaded[comptime!(u * outputs + 1)] = second[b * vectors + at];
+                    loaded[comptime!(u * outputs + 1)] = second[b * reader.pitch + at];
                 }
             }
             #[unroll]

@@ -32,6 +32,8 @@ pub(crate) struct LinearShape {
     pub rows: u32,
     /// Features of a row of x, in.
     pub features: u32,
+    /// Elements between two rows of a weight.
+    pub pitch: u32,
     /// Outputs of the first weight.
     pub first: u32,
     /// Outputs of the second weight.

@@ -17,10 +17,9 @@ use cubecl::cmma::MmaDefinition;
 use cubecl::prelude::*;
 
 use crate::backends::cube::parts::projection::{
-    Addends, LinearShape, NormKind, NormWeights, ProjectionBlueprint, Tile, UpToThree, finish,
-    load_addends, locate_tile, row_width,
+    Addends, LinearShape, ProjectionBlueprint, Tile, UpToThree, finish, load_addends, locate_tile,
+    row_width,
 };
-use crate::backends::cube::parts::reduce::{group_sum, sum_in_plane};
 
 /// Rows of weights of a product.
 const WEIGHTS: usize = 16;
@@ -45,7 +44,8 @@ pub(crate) const PER_VECTOR: usize = 8;
 /// The settings that the kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct LinearMmaBlueprint {
-    /// The weights and the outputs. The norm is none or RMS.
+    /// The weights and the outputs. The norm went before: in each cube it would be computed again,
+    /// which costs more than its launch.
     pub projection: ProjectionBlueprint,
     /// Rows of A of a cube, in products. With a gate, half of them are its rows.
     pub weight_tiles: usize,
@@ -55,9 +55,6 @@ pub(crate) struct LinearMmaBlueprint {
     pub unroll: usize,
     /// The vectors of a row are no multiple of those that a cube loads at once.
     pub ragged: bool,
-    /// Rows of x are scaled before the norm's weights, so that their products stay in the range of
-    /// the type.
-    pub scaled: bool,
     /// Planes of a cube.
     pub planes: usize,
 }
@@ -102,18 +99,17 @@ impl LinearMmaBlueprint {
 
     /// Bytes of shared memory.
     pub fn shared_bytes(&self) -> usize {
-        4 * (self.planes * (self.sums() + self.rows()) + self.rows())
+        4 * self.planes * self.sums()
     }
 }
 
-/// Computes linear layers with their norm and epilogue: `out` [rows, outputs].
+/// Computes linear layers with their epilogue: `out` [rows, outputs].
 ///
 /// x [rows, in] and the weights [out, in] are in half precision.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn linear_mma_kernel<E: Float>(
     x: &[Words],
-    norm: &NormWeights<Words>,
     weights: &UpToThree<Words>,
     biases: &UpToThree<E>,
     residual: &[E],
@@ -127,33 +123,31 @@ pub(crate) fn linear_mma_kernel<E: Float>(
         terminate!();
     }
     let addends = addends_of_unit::<E>(biases, residual, &tile, shape, plan);
-    let mut scales = Shared::<[f32]>::new_slice(comptime!(plan.rows()));
     let mut sums = Sums::new(plan);
-    let reader = Reader::new(x, norm, shape);
+    let reader = Reader::new(x, shape);
     if comptime!(plan.projection.gated) {
         let (gate, up) = (&weights.first, &weights.second);
-        sums.add_tile::<E>(&reader, gate, up, &tile, &mut scales, plan);
+        sums.add_tile::<E>(&reader, gate, up, &tile, plan);
     } else {
         if tile.weight == 0u32 {
             let weight = &weights.first;
-            sums.add_tile::<E>(&reader, weight, weight, &tile, &mut scales, plan);
+            sums.add_tile::<E>(&reader, weight, weight, &tile, plan);
         }
         if comptime!(plan.projection.weights > 1) {
             if tile.weight == 1u32 {
                 let weight = &weights.second;
-                sums.add_tile::<E>(&reader, weight, weight, &tile, &mut scales, plan);
+                sums.add_tile::<E>(&reader, weight, weight, &tile, plan);
             }
         }
         if comptime!(plan.projection.weights > 2) {
             if tile.weight == 2u32 {
                 let weight = &weights.third;
-                sums.add_tile::<E>(&reader, weight, weight, &tile, &mut scales, plan);
+                sums.add_tile::<E>(&reader, weight, weight, &tile, plan);
             }
         }
     }
     let mut shared = Shared::<[f32]>::new_slice(comptime!(plan.planes * plan.sums()));
-    let mut squares = Shared::<[f32]>::new_slice(comptime!(plan.planes * plan.rows()));
-    sums.store(&mut shared, &mut squares, plan);
+    sums.store(&mut shared, plan);
     sync_cube();
     let width = row_width(shape, plan.projection);
     #[unroll]
@@ -161,12 +155,11 @@ pub(crate) fn linear_mma_kernel<E: Float>(
         let (column, row) = place_of(i, plan);
         let output = tile.first + column;
         if row < shape.rows as usize && output < tile.count && column < comptime!(plan.tile()) {
-            let factor = norm_factor(&squares, &scales, row, shape, plan);
-            let product = sum_of_planes(&shared, column, row, plan) * factor;
+            let product = sum_of_planes(&shared, column, row, plan);
             let mut up = 0.0f32;
             if comptime!(plan.projection.gated) {
                 let beside = column + comptime!(plan.tile());
-                up = sum_of_planes(&shared, beside, row, plan) * factor;
+                up = sum_of_planes(&shared, beside, row, plan);
             }
             let value = finish(product, up, &addends[i], plan.projection);
             out[row * width + tile.before + output] = E::cast_from(value);
@@ -178,7 +171,6 @@ pub(crate) fn linear_mma_kernel<E: Float>(
 #[derive(CubeType)]
 struct Reader<'a> {
     x: &'a [Words],
-    norm: &'a NormWeights<Words>,
     /// Rows of x.
     rows: usize,
     /// Vectors of a row.
@@ -189,10 +181,9 @@ struct Reader<'a> {
 
 #[cube]
 impl<'a> Reader<'a> {
-    fn new(x: &'a [Words], norm: &'a NormWeights<Words>, shape: &LinearShape) -> Reader<'a> {
+    fn new(x: &'a [Words], shape: &LinearShape) -> Reader<'a> {
         Reader::<'a> {
             x,
-            norm,
             rows: shape.rows as usize,
             vectors: shape.features as usize / PER_VECTOR,
             pitch: shape.pitch as usize / PER_VECTOR,
@@ -205,8 +196,6 @@ impl<'a> Reader<'a> {
 struct Sums {
     /// The results of the products, [weight_tiles, row_tiles, 4].
     products: Array<f32>,
-    /// The sums of squares of this lane's rows of x, [row_tiles].
-    squares: Array<f32>,
 }
 
 #[cube]
@@ -218,12 +207,7 @@ impl Sums {
         for i in 0..count {
             products[i] = 0.0f32;
         }
-        let mut squares = Array::<f32>::new(plan.row_tiles);
-        #[unroll]
-        for t in 0..comptime!(plan.row_tiles) {
-            squares[t] = 0.0f32;
-        }
-        Sums { products, squares }
+        Sums { products }
     }
 
     /// Adds this plane's part of the products of a tile, whose rows are in `first`, or with a gate
@@ -234,12 +218,10 @@ impl Sums {
         first: &[Words],
         second: &[Words],
         tile: &Tile,
-        scales: &mut Shared<[f32]>,
         #[comptime] plan: LinearMmaBlueprint,
     ) {
         let rows = rows_of_lane(tile, reader.pitch, plan);
         let mut begin = PLANE_POS as usize * comptime!(plan.vectors_of_plane());
-        // The first weights are on their way while the scales are computed.
         let mut loaded = Array::<Words>::new(comptime!(2 * plan.weight_tiles * plan.unroll));
         load(
             &mut loaded,
@@ -250,21 +232,10 @@ impl Sums {
             reader.vectors,
             plan,
         );
-        if comptime!(plan.scaled) {
-            scale_rows::<E>(scales, reader, plan);
-        }
-        let mut own = Array::<f32>::new(plan.row_tiles);
-        #[unroll]
-        for t in 0..comptime!(plan.row_tiles) {
-            own[t] = 1.0f32;
-            if comptime!(plan.scaled) {
-                own[t] = scales[t * ROWS + UNIT_POS_PLANE as usize / MEMBERS];
-            }
-        }
         while begin < reader.vectors {
             #[unroll]
             for u in 0..comptime!(plan.unroll) {
-                self.multiply::<E>(&loaded, reader, &own, begin, u, plan);
+                self.multiply::<E>(&loaded, reader, begin, u, plan);
             }
             begin += comptime!(plan.vectors_at_once());
             if begin < reader.vectors {
@@ -286,19 +257,13 @@ impl Sums {
         &mut self,
         loaded: &Array<Words>,
         reader: &Reader<'_>,
-        scales: &Array<f32>,
         begin: usize,
         #[comptime] u: usize,
         #[comptime] plan: LinearMmaBlueprint,
     ) {
-        let norm = comptime!(plan.projection.norm != NormKind::None);
         let lane = UNIT_POS_PLANE as usize;
         let at = begin + comptime!(MEMBERS * u) + lane % MEMBERS;
         let known = min(at, reader.vectors - 1);
-        let mut weights = Words::new(0u32);
-        if comptime!(norm) {
-            weights = reader.norm.scale[known];
-        }
         #[unroll]
         for t in 0..comptime!(plan.row_tiles) {
             let row = min(
@@ -312,18 +277,6 @@ impl Sums {
                 let mut word = vector.extract(w);
                 if comptime!(plan.ragged) {
                     word = select(at < reader.vectors, word, 0u32);
-                }
-                if comptime!(norm) {
-                    let x = Vector::<E, Const<2>>::reinterpret(word);
-                    let scale = Vector::<E, Const<2>>::reinterpret(weights.extract(w));
-                    let mut normed = Vector::<E, Const<2>>::new(E::from_int(0));
-                    #[unroll]
-                    for i in 0..2usize {
-                        let value = f32::cast_from(x.extract(i)) * scales[t];
-                        self.squares[t] += value * value;
-                        normed.insert(i, E::cast_from(value * f32::cast_from(scale.extract(i))));
-                    }
-                    word = u32::reinterpret(normed);
                 }
                 b[w] = word;
             }
@@ -341,26 +294,11 @@ impl Sums {
     }
 
     /// Writes the sums of a plane to shared memory.
-    fn store(
-        &self,
-        shared: &mut Shared<[f32]>,
-        squares: &mut Shared<[f32]>,
-        #[comptime] plan: LinearMmaBlueprint,
-    ) {
+    fn store(&self, shared: &mut Shared<[f32]>, #[comptime] plan: LinearMmaBlueprint) {
         let (plane, lane) = (PLANE_POS as usize, UNIT_POS_PLANE as usize);
         #[unroll]
         for i in 0..comptime!(plan.weight_tiles * plan.row_tiles * HELD) {
             shared[plane * plan.sums() + i * PLANE + lane] = self.products[i];
-        }
-        if comptime!(plan.projection.norm != NormKind::None) {
-            #[unroll]
-            for t in 0..comptime!(plan.row_tiles) {
-                // Four lanes have the same row and different features.
-                let sum = group_sum(self.squares[t], comptime!(MEMBERS as u32));
-                if lane % MEMBERS == 0 {
-                    squares[plane * plan.rows() + t * ROWS + lane / MEMBERS] = sum;
-                }
-            }
         }
     }
 }
@@ -441,47 +379,6 @@ fn add_product<E: Float>(
     }
 }
 
-/// Writes a power of two for each row of x that scales it to about 1. It is exact, and undone by
-/// the norm, so that a part of the row is enough to find it. Ends with a barrier.
-#[cube]
-fn scale_rows<E: Float>(
-    scales: &mut Shared<[f32]>,
-    reader: &Reader<'_>,
-    #[comptime] plan: LinearMmaBlueprint,
-) {
-    let lane = UNIT_POS_PLANE as usize;
-    let at = min(
-        lane * (reader.vectors / PLANE) + lane % MEMBERS,
-        reader.vectors - 1,
-    );
-    #[unroll]
-    for round in 0..comptime!(plan.rows().div_ceil(plan.planes)) {
-        let r = comptime!(round * plan.planes).runtime() + PLANE_POS as usize;
-        let row = min(r, reader.rows - 1);
-        let vector = reader.x[row * reader.vectors + at];
-        let mut sum = 0.0f32;
-        #[unroll]
-        for w in 0..4usize {
-            let pair = Vector::<E, Const<2>>::reinterpret(vector.extract(w));
-            #[unroll]
-            for i in 0..2usize {
-                let value = f32::cast_from(pair.extract(i));
-                sum += value * value;
-            }
-        }
-        let mean = sum_in_plane(sum, comptime!(PLANE as u32))
-            * comptime!(1.0 / (PLANE * PER_VECTOR) as f32);
-        // The exponent of the mean of squares, halved. All zeros and infinities keep their scale.
-        let exponent = u32::reinterpret(mean) >> 23u32;
-        let usable = exponent > 0u32 && exponent < 255u32;
-        let field = select(usable, 190u32 - (exponent >> 1u32), 127u32);
-        if lane == 0 && r < comptime!(plan.rows()) {
-            scales[r] = f32::reinterpret(field << 23u32);
-        }
-    }
-    sync_cube();
-}
-
 /// Returns the output and the row of x of this unit's result number `i`. Neighbouring units write
 /// neighbouring outputs.
 #[cube]
@@ -534,29 +431,4 @@ fn sum_of_planes(
         sum += shared[comptime!(plane * plan.sums()) + at];
     }
     sum
-}
-
-/// Returns the factor of the norm for a row of x.
-#[cube]
-fn norm_factor(
-    squares: &Shared<[f32]>,
-    scales: &Shared<[f32]>,
-    row: usize,
-    shape: &LinearShape,
-    #[comptime] plan: LinearMmaBlueprint,
-) -> f32 {
-    let mut factor = 1.0f32;
-    if comptime!(plan.projection.norm != NormKind::None) {
-        let mut sum = 0.0f32;
-        #[unroll]
-        for plane in 0..comptime!(plan.planes) {
-            sum += squares[comptime!(plane * plan.rows()) + row];
-        }
-        let mut epsilon = shape.epsilon;
-        if comptime!(plan.scaled) {
-            epsilon *= scales[row] * scales[row];
-        }
-        factor = 1.0f32 / (sum / f32::cast_from(shape.features) + epsilon).sqrt();
-    }
-    factor
 }

@@ -7,7 +7,7 @@
 //! With a gate, half of a plane's rows of weights are those of the gate, and the other half the same
 //! rows of the layer beside it: a lane holds both products of an output.
 
-use cubecl::prelude::barrier::copy_async_checked;
+use cubecl::prelude::barrier::{copy_async, copy_async_checked};
 use cubecl::prelude::*;
 
 use crate::backends::cube::parts::cp_async::{commit_group, wait_groups};
@@ -47,6 +47,9 @@ pub(crate) struct LinearTilesBlueprint {
     pub weight_planes: usize,
     /// Stages in shared memory: one in use, the others on their way.
     pub stages: usize,
+    /// A tile has as many rows and outputs as there are, and a stage as many features. The tiles at
+    /// the ends then move inwards, over outputs of their neighbours, and nothing is checked.
+    pub whole: bool,
 }
 
 impl LinearTilesBlueprint {
@@ -71,6 +74,11 @@ impl LinearTilesBlueprint {
     /// Outputs of a cube.
     pub fn outputs(&self) -> usize {
         self.weight_planes * self.plane_outputs()
+    }
+
+    /// Features of a stage.
+    pub fn features(&self) -> usize {
+        STAGE * VECTOR
     }
 
     /// Units of a cube.
@@ -121,25 +129,23 @@ pub(crate) fn linear_tiles_kernel<E: Float, N: Size>(
     if !tile.exists {
         terminate!();
     }
-    let first_row = row_tile * comptime!(plan.rows());
-    let vectors = shape.features as usize / VECTOR;
-    let count = vectors.div_ceil(STAGE);
+    let mut tile = tile;
+    let mut first_row = row_tile * comptime!(plan.rows());
+    if comptime!(plan.whole) {
+        first_row = min(first_row, shape.rows as usize - comptime!(plan.rows()));
+        tile.first = min(tile.first, tile.count - comptime!(plan.outputs()));
+    }
+    let source = Source::<E, N>::new(x, weights, &tile, first_row, shape, plan);
+    let count = source.vectors.div_ceil(STAGE);
     let mut shared =
         Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(plan.stages * plan.stage()), 16usize);
     #[unroll]
     for stage in 0..comptime!(plan.stages - 1) {
         if stage < count {
-            request::<E, N>(
-                x,
-                weights,
-                &mut shared,
-                &tile,
-                first_row,
-                stage,
-                stage,
-                shape,
-                plan,
-            );
+            #[unroll]
+            for part in 0..STEPS {
+                source.request(&mut shared, stage, stage, part, plan);
+            }
         }
         commit_group();
     }
@@ -155,21 +161,15 @@ pub(crate) fn linear_tiles_kernel<E: Float, N: Size>(
         wait_groups(comptime!(plan.stages - 2));
         sync_cube();
         let next = done + comptime!(plan.stages - 1);
-        if next < count {
-            request::<E, N>(
-                x,
-                weights,
-                &mut shared,
-                &tile,
-                first_row,
-                next,
-                free,
-                shape,
-                plan,
-            );
+        #[unroll]
+        for part in 0..STEPS {
+            add_step::<E, N>(&mut sums, &shared, stage, part, plan);
+            // Between the products, which take the time of the requests.
+            if next < count {
+                source.request(&mut shared, next, free, part, plan);
+            }
         }
         commit_group();
-        add_stage::<E, N>(&mut sums, &shared, stage, plan);
         free = stage;
         stage += 1;
         if stage == comptime!(plan.stages) {
@@ -202,132 +202,210 @@ fn place_of_cube(
     (first + place % size, output_tile)
 }
 
-/// Requests features from 64 `step` on of the tile's rows and of its weights, for stage `stage`.
+/// The rows of x and of the weights of a cube.
+#[derive(CubeType)]
+struct Source<'a, E: Float, N: Size> {
+    x: &'a [Vector<E, N>],
+    weights: &'a UpToThree<Vector<E, N>>,
+    /// The number of the weight.
+    weight: u32,
+    /// This unit's first row of x.
+    row: usize,
+    /// Rows of x.
+    rows: usize,
+    /// This unit's first row of the weight.
+    output: usize,
+    /// Rows of the weight.
+    outputs: usize,
+    /// Vectors of a row.
+    vectors: usize,
+    /// Vectors between two rows of the weight.
+    pitch: usize,
+}
+
 #[cube]
-#[allow(clippy::too_many_arguments)]
-fn request<E: Float, N: Size>(
-    x: &[Vector<E, N>],
-    weights: &UpToThree<Vector<E, N>>,
-    shared: &mut Shared<[Vector<E, N>]>,
-    tile: &Tile,
-    first_row: usize,
-    step: usize,
-    stage: usize,
-    shape: &LinearShape,
-    #[comptime] plan: LinearTilesBlueprint,
-) {
-    let vectors = shape.features as usize / VECTOR;
-    let first = stage * comptime!(plan.stage());
-    #[unroll]
-    for round in 0..comptime!(plan.rows() / plan.rows_at_once()) {
-        let row = comptime!(round * plan.rows_at_once()) + UNIT_POS as usize / STAGE;
-        let target = first + row * comptime!(row_stride(STAGE * VECTOR));
-        let row = first_row + row;
-        request_row::<E, N>(x, shared, row, shape.rows as usize, vectors, step, target);
-    }
-    #[unroll]
-    for round in 0..comptime!(plan.weights() / plan.rows_at_once()) {
-        let base = comptime!(round * plan.rows_at_once());
+impl<'a, E: Float, N: Size> Source<'a, E, N> {
+    fn new(
+        x: &'a [Vector<E, N>],
+        weights: &'a UpToThree<Vector<E, N>>,
+        tile: &Tile,
+        first_row: usize,
+        shape: &LinearShape,
+        #[comptime] _plan: LinearTilesBlueprint,
+    ) -> Source<'a, E, N> {
         let unit = UNIT_POS as usize / STAGE;
-        let target = first
-            + comptime!((plan.rows() + base) * row_stride(STAGE * VECTOR))
-            + unit * comptime!(row_stride(STAGE * VECTOR));
+        Source::<'a, E, N> {
+            x,
+            weights,
+            weight: tile.weight,
+            row: first_row + unit,
+            rows: shape.rows as usize,
+            output: tile.first + unit,
+            outputs: tile.count,
+            vectors: shape.features as usize / VECTOR,
+            pitch: shape.pitch as usize / VECTOR,
+        }
+    }
+
+    /// Requests part `part` of the rows, features from 64 `step` on, for stage `stage`.
+    fn request(
+        &self,
+        shared: &mut Shared<[Vector<E, N>]>,
+        step: usize,
+        stage: usize,
+        #[comptime] part: usize,
+        #[comptime] plan: LinearTilesBlueprint,
+    ) {
+        let at_once = comptime!(plan.rows_at_once());
+        let stride = comptime!(row_stride(STAGE * VECTOR));
+        let first = stage * comptime!(plan.stage()) + UNIT_POS as usize / STAGE * stride;
+        #[unroll]
+        for round in 0..comptime!((plan.rows() + plan.weights()) / at_once) {
+            if comptime!(round % STEPS == part) {
+                let base = comptime!(round * at_once);
+                let target = first + comptime!(base * stride);
+                if comptime!(base < plan.rows()) {
+                    self.request_row(
+                        self.x,
+                        shared,
+                        self.row + base,
+                        self.rows,
+                        self.vectors,
+                        step,
+                        target,
+                        plan,
+                    );
+                } else {
+                    self.request_weight(shared, step, target, comptime!(base - plan.rows()), plan);
+                }
+            }
+        }
+    }
+
+    /// Requests this unit's vector of its row number `base` of the weights.
+    fn request_weight(
+        &self,
+        shared: &mut Shared<[Vector<E, N>]>,
+        step: usize,
+        target: usize,
+        #[comptime] base: usize,
+        #[comptime] plan: LinearTilesBlueprint,
+    ) {
+        let (weights, count, pitch) = (self.weights, self.outputs, self.pitch);
         if comptime!(plan.projection.gated) {
             let half = comptime!(PLANE_WEIGHTS / 2);
-            let output = tile.first + comptime!(base / PLANE_WEIGHTS * half + base % half) + unit;
+            let output = self.output + comptime!(base / PLANE_WEIGHTS * half + base % half);
             if comptime!(base % PLANE_WEIGHTS < half) {
-                request_row::<E, N>(
+                self.request_row(
                     &weights.first,
                     shared,
                     output,
-                    tile.count,
-                    vectors,
+                    count,
+                    pitch,
                     step,
                     target,
+                    plan,
                 );
             } else {
-                request_row::<E, N>(
+                self.request_row(
                     &weights.second,
                     shared,
                     output,
-                    tile.count,
-                    vectors,
+                    count,
+                    pitch,
                     step,
                     target,
+                    plan,
                 );
             }
         } else {
-            let output = tile.first + base + unit;
-            if tile.weight == 0u32 {
-                request_row::<E, N>(
+            let output = self.output + base;
+            if self.weight == 0u32 {
+                self.request_row(
                     &weights.first,
                     shared,
                     output,
-                    tile.count,
-                    vectors,
+                    count,
+                    pitch,
                     step,
                     target,
+                    plan,
                 );
             }
             if comptime!(plan.projection.weights > 1) {
-                if tile.weight == 1u32 {
-                    request_row::<E, N>(
+                if self.weight == 1u32 {
+                    self.request_row(
                         &weights.second,
                         shared,
                         output,
-                        tile.count,
-                        vectors,
+                        count,
+                        pitch,
                         step,
                         target,
+                        plan,
                     );
                 }
             }
             if comptime!(plan.projection.weights > 2) {
-                if tile.weight == 2u32 {
-                    request_row::<E, N>(
+                if self.weight == 2u32 {
+                    self.request_row(
                         &weights.third,
                         shared,
                         output,
-                        tile.count,
-                        vectors,
+                        count,
+                        pitch,
                         step,
                         target,
+                        plan,
                     );
                 }
             }
         }
     }
+
+    /// Requests this unit's vector of a row for the row of a stage that begins at `target`. Past the
+    /// last row and the last feature it becomes zeros.
+    #[allow(clippy::too_many_arguments)]
+    fn request_row(
+        &self,
+        source: &[Vector<E, N>],
+        shared: &mut Shared<[Vector<E, N>]>,
+        row: usize,
+        rows: usize,
+        pitch: usize,
+        step: usize,
+        target: usize,
+        #[comptime] plan: LinearTilesBlueprint,
+    ) {
+        let column = UNIT_POS as usize % STAGE;
+        let at = step * STAGE + column;
+        let target = target + column;
+        if comptime!(plan.whole) {
+            let from = row * pitch + at;
+            copy_async(
+                &source[from..from + 1],
+                &mut shared[target..target + 1],
+                comptime!(VECTOR as u32),
+            );
+        } else {
+            let valid = select(row < rows && at < self.vectors, 1usize, 0usize);
+            let from = min(row, rows - 1) * pitch + min(at, self.vectors - 1);
+            copy_async_checked(
+                &source[from..from + valid],
+                &mut shared[target..target + 1],
+                comptime!(VECTOR as u32),
+            );
+        }
+    }
 }
 
-/// Requests this unit's vector of a row for the row of a stage that begins at `target`. Past the
-/// last row and the last feature it becomes zeros.
+/// Adds the products of 16 features of a stage.
 #[cube]
-fn request_row<E: Float, N: Size>(
-    source: &[Vector<E, N>],
-    shared: &mut Shared<[Vector<E, N>]>,
-    row: usize,
-    rows: usize,
-    vectors: usize,
-    step: usize,
-    target: usize,
-) {
-    let column = UNIT_POS as usize % STAGE;
-    let at = step * STAGE + column;
-    let valid = select(row < rows && at < vectors, 1usize, 0usize);
-    let from = min(row, rows - 1) * vectors + min(at, vectors - 1);
-    copy_async_checked(
-        &source[from..from + valid],
-        &mut shared[target + column..target + column + 1],
-        comptime!(VECTOR as u32),
-    );
-}
-
-/// Adds the products of a stage.
-#[cube]
-fn add_stage<E: Float, N: Size>(
+fn add_step<E: Float, N: Size>(
     sums: &mut Array<f32>,
     shared: &Shared<[Vector<E, N>]>,
     stage: usize,
+    #[comptime] step: usize,
     #[comptime] plan: LinearTilesBlueprint,
 ) {
     let stride = comptime!(row_stride(STAGE * VECTOR));
@@ -339,29 +417,26 @@ fn add_stage<E: Float, N: Size>(
     let (row, vector) = address_by_columns(UNIT_POS_PLANE);
     let row = plane % comptime!(plan.weight_planes) * PLANE_WEIGHTS + row as usize;
     let right = first + (comptime!(plan.rows()) + row) * stride + vector as usize;
+    let mut a = Array::<Vector<E, Const<2>>>::new(comptime!(4 * BLOCKS));
     #[unroll]
-    for step in 0..STEPS {
-        let mut a = Array::<Vector<E, Const<2>>>::new(comptime!(4 * BLOCKS));
+    for block in 0..BLOCKS {
+        let at = left + comptime!(block * ROWS * stride + 2 * step);
+        let loaded = load_rows::<E, N>(shared, at);
+        #[unroll]
+        for i in 0..4usize {
+            a[comptime!(4 * block + i)] = loaded[i];
+        }
+    }
+    #[unroll]
+    for pair in 0..PAIRS {
+        let at = right + comptime!(pair * 2 * COLUMNS * stride + 2 * step);
+        let b = load_columns::<E, N>(shared, at);
         #[unroll]
         for block in 0..BLOCKS {
-            let at = left + comptime!(block * ROWS * stride + 2 * step);
-            let loaded = load_rows::<E, N>(shared, at);
             #[unroll]
-            for i in 0..4usize {
-                a[comptime!(4 * block + i)] = loaded[i];
-            }
-        }
-        #[unroll]
-        for pair in 0..PAIRS {
-            let at = right + comptime!(pair * 2 * COLUMNS * stride + 2 * step);
-            let b = load_columns::<E, N>(shared, at);
-            #[unroll]
-            for block in 0..BLOCKS {
-                #[unroll]
-                for half in 0..2usize {
-                    let to = comptime!(((block * PAIRS + pair) * 2 + half) * RESULT);
-                    multiply::<E>(sums, &a, &b, block, half, to);
-                }
+            for half in 0..2usize {
+                let to = comptime!(((block * PAIRS + pair) * 2 + half) * RESULT);
+                multiply::<E>(sums, &a, &b, block, half, to);
             }
         }
     }

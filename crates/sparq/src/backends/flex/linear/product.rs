@@ -271,17 +271,13 @@ fn write<S: Simd, const M: usize, const N: usize>(
         four[..N].copy_from_slice(&tile[0]);
         return to[..STREAMS].copy_from_slice(&simd.sums(four));
     }
-    for n in 0..N {
+    for (n, to) in to.chunks_mut(stride).enumerate().take(N) {
         let mut four = [simd.splat(0.0); TILE_ROWS];
         for m in 0..M {
             four[m] = tile[m][n];
         }
         let sums = simd.sums(four);
-        let start = n * stride;
-        if start >= to.len() {
-            break;
-        }
-        let to = &mut to[start..start + M];
+        let to = &mut to[..M];
         for m in 0..M {
             to[m] = if add { to[m] + sums[m] } else { sums[m] };
         }

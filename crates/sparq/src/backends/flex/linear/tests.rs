@@ -78,7 +78,8 @@ fn activate(activation: Activation, x: f64) -> f64 {
             let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
             x * (1.0 + u.tanh()) / 2.0
         }
-        Activation::Relu => x.max(0.0),
+        Activation::Relu if x < 0.0 => 0.0,
+        Activation::Relu => x,
     }
 }
 

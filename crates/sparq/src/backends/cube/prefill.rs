@@ -120,6 +120,7 @@ fn with_matrix_units(problem: &PrefillProblem, device: &DeviceInfo) -> Option<Pr
     let cubes = sizes.batch_heads() * problem.rows().div_ceil(large.rows());
     let small = PrefillBlueprint {
         blocks: 1,
+        keys: 64,
         resident: true,
         ..large
     };

@@ -111,7 +111,8 @@ fn with_matrix_units(problem: &PrefillProblem, device: &DeviceInfo) -> Option<Pr
         head_dim: sizes.head_dim,
         planes: 4,
         blocks: 2,
-        keys: 64,
+        // With more, NVRTC needs 13 s for large heads, and registers spill.
+        keys: if sizes.head_dim > 64 { 32 } else { 64 },
         resident: false,
         single: true,
     };
@@ -119,6 +120,7 @@ fn with_matrix_units(problem: &PrefillProblem, device: &DeviceInfo) -> Option<Pr
     let cubes = sizes.batch_heads() * problem.rows().div_ceil(large.rows());
     let small = PrefillBlueprint {
         blocks: 1,
+        keys: 64,
         resident: true,
         ..large
     };

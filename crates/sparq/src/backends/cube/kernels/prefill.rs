@@ -181,6 +181,8 @@ pub(crate) fn prefill_kernel<Q: Float, E: Float, N: Size>(
         stage = 1 - stage;
         at = next;
     }
+    // Without a position there was no turn: the first tile may still be on its way.
+    wait_groups(0usize);
     if comptime!(plan.single) {
         state.write_output::<Q>(out, &tile, plan);
     } else {

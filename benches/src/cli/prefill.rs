@@ -97,7 +97,7 @@ pub fn prefill(args: &PrefillArgs, command: String) -> Result<()> {
         dtype: args.dtype,
         chunk: args
             .chunk
-            .unwrap_or(GenerateOptions::default().prefill_chunk),
+            .unwrap_or_else(|| GenerateOptions::prefill_chunk_of(device.is_gpu())),
         samples: args.samples,
     };
     let build = |device: &Device| -> Result<Decoder> {

@@ -37,6 +37,20 @@ pub struct GenerateOptions {
     pub cancel: CancelToken,
 }
 
+impl GenerateOptions {
+    /// Returns a number of prompt tokens per prefill pass that suits a GPU or a CPU.
+    ///
+    /// A pass reads all weights and waits for its logits. On a GPU, with 8192 tokens, it does 16384
+    /// operations per weight, 40 times as many as an H200 can do while it reads a weight of 16 bits.
+    /// The activations of an 8B model are then about 1 GiB.
+    pub fn prefill_chunk_of(gpu: bool) -> usize {
+        match gpu {
+            true => 8192,
+            false => 2048,
+        }
+    }
+}
+
 impl Default for GenerateOptions {
     /// Dense attention, greedy sampling, at most 256 tokens, prefill passes of 2048, captured
     /// steps.
@@ -47,7 +61,7 @@ impl Default for GenerateOptions {
             max_new_tokens: 256,
             stop: Vec::new(),
             eos_ids: None,
-            prefill_chunk: 2048,
+            prefill_chunk: Self::prefill_chunk_of(false),
             capture: true,
             cancel: CancelToken::new(),
         }

@@ -27,11 +27,6 @@ use crate::progress;
 use options::SamplingArgs;
 use report::{Report, Start};
 
-/// The default prompt tokens per prefill pass on GPUs. A pass reads all weights and waits for its
-/// logits. With this many tokens it does 16384 operations per weight, 40 times what an H200 can do
-/// while it reads a weight of 16 bits. The activations of an 8B model are then about 1 GiB.
-const GPU_CHUNK: usize = 8192;
-
 /// The arguments of `sparq generate`.
 #[derive(Args, Clone, Debug)]
 #[command(group = ArgGroup::new("input").required(true).args(["prompt", "prompt_file", "chat"]))]
@@ -106,10 +101,8 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
     let dtype = args.dtype.of(description.stored_float, device);
     let mut options = args.sampling.options(method)?;
     options.capture = !args.no_graph;
-    options.prefill_chunk = args.prefill_chunk.unwrap_or(match device.is_gpu() {
-        true => GPU_CHUNK,
-        false => options.prefill_chunk,
-    });
+    let chunk = || GenerateOptions::prefill_chunk_of(device.is_gpu());
+    options.prefill_chunk = args.prefill_chunk.unwrap_or_else(chunk);
     options.cancel = interrupt::install()?;
     let template = if args.chat.is_some() {
         Some(chat_template(&source)?)

@@ -135,7 +135,7 @@ pub(crate) fn linear_tiles_kernel<E: Float, N: Size>(
         first_row = min(first_row, shape.rows as usize - comptime!(plan.rows()));
         tile.first = min(tile.first, tile.count - comptime!(plan.outputs()));
     }
-    let source = Source::<E, N>::new(x, weights, &tile, first_row, shape, plan);
+    let source = Source::<E, N>::new(x, weights, &tile, first_row, shape);
     let count = source.vectors.div_ceil(STAGE);
     let mut shared =
         Shared::<[Vector<E, N>]>::new_aligned_slice(comptime!(plan.stages * plan.stage()), 16usize);
@@ -231,7 +231,6 @@ impl<'a, E: Float, N: Size> Source<'a, E, N> {
         tile: &Tile,
         first_row: usize,
         shape: &LinearShape,
-        #[comptime] _plan: LinearTilesBlueprint,
     ) -> Source<'a, E, N> {
         let unit = UNIT_POS as usize / STAGE;
         Source::<'a, E, N> {

@@ -13,7 +13,7 @@ use sparq_measure::model::StepRow;
 use super::text::wrap;
 use super::{Named, Results};
 use crate::report::{E2eReport, Report};
-use sparq_output::numbers::{digits, percent};
+use sparq_output::numbers::{self, percent};
 use sparq_output::table::Table;
 
 /// The tables of the page.
@@ -103,23 +103,23 @@ pub fn prediction(report: &E2eReport, row: &StepRow) -> Option<StepTime> {
 /// Adds the measured and the predicted times of a row, unless it was not measured.
 fn add_step(table: &mut Table, report: &E2eReport, row: &StepRow) {
     let (captured, rest) = (row.captured_us(), row.rest_us());
-    let times = (prediction(report, row), row.parts, captured, rest);
-    let (Some(predicted), Some(parts), Some(step), Some(rest)) = times else {
+    let Some((predicted, step)) = prediction(report, row).zip(captured) else {
         return;
     };
-    let mut add = |names: [String; 4], source: &str, us: [f64; 4], error: String| {
-        let times = us.map(|us| digits(us / 1e3));
+    let mut add = |names: [String; 4], source: &str, us: [Option<f64>; 4], error: String| {
+        let times = us.map(|us| numbers::or_dash(us.map(|us| us / 1e3)));
         let cells = names.into_iter().chain([source.to_owned()]);
         table.row(cells.chain(times).chain([error]));
     };
     let run = row.run;
     let [batch, seq_len] = [run.batch, run.seq_len].map(|size| size.to_string());
     let names = [run.model.name().into(), batch, seq_len, row.label()];
-    let (attention, products) = (parts.attention.median_us, parts.linears.median_us);
+    let attention = row.parts.map(|parts| parts.attention.median_us);
+    let products = row.parts.map(|parts| parts.linears.median_us);
     add(
         names,
         "measured",
-        [attention, products, rest, step],
+        [attention, products, rest, Some(step)],
         String::new(),
     );
     let total = predicted.total_us();
@@ -133,7 +133,7 @@ fn add_step(table: &mut Table, report: &E2eReport, row: &StepRow) {
     add(
         Default::default(),
         "predicted",
-        times,
+        times.map(Some),
         signed(total / step - 1.0),
     );
 }

@@ -1,4 +1,4 @@
-//! The table of the README: whole models. Until their results exist, rows of steps and attention.
+//! The table of the README: whole models, and attention alone beside PyTorch.
 
 use sparq::{Sketch, SparqConfig};
 use sparq_measure::attention::{MethodName, Row};
@@ -18,8 +18,8 @@ use sparq_output::table::Table;
 /// A row: the beginning of the names of reports, and one of their runs, lengths or shapes.
 type Wanted = (&'static str, Measurement);
 
-/// The rows of the table if any of them has a result.
-const WHOLE_MODELS: [Wanted; 8] = [
+/// The rows of the table that have a result.
+const WANTED: [Wanted; 10] = [
     ("h200-e2e", step(ModelName::Llama3, 1, 4096)),
     ("h200-e2e", step(ModelName::Llama3, 1, 131_072)),
     ("h200-e2e", step(ModelName::Llama2, 1, 65_536)),
@@ -28,18 +28,8 @@ const WHOLE_MODELS: [Wanted; 8] = [
     ("h200-prefill", Measurement::Prefill(131_072)),
     ("h200-start", Measurement::Start(CacheState::Cold)),
     ("h200-start", Measurement::Start(CacheState::Warm)),
-];
-
-/// The rows of the table otherwise: whole steps, then attention, with rows that SparQ loses.
-const STEPS_AND_ATTENTION: [Wanted; 8] = [
-    ("h100-e2e", step(ModelName::Llama3, 1, 4096)),
-    ("h100-e2e", step(ModelName::Llama3, 1, 32_768)),
-    ("h100-e2e", step(ModelName::Llama3, 1, 131_072)),
-    ("h100-e2e", step(ModelName::Llama2, 1, 65_536)),
-    ("h100-e2e", step(ModelName::Llama2, 16, 4096)),
     ("h100-field", attention(1, 4096, CacheType::F16)),
     ("h100-field", attention(8, 131_072, CacheType::F16)),
-    ("cpu-2cores", attention(1, 16_384, CacheType::F32)),
 ];
 
 const SKETCH: Sketch = Sketch::Bits4;
@@ -87,10 +77,7 @@ struct Line<'a> {
 
 /// The rendered part of the README.
 pub fn readme(results: &Results) -> String {
-    let mut lines = lines(&WHOLE_MODELS, results);
-    if lines.is_empty() {
-        lines = self::lines(&STEPS_AND_ATTENTION, results);
-    }
+    let lines = lines(&WANTED, results);
     if lines.is_empty() {
         return "No results yet.\n".into();
     }

@@ -8,21 +8,20 @@ use sparq::SparqError;
 use sparq::cost::{Gpu, REACHED, StepCosts};
 
 /// The share of the maker's bandwidth at which products with one token read 16-bit weights on a
-/// GPU. Measured on an H100 with burn's matrix products: 15.0 GB in 6.14 ms, so 2444 of 3350 GB/s.
+/// GPU. Measured on an H200: 15.0 GB in 4.29 ms, so 3500 of 4800 GB/s.
 /// For another engine set [`Machine::weights_gb_per_s`].
 pub const PRODUCTS_REACHED: f64 = 0.73;
 
-/// The same for products with [`MANY_SEQUENCES`] tokens or more, for which burn uses matrix units:
-/// 13.2 GB in 18.0 ms, so 734 GB/s. These products are slower than those with one token.
-pub const MANY_PRODUCTS_REACHED: f64 = 0.22;
+/// The same for products with [`MANY_SEQUENCES`] tokens or more, for which matrix units multiply:
+/// 13.2 GB in about 4.7 ms with 16 tokens, so 2800 GB/s.
+pub const MANY_PRODUCTS_REACHED: f64 = 0.58;
 
-/// The number of sequences from which burn uses the kernels of [`MANY_PRODUCTS_REACHED`]. Measured
-/// with 16.
-pub const MANY_SEQUENCES: usize = 2;
+/// The number of sequences from which matrix units multiply.
+pub const MANY_SEQUENCES: usize = 5;
 
 /// Microseconds of a layer besides attention and products in a captured step on a GPU. Measured on
-/// an H100: 42 to 47, with dense attention and with SparQ.
-const GPU_LAYER_US: f64 = 45.0;
+/// an H200: 6 with dense attention and 11 with SparQ.
+const GPU_LAYER_US: f64 = 8.0;
 
 /// A machine, or one of several equal GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

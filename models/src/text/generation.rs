@@ -41,8 +41,8 @@ impl GenerateOptions {
     /// Returns a number of prompt tokens per prefill pass that suits a GPU or a CPU.
     ///
     /// A pass reads all weights and waits for its logits. On a GPU, with 8192 tokens, it does 16384
-    /// operations per weight, 40 times as many as an H200 can do while it reads a weight of 16 bits.
-    /// The activations of an 8B model are then about 1 GiB.
+    /// operations per weight, 40 times as many as an H200 can do while it reads a weight of 16
+    /// bits. The activations of an 8B model are then about 1 GiB.
     pub fn prefill_chunk_of(gpu: bool) -> usize {
         match gpu {
             true => 8192,

@@ -178,7 +178,7 @@ fn damage_names_the_tensor() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     let damage = "model.bpk: tensor \"model.norm.weight\": expected the checksum";
-    let line = format!("generate --model {converted} --prompt a");
+    let line = format!("logits --model {converted} --tokens 1,2 --out {converted}.logits");
     fails(&line, &[damage, "convert the model again"]);
 }
 

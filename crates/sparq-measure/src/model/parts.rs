@@ -6,6 +6,7 @@ use anyhow::Result;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::nn::Linear;
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
+use sparq::ops::{Norm, Projections, decode_linear};
 use sparq_models::Decoder;
 
 use super::Setup;
@@ -62,11 +63,11 @@ fn products(model: &Decoder, run: &RunShape, dtype: CacheType, device: &Device) 
     if run.model.config().tie_word_embeddings {
         matrices.0.push(table.transpose());
     }
-    let layers: Vec<(Linear, Tensor<3>)> = matrices
+    let layers: Vec<(Linear, Tensor<2>)> = matrices
         .0
         .into_iter()
         .map(|weight| {
-            let x = random([run.batch, 1, weight.dims()[0]], dtype, device);
+            let x = random([run.batch, weight.dims()[0]], dtype, device);
             let weight = Param::from_tensor(weight);
             (Linear { weight, bias: None }, x)
         })
@@ -74,7 +75,8 @@ fn products(model: &Decoder, run: &RunShape, dtype: CacheType, device: &Device) 
     Box::new(move |_| {
         let mut last = None;
         for (linear, x) in &layers {
-            last = Some(linear.forward(x.clone()));
+            let projection = Projections::One(linear.into());
+            last = Some(decode_linear(x.clone(), Norm::None, projection, None));
         }
         Kept::rest(last)
     })

@@ -219,8 +219,8 @@ impl SparqAttention {
     /// Without a cache, x is the whole sequence, and the result is differentiable in x and all
     /// weights. With a cache, x continues the cached sequence and is appended to it. Left padding
     /// of the cache is not attended to. The cache is detached, so gradients reach only the query
-    /// and output projections. Memory grows with T and not with its square, apart from the memory of
-    /// a backward pass.
+    /// and output projections. Memory grows with T and not with its square, apart from the memory
+    /// of a backward pass.
     ///
     /// # Errors
     /// [`SparqError::Shape`] if x does not fit the module or the cache, [`SparqError::Value`] if

@@ -30,8 +30,9 @@ use crate::{Method, SparqError};
 ///
 /// # Ranges
 /// A sketch in codes sets its ranges at its first use after the prefill, however many appends that
-/// took, or at an earlier [`KvCache::refresh_sketch`]. It sets them again whenever the length has doubled since, and after a truncation to less
-/// than half. In between, keys outside the range of their channel are clamped to its ends.
+/// took, or at an earlier [`KvCache::refresh_sketch`]. It sets them again whenever the length has
+/// doubled since, and after a truncation to less than half. In between, keys outside the range of
+/// their channel are clamped to its ends.
 ///
 /// # Sliding window
 /// With a window of W positions ([`KvCacheConfig::window`]), the valid span of a sequence in a

@@ -162,8 +162,8 @@ pub trait SparqBackend: Backend + Primitive {
         fallback::range_sketch(cache, spans, sequence)
     }
 
-    /// Causal attention of the last T positions of every sequence, q [B, H, T, d] -> [B, H, T, d] in
-    /// q's type.
+    /// Causal attention of the last T positions of every sequence, q [B, H, T, d] -> [B, H, T, d],
+    /// in q's type.
     ///
     /// k and v [B, H_kv, S_max, d] are whole buffers of a cache to which the T positions have been
     /// appended. `device_spans` [3, B] in u32 are those of
@@ -171,8 +171,8 @@ pub trait SparqBackend: Backend + Primitive {
     /// device's spans are shorter than the host's, the host's only bound them.
     ///
     /// Query t of sequence b is at position p = end\[b\] - T + t. It attends to the positions
-    /// start\[b\] ..= p, or to the last `window` of these. A query at p < start\[b\] is left padding:
-    /// it attends to p alone, and its result is finite but has no other meaning.
+    /// start\[b\] ..= p, or to the last `window` of these. A query at p < start\[b\] is left
+    /// padding: it attends to p alone, and its result is finite but has no other meaning.
     ///
     /// Logits are divided by sqrt(d). Sums are kept in fp32 at least. The types of q and of k and v
     /// may differ. Positions from end\[b\] on may hold NaN and have no effect.

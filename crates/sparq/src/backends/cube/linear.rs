@@ -43,7 +43,7 @@ const VECTOR_BYTES: usize = 16;
 const VECTORS_AT_ONCE: usize = 8;
 /// Units of a cube without matrix units.
 const UNITS: u32 = 256;
-/// Vectors that a unit loads at once if they are all that it loads.
+/// Vectors of one round of a unit's loop if they are all of its row.
 const VECTORS_OF_ROW: usize = 16;
 /// Planes for each processor that are enough to read two rows of weights each: with a norm, whose
 /// work two rows share, and without. On an H200, one row each without a norm took 33 us instead of
@@ -228,8 +228,8 @@ impl Operands {
             && self.weights.iter().all(|weight| self.is_readable(weight))
     }
 
-    /// Returns whether the kernels can read a weight: its rows lie in order and equally far apart in
-    /// all weights. Burn leaves gaps between rows whose size in bytes is no multiple of 512.
+    /// Returns whether the kernels can read a weight: its rows lie in order and equally far apart
+    /// in all weights. Burn leaves gaps between rows whose size in bytes is no multiple of 512.
     fn is_readable(&self, weight: &CubeTensor) -> bool {
         let [pitch, step] = [0, 1].map(|dim| weight.meta.strides()[dim]);
         let aligned = weight

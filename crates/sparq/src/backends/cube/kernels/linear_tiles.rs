@@ -4,8 +4,8 @@
 //! memory, requested some stages ahead. A plane keeps the sums of 64 rows and 64 rows of weights in
 //! registers, and adds bias, activation and residual to them before they are written.
 //!
-//! With a gate, half of a plane's rows of weights are those of the gate, and the other half the same
-//! rows of the layer beside it: a lane holds both products of an output.
+//! With a gate, half of a plane's rows of weights are those of the gate, and the other half the
+//! same rows of the layer beside it: a lane holds both products of an output.
 
 use cubecl::prelude::barrier::{copy_async, copy_async_checked};
 use cubecl::prelude::*;
@@ -182,7 +182,8 @@ pub(crate) fn linear_tiles_kernel<E: Float, N: Size>(
 
 /// Returns the tile of rows and the tile of outputs of this cube.
 ///
-/// Cubes that run side by side share few tiles of rows and few of weights, which the L2 cache holds.
+/// Cubes that run side by side share few tiles of rows and few of weights, which the L2 cache
+/// holds.
 #[cube]
 fn place_of_cube(
     shape: &LinearShape,
@@ -362,8 +363,8 @@ impl<'a, E: Float, N: Size> Source<'a, E, N> {
         }
     }
 
-    /// Requests this unit's vector of a row for the row of a stage that begins at `target`. Past the
-    /// last row and the last feature it becomes zeros.
+    /// Requests this unit's vector of a row for the row of a stage that begins at `target`. Past
+    /// the last row and the last feature it becomes zeros.
     #[allow(clippy::too_many_arguments)]
     fn request_row(
         &self,

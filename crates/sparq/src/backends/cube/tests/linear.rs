@@ -310,6 +310,34 @@ fn linear_takes_every_size() {
     check("sizes", &cases);
 }
 
+/// More rows than one launch without shared memory takes: tiles that are cut off by an end, and
+/// tiles that move inwards.
+#[test]
+fn linear_takes_many_rows() {
+    let mut cases = Vec::new();
+    for rows in [33, 70, 130] {
+        // The outputs of all layers are even, as the tiles need.
+        for (features, outputs) in [(96, 50), (128, 298)] {
+            for kind in [
+                Kind::Beside(1),
+                Kind::Beside(3),
+                Kind::Gated(Activation::Silu),
+            ] {
+                cases.push(Case {
+                    rows,
+                    features,
+                    outputs,
+                    kind,
+                    bias: true,
+                    residual: true,
+                    ..Case::PLAIN
+                });
+            }
+        }
+    }
+    check("many rows", &cases);
+}
+
 #[test]
 fn linear_norms_before_its_product() {
     let mut cases = Vec::new();

@@ -56,16 +56,16 @@ pub enum Norm {
     None,
     /// x / sqrt(mean(x^2) + epsilon) * weight.
     Rms {
-        /// The scale of each feature, [in].
+        /// The scale of each feature, `[in]`.
         weight: Tensor<1>,
         /// Added to the mean.
         epsilon: f64,
     },
     /// (x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias.
     Layer {
-        /// The scale of each feature, [in].
+        /// The scale of each feature, `[in]`.
         weight: Tensor<1>,
-        /// The shift of each feature, [in].
+        /// The shift of each feature, `[in]`.
         bias: Tensor<1>,
         /// Added to the variance, which divides by the number of features.
         epsilon: f64,
@@ -117,7 +117,7 @@ impl Weight {
 pub struct Projection {
     /// W, [out, in].
     pub weight: Weight,
-    /// The bias of each output, [out].
+    /// The bias of each output, `[out]`.
     pub bias: Option<Tensor<1>>,
 }
 
@@ -301,7 +301,7 @@ pub enum WeightBuffers<B: Backend> {
 pub enum BiasBuffers<B: Backend> {
     /// No bias.
     None,
-    /// The bias of each output, [out].
+    /// The bias of each output, `[out]`.
     Add(FloatTensor<B>),
 }
 

@@ -360,11 +360,8 @@ impl SparqAttention {
     /// x [B, T, D] -> q [B, T, H, d], k and v [B, T, H_kv, d], before RoPE.
     fn heads(&self, x: Tensor<3>, norm: Norm) -> [Tensor<4>; 3] {
         let ([batch, len, width], d) = (x.dims(), self.head_dim);
-        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(Into::into);
-        let x = x.reshape([batch * len, width]);
-        let all = decode_linear(x, norm, Projections::Three(q, k, v), None);
-        let part = |first: usize, heads: usize, norm: Option<&RmsNorm>| {
-            let y = all.clone().slice_dim(1, first * d..(first + heads) * d);
+        let [q, k, v] = self.products(x.reshape([batch * len, width]), norm);
+        let part = |y: Tensor<2>, heads: usize, norm: Option<&RmsNorm>| {
             let y = match norm {
                 Some(norm) => normalize(y.reshape([batch * len * heads, d]), norm.into()),
                 None => y,
@@ -372,9 +369,31 @@ impl SparqAttention {
             y.reshape([batch, len, heads, d])
         };
         [
-            part(0, self.n_heads, self.q_norm.as_ref()),
-            part(self.n_heads, self.n_kv_heads, self.k_norm.as_ref()),
-            part(self.n_heads + self.n_kv_heads, self.n_kv_heads, None),
+            part(q, self.n_heads, self.q_norm.as_ref()),
+            part(k, self.n_kv_heads, self.k_norm.as_ref()),
+            part(v, self.n_kv_heads, None),
+        ]
+    }
+
+    /// Norms x [rows, D] and multiplies it by the weights of q, k and v, in one operation.
+    fn products(&self, x: Tensor<2>, norm: Norm) -> [Tensor<2>; 3] {
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        if x.is_autodiff() || self.q_proj.weight.val().is_autodiff() {
+            // In three: parts of one result would have gradients of zeros where they have none.
+            let x = normalize(x, norm);
+            let product = |linear: &Linear| {
+                let projection = Projections::One(linear.into());
+                decode_linear(x.clone(), Norm::None, projection, None)
+            };
+            return projections.map(product);
+        }
+        let [q, k, v] = projections.map(Into::into);
+        let all = decode_linear(x, norm, Projections::Three(q, k, v), None);
+        let [heads, kv_heads] = [self.n_heads, self.n_kv_heads].map(|heads| heads * self.head_dim);
+        [
+            all.clone().slice_dim(1, 0..heads),
+            all.clone().slice_dim(1, heads..heads + kv_heads),
+            all.slice_dim(1, heads + kv_heads..heads + 2 * kv_heads),
         ]
     }
 

@@ -321,7 +321,7 @@ impl Operands {
     }
 }
 
-/// Decides how few rows are multiplied.
+/// Decides how rows are multiplied.
 struct Planner<'a> {
     launcher: &'a Launcher,
     operands: &'a Operands,
@@ -417,9 +417,7 @@ impl Planner<'_> {
         plan.ragged = !vectors.is_multiple_of(plan.vectors_at_once());
         plan
     }
-}
 
-impl Planner<'_> {
     /// Plans for many rows with matrix units; `None` if the device or the sizes do not suit them.
     fn tiles(&self) -> Option<LinearTilesBlueprint> {
         let (info, operands) = (&self.launcher.info, self.operands);

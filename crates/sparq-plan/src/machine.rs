@@ -13,14 +13,15 @@ use sparq::cost::{Gpu, REACHED, StepCosts};
 pub const PRODUCTS_REACHED: f64 = 0.73;
 
 /// The same for products with [`MANY_SEQUENCES`] tokens or more, for which matrix units multiply:
-/// 13.2 GB in about 4.7 ms with 16 tokens, so 2800 GB/s.
+/// 13.2 GB in about 4.7 ms with 16 tokens, so 2800 GB/s: a measured step minus its attention.
 pub const MANY_PRODUCTS_REACHED: f64 = 0.58;
 
 /// The number of sequences from which matrix units multiply.
 pub const MANY_SEQUENCES: usize = 5;
 
-/// Microseconds of a layer besides attention and products in a captured step on a GPU. Measured on
-/// an H200: 6 with dense attention and 11 with SparQ.
+/// Microseconds of a layer besides attention and products in a captured step on a GPU. On an H200,
+/// measured steps minus predicted attention and products leave 6 with dense attention and 11 with
+/// SparQ.
 const GPU_LAYER_US: f64 = 8.0;
 
 /// A machine, or one of several equal GPUs.

@@ -10,7 +10,8 @@ use crate::ops::primitive::Primitive;
 
 /// Returns x W^T for x [rows, in] and a weight [out, in], contiguous.
 ///
-/// The kernel is chosen by a rule. Autotune would time every candidate for every size of a prompt.
+/// The kernel is chosen by a rule. Autotune would time every candidate for every size of a prompt:
+/// it only takes sizes that the rule's kernel refuses.
 pub(super) fn product(launcher: &Launcher, x: &CubeTensor, weight: &CubeTensor) -> CubeTensor {
     let [rows, outputs] = [x.shape()[0], weight.shape()[0]];
     let out = launcher.empty([rows, outputs], x.dtype);

@@ -46,9 +46,13 @@ fn dense_methods(model: &Decoder) -> [Method; 3] {
 }
 
 fn assert_close(found: &[f32], expected: &[f32], device: &Device, what: &str) {
+    assert_within(tolerance(device), found, expected, device, what);
+}
+
+fn assert_within(bound: f32, found: &[f32], expected: &[f32], device: &Device, what: &str) {
     let worst = max_difference(found, expected);
     println!("{what} on {device:?}: {worst:.1e}");
-    assert!(worst < tolerance(device), "{what} on {device:?}: {worst}");
+    assert!(worst < bound, "{what} on {device:?}: {worst} above {bound}");
 }
 
 #[test]
@@ -156,11 +160,13 @@ fn embedded_model_equals_transformers() {
         let all = tokens(&ids, 1, &device);
         let mut cache = new_cache(&model, 1, len, &Method::DENSE);
         let found = values(model.prefill(all.clone(), &mut cache, last).unwrap());
-        assert_close(&found, &logits, &device, "prefill");
+        // Its logits are ten times those of the tiny models, after more layers.
+        let bound = 10.0 * tolerance(&device);
+        assert_within(bound, &found, &logits, &device, "prefill");
 
         cache.truncate(len - last);
         let found = decode(&model, &all, len - last..len, &mut cache, &Method::DENSE);
-        assert_close(&found, &logits, &device, "decode");
+        assert_within(bound, &found, &logits, &device, "decode");
         let greedy = &greedy[greedy.len() - 32..];
         assert_greedy(&model, &device, &ids, greedy, "embedded");
     }

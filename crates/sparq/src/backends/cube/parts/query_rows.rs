@@ -65,7 +65,7 @@ pub(crate) fn tile_of_cube(shape: &BatchShape, causal: &CausalShape) -> RowTile 
 pub(crate) struct QuerySpan {
     /// The first valid position.
     start: usize,
-    /// One past the last valid position.
+    /// One past the last position.
     end: usize,
     /// T.
     len: usize,
@@ -124,7 +124,8 @@ pub(crate) fn rows_of_tile(
     let len = causal.len as usize;
     let span = QuerySpan {
         start: head.start,
-        end: head.end,
+        // Not that of the head, which is never before the start: queries may all be left padding.
+        end: spans[shape.batch as usize + head.sequence] as usize,
         len,
         window: causal.window as usize,
     };

@@ -11,6 +11,7 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::SparqError;
+use crate::cache::Spans;
 
 /// The change of the frequencies for contexts longer than in training.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -240,13 +241,18 @@ impl RotaryAngles {
         }
     }
 
-    /// Takes the angles of one position per sequence from a [`Rotary::table`].
-    pub(crate) fn from_table(table: &Tensor<2>, positions: &[usize]) -> Self {
-        let [_, width] = table.dims();
-        let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
-        let index = Tensor::<1, Int>::from_ints(index.as_slice(), &table.device());
+    /// Takes the angles of the `len` positions after `spans` from a [`Rotary::table`]. Those in
+    /// the left padding have the angles of position 0.
+    pub(crate) fn from_table(table: &Tensor<2>, spans: &Spans, len: usize) -> Self {
+        let ([_, width], batch) = (table.dims(), spans.batch());
+        let row = |sequence: usize, token: usize| {
+            (spans.end[sequence] + token).saturating_sub(spans.start[sequence]) as i64
+        };
+        let rows = (0..batch).flat_map(|sequence| (0..len).map(move |token| row(sequence, token)));
+        let rows: Vec<i64> = rows.collect();
+        let index = Tensor::<1, Int>::from_ints(rows.as_slice(), &table.device());
         let rows = table.clone().select(0, index);
-        let shape = [positions.len(), 1, 1, width / 2];
+        let shape = [batch, 1, len, width / 2];
         let part = |part: std::ops::Range<usize>| rows.clone().slice_dim(1, part).reshape(shape);
         Self {
             cos: part(0..width / 2),

@@ -70,13 +70,13 @@ impl KvCache {
         Ok(())
     }
 
-    /// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
-    /// query.
+    /// Prepares attention: rotates and appends T tokens to every sequence, and returns the rotated
+    /// queries.
     ///
-    /// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after the cached ones, and
-    /// appends k and v [B, H_kv, 1, d]. Without `rotary` nothing is rotated. The returned query is
-    /// outside autodiff. The device reads the position, so a [`CapturedStep`](crate::CapturedStep)
-    /// can contain this.
+    /// Rotates q [B, H, T, d] and k [B, H_kv, T, d] to the positions after the cached ones, and
+    /// appends k and v [B, H_kv, T, d]. Without `rotary` nothing is rotated. The returned queries
+    /// are outside autodiff. The device reads the positions, so a
+    /// [`CapturedStep`](crate::CapturedStep) can contain this for one token.
     ///
     /// # Errors
     /// [`SparqError::Shape`] if q, k and v do not fit the cache or each other.
@@ -87,14 +87,18 @@ impl KvCache {
         v: Tensor<4>,
         rotary: Option<&Rotary>,
     ) -> Result<Tensor<4>, SparqError> {
-        self.check_query(&q)?;
-        self.check_new(&k, &v, 1)?;
+        let len = q.dims()[2];
+        self.check_query(&q, len)?;
+        self.check_new(&k, &v, len)?;
         let head_dim = self.config.head_dim;
         if let Some(rotary) = rotary.filter(|rotary| rotary.dim() > head_dim) {
             let expected = format!("at most {head_dim} (the head_dim)");
             return Err(SparqError::value("rotary_dim", expected, rotary.dim()));
         }
-        let counts = vec![1; self.batch()];
+        if len == 0 {
+            return Ok(q.inner());
+        }
+        let counts = vec![len; self.batch()];
         self.make_room(&counts)?;
         let table = rotary.map(|rotary| rotary.table(self.capacity()));
         let encode = self.encodes();
@@ -103,7 +107,7 @@ impl KvCache {
         let (q, tensors) = ops::prepare(heads, table, tensors, &self.spans, encode);
         self.tensors = Some(tensors);
         self.spans = self.spans.grown(&counts);
-        self.slide(true);
+        self.slide(len == 1);
         Ok(q)
     }
 

@@ -7,14 +7,14 @@ use crate::{Sketch, SparqError};
 
 impl KvCache {
     /// Checks a query, [B, H, 1, d] with H a multiple of H_kv.
-    pub(crate) fn check_query(&self, q: &Tensor<4>) -> Result<(), SparqError> {
-        let [batch, heads, len, d] = q.dims();
-        let expected = self.shape(1);
+    pub(crate) fn check_query(&self, q: &Tensor<4>, len: usize) -> Result<(), SparqError> {
+        let [batch, heads, found, d] = q.dims();
+        let expected = self.shape(len);
         let grouped = heads > 0 && heads.is_multiple_of(expected[1]);
-        if [batch, expected[1], len, d] == expected && grouped {
+        if [batch, expected[1], found, d] == expected && grouped {
             return Ok(());
         }
-        let what = "query [batch, heads (a multiple of kv_heads), 1, head_dim]";
+        let what = "queries [batch, heads (a multiple of kv_heads), tokens, head_dim]";
         Err(SparqError::shape(what, expected, q.dims()))
     }
 

@@ -225,7 +225,7 @@ impl Method {
     /// the method reads.
     pub fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
         self.check(cache)?;
-        cache.check_query(&q)?;
+        cache.check_query(&q, 1)?;
         self.decode_checked(q, cache)
     }
 

@@ -228,7 +228,7 @@ impl SparqConfig {
         cache: &mut KvCache,
     ) -> Result<SparqOutput, SparqError> {
         Method::from(*self).check(cache)?;
-        cache.check_query(&q)?;
+        cache.check_query(&q, 1)?;
         cache.check_not_empty()?;
         cache.refresh_sketch();
         let q = q.inner();

@@ -1,4 +1,5 @@
-//! Preparing a token (RoPE of query and key, append of key and value) against tensor operations.
+//! Preparing tokens (RoPE of queries and keys, append of keys and values) and setting ranges,
+//! against tensor operations.
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::ops::sketch::unpack;
@@ -103,9 +104,9 @@ fn check_steps(
     let mut spans = found.spans().clone();
     let mut want = found.tensors().clone();
     let tolerance = if dtype == FloatDType::F32 { 2e-6 } else { 4e-3 };
-    for step in 0..5 {
-        let mut token = |heads| noise.tensor([3, heads, 1, HEAD_DIM], device).cast(dtype);
-        let (q, k, v) = (token(heads), token(KV_HEADS), token(KV_HEADS));
+    for (step, len) in [1, 1, 3, 1, 35].into_iter().enumerate() {
+        let mut tokens = |heads| noise.tensor([3, heads, len, HEAD_DIM], device).cast(dtype);
+        let (q, k, v) = (tokens(heads), tokens(KV_HEADS), tokens(KV_HEADS));
         let rotated = found
             .prepare(q.clone(), k.clone(), v.clone(), rotary)
             .unwrap();
@@ -116,7 +117,7 @@ fn check_steps(
         let (want_q, after) =
             reference::append::prepare(want, [q, k, v], table.as_ref(), &spans, encode);
         want = after;
-        spans = spans.grown(&[1; 3]);
+        spans = spans.grown(&[len; 3]);
 
         let case = format!("{case} step {step}");
         assert_eq!(found.spans(), &spans, "{case}");
@@ -129,6 +130,62 @@ fn check_steps(
         assert_alike(found.tensors(), &want, tolerance, &case);
     }
     assert_eq!(found.capacity(), 128, "{case}: the buffers must grow");
+}
+
+#[test]
+fn ranges_equal_those_of_tensor_operations() {
+    for device in devices() {
+        for dtype in [FloatDType::F32, FloatDType::F16] {
+            if !device.supports_dtype(dtype) {
+                continue;
+            }
+            for sketch in [Sketch::Bits8, Sketch::Bits4] {
+                for len in [1, 37, 700] {
+                    let mut noise = Noise(53);
+                    let mut cache = cache(3, dtype, Some(sketch), &device);
+                    cache.set_left_padding(&[0, 3, 64]).unwrap();
+                    let k = noise.tensor([3, KV_HEADS, len, HEAD_DIM], &device);
+                    let v = k.clone();
+                    // Neither of these enters a range, and a channel of one value has no width.
+                    let [inf, nan] = [f32::INFINITY, f32::NAN];
+                    let k = k
+                        .slice_fill([0..3, 0..KV_HEADS, len / 2..len / 2 + 1, 0..1], inf)
+                        .slice_fill([0..3, 0..KV_HEADS, len / 3..len / 3 + 1, 1..2], nan)
+                        .slice_fill([0..3, 0..KV_HEADS, 0..len, 2..3], 0.5);
+                    cache.append(k, v).unwrap();
+                    for sequence in 0..3 {
+                        let case = format!("{device:?} {dtype:?} {sketch:?} {len} {sequence}");
+                        let (tensors, spans) = (cache.tensors(), cache.spans());
+                        let found = sparq::ops::range_sketch(tensors.clone(), spans, sequence);
+                        let want =
+                            reference::append::range_sketch(tensors.clone(), spans, sequence);
+                        let [found, want] = [found, want].map(ranges_and_codes);
+                        assert!(max_difference(&found.0, &want.0) < 1e-6, "{case}");
+                        for (found, want) in found.1.into_iter().zip(want.1) {
+                            assert!((found - want).abs() <= 1, "{case}: {found}, not {want}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Returns the zero points and scales, and all codes.
+fn ranges_and_codes(tensors: CacheTensors) -> (Tensor<3>, Vec<i64>) {
+    match tensors.sketch {
+        SketchTensors::Codes {
+            bits,
+            codes,
+            zero_point,
+            scale,
+        } => {
+            let codes = unpack(codes, bits).into_data();
+            let codes = codes.iter::<i64>().collect();
+            (Tensor::cat(vec![zero_point, scale], 0), codes)
+        }
+        other => panic!("expected codes, found {other:?}"),
+    }
 }
 
 #[test]

@@ -8,7 +8,6 @@ use cubecl::features::Plane;
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 
-use super::kernels::append_rope::AppendBlueprint;
 use super::kernels::dense::{DenseBlueprint, MOST_SPLITS, MergeBlueprint};
 use super::kernels::score_tiles::ScoreTilesBlueprint;
 use super::kernels::select_attend::{Alpha, SelectAttendBlueprint};
@@ -29,8 +28,6 @@ const ACCUMULATORS: usize = 64;
 /// H100 took up to 1.7 times as long. A small device has not been measured.
 const ASSUMED_PROCESSORS: u32 = 128;
 
-/// Units of the cubes that append a token.
-const APPEND_UNITS: u32 = 256;
 /// Units of the cubes of dense attention.
 const DENSE_UNITS: u32 = 128;
 /// Units of the cubes that merge the splits of dense attention.
@@ -210,22 +207,6 @@ impl Sizes {
 fn heads_per_pass(group: usize, most: usize) -> usize {
     let passes = group.div_ceil(most.clamp(1, 8));
     group.div_ceil(passes)
-}
-
-/// An append of one token per sequence.
-pub(super) struct AppendLaunch {
-    pub append: AppendBlueprint,
-    /// Units of a cube.
-    pub units: u32,
-}
-
-impl AppendLaunch {
-    pub fn new(append: AppendBlueprint, device: &DeviceInfo) -> Self {
-        Self {
-            append,
-            units: device.units(APPEND_UNITS),
-        }
-    }
 }
 
 /// A decode step with dense attention.

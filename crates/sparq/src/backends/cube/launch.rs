@@ -9,10 +9,7 @@ use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::client::Client;
 use cubecl::prelude::*;
 
-use super::blueprint::{AppendLaunch, DenseStep, DeviceInfo, Sizes, SparqStep, Until};
-use super::kernels::append_rope::{
-    AppendBlueprint, CacheRowsLaunch, ChannelRangesLaunch, SketchColumnsLaunch, append_rope_kernel,
-};
+use super::blueprint::{DenseStep, DeviceInfo, Sizes, SparqStep, Until};
 use super::kernels::choose_components::choose_components_kernel;
 use super::kernels::dense::{MergeBlueprint, dense_kernel, merge_splits_kernel};
 use super::kernels::score_tiles::{CandidatesLaunch, TILE_STATS, score_tiles_kernel};
@@ -71,105 +68,7 @@ impl Sizes {
     }
 }
 
-/// The buffers of a token that is appended.
-pub(super) struct Token<'a> {
-    /// The queries, and a buffer for the rotated ones.
-    pub queries: Option<(&'a CubeTensor, &'a CubeTensor)>,
-    pub k: &'a CubeTensor,
-    pub v: &'a CubeTensor,
-    /// The table of angles; without one nothing is rotated.
-    pub table: Option<&'a CubeTensor>,
-}
-
 impl Launcher {
-    /// Appends one token to every sequence; see [`append_rope_kernel`]. `encode` writes the codes
-    /// of a quantised sketch.
-    pub fn append(&self, token: &Token<'_>, cache: &CacheBuffers<CubeBackend>, encode: bool) {
-        let sizes = Sizes::new(cache.k.shape()[1], &cache.k);
-        let unused = |dtype| self.unused(dtype);
-        let (mut full, mut bits) = (None, 0);
-        let mut quantised = None;
-        match &cache.sketch {
-            SketchBuffers::Full(kt) => full = Some(kt.clone()),
-            SketchBuffers::Codes {
-                bits: width,
-                codes,
-                zero_point,
-                scale,
-            } if encode => {
-                bits = *width;
-                quantised = Some((codes.clone(), zero_point.clone(), scale.clone()));
-            }
-            _ => {}
-        }
-        let plan = AppendLaunch::new(
-            AppendBlueprint {
-                head_dim: sizes.head_dim,
-                group: (token.queries).map_or(0, |(q, _)| q.shape()[1] / sizes.kv_heads),
-                pairs: token.table.map_or(0, |table| table.shape()[1] / 2),
-                full: full.is_some(),
-                bits,
-            },
-            &self.info,
-        );
-        let full = full.unwrap_or_else(|| unused(cache.k.dtype));
-        let (codes, zero_point, scale) = quantised.unwrap_or_else(|| {
-            let [zero_point, scale] = [DType::F32; 2].map(unused);
-            (unused(DType::U32), zero_point, scale)
-        });
-        let (q, rotated) = match token.queries {
-            Some((q, rotated)) => (q.clone(), rotated.clone()),
-            None => (token.k.clone(), unused(token.k.dtype)),
-        };
-        let table = token.table.cloned().unwrap_or_else(|| unused(DType::F32));
-        let address_type = cache.k.required_address_type();
-        unsafe {
-            append_rope_kernel::launch_unchecked(
-                &self.client,
-                grid(sizes.batch_heads()),
-                CubeDim::new_1d(plan.units),
-                address_type.max(table.required_address_type()),
-                q.into_tensor_arg(),
-                token.k.clone().into_tensor_arg(),
-                token.v.clone().into_tensor_arg(),
-                table.into_tensor_arg(),
-                rotated.into_buffer_arg(),
-                CacheRowsLaunch::new(
-                    cache.k.clone().into_buffer_arg(),
-                    cache.v.clone().into_buffer_arg(),
-                    cache.v_sum.clone().into_buffer_arg(),
-                ),
-                SketchColumnsLaunch::new(full.into_buffer_arg(), codes.into_buffer_arg()),
-                ChannelRangesLaunch::new(zero_point.into_buffer_arg(), scale.into_buffer_arg()),
-                cache.spans.clone().into_buffer_arg(),
-                sizes.batch_shape(),
-                sizes.capacity as u32,
-                plan.append,
-                [token.k.dtype, cache.k.dtype].map(dtype_to_storage_type),
-            );
-        }
-    }
-
-    /// Rotates the query and the key of one token, appends it to every sequence and returns the
-    /// queries; see [`append_rope_kernel`].
-    pub fn prepare(
-        &self,
-        [q, k, v]: [&CubeTensor; 3],
-        table: Option<&CubeTensor>,
-        cache: &CacheBuffers<CubeBackend>,
-        encode: bool,
-    ) -> CubeTensor {
-        let rotated = self.empty(q.shape().dims::<4>(), q.dtype);
-        let token = Token {
-            queries: Some((q, &rotated)),
-            k,
-            v,
-            table,
-        };
-        self.append(&token, cache, encode);
-        rotated
-    }
-
     /// Attends to all of at most `bound` positions; see [`dense_kernel`].
     pub fn dense(
         &self,

@@ -27,6 +27,7 @@
               comptime branch stands alone"
 )]
 
+mod append;
 mod blueprint;
 mod kernels;
 mod launch;
@@ -42,12 +43,13 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
+use self::append::Tokens;
 #[cfg(feature = "stages")]
 pub use self::blueprint::Until;
 #[cfg(not(feature = "stages"))]
 use self::blueprint::Until;
 use self::blueprint::{Sizes, SparqProblem, SparqStep};
-use self::launch::{Launcher, SparqLaunch, Token};
+use self::launch::{Launcher, SparqLaunch};
 use self::prefill::{PrefillBuffers, PrefillProblem, PrefillStep};
 use crate::SparqConfig;
 use crate::ops::fallback;
@@ -70,18 +72,17 @@ impl SparqBackend for CubeBackend {
         counts: Vec<usize>,
         encode: bool,
     ) -> CacheBuffers<Self> {
-        let one = k.shape()[2] == 1 && counts.iter().all(|&count| count == 1);
-        if one && supported(&cache, &k) {
+        let len = k.shape()[2];
+        let equal = len > 0 && counts.iter().all(|&count| count == len);
+        if equal && k.dtype == v.dtype && supported(&cache, &k) {
             let cache = owned(cache);
-            let (queries, table) = (None, None);
-            let (k, v) = (&k, &v);
-            let token = Token {
-                queries,
-                k,
-                v,
-                table,
+            let tokens = Tokens {
+                queries: None,
+                k: &k,
+                v: &v,
+                table: None,
             };
-            Launcher::new(&cache.k).append(&token, &cache, encode);
+            Launcher::new(&cache.k).append(&tokens, &cache, encode);
             return cache;
         }
         // If burn had to copy a buffer, the copy may have gaps between rows.
@@ -119,7 +120,12 @@ impl SparqBackend for CubeBackend {
         spans: Spans,
         sequence: usize,
     ) -> CacheBuffers<Self> {
-        contiguous(fallback::range_sketch(cache, spans, sequence))
+        if !known(&cache.k, &cache.k) || spans.end[sequence] == 0 {
+            return contiguous(fallback::range_sketch(cache, spans, sequence));
+        }
+        let cache = owned(cache);
+        Launcher::new(&cache.k).range_sketch(&cache, &spans, sequence);
+        cache
     }
 
     fn causal_attention(

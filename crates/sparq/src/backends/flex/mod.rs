@@ -118,11 +118,11 @@ impl SparqBackend for Flex {
             RotaryBuffers::None => (q, k),
             RotaryBuffers::Table(table) => {
                 let table = cast(table, DType::F32);
-                let rotate = |x| rope::rotate_token(x, &table, &spans);
+                let rotate = |x| rope::rotate(x, &table, &spans);
                 (rotate(q), rotate(k))
             }
         };
-        let counts = vec![1; spans.batch()];
+        let counts = vec![k.layout().shape()[2]; spans.batch()];
         let cache = Self::append(cache, k, v, spans, counts, encode);
         PreparedBuffers { q, cache }
     }

@@ -1,4 +1,4 @@
-//! Writing a cache in plain tensor operations: append, prepare a token, and set ranges.
+//! Writing a cache in plain tensor operations: append, prepare tokens, and set ranges.
 //!
 //! Native implementations are tested against these, as against the [reference](super) of attention.
 
@@ -48,7 +48,7 @@ pub fn append(
     })
 }
 
-/// Prepares a decode step; see [`SparqBackend::prepare`](crate::ops::SparqBackend::prepare).
+/// Prepares attention; see [`SparqBackend::prepare`](crate::ops::SparqBackend::prepare).
 ///
 /// `table` is a rotary embedding's [`table`](crate::ops::Rotary::table); without one nothing is
 /// rotated.
@@ -62,15 +62,15 @@ pub fn prepare(
     spans: &Spans,
     encode: bool,
 ) -> (Tensor<4>, CacheTensors) {
+    let len = k.dims()[2];
     let (q, k) = match table {
         Some(table) => {
-            let positions: Vec<usize> = (0..spans.batch()).map(|b| spans.count(b)).collect();
-            let angles = RotaryAngles::from_table(table, &positions);
+            let angles = RotaryAngles::from_table(table, spans, len);
             (angles.rotate(q), angles.rotate(k))
         }
         None => (q, k),
     };
-    let counts = vec![1; spans.batch()];
+    let counts = vec![len; spans.batch()];
     (q, append(cache, k, v, spans, &counts, encode))
 }
 

@@ -4,6 +4,8 @@
 use cubecl::prelude::*;
 
 use crate::backends::cube::parts::batch_head::BatchShape;
+use crate::backends::cube::parts::codes::{ChannelRanges, code_of};
+use crate::backends::cube::parts::rotary::{Angles, rotate};
 
 /// The settings that an append is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,15 +40,6 @@ pub(crate) struct SketchColumns<E: Float> {
     pub full: Box<[E]>,
     /// Words of codes, [B, H_kv, d, S_max / (32 / bits)].
     pub codes: Box<[u32]>,
-}
-
-/// The range of each channel, [B, H_kv, d]; in use if codes are written.
-#[derive(CubeLaunch, CubeType)]
-pub(crate) struct ChannelRanges {
-    /// The key that code 0 stands for.
-    pub zero_point: Box<[f32]>,
-    /// The difference between neighbouring codes.
-    pub scale: Box<[f32]>,
 }
 
 /// Rotates the query and the key of one token to the position behind the end of each sequence,
@@ -153,85 +146,11 @@ fn write_code<E: Float>(
     #[comptime] bits: usize,
 ) {
     let per_word = comptime!(32 / bits);
-    let levels = comptime!(((1u32 << bits) - 1) as f32);
     let word = (channel * capacity + position) / per_word;
     let shift = ((position % per_word) * bits) as u32;
-    let scaled = (f32::cast_from(key) - ranges.zero_point[channel]) / ranges.scale[channel];
-    // A scale of 0 gives NaN or an infinity.
-    let usable = scaled == scaled && ranges.scale[channel] != 0.0f32;
-    let code = u32::cast_from(clamp(
-        round_half_to_even(select(usable, scaled, 0.0f32)),
-        0.0f32,
-        levels,
-    ));
+    let (zero_point, scale) = (ranges.zero_point[channel], ranges.scale[channel]);
+    let code = code_of(f32::cast_from(key), zero_point, scale, bits);
     // Later positions of the word hold no token, and their codes become 0.
     let before = sketch.codes[word] & ((1u32 << shift) - 1u32);
     sketch.codes[word] = before | (code << shift);
-}
-
-/// The angles of one position.
-#[derive(CubeType)]
-struct Angles<'a> {
-    /// Cosines and sines of all positions.
-    table: &'a Tensor<f32>,
-    /// The start of the position's row in it.
-    row: usize,
-    /// The cache has room for the position. Otherwise the table may have no such row.
-    room: bool,
-    /// Pairs of components that are rotated.
-    #[cube(comptime)]
-    pairs: usize,
-}
-
-#[cube]
-impl<'a> Angles<'a> {
-    /// The angles of the token at `position` of a sequence that starts at `start`. A position in
-    /// the left padding has the angles of position 0.
-    fn new(
-        table: &'a Tensor<f32>,
-        start: usize,
-        position: usize,
-        room: bool,
-        #[comptime] pairs: usize,
-    ) -> Angles<'a> {
-        Angles::<'a> {
-            table,
-            row: select(position > start, position - start, 0) * table.stride(0),
-            room,
-            pairs,
-        }
-    }
-}
-
-/// Returns component `c` of a head, rotated; see [`Rotary`](crate::ops::Rotary). The head begins at
-/// `first`.
-#[cube]
-fn rotate<X: Float>(
-    x: &Tensor<X>,
-    first: usize,
-    stride: usize,
-    c: usize,
-    angles: &Angles<'_>,
-) -> f32 {
-    let pairs = comptime!(angles.pairs);
-    let mut y = f32::cast_from(x[first + c * stride]);
-    if comptime!(pairs > 0) {
-        if c < comptime!(2 * pairs).runtime() && angles.room {
-            let partner = (c + pairs) % comptime!(2 * pairs).runtime();
-            let other = f32::cast_from(x[first + partner * stride]);
-            let cos = angles.table[angles.row + c % pairs];
-            let sin = angles.table[angles.row + pairs + c % pairs];
-            y = y * cos + select(c < pairs, -other, other) * sin;
-        }
-    }
-    y
-}
-
-#[cube]
-fn round_half_to_even(x: f32) -> f32 {
-    let down = x.floor();
-    let rest = x - down;
-    let odd = down - 2.0f32 * (down * 0.5f32).floor();
-    let up = rest > 0.5f32 || (rest == 0.5f32 && odd == 1.0f32);
-    select(up, down + 1.0f32, down)
 }

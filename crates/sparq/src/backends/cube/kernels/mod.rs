@@ -1,6 +1,7 @@
 //! The kernels, one file for each launch.
 
 pub(crate) mod append_rope;
+pub(crate) mod append_rows;
 pub(crate) mod choose_components;
 pub(crate) mod dense;
 pub(crate) mod linear_mma;
@@ -11,4 +12,5 @@ pub(crate) mod prefill_plain;
 pub(crate) mod rows;
 pub(crate) mod score_tiles;
 pub(crate) mod select_attend;
+pub(crate) mod sketch_ranges;
 pub(crate) mod softmax_heads;

@@ -1,6 +1,7 @@
 //! Device functions that the kernels are made of, one file for each part of the algorithm.
 
 pub(crate) mod batch_head;
+pub(crate) mod codes;
 pub(crate) mod cp_async;
 pub(crate) mod fragments;
 pub(crate) mod group_softmax;
@@ -12,6 +13,7 @@ pub(crate) mod projection;
 pub(crate) mod query;
 pub(crate) mod query_rows;
 pub(crate) mod reduce;
+pub(crate) mod rotary;
 pub(crate) mod score;
 pub(crate) mod topk;
 pub(crate) mod topk_memory;

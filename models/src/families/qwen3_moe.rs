@@ -49,7 +49,11 @@ fn read(fields: Fields<'_>) -> Result<DecoderConfig, ConfigError> {
 fn experts(fields: Fields<'_>, layers: usize) -> Result<Option<Experts>, ConfigError> {
     let step = fields.size("decoder_sparse_step")?.unwrap_or(1);
     let without = fields.counts("mlp_only_layers")?.unwrap_or_default();
-    let count = fields.count("num_experts")?.unwrap_or(128);
+    // transformers 5 writes the name of Mixtral.
+    let count = match fields.count("num_experts")? {
+        Some(count) => count,
+        None => fields.count("num_local_experts")?.unwrap_or(128),
+    };
     if count == 0 {
         return Ok(None);
     }

@@ -296,7 +296,7 @@ impl SparqAttention {
         let Some(cache) = cache else {
             self.check(&x, [0, 0])?;
             let [batch, len, _] = x.dims();
-            let (q, k, v) = self.project(x, norm, &Spans::empty(batch));
+            let (q, k, v) = self.project(x, norm, &Spans::empty(batch), 0);
             let spans = Spans::full(batch, len);
             let device_spans = spans.to_tensor(&q.device());
             let rows = [k, v];
@@ -307,7 +307,7 @@ impl SparqAttention {
         self.check_window(cache)?;
         cache.check_whole("a prefill")?;
         let before = cache.spans().clone();
-        let (q, k, v) = self.project(x, norm, &before);
+        let (q, k, v) = self.project(x, norm, &before, cache.capacity());
         cache.append(k, v)?;
         if cache.states().observes_attention() {
             let k = cache.tensors().k.clone().slice_dim(2, 0..cache.len());
@@ -394,12 +394,13 @@ impl SparqAttention {
     }
 
     /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k rotated to the positions
-    /// after `spans`.
+    /// after `spans`, of a cache of `capacity` positions.
     fn project(
         &self,
         x: Tensor<3>,
         norm: Norm,
         spans: &Spans,
+        capacity: usize,
     ) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
         let len = x.dims()[1];
         let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
@@ -409,7 +410,7 @@ impl SparqAttention {
                 let count = |b: usize| (spans.end[b] + len).saturating_sub(spans.start[b]);
                 let longest = (0..spans.batch()).map(count).max().unwrap_or(len);
                 let positions = positions(spans, len, &q.device());
-                let angles = rotary.angles_within(positions, longest);
+                let angles = rotary.angles_within(positions, longest, capacity);
                 (angles.rotate(q), angles.rotate(k), v)
             }
         }

@@ -86,20 +86,17 @@ impl RotaryConfig {
         }
     }
 
-    /// The frequencies of each of the first `len` positions of a growing sequence, [`len`, pairs].
-    fn rows(&self, len: usize, context: usize) -> Vec<f32> {
+    /// The frequencies of each of `len` positions, [`len`, pairs]: those of a sequence that ends
+    /// there if they grow with it, else those of a sequence of `len`.
+    fn rows(&self, len: usize) -> Vec<f32> {
         let at = |len| {
             self.frequencies_within(len)
                 .expect("they were valid when the rotary embedding was made")
         };
-        let (mut rows, mut current) = (Vec::new(), at(1));
-        for row in 0..len {
-            if row >= context && (row == context || self.scaling.grows()) {
-                current = at(row + 1);
-            }
-            rows.extend_from_slice(&current);
+        match self.scaling.grows() {
+            true => (0..len).flat_map(|row| at(row + 1)).collect(),
+            false => at(len).repeat(len),
         }
-        rows
     }
 }
 
@@ -114,9 +111,11 @@ impl RotaryConfig {
 /// y_{i+n} = x_{i+n} cos(a_i) + x_i sin(a_i)
 /// ```
 ///
-/// Some [scalings](RotaryScaling) choose the frequencies by the length of the sequence. As in
-/// transformers, a prefill then takes those of the sequence with the prompt, a decode step those of
-/// the sequence with the token, and keys in the cache stay as they are.
+/// Some [scalings](RotaryScaling) have other frequencies for sequences longer than in training. Keys
+/// in a cache keep the angles they were given. With dynamic NTK, as in transformers, a prefill takes
+/// the frequencies of the sequence so far, and a decode step those of the sequence with its token.
+/// LongRoPE has two sets. The capacity of the cache decides between them, so that all keys have
+/// angles of one set: reserve the positions of the whole sequence first.
 #[derive(Module, Debug)]
 pub struct Rotary {
     /// Frequencies, [rotary_dim / 2] in fp32. A constant and no parameter: records do not hold it.
@@ -131,10 +130,18 @@ pub struct Rotary {
     tables: Tables,
 }
 
-/// The tables made so far, one per device. Clones share them: all layers of a model use the same
-/// angles.
+/// The tables made so far, one per device and set of frequencies. Clones share them: all layers of
+/// a model use the same angles.
 #[derive(Clone, Debug, Default)]
-struct Tables(Arc<Mutex<Vec<Tensor<2>>>>);
+struct Tables(Arc<Mutex<Vec<Table>>>);
+
+/// A table of angles.
+#[derive(Clone, Debug)]
+struct Table {
+    angles: Tensor<2>,
+    /// Whether its frequencies are those of sequences longer than the context in training.
+    is_long: bool,
+}
 
 impl Rotary {
     /// Rotates x [B, H, T, d] to `positions` [B, T], or [1, T] for all sequences.
@@ -162,33 +169,52 @@ impl Rotary {
         let inv_freq = self.inv_freq.clone().inner();
         let device = inv_freq.device();
         let mut tables = self.tables.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = tables.iter().position(|table| table.device() == device);
-        let table = found.map(|found| &tables[found]);
+        let long = self.long(len);
+        let same = |table: &Table| {
+            table.angles.device() == device && (self.grows() || table.is_long == long.is_some())
+        };
+        let found = tables.iter().position(same);
+        let table = found.map(|found| &tables[found].angles);
         if let Some(table) = table.filter(|table| table.dims()[0] >= len) {
             return table.clone();
         }
         let positions = Tensor::<1, Int>::arange(0..len as i64, (&device, DType::I32));
         let pairs = inv_freq.dims()[0];
-        let context = self.by_length.as_ref().and_then(|config| {
-            let context = config.scaling.changes_after()?;
-            (len > context).then_some((config, context))
-        });
-        let inv_freq = match context {
+        let inv_freq = match long {
             None => inv_freq.unsqueeze(),
-            Some((config, context)) => {
-                let rows = TensorData::new(config.rows(len, context), [len, pairs]);
+            Some(config) => {
+                let rows = TensorData::new(config.rows(len), [len, pairs]);
                 Tensor::<2>::from_data(rows, (&device, DType::F32))
             }
         };
         let angles = RotaryAngles::new(inv_freq, positions.unsqueeze(), self.factor);
         let RotaryAngles { cos, sin } = angles;
         let flat = |values: Tensor<4>| values.reshape([len, pairs]);
-        let table = Tensor::cat(vec![flat(cos), flat(sin)], 1);
+        let angles = Tensor::cat(vec![flat(cos), flat(sin)], 1);
+        let table = Table {
+            angles: angles.clone(),
+            is_long: long.is_some(),
+        };
         match found {
-            Some(found) => tables[found] = table.clone(),
-            None => tables.push(table.clone()),
+            Some(found) => tables[found] = table,
+            None => tables.push(table),
         }
-        table
+        angles
+    }
+
+    /// Returns the configuration if sequences of `len` positions have other frequencies than those
+    /// of the training.
+    fn long(&self, len: usize) -> Option<&RotaryConfig> {
+        self.by_length.as_ref().filter(|config| {
+            let context = config.scaling.changes_after();
+            context.is_some_and(|context| len > context)
+        })
+    }
+
+    /// Returns whether the frequencies change with every position of a long sequence.
+    fn grows(&self) -> bool {
+        let config = self.by_length.as_ref();
+        config.is_some_and(|config| config.scaling.grows())
     }
 
     /// Computes the angles of `positions` [B, T] or [1, T], to rotate several tensors by them.
@@ -198,13 +224,19 @@ impl Rotary {
         RotaryAngles::new(self.inv_freq.clone().unsqueeze(), positions, self.factor)
     }
 
-    /// Computes the angles of `positions` in sequences of up to `len` positions.
-    pub(crate) fn angles_within(&self, positions: Tensor<2, Int>, len: usize) -> RotaryAngles {
-        let changed = self.by_length.as_ref().filter(|config| {
-            let context = config.scaling.changes_after();
-            context.is_some_and(|context| len > context)
-        });
-        let Some(config) = changed else {
+    /// Computes the angles of `positions` in sequences of up to `len` positions, which a cache of
+    /// `capacity` positions holds.
+    pub(crate) fn angles_within(
+        &self,
+        positions: Tensor<2, Int>,
+        len: usize,
+        capacity: usize,
+    ) -> RotaryAngles {
+        let len = match self.grows() {
+            true => len,
+            false => len.max(capacity),
+        };
+        let Some(config) = self.long(len) else {
             return self.angles(positions);
         };
         let frequencies = config.frequencies_within(len);

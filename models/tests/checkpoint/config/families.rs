@@ -34,13 +34,13 @@ fn fixtures_are_read_by_their_family() {
     assert_eq!((gemma.head_dim, gemma.num_key_value_heads), (16, 1));
     assert_eq!(gemma.norm, NormKind::RmsPlusOne { epsilon: 1e-6 });
     assert_eq!(gemma.hidden_act, HiddenAct::GeluTanh);
-    assert_eq!(gemma.embed_scale, Some(48f64.sqrt()));
+    assert_eq!(gemma.embed_scale, Some(32f64.sqrt()));
     assert!(gemma.tie_word_embeddings);
 
     let neox = of_fixture("gpt_neox");
     assert_eq!(
         (neox.rotary.rotary_dim, neox.num_key_value_heads),
-        (Some(2), 6)
+        (Some(2), 4)
     );
     assert_eq!(neox.norm, NormKind::Layer { epsilon: 1e-5 });
     assert_eq!(neox.residual, Residual::Parallel);

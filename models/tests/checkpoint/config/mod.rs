@@ -13,7 +13,9 @@ use sparq::RotaryConfig;
 use sparq::ops::RotaryScaling;
 use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::Checkpoint;
-use sparq_models::config::{Architecture, ConfigError, HiddenAct, Keys, NormKind, Residual};
+use sparq_models::config::{
+    Architecture, ConfigError, HiddenAct, Keys, NormKind, QkNorm, Residual,
+};
 
 /// Returns the keys without a default.
 fn minimal() -> Value {
@@ -54,22 +56,31 @@ fn of_fixture(name: &str) -> DecoderConfig {
 #[test]
 fn fixtures_are_read_in_full() {
     let llama2 = DecoderConfig {
-        hidden_size: 48,
-        intermediate_size: 112,
+        hidden_size: 32,
+        intermediate_size: 64,
         num_hidden_layers: 3,
-        num_attention_heads: 6,
-        num_key_value_heads: 6,
+        num_attention_heads: 4,
+        num_key_value_heads: 4,
         head_dim: 8,
-        vocab_size: 199,
+        vocab_size: 96,
         max_position_embeddings: 256,
         rotary: RotaryConfig::new(8),
+        local_rotary: None,
+        rope_layers: vec![],
         norm: NormKind::Rms { epsilon: 1e-6 },
         residual: Residual::Serial,
+        residual_scale: None,
+        qk_norm: QkNorm::Heads,
+        query_scale: None,
+        attention_softcap: None,
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,
         hidden_act: HiddenAct::Silu,
+        experts: None,
         embed_scale: None,
+        logits_scale: None,
+        logits_softcap: None,
         windows: vec![],
         tie_word_embeddings: false,
         keys: Keys::LLAMA,

@@ -60,8 +60,8 @@ pub(crate) fn read_json_if_present(path: &Path) -> Result<Option<Value>, JsonErr
 
 /// Parses `bytes`, which came from `path`.
 ///
-/// Python writes numbers that are not finite by their names, which are no JSON. They become strings,
-/// so that an entry that needs a number refuses them.
+/// Python writes numbers that are not finite by their names, which are no JSON. They become
+/// strings, so that an entry that needs a number refuses them.
 pub(super) fn parse_json(bytes: &[u8], path: &Path) -> Result<Value, JsonError> {
     let parsed = serde_json::from_slice(bytes).or_else(|error| {
         let quoted = quote_named_numbers(bytes).ok_or(error)?;

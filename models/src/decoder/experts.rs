@@ -68,14 +68,15 @@ impl ExpertsMlp {
             if slots.is_empty() {
                 continue;
             }
+            if batch * len == 1 {
+                let weight = weights.clone().slice_dim(0, slots[0]..slots[0] + 1);
+                y = expert.weighted(x.clone(), weight, Some(y));
+                continue;
+            }
             let index =
                 |values: Vec<i64>| Tensor::<1, Int>::from_ints(values.as_slice(), &x.device());
             let of_slots = index(slots.iter().map(|&slot| slot as i64).collect());
             let weight = weights.clone().select(0, of_slots);
-            if batch * len == 1 {
-                y = expert.weighted(x.clone(), weight, Some(y));
-                continue;
-            }
             let rows = slots.iter().map(|&slot| (slot / self.per_token) as i64);
             let rows = index(rows.collect());
             let part = expert.weighted(x.clone().select(0, rows.clone()), weight, None);
@@ -86,8 +87,8 @@ impl ExpertsMlp {
 
     /// Chooses the experts of each row of x [N, D].
     ///
-    /// Row n has the slots n k .. (n + 1) k for its k experts. Returns the probability of each slot,
-    /// [N k, 1] in x's type, and its expert, [N k].
+    /// Row n has the slots n k .. (n + 1) k for its k experts. Returns the probability of each
+    /// slot, [N k, 1] in x's type, and its expert, [N k].
     fn route(&self, x: &Tensor<2>) -> (Tensor<2>, Vec<usize>) {
         let projection = Projections::One((&self.router).into());
         let scores = decode_linear(x.clone(), Norm::None, projection, None);

@@ -106,7 +106,8 @@ mod tests {
             "config.json: \"architectures\": expected one of LlamaForCausalLM, MistralForCausalLM, \
              GemmaForCausalLM, GPTNeoXForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, \
              Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, \
-             SmolLM3ForCausalLM, Olmo2ForCausalLM, GraniteForCausalLM, MixtralForCausalLM, found \"LlamaForSequenceClassification\""
+             SmolLM3ForCausalLM, Olmo2ForCausalLM, GraniteForCausalLM, MixtralForCausalLM, \
+             found \"LlamaForSequenceClassification\""
         );
         assert_eq!(
             detect(json!({"model_type": "mamba"})).unwrap_err(),

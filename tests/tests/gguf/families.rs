@@ -1,4 +1,4 @@
-//! GGUF files of the families that llama.cpp has, compared with the checkpoints they were made from.
+//! GGUF files of the families of llama.cpp, compared with the checkpoints they were made from.
 
 use burn::tensor::{Device, FloatDType};
 use safetensors::SafeTensors;
@@ -85,7 +85,10 @@ fn every_layer_of_qwen3moe_has_experts() {
         (name.replace("layers.1.", "layers.0."), view)
     });
     let weights = safetensors::serialize(renamed, None).unwrap();
-    let gguf = open(&GgufFile::from_checkpoint(&config, &[weights.clone()]));
+    let gguf = open(&GgufFile::from_checkpoint(
+        &config,
+        std::slice::from_ref(&weights),
+    ));
     let original =
         Checkpoint::from_bytes("qwen3_moe", config.to_string().as_bytes(), weights).unwrap();
     for device in devices() {

@@ -111,11 +111,11 @@ impl RotaryConfig {
 /// y_{i+n} = x_{i+n} cos(a_i) + x_i sin(a_i)
 /// ```
 ///
-/// Some [scalings](RotaryScaling) have other frequencies for sequences longer than in training. Keys
-/// in a cache keep the angles they were given. With dynamic NTK, as in transformers, a prefill takes
-/// the frequencies of the sequence so far, and a decode step those of the sequence with its token.
-/// LongRoPE has two sets. The capacity of the cache decides between them, so that all keys have
-/// angles of one set: reserve the positions of the whole sequence first.
+/// Some [scalings](RotaryScaling) have other frequencies for sequences longer than in training.
+/// Keys in a cache keep the angles they were given. With dynamic NTK, as in transformers, a prefill
+/// takes the frequencies of the sequence so far, and a decode step those of the sequence with its
+/// token. LongRoPE has two sets. The capacity of the cache decides between them, so that all keys
+/// have angles of one set: reserve the positions of the whole sequence first.
 #[derive(Module, Debug)]
 pub struct Rotary {
     /// Frequencies, [rotary_dim / 2] in fp32. A constant and no parameter: records do not hold it.

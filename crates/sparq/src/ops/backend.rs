@@ -178,8 +178,9 @@ pub trait SparqBackend: Backend + Primitive {
     /// padding: it attends to p alone, and its result is finite but has no other meaning.
     ///
     /// Logits are divided by sqrt(d), and bounded by `softcap` as in
-    /// [`KvCacheConfig::softcap`](crate::KvCacheConfig::softcap). Sums are kept in fp32 at least. The types of q and of k and v
-    /// may differ. Positions from end\[b\] on may hold NaN and have no effect.
+    /// [`KvCacheConfig::softcap`](crate::KvCacheConfig::softcap). Sums are kept in fp32 at least.
+    /// The types of q and of k and v may differ. Positions from end\[b\] on may hold NaN and have
+    /// no effect.
     fn causal_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

@@ -137,8 +137,8 @@ impl Gguf {
         ))
     }
 
-    /// Returns the tensors of a Hugging Face checkpoint that the tensor `own` of the file holds: one
-    /// of the name `name`, the matrices of all experts, or those of fused layers.
+    /// Returns the tensors of a Hugging Face checkpoint that the tensor `own` of the file holds:
+    /// one of the name `name`, the matrices of all experts, or those of fused layers.
     pub(super) fn split(
         &self,
         own: &str,

@@ -27,7 +27,9 @@ pub(super) fn run(data: &[u8]) -> bool {
         if let Some(config) = accepted(config, "config.json") {
             let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
             assert!(heads.is_multiple_of(kv_heads));
-            assert!(config.rotary.frequencies().is_ok());
+            for rotary in std::iter::once(&config.rotary).chain(&config.local_rotary) {
+                assert!(rotary.frequencies().is_ok());
+            }
         }
     }
     let config = DecoderConfig::from_checkpoint(&checkpoint);
@@ -62,7 +64,12 @@ static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
         ("gpt_neox.final_layer_norm.weight".into(), vec![HIDDEN]),
         ("gpt_neox.final_layer_norm.bias".into(), vec![HIDDEN]),
     ];
-    let norms = ["input_layernorm", "post_attention_layernorm"];
+    let norms = [
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ];
     let llama = [
         ("self_attn.q_proj", 2 * HEAD_DIM),
         ("self_attn.k_proj", HEAD_DIM),
@@ -71,6 +78,22 @@ static WEIGHTS: LazyLock<Vec<u8>> = LazyLock::new(|| {
         ("mlp.gate_proj", HIDDEN),
         ("mlp.up_proj", HIDDEN),
         ("mlp.down_proj", HIDDEN),
+        ("self_attn.qkv_proj", 4 * HEAD_DIM),
+        ("mlp.gate_up_proj", 2 * HIDDEN),
+        ("mlp.gate", 2),
+        ("mlp.experts.0.gate_proj", HIDDEN),
+        ("mlp.experts.0.up_proj", HIDDEN),
+        ("mlp.experts.0.down_proj", HIDDEN),
+        ("mlp.experts.1.gate_proj", HIDDEN),
+        ("mlp.experts.1.up_proj", HIDDEN),
+        ("mlp.experts.1.down_proj", HIDDEN),
+        ("block_sparse_moe.gate", 2),
+        ("block_sparse_moe.experts.0.w1", HIDDEN),
+        ("block_sparse_moe.experts.0.w2", HIDDEN),
+        ("block_sparse_moe.experts.0.w3", HIDDEN),
+        ("block_sparse_moe.experts.1.w1", HIDDEN),
+        ("block_sparse_moe.experts.1.w2", HIDDEN),
+        ("block_sparse_moe.experts.1.w3", HIDDEN),
     ];
     let gpt_neox = [
         ("attention.query_key_value", 6 * HEAD_DIM),

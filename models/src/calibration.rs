@@ -132,7 +132,10 @@ fn probabilities(q: Tensor<4>, cache: &KvCache) -> Result<Vec<f32>, CalibrationE
         .k
         .clone()
         .slice_dim(2, attended_from(cache)..cache.len());
-    let logits = q.matmul(keys.cast(FloatDType::F32).transpose()) / (d as f32).sqrt();
+    let mut logits = q.matmul(keys.cast(FloatDType::F32).transpose()) / (d as f32).sqrt();
+    if let Some(bound) = cache.config().softcap {
+        logits = (logits / bound).tanh() * bound;
+    }
     softmax(logits, 3)
         .try_into_vec_as::<f32>()
         .map_err(device_error)

@@ -14,17 +14,19 @@ import transformers
 from safetensors.torch import save_file
 
 BASE = dict(
-    vocab_size=199,
-    hidden_size=48,
-    intermediate_size=112,
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=64,
     num_hidden_layers=3,
-    num_attention_heads=6,
+    num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=256,
 )
+# The sizes of later cases, whose weights are stored in f16.
+SMALL = dict(BASE, vocab_size=48, intermediate_size=40, num_hidden_layers=2)
 MULTI_HEAD = dict(BASE, num_key_value_heads=BASE["num_attention_heads"])
 HEAD_DIM = BASE["hidden_size"] // BASE["num_attention_heads"]
-BATCH, LENGTH, NEW_TOKENS = 2, 61, 24
+BATCH, LENGTH, NEW_TOKENS = 2, 40, 24
 # Padding tokens at the beginning of each sequence.
 LEFT_PAD = [0, 17]
 
@@ -65,6 +67,14 @@ def qwen3():
     return transformers.Qwen3Config, transformers.Qwen3ForCausalLM, entries
 
 
+def small(name, **entries):
+    """A case of the classes `{name}Config` and `{name}ForCausalLM`, with sizes of SMALL."""
+    text = getattr(transformers, f"{name}TextConfig", None)
+    config = text or getattr(transformers, f"{name}Config")
+    model = getattr(transformers, f"{name}ForCausalLM")
+    return config, model, dict(SMALL, **(dict(rope()) | entries))
+
+
 LLAMA3_ROPE = rope(
     500000.0,
     "llama3",
@@ -86,7 +96,82 @@ CASES = {
     "gpt_neox_serial": gpt_neox(parallel=False, rotary_factor=1.0),
     "qwen2": qwen2(),
     "qwen3": qwen3(),
+    # Softcaps that bend most logits, and a window in the first of two layers.
+    "gemma2": small(
+        "Gemma2",
+        head_dim=12,
+        query_pre_attn_scalar=20,
+        sliding_window=16,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+    ),
+    "gemma3": small(
+        "Gemma3",
+        head_dim=12,
+        query_pre_attn_scalar=20,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters=dict(
+            sliding_attention=dict(rope_type="default", rope_theta=10_000.0),
+            full_attention=dict(rope_type="linear", factor=8.0, rope_theta=1_000_000.0),
+        ),
+    ),
+    "phi3": small("Phi3", tie_word_embeddings=False, **rope(partial_rotary_factor=0.75)),
+    # LENGTH is above the context in training: the long factors count.
+    "phi3_longrope": small(
+        "Phi3",
+        tie_word_embeddings=True,
+        original_max_position_embeddings=32,
+        **rope(
+            rope_type="longrope",
+            short_factor=[1.0, 1.1, 1.3, 1.7],
+            long_factor=[1.2, 1.9, 3.5, 6.0],
+        ),
+    ),
+    "smollm3": small("SmolLM3", no_rope_layer_interval=2),
+    "olmo2": small("Olmo2", tie_word_embeddings=True),
+    "granite": small(
+        "Granite",
+        tie_word_embeddings=True,
+        embedding_multiplier=3.0,
+        attention_multiplier=0.2,
+        residual_multiplier=0.6,
+        logits_scaling=2.0,
+    ),
+    # An MLP in the first layer, experts in the second.
+    "qwen3_moe": small(
+        "Qwen3Moe",
+        head_dim=8,
+        tie_word_embeddings=True,
+        num_experts=5,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        norm_topk_prob=False,
+        mlp_only_layers=[0],
+    ),
+    "mixtral": small(
+        "Mixtral",
+        tie_word_embeddings=True,
+        num_hidden_layers=1,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "llama_yarn": small(
+        "Llama",
+        tie_word_embeddings=True,
+        **rope(rope_type="yarn", factor=8.0, original_max_position_embeddings=16, beta_fast=4.0),
+    ),
+    "llama_dynamic": small(
+        "Llama",
+        tie_word_embeddings=True,
+        max_position_embeddings=32,
+        **rope(rope_type="dynamic", factor=4.0),
+    ),
 }
+
+
+def is_small(config):
+    return config.vocab_size == SMALL["vocab_size"]
 
 
 def random_model(config_class, model_class, entries):
@@ -98,13 +183,15 @@ def random_model(config_class, model_class, entries):
         if parameter.dim() == 1:
             parameter.add_(0.2 * torch.randn_like(parameter))
         else:
-            parameter.mul_(4.0)
+            parameter.mul_(10.0 if is_small(config) else 4.0)
+        if is_small(config):
+            parameter.copy_(parameter.half())
     return model
 
 
 def expected(model):
     """Computes logits, logits with left padding, and a greedy continuation."""
-    ids = torch.randint(3, BASE["vocab_size"], (BATCH, LENGTH))
+    ids = torch.randint(3, model.config.vocab_size, (BATCH, LENGTH))
     logits = model(ids).logits
     mask = torch.ones_like(ids)
     for sequence, padding in enumerate(LEFT_PAD):
@@ -133,6 +220,8 @@ def main():
         tensors = expected(model)
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
+        if is_small(model.config):
+            model = model.half()
         # One case in shards, to test the index.
         shard = "60KB" if name == "llama2" else "5GB"
         model.save_pretrained(folder, max_shard_size=shard, safe_serialization=True)

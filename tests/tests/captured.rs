@@ -18,6 +18,12 @@ fn captured_steps_equal_transformers() {
             "gpt_neox",
             "qwen2",
             "qwen3",
+            "gemma3",
+            "phi3",
+            "smollm3",
+            "olmo2",
+            "granite",
+            "llama_yarn",
         ] {
             let checkpoint = Checkpoint::open(&fixture(&format!("hf/{case}"))).unwrap();
             let model = load(&checkpoint, &device);
@@ -26,7 +32,7 @@ fn captured_steps_equal_transformers() {
             let (shape, ids) = expected.ints("input_ids");
             let (_, logits) = expected.floats("logits");
             let ids = tokens(&ids, shape[0], &device);
-            let sketched = SparqConfig::new(2, 61).with_sketch(Sketch::Bits4);
+            let sketched = SparqConfig::new(2, 40).with_sketch(Sketch::Bits4);
             for method in [Method::DENSE, Method::from(sketched)] {
                 let mut cache = new_cache(&model, shape[0], 1, &method);
                 let mut decode = CapturedLm::new(&model, &mut cache, method);

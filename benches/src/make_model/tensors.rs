@@ -1,7 +1,7 @@
 //! The tensors of a checkpoint, with the names and shapes of its family.
 
 use sparq_models::DecoderConfig;
-use sparq_models::config::{MlpKeys, NormKind, QkvKeys};
+use sparq_models::config::{MlpKeys, NormKind, QkNorm, QkvKeys};
 
 /// The values of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,7 +38,7 @@ pub fn of(config: &DecoderConfig) -> Vec<Tensor> {
         Values::Normal,
     );
     for layer in 0..config.num_hidden_layers {
-        list.layer(config, &format!("{}.{layer}", keys.layers));
+        list.layer(config, layer);
     }
     list.norm(config.norm, keys.norm, hidden);
     if !config.tie_word_embeddings {
@@ -81,14 +81,15 @@ impl List {
         }
     }
 
-    fn layer(&mut self, config: &DecoderConfig, prefix: &str) {
+    fn layer(&mut self, config: &DecoderConfig, layer: usize) {
+        let prefix = &format!("{}.{layer}", config.keys.layers);
         let (keys, hidden, d) = (&config.keys, config.hidden_size, config.head_dim);
         let (q, kv) = (
             config.num_attention_heads * d,
             config.num_key_value_heads * d,
         );
         let of = |name: &str| format!("{prefix}.{name}");
-        self.norm(config.norm, &of(keys.input_norm), hidden);
+        self.optional_norm(config, prefix, keys.input_norm);
         match keys.qkv {
             QkvKeys::Separate(names) => {
                 for (name, outputs) in names.into_iter().zip([q, kv, kv]) {
@@ -99,19 +100,44 @@ impl List {
                 self.linear(&of(name), hidden, 3 * q, config.qkv_bias);
             }
         }
-        for name in keys.qk_norm.into_iter().flatten() {
-            self.add(of(name) + ".weight", &[d], Values::Constant(1.0));
+        for (name, width) in keys.qk_norm.into_iter().flatten().zip([q, kv]) {
+            let width = match config.qk_norm {
+                QkNorm::Heads => d,
+                QkNorm::Projections => width,
+            };
+            self.norm(config.norm, &of(name), width);
         }
         self.linear(&of(keys.o), q, hidden, config.o_bias);
-        self.norm(config.norm, &of(keys.post_attention_norm), hidden);
-        let inner = config.intermediate_size;
-        let (inputs, down) = match keys.mlp {
+        self.optional_norm(config, prefix, keys.attention_output_norm);
+        self.optional_norm(config, prefix, keys.mlp_input_norm);
+        match keys.experts.zip(config.experts_of(layer)) {
+            None => self.mlp(config, (keys.mlp, config.intermediate_size), prefix),
+            Some((keys, experts)) => {
+                self.linear(&of(keys.router), hidden, experts.count, false);
+                for expert in 0..experts.count {
+                    let prefix = of(&format!("{}.{expert}", keys.list));
+                    self.mlp(config, (keys.mlp, experts.intermediate_size), &prefix);
+                }
+            }
+        }
+        self.optional_norm(config, prefix, keys.mlp_output_norm);
+    }
+
+    fn optional_norm(&mut self, config: &DecoderConfig, prefix: &str, name: Option<&str>) {
+        if let Some(name) = name {
+            self.norm(config.norm, &format!("{prefix}.{name}"), config.hidden_size);
+        }
+    }
+
+    fn mlp(&mut self, config: &DecoderConfig, (keys, inner): (MlpKeys, usize), prefix: &str) {
+        let (inputs, down) = match keys {
             MlpKeys::Gated { gate, up, down } => (vec![gate, up], down),
             MlpKeys::Plain { up, down } => (vec![up], down),
         };
+        let (hidden, bias) = (config.hidden_size, config.mlp_bias);
         for name in inputs {
-            self.linear(&of(name), hidden, inner, config.mlp_bias);
+            self.linear(&format!("{prefix}.{name}"), hidden, inner, bias);
         }
-        self.linear(&of(down), inner, hidden, config.mlp_bias);
+        self.linear(&format!("{prefix}.{down}"), inner, hidden, bias);
     }
 }

@@ -296,7 +296,7 @@ impl Prefill {
         let q = tensor(&content.q, n_heads, self.query);
         let rows = [tensors.k.clone(), tensors.v.clone()];
         let (device_spans, spans) = (tensors.spans.clone(), cache.spans());
-        let y = ops::causal_attention(q, rows, device_spans, spans, self.window);
+        let y = ops::causal_attention(q, rows, device_spans, spans, self.window, None);
         Ok(y.cast(FloatDType::F32))
     }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use sparq::cost::CacheShape;
 use sparq::{Method, Sketch};
 use sparq_models::DecoderConfig;
-use sparq_models::config::{MlpKeys, NormKind};
+use sparq_models::config::{MlpKeys, NormKind, QkNorm};
 
 /// Bytes of an fp32 number. The ranges of a sketch and the sum of V are fp32 for every cache type.
 pub(crate) const FP32: usize = 4;
@@ -34,8 +34,8 @@ pub struct ModelShape {
     pub head_dim: usize,
     /// The number of weights.
     pub parameters: usize,
-    /// The number of weights a step reads: all except an embedding table that is not also the
-    /// output head.
+    /// The number of weights a step with one sequence reads: all except an embedding table that is
+    /// not also the output head, and experts that are not chosen.
     pub read_parameters: usize,
     /// W: positions that layers with a sliding window attend to.
     pub sliding_window: Option<usize>,
@@ -57,15 +57,43 @@ impl ModelShape {
         let attention = hidden * (2 * q + 2 * kv)
             + bias(config.qkv_bias, q + 2 * kv)
             + bias(config.o_bias, hidden)
-            + bias(config.keys.qk_norm.is_some(), 2 * d);
-        let up = match config.keys.mlp {
-            MlpKeys::Gated { .. } => 2,
-            MlpKeys::Plain { .. } => 1,
+            + match (config.keys.qk_norm, config.qk_norm) {
+                (None, _) => 0,
+                (Some(_), QkNorm::Heads) => 2 * d,
+                (Some(_), QkNorm::Projections) => q + kv,
+            };
+        let mlp = |keys: MlpKeys, inner: usize| {
+            let up = match keys {
+                MlpKeys::Gated { .. } => 2,
+                MlpKeys::Plain { .. } => 1,
+            };
+            (up + 1) * hidden * inner + bias(config.mlp_bias, up * inner + hidden)
         };
-        let mlp = (up + 1) * hidden * inner + bias(config.mlp_bias, up * inner + hidden);
+        let keys = &config.keys;
+        let norms = [
+            keys.input_norm,
+            keys.attention_output_norm,
+            keys.mlp_input_norm,
+            keys.mlp_output_norm,
+        ];
+        let norms = norms.into_iter().flatten().count() * norm;
+        // The weights of a layer's MLP or experts, and of those that a step reads.
+        let mlps = |layer: usize| match keys.experts.zip(config.experts_of(layer)) {
+            None => [mlp(keys.mlp, inner); 2],
+            Some((keys, experts)) => {
+                let expert = mlp(keys.mlp, experts.intermediate_size);
+                let router = hidden * experts.count;
+                [experts.count, experts.per_token].map(|count| router + count * expert)
+            }
+        };
         let table = config.vocab_size * hidden;
-        let layers = config.num_hidden_layers * (attention + mlp + 2 * norm);
-        let read_parameters = layers + norm + table;
+        let of_layers = |which: usize| -> usize {
+            let layers = 0..config.num_hidden_layers;
+            layers
+                .map(|layer| attention + norms + mlps(layer)[which])
+                .sum()
+        };
+        let [parameters, read_parameters] = [0, 1].map(|which| of_layers(which) + norm + table);
         let windows = || (0..config.num_hidden_layers).filter_map(|layer| config.window(layer));
         Self {
             layers: config.num_hidden_layers,
@@ -73,7 +101,7 @@ impl ModelShape {
             heads: config.num_attention_heads,
             kv_heads: config.num_key_value_heads,
             head_dim: d,
-            parameters: read_parameters + bias(!config.tie_word_embeddings, table),
+            parameters: parameters + bias(!config.tie_word_embeddings, table),
             read_parameters,
             sliding_window: windows().next(),
             sliding_layers: windows().count(),

@@ -15,6 +15,7 @@ use super::{
     CheckpointError,
     decode::{self, Request, Stored},
     formats::StoredType,
+    loader::Part,
     packed::{self, Manifest},
     source::Source,
     upload::place,
@@ -263,6 +264,35 @@ impl Checkpoint {
         packed::verify(source, &tracked.stored, name)?;
         let data = decode::read(source, &tracked.stored, name, request)?;
         self.ignore(name);
+        Ok(data)
+    }
+
+    /// Reads rows of the shape `shape` of a larger tensor into host memory.
+    pub(super) fn read_part(
+        &self,
+        part: &Part,
+        shape: &[usize],
+        request: Request<'_>,
+    ) -> Result<TensorData, CheckpointError> {
+        let tracked = self.tensors.get(&part.whole);
+        let Some(tracked) = tracked else {
+            return self.read(&part.whole, shape, request);
+        };
+        let (source, stored) = (&self.sources[tracked.source], &tracked.stored);
+        let rows = stored.rows(part.rows.clone());
+        let Some(rows) = rows.filter(|rows| rows.shape == shape) else {
+            let mut expected = shape.to_vec();
+            expected[0] = part.rows.end;
+            return Err(CheckpointError::Shape {
+                path: source.path().into(),
+                tensor: part.whole.clone(),
+                expected,
+                found: stored.shape.clone(),
+            });
+        };
+        packed::verify(source, stored, &part.whole)?;
+        let data = decode::read(source, &rows, &part.name, request)?;
+        self.ignore(&part.whole);
         Ok(data)
     }
 

@@ -1,5 +1,7 @@
 //! The layout of a tensor in its file, and the ways to read it.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, FloatDType, TensorData};
 use half::{bf16, f16};
 
@@ -123,6 +125,26 @@ impl Stored {
         }
     }
 
+    /// Returns some rows as a tensor of their own, if the tensor has them and stores them one after
+    /// the other.
+    pub(super) fn rows(&self, rows: Range<usize>) -> Option<Self> {
+        let (&all, rest) = self.shape.split_first()?;
+        if self.layout != Layout::Rows || rows.end > all {
+            return None;
+        }
+        // Rows are whole blocks.
+        let row = self.bytes / all.max(1) as u64;
+        let shape = std::iter::once(rows.len()).chain(rest.iter().copied());
+        Some(Self {
+            dtype: self.dtype,
+            shape: shape.collect(),
+            offset: self.offset + row * rows.start as u64,
+            bytes: row * rows.len() as u64,
+            layout: self.layout,
+            checksum: None,
+        })
+    }
+
     /// Returns the number of weights in one row.
     pub(super) fn columns(&self) -> usize {
         self.shape.iter().skip(1).product()
@@ -216,5 +238,11 @@ fn in_place(
         return None;
     }
     let bytes = source.mapped()?.clone();
+    let bytes = match bytes.len() as u64 == stored.bytes {
+        true => bytes,
+        false => bytes
+            .view(stored.offset as usize, stored.bytes as usize)
+            .ok()?,
+    };
     TensorData::try_from_bytes(bytes, stored.shape.clone(), dtype.into()).ok()
 }

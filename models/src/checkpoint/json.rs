@@ -59,11 +59,45 @@ pub(crate) fn read_json_if_present(path: &Path) -> Result<Option<Value>, JsonErr
 }
 
 /// Parses `bytes`, which came from `path`.
+///
+/// Python writes numbers that are not finite by their names, which are no JSON. They become
+/// strings, so that an entry that needs a number refuses them.
 pub(super) fn parse_json(bytes: &[u8], path: &Path) -> Result<Value, JsonError> {
-    serde_json::from_slice(bytes).map_err(|error| JsonError::Syntax {
+    let parsed = serde_json::from_slice(bytes).or_else(|error| {
+        let quoted = quote_named_numbers(bytes).ok_or(error)?;
+        serde_json::from_slice(&quoted)
+    });
+    parsed.map_err(|error| JsonError::Syntax {
         path: path.into(),
         error,
     })
+}
+
+/// Returns a copy with NaN, Infinity and -Infinity outside of strings in quotes. `None` if there
+/// are none.
+fn quote_named_numbers(json: &[u8]) -> Option<Vec<u8>> {
+    const NAMES: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let (mut quoted, mut found, mut in_string) = (Vec::new(), false, false);
+    let mut rest = json;
+    while let Some((&byte, after)) = rest.split_first() {
+        let name = NAMES
+            .iter()
+            .find(|name| !in_string && rest.starts_with(name));
+        if let Some(name) = name {
+            found = true;
+            quoted.push(b'"');
+            quoted.extend(*name);
+            quoted.push(b'"');
+            rest = &rest[name.len()..];
+            continue;
+        }
+        let escaped = in_string && byte == b'\\' && !after.is_empty();
+        let length = if escaped { 2 } else { 1 };
+        in_string ^= byte == b'"';
+        quoted.extend(&rest[..length]);
+        rest = &rest[length..];
+    }
+    found.then_some(quoted)
 }
 
 /// Describes a JSON value for an error message, shortened.
@@ -76,5 +110,34 @@ pub(crate) fn describe(value: &Value) -> String {
             format!("{head:?}…")
         }
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn numbers_that_are_not_finite_are_read_as_text() {
+        let text = r#"{"a": [0.0, Infinity], "b": NaN, "c": "NaN \" -Infinity", "d": -Infinity}"#;
+        let found = parse_json(text.as_bytes(), Path::new("config.json")).unwrap();
+        let expected = json!({
+            "a": [0.0, "Infinity"], "b": "NaN", "c": "NaN \" -Infinity", "d": "-Infinity"
+        });
+        assert_eq!(found, expected);
+        for text in [
+            "{NaN: 1}x",
+            "[nan]",
+            r#"["NaN]"#,
+            "Infinity1",
+            r#"{"a": "\"#,
+        ] {
+            assert!(
+                parse_json(text.as_bytes(), Path::new("config.json")).is_err(),
+                "{text}"
+            );
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! Reads the tensors of one model: [`Loader`].
 
 use std::{
+    collections::BTreeMap,
+    ops::Range,
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
@@ -17,6 +19,17 @@ use super::{
 use crate::progress::Progress;
 use crate::weights::{Init, Weights};
 
+/// Consecutive rows of a stored tensor that a model reads as a tensor of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// The name by which the model reads it.
+    pub name: String,
+    /// The name of the stored tensor.
+    pub whole: String,
+    /// The rows of the stored tensor.
+    pub rows: Range<usize>,
+}
+
 /// Reads the tensors of one model from a checkpoint, onto one device and in one type, with one
 /// progress bar. As [`Weights`] it makes the modules of the model.
 #[derive(Debug)]
@@ -26,6 +39,8 @@ pub struct Loader<'a> {
     dtype: FloatDType,
     uploads: Uploads,
     progress: Progress,
+    /// The parts of tensors, by name.
+    parts: BTreeMap<String, Part>,
     bytes_read: AtomicU64,
     started: Instant,
 }
@@ -47,9 +62,18 @@ impl<'a> Loader<'a> {
             dtype,
             uploads: Uploads::new(device),
             progress: Progress::bytes("Loading", checkpoint.num_bytes()),
+            parts: BTreeMap::new(),
             bytes_read: AtomicU64::new(0),
             started: Instant::now(),
         })
+    }
+
+    /// Reads these names from rows of larger tensors, where the checkpoint has those.
+    pub(crate) fn with_parts(mut self, parts: Vec<Part>) -> Self {
+        let stored = |part: &Part| self.checkpoint.contains(&part.whole);
+        let parts = parts.into_iter().filter(stored);
+        self.parts = parts.map(|part| (part.name.clone(), part)).collect();
+        self
     }
 
     /// Returns the number of stored bytes read so far.
@@ -86,7 +110,10 @@ impl<'a> Loader<'a> {
             staging: self.uploads.staging(self.checkpoint, self.dtype),
             ..Request::new(self.dtype, &on_bytes)
         };
-        let data = self.checkpoint.read(name, &shape, request)?;
+        let data = match self.parts.get(name) {
+            Some(part) => self.checkpoint.read_part(part, &shape, request)?,
+            None => self.checkpoint.read(name, &shape, request)?,
+        };
         Ok(self.uploads.place(data, self.dtype))
     }
 

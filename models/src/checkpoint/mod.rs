@@ -48,6 +48,7 @@ pub use packed::{Calibration, Conversion, Manifest};
 
 pub(crate) use base::check_device;
 pub(crate) use json::{describe, read_json_if_present};
+pub(crate) use loader::Part;
 pub(crate) use small_file::read_small;
 #[cfg(feature = "hub")]
 pub(crate) use weight_files::{WeightFiles, read_index};

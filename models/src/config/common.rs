@@ -2,9 +2,9 @@
 
 use burn::tensor::FloatDType;
 
-use super::rope::{PartialRope, read_rope};
+use super::rope::{PartialRope, RopeOf, read_rope};
 use super::{ConfigError, HiddenAct, activation, fields::Fields};
-use crate::decoder::{DecoderConfig, Keys, NormKind, Residual};
+use crate::decoder::{DecoderConfig, Keys, NormKind, QkNorm, Residual};
 
 /// More layers than any model has. A file that asks for more is damaged.
 const MAX_LAYERS: usize = 4096;
@@ -17,20 +17,37 @@ const MAX_HEAD_DIM: usize = 1 << 16;
 pub(crate) struct Defaults {
     /// `None` means hidden_size / num_attention_heads.
     pub head_dim: Option<usize>,
+    /// The KV heads of a file without the entry. `None`, like the entry `null`, means
+    /// num_attention_heads.
+    pub num_key_value_heads: Option<usize>,
     pub max_position_embeddings: usize,
+    pub rms_norm_eps: f64,
     pub hidden_act: HiddenAct,
     pub tie_word_embeddings: bool,
+    pub rope_theta: f64,
     /// `None` means that RoPE rotates whole heads.
     pub rope: Option<PartialRope>,
+    /// Other names of types of RoPE scaling, each with the name that it stands for.
+    pub rope_types: &'static [(&'static str, &'static str)],
+    /// The context length in training, if it is not [`max_position_embeddings`] in a file without
+    /// the entry.
+    ///
+    /// [`max_position_embeddings`]: Self::max_position_embeddings
+    pub original_max_position_embeddings: Option<usize>,
 }
 
 impl Defaults {
     pub const LLAMA: Self = Self {
         head_dim: None,
+        num_key_value_heads: None,
         max_position_embeddings: 2048,
+        rms_norm_eps: 1e-6,
         hidden_act: HiddenAct::Silu,
         tie_word_embeddings: false,
+        rope_theta: 10_000.0,
         rope: None,
+        rope_types: &[],
+        original_max_position_embeddings: None,
     };
 }
 
@@ -62,24 +79,37 @@ pub(crate) fn read_common(
         intermediate_size: fields.required_size("intermediate_size")?,
         num_hidden_layers: layers(fields)?,
         num_attention_heads,
-        num_key_value_heads: fields
-            .size("num_key_value_heads")?
-            .unwrap_or(num_attention_heads),
+        num_key_value_heads: match fields.contains("num_key_value_heads") {
+            true => fields.size("num_key_value_heads")?,
+            false => defaults.num_key_value_heads,
+        }
+        .unwrap_or(num_attention_heads),
         head_dim,
         vocab_size,
         max_position_embeddings: fields
             .size("max_position_embeddings")?
             .unwrap_or(defaults.max_position_embeddings),
-        rotary: read_rope(fields, head_dim, defaults.rope.as_ref())?,
+        rotary: read_rope(fields, head_dim, &RopeOf::model(fields)?, defaults)?,
+        local_rotary: None,
+        rope_layers: Vec::new(),
         norm: NormKind::Rms {
-            epsilon: fields.positive("rms_norm_eps")?.unwrap_or(1e-6),
+            epsilon: fields
+                .positive("rms_norm_eps")?
+                .unwrap_or(defaults.rms_norm_eps),
         },
         residual: Residual::Serial,
+        residual_scale: None,
+        qk_norm: QkNorm::Heads,
+        query_scale: None,
+        attention_softcap: None,
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,
         hidden_act: hidden_act(fields, "hidden_act", defaults.hidden_act)?,
+        experts: None,
         embed_scale: None,
+        logits_scale: None,
+        logits_softcap: None,
         windows: Vec::new(),
         tie_word_embeddings: tied.unwrap_or(defaults.tie_word_embeddings),
         keys: Keys::LLAMA,
@@ -103,6 +133,18 @@ pub(crate) fn hidden_act(
     }
 }
 
+/// Reads the bound of some logits. A missing entry means `default`, `null` means no bound.
+pub(crate) fn bound(
+    fields: Fields<'_>,
+    key: &str,
+    default: Option<f64>,
+) -> Result<Option<f64>, ConfigError> {
+    match fields.contains(key) {
+        true => fields.positive(key),
+        false => Ok(default),
+    }
+}
+
 /// Checks the entries of a file against each other.
 pub(crate) fn check(config: &DecoderConfig, fields: Fields<'_>) -> Result<(), ConfigError> {
     let (heads, head_dim) = (config.num_attention_heads, config.head_dim);
@@ -123,12 +165,23 @@ pub(crate) fn check(config: &DecoderConfig, fields: Fields<'_>) -> Result<(), Co
         };
         return Err(fields.error("head_dim", expected, found));
     }
+    for rotary in std::iter::once(&config.rotary).chain(&config.local_rotary) {
+        if let Err(error) = rotary.frequencies() {
+            let expected = "settings that give a frequency for each pair of components";
+            return Err(fields.error("rope_scaling", expected, error.to_string()));
+        }
+    }
+    let (experts, expert) = config
+        .experts
+        .as_ref()
+        .map_or((1, 1), |experts| (experts.count, experts.intermediate_size));
     let products = [
         ("num_attention_heads", [heads, head_dim, config.hidden_size]),
         (
             "intermediate_size",
             [config.intermediate_size, config.hidden_size, 1],
         ),
+        ("num_experts", [experts, expert, config.hidden_size]),
         ("vocab_size", [config.vocab_size, config.hidden_size, 1]),
         (
             "max_position_embeddings",

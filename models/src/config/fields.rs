@@ -146,14 +146,43 @@ impl<'a> Fields<'a> {
         })
     }
 
+    /// Reads a list of integers that may be 0.
+    pub(crate) fn counts(&self, key: &str) -> Result<Option<Vec<usize>>, ConfigError> {
+        let count = |value: &Value| usize::try_from(value.as_u64()?).ok();
+        self.read(key, "a list of integers that are not negative", |value| {
+            value.as_array()?.iter().map(count).collect()
+        })
+    }
+
+    /// Reads a list of numbers.
+    pub(crate) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, ConfigError> {
+        self.read(key, "a list of numbers", |value| {
+            value.as_array()?.iter().map(Value::as_f64).collect()
+        })
+    }
+
     /// Reads an object.
     pub(crate) fn object(&self, key: &'a str) -> Result<Option<Self>, ConfigError> {
+        self.object_within(key, key)
+    }
+
+    /// Reads an object whose entries errors call `path.entry`.
+    pub(crate) fn object_within(
+        &self,
+        key: &str,
+        path: &'a str,
+    ) -> Result<Option<Self>, ConfigError> {
         let entries = self.read(key, "an object", Value::as_object)?;
         Ok(entries.map(|entries| Self {
             path: self.path,
-            parent: key,
+            parent: path,
             entries,
         }))
+    }
+
+    /// Returns whether there is no entry.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// Reads a token, given as a string or as an `AddedToken` object with the string in `content`.

@@ -13,12 +13,12 @@ mod fields;
 mod rope;
 mod window;
 
-pub use crate::decoder::{Keys, MlpKeys, NormKind, QkvKeys, Residual};
+pub use crate::decoder::{ExpertKeys, Experts, Keys, MlpKeys, NormKind, QkNorm, QkvKeys, Residual};
 pub use crate::families::Architecture;
 pub use activation::HiddenAct;
 pub use error::ConfigError;
 
-pub(crate) use common::{Defaults, check, hidden_act, read_common};
+pub(crate) use common::{Defaults, bound, check, hidden_act, read_common};
 pub(crate) use fields::Fields;
-pub(crate) use rope::PartialRope;
+pub(crate) use rope::{PartialRope, RopeOf, read_rope};
 pub(crate) use window::{sliding_window, windows};

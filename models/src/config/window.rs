@@ -5,11 +5,11 @@ use super::{ConfigError, fields::Fields};
 /// Reads `sliding_window`, in positions. A missing entry means `default`, `null` means no window.
 pub(crate) fn sliding_window(
     fields: Fields<'_>,
-    default: usize,
+    default: Option<usize>,
 ) -> Result<Option<usize>, ConfigError> {
     let window = match fields.contains("sliding_window") {
         true => fields.size("sliding_window")?,
-        false => Some(default),
+        false => default,
     };
     // Kernels count positions in 32 bits.
     match window {

@@ -6,8 +6,8 @@ use burn::tensor::FloatDType;
 use serde_json::Value;
 use sparq::RotaryConfig;
 
-use super::Keys;
-use crate::checkpoint::{Checkpoint, read_json_if_present};
+use super::{Keys, MlpKeys, QkvKeys};
+use crate::checkpoint::{Checkpoint, Part, read_json_if_present};
 use crate::config::{Architecture, ConfigError, Fields, HiddenAct};
 
 /// Configuration of a [`Decoder`](super::Decoder), read from the `config.json` of any
@@ -30,7 +30,7 @@ use crate::config::{Architecture, ConfigError, Fields, HiddenAct};
 pub struct DecoderConfig {
     /// The width of the residual stream.
     pub hidden_size: usize,
-    /// The width of the MLP.
+    /// The width of the MLP. Experts have [their own](Experts::intermediate_size).
     pub intermediate_size: usize,
     /// The number of layers.
     pub num_hidden_layers: usize,
@@ -46,10 +46,22 @@ pub struct DecoderConfig {
     pub max_position_embeddings: usize,
     /// RoPE.
     pub rotary: RotaryConfig,
+    /// RoPE of the layers with a sliding window, if it differs.
+    pub local_rotary: Option<RotaryConfig>,
+    /// Whether each layer has RoPE. A layer beyond the end of the list has.
+    pub rope_layers: Vec<bool>,
     /// The norms of the residual stream.
     pub norm: NormKind,
     /// How attention and MLP add to the residual stream.
     pub residual: Residual,
+    /// The factor of the outputs of attention and MLP, if any.
+    pub residual_scale: Option<f64>,
+    /// The extent of the norms of queries and keys, which exist if [`Keys::qk_norm`] names them.
+    pub qk_norm: QkNorm,
+    /// The factor of the queries, for models whose logits are not divided by sqrt(head_dim).
+    pub query_scale: Option<f64>,
+    /// The bound c of attention logits x, which become c tanh(x / c).
+    pub attention_softcap: Option<f64>,
     /// Whether the query, key and value projections have a bias.
     pub qkv_bias: bool,
     /// Whether the output projection of attention has a bias.
@@ -58,8 +70,14 @@ pub struct DecoderConfig {
     pub mlp_bias: bool,
     /// The activation function of the MLP.
     pub hidden_act: HiddenAct,
+    /// The mixture of experts in some or all layers, if any.
+    pub experts: Option<Experts>,
     /// The factor that embeddings are multiplied by, if any.
     pub embed_scale: Option<f64>,
+    /// The factor that logits of tokens are multiplied by, if any.
+    pub logits_scale: Option<f64>,
+    /// The bound of logits of tokens, as [`attention_softcap`](Self::attention_softcap).
+    pub logits_softcap: Option<f64>,
     /// The sliding window of each layer, in positions. `None`, like an entry beyond the end of the
     /// list, means no window.
     pub windows: Vec<Option<usize>>,
@@ -98,6 +116,14 @@ pub enum NormKind {
 }
 
 impl NormKind {
+    /// Returns the number that loading adds to the weights.
+    pub(crate) fn offset(self) -> f64 {
+        match self {
+            Self::RmsPlusOne { .. } => 1.0,
+            Self::Rms { .. } | Self::Layer { .. } => 0.0,
+        }
+    }
+
     /// Returns the term added under the square root.
     pub fn epsilon(self) -> f64 {
         match self {
@@ -115,6 +141,30 @@ pub enum Residual {
     Serial,
     /// x + attention(norm(x)) + MLP(norm(x)).
     Parallel,
+}
+
+/// The extent of the norms of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head by itself.
+    Heads,
+    /// All heads of a position together.
+    Projections,
+}
+
+/// A mixture of experts: MLPs of which the router chooses a few for each position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experts {
+    /// The number of experts of a layer.
+    pub count: usize,
+    /// The number of experts that a position goes through.
+    pub per_token: usize,
+    /// The width of an expert.
+    pub intermediate_size: usize,
+    /// Whether the probabilities of the chosen experts are divided by their sum.
+    pub renormalize: bool,
+    /// The layers with experts. The others have one MLP.
+    pub layers: Vec<bool>,
 }
 
 impl DecoderConfig {
@@ -154,5 +204,54 @@ impl DecoderConfig {
     /// Returns the sliding window of a layer, in positions.
     pub fn window(&self, layer: usize) -> Option<usize> {
         self.windows.get(layer).copied().flatten()
+    }
+
+    /// Returns RoPE of a layer, if it has any.
+    pub fn rotary_of(&self, layer: usize) -> Option<&RotaryConfig> {
+        if !self.rope_layers.get(layer).copied().unwrap_or(true) {
+            return None;
+        }
+        let local = self.local_rotary.as_ref();
+        let local = local.filter(|_| self.window(layer).is_some());
+        Some(local.unwrap_or(&self.rotary))
+    }
+
+    /// Returns the experts of a layer, if it has any.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        let has = |experts: &&Experts| experts.layers.get(layer).copied().unwrap_or(false);
+        self.experts.as_ref().filter(has)
+    }
+
+    /// Returns the parts of the matrices that a checkpoint of this family may store fused.
+    pub(crate) fn parts(&self) -> Vec<Part> {
+        let keys = &self.keys;
+        let [q, kv] = [self.num_attention_heads, self.num_key_value_heads];
+        let [q, kv] = [q, kv].map(|heads| heads * self.head_dim);
+        let inner = self.intermediate_size;
+        let mut fused = Vec::new();
+        if let (Some(name), QkvKeys::Separate([of_q, of_k, of_v])) = (keys.fused_qkv, keys.qkv) {
+            fused.push((name, vec![(of_q, q), (of_k, kv), (of_v, kv)]));
+        }
+        if let (Some(name), MlpKeys::Gated { gate, up, .. }) = (keys.fused_gate_up, keys.mlp) {
+            fused.push((name, vec![(gate, inner), (up, inner)]));
+        }
+        let mut parts = Vec::new();
+        for layer in 0..self.num_hidden_layers {
+            for (whole, modules) in &fused {
+                let mut first = 0;
+                for (module, rows) in modules {
+                    for parameter in ["weight", "bias"] {
+                        let of = |name: &str| format!("{}.{layer}.{name}.{parameter}", keys.layers);
+                        parts.push(Part {
+                            name: of(module),
+                            whole: of(whole),
+                            rows: first..first + rows,
+                        });
+                    }
+                    first += rows;
+                }
+            }
+        }
+        parts
     }
 }

@@ -3,25 +3,37 @@
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
-use sparq::ops::Rotary;
+use sparq::ops::{self, Rotary};
 use sparq::{KvCache, Method, SparqAttention, SparqError};
 
+use super::branch::Branch;
+use super::experts::ExpertsMlp;
 use super::mlp::Mlp;
 use super::norm::Norm;
-use super::{DecoderConfig, QkvKeys, Residual};
+use super::{DecoderConfig, QkNorm, QkvKeys, Residual};
 use crate::checkpoint::CheckpointError;
 use crate::linear;
 use crate::weights::Weights;
 
-/// A pre-norm layer of attention and an MLP.
+/// A layer of attention and an MLP or experts.
 #[derive(Module, Debug)]
 pub(super) struct Layer {
-    input_norm: Norm,
+    input_norm: Option<Norm>,
     pub(super) attention: SparqAttention,
-    post_attention_norm: Norm,
-    mlp: Mlp,
+    attention_branch: Branch,
+    mlp_input_norm: Option<Norm>,
+    mlp: FeedForward,
+    mlp_branch: Branch,
     #[module(skip)]
     residual: Residual,
+}
+
+/// The second half of a layer.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per layer")]
+enum FeedForward {
+    One(Mlp),
+    Experts(ExpertsMlp),
 }
 
 impl Layer {
@@ -30,19 +42,29 @@ impl Layer {
         weights: &impl Weights,
         config: &DecoderConfig,
         index: usize,
-        rotary: &Rotary,
+        rotary: Option<&Rotary>,
     ) -> Result<Self, CheckpointError> {
         let (keys, prefix) = (&config.keys, format!("{}.{index}", config.keys.layers));
         let (hidden, d) = (config.hidden_size, config.head_dim);
-        let q = config.num_attention_heads * d;
-        let norm = |name| {
-            let name = format!("{prefix}.{name}");
-            Norm::build(weights, config.norm, &name, hidden)
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let norm = |name: Option<&str>| {
+            let build = |name: &str| {
+                let name = format!("{prefix}.{name}");
+                Norm::build(weights, config.norm, &name, hidden)
+            };
+            name.map(build).transpose()
         };
-        let head_norm = |index: usize| {
+        let branch = |name| -> Result<_, CheckpointError> {
+            Ok(Branch::new(norm(name)?, config.residual_scale))
+        };
+        let head_norm = |index: usize, heads: usize| {
+            let width = match config.qk_norm {
+                QkNorm::Heads => d,
+                QkNorm::Projections => heads * d,
+            };
             let norm = |names: [&str; 2]| {
                 let name = format!("{prefix}.{}", names[index]);
-                weights.rms_norm(&name, d, config.norm.epsilon(), 0.0)
+                weights.rms_norm(&name, width, config.norm.epsilon(), config.norm.offset())
             };
             keys.qk_norm.map(norm).transpose()
         };
@@ -54,19 +76,33 @@ impl Layer {
                 q_proj,
                 k_proj,
                 v_proj,
-                o_proj: weights.linear(&o, q, hidden, config.o_bias)?,
-                q_norm: head_norm(0)?,
-                k_norm: head_norm(1)?,
-                rotary: Some(rotary.clone()),
-                n_heads: config.num_attention_heads,
-                n_kv_heads: config.num_key_value_heads,
+                o_proj: weights.linear(&o, heads * d, hidden, config.o_bias)?,
+                q_norm: head_norm(0, heads)?,
+                k_norm: head_norm(1, kv_heads)?,
+                rotary: rotary.cloned(),
+                n_heads: heads,
+                n_kv_heads: kv_heads,
                 head_dim: d,
                 window: config.window(index),
+                softcap: config.attention_softcap,
+                query_scale: config.query_scale,
             },
-            post_attention_norm: norm(keys.post_attention_norm)?,
-            mlp: Mlp::build(weights, config, &prefix)?,
+            attention_branch: branch(keys.attention_output_norm)?,
+            mlp_input_norm: norm(keys.mlp_input_norm)?,
+            mlp: match keys.experts.as_ref().zip(config.experts_of(index)) {
+                Some(experts) => {
+                    FeedForward::Experts(ExpertsMlp::build(weights, config, experts, &prefix)?)
+                }
+                None => FeedForward::One(Mlp::build(weights, config, &prefix)?),
+            },
+            mlp_branch: branch(keys.mlp_output_norm)?,
             residual: config.residual,
         })
+    }
+
+    /// Returns whether a decode step runs on the device alone.
+    pub(super) fn is_capturable(&self) -> bool {
+        matches!(self.mlp, FeedForward::One(_))
     }
 
     /// Maps x [B, T, D] to [B, T, D]: a decode step with `method`, a prefill without.
@@ -76,22 +112,52 @@ impl Layer {
         cache: &mut KvCache,
         method: Option<&Method>,
     ) -> Result<Tensor<3>, SparqError> {
-        let norm = (&self.input_norm).into();
-        let attended = match method {
-            None => self
-                .attention
-                .forward_residual(x.clone(), norm, Some(cache))?,
-            Some(method) => self
-                .attention
-                .decode_residual(x.clone(), norm, cache, method)?,
-        };
+        let attended = self.attend(x.clone(), cache, method)?;
         let input = match self.residual {
             Residual::Serial => attended.clone(),
             Residual::Parallel => x,
         };
-        let norm = (&self.post_attention_norm).into();
-        Ok(self.mlp.forward(input, norm, attended))
+        let norm = optional(&self.mlp_input_norm);
+        let branch = &self.mlp_branch;
+        let (residual, rest) = match branch.is_plain() {
+            true => (Some(attended), None),
+            false => (None, Some(attended)),
+        };
+        let y = match &self.mlp {
+            FeedForward::One(mlp) => mlp.forward(input, norm, residual),
+            FeedForward::Experts(experts) => experts.forward(input, norm, residual),
+        };
+        Ok(match rest {
+            Some(attended) => branch.add(attended, y),
+            None => y,
+        })
     }
+
+    /// Maps x [B, T, D] to x + attention(x).
+    fn attend(
+        &self,
+        x: Tensor<3>,
+        cache: &mut KvCache,
+        method: Option<&Method>,
+    ) -> Result<Tensor<3>, SparqError> {
+        let (attention, norm) = (&self.attention, optional(&self.input_norm));
+        if self.attention_branch.is_plain() {
+            return match method {
+                None => attention.forward_residual(x, norm, Some(cache)),
+                Some(method) => attention.decode_residual(x, norm, cache, method),
+            };
+        }
+        let y = match method {
+            None => attention.forward_normed(x.clone(), norm, Some(cache))?,
+            Some(method) => attention.decode_normed(x.clone(), norm, cache, method)?,
+        };
+        Ok(self.attention_branch.add(x, y))
+    }
+}
+
+/// Returns a norm that a layer may have.
+fn optional(norm: &Option<Norm>) -> ops::Norm {
+    norm.as_ref().map_or(ops::Norm::None, Into::into)
 }
 
 /// Builds the query, key and value projections of the layer `prefix`.

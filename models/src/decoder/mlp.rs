@@ -27,10 +27,25 @@ impl Mlp {
         config: &DecoderConfig,
         prefix: &str,
     ) -> Result<Self, CheckpointError> {
-        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        Self::build_with(
+            weights,
+            config,
+            (config.keys.mlp, config.intermediate_size),
+            prefix,
+        )
+    }
+
+    /// Builds an MLP with these names and this width.
+    pub(super) fn build_with(
+        weights: &impl Weights,
+        config: &DecoderConfig,
+        (keys, inner): (MlpKeys, usize),
+        prefix: &str,
+    ) -> Result<Self, CheckpointError> {
+        let hidden = config.hidden_size;
         let linear =
             |name, from, to| weights.linear(&format!("{prefix}.{name}"), from, to, config.mlp_bias);
-        let (gate, up, down) = match config.keys.mlp {
+        let (gate, up, down) = match keys {
             MlpKeys::Gated { gate, up, down } => (Some(linear(gate, hidden, inner)?), up, down),
             MlpKeys::Plain { up, down } => (None, up, down),
         };
@@ -43,9 +58,31 @@ impl Mlp {
     }
 
     /// Maps x [B, T, D] to residual + mlp(norm(x)), [B, T, D].
-    pub(super) fn forward(&self, x: Tensor<3>, norm: Norm, residual: Tensor<3>) -> Tensor<3> {
+    pub(super) fn forward(
+        &self,
+        x: Tensor<3>,
+        norm: Norm,
+        residual: Option<Tensor<3>>,
+    ) -> Tensor<3> {
         let [batch, len, width] = x.dims();
         let matrix = |x: Tensor<3>| x.reshape([batch * len, width]);
+        let inner = self.inner(matrix(x), norm);
+        self.outer(inner, residual.map(matrix))
+            .reshape([batch, len, width])
+    }
+
+    /// Maps x [N, D] to residual + weight * mlp(x), [N, D], with one weight per row, [N, 1].
+    pub(super) fn weighted(
+        &self,
+        x: Tensor<2>,
+        weight: Tensor<2>,
+        residual: Option<Tensor<2>>,
+    ) -> Tensor<2> {
+        self.outer(self.inner(x, Norm::None) * weight, residual)
+    }
+
+    /// The layers before the last one.
+    fn inner(&self, x: Tensor<2>, norm: Norm) -> Tensor<2> {
         let (up, activation) = ((&self.up).into(), self.act);
         let inner = match &self.gate {
             Some(gate) => Projections::Gated {
@@ -55,9 +92,12 @@ impl Mlp {
             },
             None => Projections::Activated { up, activation },
         };
-        let inner = decode_linear(matrix(x), norm, inner, None);
+        decode_linear(x, norm, inner, None)
+    }
+
+    /// The last layer, with the residual stream.
+    fn outer(&self, inner: Tensor<2>, residual: Option<Tensor<2>>) -> Tensor<2> {
         let down = Projections::One((&self.down).into());
-        let y = decode_linear(inner, Norm::None, down, Some(matrix(residual)));
-        y.reshape([batch, len, width])
+        decode_linear(inner, Norm::None, down, residual)
     }
 }

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::ops::{Projection, Projections, Weight, decode_linear};
-use sparq::{Method, SparqError};
+use sparq::{Method, RotaryConfig, SparqError};
 
 use super::DecoderConfig;
 use super::layer::Layer;
@@ -43,6 +43,10 @@ pub struct Decoder {
     #[module(skip)]
     embed_scale: Option<f64>,
     #[module(skip)]
+    logits_scale: Option<f64>,
+    #[module(skip)]
+    logits_softcap: Option<f64>,
+    #[module(skip)]
     context_len: usize,
     /// The number of first layers whose decode steps are dense with every method.
     #[module(skip)]
@@ -64,7 +68,7 @@ impl Decoder {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
-        let loader = Loader::new(checkpoint, device, dtype)?;
+        let loader = Loader::new(checkpoint, device, dtype)?.with_parts(config.parts());
         let model = Self::build(&loader, config, device)?;
         if config.tie_word_embeddings {
             // Some checkpoints store the embedding table under both names.
@@ -116,11 +120,19 @@ impl Decoder {
         device: &Device,
     ) -> Result<Self, CheckpointError> {
         let (hidden, vocab, keys) = (config.hidden_size, config.vocab_size, &config.keys);
-        // All layers share one table of angles.
-        let rotary = config.rotary.init(device);
-        let rotary = rotary.expect("a configuration that was read has valid RoPE parameters");
-        let layers = (0..config.num_hidden_layers)
-            .map(|index| Layer::build(weights, config, index, &rotary));
+        // Layers with the same RoPE share one table of angles.
+        let init = |rotary: &RotaryConfig| {
+            let rotary = rotary.init(device);
+            rotary.expect("a configuration that was read has valid RoPE parameters")
+        };
+        let (global, local) = (init(&config.rotary), config.local_rotary.as_ref().map(init));
+        let layers = (0..config.num_hidden_layers).map(|index| {
+            let rotary = config.rotary_of(index).map(|rotary| match &local {
+                Some(local) if config.local_rotary.as_ref() == Some(rotary) => local,
+                _ => &global,
+            });
+            Layer::build(weights, config, index, rotary)
+        });
         Ok(Self {
             embed: weights.embedding(&format!("{}.weight", keys.embed), vocab, hidden)?,
             layers: layers.collect::<Result<_, _>>()?,
@@ -130,6 +142,8 @@ impl Decoder {
                 false => Some(weights.linear(keys.head, hidden, vocab, false)?),
             },
             embed_scale: config.embed_scale,
+            logits_scale: config.logits_scale,
+            logits_softcap: config.logits_softcap,
             context_len: config.max_position_embeddings,
             dense_layers: 0,
         })
@@ -196,7 +210,14 @@ impl Decoder {
         let x = x.reshape([batch * last, hidden]);
         let logits = decode_linear(x, (&self.norm).into(), Projections::One(head), None);
         let logits = logits.reshape([batch, last, self.vocab_size()]);
-        Ok(logits.cast(FloatDType::F32))
+        let mut logits = logits.cast(FloatDType::F32);
+        if let Some(scale) = self.logits_scale {
+            logits = logits * scale;
+        }
+        Ok(match self.logits_softcap {
+            Some(bound) => (logits / bound).tanh() * bound,
+            None => logits,
+        })
     }
 }
 
@@ -261,7 +282,8 @@ impl CausalLm for Decoder {
 
     fn is_capturable(&self) -> bool {
         // One thread loads all weights, so one of them answers for all.
-        sparq::ops::can_be_captured(&self.embed.weight.val())
+        let on_device = self.layers.iter().all(Layer::is_capturable);
+        on_device && sparq::ops::can_be_captured(&self.embed.weight.val())
     }
 }
 

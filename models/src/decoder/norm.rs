@@ -33,9 +33,8 @@ impl Norm {
         dim: usize,
     ) -> Result<Self, CheckpointError> {
         Ok(match kind {
-            NormKind::Rms { epsilon } => Self::Rms(weights.rms_norm(name, dim, epsilon, 0.0)?),
-            NormKind::RmsPlusOne { epsilon } => {
-                Self::Rms(weights.rms_norm(name, dim, epsilon, 1.0)?)
+            NormKind::Rms { epsilon } | NormKind::RmsPlusOne { epsilon } => {
+                Self::Rms(weights.rms_norm(name, dim, epsilon, kind.offset())?)
             }
             NormKind::Layer { epsilon } => {
                 let norm = weights.layer_norm(name, dim, epsilon)?;

@@ -105,17 +105,21 @@ mod tests {
             detect(other).unwrap_err(),
             "config.json: \"architectures\": expected one of LlamaForCausalLM, MistralForCausalLM, \
              GemmaForCausalLM, GPTNeoXForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, \
+             Qwen3MoeForCausalLM, Gemma2ForCausalLM, Gemma3ForCausalLM, Phi3ForCausalLM, \
+             SmolLM3ForCausalLM, Olmo2ForCausalLM, GraniteForCausalLM, MixtralForCausalLM, \
              found \"LlamaForSequenceClassification\""
         );
         assert_eq!(
             detect(json!({"model_type": "mamba"})).unwrap_err(),
             "config.json: \"model_type\": expected one of llama, mistral, gemma, gpt_neox, \
-             qwen2, qwen3, found \"mamba\""
+             qwen2, qwen3, qwen3_moe, gemma2, gemma3_text, phi3, smollm3, olmo2, granite, mixtral, \
+             found \"mamba\""
         );
         assert_eq!(
             detect(json!({})).unwrap_err(),
             "config.json: \"model_type\": expected one of llama, mistral, gemma, gpt_neox, \
-             qwen2, qwen3, found nothing"
+             qwen2, qwen3, qwen3_moe, gemma2, gemma3_text, phi3, smollm3, olmo2, granite, mixtral, \
+             found nothing"
         );
         for config in [
             json!([]),

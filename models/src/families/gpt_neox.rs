@@ -16,17 +16,15 @@ const KEYS: Keys = Keys {
     layers: "gpt_neox.layers",
     norm: "gpt_neox.final_layer_norm",
     head: "embed_out",
-    input_norm: "input_layernorm",
-    post_attention_norm: "post_attention_layernorm",
     qkv: QkvKeys::Interleaved("attention.query_key_value"),
     o: "attention.dense",
-    qk_norm: None,
     mlp: MlpKeys::Plain {
         up: "mlp.dense_h_to_4h",
         down: "mlp.dense_4h_to_h",
     },
     // The causal mask and the value of masked logits.
     constants: &["attention.bias", "attention.masked_bias"],
+    ..Keys::LLAMA
 };
 
 /// Multi-head attention with partial RoPE, parallel to the MLP or before it, with layer norms and

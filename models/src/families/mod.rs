@@ -47,4 +47,12 @@ families! {
     GptNeox: gpt_neox, "GPT-NeoX and Pythia: `GPTNeoXForCausalLM`.";
     Qwen2: qwen2, "Qwen 2 and 2.5: `Qwen2ForCausalLM`.";
     Qwen3: qwen3, "Qwen 3 without experts: `Qwen3ForCausalLM`.";
+    Qwen3Moe: qwen3_moe, "Qwen 3 with experts: `Qwen3MoeForCausalLM`.";
+    Gemma2: gemma2, "Gemma 2: `Gemma2ForCausalLM`.";
+    Gemma3: gemma3, "Gemma 3 for text: `Gemma3ForCausalLM`.";
+    Phi3: phi3, "Phi 3 and 4: `Phi3ForCausalLM`.";
+    SmolLm3: smollm3, "SmolLM3: `SmolLM3ForCausalLM`.";
+    Olmo2: olmo2, "OLMo 2: `Olmo2ForCausalLM`.";
+    Granite: granite, "Granite 3 and later without experts: `GraniteForCausalLM`.";
+    Mixtral: mixtral, "Mixtral: `MixtralForCausalLM`.";
 }

@@ -9,13 +9,21 @@ use sparq_models::checkpoint::Checkpoint;
 use sparq_models::{CausalLm, Decoder, DecoderConfig, ModelCache};
 
 /// One fixture of each family, in `tests/fixtures/hf`.
-const FAMILIES: [&str; 6] = [
+const FAMILIES: [&str; 14] = [
     "llama3",
     "mistral_sliding",
     "gemma_mqa",
     "gpt_neox",
     "qwen2",
     "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "smollm3",
+    "olmo2",
+    "granite",
+    "qwen3_moe",
+    "mixtral",
 ];
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/hf");
@@ -27,7 +35,7 @@ fn config(name: &str) -> (Checkpoint, DecoderConfig) {
 }
 
 fn tokens(len: i64, device: &Device) -> Tensor<2, Int> {
-    let ids: Vec<i64> = (0..len).map(|at| (at * 37 + 11) % 199).collect();
+    let ids: Vec<i64> = (0..len).map(|at| (at * 37 + 11) % 48).collect();
     Tensor::<1, Int>::from_ints(ids.as_slice(), device).unsqueeze()
 }
 

@@ -3,12 +3,14 @@
 //! | module | subject |
 //! |---|---|
 //! | this file | weights, configuration and logits |
+//! | `families` | the families of llama.cpp |
 //! | `parts` | models in several files |
 //! | `tokenizers` | tokenizer and chat template from the metadata |
 //! | `malformed` | truncated, changed and unsupported files |
 //! | `real_model` | SmolLM2-135M, if `SPARQ_REAL_MODEL` is set |
 //! | `writer`, `vocabularies` | GGUF files for the tests |
 
+mod families;
 mod malformed;
 mod parts;
 mod real_model;

@@ -73,7 +73,8 @@ fn unsupported_values_list_the_supported_ones() {
     type Change = Box<dyn FnOnce(&mut GgufFile)>;
     let cases: [(&str, Change); 9] = [
         (
-            "\"general.architecture\": expected llama or qwen2, found \"mamba\"",
+            "\"general.architecture\": expected one of llama, qwen2, qwen3, qwen3moe, gemma, gemma2, \
+             gemma3, phi3, smollm3, olmo2, granite, found \"mamba\"",
             Box::new(|file| file.set("general.architecture", Meta::Text("mamba".into()))),
         ),
         (
@@ -89,8 +90,8 @@ fn unsupported_values_list_the_supported_ones() {
             Box::new(|file| file.set("split.count", Meta::U32(3))),
         ),
         (
-            "\"llama.expert_count\": expected 0 (mixtures of experts are not supported), found 8",
-            Box::new(|file| file.set("llama.expert_count", Meta::U32(8))),
+            "\"llama.embedding_scale\": expected a number, found null",
+            Box::new(|file| file.set("llama.embedding_scale", Meta::F32(f32::NAN))),
         ),
         (
             "\"token_embd.weight\": expected a tensor [tokens, width], found none",

@@ -93,6 +93,9 @@ fn families_have_the_logits_of_transformers() {
         "gpt_neox",
         "qwen2",
         "qwen3",
+        "gemma2",
+        "phi3",
+        "mixtral",
     ] {
         let model = hf.join(family);
         let expected = std::fs::read(model.join("expected.safetensors")).unwrap();

@@ -169,7 +169,11 @@ fn mass(
         .cast(FloatDType::F32)
         .swap_dims(1, 2)
         .matmul(keys.cast(FloatDType::F32).transpose());
-    let mean = softmax(logits / (d as f32).sqrt(), 3).mean_dim(2);
+    let mut logits = logits / (d as f32).sqrt();
+    if let Some(bound) = cache.config().softcap {
+        logits = (logits / bound).tanh() * bound;
+    }
+    let mean = softmax(logits, 3).mean_dim(2);
     let mean = mean.try_into_vec_as::<f32>().map_err(device)?;
     let hidden = std::iter::repeat_n(0.0, first);
     Ok(hidden.chain(mean).collect())

@@ -92,6 +92,7 @@ fn copied(cache: &CacheTensors) -> CacheTensors {
         v: copy(&cache.v),
         v_sum: copy(&cache.v_sum),
         spans: copy(&cache.spans),
+        softcap: cache.softcap,
         sketch: match &cache.sketch {
             SketchTensors::None => SketchTensors::None,
             SketchTensors::Full(kt) => SketchTensors::Full(copy(kt)),

@@ -10,6 +10,7 @@ use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 
 use self::received::received_attention;
+use crate::cache::check_softcap;
 use crate::ops::{Norm, Projections, Rotary, Spans, causal_attention, decode_linear, normalize};
 use crate::{KvCache, KvCacheConfig, Method, RotaryConfig, SparqError};
 
@@ -44,6 +45,12 @@ pub struct SparqAttentionConfig {
     /// `None`.
     #[config(default = "None")]
     pub window: Option<usize>,
+    /// The bound of the logits; see [`KvCacheConfig::softcap`].
+    #[config(default = "None")]
+    pub softcap: Option<f64>,
+    /// A factor of the queries, for models that divide logits by another number than sqrt(d).
+    #[config(default = "None")]
+    pub query_scale: Option<f64>,
 }
 
 impl SparqAttentionConfig {
@@ -51,7 +58,8 @@ impl SparqAttentionConfig {
     ///
     /// # Errors
     /// [`SparqError`] if a size or the window is 0, the query heads are no multiple of the KV
-    /// heads, the epsilon is not positive, or the rotary embedding does not fit.
+    /// heads, the epsilon, the softcap or the query's scale is not positive, or the rotary
+    /// embedding does not fit.
     pub fn init(&self, device: &Device) -> Result<SparqAttention, SparqError> {
         self.validate()?;
         let linear = |from, to, bias| LinearConfig::new(from, to).with_bias(bias).init(device);
@@ -97,6 +105,12 @@ impl SparqAttentionConfig {
             let expected = "a positive number";
             return Err(SparqError::value("qk_norm_eps", expected, epsilon));
         }
+        if let Some(scale) = self.query_scale
+            && !(scale > 0.0 && scale.is_finite())
+        {
+            return Err(SparqError::value("query_scale", "a positive number", scale));
+        }
+        check_softcap(self.softcap)?;
         match &self.rotary {
             Some(rotary) if rotary.head_dim != self.head_dim => Err(SparqError::config(
                 "rotary head_dim",
@@ -156,7 +170,8 @@ pub struct SparqAttention {
     pub v_proj: Linear,
     /// Output: H d -> D.
     pub o_proj: Linear,
-    /// Norm of each head of the queries, over its d elements, before RoPE.
+    /// Norm of the queries before RoPE: of each head over its d elements, or of all heads together
+    /// over H d elements (as in OLMo 2). The length of its weight determines which.
     pub q_norm: Option<RmsNorm>,
     /// The same for the keys.
     pub k_norm: Option<RmsNorm>,
@@ -171,6 +186,12 @@ pub struct SparqAttention {
     /// W: the sliding window, in positions; none if `None`.
     #[module(skip)]
     pub window: Option<usize>,
+    /// The bound of the logits; see [`KvCacheConfig::softcap`].
+    #[module(skip)]
+    pub softcap: Option<f64>,
+    /// A factor of the queries, beside the division of the logits by sqrt(d).
+    #[module(skip)]
+    pub query_scale: Option<f64>,
 }
 
 impl SparqAttention {
@@ -189,6 +210,7 @@ impl SparqAttention {
             .with_dtype(dtype)
             .with_sketch(method.sketch())
             .with_window(self.window)
+            .with_softcap(self.softcap)
     }
 
     /// Makes an empty cache for this module, on the device and in the type of its weights.
@@ -224,7 +246,7 @@ impl SparqAttention {
     ///
     /// # Errors
     /// [`SparqError::Shape`] if x does not fit the module or the cache, [`SparqError::Value`] if
-    /// the cache has another window.
+    /// the cache has another window or softcap.
     pub fn forward(
         &self,
         x: Tensor<3>,
@@ -249,6 +271,21 @@ impl SparqAttention {
         self.attend(x.clone(), norm, Some(x), cache)
     }
 
+    /// Dense causal attention of norm(x), [B, T, D], without the residual stream.
+    ///
+    /// For a block of a decoder that changes the result before it adds it to the stream.
+    ///
+    /// # Errors
+    /// As [`SparqAttention::forward`].
+    pub fn forward_normed(
+        &self,
+        x: Tensor<3>,
+        norm: Norm,
+        cache: Option<&mut KvCache>,
+    ) -> Result<Tensor<3>, SparqError> {
+        self.attend(x, norm, None, cache)
+    }
+
     fn attend(
         &self,
         x: Tensor<3>,
@@ -260,10 +297,11 @@ impl SparqAttention {
             self.check(&x, [0, 0])?;
             let [batch, len, _] = x.dims();
             let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
-            let (q, k) = self.rotate(q, k, &Spans::empty(batch));
+            let (q, k) = self.rotate(q, k, &Spans::empty(batch), 0);
             let spans = Spans::full(batch, len);
             let device_spans = spans.to_tensor(&q.device());
-            let y = causal_attention(q, [k, v], device_spans, &spans, self.window);
+            let rows = [k, v];
+            let y = causal_attention(q, rows, device_spans, &spans, self.window, self.softcap);
             return Ok(self.output(y.swap_dims(1, 2), residual));
         };
         self.check(&x, [cache.batch(), 0])?;
@@ -271,10 +309,12 @@ impl SparqAttention {
         cache.check_whole("a prefill")?;
         let before = cache.spans().clone();
         let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
-        // A cache is outside autodiff, queries need not be.
-        let q = match q.is_autodiff() {
+        // A cache is outside autodiff, queries need not be. The table has the angles of each
+        // position in a sequence that ends there, and not those of a prompt that grows them.
+        let grows = self.rotary.as_ref().is_some_and(Rotary::grows);
+        let q = match q.is_autodiff() || grows {
             true => {
-                let (q, k) = self.rotate(q, k, &before);
+                let (q, k) = self.rotate(q, k, &before, cache.capacity());
                 cache.append(k, v)?;
                 q
             }
@@ -282,7 +322,7 @@ impl SparqAttention {
         };
         if cache.states().observes_attention() {
             let k = cache.tensors().k.clone().slice_dim(2, 0..cache.len());
-            let received = received_attention(&q, &k, &before, self.window);
+            let received = received_attention(&q, &k, &before, self.window, self.softcap);
             cache.states_mut().observe_attention(received);
         }
         let tensors = cache.tensors();
@@ -290,7 +330,8 @@ impl SparqAttention {
             [tensors.k.clone(), tensors.v.clone()],
             tensors.spans.clone(),
         );
-        let y = causal_attention(q, rows, device_spans, cache.spans(), self.window);
+        let spans = cache.spans();
+        let y = causal_attention(q, rows, device_spans, spans, self.window, self.softcap);
         Ok(self.output(y.swap_dims(1, 2), residual))
     }
 
@@ -327,6 +368,22 @@ impl SparqAttention {
         self.step(x.clone(), norm, Some(x), cache, method)
     }
 
+    /// Takes one decode step with norm(x), [B, 1, D], without the residual stream.
+    ///
+    /// For a block of a decoder that changes the result before it adds it to the stream.
+    ///
+    /// # Errors
+    /// As [`SparqAttention::decode`].
+    pub fn decode_normed(
+        &self,
+        x: Tensor<3>,
+        norm: Norm,
+        cache: &mut KvCache,
+        method: &Method,
+    ) -> Result<Tensor<3>, SparqError> {
+        self.step(x, norm, None, cache, method)
+    }
+
     fn step(
         &self,
         x: Tensor<3>,
@@ -347,12 +404,23 @@ impl SparqAttention {
         Ok(self.output(y.reshape([batch, len, heads, d]), residual))
     }
 
-    /// Rotates q [B, H, T, d] and k [B, H_kv, T, d] to the positions after `spans`.
-    fn rotate(&self, q: Tensor<4>, k: Tensor<4>, spans: &Spans) -> (Tensor<4>, Tensor<4>) {
+    /// Rotates q [B, H, T, d] and k [B, H_kv, T, d] to the positions after `spans`, of a cache of
+    /// `capacity` positions.
+    fn rotate(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        spans: &Spans,
+        capacity: usize,
+    ) -> (Tensor<4>, Tensor<4>) {
+        let len = q.dims()[2];
         match &self.rotary {
             None => (q, k),
             Some(rotary) => {
-                let angles = rotary.angles(positions(spans, q.dims()[2], &q.device()));
+                let count = |b: usize| (spans.end[b] + len).saturating_sub(spans.start[b]);
+                let longest = (0..spans.batch()).map(count).max().unwrap_or(len);
+                let positions = positions(spans, len, &q.device());
+                let angles = rotary.angles_within(positions, longest, capacity);
                 (angles.rotate(q), angles.rotate(k))
             }
         }
@@ -364,13 +432,21 @@ impl SparqAttention {
         let [q, k, v] = self.products(x.reshape([batch * len, width]), norm);
         let part = |y: Tensor<2>, heads: usize, norm: Option<&RmsNorm>| {
             let y = match norm {
-                Some(norm) => normalize(y.reshape([batch * len * heads, d]), norm.into()),
+                Some(norm) => {
+                    let width = norm.gamma.dims()[0];
+                    let rows = batch * len * heads * d / width;
+                    normalize(y.reshape([rows, width]), norm.into())
+                }
                 None => y,
             };
             y.reshape([batch, len, heads, d])
         };
+        let q = part(q, self.n_heads, self.q_norm.as_ref());
         [
-            part(q, self.n_heads, self.q_norm.as_ref()),
+            match self.query_scale {
+                Some(scale) => q * scale,
+                None => q,
+            },
             part(k, self.n_kv_heads, self.k_norm.as_ref()),
             part(v, self.n_kv_heads, None),
         ]
@@ -409,7 +485,16 @@ impl SparqAttention {
     }
 
     fn check_window(&self, cache: &KvCache) -> Result<(), SparqError> {
-        let found = cache.config().window;
+        let KvCacheConfig {
+            window: found,
+            softcap,
+            ..
+        } = *cache.config();
+        if softcap != self.softcap {
+            let expected = format!("{:?} (the attention's)", self.softcap);
+            let found = format!("{softcap:?}");
+            return Err(SparqError::value("softcap of the cache", expected, found));
+        }
         if found == self.window {
             return Ok(());
         }

@@ -67,6 +67,8 @@ impl SparqAttentionConfig {
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
             window: self.window,
+            softcap: self.softcap,
+            query_scale: self.query_scale,
         })
     }
 }

@@ -6,7 +6,7 @@ use burn::tensor::{Bool, DType, Device, FloatDType, Tensor};
 
 use crate::cache::{indices, per_sequence};
 use crate::ops::Spans;
-use crate::ops::reference::{CHUNK, LARGEST, hidden};
+use crate::ops::reference::{CHUNK, LARGEST, bounded, hidden};
 
 /// Returns the weights that dense causal attention gives to each position, [B, H_kv, S] in fp32.
 ///
@@ -18,6 +18,7 @@ pub(super) fn received_attention(
     k: &Tensor<4>,
     spans: &Spans,
     window: Option<usize>,
+    softcap: Option<f64>,
 ) -> Tensor<3> {
     let ([batch, heads, len, d], device) = (q.dims(), q.device());
     let kv_heads = k.dims()[1];
@@ -32,7 +33,7 @@ pub(super) fn received_attention(
         let q = q.clone().slice_dim(3, queries.clone());
         let q = q.reshape([batch, kv_heads, g * count, d]);
         let keys = k.clone().slice_dim(2, 0..seen);
-        let logits = q.matmul(keys.transpose()) / (d as f32).sqrt();
+        let logits = bounded(q.matmul(keys.transpose()) / (d as f32).sqrt(), softcap);
         let logits = logits.reshape([batch, kv_heads * g, count, seen]);
         let mask = hidden(spans, window, queries.clone(), 0..seen, &device);
         let logits = logits

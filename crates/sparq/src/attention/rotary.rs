@@ -2,93 +2,17 @@
 //!
 //! Components are paired in the rotate-half layout of Hugging Face checkpoints.
 
-use std::f64::consts::TAU;
+mod scaling;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
-use serde::{Deserialize, Serialize};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
+pub use self::scaling::RotaryScaling;
 use crate::SparqError;
 use crate::cache::Spans;
-
-/// The change of the frequencies for contexts longer than in training.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "type")]
-pub enum RotaryScaling {
-    /// No change.
-    #[default]
-    None,
-    /// Divides every frequency by a factor (position interpolation, Chen et al., arXiv 2306.15595).
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Llama 3.1: divides low frequencies by a factor, keeps high ones, and blends linearly in
-    /// between.
-    Llama3 {
-        /// The divisor of low frequencies.
-        factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are low
-        /// frequencies.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are high
-        /// frequencies.
-        high_freq_factor: f64,
-        /// The context length in training.
-        original_max_position_embeddings: usize,
-    },
-}
-
-impl RotaryScaling {
-    fn validate(&self) -> Result<(), SparqError> {
-        match *self {
-            RotaryScaling::None => Ok(()),
-            RotaryScaling::Linear { factor } => positive("rotary scaling factor", factor),
-            RotaryScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => {
-                positive("rotary scaling factor", factor)?;
-                positive("rotary scaling low_freq_factor", low_freq_factor)?;
-                if !(high_freq_factor > low_freq_factor && high_freq_factor.is_finite()) {
-                    let (what, least) = (
-                        "rotary scaling high_freq_factor",
-                        "more than low_freq_factor",
-                    );
-                    return Err(SparqError::value(what, least, high_freq_factor));
-                }
-                if original_max_position_embeddings == 0 {
-                    let what = "rotary scaling original_max_position_embeddings";
-                    return Err(SparqError::value(what, "at least 1", 0));
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn scale(&self, frequency: f64) -> f64 {
-        match *self {
-            RotaryScaling::None => frequency,
-            RotaryScaling::Linear { factor } => frequency / factor,
-            RotaryScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => {
-                // The number of wavelengths in the context of the training.
-                let waves = original_max_position_embeddings as f64 * frequency / TAU;
-                let kept = ((waves - low_freq_factor) / (high_freq_factor - low_freq_factor))
-                    .clamp(0.0, 1.0);
-                kept * frequency + (1.0 - kept) * frequency / factor
-            }
-        }
-    }
-}
 
 /// Configuration of a [`Rotary`].
 #[derive(Config, Debug, PartialEq)]
@@ -116,17 +40,30 @@ impl RotaryConfig {
     /// factor of the scaling is not positive.
     pub fn init(&self, device: &Device) -> Result<Rotary, SparqError> {
         let frequencies = self.frequencies()?;
+        let changes = self.scaling.changes_after();
+        if let Some(context) = changes {
+            self.frequencies_within(context.saturating_add(1))?;
+        }
         Ok(Rotary {
             inv_freq: Tensor::from_data(frequencies.as_slice(), (device, DType::F32)),
+            factor: self.scaling.attention_factor(),
+            by_length: changes.map(|_| self.clone()),
             tables: Tables::default(),
         })
     }
 
     /// The frequency of each of the `rotary_dim / 2` pairs: `theta^(-2i / rotary_dim)`, scaled.
     ///
+    /// Those of a scaling that depends on the length are those of the context in training.
+    ///
     /// # Errors
     /// As [`RotaryConfig::init`].
     pub fn frequencies(&self) -> Result<Vec<f32>, SparqError> {
+        self.frequencies_within(1)
+    }
+
+    /// The frequencies for sequences of `len` positions.
+    fn frequencies_within(&self, len: usize) -> Result<Vec<f32>, SparqError> {
         let dim = self.rotary_dim.unwrap_or(self.head_dim);
         if dim == 0 || dim > self.head_dim || !dim.is_multiple_of(2) {
             let expected = format!("an even number from 2 to {} (the head_dim)", self.head_dim);
@@ -134,14 +71,33 @@ impl RotaryConfig {
             return Err(SparqError::config("rotary_dim", expected, dim, advice));
         }
         positive("rotary theta", self.theta)?;
-        self.scaling.validate()?;
-        let frequency = |pair: usize| {
-            // In fp32 as in transformers, with which models are trained. At position 100 000 the
-            // last bit of a frequency is a hundredth of a full rotation.
-            let unscaled = 1.0 / (self.theta as f32).powf((2 * pair) as f32 / dim as f32);
-            self.scaling.scale(unscaled.into()) as f32
+        self.scaling.validate(dim / 2)?;
+        // In fp32 as in transformers, with which models are trained. At position 100 000 the last
+        // bit of a frequency is a hundredth of a full rotation.
+        let theta = self.scaling.base(self.theta, dim, len) as f32;
+        let unscaled = |pair: usize| 1.0 / theta.powf((2 * pair) as f32 / dim as f32);
+        let frequencies: Vec<f32> = (0..dim / 2).map(unscaled).collect();
+        let frequencies = self.scaling.scale(frequencies, self.theta, len);
+        match frequencies.iter().all(|frequency| frequency.is_finite()) {
+            true => Ok(frequencies),
+            false => {
+                let expected = "settings whose frequencies are finite";
+                Err(SparqError::value("rotary scaling", expected, "others"))
+            }
+        }
+    }
+
+    /// The frequencies of each of `len` positions, [`len`, pairs]: those of a sequence that ends
+    /// there if they grow with it, else those of a sequence of `len`.
+    fn rows(&self, len: usize) -> Vec<f32> {
+        let at = |len| {
+            self.frequencies_within(len)
+                .expect("they were valid when the rotary embedding was made")
         };
-        Ok((0..dim / 2).map(frequency).collect())
+        match self.scaling.grows() {
+            true => (0..len).flat_map(|row| at(row + 1)).collect(),
+            false => at(len).repeat(len),
+        }
     }
 }
 
@@ -155,18 +111,38 @@ impl RotaryConfig {
 /// y_i     = x_i cos(a_i) - x_{i+n} sin(a_i)
 /// y_{i+n} = x_{i+n} cos(a_i) + x_i sin(a_i)
 /// ```
+///
+/// Some [scalings](RotaryScaling) have other frequencies for sequences longer than in training.
+/// Keys in a cache keep the angles they were given. With dynamic NTK, as in transformers, a prefill
+/// takes the frequencies of the sequence so far, and a decode step those of the sequence with its
+/// token. LongRoPE has two sets. The capacity of the cache decides between them, so that all keys
+/// have angles of one set: reserve the positions of the whole sequence first.
 #[derive(Module, Debug)]
 pub struct Rotary {
     /// Frequencies, [rotary_dim / 2] in fp32. A constant and no parameter: records do not hold it.
     inv_freq: Tensor<1>,
+    /// A factor of all cosines and sines.
+    #[module(skip)]
+    factor: f64,
+    /// The configuration, if the frequencies depend on the length of the sequence.
+    #[module(skip)]
+    by_length: Option<RotaryConfig>,
     #[module(skip)]
     tables: Tables,
 }
 
-/// The tables made so far, one per device. Clones share them: all layers of a model use the same
-/// angles.
+/// The tables made so far, one per device and set of frequencies. Clones share them: all layers of
+/// a model use the same angles.
 #[derive(Clone, Debug, Default)]
-struct Tables(Arc<Mutex<Vec<Tensor<2>>>>);
+struct Tables(Arc<Mutex<Vec<Table>>>);
+
+/// A table of angles.
+#[derive(Clone, Debug)]
+struct Table {
+    angles: Tensor<2>,
+    /// Whether its frequencies are those of sequences longer than the context in training.
+    is_long: bool,
+}
 
 impl Rotary {
     /// Rotates x [B, H, T, d] to `positions` [B, T], or [1, T] for all sequences.
@@ -194,26 +170,81 @@ impl Rotary {
         let inv_freq = self.inv_freq.clone().inner();
         let device = inv_freq.device();
         let mut tables = self.tables.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = tables.iter().position(|table| table.device() == device);
-        let table = found.map(|found| &tables[found]);
+        let long = self.long(len);
+        let same = |table: &Table| {
+            table.angles.device() == device && (self.grows() || table.is_long == long.is_some())
+        };
+        let found = tables.iter().position(same);
+        let table = found.map(|found| &tables[found].angles);
         if let Some(table) = table.filter(|table| table.dims()[0] >= len) {
             return table.clone();
         }
         let positions = Tensor::<1, Int>::arange(0..len as i64, (&device, DType::I32));
-        let RotaryAngles { cos, sin } = RotaryAngles::new(&inv_freq, positions.unsqueeze());
         let pairs = inv_freq.dims()[0];
+        let inv_freq = match long {
+            None => inv_freq.unsqueeze(),
+            Some(config) => {
+                let rows = TensorData::new(config.rows(len), [len, pairs]);
+                Tensor::<2>::from_data(rows, (&device, DType::F32))
+            }
+        };
+        let angles = RotaryAngles::new(inv_freq, positions.unsqueeze(), self.factor);
+        let RotaryAngles { cos, sin } = angles;
         let flat = |values: Tensor<4>| values.reshape([len, pairs]);
-        let table = Tensor::cat(vec![flat(cos), flat(sin)], 1);
+        let angles = Tensor::cat(vec![flat(cos), flat(sin)], 1);
+        let table = Table {
+            angles: angles.clone(),
+            is_long: long.is_some(),
+        };
         match found {
-            Some(found) => tables[found] = table.clone(),
-            None => tables.push(table.clone()),
+            Some(found) => tables[found] = table,
+            None => tables.push(table),
         }
-        table
+        angles
+    }
+
+    /// Returns the configuration if sequences of `len` positions have other frequencies than those
+    /// of the training.
+    fn long(&self, len: usize) -> Option<&RotaryConfig> {
+        self.by_length.as_ref().filter(|config| {
+            let context = config.scaling.changes_after();
+            context.is_some_and(|context| len > context)
+        })
+    }
+
+    /// Returns whether the frequencies change with every position of a long sequence.
+    pub(crate) fn grows(&self) -> bool {
+        let config = self.by_length.as_ref();
+        config.is_some_and(|config| config.scaling.grows())
     }
 
     /// Computes the angles of `positions` [B, T] or [1, T], to rotate several tensors by them.
+    ///
+    /// Frequencies that depend on the length are those of the context in training.
     pub fn angles(&self, positions: Tensor<2, Int>) -> RotaryAngles {
-        RotaryAngles::new(&self.inv_freq, positions)
+        RotaryAngles::new(self.inv_freq.clone().unsqueeze(), positions, self.factor)
+    }
+
+    /// Computes the angles of `positions` in sequences of up to `len` positions, which a cache of
+    /// `capacity` positions holds.
+    pub(crate) fn angles_within(
+        &self,
+        positions: Tensor<2, Int>,
+        len: usize,
+        capacity: usize,
+    ) -> RotaryAngles {
+        let len = match self.grows() {
+            true => len,
+            false => len.max(capacity),
+        };
+        let Some(config) = self.long(len) else {
+            return self.angles(positions);
+        };
+        let frequencies = config.frequencies_within(len);
+        let frequencies = frequencies.expect("they were valid when the rotary embedding was made");
+        let options = (&self.inv_freq.device(), DType::F32);
+        let frequencies = Tensor::<1>::from_data(frequencies.as_slice(), options);
+        RotaryAngles::new(frequencies.unsqueeze(), positions, self.factor)
     }
 }
 
@@ -227,17 +258,21 @@ pub struct RotaryAngles {
 }
 
 impl RotaryAngles {
-    /// The angles are the positions, [B, T] or [1, T], times the frequencies.
-    fn new(inv_freq: &Tensor<1>, positions: Tensor<2, Int>) -> Self {
+    /// The angles are the positions, [B, T] or [1, T], times the frequencies, [T or 1, pairs].
+    /// `factor` scales cosines and sines.
+    fn new(inv_freq: Tensor<2>, positions: Tensor<2, Int>, factor: f64) -> Self {
         let [batch, len] = positions.dims();
-        let [pairs] = inv_freq.dims();
+        let [rows, pairs] = inv_freq.dims();
         // Directly to fp32: a device with a 16-bit default type would round positions above 2048.
         let positions: Tensor<2> = positions.cast(FloatDType::F32);
-        let angles =
-            positions.reshape([batch, 1, len, 1]) * inv_freq.clone().reshape([1, 1, 1, pairs]);
-        Self {
-            cos: angles.clone().cos(),
-            sin: angles.sin(),
+        let angles = positions.reshape([batch, 1, len, 1]) * inv_freq.reshape([1, 1, rows, pairs]);
+        let (cos, sin) = (angles.clone().cos(), angles.sin());
+        match factor == 1.0 {
+            true => Self { cos, sin },
+            false => Self {
+                cos: cos * factor,
+                sin: sin * factor,
+            },
         }
     }
 

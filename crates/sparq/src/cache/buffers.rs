@@ -23,6 +23,8 @@ pub struct CacheTensors {
     pub spans: Tensor<2, Int>,
     /// The second copy of K, which the approximate scores read.
     pub sketch: SketchTensors,
+    /// The bound of exact logits; see [`KvCacheConfig::softcap`](crate::KvCacheConfig::softcap).
+    pub softcap: Option<f64>,
 }
 
 /// The key sketch: K with contiguous positions, so that one component of all keys is one streaming
@@ -85,7 +87,7 @@ impl SketchTensors {
 }
 
 impl CacheTensors {
-    /// Buffers of zeros, for `[batch, kv_heads, capacity, head_dim]`.
+    /// Buffers of zeros, for `[batch, kv_heads, capacity, head_dim]`, without a softcap.
     pub fn zeros(
         shape: [usize; 4],
         dtype: FloatDType,
@@ -100,6 +102,7 @@ impl CacheTensors {
             v_sum: zeros([batch, kv_heads, d], device, DType::F32),
             spans: Spans::empty(batch).to_tensor(device),
             sketch: SketchTensors::zeros(shape, dtype, sketch, device),
+            softcap: None,
         }
     }
 
@@ -110,6 +113,7 @@ impl CacheTensors {
             v: self.v.to_device(device),
             v_sum: self.v_sum.to_device(device),
             spans: self.spans.to_device(device),
+            softcap: self.softcap,
             sketch: match self.sketch {
                 SketchTensors::None => SketchTensors::None,
                 SketchTensors::Full(kt) => SketchTensors::Full(kt.to_device(device)),
@@ -144,6 +148,7 @@ impl CacheTensors {
             v: extend(self.v, 2, capacity),
             v_sum: self.v_sum,
             spans: self.spans,
+            softcap: self.softcap,
             sketch: match self.sketch {
                 SketchTensors::None => SketchTensors::None,
                 SketchTensors::Full(kt) => SketchTensors::Full(extend(kt, 3, capacity)),

@@ -42,6 +42,9 @@ pub struct KvCacheConfig {
     /// `None`.
     #[config(default = "None")]
     pub window: Option<usize>,
+    /// The bound c of exact logits x, which become c tanh(x / c), as in Gemma 2; none if `None`.
+    #[config(default = "None")]
+    pub softcap: Option<f64>,
 }
 
 impl KvCacheConfig {
@@ -53,8 +56,9 @@ impl KvCacheConfig {
     /// Makes an empty cache.
     ///
     /// # Errors
-    /// [`SparqError::Shape`] if a size is 0, [`SparqError::Value`] if the window is 0 or above 2^31
-    /// - 1, [`SparqError::Dtype`] if the device does not support the type.
+    /// [`SparqError::Shape`] if a size is 0, [`SparqError::Value`] if the softcap is not positive or
+    /// the window is not 1 to 2^31 - 1, [`SparqError::Dtype`] if the device does not support the
+    /// type.
     pub fn init(&self, device: &Device) -> Result<KvCache, SparqError> {
         let sizes = [self.batch, self.kv_heads, self.head_dim];
         if sizes.contains(&0) {
@@ -67,6 +71,7 @@ impl KvCacheConfig {
             let expected = format!("1 (the current token) to {}", i32::MAX);
             return Err(SparqError::value("window", expected, window));
         }
+        check_softcap(self.softcap)?;
         let device = &device.clone().inner();
         self.check_dtype(device)?;
         Ok(KvCache::empty(*self, device))
@@ -85,5 +90,15 @@ impl KvCacheConfig {
             dtype: format!("{:?}", self.dtype),
             supported: supported.join(", "),
         })
+    }
+}
+
+/// Checks the bound of the logits.
+pub(crate) fn check_softcap(softcap: Option<f64>) -> Result<(), SparqError> {
+    match softcap {
+        Some(bound) if !(bound > 0.0 && bound.is_finite()) => {
+            Err(SparqError::value("softcap", "a positive number", bound))
+        }
+        _ => Ok(()),
     }
 }

@@ -12,6 +12,7 @@ mod spans;
 pub use buffers::{CacheTensors, SketchTensors};
 pub(crate) use capture::CacheMark;
 pub use config::KvCacheConfig;
+pub(crate) use config::check_softcap;
 pub use memory::CacheMemory;
 pub use spans::Spans;
 pub(crate) use spans::{indices, per_sequence};
@@ -84,7 +85,10 @@ impl KvCache {
     fn empty(config: KvCacheConfig, device: &Device) -> Self {
         let (batch, capacity) = (config.batch, round_up(config.capacity.max(1)));
         let shape = [batch, config.kv_heads, capacity, config.head_dim];
-        let tensors = CacheTensors::zeros(shape, config.dtype, config.sketch, device);
+        let tensors = CacheTensors {
+            softcap: config.softcap,
+            ..CacheTensors::zeros(shape, config.dtype, config.sketch, device)
+        };
         Self {
             config,
             tensors: Some(tensors),

@@ -2,7 +2,9 @@
 
 use burn::tensor::{Bool, DType, FloatDType, IndexingUpdateOp, Int, Tensor};
 
-use crate::ops::reference::{LARGEST, fill_invalid, finite, group, softmax, top_positions};
+use crate::ops::reference::{
+    LARGEST, bounded, fill_invalid, finite, group, softmax, top_positions,
+};
 use crate::ops::{CacheTensors, Spans};
 use crate::{KvCache, SparqError};
 
@@ -53,10 +55,11 @@ impl Step {
         Some(valid.expand([batch, kv_heads, self.seq_len()]))
     }
 
-    /// The exact logits q . K^T / sqrt(d), [B, H_kv, g, S].
+    /// The exact logits q . K^T / sqrt(d), bounded by the cache's softcap, [B, H_kv, g, S].
     pub fn logits(&self) -> Tensor<4> {
         let d = self.q.dims()[3] as f32;
-        self.q.clone().matmul(self.keys().transpose()) / d.sqrt()
+        let logits = self.q.clone().matmul(self.keys().transpose()) / d.sqrt();
+        bounded(logits, self.tensors.softcap)
     }
 
     /// The exact attention weights over all valid positions, [B, H_kv, g, S].

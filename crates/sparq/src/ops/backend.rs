@@ -23,6 +23,8 @@ pub struct CacheBuffers<B: Backend> {
     /// The key sketch.
     #[extension_type]
     pub sketch: SketchBuffers<B>,
+    /// The bound of exact logits.
+    pub softcap: Option<f64>,
 }
 
 impl<B: Backend> CacheBuffers<B> {
@@ -38,6 +40,7 @@ impl<B: Backend> CacheBuffers<B> {
             v: float(self.v),
             v_sum: float(self.v_sum),
             spans: int(self.spans),
+            softcap: self.softcap,
             sketch: match self.sketch {
                 SketchBuffers::None => SketchBuffers::None,
                 SketchBuffers::Full(kt) => SketchBuffers::Full(float(kt)),
@@ -174,8 +177,10 @@ pub trait SparqBackend: Backend + Primitive {
     /// start\[b\] ..= p, or to the last `window` of these. A query at p < start\[b\] is left
     /// padding: it attends to p alone, and its result is finite but has no other meaning.
     ///
-    /// Logits are divided by sqrt(d). Sums are kept in fp32 at least. The types of q and of k and v
-    /// may differ. Positions from end\[b\] on may hold NaN and have no effect.
+    /// Logits are divided by sqrt(d), and bounded by `softcap` as in
+    /// [`KvCacheConfig::softcap`](crate::KvCacheConfig::softcap). Sums are kept in fp32 at least.
+    /// The types of q and of k and v may differ. Positions from end\[b\] on may hold NaN and have
+    /// no effect.
     fn causal_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -183,9 +188,10 @@ pub trait SparqBackend: Backend + Primitive {
         device_spans: IntTensor<Self>,
         spans: Spans,
         window: Option<usize>,
+        softcap: Option<f64>,
     ) -> FloatTensor<Self> {
         let _ = device_spans;
-        fallback::causal_attention::<Self>(q, k, v, spans, window)
+        fallback::causal_attention::<Self>(q, k, v, spans, window, softcap)
     }
 
     /// Dense attention of one query per sequence, q [B, H, 1, d] -> [B, H, 1, d].

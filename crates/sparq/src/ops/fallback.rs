@@ -63,6 +63,7 @@ pub(crate) fn causal_attention<B: Primitive>(
     v: FloatTensor<B>,
     spans: Spans,
     window: Option<usize>,
+    softcap: Option<f64>,
 ) -> FloatTensor<B> {
     let [q, k, v] = [q, k, v].map(B::float::<4>);
     let dtype = FloatDType::from(q.dtype());
@@ -71,7 +72,7 @@ pub(crate) fn causal_attention<B: Primitive>(
         // A product of 16-bit tensors may be rounded after every element.
         _ => q.cast(FloatDType::F32),
     };
-    let y = reference::causal_attention(q, k, v, &spans, window);
+    let y = reference::causal_attention(q, k, v, &spans, window, softcap);
     B::float_primitive(y.cast(dtype))
 }
 

@@ -125,9 +125,10 @@ pub fn causal_attention(
     device_spans: Tensor<2, Int>,
     spans: &Spans,
     window: Option<usize>,
+    softcap: Option<f64>,
 ) -> Tensor<4> {
     if q.is_autodiff() {
-        return reference::causal_attention(q, k, v, spans, window);
+        return reference::causal_attention(q, k, v, spans, window, softcap);
     }
     Tensor::from_dispatch(Dispatch::causal_attention(
         q.into_dispatch(),
@@ -136,6 +137,7 @@ pub fn causal_attention(
         device_spans.into_dispatch(),
         spans.clone(),
         window,
+        softcap,
     ))
 }
 
@@ -256,7 +258,7 @@ pub(crate) fn takes_lengths_from_device(
     config: Option<&SparqConfig>,
 ) -> bool {
     #[cfg(feature = "cube")]
-    return crate::backends::cube::takes_lengths_from_device(q, &cache.k, config);
+    return crate::backends::cube::takes_lengths_from_device(q, cache, config);
     #[cfg(not(feature = "cube"))]
     {
         let _ = (q, cache, config);

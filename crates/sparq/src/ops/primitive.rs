@@ -94,6 +94,7 @@ pub(crate) fn lift<B: Primitive>(cache: CacheBuffers<B>) -> CacheTensors {
         v_sum: B::float(cache.v_sum),
         spans: B::int(cache.spans),
         sketch,
+        softcap: cache.softcap,
     }
 }
 
@@ -120,5 +121,6 @@ pub(crate) fn lower<B: Primitive>(cache: CacheTensors) -> CacheBuffers<B> {
         v_sum: B::float_primitive(cache.v_sum),
         spans: B::int_primitive(cache.spans),
         sketch,
+        softcap: cache.softcap,
     }
 }

@@ -66,7 +66,14 @@ impl Case {
     fn attend(&self, q: Tensor<4>, cache: &KvCache) -> Tensor<4> {
         let tensors = cache.tensors();
         let rows = [tensors.k.clone(), tensors.v.clone()];
-        causal_attention(q, rows, tensors.spans.clone(), cache.spans(), self.window)
+        causal_attention(
+            q,
+            rows,
+            tensors.spans.clone(),
+            cache.spans(),
+            self.window,
+            None,
+        )
     }
 
     /// Compares attention with the definition in fp64.

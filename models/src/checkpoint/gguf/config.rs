@@ -54,13 +54,6 @@ impl Gguf {
                 return Err(self.unexpected(key, "a number"));
             }
         }
-        const EXPERTS: &str = "{arch}.expert_count";
-        if self
-            .get(EXPERTS)
-            .is_some_and(|count| count.as_u64() != Some(0))
-        {
-            return Err(self.unexpected(EXPERTS, "0 (mixtures of experts are not supported)"));
-        }
         const TABLE: &str = "token_embd.weight";
         let shape = self.tensor(TABLE).map(|(_, tensor)| &*tensor.shape);
         let Some(&[vocab_size, _]) = shape else {
@@ -83,6 +76,7 @@ impl Gguf {
         if let Some(rotated) = rotated.filter(|&rotated| rotated != head_dim) {
             config.insert("partial_rotary_factor".into(), (rotated / head_dim).into());
         }
+        self.add_family_entries(&mut config)?;
         Ok(Value::Object(config))
     }
 
@@ -117,6 +111,9 @@ impl Gguf {
     }
 
     fn rope_scaling(&self) -> Result<Option<Value>, CheckpointError> {
+        if let Some(scaling) = self.longrope()? {
+            return Ok(Some(scaling));
+        }
         if let Some((source, factors)) = self.tensor(ROPE_FACTORS) {
             return self.llama3_scaling(source, factors).map(Some);
         }

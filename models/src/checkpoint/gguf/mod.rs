@@ -9,6 +9,7 @@
 
 mod config;
 mod cursor;
+mod families;
 mod header;
 mod names;
 mod parts;
@@ -76,8 +77,15 @@ impl Gguf {
         let name = gguf.required_str(KEY)?;
         gguf.family = Family::find(name).ok_or_else(|| {
             let known: Vec<_> = names::FAMILIES.iter().map(|family| family.name).collect();
-            gguf.error(KEY, known.join(" or "), format!("{name:?}"))
+            gguf.error(
+                KEY,
+                format!("one of {}", known.join(", ")),
+                format!("{name:?}"),
+            )
         })?;
+        if gguf.family.name == names::LLAMA.name && gguf.experts() > 0 {
+            gguf.family = names::MIXTRAL;
+        }
         Ok(gguf)
     }
 
@@ -113,12 +121,15 @@ impl Gguf {
                 layout,
                 checksum: None,
             };
-            Ok((name, stored))
+            self.split(&tensor.name, name, stored)
         };
         let convert = |part: &Part| {
             let tensors = part.tensors.iter();
-            let kept = tensors.filter(|tensor| tensor.name != names::ROPE_FACTORS);
-            kept.map(convert).collect()
+            let is_constant =
+                |name: &str| name == names::ROPE_FACTORS || names::LONGROPE_FACTORS.contains(&name);
+            let kept = tensors.filter(|tensor| !is_constant(&tensor.name));
+            let tensors = kept.map(convert).collect::<Result<Vec<_>, _>>()?;
+            Ok(tensors.into_iter().flatten().collect())
         };
         self.parts.iter().map(convert).collect()
     }

@@ -17,12 +17,20 @@ fn assert_messages(table: &str) {
 fn unsupported_rotary_parameters_are_named() {
     assert_messages(
         r#"
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
-            => "rope_scaling.rope_type": expected default, linear or llama3, found "yarn"
-        {"rope_scaling": {"type": "dynamic", "factor": 2.0}}
-            => "rope_scaling.type": expected default, linear or llama3, found "dynamic"
+        {"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}
+            => "rope_scaling.rope_type": expected default, linear, dynamic, llama3, yarn or longrope, found "ntk"
+        {"rope_scaling": {"type": "dynamic"}}
+            => "rope_scaling.factor": expected a positive number, found nothing
+        {"rope_scaling": {"type": "dynamic", "factor": 0.5}}
+            => "rope_scaling": expected settings that give a frequency for each pair of components,
+            found factor of dynamic rotary scaling: expected at least 1, found 0.5
         {"rope_parameters": {"rope_type": "longrope"}}
-            => "rope_parameters.rope_type": expected default, linear or llama3, found "longrope"
+            => "rope_parameters.short_factor": expected a list of numbers, found nothing
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [1, 2]}}
+            => "rope_scaling": expected settings that give a frequency for each pair of components,
+            found rotary scaling long_factor: expected 4 numbers (one per pair), found 2
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_slow": 0}}
+            => "rope_parameters.beta_slow": expected a positive number, found 0
         {"rope_scaling": {"type": "linear"}}
             => "rope_scaling.factor": expected a positive number, found nothing
         {"rope_scaling": {"type": "linear", "factor": 0}}
@@ -31,8 +39,6 @@ fn unsupported_rotary_parameters_are_named() {
         {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 64}}
             => "rope_scaling.high_freq_factor": expected more than low_freq_factor, 4, found 4.0
-        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}}
-            => "rope_scaling.original_max_position_embeddings": expected a positive integer, found nothing
         {"partial_rotary_factor": 0.5} => "partial_rotary_factor": expected 1.0, found 0.5
         {"rope_theta": -1.0} => "rope_theta": expected a positive number, found -1.0
         "#,

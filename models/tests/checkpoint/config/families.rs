@@ -17,7 +17,11 @@ fn of_fixture(name: &str) -> DecoderConfig {
 
 /// Reads the smallest configuration of a family with these entries added or replaced.
 fn read(architecture: Architecture, entries: Value) -> Result<DecoderConfig, String> {
-    let config = architecture.read(&with(entries), Path::new("config.json"));
+    let mut config = with(entries);
+    // The default of some families is no divisor of the number of heads here.
+    let entries = config.as_object_mut().unwrap();
+    entries.entry("num_key_value_heads").or_insert(json!(2));
+    let config = architecture.read(&config, Path::new("config.json"));
     config.map_err(|error| {
         let error = error.to_string();
         error.strip_prefix("config.json: ").unwrap().to_string()
@@ -34,13 +38,13 @@ fn fixtures_are_read_by_their_family() {
     assert_eq!((gemma.head_dim, gemma.num_key_value_heads), (16, 1));
     assert_eq!(gemma.norm, NormKind::RmsPlusOne { epsilon: 1e-6 });
     assert_eq!(gemma.hidden_act, HiddenAct::GeluTanh);
-    assert_eq!(gemma.embed_scale, Some(48f64.sqrt()));
+    assert_eq!(gemma.embed_scale, Some(32f64.sqrt()));
     assert!(gemma.tie_word_embeddings);
 
     let neox = of_fixture("gpt_neox");
     assert_eq!(
         (neox.rotary.rotary_dim, neox.num_key_value_heads),
-        (Some(2), 6)
+        (Some(2), 4)
     );
     assert_eq!(neox.norm, NormKind::Layer { epsilon: 1e-5 });
     assert_eq!(neox.residual, Residual::Parallel);
@@ -60,14 +64,12 @@ fn fixtures_are_read_by_their_family() {
 
 #[test]
 fn defaults_are_those_of_the_family() {
+    let read_with = read;
     let read = |architecture| read(architecture, json!({"head_dim": 8})).unwrap();
     let mistral = read(Architecture::Mistral);
     assert_eq!(mistral.windows, [Some(4096); 3]);
     assert_eq!(mistral.max_position_embeddings, 131_072);
-    let gemma = super::with(json!({}));
-    let gemma = Architecture::Gemma
-        .read(&gemma, Path::new("config.json"))
-        .unwrap();
+    let gemma = read_with(Architecture::Gemma, json!({})).unwrap();
     assert_eq!((gemma.head_dim, gemma.max_position_embeddings), (256, 8192));
     assert!(gemma.tie_word_embeddings);
     let neox = read(Architecture::GptNeox);
@@ -80,6 +82,184 @@ fn defaults_are_those_of_the_family() {
         assert_eq!(qwen.windows, [None; 3]);
         assert_eq!(qwen.max_position_embeddings, 32_768);
     }
+}
+
+#[test]
+fn absent_sizes_are_those_of_the_family() {
+    use Architecture::{
+        Gemma, Gemma2, Gemma3, Granite, Llama, Mistral, Mixtral, Olmo2, Phi3, Qwen2, Qwen3,
+        Qwen3Moe, SmolLm3,
+    };
+    // KV heads, components of a head, epsilon and base.
+    let cases = [
+        (Llama, 32, 2, 1e-6, 1e4),
+        (Mistral, 8, 2, 1e-6, 1e4),
+        (Mixtral, 8, 2, 1e-5, 1e6),
+        (Qwen2, 32, 2, 1e-6, 1e4),
+        (Qwen3, 32, 128, 1e-6, 1e4),
+        (Qwen3Moe, 4, 2, 1e-6, 1e4),
+        (Gemma, 16, 256, 1e-6, 1e4),
+        (Gemma2, 4, 256, 1e-6, 1e4),
+        (Gemma3, 4, 256, 1e-6, 1e6),
+        (Phi3, 32, 2, 1e-5, 1e4),
+        (SmolLm3, 4, 2, 1e-6, 2e6),
+        (Olmo2, 32, 2, 1e-5, 1e4),
+        (Granite, 32, 2, 1e-6, 1e4),
+    ];
+    for (architecture, kv_heads, head_dim, epsilon, theta) in cases {
+        let entries = json!({"num_attention_heads": 32, "hidden_size": 64});
+        let path = Path::new("config.json");
+        let config = architecture.read(&with(entries), path).unwrap();
+        let found = (config.num_key_value_heads, config.head_dim);
+        assert_eq!(found, (kv_heads, head_dim), "{architecture:?}");
+        let found = (config.norm.epsilon(), config.rotary.theta);
+        assert_eq!(found, (epsilon, theta), "{architecture:?}");
+        let null = json!({
+            "num_attention_heads": 32, "hidden_size": 64, "num_key_value_heads": null
+        });
+        let config = architecture.read(&with(null), path).unwrap();
+        assert_eq!(config.num_key_value_heads, 32, "{architecture:?}");
+    }
+}
+
+#[test]
+fn gemma_3_reads_two_ropes_in_both_forms() {
+    let of = |entries| {
+        let config = read(Architecture::Gemma3, entries).unwrap();
+        let local = config.local_rotary.unwrap();
+        let [global, local] = [config.rotary, local].map(|rotary| (rotary.theta, rotary.scaling));
+        (global, local)
+    };
+    let linear = RotaryScaling::Linear { factor: 8.0 };
+    let none = RotaryScaling::None;
+    let default = ((1e6, none.clone()), (1e4, none.clone()));
+    assert_eq!(of(json!({})), default);
+    let older = json!({
+        "rope_theta": 5e5, "rope_local_base_freq": 2e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0}
+    });
+    let expected = ((5e5, linear), (2e4, none));
+    assert_eq!(of(older), expected);
+    let newer = json!({"rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 2e4}
+    }});
+    assert_eq!(of(newer), expected);
+
+    let config = read(Architecture::Gemma3, json!({"sliding_window_pattern": 2})).unwrap();
+    assert_eq!(config.windows, [Some(4096), None, Some(4096)]);
+    assert_eq!(config.rotary_of(0), config.local_rotary.as_ref());
+    assert_eq!(config.rotary_of(1), Some(&config.rotary));
+}
+
+#[test]
+fn gemma_2_scales_queries_and_bounds_logits() {
+    let config = |entries| read(Architecture::Gemma2, entries).unwrap();
+    let default = config(json!({}));
+    let bounds = |config: &DecoderConfig| (config.attention_softcap, config.logits_softcap);
+    assert_eq!(bounds(&default), (Some(50.0), Some(30.0)));
+    assert_eq!(default.query_scale, None);
+    assert_eq!(default.windows, [Some(4096), None, Some(4096)]);
+    let other = config(json!({
+        "head_dim": 8, "query_pre_attn_scalar": 2, "attn_logit_softcapping": null,
+        "final_logit_softcapping": 5.0
+    }));
+    assert_eq!(other.query_scale, Some(2.0));
+    assert_eq!(bounds(&other), (None, Some(5.0)));
+}
+
+#[test]
+fn smollm3_has_layers_without_rope() {
+    let rope = |entries| {
+        let config = read(Architecture::SmolLm3, entries).unwrap();
+        [0, 1, 2].map(|layer| config.rotary_of(layer).is_some())
+    };
+    assert_eq!(rope(json!({})), [true; 3]);
+    assert_eq!(
+        rope(json!({"no_rope_layer_interval": 2})),
+        [true, false, true]
+    );
+    assert_eq!(
+        rope(json!({"no_rope_layers": [0, 1, 0]})),
+        [false, true, false]
+    );
+    let window = json!({
+        "no_rope_layer_interval": 2, "use_sliding_window": true, "sliding_window": 7
+    });
+    let config = read(Architecture::SmolLm3, window).unwrap();
+    assert_eq!(config.windows, [None, Some(7), None]);
+}
+
+#[test]
+fn granite_has_four_multipliers() {
+    let config = read(Architecture::Granite, json!({"head_dim": 16})).unwrap();
+    assert_eq!((config.embed_scale, config.logits_scale), (None, None));
+    assert_eq!(
+        (config.query_scale, config.residual_scale),
+        (Some(4.0), None)
+    );
+    let entries = json!({
+        "head_dim": 16, "embedding_multiplier": 12, "logits_scaling": 8.0,
+        "residual_multiplier": 0.22, "attention_multiplier": 0.25
+    });
+    let config = read(Architecture::Granite, entries).unwrap();
+    assert_eq!(
+        (config.embed_scale, config.logits_scale),
+        (Some(12.0), Some(0.125))
+    );
+    assert_eq!(
+        (config.query_scale, config.residual_scale),
+        (None, Some(0.22))
+    );
+}
+
+#[test]
+fn experts_are_in_some_or_all_layers() {
+    let experts = |architecture, entries| read(architecture, entries).unwrap().experts.unwrap();
+    let mixtral = experts(Architecture::Mixtral, json!({}));
+    assert_eq!(
+        (mixtral.count, mixtral.per_token, mixtral.renormalize),
+        (8, 2, true)
+    );
+    assert_eq!(
+        (mixtral.intermediate_size, mixtral.layers),
+        (112, vec![true; 3])
+    );
+    let qwen = |entries| experts(Architecture::Qwen3Moe, entries);
+    let default = qwen(json!({}));
+    assert_eq!(
+        (default.count, default.per_token, default.renormalize),
+        (128, 8, false)
+    );
+    assert_eq!(
+        (default.intermediate_size, default.layers),
+        (768, vec![true; 3])
+    );
+    let step = qwen(json!({"decoder_sparse_step": 2, "num_experts": 16}));
+    assert_eq!((step.count, step.layers), (16, vec![false, true, false]));
+    let some = qwen(json!({"mlp_only_layers": [2], "num_local_experts": 9}));
+    assert_eq!((some.count, some.layers), (9, vec![true, true, false]));
+    let error = read(Architecture::Mixtral, json!({"num_experts_per_tok": 9})).unwrap_err();
+    assert_eq!(
+        error,
+        "\"num_experts_per_tok\": expected at most the 8 experts, found 9"
+    );
+}
+
+#[test]
+fn old_names_of_longrope_are_known() {
+    let entries = |name: &str| {
+        json!({
+            "head_dim": 8, "partial_rotary_factor": 0.5, "max_position_embeddings": 8192,
+            "rope_scaling": {"type": name, "short_factor": [1, 1], "long_factor": [1, 2]}
+        })
+    };
+    for name in ["su", "yarn", "longrope"] {
+        let rotary = read(Architecture::Phi3, entries(name)).unwrap().rotary;
+        assert_eq!(rotary.rotary_dim, Some(4));
+        assert_eq!(rotary.scaling.changes_after(), Some(4096), "{name}");
+    }
+    assert!(read(Architecture::Llama, json!({"rope_scaling": {"type": "su"}})).is_err());
 }
 
 #[test]

@@ -13,7 +13,9 @@ use sparq::RotaryConfig;
 use sparq::ops::RotaryScaling;
 use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::Checkpoint;
-use sparq_models::config::{Architecture, ConfigError, HiddenAct, Keys, NormKind, Residual};
+use sparq_models::config::{
+    Architecture, ConfigError, HiddenAct, Keys, NormKind, QkNorm, Residual,
+};
 
 /// Returns the keys without a default.
 fn minimal() -> Value {
@@ -54,22 +56,31 @@ fn of_fixture(name: &str) -> DecoderConfig {
 #[test]
 fn fixtures_are_read_in_full() {
     let llama2 = DecoderConfig {
-        hidden_size: 48,
-        intermediate_size: 112,
+        hidden_size: 32,
+        intermediate_size: 64,
         num_hidden_layers: 3,
-        num_attention_heads: 6,
-        num_key_value_heads: 6,
+        num_attention_heads: 4,
+        num_key_value_heads: 4,
         head_dim: 8,
-        vocab_size: 199,
+        vocab_size: 96,
         max_position_embeddings: 256,
         rotary: RotaryConfig::new(8),
+        local_rotary: None,
+        rope_layers: vec![],
         norm: NormKind::Rms { epsilon: 1e-6 },
         residual: Residual::Serial,
+        residual_scale: None,
+        qk_norm: QkNorm::Heads,
+        query_scale: None,
+        attention_softcap: None,
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,
         hidden_act: HiddenAct::Silu,
+        experts: None,
         embed_scale: None,
+        logits_scale: None,
+        logits_softcap: None,
         windows: vec![],
         tie_word_embeddings: false,
         keys: Keys::LLAMA,
@@ -201,6 +212,20 @@ fn rotary_reads_the_older_and_the_newer_form() {
             1e4,
             RotaryScaling::None,
         ),
+        // The older form takes the place of the whole newer one, base included.
+        (
+            json!({
+                "rope_parameters": {"rope_type": "default", "rope_theta": 77777.0},
+                "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+            }),
+            1e4,
+            RotaryScaling::Linear { factor: 2.0 },
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}, "rope_scaling": {}}),
+            7.0,
+            RotaryScaling::None,
+        ),
     ];
     for (entries, theta, scaling) in cases {
         let config = parse(&with(entries.clone())).unwrap();
@@ -210,6 +235,83 @@ fn rotary_reads_the_older_and_the_newer_form() {
             "{entries}"
         );
     }
+}
+
+#[test]
+fn long_context_scalings_are_read() {
+    let scaling = |entries: Value| parse(&with(entries)).unwrap().rotary.scaling;
+    let yarn = |factor, attention_factor| RotaryScaling::Yarn {
+        factor,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        original_max_position_embeddings: 64,
+        attention_factor,
+    };
+    let original = json!({"rope_scaling": {
+        "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64
+    }});
+    assert_eq!(scaling(original), yarn(4.0, 0.1 * 4f64.ln() + 1.0));
+    // The context of the training at the top level counts first, and gives a missing factor.
+    let ratio = json!({
+        "max_position_embeddings": 512, "original_max_position_embeddings": 64,
+        "rope_scaling": {
+            "type": "yarn", "factor": null, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 7
+        },
+    });
+    assert_eq!(scaling(ratio), yarn(8.0, 1.0));
+    let dynamic = json!({
+        "max_position_embeddings": 512, "rope_scaling": {"type": "dynamic", "factor": 2.0}
+    });
+    let expected = RotaryScaling::Dynamic {
+        factor: 2.0,
+        original_max_position_embeddings: 512,
+    };
+    assert_eq!(scaling(dynamic), expected);
+    let longrope = json!({
+        "max_position_embeddings": 512, "original_max_position_embeddings": 64,
+        "rope_scaling": {
+            "type": "longrope", "short_factor": [1, 1, 1, 1.5], "long_factor": [1, 2, 3, 4]
+        },
+    });
+    let expected = RotaryScaling::LongRope {
+        short_factor: vec![1.0, 1.0, 1.0, 1.5],
+        long_factor: vec![1.0, 2.0, 3.0, 4.0],
+        original_max_position_embeddings: 64,
+        attention_factor: (1.0 + 8f64.ln() / 64f64.ln()).sqrt(),
+    };
+    assert_eq!(scaling(longrope), expected);
+    let llama3 = json!({"max_position_embeddings": 512, "rope_scaling": {
+        "type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4
+    }});
+    let RotaryScaling::Llama3 {
+        original_max_position_embeddings,
+        ..
+    } = scaling(llama3)
+    else {
+        panic!("the type is llama3");
+    };
+    assert_eq!(original_max_position_embeddings, 512);
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_read_where_unused() {
+    let weights = safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]);
+    let open = |entry: &str| {
+        let config = with(json!({"model_type": "llama"})).to_string();
+        let config = config.replacen('{', &format!("{{{entry}, "), 1);
+        let dir = folder(&[
+            ("config.json", config.as_bytes()),
+            ("model.safetensors", &weights),
+        ]);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        DecoderConfig::from_checkpoint(&checkpoint).map_err(|error| error.to_string())
+    };
+    assert!(open(r#""time_step_limit": [0.0, Infinity], "x": NaN"#).is_ok());
+    let error = open(r#""rms_norm_eps": -Infinity"#).unwrap_err();
+    let expected = "\"rms_norm_eps\": expected a positive number, found \"-Infinity\"";
+    assert_contains(&error, &[expected]);
 }
 
 #[test]

@@ -170,3 +170,204 @@ fn invalid_settings_are_named() {
     let expected = "rotary scaling high_freq_factor: expected more than low_freq_factor, found 4";
     assert_eq!(error(RotaryConfig::new(8).with_scaling(crossed)), expected);
 }
+
+/// Settings with a context of 1024 positions in training, for heads of 12 components.
+fn long(scaling: RotaryScaling) -> RotaryConfig {
+    RotaryConfig::new(12).with_scaling(scaling)
+}
+
+fn yarn(truncate: bool, [beta_fast, beta_slow]: [f64; 2], attention_factor: f64) -> RotaryScaling {
+    RotaryScaling::Yarn {
+        factor: 8.0,
+        beta_fast,
+        beta_slow,
+        truncate,
+        original_max_position_embeddings: 1024,
+        attention_factor,
+    }
+}
+
+fn longrope() -> RotaryScaling {
+    RotaryScaling::LongRope {
+        short_factor: vec![1.0, 1.1, 1.3, 1.7, 2.0, 2.5],
+        long_factor: vec![1.2, 1.9, 3.5, 6.0, 9.0, 20.0],
+        original_max_position_embeddings: 1024,
+        attention_factor: 1.095_445,
+    }
+}
+
+fn dynamic() -> RotaryScaling {
+    RotaryScaling::Dynamic {
+        factor: 4.0,
+        original_max_position_embeddings: 4096,
+    }
+}
+
+#[test]
+fn scaled_frequencies_equal_transformers() {
+    let cases = [
+        (
+            yarn(true, [32.0, 1.0], 1.2),
+            1,
+            [
+                1.0,
+                0.215_443_45,
+                0.032_877_915,
+                0.004_166_666_4,
+                2.693_043e-4,
+                5.801_987e-5,
+            ],
+        ),
+        (
+            yarn(false, [16.0, 2.0], 1.1),
+            1,
+            [
+                1.0,
+                0.215_443_45,
+                0.031_784_948,
+                0.001_25,
+                2.693_043e-4,
+                5.801_987e-5,
+            ],
+        ),
+        (
+            dynamic(),
+            4096,
+            [
+                1.0,
+                0.215_443_45,
+                0.046_415_884,
+                0.01,
+                0.002_154_434_3,
+                4.641_589_5e-4,
+            ],
+        ),
+        (
+            dynamic(),
+            10_000,
+            [
+                1.0,
+                0.146_984_56,
+                0.021_604_461,
+                0.003_175_523_1,
+                4.667_527_7e-4,
+                6.860_548e-5,
+            ],
+        ),
+        (
+            longrope(),
+            1024,
+            [
+                1.0,
+                0.195_857_69,
+                0.035_704_527,
+                0.005_882_353,
+                0.001_077_217_2,
+                1.856_635_8e-4,
+            ],
+        ),
+        (
+            longrope(),
+            2000,
+            [
+                0.833_333_3,
+                0.113_391_295,
+                0.013_261_68,
+                0.001_666_666_7,
+                2.393_816e-4,
+                2.320_794_7e-5,
+            ],
+        ),
+    ];
+    for (scaling, len, expected) in cases {
+        let found = long(scaling.clone()).frequencies_within(len).unwrap();
+        for (found, expected) in found.iter().zip(expected) {
+            let ratio = f64::from(*found) / expected;
+            assert!(
+                (ratio - 1.0).abs() < 1e-6,
+                "{scaling:?} {len}: {found}, {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn tables_follow_the_length() {
+    let device = Device::default();
+    let difference = |rotary: &Rotary, len: usize, [row, seq_len, capacity]: [usize; 3]| {
+        let angles = rotary.angles_within(positions(&[row as i32], &device), seq_len, capacity);
+        let own = Tensor::cat(vec![angles.cos, angles.sin], 3).reshape([1, 12]);
+        let table = rotary.table(len).slice_dim(0, row..row + 1);
+        (table - own).abs().max().into_scalar::<f32>()
+    };
+    // A row of dynamic NTK is that of the sequence which ends there, whatever the capacity.
+    let growing = long(dynamic()).init(&device).unwrap();
+    for row in [10, 4095, 4096, 4999] {
+        assert!(
+            difference(&growing, 5000, [row, row + 1, 5000]) < 1e-5,
+            "{row}"
+        );
+    }
+    assert!(difference(&growing, 5000, [4999, 4096, 4096]) > 0.1);
+    // One table of LongRoPE has one set, also after a table of the other set.
+    let rotary = long(longrope()).init(&device).unwrap();
+    for capacity in [1024, 1088, 64] {
+        assert!(
+            difference(&rotary, capacity, [60, 61, capacity]) < 1e-5,
+            "{capacity}"
+        );
+    }
+    assert!(difference(&rotary, 1088, [60, 61, 64]) > 0.1);
+}
+
+#[test]
+fn attention_factor_scales_the_rotated_components() {
+    let device = Device::default();
+    let x = || Tensor::<4>::ones([1, 1, 1, 14], &device);
+    let config = RotaryConfig::new(14).with_rotary_dim(Some(12));
+    let rotated = |factor| {
+        let scaling = yarn(true, [32.0, 1.0], factor);
+        let rotary = config.clone().with_scaling(scaling).init(&device).unwrap();
+        rotary.apply(x(), positions(&[77], &device))
+    };
+    let (one, other) = (rotated(1.0), rotated(1.25));
+    let expected = Tensor::cat(
+        vec![one.slice_dim(3, 0..12) * 1.25, x().slice_dim(3, 12..14)],
+        3,
+    );
+    other
+        .into_data()
+        .assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(1e-6));
+}
+
+#[test]
+fn unusable_scalings_are_refused() {
+    let few = RotaryScaling::LongRope {
+        short_factor: vec![1.0; 6],
+        long_factor: vec![1.0; 5],
+        original_max_position_embeddings: 8,
+        attention_factor: 1.0,
+    };
+    let shrinks = RotaryScaling::Dynamic {
+        factor: 0.5,
+        original_max_position_embeddings: 8,
+    };
+    let cases = [
+        (
+            few,
+            "rotary scaling long_factor: expected 6 numbers (one per pair), found 5",
+        ),
+        (
+            shrinks,
+            "factor of dynamic rotary scaling: expected at least 1, found 0.5",
+        ),
+        (
+            yarn(true, [0.0, 1.0], 1.0),
+            "rotary scaling beta_fast: expected a positive number, found 0",
+        ),
+    ];
+    for (scaling, expected) in cases {
+        let error = long(scaling).init(&Device::default()).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
+}

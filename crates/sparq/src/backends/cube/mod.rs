@@ -17,7 +17,7 @@
 //! step can be captured once and replayed while the sequences grow.
 //!
 //! The [`reference`](mod@crate::ops::reference) covers the other cases: f64, a head dimension that
-//! is no multiple of 4, and a k that does not fit in a cube's shared memory.
+//! is no multiple of 4, logits with a softcap, and a k that does not fit in a cube's shared memory.
 
 #![allow(
     clippy::eq_op,
@@ -53,14 +53,11 @@ use self::launch::{Launcher, SparqLaunch};
 use self::prefill::{PrefillBuffers, PrefillProblem, PrefillStep};
 use crate::SparqConfig;
 use crate::ops::fallback;
-use crate::ops::{
-    CacheBuffers, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers, RotaryBuffers,
-    Spans, SparqBackend, SparqOutputBuffers,
-};
 #[cfg(feature = "stages")]
+use crate::ops::primitive::{Primitive, lower};
 use crate::ops::{
-    CacheTensors,
-    primitive::{Primitive, lower},
+    CacheBuffers, CacheTensors, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers,
+    RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
 };
 
 impl SparqBackend for CubeBackend {
@@ -135,6 +132,7 @@ impl SparqBackend for CubeBackend {
         device_spans: IntTensor<Self>,
         spans: Spans,
         window: Option<usize>,
+        softcap: Option<f64>,
     ) -> FloatTensor<Self> {
         let problem = PrefillProblem {
             sizes: Sizes::new(q.shape()[1], &k),
@@ -144,10 +142,11 @@ impl SparqBackend for CubeBackend {
             window,
         };
         let launcher = Launcher::new(&k);
-        let covered = known(&k, &q) && v.dtype == k.dtype && device_spans.dtype == DType::U32;
+        let types = v.dtype == k.dtype && device_spans.dtype == DType::U32;
+        let covered = known(&k, &q) && types && softcap.is_none();
         let step = (covered && problem.len > 0).then(|| PrefillStep::new(&problem, &launcher.info));
         let Some(step) = step.flatten() else {
-            return fallback::causal_attention::<Self>(q, k, v, spans, window);
+            return fallback::causal_attention::<Self>(q, k, v, spans, window, softcap);
         };
         let [k, v, device_spans] = [k, v, device_spans].map(into_contiguous);
         let buffers = PrefillBuffers {
@@ -164,7 +163,7 @@ impl SparqBackend for CubeBackend {
         cache: CacheBuffers<Self>,
         spans: Spans,
     ) -> FloatTensor<Self> {
-        if !supported(&cache, &q) {
+        if !attends(&cache, &q) {
             return fallback::dense_decode(q, cache, spans);
         }
         Launcher::new(&cache.k).dense(&q, &contiguous(cache), spans.longest())
@@ -225,7 +224,7 @@ fn decode_until(
     trace: bool,
     until: Until,
 ) -> SparqOutputBuffers<CubeBackend> {
-    if !supported(&cache, &q) {
+    if !attends(&cache, &q) {
         return fallback::sparq_decode(q, cache, spans, config);
     }
     let cache = contiguous(cache);
@@ -261,11 +260,11 @@ pub(crate) fn can_be_captured(tensor: &CubeTensor) -> bool {
 /// SparQ. They read lengths from the device, so that a launch serves every length.
 pub(crate) fn takes_lengths_from_device(
     q: &Tensor<4>,
-    k: &Tensor<4>,
+    cache: &CacheTensors,
     config: Option<&SparqConfig>,
 ) -> bool {
     let primitive = |tensor: &Tensor<4>| tensor.clone().try_into_primitive::<CubeBackend>().ok();
-    let (Some(q), Some(k)) = (primitive(q), primitive(k)) else {
+    let (Some(q), Some(k)) = (primitive(q), primitive(&cache.k)) else {
         return false;
     };
     let fits = |config| {
@@ -279,11 +278,16 @@ pub(crate) fn takes_lengths_from_device(
         };
         SparqStep::new(&problem, &Launcher::new(&k).info).is_some()
     };
-    known(&k, &q) && config.is_none_or(fits)
+    known(&k, &q) && cache.softcap.is_none() && config.is_none_or(fits)
 }
 
 fn supported(cache: &CacheBuffers<CubeBackend>, other: &CubeTensor) -> bool {
     known(&cache.k, other)
+}
+
+/// Returns whether the kernels cover attention over these buffers.
+fn attends(cache: &CacheBuffers<CubeBackend>, q: &CubeTensor) -> bool {
+    known(&cache.k, q) && cache.softcap.is_none()
 }
 
 /// Returns whether the kernels cover the types and the head dimension.

@@ -21,6 +21,7 @@ fn memory(cache: &KvCache) -> Vec<usize> {
         v_sum,
         spans,
         sketch,
+        ..
     } = lower::<CubeBackend>(cache.tensors().clone());
     let mut all = vec![k, v, v_sum];
     match sketch {

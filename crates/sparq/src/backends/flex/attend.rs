@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::element::Element;
-use super::online_softmax::{OnlineSoftmax, exp};
+use super::online_softmax::{OnlineSoftmax, bound, exp};
 use super::simd::{CACHE_LINE, Kernel, Level, Simd};
 
 /// Positions per update of the online softmax.
@@ -74,6 +74,7 @@ pub(super) struct Attend<'a, T> {
     pub(super) dim: usize,
     /// d rounded up to whole vectors.
     pub(super) width: usize,
+    pub(super) softcap: Option<f32>,
 }
 
 impl<T: Element> Attend<'_, T> {
@@ -115,6 +116,9 @@ impl<T: Element, P: Positions> Kernel for AttendKernel<'_, T, P> {
             self.logits(simd, &block, &mut weights);
             for head in 0..heads {
                 let weights = &mut weights[head * BLOCK..(head + 1) * BLOCK];
+                if let Some(softcap) = self.attend.softcap {
+                    bound(simd, weights, softcap);
+                }
                 weights[block.len()..].fill(f32::NEG_INFINITY);
                 kept[head] = update_softmax(
                     simd,

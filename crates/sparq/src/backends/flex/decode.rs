@@ -33,6 +33,7 @@ pub(super) struct Problem<'a, T> {
     pub(super) group: usize,
     pub(super) capacity: usize,
     pub(super) dim: usize,
+    pub(super) softcap: Option<f32>,
 }
 
 /// The result of a SparQ step.
@@ -123,6 +124,7 @@ impl<T: Element> Problem<'_, T> {
             values: &self.values[matrix],
             dim,
             width,
+            softcap: self.softcap,
         };
         let parts = threads.parts(positions.count(), MIN_POSITIONS);
         let state = if parts.len() == 1 {

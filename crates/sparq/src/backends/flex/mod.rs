@@ -134,17 +134,18 @@ impl SparqBackend for Flex {
         _device_spans: IntTensor<Self>,
         spans: Spans,
         window: Option<usize>,
+        softcap: Option<f64>,
     ) -> FloatTensor<Self> {
         let [k, v] = [k, v].map(|rows| rows.to_contiguous());
         let found = match q.dtype() {
             DType::F64 => None,
             _ => with_element!(k.dtype(), T => {
-                causal::<T>(Level::detect(), &q, [&k, &v], &spans, window)
+                causal::<T>(Level::detect(), &q, [&k, &v], &spans, window, softcap)
             }),
         };
         match found {
             Some(output) => like(&q, output),
-            None => fallback::causal_attention::<Self>(q, k, v, spans, window),
+            None => fallback::causal_attention::<Self>(q, k, v, spans, window, softcap),
         }
     }
 
@@ -218,6 +219,7 @@ fn causal<T: Element>(
     [k, v]: [&FloatTensor<Flex>; 2],
     spans: &Spans,
     window: Option<usize>,
+    softcap: Option<f64>,
 ) -> Option<Vec<f32>> {
     let (of_q, of_k) = (q.layout().shape(), k.layout().shape());
     let (heads, len, kv_heads) = (of_q[1], of_q[2], of_k[1]);
@@ -235,6 +237,7 @@ fn causal<T: Element>(
         len,
         capacity,
         dim,
+        softcap: softcap.map(|bound| bound as f32),
     };
     Some(prefill.attend())
 }
@@ -305,6 +308,7 @@ fn problem<'a, T: Element>(
         group: q.layout().shape()[1] / kv_heads,
         capacity,
         dim,
+        softcap: cache.softcap.map(|bound| bound as f32),
     })
 }
 

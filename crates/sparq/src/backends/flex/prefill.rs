@@ -46,6 +46,7 @@ pub(super) struct Prefill<'a, T> {
     pub(super) len: usize,
     pub(super) capacity: usize,
     pub(super) dim: usize,
+    pub(super) softcap: Option<f32>,
 }
 
 /// Consecutive queries of one batch head, with the outputs of each head of the group.
@@ -132,6 +133,7 @@ impl<T: Element> Prefill<'_, T> {
             group,
             dim,
             reach,
+            softcap: self.softcap,
         };
         let over = |part: Range<usize>| {
             let positions = seen.start + part.start..seen.start + part.end;
@@ -203,6 +205,7 @@ struct Rows<'a, T> {
     group: usize,
     dim: usize,
     reach: Reach,
+    softcap: Option<f32>,
 }
 
 impl<T: Element> Rows<'_, T> {
@@ -239,6 +242,7 @@ impl<T: Element> Rows<'_, T> {
                 values: self.values,
                 dim,
                 width,
+                softcap: self.softcap,
             };
             attend.over(level, Span(start, end.max(start)))
         };

@@ -126,6 +126,7 @@ fn append_equal(
         v_sum: cache.v_sum.slice_assign(channels, sum),
         spans: cache.spans,
         sketch,
+        softcap: cache.softcap,
     }
 }
 

@@ -26,8 +26,9 @@ pub fn causal_attention(
     v: Tensor<4>,
     spans: &Spans,
     window: Option<usize>,
+    softcap: Option<f64>,
 ) -> Tensor<4> {
-    in_chunks(q, k, v, spans, window, CHUNK)
+    in_chunks(q, k, v, spans, (window, softcap), CHUNK)
 }
 
 /// [`causal_attention`], `chunk` queries at a time.
@@ -36,7 +37,7 @@ fn in_chunks(
     k: Tensor<4>,
     v: Tensor<4>,
     spans: &Spans,
-    window: Option<usize>,
+    (window, softcap): (Option<usize>, Option<f64>),
     chunk: usize,
 ) -> Tensor<4> {
     let (len, dtype) = (q.dims()[2], FloatDType::from(q.dtype()));
@@ -58,7 +59,8 @@ fn in_chunks(
         let keys = first..before + to;
         let seen = |t: &Tensor<4>| t.clone().slice_dim(2, keys.clone());
         let q = q.clone().slice_dim(2, from..to);
-        attend(q, seen(&k), seen(&v), spans, window, from, keys.clone())
+        let rows = [seen(&k), seen(&v)];
+        attend(q, rows, spans, (window, softcap), from, keys.clone())
     });
     let mut chunks: Vec<_> = chunks.collect();
     match chunks.len() {
@@ -71,10 +73,9 @@ fn in_chunks(
 /// they attend to. `spans` are those before the first query.
 fn attend(
     q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
+    [k, v]: [Tensor<4>; 2],
     spans: &Spans,
-    window: Option<usize>,
+    (window, softcap): (Option<usize>, Option<f64>),
     from: usize,
     keys: Range<usize>,
 ) -> Tensor<4> {
@@ -82,12 +83,16 @@ fn attend(
     let [_, kv_heads, seq_len, _] = k.dims();
     let g = heads / kv_heads;
     let mask = || hidden(spans, window, from..from + len, keys.clone(), &device);
+    let options = AttentionModuleOptions {
+        softcap,
+        ..Default::default()
+    };
 
     if g == 1 || shares_heads(&device) {
         if spans.is_rectangular() && window.is_none() {
             let options = AttentionModuleOptions {
                 is_causal: true,
-                ..Default::default()
+                ..options
             };
             return attention(q, k, v, None, None, options);
         }
@@ -95,7 +100,7 @@ fn attend(
             true => mask(),
             false => mask().expand([batch, heads, len, seq_len]),
         };
-        return attention(q, k, v, Some(mask), None, AttentionModuleOptions::default());
+        return attention(q, k, v, Some(mask), None, options);
     }
     // The queries of a group become one longer query. Repeating K and V for every head would copy
     // them.
@@ -107,8 +112,7 @@ fn attend(
         .reshape([masked, 1, g * len, seq_len]);
     let mask = mask.expand([batch, kv_heads, g * len, seq_len]);
     let q = q.reshape([batch, kv_heads, g * len, d]);
-    attention(q, k, v, Some(mask), None, AttentionModuleOptions::default())
-        .reshape([batch, heads, len, d])
+    attention(q, k, v, Some(mask), None, options).reshape([batch, heads, len, d])
 }
 
 /// Returns whether the device's attention accepts fewer KV heads than query heads, and masks of one

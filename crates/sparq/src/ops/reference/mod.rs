@@ -10,6 +10,12 @@
 //! the rank, k the number of selected positions. Under a sliding window of W positions, `spans`
 //! holds the spans inside it, max(start, end - W) .. end. Nothing else of a step changes.
 //!
+//! # Softcap
+//!
+//! The exact logits of a cache with a softcap are bounded. The approximate ones are not: the bound
+//! grows monotonically with the logit, so that each head ranks positions alike with and without it.
+//! Where they do matter, in alpha and in the scores that a group sums, they are approximations.
+//!
 //! # Degenerate input
 //!
 //! - A query head of zeros, or of zeros in the selected components, scores all positions equally.
@@ -29,7 +35,7 @@ mod tensor;
 pub use causal::causal_attention;
 pub(crate) use causal::{CHUNK, hidden};
 pub use linear::{decode_linear, normalize};
-pub(crate) use tensor::{LARGEST, expand_heads, fill_invalid, finite, softmax, take_rows};
+pub(crate) use tensor::{LARGEST, bounded, expand_heads, fill_invalid, finite, softmax, take_rows};
 
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
@@ -143,7 +149,7 @@ pub(crate) fn select_and_attend(
     // y = alpha softmax(q . K[i2]^T / sqrt(d)) . V[i2] + (1 - alpha) v_bar.
     let keys = take_rows(cache.k.clone(), &i2);
     let values = take_rows(cache.v.clone(), &i2);
-    let y = attend(q, keys, values, valid.clone());
+    let y = attend(q, [keys, values], valid.clone(), cache.softcap);
     let v_bar = cache.v_sum.clone() / spans.counts(&device).clamp_min(1.0);
     let y = if config.mean_value.applies(g) {
         let mean = v_bar.clone().unsqueeze_dim::<4>(2);
@@ -171,9 +177,9 @@ pub fn dense_decode(q: Tensor<4>, cache: &CacheTensors, spans: &Spans) -> Tensor
     let filled = |rows: &Tensor<4>| rows.clone().slice_dim(2, 0..seq_len);
     let y = attend(
         &group(q, kv_heads),
-        filled(&cache.k),
-        filled(&cache.v),
+        [filled(&cache.k), filled(&cache.v)],
         valid,
+        cache.softcap,
     );
     y.reshape([batch, heads, 1, d])
         .cast(FloatDType::from(dtype))
@@ -316,15 +322,15 @@ pub fn alpha(s_hat: Tensor<4>, i2: &Tensor<3, Int>, spans: &Spans, k: usize) -> 
 
 /// Stage 3: exact attention of q [B, H_kv, g, d] over n keys and values [B, H_kv, n, d], in fp32.
 ///
-/// Attends to the `valid` ones [B, H_kv, n], to all if `None`.
+/// Attends to the `valid` ones [B, H_kv, n], to all if `None`, with logits bounded by `softcap`.
 pub fn attend(
     q: &Tensor<4>,
-    keys: Tensor<4>,
-    values: Tensor<4>,
+    [keys, values]: [Tensor<4>; 2],
     valid: Option<Tensor<3, Bool>>,
+    softcap: Option<f64>,
 ) -> Tensor<4> {
     let d = keys.dims()[3] as f32;
     let logits = q.clone().matmul(keys.cast(FloatDType::F32).transpose()) / d.sqrt();
     let values = fill_invalid(values.cast(FloatDType::F32), valid.clone(), 0.0);
-    softmax(logits, valid).matmul(values)
+    softmax(bounded(logits, softcap), valid).matmul(values)
 }

@@ -27,6 +27,14 @@ pub(crate) fn softmax(logits: Tensor<4>, valid: Option<Tensor<3, Bool>>) -> Tens
     weights / sum
 }
 
+/// Bounds logits x by a softcap c: c tanh(x / c). Without one returns them unchanged.
+pub(crate) fn bounded<const D: usize>(logits: Tensor<D>, softcap: Option<f64>) -> Tensor<D> {
+    match softcap {
+        Some(bound) => (logits / bound).tanh() * bound,
+        None => logits,
+    }
+}
+
 /// Sets K rows or V rows [B, H_kv, S, d] to `value` outside of a mask [B, 1 or H_kv, S].
 ///
 /// Such rows may hold NaN of earlier sequences, which even a weight of 0 would pass on.

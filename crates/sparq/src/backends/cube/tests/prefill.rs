@@ -136,6 +136,7 @@ impl Case {
             CubeBackend::int_primitive(spans),
             self.spans.clone(),
             self.window,
+            None,
         ));
         assert_eq!(FloatDType::from(y.dtype()), self.types[0], "{self:?}");
         let expected = self.expected([&query, &keys, &values]);

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::super::element::Element;
-use super::super::online_softmax::{LOWEST, OnlineSoftmax, exp};
+use super::super::online_softmax::{LOWEST, OnlineSoftmax, bound, exp};
 use super::super::simd::{Kernel, Level, Simd};
 use super::{Reach, Rows};
 
@@ -36,6 +36,7 @@ pub(super) struct Panel {
     first: usize,
     group: usize,
     reach: Reach,
+    softcap: Option<f32>,
     vectors: usize,
     /// The queries over sqrt(d), [d, lanes].
     q: Vec<f32>,
@@ -149,6 +150,9 @@ impl Kernel for PanelKernel<'_> {
         }
         with_vectors!(S, panel.vectors, VECTORS => {
             panel.logits::<S, VECTORS>(simd, block, weights);
+            if let Some(softcap) = panel.softcap {
+                bound(simd, &mut weights[..block.positions.len() * VECTORS * S::LANES], softcap);
+            }
             panel.mask::<S, VECTORS>(block, weights);
             panel.add::<S, VECTORS>(simd, block, weights)
         });
@@ -172,6 +176,7 @@ impl Panel {
             first: from.queries.start,
             group: from.group,
             reach: from.reach,
+            softcap: from.softcap,
             vectors,
             q,
             largest: vec![LOWEST; width],

@@ -102,7 +102,7 @@ impl Case {
             for &chunk in chunks {
                 let [q, k, v] = qkv.clone();
                 let spans = self.spans.grown(&vec![self.len; self.spans.batch()]);
-                let y = in_chunks(q, k, v, &spans, self.window, chunk);
+                let y = in_chunks(q, k, v, &spans, (self.window, None), chunk);
                 y.into_data()
                     .assert_approx_eq::<f32>(&expected, Tolerance::absolute(2e-6));
             }

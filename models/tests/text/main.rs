@@ -13,6 +13,7 @@
 
 mod cancellation;
 mod chat;
+mod jinja;
 /// Folders and files for tests.
 #[path = "../checkpoint_support/mod.rs"]
 mod files;

@@ -29,6 +29,7 @@ use super::{
 use header::TensorInfo;
 use names::Family;
 use parts::Part;
+pub(crate) use tokenizer::CHAT_BEGINS_WITH_BOS;
 
 /// The ending of the name of a GGUF file.
 const ENDING: &str = ".gguf";

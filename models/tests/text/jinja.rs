@@ -233,7 +233,8 @@ fn padding_runs_out_of_fuel_not_of_memory() {
         let error = try_render(source).unwrap_err();
         assert!(error.contains("ran out of fuel"), "{source}: {error}");
     }
-    let deep = "{% set ns = namespace(x=1) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    let deep =
+        "{% set ns = namespace(x=1) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}";
     let error = try_render(&format!("{deep}{{{{ ns.x | tojson }}}}")).unwrap_err();
     assert!(error.contains("expected at most 200 levels"), "{error}");
 }

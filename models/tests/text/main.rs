@@ -13,10 +13,10 @@
 
 mod cancellation;
 mod chat;
-mod jinja;
 /// Folders and files for tests.
 #[path = "../checkpoint_support/mod.rs"]
 mod files;
+mod jinja;
 mod sampling;
 mod session;
 mod stop_strings;

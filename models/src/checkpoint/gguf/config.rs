@@ -32,6 +32,20 @@ const HIGH_FREQ_FACTOR: f64 = 4.0;
 /// The original contexts that are tried, as exponents of 2.
 const ORIGINAL_CONTEXTS: std::ops::RangeInclusive<u32> = 5..=20;
 
+/// Returns the GGUF key of the entry `name` of the configuration, for messages. `family` is the name
+/// in `general.architecture`.
+pub(in super::super) fn key_of(name: &str, family: &str) -> Option<String> {
+    const OTHERS: [(&str, &str); 4] = [
+        ("eos_token_id", "tokenizer.ggml.eos_token_id"),
+        ("partial_rotary_factor", "{arch}.rope.dimension_count"),
+        ("rope_scaling.factor", "{arch}.rope.scaling.factor"),
+        ("rope_scaling.rope_type", "{arch}.rope.scaling.type"),
+    ];
+    let mut all = REQUIRED.iter().chain(&OPTIONAL).chain(&OTHERS);
+    let (_, key) = all.find(|(own, _)| *own == name)?;
+    Some(key.replace("{arch}", family))
+}
+
 impl Gguf {
     /// Returns the configuration in the form of `config.json`.
     pub(crate) fn config(&self) -> Result<Value, CheckpointError> {

@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 use super::super::{CheckpointError, formats::StoredType, source::Source};
 use super::cursor::Cursor;
 
+/// The first bytes of a file.
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
+
 /// The alignment of tensors in a file that has no entry for it.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
@@ -68,7 +71,7 @@ pub(super) fn read(
 ) -> Result<(Map<String, Value>, Vec<TensorInfo>), CheckpointError> {
     let mut cursor = Cursor::new(source);
     let magic = cursor.u32("the beginning")?.to_le_bytes();
-    if &magic != b"GGUF" {
+    if &magic != MAGIC {
         let found = format!("\"{}\"", magic.escape_ascii());
         return Err(cursor.error("the beginning", "\"GGUF\"", found));
     }

@@ -137,17 +137,20 @@ impl ChatTemplate {
             .get_template(&self.origin)
             .and_then(|template| template.render(Value::from_pairs(context)));
         let text = text.map_err(|error| match raised(&error) {
-                Some(message) => ChatTemplateError::Refused {
-                    origin: self.origin.clone(),
-                    message,
-                },
-                None => ChatTemplateError::Render {
-                    origin: self.origin.clone(),
-                    error,
-                },
-            })?;
-        let beginning = self.beginning.iter();
-        let missing = beginning.filter(|beginning| !text.starts_with(beginning.as_str()));
-        Ok(missing.cloned().chain([text]).collect())
+            Some(message) => ChatTemplateError::Refused {
+                origin: self.origin.clone(),
+                message,
+            },
+            None => ChatTemplateError::Render {
+                origin: self.origin.clone(),
+                error,
+            },
+        })?;
+        Ok(match &self.beginning {
+            Some(beginning) if !text.starts_with(beginning.as_str()) => {
+                format!("{beginning}{text}")
+            }
+            _ => text,
+        })
     }
 }

@@ -23,8 +23,8 @@ pub use options::HubOptions;
 use crate::checkpoint::gguf::Gguf;
 use cache::{CachedModel, Missing};
 
-/// Returns the folder of the model `model_id` (`org/name` or `org/name@revision`), or its GGUF file.
-/// Downloads it if it is not in the cache.
+/// Returns the folder of the model `model_id` (`org/name` or `org/name@revision`), or its GGUF
+/// file. Downloads it if it is not in the cache.
 ///
 /// `org/name:Q4_K_M` is the GGUF model of this quantisation in a repository. A repository with one
 /// GGUF model and no other weights needs no quantisation.
@@ -33,8 +33,8 @@ use cache::{CachedModel, Missing};
 ///
 /// # Errors
 /// If the id is malformed, the hub does not have the model or denies access to it, the model has no
-/// weights in safetensors, for PyTorch or in GGUF, or several in GGUF, the download fails, or the model is not in the cache and
-/// `options` forbid network access.
+/// weights in safetensors, for PyTorch or in GGUF, or several in GGUF, the download fails, or the
+/// model is not in the cache and `options` forbid network access.
 pub fn fetch(
     model_id: &str,
     revision: Option<&str>,

@@ -166,8 +166,8 @@ impl Contents {
 }
 
 /// Returns the path that the links at `path` lead to, which may not exist, and whether a link names
-/// an open file of a process, such as /dev/stdout. Replacing the file of a shell's redirection would
-/// lose the output.
+/// an open file of a process, such as /dev/stdout. Replacing the file of a shell's redirection
+/// would lose the output.
 fn target(path: &Path) -> io::Result<(PathBuf, bool)> {
     const MAX_LINKS: usize = 40;
     let mut target = path.to_owned();

@@ -43,8 +43,8 @@ pub struct Checkpoint {
     pub(super) tensors: BTreeMap<String, Tracked>,
     /// The manifest of a converted model.
     pub(super) manifest: Option<Manifest>,
-    /// Whether the embedding table and the output matrix of a tied model hold the same weights, once
-    /// they were compared.
+    /// Whether the embedding table and the output matrix of a tied model hold the same weights,
+    /// once they were compared.
     pub(super) ties: OnceLock<bool>,
 }
 

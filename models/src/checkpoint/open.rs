@@ -36,8 +36,8 @@ impl Checkpoint {
     /// - `pytorch_model.bin`, or the shards of `pytorch_model.bin.index.json`,
     /// - a GGUF file, or the first part of one.
     ///
-    /// `dir` may also be a GGUF file, by its name or its first bytes. A folder that a [`Conversion`](super::Conversion) wrote is
-    /// mapped into memory.
+    /// `dir` may also be a GGUF file, by its name or its first bytes. A folder that a
+    /// [`Conversion`](super::Conversion) wrote is mapped into memory.
     ///
     /// # Errors
     /// If the folder or a file is missing, cannot be read or is malformed, or if files contradict

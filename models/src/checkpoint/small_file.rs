@@ -32,8 +32,8 @@ pub(crate) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
 pub(super) const LFS_POINTER: &str =
     "expected the file itself, found a pointer of Git LFS; fetch the file with git lfs pull";
 
-/// Returns whether a file that begins with `bytes` is a pointer, which Git leaves in place of a file
-/// in Git LFS.
+/// Returns whether a file that begins with `bytes` is a pointer, which Git leaves in place of a
+/// file in Git LFS.
 pub(super) fn is_lfs_pointer(bytes: &[u8]) -> bool {
     bytes.starts_with(b"version https://git-lfs")
 }

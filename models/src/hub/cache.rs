@@ -130,8 +130,8 @@ impl CachedModel {
     }
 }
 
-/// Returns whether a file of a repository is a GGUF file, in the repository itself or in a folder of
-/// it.
+/// Returns whether a file of a repository is a GGUF file, in the repository itself or in a folder
+/// of it.
 pub(super) fn is_gguf(name: &str) -> bool {
     let parts = || name.split('/');
     name.ends_with(gguf::ENDING) && parts().count() <= 2 && parts().all(is_part)

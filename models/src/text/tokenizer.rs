@@ -118,9 +118,9 @@ impl TextTokenizer {
     ///
     /// Tokens that only `added_tokens_decoder` in tokenizer_config.json has are added.
     ///
-    /// The end-of-sequence tokens are `eos_token_id` in generation_config.json, else in config.json,
-    /// and `eos_token` in tokenizer_config.json: some chat checkpoints name the end of a turn only
-    /// there.
+    /// The end-of-sequence tokens are `eos_token_id` in generation_config.json, else in
+    /// config.json, and `eos_token` in tokenizer_config.json: some chat checkpoints name the end of
+    /// a turn only there.
     ///
     /// # Errors
     /// As [`TextTokenizer::from_file`], and if one of the three files exists but is wrong.

@@ -63,6 +63,11 @@ fn strings_and_mappings_are_sequences() {
              {% else %}text{% endif %}",
             "text",
         ),
+        (
+            "{{ tools is iterable }} {{ [] is iterable }} {{ 'a' is iterable }} {{ missing is iterable }} \
+             {{ 1 is iterable }}",
+            "False True True True False",
+        ),
     ]);
 }
 
@@ -182,6 +187,16 @@ fn percent_formats_a_string() {
             "{{ 'a' % 3 }}b",
         ),
     ]);
+}
+
+#[test]
+fn nested_percent_operators_do_not_exhaust_the_stack() {
+    let nested = |depth: usize| {
+        let open = "'%s' % (".repeat(depth);
+        format!("{{{{ {open}1{} }}}}", ")".repeat(depth))
+    };
+    assert_eq!(try_render(&nested(5)).as_deref(), Ok("1"));
+    assert!(try_render(&nested(100_000)).is_err());
 }
 
 #[test]

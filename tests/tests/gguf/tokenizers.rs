@@ -115,6 +115,12 @@ fn bos_is_a_default_of_the_pre_tokenizer() {
         file.set("tokenizer.ggml.add_bos_token", Meta::Bool(!expected));
         assert_eq!(begins(&file), !expected, "{pre}");
     }
+    // SentencePiece has the ids of Llama.
+    let mut file = sentence_piece();
+    let has_id = |key: &str| key.ends_with("bos_token_id") || key.ends_with("eos_token_id");
+    file.metadata.retain(|(key, _)| !has_id(key));
+    assert!(begins(&file));
+    assert_eq!(tokenizer(&file).eos_ids(), [2]);
     // -1, as an unsigned number.
     let mut file = byte_level("llama-bpe");
     file.set("tokenizer.ggml.bos_token_id", Meta::U32(u32::MAX));

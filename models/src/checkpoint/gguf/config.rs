@@ -32,8 +32,8 @@ const HIGH_FREQ_FACTOR: f64 = 4.0;
 /// The original contexts that are tried, as exponents of 2.
 const ORIGINAL_CONTEXTS: std::ops::RangeInclusive<u32> = 5..=20;
 
-/// Returns the GGUF key of the entry `name` of the configuration, for messages. `family` is the name
-/// in `general.architecture`.
+/// Returns the GGUF key of the entry `name` of the configuration, for messages. `family` is the
+/// name in `general.architecture`.
 pub(in super::super) fn key_of(name: &str, family: &str) -> Option<String> {
     const OTHERS: [(&str, &str); 4] = [
         ("eos_token_id", "tokenizer.ggml.eos_token_id"),
@@ -139,16 +139,18 @@ impl Gguf {
         let keys = ["eos_token_id", "eot_token_id", "eom_token_id"];
         let named = keys.map(|key| self.get(&format!("tokenizer.ggml.{key}")).cloned());
         let named = named.into_iter().flatten().filter(|id| !is_no_token(id));
+        let mut ids: Vec<Value> = Vec::new();
         // A file without a vocabulary is still a model. Reading its tokenizer reports the fault.
         let vocabulary = self.vocabulary().ok();
-        let known = vocabulary.map(|vocabulary| vocabulary.turn_ends());
-        let mut ids: Vec<Value> = named.collect();
-        for id in known.into_iter().flatten().map(Value::from) {
+        let known = vocabulary.iter().flat_map(|vocabulary| {
+            let default = self.token("eos_token_id", vocabulary).ok().flatten();
+            default.into_iter().chain(vocabulary.turn_ends())
+        });
+        for id in named.chain(known.map(Value::from)) {
             if !ids.contains(&id) {
                 ids.push(id);
             }
         }
-        ids.dedup();
         ids
     }
 

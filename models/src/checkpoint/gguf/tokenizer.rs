@@ -1,6 +1,6 @@
 //! Restores the `tokenizer.json` and `tokenizer_config.json` of a GGUF file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -170,7 +170,7 @@ impl Gguf {
     ) -> Result<Option<usize>, CheckpointError> {
         let key = format!("tokenizer.ggml.{key}");
         let Some(id) = self.get(&key).filter(|id| !is_no_token(id)) else {
-            return Ok(None);
+            return Ok(self.default_token(&key, vocabulary));
         };
         let count = vocabulary.tokens.len();
         let place = id.as_u64().and_then(|id| usize::try_from(id).ok());
@@ -178,6 +178,23 @@ impl Gguf {
         place
             .map(Some)
             .ok_or_else(|| self.unexpected(&key, format!("one of {count} tokens")))
+    }
+
+    /// Returns the token of the entry `key` in a file that does not name one: those of SentencePiece
+    /// have the ids of Llama.
+    fn default_token(&self, key: &str, vocabulary: &Vocabulary<'_>) -> Option<usize> {
+        const DEFAULTS: [(&str, usize); 3] = [
+            ("tokenizer.ggml.unknown_token_id", 0),
+            ("tokenizer.ggml.bos_token_id", 1),
+            ("tokenizer.ggml.eos_token_id", 2),
+        ];
+        let (_, id) = DEFAULTS.into_iter().find(|(own, _)| *own == key)?;
+        (self.is_sentence_piece() && id < vocabulary.tokens.len()).then_some(id)
+    }
+
+    fn is_sentence_piece(&self) -> bool {
+        let model = self.get("tokenizer.ggml.model").and_then(Value::as_str);
+        model == Some("llama")
     }
 
     fn switch(&self, key: &str, default: bool) -> bool {
@@ -295,11 +312,9 @@ impl Gguf {
 
     /// Returns the token that every text begins with, if the model needs one.
     fn bos(&self, vocabulary: &Vocabulary<'_>) -> Result<Option<usize>, CheckpointError> {
-        let text = |key| self.get(key).and_then(Value::as_str);
-        let is_sentence_piece = text("tokenizer.ggml.model") == Some("llama");
-        let pre_tokenizer = text("tokenizer.ggml.pre");
-        let by_default =
-            is_sentence_piece || pre_tokenizer.is_some_and(|pre| BEGIN_WITH_BOS.contains(&pre));
+        let pre_tokenizer = self.get("tokenizer.ggml.pre").and_then(Value::as_str);
+        let begins = pre_tokenizer.is_some_and(|pre| BEGIN_WITH_BOS.contains(&pre));
+        let by_default = self.is_sentence_piece() || begins;
         let id = self.token("bos_token_id", vocabulary)?;
         Ok(id.filter(|_| self.switch("tokenizer.ggml.add_bos_token", by_default)))
     }
@@ -327,7 +342,7 @@ pub(super) fn is_no_token(id: &Value) -> bool {
 }
 
 impl Vocabulary<'_> {
-    /// Returns the tokens that end a turn or a text by their text.
+    /// Returns the tokens that end a turn or a text by their text, each text once.
     pub(super) fn turn_ends(&self) -> Vec<usize> {
         let has = |text: &str| self.tokens.contains(&text);
         // Models with these two continue after <|end|>, and Gemma 4 after </s>.
@@ -338,8 +353,9 @@ impl Vocabulary<'_> {
             "</s>" => !has("<|tool_response>"),
             token => TURN_ENDS.contains(&token),
         };
+        let mut seen = HashSet::new();
         let tokens = self.tokens.iter().enumerate();
-        let found = tokens.filter(|(_, token)| token.len() <= 32 && ends(token));
+        let found = tokens.filter(|(_, token)| ends(token) && seen.insert(**token));
         found.map(|(id, _)| id).collect()
     }
 

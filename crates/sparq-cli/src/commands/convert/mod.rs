@@ -172,8 +172,8 @@ fn print(document: &Document, out: Output) -> Result<()> {
     Ok(())
 }
 
-/// Returns the name of the output matrix if it is a copy of the embedding table, which some programs
-/// store under both names.
+/// Returns the name of the output matrix if it is a copy of the embedding table, which some
+/// programs store under both names.
 fn tied_copy(checkpoint: &Checkpoint) -> Result<Option<String>> {
     let config = DecoderConfig::from_checkpoint(checkpoint)?;
     let [head, embed] = [config.keys.head, config.keys.embed].map(|key| format!("{key}.weight"));

@@ -18,6 +18,8 @@ pub(super) fn call(
     let known = match value.kind() {
         ValueKind::String => {
             let receiver = value.as_str().unwrap_or_default();
+            // Searching a long text costs time without making a longer one.
+            charge(state, receiver.len())?;
             match search(receiver, method, args)? {
                 None => string(state, receiver, method, args)?,
                 found => found,

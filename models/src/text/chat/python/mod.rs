@@ -28,6 +28,10 @@ pub(super) fn install(environment: &mut Environment<'static>) {
         ValueKind::Iterable => value.len().is_some(),
         _ => false,
     });
+    // minijinja iterates over none, as over nothing.
+    environment.add_test("iterable", |value: &Value| {
+        !value.is_none() && value.try_iter().is_ok()
+    });
     environment.set_formatter(|out, state, value| match float(value) {
         Some(number) => out.write_str(&number).map_err(Error::from),
         None => minijinja::escape_formatter(out, state, value),

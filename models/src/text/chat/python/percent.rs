@@ -8,6 +8,9 @@ use minijinja::{Error, State, value::Value};
 /// The name of the filter, which no template has for another one.
 pub(super) const FILTER: &str = "__percent";
 
+/// The deepest nesting of operators that is rewritten, less than the stack allows.
+const MAX_DEPTH: usize = 32;
+
 /// Formats `format` with the items of a tuple, with a mapping, or with one value.
 pub(super) fn format(
     state: &mut State<'_, '_>,
@@ -36,7 +39,7 @@ pub(in super::super) fn rewrite(source: &str) -> String {
                 let end = if tag.starts_with("{{") { "}}" } else { "%}" };
                 let end = find_end(&tag[2..], end);
                 out.push_str(&tag[..2]);
-                out.push_str(&expression(&tag[2..2 + end]));
+                out.push_str(&expression(&tag[2..2 + end], 0));
                 rest = &tag[2 + end..];
                 continue;
             }
@@ -55,8 +58,11 @@ fn is_raw(tag: &str) -> bool {
     word.starts_with("raw") && !word[3..].starts_with(|char: char| char.is_alphanumeric())
 }
 
-/// Rewrites the inside of one tag.
-fn expression(text: &str) -> String {
+/// Rewrites the inside of one tag, or an operand inside of `depth` others.
+fn expression(text: &str, depth: usize) -> String {
+    if depth > MAX_DEPTH {
+        return text.to_owned();
+    }
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find(['\'', '"']) {
@@ -67,7 +73,7 @@ fn expression(text: &str) -> String {
         out.push_str(literal);
         while let Some(operand) = operator(next).filter(|_| !is_factor) {
             let (operand, behind) = operand.split_at(operand_length(operand));
-            out.push_str(&format!(" | {FILTER}({})", expression(operand)));
+            out.push_str(&format!(" | {FILTER}({})", expression(operand, depth + 1)));
             next = behind;
         }
         rest = next;

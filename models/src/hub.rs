@@ -5,7 +5,7 @@
 //! [`Checkpoint::open`](crate::checkpoint::Checkpoint::open). Files in the cache are used without a
 //! request. [`resolve_model`] takes the input of a user: a folder, or a name on the hub.
 //!
-//! The environment variables are those of the hub's own tools: `HF_HOME`, `HF_HUB_CACHE`,
+//! The environment variables are those of the hub's own tools, such as `HF_HOME`, `HF_HUB_CACHE`,
 //! `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE`; see [`HubOptions::from_env`].
 
 mod cache;
@@ -23,15 +23,18 @@ pub use options::HubOptions;
 use crate::checkpoint::gguf::Gguf;
 use cache::{CachedModel, Missing};
 
-/// Returns the folder of the model `model_id` (`org/name` or `org/name@revision`). Downloads it if
-/// it is not in the cache.
+/// Returns the folder of the model `model_id` (`org/name` or `org/name@revision`), or its GGUF
+/// file. Downloads it if it is not in the cache.
+///
+/// `org/name:Q4_K_M` is the GGUF model of this quantisation in a repository. A repository with one
+/// GGUF model and no other weights needs no quantisation.
 ///
 /// `revision` is a branch, a tag or a commit, and overrides one in the id. The default is `main`.
 ///
 /// # Errors
 /// If the id is malformed, the hub does not have the model or denies access to it, the model has no
-/// weights in safetensors or for PyTorch, the download fails, or the model is not in the cache and
-/// `options` forbid network access.
+/// weights in safetensors, for PyTorch or in GGUF, or several in GGUF, the download fails, or the
+/// model is not in the cache and `options` forbid network access.
 pub fn fetch(
     model_id: &str,
     revision: Option<&str>,
@@ -85,7 +88,7 @@ fn resolve(
     fetch: impl FnOnce(&str) -> Result<PathBuf, HubError>,
 ) -> Result<PathBuf, HubError> {
     let path = Path::new(spec);
-    if path.is_dir() || Gguf::locate(path).is_some() {
+    if path.is_dir() || matches!(Gguf::locate(path), Ok(Some(_))) {
         return Ok(path.into());
     }
     let folder = if path.exists() {

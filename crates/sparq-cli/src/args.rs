@@ -11,7 +11,8 @@ use sparq_device::DeviceChoice;
 #[derive(Args, Clone, Debug, Default)]
 pub struct ModelArgs {
     /// Model: the folder of a Hugging Face checkpoint or of a converted model, a GGUF file, or an
-    /// ID on the Hugging Face Hub (org/name). Without it, the embedded model
+    /// ID on the Hugging Face Hub (org/name, or org/name:Q4_K_M for one GGUF model of several).
+    /// Without it, the embedded model
     #[arg(long, value_name = "DIR|FILE.gguf|HUB-ID")]
     pub model: Option<String>,
 }

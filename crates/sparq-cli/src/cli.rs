@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use anyhow::Result;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use sparq_device::DeviceChoice;
 
 use crate::commands::{
@@ -60,7 +60,7 @@ pub struct GlobalArgs {
     )]
     pub device: DeviceChoice,
     /// Log more to standard error: -v progress, -vv details. RUST_LOG allows finer filters
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count)]
     pub verbose: u8,
 }
 
@@ -100,12 +100,17 @@ impl Cli {
     /// # Errors
     /// If the arguments are invalid, or ask for the help or the version.
     pub fn from_arguments(mut arguments: Vec<OsString>) -> Result<Self, clap::Error> {
-        let cli = Self::try_parse_from(&arguments)?;
+        let parse = |arguments: &[OsString]| {
+            let mut command = with_negative_numbers(Self::command());
+            let matches = command.try_get_matches_from_mut(arguments)?;
+            Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+        };
+        let cli = parse(&arguments)?;
         if cli.command.is_some() {
             return Ok(cli);
         }
         arguments.push("demo".into());
-        Self::try_parse_from(&arguments)
+        parse(&arguments)
     }
 
     /// Runs the command.
@@ -132,9 +137,35 @@ impl Cli {
     }
 }
 
+/// Lets every option take a negative number, which would otherwise be read as an option. Whether it
+/// is in range is checked with the value, whose error names the option and the range.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| match arg.get_action() {
+        ArgAction::Set | ArgAction::Append => arg.allow_negative_numbers(true),
+        _ => arg,
+    });
+    command.mut_subcommands(with_negative_numbers)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn negative_number_is_a_value() {
+        let parse = |arguments: &[&str]| {
+            let arguments = arguments.iter().map(OsString::from);
+            Cli::from_arguments(arguments.collect()).map_err(|error| error.to_string())
+        };
+        let generate = ["sparq", "generate", "--prompt", "a"];
+        let with = |more: &[&str]| parse(&[&generate[..], more].concat());
+        // Refused by the range of the temperature when it runs.
+        assert!(with(&["--temperature", "-1"]).is_ok());
+        let error = with(&["--max-new-tokens", "-1"]).unwrap_err();
+        let expected = "invalid value '-1' for '--max-new-tokens <N>'";
+        assert!(error.contains(expected), "{error}");
+        assert!(with(&["-x"]).is_err());
+    }
 
     #[test]
     fn definition_is_consistent() {

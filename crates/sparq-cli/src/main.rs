@@ -28,7 +28,7 @@ use sparq_output::is_closed_pipe;
 use tracing_subscriber::EnvFilter;
 
 use cli::Cli;
-use output::Output;
+use output::{Output, has_colors};
 
 fn main() -> ExitCode {
     clock::begin();
@@ -79,6 +79,7 @@ fn start_log(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(has_colors(&io::stderr()))
         .with_target(false)
         .without_time()
         .init();

@@ -29,11 +29,10 @@ impl Output {
     /// Chooses the form by `--json`, the terminal and the variable NO_COLOR.
     pub fn new(json: bool) -> Self {
         let terminal = !json && io::stdout().is_terminal();
-        let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self {
             json,
             terminal,
-            color,
+            color: terminal && has_colors(&io::stdout()),
         }
     }
 
@@ -82,6 +81,12 @@ impl Output {
             (Mark::Bad, false, _) => "wrong",
         }
     }
+}
+
+/// Returns whether a stream is a terminal whose user has not refused colours.
+pub fn has_colors(stream: &impl IsTerminal) -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !refused
 }
 
 fn write_out(bytes: &[u8]) -> Result<()> {

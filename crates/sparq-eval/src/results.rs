@@ -89,15 +89,19 @@ impl ResultsFile {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(&write)?;
         }
+        // A device or a pipe has no earlier records.
+        let is_stream = std::fs::metadata(path).is_ok_and(|file| !file.is_file());
         let mut options = OpenOptions::new();
-        options.read(true).append(true).create(true);
+        options.read(!is_stream).append(true).create(!is_stream);
         let mut file = options.open(path).map_err(&write)?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => write(io::Error::other("another program writes to it")),
             TryLockError::Error(error) => write(error),
         })?;
         let mut text = Vec::new();
-        file.read_to_end(&mut text).map_err(&write)?;
+        if !is_stream {
+            file.read_to_end(&mut text).map_err(&write)?;
+        }
         let whole = text
             .iter()
             .rposition(|&byte| byte == b'\n')

@@ -1,6 +1,7 @@
 //! Output files and folders that are complete or absent.
 
-use std::io::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempDir};
@@ -41,15 +42,34 @@ pub enum OutputError {
 }
 
 /// A file that gets its name when it is complete. Dropping it earlier removes it.
+///
+/// A device, a pipe or another path that is no regular file is not replaced: it receives the
+/// contents when they are complete. A symbolic link stays, and its file is replaced.
 #[derive(Debug)]
 pub struct OutputFile {
-    file: NamedTempFile,
+    contents: Contents,
     path: PathBuf,
+}
+
+/// The temporary file and its destination.
+#[derive(Debug)]
+enum Contents {
+    /// A file in the folder of the destination, to be renamed.
+    Renamed {
+        file: NamedTempFile,
+        /// The destination behind all links.
+        target: PathBuf,
+    },
+    /// A file to be copied into the destination.
+    Copied { file: File, destination: File },
 }
 
 impl OutputFile {
     /// Creates a temporary file in the same folder, so that renaming stays within one file system.
     /// Create it before long work, so that a typing error in the path fails early.
+    ///
+    /// A file that is replaced keeps its permissions. The end of a pipe is opened here, which waits
+    /// for a reader.
     ///
     /// # Errors
     /// If the parent folder is missing or cannot be written, or `path` is a folder.
@@ -58,21 +78,18 @@ impl OutputFile {
         if path.is_dir() {
             return Err(OutputError::Folder { path });
         }
-        let folder = parent(&path);
-        let mut builder = tempfile::Builder::new();
-        // tempfile makes files that only their owner can read, but results are not secrets.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        builder.prefix(".sparq-").suffix(".part");
-        match builder.tempfile_in(folder) {
-            Ok(file) => Ok(Self { file, path }),
+        match Contents::create(&path) {
+            Ok(contents) => Ok(Self { contents, path }),
             Err(source) => Err(OutputError::Write { path, source }),
         }
     }
 
     /// Returns the file to write to.
-    pub fn writer(&mut self) -> &mut std::fs::File {
-        self.file.as_file_mut()
+    pub fn writer(&mut self) -> &mut File {
+        match &mut self.contents {
+            Contents::Renamed { file, .. } => file.as_file_mut(),
+            Contents::Copied { file, .. } => file,
+        }
     }
 
     /// Gives the file its name.
@@ -80,17 +97,33 @@ impl OutputFile {
     /// # Errors
     /// If the last bytes cannot be written or the file cannot be renamed.
     pub fn finish(mut self) -> Result<(), OutputError> {
-        let path = self.path;
-        let flushed = self.file.flush();
-        if let Err(source) = flushed.and_then(|()| self.file.as_file().sync_all()) {
+        let path = self.path.clone();
+        if let Err(source) = self.writer().flush() {
             return Err(OutputError::Write { path, source });
         }
-        match self.file.persist(&path) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(OutputError::Replace {
-                path,
-                source: error.error,
-            }),
+        match self.contents {
+            Contents::Renamed { file, target } => {
+                if let Err(source) = file.as_file().sync_all() {
+                    return Err(OutputError::Write { path, source });
+                }
+                match file.persist(&target) {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(OutputError::Replace {
+                        path,
+                        source: error.error,
+                    }),
+                }
+            }
+            Contents::Copied {
+                mut file,
+                mut destination,
+            } => {
+                let copied = file
+                    .rewind()
+                    .and_then(|()| io::copy(&mut file, &mut destination))
+                    .and_then(|_| destination.flush());
+                copied.map_err(|source| OutputError::Write { path, source })
+            }
         }
     }
 
@@ -99,7 +132,7 @@ impl OutputFile {
     /// # Errors
     /// If the bytes cannot be written or the file cannot be renamed.
     pub fn finish_with(mut self, contents: &[u8]) -> Result<(), OutputError> {
-        match self.file.write_all(contents) {
+        match self.writer().write_all(contents) {
             Ok(()) => self.finish(),
             Err(source) => Err(OutputError::Write {
                 path: self.path,
@@ -107,6 +140,50 @@ impl OutputFile {
             }),
         }
     }
+}
+
+impl Contents {
+    fn create(path: &Path) -> io::Result<Self> {
+        let existing = std::fs::metadata(path).ok();
+        let (target, is_stream) = target(path)?;
+        if is_stream || existing.as_ref().is_some_and(|file| !file.is_file()) {
+            return Ok(Self::Copied {
+                destination: OpenOptions::new().append(true).open(path)?,
+                file: tempfile::tempfile()?,
+            });
+        }
+        let mut builder = tempfile::Builder::new();
+        // tempfile makes files that only their owner can read, but results are not secrets.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        builder.prefix(".sparq-").suffix(".part");
+        let file = builder.tempfile_in(parent(&target))?;
+        if let Some(existing) = existing.filter(|_| cfg!(unix)) {
+            file.as_file().set_permissions(existing.permissions())?;
+        }
+        Ok(Self::Renamed { file, target })
+    }
+}
+
+/// Returns the path that the links at `path` lead to, which may not exist, and whether a link names
+/// an open file of a process, such as /dev/stdout. Replacing the file of a shell's redirection
+/// would lose the output.
+fn target(path: &Path) -> io::Result<(PathBuf, bool)> {
+    const MAX_LINKS: usize = 40;
+    let mut target = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        if ["/dev/fd", "/proc"]
+            .iter()
+            .any(|folder| target.starts_with(folder))
+        {
+            return Ok((target, true));
+        }
+        match std::fs::read_link(&target) {
+            Ok(link) => target = parent(&target).join(link),
+            Err(_) => return Ok((target, false)),
+        }
+    }
+    Err(io::Error::other("too many symbolic links"))
 }
 
 /// A folder that gets its name when it is complete. Dropping it earlier removes it with its
@@ -177,7 +254,7 @@ fn parent(path: &Path) -> &Path {
 /// Waits until the names in a folder are on disk, if the system supports it.
 fn sync_folder(path: &Path) -> io::Result<()> {
     if cfg!(unix) {
-        std::fs::File::open(path)?.sync_all()?;
+        File::open(path)?.sync_all()?;
     }
     Ok(())
 }
@@ -198,6 +275,85 @@ mod tests {
         let begun = OutputFile::create(&path).unwrap();
         begun.finish_with(b"whole").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"whole");
+    }
+
+    #[cfg(unix)]
+    fn mode(path: &Path) -> u32 {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn replaced_file_keeps_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("result");
+        for bits in [0o600, 0o640, 0o755] {
+            std::fs::write(&path, "old").unwrap();
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(bits)).unwrap();
+            OutputFile::create(&path)
+                .unwrap()
+                .finish_with(b"new")
+                .unwrap();
+            assert_eq!(mode(&path), bits);
+            assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn symbolic_link_stays_a_link() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let link = folder.path().join("link");
+        // A relative link to a file that does not exist yet, by way of another link.
+        symlink("inner/other", &link).unwrap();
+        symlink("result", inner.join("other")).unwrap();
+        for contents in ["one", "two"] {
+            let file = OutputFile::create(&link).unwrap();
+            file.finish_with(contents.as_bytes()).unwrap();
+            assert!(link.is_symlink() && inner.join("other").is_symlink());
+            let result = inner.join("result");
+            assert!(!result.is_symlink());
+            assert_eq!(std::fs::read_to_string(result).unwrap(), contents);
+        }
+        let circle = folder.path().join("circle");
+        symlink("circle", &circle).unwrap();
+        assert!(OutputFile::create(&circle).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn pipe_receives_the_contents_and_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let reader = std::thread::spawn({
+            let path = path.clone();
+            move || std::fs::read(path).unwrap()
+        });
+        let mut file = OutputFile::create(&path).unwrap();
+        file.writer().write_all(b"0123").unwrap();
+        // A pipe cannot seek, but the result is written when it is complete.
+        file.writer().seek(io::SeekFrom::Start(1)).unwrap();
+        file.finish_with(b"x").unwrap();
+        assert_eq!(reader.join().unwrap(), b"0x23");
+        assert!(!std::fs::metadata(&path).unwrap().is_file());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn device_is_not_replaced() {
+        use std::os::unix::fs::FileTypeExt;
+        let path = Path::new("/dev/null");
+        OutputFile::create(path).unwrap().finish_with(b"x").unwrap();
+        let kind = std::fs::symlink_metadata(path).unwrap().file_type();
+        assert!(kind.is_char_device());
     }
 
     #[test]

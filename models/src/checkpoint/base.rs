@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Device, FloatDType, Tensor, TensorData};
@@ -11,10 +14,13 @@ use memmap2::MmapMut;
 use serde_json::Value;
 use sparq::SparqConfig;
 
+use crate::config::ConfigError;
+
 use super::{
     CheckpointError,
     decode::{self, Request, Stored},
     formats::StoredType,
+    gguf,
     loader::Part,
     packed::{self, Manifest},
     source::Source,
@@ -38,13 +44,19 @@ pub struct Checkpoint {
     pub(super) tensors: BTreeMap<String, Tracked>,
     /// The manifest of a converted model.
     pub(super) manifest: Option<Manifest>,
+    /// Whether the embedding table and the output matrix of a tied model hold the same weights,
+    /// once they were compared.
+    pub(super) ties: OnceLock<bool>,
 }
 
 /// The source that a checkpoint was opened from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     Folder,
-    Gguf,
+    Gguf {
+        /// Its name in `general.architecture`.
+        family: &'static str,
+    },
     Memory,
 }
 
@@ -124,6 +136,7 @@ impl Checkpoint {
             sources: self.sources.iter().map(source).collect(),
             tensors: tensors.collect(),
             manifest: self.manifest.clone(),
+            ties: self.ties.clone(),
         })
     }
 
@@ -161,6 +174,50 @@ impl Checkpoint {
         };
         let first = place(first);
         first.is_some() && first == place(second)
+    }
+
+    /// Returns whether a model whose configuration ties the output matrix `head` to the table
+    /// `embed` has one matrix: the file lacks one of the two, or both hold the same bytes.
+    pub(crate) fn ties(&self, embed: &str, head: &str) -> Result<bool, CheckpointError> {
+        if let Some(known) = self.ties.get() {
+            return Ok(*known);
+        }
+        let both = (self.tensors.get(embed), self.tensors.get(head));
+        let equal = match both {
+            (Some(embed_entry), Some(head_entry)) => {
+                self.are_one(embed, head) || self.are_equal(embed_entry, head_entry)?
+            }
+            _ => true,
+        };
+        Ok(*self.ties.get_or_init(|| equal))
+    }
+
+    /// Returns whether [`ties`](Self::ties) found another output matrix.
+    pub(crate) fn has_another_head(&self) -> bool {
+        self.ties.get() == Some(&false)
+    }
+
+    /// Compares the bytes of two tensors.
+    fn are_equal(&self, first: &Tracked, second: &Tracked) -> Result<bool, CheckpointError> {
+        const CHUNK: u64 = 1 << 20;
+        let kind = |tracked: &Tracked| (tracked.stored.dtype, tracked.stored.layout);
+        let (a, b) = (&first.stored, &second.stored);
+        if kind(first) != kind(second) || a.shape != b.shape || a.bytes != b.bytes {
+            return Ok(false);
+        }
+        let read = |tracked: &Tracked, at: u64, buffer: &mut [u8]| {
+            self.sources[tracked.source].read_at(tracked.stored.offset + at, buffer)
+        };
+        let (mut left, mut right) = (vec![0; CHUNK as usize], vec![0; CHUNK as usize]);
+        for at in (0..a.bytes).step_by(CHUNK as usize) {
+            let length = CHUNK.min(a.bytes - at) as usize;
+            read(first, at, &mut left[..length])?;
+            read(second, at, &mut right[..length])?;
+            if left[..length] != right[..length] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Returns the header entry of a tensor.
@@ -248,7 +305,7 @@ impl Checkpoint {
             };
             return Err(CheckpointError::MissingTensor {
                 path: file.into(),
-                tensor: name.into(),
+                tensor: self.stored_name(name),
                 expected: shape.into(),
             });
         };
@@ -256,7 +313,7 @@ impl Checkpoint {
         if tracked.stored.shape != shape {
             return Err(CheckpointError::Shape {
                 path: source.path().into(),
-                tensor: name.into(),
+                tensor: self.stored_name(name),
                 expected: shape.into(),
                 found: tracked.stored.shape.clone(),
             });
@@ -294,6 +351,36 @@ impl Checkpoint {
         let data = decode::read(source, &rows, &part.name, request)?;
         self.ignore(&part.whole);
         Ok(data)
+    }
+
+    /// Returns the name of a tensor in the file, for messages.
+    fn stored_name(&self, name: &str) -> String {
+        let own = match self.origin {
+            Origin::Gguf { .. } => gguf::in_llama_cpp(name),
+            _ => None,
+        };
+        own.unwrap_or_else(|| name.into())
+    }
+
+    /// Returns an error about the configuration of a GGUF file with the key of that file.
+    pub(crate) fn name_key(&self, error: ConfigError) -> ConfigError {
+        match (error, self.origin) {
+            (
+                ConfigError::Entry {
+                    path,
+                    key,
+                    expected,
+                    found,
+                },
+                Origin::Gguf { family },
+            ) => ConfigError::Entry {
+                path,
+                key: gguf::key_of(&key, family).unwrap_or(key),
+                expected,
+                found,
+            },
+            (error, _) => error,
+        }
     }
 
     /// Marks a tensor as used without reading it: the model knows it and does not need it.

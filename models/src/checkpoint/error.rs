@@ -7,7 +7,7 @@ use std::{
 
 use burn::tensor::FloatDType;
 
-use super::{JsonError, StoredType};
+use super::{JsonError, StoredType, small_file::LFS_POINTER};
 
 const EXPECTED_FOLDER: &str = "expected a folder with config.json and *.safetensors or \
                                pytorch_model.bin, or a *.gguf file";
@@ -45,6 +45,33 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The files of weights that are there.
         found: String,
+    },
+    /// A folder has several GGUF models.
+    #[error("{}: expected one GGUF model, found {found}; name one of the files", path.display())]
+    SeveralGguf {
+        /// The folder.
+        path: PathBuf,
+        /// The files, separated by commas.
+        found: String,
+    },
+    /// A folder has an adapter (PEFT) in place of a model.
+    #[error(
+        "{}: expected a model, found an adapter (LoRA) of {base}; merge the two with Python: \
+         from peft import AutoPeftModelForCausalLM; \
+         AutoPeftModelForCausalLM.from_pretrained({path:?}).merge_and_unload().save_pretrained(\"merged\")",
+        path.display()
+    )]
+    Adapter {
+        /// The folder.
+        path: PathBuf,
+        /// The model that the adapter belongs to.
+        base: String,
+    },
+    /// A file is a pointer of Git LFS.
+    #[error("{}: {LFS_POINTER}", path.display())]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
     },
     /// The operating system cannot read a file or folder.
     #[error("{}: cannot be read: {error}", path.display())]
@@ -132,20 +159,6 @@ pub enum CheckpointError {
         /// A tensor of the shard.
         tensor: String,
         /// The path of the shard.
-        shard: PathBuf,
-    },
-    /// The index places a tensor in a shard that does not hold it.
-    #[error(
-        "{}: \"weight_map.{tensor}\": expected the tensor in {}, found none of that name",
-        index.display(),
-        shard.display()
-    )]
-    NotInShard {
-        /// The index.
-        index: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// The shard that the index names.
         shard: PathBuf,
     },
     /// Two files hold a tensor of the same name.

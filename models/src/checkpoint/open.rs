@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fs, io,
     path::{Path, PathBuf},
-    sync::atomic::AtomicBool,
+    sync::{OnceLock, atomic::AtomicBool},
 };
 
 use serde_json::Value;
@@ -16,13 +16,16 @@ use super::{
     decode::Stored,
     gguf::Gguf,
     header::read_header,
-    json::{parse_json, read_json},
+    json::{describe, parse_json, read_json, read_json_if_present},
     packed::{self, MANIFEST},
     small_file::kind_of,
     source::Source,
     torch,
     weight_files::{WeightFiles, read_index},
 };
+
+/// The configuration of an adapter (PEFT).
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 impl Checkpoint {
     /// Opens the checkpoint in the folder `dir`: `config.json`, and the first of these that is
@@ -33,14 +36,14 @@ impl Checkpoint {
     /// - `pytorch_model.bin`, or the shards of `pytorch_model.bin.index.json`,
     /// - a GGUF file, or the first part of one.
     ///
-    /// `dir` may also be a GGUF file. A folder that a [`Conversion`](super::Conversion) wrote is
-    /// mapped into memory.
+    /// `dir` may also be a GGUF file, by its name or its first bytes. A folder that a
+    /// [`Conversion`](super::Conversion) wrote is mapped into memory.
     ///
     /// # Errors
     /// If the folder or a file is missing, cannot be read or is malformed, or if files contradict
     /// each other.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
-        if let Some(file) = Gguf::locate(dir) {
+        if let Some(file) = Gguf::locate(dir)? {
             return Self::from_gguf(Gguf::open(&file)?);
         }
         let path = dir.to_path_buf();
@@ -57,6 +60,9 @@ impl Checkpoint {
             return Err(CheckpointError::NotAFolder { path, found });
         }
         let config_path = dir.join("config.json");
+        if !config_path.exists() {
+            refuse_adapter(dir)?;
+        }
         let config = read_json(&config_path)?;
         let mut checkpoint = Self::empty(config, config_path, path, Origin::Folder);
         if dir.join(MANIFEST).exists() {
@@ -112,12 +118,15 @@ impl Checkpoint {
             sources: Vec::new(),
             tensors: BTreeMap::new(),
             manifest: None,
+            ties: OnceLock::new(),
         }
     }
 
     fn from_gguf(gguf: Gguf) -> Result<Self, CheckpointError> {
         let path = gguf.path().to_path_buf();
-        let mut checkpoint = Self::empty(gguf.config()?, path.clone(), path, Origin::Gguf);
+        let family = gguf.family_name();
+        let origin = Origin::Gguf { family };
+        let mut checkpoint = Self::empty(gguf.config()?, path.clone(), path, origin);
         let tensors = gguf.tensors()?;
         for (source, tensors) in gguf.into_sources().zip(tensors) {
             checkpoint.add_tensors(source, tensors)?;
@@ -135,11 +144,7 @@ impl Checkpoint {
     }
 
     fn add(&mut self, source: Source) -> Result<(), CheckpointError> {
-        let name = source.path().as_os_str().to_string_lossy();
-        let tensors = match name.ends_with(torch::ENDING) {
-            true => torch::tensors(&source)?,
-            false => read_header(&source)?,
-        };
+        let tensors = tensors_of(&source)?;
         self.add_tensors(source, tensors)
     }
 
@@ -177,8 +182,11 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Adds the shards of an index. A tensor in several shards is the one in the shard that the
+    /// index names: the others are left over from an earlier version of the model.
     fn add_shards(&mut self, index: &Path) -> Result<(), CheckpointError> {
         let map = read_index(index)?;
+        let mut shards = Vec::new();
         for shard in map.values().collect::<BTreeSet<_>>() {
             let path = self.path.join(shard);
             let source = match Source::open(&path) {
@@ -194,20 +202,58 @@ impl Checkpoint {
                 }
                 other => other?,
             };
-            self.add(source)?;
+            let tensors = tensors_of(&source)?;
+            shards.push((shard, source, tensors));
         }
-        for (tensor, shard) in map {
-            let shard = self.path.join(shard);
-            if self.entry(&tensor).is_none_or(|entry| entry.file != shard) {
-                return Err(CheckpointError::NotInShard {
-                    index: index.into(),
-                    tensor,
-                    shard,
-                });
-            }
+        let names = |(shard, _, tensors): &(&String, Source, Vec<(String, Stored)>)| {
+            let names = tensors.iter().map(|(name, _)| name.clone());
+            (shard.to_string(), names.collect::<BTreeSet<_>>())
+        };
+        let held: BTreeMap<String, BTreeSet<String>> = shards.iter().map(names).collect();
+        let is_in_its_shard = |tensor: &str, shard: &String| {
+            let names = held.get(shard);
+            names.is_some_and(|names| names.contains(tensor))
+        };
+        for (shard, source, tensors) in shards {
+            let belongs_here = |(tensor, _): &(String, Stored)| match map.get(tensor) {
+                Some(other) if other != shard => !is_in_its_shard(tensor, other),
+                _ => true,
+            };
+            self.add_tensors(source, tensors.into_iter().filter(belongs_here))?;
+        }
+        let absent = map.keys().filter(|tensor| !self.contains(tensor));
+        let absent: Vec<_> = absent.collect();
+        if let Some(first) = absent.first() {
+            // A tensor that the model needs is an error when it is read.
+            tracing::warn!(
+                "{}: no shard has {} of its tensors, the first is \"{first}\"",
+                index.display(),
+                absent.len(),
+            );
         }
         Ok(())
     }
+}
+
+/// Reads the header of a file of weights.
+fn tensors_of(source: &Source) -> Result<Vec<(String, Stored)>, CheckpointError> {
+    let name = source.path().as_os_str().to_string_lossy();
+    match name.ends_with(torch::ENDING) {
+        true => torch::tensors(source),
+        false => read_header(source),
+    }
+}
+
+/// Returns an error that names the base model, if a folder has an adapter in place of a model.
+fn refuse_adapter(dir: &Path) -> Result<(), CheckpointError> {
+    let Some(config) = read_json_if_present(&dir.join(ADAPTER_CONFIG))? else {
+        return Ok(());
+    };
+    let base = config.get("base_model_name_or_path");
+    Err(CheckpointError::Adapter {
+        path: dir.into(),
+        base: base.map_or("a model that it does not name".into(), describe),
+    })
 }
 
 /// Returns the names of the entries of a folder, sorted.

@@ -7,7 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{CheckpointError, small_file::kind_of};
+use super::{
+    CheckpointError,
+    small_file::{is_lfs_pointer, kind_of},
+};
+
+/// Enough bytes to recognise a pointer of Git LFS.
+const LFS_POINTER_BYTES: u64 = 32;
 
 /// The bytes of a file on disk or in memory, or of one tensor of a mapped file.
 #[derive(Debug)]
@@ -43,11 +49,17 @@ impl Source {
             });
         }
         let file = File::open(path).map_err(&read)?;
-        Ok(Self {
+        let source = Self {
             path: path.into(),
             len: file.metadata().map_err(&read)?.len(),
             bytes: Bytes::File(file),
-        })
+        };
+        let mut begin = vec![0; source.len.min(LFS_POINTER_BYTES) as usize];
+        source.read_at(0, &mut begin)?;
+        match is_lfs_pointer(&begin) {
+            true => Err(CheckpointError::LfsPointer { path: path.into() }),
+            false => Ok(source),
+        }
     }
 
     /// Wraps bytes in memory; `name` stands for the file in messages.

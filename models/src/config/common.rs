@@ -2,6 +2,7 @@
 
 use burn::tensor::FloatDType;
 
+use super::quantization::refuse_quantized;
 use super::rope::{PartialRope, RopeOf, read_rope};
 use super::{ConfigError, HiddenAct, activation, fields::Fields};
 use crate::decoder::{DecoderConfig, Keys, NormKind, QkNorm, Residual};
@@ -59,12 +60,7 @@ pub(crate) fn read_common(
     fields: Fields<'_>,
     defaults: &Defaults,
 ) -> Result<DecoderConfig, ConfigError> {
-    if fields.get("quantization_config").is_some() {
-        return Err(fields.unexpected(
-            "quantization_config",
-            "nothing (this quantisation is not supported)",
-        ));
-    }
+    refuse_quantized(fields)?;
     let hidden_size = fields.required_size("hidden_size")?;
     let num_attention_heads = fields.required_size("num_attention_heads")?;
     let head_dim = head_dim(fields, hidden_size, num_attention_heads, defaults)?;

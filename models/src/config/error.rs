@@ -11,9 +11,10 @@ pub enum ConfigError {
     /// A file cannot be read or is not JSON.
     #[error(transparent)]
     Json(#[from] JsonError),
-    /// The metadata of a GGUF file, which replace the JSON files, are invalid.
+    /// The metadata of a GGUF file, which replace the JSON files, are invalid, or a file of weights
+    /// cannot be read.
     #[error(transparent)]
-    Gguf(#[from] Box<CheckpointError>),
+    Checkpoint(#[from] Box<CheckpointError>),
     /// A text file, such as a chat template, cannot be read.
     #[error("{}: cannot be read: {error}", path.display())]
     Read {

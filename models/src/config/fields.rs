@@ -192,8 +192,8 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// Reads a token id or a list of token ids. The id -1, which some checkpoints write, means
-    /// none.
+    /// Reads a token id or a list of token ids. The id -1, which some checkpoints write as a signed
+    /// or an unsigned number of 32 bits, means none.
     pub(crate) fn token_ids(&self, key: &str) -> Result<Vec<u32>, ConfigError> {
         let ids = self.read(key, "a token id or a list of token ids", |value| {
             let one;
@@ -204,7 +204,9 @@ impl<'a> Fields<'a> {
                     &one
                 }
             };
-            let given = list.iter().filter(|id| id.as_i64() != Some(-1));
+            let none = [-1, i64::from(u32::MAX)];
+            let is_none = |id: &&Value| id.as_i64().is_some_and(|id| none.contains(&id));
+            let given = list.iter().filter(|id| !is_none(id));
             given
                 .map(|id| u32::try_from(id.as_u64()?).ok())
                 .collect::<Option<Vec<_>>>()

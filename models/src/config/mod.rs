@@ -10,6 +10,7 @@ mod activation;
 mod common;
 mod error;
 mod fields;
+mod quantization;
 mod rope;
 mod window;
 

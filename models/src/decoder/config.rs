@@ -170,26 +170,44 @@ pub struct Experts {
 impl DecoderConfig {
     /// Reads the configuration of a checkpoint of any family.
     ///
-    /// A `generation_config.json` adds to `eos_token_id`: chat models end a turn with another token
-    /// than a text and name it only there.
+    /// `eos_token_id` in `generation_config.json` takes precedence: chat models end a turn with
+    /// another token than a text and name it only there.
+    ///
+    /// `tie_word_embeddings` is corrected by the weights.
     ///
     /// # Errors
     /// As [`from_json`](Self::from_json), and if `generation_config.json` exists but cannot be
-    /// read.
+    /// read, or the weights to compare cannot.
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self, ConfigError> {
-        let mut config = Self::from_json(checkpoint.config(), checkpoint.config_path())?;
+        let config = Self::from_json(checkpoint.config(), checkpoint.config_path());
+        let mut config = config.map_err(|error| checkpoint.name_key(error))?;
+        config.tie_as_stored(checkpoint)?;
         let Some(dir) = checkpoint.dir() else {
             return Ok(config);
         };
         let path = dir.join("generation_config.json");
         if let Some(json) = read_json_if_present(&path)? {
-            for id in Fields::new(&json, &path)?.token_ids("eos_token_id")? {
-                if !config.eos_token_id.contains(&id) {
-                    config.eos_token_id.push(id);
-                }
+            let ids = Fields::new(&json, &path)?.token_ids("eos_token_id")?;
+            if !ids.is_empty() {
+                config.eos_token_id = ids;
             }
         }
         Ok(config)
+    }
+
+    /// Corrects an entry that ties the embeddings by the weights, as transformers does: a file with
+    /// another output matrix than the table is not tied, and the one matrix of a tied model may
+    /// have either name.
+    fn tie_as_stored(&mut self, checkpoint: &Checkpoint) -> Result<(), ConfigError> {
+        if !self.tie_word_embeddings {
+            return Ok(());
+        }
+        let [embed, head] = [self.keys.embed, self.keys.head].map(|key| format!("{key}.weight"));
+        self.tie_word_embeddings = checkpoint.ties(&embed, &head).map_err(Box::new)?;
+        if !checkpoint.contains(&embed) && checkpoint.contains(&head) {
+            self.keys.embed = self.keys.head;
+        }
+        Ok(())
     }
 
     /// Reads `config`, the content of the file `path`, which names its family.

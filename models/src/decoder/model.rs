@@ -70,6 +70,15 @@ impl Decoder {
     ) -> Result<Self, CheckpointError> {
         let loader = Loader::new(checkpoint, device, dtype)?.with_parts(config.parts());
         let model = Self::build(&loader, config, device)?;
+        if checkpoint.has_another_head() {
+            tracing::warn!(
+                "{}: \"tie_word_embeddings\" is true, but {}.weight differs from {}.weight; \
+                 both are used as they are stored",
+                checkpoint.config_path().display(),
+                config.keys.head,
+                config.keys.embed,
+            );
+        }
         if config.tie_word_embeddings {
             // Some checkpoints store the embedding table under both names.
             checkpoint.ignore(&format!("{}.weight", config.keys.head));

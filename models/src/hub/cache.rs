@@ -8,7 +8,7 @@ use std::{
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 
 use super::{HubError, ModelId, model_id::is_part};
-use crate::checkpoint::{WeightFiles, read_index};
+use crate::checkpoint::{WeightFiles, gguf, read_index};
 
 /// One model in the cache of the hub. Its folder `refs` maps revisions to commits, and `snapshots`
 /// has a folder of files for each commit.
@@ -79,10 +79,42 @@ impl CachedModel {
         is_part(&commit).then_some(commit)
     }
 
-    /// Returns the folder with all files of the model, if it is in the cache.
+    /// Returns the GGUF file of the model in the folder `dir`, the first one of its parts.
+    fn gguf(&self, dir: &Path) -> Option<PathBuf> {
+        let names = gguf_names(dir);
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        let top = names_of(dir);
+        let has_weights = WeightFiles::choose(top.iter().map(String::as_str)).is_some();
+        if self.id.quantization().is_none() && has_weights {
+            return None;
+        }
+        let files = self.id.gguf_files(&names).ok()?;
+        let first = files.first()?;
+        (files.len() == gguf::count(first)).then(|| dir.join(first))
+    }
+
+    /// Returns the folder with all files of the model, or its GGUF file, if it is in the cache.
     pub(super) fn look_up(&self) -> Result<PathBuf, Missing> {
         let dir = self.commit().map(|commit| self.snapshot(&commit));
         let dir = dir.filter(|dir| dir.is_dir());
+        if let Some(dir) = &dir
+            && let Some(file) = self.gguf(dir)
+        {
+            // Only the hub knows whether a model without a quantisation in its id has others.
+            return match self.id.quantization() {
+                Some(_) => Ok(file),
+                None => Err(Missing {
+                    files: Vec::new(),
+                    usable: Some(file),
+                }),
+            };
+        }
+        if let Some(quantization) = self.id.quantization() {
+            return Err(Missing {
+                files: vec![format!("*{quantization}*.gguf")],
+                usable: None,
+            });
+        }
         let files = dir.as_deref().map_or_else(nothing, missing_files);
         match (dir, files.is_empty()) {
             (Some(dir), true) if dir.join("tokenizer.json").exists() => Ok(dir),
@@ -98,19 +130,46 @@ impl CachedModel {
     }
 }
 
+/// Returns whether a file of a repository is a GGUF file, in the repository itself or in a folder
+/// of it.
+pub(super) fn is_gguf(name: &str) -> bool {
+    let parts = || name.split('/');
+    name.ends_with(gguf::ENDING) && parts().count() <= 2 && parts().all(is_part)
+}
+
+/// Returns the GGUF files of the folder `dir`, as in a repository.
+fn gguf_names(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for name in names_of(dir) {
+        let inner = dir.join(&name);
+        if inner.is_dir() {
+            let inner = names_of(&inner).into_iter();
+            found.extend(inner.map(|inner| format!("{name}/{inner}")));
+        } else {
+            found.push(name);
+        }
+    }
+    found.retain(|name| is_gguf(name));
+    found.sort();
+    found
+}
+
 /// Returns the files that an empty cache lacks.
 fn nothing() -> Vec<String> {
     vec!["config.json".into(), "model.safetensors".into()]
 }
 
+/// Returns the names in the folder `dir`, without links to unfinished downloads.
+fn names_of(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| dir.join(name).exists()).collect()
+}
+
 /// Returns the required files that the folder `dir` lacks. A link to an unfinished download counts
 /// as missing.
 fn missing_files(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let names: Vec<_> = entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| dir.join(name).exists())
-        .collect();
+    let names = names_of(dir);
     let mut needed = vec!["config.json".into()];
     match WeightFiles::choose(names.iter().map(String::as_str)) {
         Some(WeightFiles::Single(name)) => needed.push(name),

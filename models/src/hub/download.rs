@@ -10,7 +10,11 @@ use std::{
 
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 
-use super::{HubError, HubOptions, ModelId, cache::CachedModel, model_id::is_part};
+use super::{
+    HubError, HubOptions, ModelId,
+    cache::{CachedModel, is_gguf},
+    model_id::is_part,
+};
 use crate::{
     checkpoint::{WeightFiles, read_index},
     progress::Progress,
@@ -26,7 +30,7 @@ const SMALL_FILES: [&str; 6] = [
     "chat_template.jinja",
 ];
 
-/// Downloads the files of a model that the cache lacks, and returns its folder.
+/// Downloads the files of a model that the cache lacks, and returns its folder or GGUF file.
 ///
 /// All files come from the current commit of the revision. The cache records that commit last, so
 /// an interrupted download is never used as a model.
@@ -58,11 +62,9 @@ pub(super) fn download(
     let names: Vec<_> = info.siblings.iter().map(|file| &*file.rfilename).collect();
     // Folders inside a repository have other variants of the model.
     let top = names.iter().copied().filter(|name| is_part(name));
-    let Some(weights) = WeightFiles::choose(top) else {
-        return Err(HubError::NoWeights {
-            id: id.clone(),
-            found: names.join(", "),
-        });
+    let weights = match id.quantization() {
+        None => WeightFiles::choose(top),
+        Some(_) => None,
     };
     let download = Download {
         id,
@@ -72,6 +74,14 @@ pub(super) fn download(
         cached,
         dir: cached.snapshot(&info.sha),
     };
+    let Some(weights) = weights else {
+        let path = download.gguf(&names)?;
+        cached.set_commit(&info.sha)?;
+        return Ok(path);
+    };
+    if !names.contains(&"config.json") && names.contains(&"adapter_config.json") {
+        return Err(HubError::Adapter { id: id.clone() });
+    }
     for file in SMALL_FILES {
         if file == "config.json" || names.contains(&file) {
             download.file(file)?;
@@ -107,6 +117,23 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
+    /// Downloads the GGUF model among the files `names` of the repository, and returns its first
+    /// file.
+    fn gguf(&self, names: &[&str]) -> Result<PathBuf, HubError> {
+        let ggufs: Vec<_> = names.iter().copied().filter(|name| is_gguf(name)).collect();
+        let files = self.id.gguf_files(&ggufs)?;
+        let Some(first) = files.first() else {
+            return Err(HubError::NoWeights {
+                id: self.id.clone(),
+                found: names.join(", "),
+            });
+        };
+        for file in &files {
+            self.file(file)?;
+        }
+        Ok(self.dir.join(first))
+    }
+
     /// Downloads one file into the cache, unless it is there.
     fn file(&self, file: &str) -> Result<(), HubError> {
         let path = self.dir.join(file);

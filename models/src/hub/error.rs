@@ -44,13 +44,30 @@ pub enum HubError {
     /// The repository has no weights in a supported format.
     #[error(
         "{id}: expected model.safetensors, pytorch_model.bin, the index of either, \
-         or one other *.safetensors file, found {found}"
+         one other *.safetensors file, or *.gguf, found {found}"
     )]
     NoWeights {
         /// The model.
         id: ModelId,
         /// The files of the repository.
         found: String,
+    },
+    /// The id does not determine one of the GGUF models of a repository.
+    #[error(
+        "{id}: expected the name of one GGUF model, as in {}:Q4_K_M, found {found}",
+        id.repo()
+    )]
+    SeveralGguf {
+        /// The id.
+        id: ModelId,
+        /// The models of the repository.
+        found: String,
+    },
+    /// The repository has an adapter (PEFT) in place of a model.
+    #[error("{id}: expected a model, found an adapter (LoRA); merge it with its base model first")]
+    Adapter {
+        /// The model.
+        id: ModelId,
     },
     /// The model is not in the cache, and network access is forbidden.
     #[error(
@@ -115,7 +132,7 @@ pub enum HubError {
     },
     /// The environment does not determine the folder of the cache.
     #[error(
-        "expected HF_HOME, HF_HUB_CACHE or a home folder for the cache of models, found none of them"
+        "expected HF_HOME, HF_HUB_CACHE, XDG_CACHE_HOME or a home folder for the cache of models, found none of them"
     )]
     NoCache,
     /// A name is neither a folder nor a model on the hub.

@@ -1,8 +1,9 @@
 //! The settings of the hub and its cache: [`HubOptions`].
 
-use std::{env, fmt, path::PathBuf};
-
-use hf_hub::Cache;
+use std::{
+    env, fmt,
+    path::{Path, PathBuf},
+};
 
 use super::HubError;
 
@@ -35,11 +36,15 @@ impl HubOptions {
 
     /// Reads the options from the environment:
     ///
-    /// - the cache is `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else `~/.cache/huggingface/hub`;
+    /// - `HF_HOME` is `huggingface` in `XDG_CACHE_HOME` or in `~/.cache` if it is not set;
+    /// - the cache is `HF_HUB_CACHE`, else the older `HUGGINGFACE_HUB_CACHE`, else `hub` in
+    ///   `HF_HOME`;
     /// - the hub is `HF_ENDPOINT`, else <https://huggingface.co>;
-    /// - the token is `HF_TOKEN`, else the file `token` in `HF_HOME` or `~/.cache/huggingface`,
-    ///   which the hub's login command writes;
+    /// - the token is `HF_TOKEN`, else the file `HF_TOKEN_PATH`, else `token` in `HF_HOME`, which
+    ///   the hub's login command writes;
     /// - `HF_HUB_OFFLINE` set to 1, true, yes or on forbids network access.
+    ///
+    /// Paths may begin with `~` and have variables, as `$NAME` or `${NAME}`.
     ///
     /// # Errors
     /// If neither the environment nor a home folder determines the cache.
@@ -52,15 +57,21 @@ impl HubOptions {
         home: Option<PathBuf>,
     ) -> Result<Self, HubError> {
         // An empty variable counts as not set.
-        let variable = |name| variable(name).filter(|value| !value.trim().is_empty());
-        let home = home.map(|home| home.join(".cache").join("huggingface"));
-        let home = variable("HF_HOME").map(PathBuf::from).or(home);
-        let home_cache = home.map(|home| home.join("hub"));
-        let cache_dir = variable("HF_HUB_CACHE")
-            .map(PathBuf::from)
-            .or(home_cache.clone())
+        let variable = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+        let path =
+            |name: &str| variable(name).map(|path| expand(&path, home.as_deref(), &variable));
+        let caches = path("XDG_CACHE_HOME").or_else(|| Some(home.as_ref()?.join(".cache")));
+        let hub_home = path("HF_HOME").or_else(|| Some(caches?.join("huggingface")));
+        let in_hub_home = |name: &str| hub_home.as_ref().map(|home| home.join(name));
+        let cache_dir = path("HF_HUB_CACHE")
+            .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
+            .or_else(|| in_hub_home("hub"))
             .ok_or(HubError::NoCache)?;
-        let token_file = || Cache::new(home_cache?).token();
+        let token_file = || {
+            let file = path("HF_TOKEN_PATH").or_else(|| in_hub_home("token"))?;
+            let token = std::fs::read_to_string(file).ok()?;
+            Some(token.trim().to_string()).filter(|token| !token.is_empty())
+        };
         let mut options = Self::new(cache_dir);
         options.token = variable("HF_TOKEN")
             .map(|token| token.trim().to_string())
@@ -74,6 +85,32 @@ impl HubOptions {
         }
         Ok(options)
     }
+}
+
+/// Returns a path with the home folder in place of a leading `~`, and with the values of variables.
+/// An unknown variable stays as it is written.
+fn expand(path: &str, home: Option<&Path>, variable: &impl Fn(&str) -> Option<String>) -> PathBuf {
+    let (begin, mut rest) = match (path.strip_prefix('~'), home) {
+        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
+            (home.to_string_lossy().into_owned(), rest)
+        }
+        _ => (String::new(), path),
+    };
+    let mut expanded = begin;
+    while let Some((before, name)) = rest.split_once('$') {
+        expanded.push_str(before);
+        let is_part = |char: char| char.is_ascii_alphanumeric() || char == '_';
+        let braced = name.strip_prefix('{').and_then(|name| name.split_once('}'));
+        let plain = || name.split_at(name.find(|char| !is_part(char)).unwrap_or(name.len()));
+        let (name, next) = braced.unwrap_or_else(plain);
+        match variable(name) {
+            Some(value) => expanded.push_str(&value),
+            None => expanded.push_str(&rest[before.len()..rest.len() - next.len()]),
+        }
+        rest = next;
+    }
+    expanded.push_str(rest);
+    expanded.into()
 }
 
 impl fmt::Debug for HubOptions {
@@ -91,7 +128,7 @@ impl fmt::Debug for HubOptions {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::fs;
 
     use super::*;
 
@@ -116,7 +153,42 @@ mod tests {
             cache(&[("HF_HOME", "")]),
             Path::new("/home/me/.cache/huggingface/hub")
         );
+        let xdg = ("XDG_CACHE_HOME", "/cache");
+        assert_eq!(cache(&[xdg]), Path::new("/cache/huggingface/hub"));
+        assert_eq!(
+            cache(&[xdg, ("HF_HOME", "/data/hf")]),
+            Path::new("/data/hf/hub")
+        );
+        let older = ("HUGGINGFACE_HUB_CACHE", "/older");
+        assert_eq!(
+            cache(&[older, ("HF_HOME", "/data/hf")]),
+            Path::new("/older")
+        );
+        assert_eq!(
+            cache(&[older, ("HF_HUB_CACHE", "/fast")]),
+            Path::new("/fast")
+        );
+        let without_home = options(&[xdg], None).unwrap();
+        assert_eq!(without_home.cache_dir, Path::new("/cache/huggingface/hub"));
         assert!(matches!(options(&[], None), Err(HubError::NoCache)));
+    }
+
+    #[test]
+    fn paths_may_have_a_home_and_variables() {
+        let cache = |path| {
+            let variables = [("HF_HUB_CACHE", path), ("USER", "me"), ("disk_1", "/fast")];
+            options(&variables, Some("/home/me")).unwrap().cache_dir
+        };
+        for (path, expected) in [
+            ("~", "/home/me"),
+            ("~/hf", "/home/me/hf"),
+            ("~other/hf", "~other/hf"),
+            ("/a/~", "/a/~"),
+            ("$disk_1/$USER", "/fast/me"),
+            ("${disk_1}x/$NONE/${NONE}/$", "/fastx/$NONE/${NONE}/$"),
+        ] {
+            assert_eq!(cache(path), Path::new(expected), "{path}");
+        }
     }
 
     #[test]

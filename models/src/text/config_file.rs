@@ -19,7 +19,7 @@ pub(super) enum ConfigFiles {
 impl ConfigFiles {
     /// Opens a folder or a GGUF file.
     pub(super) fn open(path: &Path) -> Result<Self, ConfigError> {
-        Ok(match Gguf::locate(path) {
+        Ok(match Gguf::locate(path).map_err(Box::new)? {
             Some(file) => Self::Gguf(Gguf::open(&file).map_err(Box::new)?.into()),
             None => Self::Folder(path.to_owned()),
         })

@@ -22,7 +22,8 @@ pub struct GenerateOptions {
     pub sampling: SamplingConfig,
     /// The maximum number of tokens to generate. With 0, only the prompt is read into the cache.
     pub max_new_tokens: usize,
-    /// The strings that end the text. The text does not contain them.
+    /// The strings that end the text, in the spelling of special tokens too. The text does not
+    /// contain them.
     pub stop: Vec<String>,
     /// The ids of the end-of-sequence tokens. `None` means those of the tokenizer, an empty list
     /// none.

@@ -11,6 +11,7 @@ use super::{
 
 /// Decodes tokens, searches their text for stop strings and reports it to the caller.
 pub(super) struct Output {
+    tokenizer: TextTokenizer,
     stream: TokenStream,
     filter: StopStrings,
     /// The stop strings, for the finish reason.
@@ -23,7 +24,8 @@ pub(super) struct Output {
 impl Output {
     pub(super) fn new(tokenizer: TextTokenizer, stops: &[String]) -> Result<Self, GenerateError> {
         Ok(Self {
-            stream: TokenStream::new(tokenizer, true),
+            stream: TokenStream::new(tokenizer.clone(), true),
+            tokenizer,
             filter: StopStrings::new(stops)?,
             stops: stops.to_vec(),
             text: String::new(),
@@ -38,7 +40,12 @@ impl Output {
         on_event: OnEvent<'_>,
     ) -> Result<ControlFlow<FinishReason>, GenerateError> {
         let text = self.stream.push(token)?;
-        let released = self.filter.push(&text);
+        let special = self.tokenizer.is_special(token);
+        let special = self.tokenizer.token(token).filter(|_| special);
+        let released = match special {
+            Some(special) => self.filter.push_hidden(&special),
+            None => self.filter.push(&text),
+        };
         Ok(self.release(released, on_event))
     }
 

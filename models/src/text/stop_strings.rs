@@ -1,5 +1,7 @@
 //! Stop strings: [`StopStrings`].
 
+use std::ops::Range;
+
 /// Text to show, and the stop string that ended it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Released {
@@ -29,6 +31,11 @@ pub struct EmptyStopString {
 /// assert_eq!(stops.push("Paris.\n").text, "Paris.");
 /// let released = stops.push("\nAnd");
 /// assert_eq!((released.text.as_str(), released.stop), ("", Some(0)));
+///
+/// // The text of a special token can end the text but is not shown.
+/// let mut stops = StopStrings::new(["<|user|>"])?;
+/// assert_eq!(stops.push_hidden("<|think|>").text, "");
+/// assert_eq!(stops.push_hidden("<|user|>").stop, Some(0));
 /// # Ok::<(), EmptyStopString>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -36,6 +43,8 @@ pub struct StopStrings {
     stops: Vec<String>,
     /// The text held back: always a proper prefix of a stop string.
     held: String,
+    /// The ranges of the text held back that are not shown, in bytes and ascending.
+    hidden: Vec<Range<usize>>,
     stopped: bool,
 }
 
@@ -53,6 +62,7 @@ impl StopStrings {
             None => Ok(Self {
                 stops,
                 held: String::new(),
+                hidden: Vec::new(),
                 stopped: false,
             }),
         }
@@ -70,8 +80,8 @@ impl StopStrings {
             .map(|(at, char)| seen + at + char.len_utf8());
         for end in ends {
             if let Some(stop) = self.stop_at(end) {
-                let mut text = std::mem::take(&mut self.held);
-                text.truncate(end - self.stops[stop].len());
+                let text = self.release(end - self.stops[stop].len());
+                self.held.clear();
                 self.stopped = true;
                 return Released {
                     text,
@@ -79,16 +89,37 @@ impl StopStrings {
                 };
             }
         }
-        let held = self.held.split_off(self.held.len() - self.prefix_len());
         Released {
-            text: std::mem::replace(&mut self.held, held),
+            text: self.release(self.held.len() - self.prefix_len()),
             stop: None,
         }
     }
 
+    /// Takes the text of a special token. It is searched like other text, but not shown.
+    pub fn push_hidden(&mut self, text: &str) -> Released {
+        let seen = self.held.len();
+        self.hidden.push(seen..seen + text.len());
+        self.push(text)
+    }
+
     /// Ends the text and returns the part held back.
     pub fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+        self.release(self.held.len())
+    }
+
+    /// Removes the first `length` bytes of the text held back and returns what is shown of them.
+    fn release(&mut self, length: usize) -> String {
+        let text: String = self.held.drain(..length).collect();
+        let mut shown = String::new();
+        let mut at = 0;
+        for hidden in &mut self.hidden {
+            shown.push_str(&text[at..hidden.start.min(length)]);
+            at = hidden.end.min(length);
+            *hidden = hidden.start.saturating_sub(length)..hidden.end.saturating_sub(length);
+        }
+        shown.push_str(&text[at..]);
+        self.hidden.retain(|hidden| !hidden.is_empty());
+        shown
     }
 
     /// Returns the longest stop string that ends at byte `end` of the held text, the first of

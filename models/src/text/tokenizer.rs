@@ -6,9 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use tokenizers::Tokenizer;
+use tokenizers::{AddedToken, Tokenizer};
 
-use super::config_file::ConfigFiles;
+use super::config_file::{ConfigFile, ConfigFiles};
 use super::tokenizer_json::{catch_panic, parse};
 use crate::checkpoint::read_small;
 use crate::config::ConfigError;
@@ -23,6 +23,19 @@ pub enum TokenizerError {
         path: PathBuf,
         /// The reason.
         error: io::Error,
+    },
+    /// The folder has a vocabulary in another form only.
+    #[error(
+        "{}: no such file, but {found}; convert it with Python: from transformers import \
+         AutoTokenizer; AutoTokenizer.from_pretrained({folder:?}).save_pretrained({folder:?})",
+        path.display(),
+        folder = path.parent().unwrap_or(path)
+    )]
+    OtherForm {
+        /// The missing tokenizer.json.
+        path: PathBuf,
+        /// The file of the vocabulary.
+        found: &'static str,
     },
     /// The file is not a valid tokenizer.json.
     #[error("{origin}: not a valid tokenizer.json: {reason}")]
@@ -103,30 +116,39 @@ impl TextTokenizer {
 
     /// Reads the tokenizer and its end-of-sequence tokens from a checkpoint's folder or GGUF file.
     ///
-    /// The end-of-sequence tokens are the union of `eos_token_id` in generation_config.json and
-    /// config.json and of `eos_token` in tokenizer_config.json. Some chat checkpoints name the end
-    /// of a turn in only one of the three.
+    /// Tokens that only `added_tokens_decoder` in tokenizer_config.json has are added.
+    ///
+    /// The end-of-sequence tokens are `eos_token_id` in generation_config.json, else in
+    /// config.json, and `eos_token` in tokenizer_config.json: some chat checkpoints name the end of
+    /// a turn only there.
     ///
     /// # Errors
     /// As [`TextTokenizer::from_file`], and if one of the three files exists but is wrong.
     pub fn from_folder(folder: &Path) -> Result<Self, TokenizerError> {
         let files = ConfigFiles::open(folder)?;
-        let tokenizer = match &files {
-            ConfigFiles::Folder(folder) => Self::from_file(&folder.join("tokenizer.json"))?,
+        let (bytes, origin) = match &files {
+            ConfigFiles::Folder(folder) => read_folder(folder)?,
             ConfigFiles::Gguf(gguf) => {
                 let json = gguf.tokenizer();
                 let json = json.map_err(|error| ConfigError::from(Box::new(error)))?;
-                let origin = gguf.path().display().to_string();
-                Self::from_bytes(json.to_string().as_bytes(), &origin)?
+                (
+                    json.to_string().into_bytes(),
+                    gguf.path().display().to_string(),
+                )
             }
         };
+        let config = files.read("tokenizer_config.json")?;
+        let added = config.as_ref().map(added_tokens).transpose()?;
+        let tokenizer = Self::parse(&bytes, &origin, added.unwrap_or_default())?;
         let mut eos_ids = Vec::new();
         for name in ["generation_config.json", "config.json"] {
-            if let Some(config) = files.read(name)? {
-                eos_ids.extend(config.fields()?.token_ids("eos_token_id")?);
+            if let Some(config) = files.read(name)?
+                && eos_ids.is_empty()
+            {
+                eos_ids = config.fields()?.token_ids("eos_token_id")?;
             }
         }
-        if let Some(config) = files.read("tokenizer_config.json")?
+        if let Some(config) = config
             && let Some(token) = config.fields()?.token("eos_token")?
         {
             let id = tokenizer.token_id(token);
@@ -144,7 +166,16 @@ impl TextTokenizer {
     /// # Errors
     /// If the bytes are not a valid tokenizer.json.
     pub fn from_bytes(bytes: &[u8], origin: &str) -> Result<Self, TokenizerError> {
-        let inner = parse(bytes).map_err(|reason| TokenizerError::Parse {
+        Self::parse(bytes, origin, Vec::new())
+    }
+
+    /// Parses a tokenizer.json and adds the tokens `added` to its vocabulary.
+    fn parse(bytes: &[u8], origin: &str, added: Vec<AddedToken>) -> Result<Self, TokenizerError> {
+        let parsed = parse(bytes).and_then(|mut inner| {
+            catch_panic(|| inner.add_tokens(added))?;
+            Ok(inner)
+        });
+        let inner = parsed.map_err(|reason| TokenizerError::Parse {
             origin: origin.to_owned(),
             reason,
         })?;
@@ -229,6 +260,60 @@ impl TextTokenizer {
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
     }
+}
+
+/// Reads the tokenizer.json of a folder. Returns its bytes and its name for messages.
+fn read_folder(folder: &Path) -> Result<(Vec<u8>, String), TokenizerError> {
+    const OTHERS: [(&str, &str); 3] = [
+        ("tokenizer.model", "tokenizer.model of SentencePiece"),
+        ("vocab.json", "vocab.json and merges.txt"),
+        ("tekken.json", "tekken.json of Mistral"),
+    ];
+    let path = folder.join("tokenizer.json");
+    match read_small(&path) {
+        Ok(bytes) => Ok((bytes, path.display().to_string())),
+        Err(error) => {
+            let is_there = |(name, _): &&(&str, &str)| folder.join(name).is_file();
+            let other = OTHERS.iter().find(is_there);
+            Err(match other {
+                Some(&(_, found)) if error.kind() == io::ErrorKind::NotFound => {
+                    TokenizerError::OtherForm { path, found }
+                }
+                _ => TokenizerError::Read { path, error },
+            })
+        }
+    }
+}
+
+/// Returns the tokens of `added_tokens_decoder`, an object of tokens by id, in the order of ids.
+///
+/// As in transformers, the ids only give the order: a token that the vocabulary lacks gets the next
+/// free id.
+fn added_tokens(config: &ConfigFile) -> Result<Vec<AddedToken>, ConfigError> {
+    const KEY: &str = "added_tokens_decoder";
+    let fields = config.fields()?;
+    let Some(tokens) = fields.get(KEY) else {
+        return Ok(Vec::new());
+    };
+    let read = || {
+        let mut added = Vec::new();
+        for (id, token) in tokens.as_object()? {
+            let switch = |key| token.get(key).and_then(|value| value.as_bool());
+            let is_set = |key| switch(key).unwrap_or(false);
+            let special = is_set("special");
+            let content = token.get("content")?.as_str()?;
+            let token = AddedToken::from(content, special)
+                .single_word(is_set("single_word"))
+                .lstrip(is_set("lstrip"))
+                .rstrip(is_set("rstrip"))
+                .normalized(switch("normalized").unwrap_or(!special));
+            added.push((id.parse::<u32>().ok()?, token));
+        }
+        added.sort_by_key(|(id, _)| *id);
+        Some(added.into_iter().map(|(_, token)| token).collect())
+    };
+    let expected = "an object of token ids, each with an object with \"content\"";
+    read().ok_or_else(|| fields.unexpected(KEY, expected))
 }
 
 impl fmt::Debug for TextTokenizer {

@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use burn::tensor::{Device, FloatDType};
+
 use crate::support::{
     assert_contains, checkpoint, f32_bytes, fixture, folder, safetensors, with_header,
 };
@@ -253,28 +255,96 @@ fn malformed_index_is_refused() {
         (r#"{"weight_map": {}}"#, &["weight_map", "an object of 0"]),
         (r#"{"weight_map": "1.safetensors"}"#, &["weight_map"]),
         (r#"{"weight_map": {"a": 1}}"#, &["weight_map.a", "found 1"]),
-        // The tensor is in the other shard, or in none.
-        (
-            r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#,
-            &["weight_map.a", "none of that name"],
-        ),
-        (
-            r#"{"weight_map": {"a": "1.safetensors", "c": "2.safetensors"}}"#,
-            &["weight_map.c", "none of that name"],
-        ),
     ] {
         error(sharded(index).path(), parts);
     }
 }
 
+/// Reads the only weight of a tensor.
+fn weight(checkpoint: &Checkpoint, name: &str) -> f32 {
+    let tensor = checkpoint.tensor(name, [1], FloatDType::F32, &Device::flex());
+    tensor.unwrap().try_into_vec_as::<f32>().unwrap()[0]
+}
+
+#[test]
+fn index_decides_between_copies_of_a_tensor() {
+    for (own, other) in [("1", "2"), ("2", "1")] {
+        let index = format!(
+            r#"{{"weight_map": {{"a": "{own}.safetensors", "b": "{other}.safetensors"}}}}"#
+        );
+        let dir = sharded(&index);
+        let write = |shard: &str, tensors: &[(&str, f32)]| {
+            let tensor = |&(name, value): &(&'static str, f32)| {
+                (name, Dtype::F32, &[1][..], f32_bytes(&[value]))
+            };
+            let tensors: Vec<_> = tensors.iter().map(tensor).collect();
+            let path = dir.path().join(format!("{shard}.safetensors"));
+            fs::write(path, safetensors(&tensors)).unwrap();
+        };
+        write(own, &[("a", 2.0)]);
+        write(other, &[("a", 7.0), ("b", 3.0)]);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(
+            [weight(&checkpoint, "a"), weight(&checkpoint, "b")],
+            [2.0, 3.0]
+        );
+    }
+    // The shard that the index names lacks the tensor.
+    let dir = sharded(r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#);
+    assert_eq!(weight(&Checkpoint::open(dir.path()).unwrap(), "a"), 1.0);
+}
+
+#[test]
+fn tensor_that_only_the_index_has_is_no_error() {
+    let dir = sharded(r#"{"weight_map": {"a": "1.safetensors", "c": "2.safetensors"}}"#);
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert!(checkpoint.names().eq(["a", "b"]));
+    let needed = checkpoint.tensor("c", [1], FloatDType::F32, &Device::flex());
+    let error = needed.unwrap_err().to_string();
+    assert!(
+        error.contains("tensor \"c\": expected shape [1], found no tensor"),
+        "{error}"
+    );
+}
+
 #[test]
 fn duplicate_tensor_names_both_files() {
-    let dir = sharded(r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#);
+    // The index does not have the tensor.
+    let dir = sharded(r#"{"weight_map": {"c": "1.safetensors", "b": "2.safetensors"}}"#);
     let path = dir.path().join("2.safetensors");
     let both = ["a", "b"].map(|name| (name, Dtype::F32, &[1][..], f32_bytes(&[1.0])));
     fs::write(path, safetensors(&both)).unwrap();
     let parts = ["tensor \"a\"", "1.safetensors", "2.safetensors"];
     error(dir.path(), &parts);
+}
+
+#[test]
+fn pointer_of_git_lfs_is_recognised() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    for name in ["config.json", "model.safetensors"] {
+        let dir = checkpoint(&one_tensor());
+        fs::write(dir.path().join(name), pointer).unwrap();
+        error(dir.path(), &[name, "a pointer of Git LFS", "git lfs pull"]);
+    }
+    for name in ["model.gguf", "pytorch_model.bin"] {
+        let dir = folder(&[("config.json", b"{}"), (name, pointer)]);
+        error(dir.path(), &[name, "a pointer of Git LFS", "git lfs pull"]);
+    }
+}
+
+#[test]
+fn adapter_is_refused_with_its_base_model() {
+    let dir = folder(&[
+        (
+            "adapter_config.json",
+            br#"{"base_model_name_or_path": "org/base"}"#,
+        ),
+        ("adapter_model.safetensors", &one_tensor()),
+    ]);
+    error(
+        dir.path(),
+        &["an adapter (LoRA) of \"org/base\"", "merge_and_unload"],
+    );
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod loader;
 mod quantized;
 /// Random bytes and numbers, which must never cause a panic.
 mod random_input;
+/// Output matrices of models with tied embeddings.
+mod tied;
 /// Values of tensors in every stored and computed type.
 mod values;
 

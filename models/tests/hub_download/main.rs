@@ -222,6 +222,64 @@ fn tokenizer_may_be_missing() {
     assert_eq!(fetch("org/tiny", None, &options).unwrap(), dir);
 }
 
+#[test]
+fn repository_of_gguf_files_needs_a_quantisation() {
+    let parts = [
+        "Q8_0/m-Q8_0-00001-of-00002.gguf",
+        "Q8_0/m-Q8_0-00002-of-00002.gguf",
+    ];
+    let hub = Hub::start(&[
+        ("README.md", b"# tiny"),
+        ("config.json", b"{}"),
+        ("m-Q4_K_M.gguf", b"GGUF small"),
+        (parts[0], b"GGUF one"),
+        (parts[1], b"GGUF two"),
+        ("mmproj-F16.gguf", b"GGUF projector"),
+    ]);
+    let cache = tempfile::tempdir().unwrap();
+    let mut options = options(&hub, &cache);
+    let error = fetch("org/tiny", None, &options).unwrap_err();
+    assert!(matches!(error, HubError::SeveralGguf { .. }), "{error}");
+    assert_contains(&error.to_string(), &["org/tiny:Q4_K_M", parts[0]]);
+
+    let file = fetch("org/tiny:Q4_K_M", None, &options).unwrap();
+    assert_eq!(fs::read(&file).unwrap(), b"GGUF small");
+    assert!(file.ends_with("m-Q4_K_M.gguf") && !file.with_file_name("Q8_0").exists());
+    let missing = fetch("org/tiny:Q8_0", None, &offline(&options)).unwrap_err();
+    assert_contains(&missing.to_string(), &["expected *Q8_0*.gguf in"]);
+    let file = fetch("org/tiny:q8_0", None, &options).unwrap();
+    assert!(file.ends_with(parts[0]));
+    assert_eq!(
+        fs::read(file.with_file_name(&parts[1][5..])).unwrap(),
+        b"GGUF two"
+    );
+    hub.take_requests();
+    options.endpoint = unused_endpoint();
+    assert_eq!(fetch("org/tiny:Q8_0", None, &options).unwrap(), file);
+    assert!(fetch("org/tiny:Q5_0", None, &options).is_err());
+}
+
+#[test]
+fn only_gguf_file_of_a_repository_is_chosen() {
+    let hub = Hub::start(&[("m-Q4_0.gguf", b"GGUF"), ("mmproj-F16.gguf", b"GGUF")]);
+    let cache = tempfile::tempdir().unwrap();
+    let options = options(&hub, &cache);
+    let file = fetch("org/tiny", None, &options).unwrap();
+    assert!(file.ends_with("m-Q4_0.gguf"));
+    assert_eq!(fetch("org/tiny", None, &offline(&options)).unwrap(), file);
+}
+
+#[test]
+fn adapter_is_no_model() {
+    let hub = Hub::start(&[
+        ("adapter_config.json", b"{}"),
+        ("adapter_model.safetensors", &weights("a", 10)),
+    ]);
+    let cache = tempfile::tempdir().unwrap();
+    let error = fetch("org/tiny", None, &options(&hub, &cache)).unwrap_err();
+    assert_contains(&error.to_string(), &["found an adapter (LoRA)"]);
+}
+
 /// Returns an address without a server.
 fn unused_endpoint() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

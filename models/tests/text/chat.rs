@@ -269,8 +269,8 @@ fn tojson_matches_python() {
     assert_eq!(indented, "[\n  1,\n  {}\n]");
     let messages = render("{{ messages | tojson(ensure_ascii=False) }}").unwrap();
     assert_eq!(messages, r#"[{"role": "user", "content": ""}]"#);
-    let error = render("{{ 1 | tojson(ensure_ascii=True) }}").unwrap_err();
-    assert!(error.to_string().contains("ensure_ascii"), "{error}");
+    let error = render("{{ 1 | tojson(ensure=True) }}").unwrap_err();
+    assert!(error.to_string().contains("ensure"), "{error}");
 }
 
 #[test]

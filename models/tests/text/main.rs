@@ -16,6 +16,7 @@ mod chat;
 /// Folders and files for tests.
 #[path = "../checkpoint_support/mod.rs"]
 mod files;
+mod jinja;
 mod sampling;
 mod session;
 mod stop_strings;

@@ -227,6 +227,19 @@ fn incomplete_character_can_complete_a_stop_string() {
 }
 
 #[test]
+fn text_of_a_special_token_can_be_a_stop_string() {
+    let any = options(|options| {
+        options.stop = vec!["<|end|>".into()];
+        options.eos_ids = Some(Vec::new());
+    });
+    let model = ScriptedLm::new(1, &[b'a'.into(), END, b'b'.into()]);
+    let (generated, pieces) = pieces(&model, &bytes("?"), &any);
+    assert_eq!(pieces, ["a"]);
+    assert_end(&generated, "a", FinishReason::StopString("<|end|>".into()));
+    assert_eq!(generated.tokens, [b'a'.into(), END]);
+}
+
+#[test]
 fn max_new_tokens_ends_without_an_extra_step() {
     let model = ScriptedLm::new(2, &bytes("abcdef"));
     for max_new_tokens in 0..4 {

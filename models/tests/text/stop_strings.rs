@@ -26,6 +26,24 @@ fn finish_returns_the_text_held_back() {
 }
 
 #[test]
+fn hidden_text_is_searched_but_not_shown() {
+    let mut stops = StopStrings::new(["<a>b", "##"]).unwrap();
+    assert_eq!(stops.push("x#").text, "x");
+    // The hidden text parts the two characters of a stop string.
+    assert_eq!(stops.push_hidden("<a>").text, "#");
+    assert_eq!(stops.push("cd").text, "cd");
+    assert_eq!(stops.push_hidden("<a>").text, "");
+    let released = stops.push("b");
+    assert_eq!((released.text.as_str(), released.stop), ("", Some(0)));
+
+    let mut stops = StopStrings::new(["<a><b>c"]).unwrap();
+    assert_eq!(stops.push("1").text, "1");
+    assert_eq!(stops.push_hidden("<a>").text, "");
+    assert_eq!(stops.push_hidden("<b>").text, "");
+    assert_eq!(stops.finish(), "");
+}
+
+#[test]
 fn first_complete_stop_string_ends_the_text() {
     let mut stops = StopStrings::new(["abcd", "bc"]).unwrap();
     let released = stops.push("xabcd");

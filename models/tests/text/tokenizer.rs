@@ -136,7 +136,7 @@ fn pipe_instead_of_a_file_is_refused() {
 }
 
 #[test]
-fn eos_ids_are_the_union_of_three_files() {
+fn eos_ids_of_generation_config_come_first() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
     write("tokenizer.json", &byte_level_json(&[]).to_string());
@@ -148,7 +148,9 @@ fn eos_ids_are_the_union_of_three_files() {
     write("generation_config.json", r#"{"eos_token_id": [7, 3]}"#);
     assert_eq!(eos_ids().unwrap(), [3, 7]);
 
-    write("config.json", r#"{"eos_token_id": 7}"#);
+    // The entry of config.json is older than the file beside it.
+    write("config.json", r#"{"eos_token_id": 9}"#);
+    assert_eq!(eos_ids().unwrap(), [3, 7]);
     write("tokenizer_config.json", r#"{"eos_token": "<|end|>"}"#);
     assert_eq!(eos_ids().unwrap(), [3, 7, END]);
     let object = r#"{"eos_token": {"content": "<|end|>", "special": true}}"#;
@@ -160,6 +162,7 @@ fn eos_ids_are_the_union_of_three_files() {
     let parts = &["tokenizer_config.json: \"eos_token\"", "<|other|>"];
     assert_contains(&unknown, parts);
 
+    write("generation_config.json", r#"{"eos_token_id": -1}"#);
     write("config.json", r#"{"eos_token_id": "two"}"#);
     let wrong = eos_ids().unwrap_err().to_string();
     let expected =
@@ -169,4 +172,48 @@ fn eos_ids_are_the_union_of_three_files() {
     write("config.json", "{");
     let broken = eos_ids().unwrap_err().to_string();
     assert!(broken.contains("config.json: not valid JSON"), "{broken}");
+}
+
+#[test]
+fn token_that_only_added_tokens_decoder_has_is_added() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+    write("tokenizer.json", &byte_level_json(&[]).to_string());
+    // The ids give the order only, as in transformers.
+    let config = json!({"eos_token": "<|turn|>", "added_tokens_decoder": {
+        "900": {"content": "<|turn|>", "special": true},
+        "256": {"content": "<|end|>", "special": true, "normalized": false},
+        "500": {"content": "<think>", "special": false},
+    }});
+    write("tokenizer_config.json", &config.to_string());
+    let tokenizer = TextTokenizer::from_folder(folder.path()).unwrap();
+    let ids = ["<|end|>", "<think>", "<|turn|>"].map(|token| tokenizer.token_id(token));
+    assert_eq!(ids, [Some(END), Some(257), Some(258)]);
+    assert_eq!(tokenizer.eos_ids(), [258]);
+    assert_eq!(tokenizer.encode("a<|turn|>", false).unwrap(), [97, 258]);
+    assert!(tokenizer.is_special(258) && !tokenizer.is_special(257));
+
+    for wrong in [json!([]), json!({"x": {"content": "a"}}), json!({"1": {}})] {
+        let config = json!({"added_tokens_decoder": wrong});
+        write("tokenizer_config.json", &config.to_string());
+        let error = TextTokenizer::from_folder(folder.path()).unwrap_err();
+        assert_contains(&error.to_string(), &["\"added_tokens_decoder\": expected"]);
+    }
+}
+
+#[test]
+fn vocabulary_in_another_form_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = || {
+        TextTokenizer::from_folder(folder.path())
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(!error().contains("convert it"), "{}", error());
+    fs::write(folder.path().join("tokenizer.model"), "spm").unwrap();
+    let parts = [
+        "tokenizer.json: no such file, but tokenizer.model",
+        "save_pretrained",
+    ];
+    assert_contains(&error(), &parts);
 }

@@ -22,7 +22,10 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, FloatDType};
 use safetensors::SafeTensors;
+use serde_json::json;
+use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::{Checkpoint, StoredType};
+use sparq_models::text::TextTokenizer;
 use sparq_tests::*;
 use tempfile::TempDir;
 use writer::{GgufFile, Meta};
@@ -150,11 +153,109 @@ fn rows_of_qwen2_keep_their_order() {
 }
 
 #[test]
+fn biases_may_be_those_of_queries_keys_and_values() {
+    let mut file = GgufFile::from_folder(&fixture("hf/llama3"));
+    for tensor in file.tensors.clone() {
+        let biased = ["attn_q.", "attn_k.", "attn_v."];
+        if biased.iter().any(|name| tensor.name.contains(name)) {
+            let rows = tensor.shape[0];
+            let name = tensor.name.replace("weight", "bias");
+            file.floats(&name, &[rows], &vec![0.5; rows as usize]);
+        }
+    }
+    let checkpoint = open(&file);
+    let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
+    assert!(config.qkv_bias && !config.o_bias);
+    load(&checkpoint, &Device::flex());
+    assert_eq!(checkpoint.unused().count(), 0);
+}
+
+#[test]
+fn rope_scaling_follows_llama_cpp() {
+    let scaling = |entries: &[(&str, Meta)]| {
+        let mut file = GgufFile::llama();
+        for (key, value) in entries {
+            file.set(&format!("llama.rope.{key}"), value.clone());
+        }
+        open(&file).config().get("rope_scaling").cloned()
+    };
+    let linear = Some(json!({"rope_type": "linear", "factor": 4.0}));
+    let factor = ("scaling.factor", Meta::F32(4.0));
+    let kind = |name: &str| ("scaling.type", Meta::text(name));
+    assert_eq!(scaling(&[factor.clone()]), linear);
+    assert_eq!(scaling(&[factor.clone(), kind("linear")]), linear);
+    assert_eq!(scaling(&[factor.clone(), kind("none")]), None);
+    assert_eq!(scaling(&[("scale_linear", Meta::F32(4.0))]), linear);
+    let both = [factor.clone(), ("scale_linear", Meta::F32(8.0))];
+    assert_eq!(scaling(&both), linear);
+    assert_eq!(scaling(&[("scaling.factor", Meta::F32(0.0))]), None);
+    assert_eq!(scaling(&[("scaling.factor", Meta::F32(1.0))]), None);
+
+    // A factor of queries and keys, which only LongRoPE has in a config.json.
+    let attention = ("scaling.attn_factor", Meta::F32(1.5));
+    let found = scaling(&[factor.clone(), attention.clone()]).unwrap();
+    assert_eq!(found["rope_type"], "longrope");
+    assert_eq!(found["attention_factor"], 1.5);
+    assert_eq!(found["short_factor"], json!([4.0; 8]));
+    assert_eq!(found["long_factor"], found["short_factor"]);
+    let found = scaling(&[factor, kind("yarn"), attention]).unwrap();
+    assert_eq!(found["rope_type"], "yarn");
+    let yarn = found["attention_factor"].as_f64().unwrap();
+    assert!((yarn - 1.5 * (1.0 + 0.1 * 4.0_f64.ln())).abs() < 1e-6);
+}
+
+#[test]
+fn errors_name_the_keys_of_gguf() {
+    let message = |key: &str, value: Meta| {
+        let mut file = GgufFile::llama();
+        file.set(key, value);
+        let error = DecoderConfig::from_checkpoint(&open(&file)).unwrap_err();
+        error.to_string()
+    };
+    for (key, value) in [
+        ("llama.block_count", Meta::U32(0)),
+        ("llama.attention.head_count_kv", Meta::U32(3)),
+        ("llama.rope.freq_base", Meta::F32(-1.0)),
+    ] {
+        let message = message(key, value);
+        assert_contains(&message, &["model.gguf: \"", key, "expected"]);
+    }
+    // The file has no weights.
+    let checkpoint = open(&GgufFile::llama());
+    let name = "model.layers.0.mlp.up_proj.weight";
+    let tensor = checkpoint.tensor(name, [1, 1], FloatDType::F32, &Device::flex());
+    let expected = "tensor \"blk.0.ffn_up.weight\": expected shape";
+    assert_contains(&tensor.unwrap_err().to_string(), &[expected]);
+}
+
+#[test]
+fn gguf_file_of_any_name_opens() {
+    let (folder, path) = write(&GgufFile::llama().bytes());
+    let renamed = folder.path().join("model.bin.1");
+    std::fs::rename(path, &renamed).unwrap();
+    Checkpoint::open(&renamed).unwrap();
+    let error = TextTokenizer::from_folder(&renamed).unwrap_err();
+    assert_contains(&error.to_string(), &["GGUF: \"tokenizer.ggml.tokens\""]);
+}
+
+#[test]
 fn folder_with_one_gguf_file_opens() {
     let (folder, path) = write(&GgufFile::llama().bytes());
     let [in_folder, alone] = [folder.path(), &path].map(|path| Checkpoint::open(path).unwrap());
     assert!(in_folder.names().eq(alone.names()));
+    // The projector of a vision model is no second model, and no model alone.
+    let projector = folder.path().join("mmproj-F16.gguf");
+    std::fs::copy(&path, &projector).unwrap();
+    Checkpoint::open(folder.path()).unwrap();
     std::fs::copy(&path, folder.path().join("other.gguf")).unwrap();
     let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
-    assert!(error.contains("config.json"), "{error}");
+    let expected = "expected one GGUF model, found model.gguf, other.gguf; name one of the files";
+    assert_contains(&error, &[expected]);
+    let error = TextTokenizer::from_folder(folder.path()).unwrap_err();
+    assert_contains(&error.to_string(), &[expected]);
+    for name in ["model.gguf", "other.gguf"] {
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
+    assert_contains(&error, &["found the projector mmproj-F16.gguf"]);
 }

@@ -99,7 +99,7 @@ fn unsupported_values_list_the_supported_ones() {
         ),
         (
             "tensor \"a\": expected type F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K, \
-             found ggml's type 10",
+             found ggml's type Q2_K",
             Box::new(|file| file.push("a", &[256], 10, vec![0; 84])),
         ),
         (

@@ -105,6 +105,72 @@ fn chat_template_has_special_tokens() {
 }
 
 #[test]
+fn bos_is_a_default_of_the_pre_tokenizer() {
+    let begins = |file: &GgufFile| tokenizer(file).encode("ab", true).unwrap()[0] == 1;
+    for (pre, expected) in [("llama-bpe", true), ("gpt-2", false), ("qwen2", false)] {
+        let mut file = byte_level(pre);
+        assert!(!begins(&file), "{pre} without a token");
+        file.set("tokenizer.ggml.bos_token_id", Meta::U32(1));
+        assert_eq!(begins(&file), expected, "{pre}");
+        file.set("tokenizer.ggml.add_bos_token", Meta::Bool(!expected));
+        assert_eq!(begins(&file), !expected, "{pre}");
+    }
+    // SentencePiece has the ids of Llama.
+    let mut file = sentence_piece();
+    let has_id = |key: &str| key.ends_with("bos_token_id") || key.ends_with("eos_token_id");
+    file.metadata.retain(|(key, _)| !has_id(key));
+    assert!(begins(&file));
+    assert_eq!(tokenizer(&file).eos_ids(), [2]);
+    // -1, as an unsigned number.
+    let mut file = byte_level("llama-bpe");
+    file.set("tokenizer.ggml.bos_token_id", Meta::U32(u32::MAX));
+    assert!(!begins(&file));
+}
+
+#[test]
+fn bos_begins_a_conversation_whose_template_has_none() {
+    let render = |template: &str, add_bos: bool| {
+        let mut file = sentence_piece();
+        file.set("tokenizer.chat_template", Meta::text(template));
+        file.set("tokenizer.ggml.add_bos_token", Meta::Bool(add_bos));
+        let (_folder, path) = write(&file.bytes());
+        let template = ChatTemplate::from_folder(&path, None).unwrap().unwrap();
+        template.render(&[ChatMessage::user("hi")], true).unwrap()
+    };
+    assert_eq!(render("{{ messages[0].content }}", true), "<s>hi");
+    assert_eq!(render("{{ messages[0].content }}", false), "hi");
+    let own = "{{ bos_token }}{{ messages[0].content }}";
+    assert_eq!([true, false].map(|add| render(own, add)), ["<s>hi"; 2]);
+}
+
+#[test]
+fn turn_ends_are_known_by_their_text() {
+    let mut file = byte_level("qwen2");
+    let tokens = [
+        "<|end|>",
+        "<|im_end|>",
+        "a",
+        "b",
+        "1",
+        "<|return|>",
+        "ab",
+        "<|eot_id|>",
+        "<|call|>",
+    ];
+    file.set("tokenizer.ggml.tokens", Meta::texts(&tokens));
+    file.set("tokenizer.ggml.token_type", Meta::Ints(vec![1; 9]));
+    file.set("tokenizer.ggml.merges", Meta::texts(&["a b"]));
+    file.set("tokenizer.ggml.eos_token_id", Meta::U32(u32::MAX));
+    file.set("tokenizer.ggml.eot_token_id", Meta::U32(2));
+    // With <|return|> and <|call|>, <|end|> does not end a turn.
+    let tokenizer = tokenizer(&file);
+    assert_eq!(tokenizer.eos_ids(), [1, 2, 5, 7, 8]);
+    // Their type says text.
+    assert!(tokenizer.is_special(1) && !tokenizer.is_special(0));
+    assert_eq!(tokenizer.encode("ab<|im_end|>", false).unwrap(), [6, 1]);
+}
+
+#[test]
 fn flipped_bytes_load_or_are_refused() {
     let template = "{{ bos_token }}{% if messages %}{{ messages[0].content }}{% endif %}";
     for mut file in [sentence_piece(), byte_level("llama-bpe")] {

@@ -34,7 +34,7 @@ pub struct GgufFile {
 }
 
 impl Meta {
-    fn text(text: &str) -> Self {
+    pub fn text(text: &str) -> Self {
         Self::Text(text.into())
     }
 

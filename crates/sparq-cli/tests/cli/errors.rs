@@ -1,7 +1,7 @@
 //! Bad input ends with exit code 2 and a message that names file, key, expected and found value.
 
 use crate::support::{
-    CONTEXT, Checkpoint, HEAD_DIM, VOCAB, contains, document, fails, sparq, write_tensors,
+    CONTEXT, Checkpoint, HEAD_DIM, VOCAB, contains, document, fails, run, sparq, write_tensors,
 };
 use serde_json::json;
 
@@ -61,6 +61,38 @@ fn header_length_beyond_the_file_is_refused() {
         bytes[..8].copy_from_slice(&length.to_le_bytes());
         checkpoint.write_file("model.safetensors", &bytes);
         logits_fail(&checkpoint, "", &["model.safetensors", "expected", "found"]);
+    }
+}
+
+#[test]
+fn negative_number_is_refused_by_its_option() {
+    let generate = "generate --prompt a --max-new-tokens";
+    fails(
+        &format!("{generate} 1 --temperature -1"),
+        &[
+            "temperature: expected a finite number, at least 0",
+            "found -1",
+        ],
+    );
+    fails(
+        &format!("{generate} -1"),
+        &["'-1' for '--max-new-tokens <N>'"],
+    );
+}
+
+#[test]
+fn messages_in_a_file_have_no_colours() {
+    let mut checkpoint = Checkpoint::new();
+    let other = (vec![1], vec![0.0]);
+    checkpoint.tensors.insert("other.weight".into(), other);
+    checkpoint.write();
+    let model = checkpoint.argument();
+    let line = format!("logits --model {model} --tokens 1 --out /dev/null");
+    for line in [line.as_str(), "generate --no-such-option"] {
+        let output = run(line);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains("other.weight") || message.contains("no-such"));
+        assert!(!message.contains('\x1b'), "{message:?}");
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::super::{CheckpointError, formats::StoredType, source::Source};
-use super::{Gguf, header::TensorInfo, names::ROPE_FACTORS};
+use super::{Gguf, header::TensorInfo, names::ROPE_FACTORS, tokenizer::is_no_token};
 
 /// Entries with the same meaning in both formats, which a file has to have.
 const REQUIRED: [(&str, &str); 6] = [
@@ -32,13 +32,38 @@ const HIGH_FREQ_FACTOR: f64 = 4.0;
 /// The original contexts that are tried, as exponents of 2.
 const ORIGINAL_CONTEXTS: std::ops::RangeInclusive<u32> = 5..=20;
 
+/// Returns the GGUF key of the entry `name` of the configuration, for messages. `family` is the
+/// name in `general.architecture`.
+pub(in super::super) fn key_of(name: &str, family: &str) -> Option<String> {
+    const OTHERS: [(&str, &str); 4] = [
+        ("eos_token_id", "tokenizer.ggml.eos_token_id"),
+        ("partial_rotary_factor", "{arch}.rope.dimension_count"),
+        ("rope_scaling.factor", "{arch}.rope.scaling.factor"),
+        ("rope_scaling.rope_type", "{arch}.rope.scaling.type"),
+    ];
+    let mut all = REQUIRED.iter().chain(&OPTIONAL).chain(&OTHERS);
+    let (_, key) = all.find(|(own, _)| *own == name)?;
+    Some(key.replace("{arch}", family))
+}
+
 impl Gguf {
     /// Returns the configuration in the form of `config.json`.
     pub(crate) fn config(&self) -> Result<Value, CheckpointError> {
         let mut config = Map::new();
         let family = self.family;
-        config.insert("architectures".into(), json!([family.architecture]));
-        config.insert("model_type".into(), family.model_type.into());
+        let has = |name: &str| self.tensor(name).is_some();
+        let [qkv_bias, o_bias] = ["attn_q", "attn_output"].map(|name| {
+            let tensor = format!("blk.0.{name}.bias");
+            has(&tensor)
+        });
+        // The configuration of Llama has one entry for all four biases. A Llama with biases on
+        // queries, keys and values alone is a Qwen 2.
+        let (architecture, model_type) = match qkv_bias && !o_bias {
+            true => ("Qwen2ForCausalLM", "qwen2"),
+            false => (family.architecture, family.model_type),
+        };
+        config.insert("architectures".into(), json!([architecture]));
+        config.insert("model_type".into(), model_type.into());
         for (name, key) in REQUIRED {
             let value = self.required(key, "a number")?;
             config.insert(name.into(), value.clone());
@@ -54,16 +79,20 @@ impl Gguf {
                 return Err(self.unexpected(key, "a number"));
             }
         }
+        for name in ["bos_token_id", "pad_token_id"] {
+            if config.get(name).is_some_and(is_no_token) {
+                config.remove(name);
+            }
+        }
         const TABLE: &str = "token_embd.weight";
         let shape = self.tensor(TABLE).map(|(_, tensor)| &*tensor.shape);
         let Some(&[vocab_size, _]) = shape else {
             let found = shape.map_or("none".into(), |shape| format!("the shape {shape:?}"));
             return Err(self.error(TABLE, "a tensor [tokens, width]", found));
         };
-        let has = |name: &str| self.tensor(name).is_some();
         config.insert("vocab_size".into(), vocab_size.into());
         config.insert("tie_word_embeddings".into(), (!has("output.weight")).into());
-        config.insert("attention_bias".into(), has("blk.0.attn_q.bias").into());
+        config.insert("attention_bias".into(), (qkv_bias || o_bias).into());
         config.insert("mlp_bias".into(), has("blk.0.ffn_up.bias").into());
         config.insert("eos_token_id".into(), self.eos_ids().into());
         if let Some(scaling) = self.rope_scaling()? {
@@ -98,15 +127,24 @@ impl Gguf {
         }
     }
 
-    /// Returns the tokens that end a text or a chat message.
+    /// Returns the tokens that end a text or a chat message: those with entries of their own, and
+    /// those that llama.cpp knows by their text.
     fn eos_ids(&self) -> Vec<Value> {
-        let keys = ["eos_token_id", "eot_token_id"].map(|key| format!("tokenizer.ggml.{key}"));
-        let mut ids: Vec<_> = keys
-            .iter()
-            .filter_map(|key| self.get(key))
-            .cloned()
-            .collect();
-        ids.dedup();
+        let keys = ["eos_token_id", "eot_token_id", "eom_token_id"];
+        let named = keys.map(|key| self.get(&format!("tokenizer.ggml.{key}")).cloned());
+        let named = named.into_iter().flatten().filter(|id| !is_no_token(id));
+        let mut ids: Vec<Value> = Vec::new();
+        // A file without a vocabulary is still a model. Reading its tokenizer reports the fault.
+        let vocabulary = self.vocabulary().ok();
+        let known = vocabulary.iter().flat_map(|vocabulary| {
+            let default = self.token("eos_token_id", vocabulary).ok().flatten();
+            default.into_iter().chain(vocabulary.turn_ends())
+        });
+        for id in named.chain(known.map(Value::from)) {
+            if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
         ids
     }
 
@@ -118,14 +156,51 @@ impl Gguf {
             return self.llama3_scaling(source, factors).map(Some);
         }
         const TYPE: &str = "{arch}.rope.scaling.type";
-        let kind = self.get(TYPE).and_then(Value::as_str);
+        const FACTOR: &str = "{arch}.rope.scaling.factor";
+        const OLD_FACTOR: &str = "{arch}.rope.scale_linear";
+        const ATTENTION: &str = "{arch}.rope.scaling.attn_factor";
+        let number = |key: &str| match self.get(key) {
+            None => Ok(None),
+            Some(value) => match value.as_f64() {
+                Some(number) if number >= 0.0 => Ok(Some(number)),
+                _ => Err(self.unexpected(key, "a number, at least 0")),
+            },
+        };
+        let factor = match number(FACTOR)? {
+            Some(factor) => Some(factor),
+            None => number(OLD_FACTOR)?,
+        };
+        // llama.cpp takes 0 for a missing factor.
+        let factor = factor.filter(|&factor| factor != 0.0).unwrap_or(1.0);
+        let attention = number(ATTENTION)?.unwrap_or(1.0);
+        let context = match self.get("{arch}.rope.scaling.original_context_length") {
+            Some(context) => context.clone(),
+            None => self.required("{arch}.context_length", "a number")?.clone(),
+        };
+        // A missing type means linear.
+        let kind = self.get(TYPE).and_then(Value::as_str).unwrap_or("linear");
+        let factor = if kind == "none" { 1.0 } else { factor };
         Ok(match kind {
-            None | Some("none") => None,
-            // The reader of the configuration refuses unknown types.
-            Some(kind) => Some(json!({
-                "rope_type": kind,
-                "factor": self.get("{arch}.rope.scaling.factor"),
+            "none" | "linear" if attention != 1.0 => {
+                let factors = vec![factor; self.head_dim()? / 2];
+                // The one type with a divisor for each frequency and a factor of queries and keys.
+                Some(json!({
+                    "rope_type": "longrope",
+                    "short_factor": factors,
+                    "long_factor": factors,
+                    "attention_factor": attention,
+                    "original_max_position_embeddings": context,
+                }))
+            }
+            "none" | "linear" if factor == 1.0 => None,
+            "linear" => Some(json!({"rope_type": "linear", "factor": factor})),
+            "yarn" => Some(json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "attention_factor": attention * (1.0 + 0.1 * factor.max(1.0).ln()),
+                "original_max_position_embeddings": context,
             })),
+            _ => return Err(self.unexpected(TYPE, "none, linear or yarn")),
         })
     }
 

@@ -5,8 +5,52 @@ use serde_json::{Map, Value};
 use super::super::{CheckpointError, formats::StoredType, source::Source};
 use super::cursor::Cursor;
 
+/// The first bytes of a file.
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
+
 /// The alignment of tensors in a file that has no entry for it.
 const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The names of ggml's types, for messages.
+const TYPES: [(u32, &str); 37] = [
+    (0, "F32"),
+    (1, "F16"),
+    (2, "Q4_0"),
+    (3, "Q4_1"),
+    (6, "Q5_0"),
+    (7, "Q5_1"),
+    (8, "Q8_0"),
+    (9, "Q8_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K"),
+    (12, "Q4_K"),
+    (13, "Q5_K"),
+    (14, "Q6_K"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (20, "IQ4_NL"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (23, "IQ4_XS"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (30, "BF16"),
+    (31, "Q4_0_4_4"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (36, "IQ4_NL_4_4"),
+    (39, "MXFP4"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
+    (42, "Q2_0"),
+];
 
 /// The entry of one tensor.
 #[derive(Debug)]
@@ -27,7 +71,7 @@ pub(super) fn read(
 ) -> Result<(Map<String, Value>, Vec<TensorInfo>), CheckpointError> {
     let mut cursor = Cursor::new(source);
     let magic = cursor.u32("the beginning")?.to_le_bytes();
-    if &magic != b"GGUF" {
+    if &magic != MAGIC {
         let found = format!("\"{}\"", magic.escape_ascii());
         return Err(cursor.error("the beginning", "\"GGUF\"", found));
     }
@@ -93,11 +137,12 @@ fn read_tensor(cursor: &mut Cursor<'_>) -> Result<TensorInfo, CheckpointError> {
     let number = cursor.u32(&what)?;
     let dtype = StoredType::from_gguf(number).ok_or_else(|| {
         let known = StoredType::names(|dtype| dtype.gguf().is_some());
-        cursor.error(
-            &what,
-            format!("type {known}"),
-            format!("ggml's type {number}"),
-        )
+        let name = TYPES.iter().find(|(own, _)| *own == number);
+        let found = match name {
+            Some((_, name)) => format!("ggml's type {name}"),
+            None => format!("ggml's type {number}"),
+        };
+        cursor.error(&what, format!("type {known}"), found)
     })?;
     let offset = cursor.u64(&what)?;
     let sizes = shape.iter().map(|&size| usize::try_from(size).ok());

@@ -15,7 +15,11 @@ mod names;
 mod parts;
 mod tokenizer;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Map, Value};
 
@@ -27,12 +31,17 @@ use super::{
     source::Source,
     weight_files::WeightFiles,
 };
+pub(super) use config::key_of;
 use header::TensorInfo;
 use names::Family;
+pub(super) use names::in_llama_cpp;
 use parts::Part;
+#[cfg(feature = "hub")]
+pub(crate) use parts::{count, of_model};
+pub(crate) use tokenizer::CHAT_BEGINS_WITH_BOS;
 
 /// The ending of the name of a GGUF file.
-const ENDING: &str = ".gguf";
+pub(crate) const ENDING: &str = ".gguf";
 
 /// An open GGUF file.
 #[derive(Debug)]
@@ -45,23 +54,39 @@ pub(crate) struct Gguf {
 
 impl Gguf {
     /// Returns the GGUF file that `path` stands for: the file itself, or the only model in a folder
-    /// without other weights (its file, or the first of its parts).
-    pub(crate) fn locate(path: &Path) -> Option<PathBuf> {
-        let is_gguf = |name: &str| name.ends_with(ENDING);
+    /// without other weights (its file, or the first of its parts). `None` if `path` is something
+    /// else.
+    ///
+    /// # Errors
+    /// If a folder has several models.
+    pub(crate) fn locate(path: &Path) -> Result<Option<PathBuf>, CheckpointError> {
         if path.is_file() {
-            let name = path.file_name()?.to_str()?;
-            return is_gguf(name).then(|| path.to_path_buf());
+            let by_name = path.to_string_lossy().ends_with(ENDING);
+            return Ok((by_name || begins_as_gguf(path)).then(|| path.to_path_buf()));
         }
         // Opening the folder reports an error of reading it.
-        let names = file_names(path).ok()?;
-        if WeightFiles::choose(names.iter().map(String::as_str)).is_some() {
-            return None;
-        }
+        let Ok(names) = file_names(path) else {
+            return Ok(None);
+        };
         let names = names.iter().map(String::as_str);
-        let found: Vec<_> = names.filter(|name| is_gguf(name)).collect();
-        match *found {
-            [only] => Some(path.join(only)),
-            _ => parts::first(&found).map(|first| path.join(first)),
+        if WeightFiles::choose(names.clone()).is_some() {
+            return Ok(None);
+        }
+        let files: Vec<_> = names.filter(|name| name.ends_with(ENDING)).collect();
+        let models = language_models(&files);
+        match (&*models, &*files) {
+            ([only], _) => Ok(Some(path.join(only))),
+            ([], []) => Ok(None),
+            ([], [projector, ..]) => Err(error(
+                path,
+                "the folder",
+                "a language model",
+                format!("the projector {projector} of a vision model alone"),
+            )),
+            (several, _) => Err(CheckpointError::SeveralGguf {
+                path: path.into(),
+                found: several.join(", "),
+            }),
         }
     }
 
@@ -87,6 +112,11 @@ impl Gguf {
             gguf.family = names::MIXTRAL;
         }
         Ok(gguf)
+    }
+
+    /// Returns the name in `general.architecture`.
+    pub(super) fn family_name(&self) -> &'static str {
+        self.family.name
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -198,6 +228,20 @@ impl Gguf {
         let what = format!("\"{}\"", self.key(what));
         error(self.path(), what, expected, found)
     }
+}
+
+/// Returns the language models among the GGUF files `names`, each by its first file. The projector
+/// of a vision model is no language model.
+pub(crate) fn language_models<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let is_projector = |name: &str| name.to_lowercase().contains("mmproj");
+    parts::models(names.iter().copied().filter(|name| !is_projector(name)))
+}
+
+/// Returns whether a regular file begins like one in the GGUF format.
+fn begins_as_gguf(path: &Path) -> bool {
+    let mut magic = [0; header::MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && &magic == header::MAGIC
 }
 
 fn error(

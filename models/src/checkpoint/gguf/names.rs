@@ -231,6 +231,23 @@ fn known(table: &[(&str, &'static str)], module: &str) -> Option<&'static str> {
     found.map(|(_, name)| *name)
 }
 
+/// Returns the name in llama.cpp of the tensor that a Hugging Face checkpoint calls `name`, for
+/// messages.
+pub(in super::super) fn in_llama_cpp(name: &str) -> Option<String> {
+    let (module, parameter) = name.rsplit_once('.')?;
+    let own = |table: &[(&'static str, &str)], module: &str| {
+        let found = table.iter().find(|(_, name)| *name == module);
+        found.map(|(own, _)| *own)
+    };
+    match module.strip_prefix("model.layers.") {
+        None => Some(format!("{}.{parameter}", own(&MODEL, module)?)),
+        Some(module) => {
+            let (layer, module) = module.split_once('.')?;
+            Some(format!("blk.{layer}.{}.{parameter}", own(&LAYER, module)?))
+        }
+    }
+}
+
 /// Returns whether RoPE rotates the output of this tensor.
 pub(super) fn is_rotated(name: &str) -> bool {
     let module = name.rsplit_once('.').map_or(name, |(module, _)| module);
@@ -260,6 +277,8 @@ mod tests {
         ];
         for (name, expected) in cases {
             assert_eq!(LLAMA.tensor(name), expected);
+            let back = in_llama_cpp(expected);
+            assert!(back.is_none_or(|back| back == name), "{name}");
         }
         let moe = MIXTRAL;
         assert_eq!(
@@ -275,6 +294,8 @@ mod tests {
         );
         assert_eq!(moe.stacked_experts("blk.1.ffn_down.weight", 2), None);
         assert_eq!(LLAMA.stacked_experts("blk.1.ffn_down_exps.weight", 2), None);
+        let head = in_llama_cpp("lm_head.weight");
+        assert_eq!(head.as_deref(), Some("output.weight"));
         assert!(is_rotated("blk.3.attn_k.weight") && is_rotated("blk.3.attn_q.bias"));
         assert!(!is_rotated("blk.3.attn_v.weight") && !is_rotated("blk.3.attn_q_norm.weight"));
     }

@@ -1,6 +1,7 @@
 //! The files that a GGUF model is split into: [`Part`].
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
@@ -60,12 +61,30 @@ pub(super) fn open(path: &Path) -> Result<(Map<String, Value>, Vec<Part>), Check
     Ok((metadata, parts))
 }
 
-/// Returns the first of the sorted files `names`, if they are the parts of one model.
-pub(super) fn first<'a>(names: &[&'a str]) -> Option<&'a str> {
-    let (&first, others) = names.split_first()?;
-    let model = model_of(first)?;
-    let same = others.iter().all(|name| model_of(name) == Some(model));
-    same.then_some(first)
+/// Returns the first file of each model among the sorted files `names`.
+pub(super) fn models<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut seen = BTreeSet::new();
+    let mut first = names.into_iter().collect::<Vec<_>>();
+    first.retain(|name| model_of(name).is_none_or(|model| seen.insert(model)));
+    first
+}
+
+/// Returns the files of the model whose first file is `first`, among `names`.
+#[cfg(feature = "hub")]
+pub(crate) fn of_model<'a>(first: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    let model = model_of(first);
+    let is_part = |name: &&str| match model {
+        Some(model) => model_of(name) == Some(model),
+        None => *name == first,
+    };
+    names.into_iter().filter(is_part).collect()
+}
+
+/// Returns the number of files of the model that the file `name` belongs to.
+#[cfg(feature = "hub")]
+pub(crate) fn count(name: &str) -> usize {
+    let count = model_of(name).and_then(|(_, count)| count.strip_suffix(super::ENDING));
+    count.and_then(|count| count.parse().ok()).unwrap_or(1)
 }
 
 /// Returns the text before and after the number in `model-00001-of-00003.gguf`, which identifies

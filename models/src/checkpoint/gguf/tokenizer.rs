@@ -1,6 +1,6 @@
 //! Restores the `tokenizer.json` and `tokenizer_config.json` of a GGUF file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -17,6 +17,39 @@ const LLAMA3_PATTERN: &str = concat!(
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
+/// The tokens that end a turn or a text, by their text: llama.cpp's list. Many files name one of
+/// them as the end of a text and only use another in their chat template.
+const TURN_ENDS: [&str; 22] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+    "[e~[",
+];
+
+/// The pre-tokenizers whose models begin every text with a BOS token, if the file does not say.
+const BEGIN_WITH_BOS: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
+
+/// The entry of `tokenizer_config.json` that makes a conversation begin with the BOS token.
+pub(crate) const CHAT_BEGINS_WITH_BOS: &str = "chat_begins_with_bos";
+
 /// The kind of a token, as in SentencePiece.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -32,7 +65,7 @@ enum Kind {
 const MAX_PIECE: usize = 1024;
 
 /// The vocabulary. The id of a token is its index.
-struct Vocabulary<'a> {
+pub(super) struct Vocabulary<'a> {
     tokens: Vec<&'a str>,
     kinds: Vec<Kind>,
 }
@@ -79,13 +112,20 @@ impl Gguf {
                 config.insert(name.into(), vocabulary.tokens[id].into());
             }
         }
-        if let Some(template) = self.get("tokenizer.chat_template") {
-            config.insert("chat_template".into(), template.clone());
+        const TEMPLATE: &str = "tokenizer.chat_template";
+        match self.get(TEMPLATE) {
+            None => {}
+            Some(Value::String(template)) => {
+                config.insert("chat_template".into(), template.as_str().into());
+                let begins = self.bos(&vocabulary)?.is_some();
+                config.insert(CHAT_BEGINS_WITH_BOS.into(), begins.into());
+            }
+            Some(_) => return Err(self.unexpected(TEMPLATE, "a string")),
         }
         Ok(Value::Object(config))
     }
 
-    fn vocabulary(&self) -> Result<Vocabulary<'_>, CheckpointError> {
+    pub(super) fn vocabulary(&self) -> Result<Vocabulary<'_>, CheckpointError> {
         let tokens = self.strings("tokenizer.ggml.tokens")?;
         const KINDS: &str = "tokenizer.ggml.token_type";
         let kinds = match self.get(KINDS) {
@@ -101,7 +141,11 @@ impl Gguf {
             }
         };
         self.same_length(KINDS, kinds.len(), tokens.len())?;
-        Ok(Vocabulary { tokens, kinds })
+        let mut vocabulary = Vocabulary { tokens, kinds };
+        for id in vocabulary.turn_ends() {
+            vocabulary.kinds[id] = Kind::Control;
+        }
+        Ok(vocabulary)
     }
 
     fn strings(&self, key: &str) -> Result<Vec<&str>, CheckpointError> {
@@ -117,15 +161,16 @@ impl Gguf {
         }
     }
 
-    /// Returns the id of the token that `tokenizer.ggml.{key}` names.
-    fn token(
+    /// Returns the id of the token that `tokenizer.ggml.{key}` names. -1, as a signed or unsigned
+    /// number, means none.
+    pub(super) fn token(
         &self,
         key: &str,
         vocabulary: &Vocabulary<'_>,
     ) -> Result<Option<usize>, CheckpointError> {
         let key = format!("tokenizer.ggml.{key}");
-        let Some(id) = self.get(&key) else {
-            return Ok(None);
+        let Some(id) = self.get(&key).filter(|id| !is_no_token(id)) else {
+            return Ok(self.default_token(&key, vocabulary));
         };
         let count = vocabulary.tokens.len();
         let place = id.as_u64().and_then(|id| usize::try_from(id).ok());
@@ -133,6 +178,23 @@ impl Gguf {
         place
             .map(Some)
             .ok_or_else(|| self.unexpected(&key, format!("one of {count} tokens")))
+    }
+
+    /// Returns the token of the entry `key` in a file that does not name one: those of SentencePiece
+    /// have the ids of Llama.
+    fn default_token(&self, key: &str, vocabulary: &Vocabulary<'_>) -> Option<usize> {
+        const DEFAULTS: [(&str, usize); 3] = [
+            ("tokenizer.ggml.unknown_token_id", 0),
+            ("tokenizer.ggml.bos_token_id", 1),
+            ("tokenizer.ggml.eos_token_id", 2),
+        ];
+        let (_, id) = DEFAULTS.into_iter().find(|(own, _)| *own == key)?;
+        (self.is_sentence_piece() && id < vocabulary.tokens.len()).then_some(id)
+    }
+
+    fn is_sentence_piece(&self) -> bool {
+        let model = self.get("tokenizer.ggml.model").and_then(Value::as_str);
+        model == Some("llama")
     }
 
     fn switch(&self, key: &str, default: bool) -> bool {
@@ -248,14 +310,18 @@ impl Gguf {
         }))
     }
 
+    /// Returns the token that every text begins with, if the model needs one.
+    fn bos(&self, vocabulary: &Vocabulary<'_>) -> Result<Option<usize>, CheckpointError> {
+        let pre_tokenizer = self.get("tokenizer.ggml.pre").and_then(Value::as_str);
+        let begins = pre_tokenizer.is_some_and(|pre| BEGIN_WITH_BOS.contains(&pre));
+        let by_default = self.is_sentence_piece() || begins;
+        let id = self.token("bos_token_id", vocabulary)?;
+        Ok(id.filter(|_| self.switch("tokenizer.ggml.add_bos_token", by_default)))
+    }
+
     /// Returns the post-processor that adds the first token to a text, if the model needs it.
     fn beginning(&self, vocabulary: &Vocabulary<'_>) -> Result<Option<Value>, CheckpointError> {
-        let by_default = self
-            .get("tokenizer.ggml.model")
-            .is_some_and(|model| model == "llama");
-        let id = self.token("bos_token_id", vocabulary)?;
-        let Some(id) = id.filter(|_| self.switch("tokenizer.ggml.add_bos_token", by_default))
-        else {
+        let Some(id) = self.bos(vocabulary)? else {
             return Ok(None);
         };
         let token = vocabulary.tokens[id];
@@ -270,7 +336,29 @@ impl Gguf {
     }
 }
 
+/// Returns whether a token id means that there is none.
+pub(super) fn is_no_token(id: &Value) -> bool {
+    id.as_i64() == Some(-1) || id.as_u64() == Some(u64::from(u32::MAX))
+}
+
 impl Vocabulary<'_> {
+    /// Returns the tokens that end a turn or a text by their text, each text once.
+    pub(super) fn turn_ends(&self) -> Vec<usize> {
+        let has = |text: &str| self.tokens.contains(&text);
+        // Models with these two continue after <|end|>, and Gemma 4 after </s>.
+        let calls = has("<|return|>") && has("<|call|>");
+        let flushes = (has("<|call|>") || has("<|calls|>")) && has("<|flush|>");
+        let ends = |token: &str| match token {
+            "<|end|>" => !(calls || flushes),
+            "</s>" => !has("<|tool_response>"),
+            token => TURN_ENDS.contains(&token),
+        };
+        let mut seen = HashSet::new();
+        let tokens = self.tokens.iter().enumerate();
+        let found = tokens.filter(|(_, token)| ends(token) && seen.insert(**token));
+        found.map(|(id, _)| id).collect()
+    }
+
     /// Returns the ids by token. A duplicate token keeps its first id.
     fn ids(&self) -> Value {
         let mut ids = Map::new();

@@ -33,7 +33,7 @@ pub(super) fn read(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, Ch
     }
     let text = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
     let config = ("config.json".to_owned(), text(checkpoint.config()));
-    if checkpoint.origin != Origin::Gguf {
+    if !matches!(checkpoint.origin, Origin::Gguf { .. }) {
         return Ok(vec![config]);
     }
     let gguf = Gguf::open(checkpoint.config_path())?;

@@ -186,8 +186,7 @@ fn folder_of(
 fn check_beginning(source: &Source) -> Result<(), CheckpointError> {
     const ZIP: &[u8] = b"PK\x03\x04";
     const STREAM: &[u8] = b"\x80";
-    const LINK: &[u8] = b"version https://git-lfs";
-    let mut beginning = [0; LINK.len()];
+    let mut beginning = [0; ZIP.len()];
     let length = source.len().min(beginning.len() as u64) as usize;
     source.read_at(0, &mut beginning[..length])?;
     let beginning = &beginning[..length];
@@ -198,11 +197,8 @@ fn check_beginning(source: &Source) -> Result<(), CheckpointError> {
         "the format of PyTorch before 1.6; load the file with torch.load and write it with \
          torch.save, or as safetensors"
             .into()
-    } else if beginning.starts_with(LINK) {
-        "a pointer of Git LFS; fetch the file itself with git lfs pull".into()
     } else {
-        let shown = &beginning[..length.min(4)];
-        format!("\"{}\"", shown.escape_ascii())
+        format!("\"{}\"", beginning.escape_ascii())
     };
     Err(error(source, "the beginning", "a zip archive", found))
 }

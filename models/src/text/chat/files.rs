@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, path::Path};
 use serde_json::Value;
 
 use super::{error::ChatTemplateError, template::ChatTemplate};
-use crate::checkpoint::{describe, read_small};
+use crate::checkpoint::{describe, gguf::CHAT_BEGINS_WITH_BOS, read_small};
 use crate::config::ConfigError;
 use crate::text::config_file::{ConfigFile, ConfigFiles};
 
@@ -82,7 +82,15 @@ impl ChatTemplate {
                 }
             }
         }
-        Self::new(source, origin, tokens).map(Some)
+        let template = Self::new(source, origin, tokens)?;
+        let begins_with_bos = match &config {
+            Some(config) => config.fields()?.switch(CHAT_BEGINS_WITH_BOS)?,
+            None => None,
+        };
+        Ok(Some(match begins_with_bos {
+            Some(true) => template.with_bos(),
+            _ => template,
+        }))
     }
 }
 

@@ -2,10 +2,7 @@
 
 use std::{error::Error as _, fmt};
 
-use minijinja::{
-    Error, ErrorKind,
-    value::{Kwargs, Value},
-};
+use minijinja::{Error, ErrorKind, value::Value};
 
 /// The argument of `raise_exception`, as a cause in the chain of an error.
 #[derive(Debug)]
@@ -34,60 +31,6 @@ pub(super) fn raised(error: &Error) -> Option<String> {
         cause = error.source();
     }
     None
-}
-
-/// Implements `tojson(indent=None, ensure_ascii=False)`.
-///
-/// It is Python's `json.dumps`. Unlike jinja2's own filter, it does not escape HTML.
-pub(super) fn tojson(
-    value: &Value,
-    indent: Option<Value>,
-    options: Kwargs,
-) -> Result<Value, Error> {
-    if options.get::<Option<bool>>("ensure_ascii")? == Some(true) {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "tojson: expected ensure_ascii=False, found True",
-        ));
-    }
-    let indent = match indent {
-        Some(indent) => Some(indent),
-        None => options.get("indent")?,
-    };
-    options.assert_all_used()?;
-    let json =
-        minijinja::filters::tojson(value, indent, Kwargs::from_iter([] as [(&str, Value); 0]))?;
-    Ok(Value::from(without_html_escapes(
-        json.as_str().unwrap_or_default(),
-    )))
-}
-
-/// Restores `<`, `>`, `&` and `'` in JSON.
-fn without_html_escapes(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    let mut rest = json;
-    while let Some(at) = rest.find('\\') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
-        let escapes = [
-            ("\\u003c", "<"),
-            ("\\u003e", ">"),
-            ("\\u0026", "&"),
-            ("\\u0027", "'"),
-        ];
-        let (taken, text) = match escapes.iter().find(|(escape, _)| rest.starts_with(escape)) {
-            Some(&(escape, text)) => (escape.len(), text),
-            // Skips both characters of another escape: the second of `\\` begins no escape.
-            None => {
-                let taken = 1 + rest[1..].chars().next().map_or(0, char::len_utf8);
-                (taken, &rest[..taken])
-            }
-        };
-        out.push_str(text);
-        rest = &rest[taken..];
-    }
-    out.push_str(rest);
-    out
 }
 
 /// Replaces `{% generation %}` blocks by `{% if true %}`, which renders the same.

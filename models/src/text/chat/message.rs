@@ -39,7 +39,7 @@ impl ChatMessage {
     }
 }
 
-/// A mapping with its keys in this order, like a Python dict. minijinja sorts the keys of its maps.
+/// A mapping with its keys in this order, like a Python dict.
 impl Object for ChatMessage {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         match key.as_str()? {

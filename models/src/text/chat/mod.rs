@@ -8,6 +8,7 @@ mod error;
 mod files;
 mod functions;
 mod message;
+mod python;
 mod strftime;
 mod template;
 

@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use minijinja::{Environment, Error, ErrorKind, syntax::SyntaxConfig, value::Value};
-use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::{
     error::ChatTemplateError,
-    functions::{raise_exception, raised, tojson, without_generation_blocks},
+    functions::{raise_exception, raised, without_generation_blocks},
     message::ChatMessage,
+    python,
     strftime::strftime,
 };
 
@@ -38,6 +38,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     origin: String,
     special_tokens: BTreeMap<String, String>,
+    /// Begins a text that the template does not begin with it.
+    beginning: Option<String>,
 }
 
 impl ChatTemplate {
@@ -64,12 +66,14 @@ impl ChatTemplate {
         let mut syntax = SyntaxConfig::builder();
         syntax.trim_blocks(true).lstrip_blocks(true);
         environment.set_syntax(syntax.build().map_err(compile)?);
-        environment.set_unknown_method_callback(unknown_method_callback);
         environment.set_fuel(Some(FUEL));
         environment.add_function("raise_exception", raise_exception);
-        environment.add_filter("tojson", tojson);
+        python::install(&mut environment);
+        // As jinja2 reads a file of any system.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let source = python::without_percent_operators(&without_generation_blocks(&source));
         environment
-            .add_template_owned(origin.to_owned(), without_generation_blocks(source))
+            .add_template_owned(origin.to_owned(), source)
             .map_err(compile)?;
         let template = Self {
             environment,
@@ -78,6 +82,7 @@ impl ChatTemplate {
                 .into_iter()
                 .map(|(name, token)| (name.into(), token.into()))
                 .collect(),
+            beginning: None,
         };
         Ok(template.with_clock(SystemTime::now))
     }
@@ -95,6 +100,14 @@ impl ChatTemplate {
             })
         };
         self.environment.add_function("strftime_now", strftime_now);
+        self
+    }
+
+    /// Begins every conversation with the special token `bos_token`, also if the template does not.
+    /// The tokenizer of a GGUF file may ask for it.
+    #[must_use]
+    pub fn with_bos(mut self) -> Self {
+        self.beginning = self.special_tokens.get("bos_token").cloned();
         self
     }
 
@@ -119,18 +132,25 @@ impl ChatTemplate {
         for (name, token) in &self.special_tokens {
             context.insert(name, Value::from(token.as_str()));
         }
-        self.environment
+        let text = self
+            .environment
             .get_template(&self.origin)
-            .and_then(|template| template.render(Value::from_pairs(context)))
-            .map_err(|error| match raised(&error) {
-                Some(message) => ChatTemplateError::Refused {
-                    origin: self.origin.clone(),
-                    message,
-                },
-                None => ChatTemplateError::Render {
-                    origin: self.origin.clone(),
-                    error,
-                },
-            })
+            .and_then(|template| template.render(Value::from_pairs(context)));
+        let text = text.map_err(|error| match raised(&error) {
+            Some(message) => ChatTemplateError::Refused {
+                origin: self.origin.clone(),
+                message,
+            },
+            None => ChatTemplateError::Render {
+                origin: self.origin.clone(),
+                error,
+            },
+        })?;
+        Ok(match &self.beginning {
+            Some(beginning) if !text.starts_with(beginning.as_str()) => {
+                format!("{beginning}{text}")
+            }
+            _ => text,
+        })
     }
 }

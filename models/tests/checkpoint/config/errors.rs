@@ -91,8 +91,14 @@ fn entries_of_wrong_kind_are_named() {
         {"bos_token_id": -2}
             => "bos_token_id": expected a token id or a list of token ids, found -2
         {"quantization_config": {"quant_method": "gptq"}}
-            => "quantization_config": expected nothing (this quantisation is not supported),
-            found an object of 1
+            => "quantization_config": expected weights in a float type
+            (for quantised ones use GGUF, or sparq convert), found GPTQ
+        {"quantization_config": {"quant_method": "awq", "bits": 4}}
+            => "quantization_config": expected weights in a float type
+            (for quantised ones use GGUF, or sparq convert), found AWQ with 4 bits
+        {"quantization": {"group_size": 64, "bits": 4}}
+            => "quantization": expected weights in a float type
+            (for quantised ones use GGUF, or sparq convert), found MLX with 4 bits
         "#,
     );
     let not_an_object = parse(&json!([1])).unwrap_err().to_string();

@@ -325,8 +325,12 @@ fn token_ids_are_numbers_lists_or_absent() {
         )
     };
     assert_eq!(
-        ids(json!({"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": -1})),
+        ids(json!({"bos_token_id": 1, "eos_token_id": [2, u32::MAX, -1, 3], "pad_token_id": -1})),
         (Some(1), vec![2, 3], None)
+    );
+    assert_eq!(
+        ids(json!({"bos_token_id": u32::MAX, "eos_token_id": u32::MAX, "pad_token_id": null})),
+        (None, vec![], None)
     );
     assert_eq!(
         ids(json!({"bos_token_id": [5], "eos_token_id": 7, "pad_token_id": 198})),
@@ -354,7 +358,7 @@ fn dtype_has_an_older_and_a_newer_key() {
 }
 
 #[test]
-fn generation_config_adds_end_tokens() {
+fn end_tokens_of_generation_config_come_first() {
     let weights = safetensors(&[("a", Dtype::F32, &[1], f32_bytes(&[1.0]))]);
     let config = with(json!({"model_type": "llama", "eos_token_id": 2})).to_string();
     let dir = folder(&[
@@ -365,7 +369,11 @@ fn generation_config_adds_end_tokens() {
     assert_eq!(read().unwrap().eos_token_id, [2]);
     let path = dir.path().join("generation_config.json");
     fs::write(&path, r#"{"eos_token_id": [9, 2, 4]}"#).unwrap();
-    assert_eq!(read().unwrap().eos_token_id, [2, 9, 4]);
+    assert_eq!(read().unwrap().eos_token_id, [9, 2, 4]);
+    fs::write(&path, r#"{"eos_token_id": 9}"#).unwrap();
+    assert_eq!(read().unwrap().eos_token_id, [9]);
+    fs::write(&path, r#"{"eos_token_id": -1}"#).unwrap();
+    assert_eq!(read().unwrap().eos_token_id, [2]);
     fs::write(&path, r#"{"eos_token_id": "</s>"}"#).unwrap();
     let error = read().unwrap_err().to_string();
     assert_contains(&error, &["generation_config.json: \"eos_token_id\""]);

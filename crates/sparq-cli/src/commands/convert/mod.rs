@@ -172,12 +172,13 @@ fn print(document: &Document, out: Output) -> Result<()> {
     Ok(())
 }
 
-/// Returns the name of the output projection if it is a copy of the embedding table, which PyTorch
-/// stores under both names.
+/// Returns the name of the output matrix if it is a copy of the embedding table, which some
+/// programs store under both names.
 fn tied_copy(checkpoint: &Checkpoint) -> Result<Option<String>> {
     let config = DecoderConfig::from_checkpoint(checkpoint)?;
     let [head, embed] = [config.keys.head, config.keys.embed].map(|key| format!("{key}.weight"));
-    let is_copy = config.tie_word_embeddings && checkpoint.are_one(&head, &embed);
+    let has_both = head != embed && [&head, &embed].iter().all(|name| checkpoint.contains(name));
+    let is_copy = config.tie_word_embeddings && has_both;
     Ok(is_copy.then_some(head))
 }
 

@@ -7,7 +7,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`simd`] | vectors on each instruction set, and all `unsafe` code |
+//! | [`simd`] | vectors on each instruction set |
 //! | [`element`] | the element types of a cache |
 //! | [`sketch`] | the rows of a key sketch as vectors |
 //! | [`query`], [`score`] | stage 1: selected components, approximate scores |
@@ -16,9 +16,11 @@
 //! | [`online_softmax`] | the exponential, and the softmax state that merges |
 //! | [`decode`] | decode steps over a whole batch |
 //! | [`prefill`] | causal attention of many queries |
-//! | [`threads`], [`scratch`] | division among threads, working memory |
+//! | [`team`], [`threads`], [`scratch`] | threads, division among them, working memory |
 //! | [`rope`], [`append`] | RoPE and append of one token |
 //! | [`linear`] | linear layers with a norm, an activation and the residual stream |
+//!
+//! All `unsafe` code is in [`simd`] and [`team`].
 //!
 //! Buffers that the kernels do not support (f64, mixed types) take the
 //! [`reference`](mod@crate::ops::reference).
@@ -36,6 +38,7 @@ mod score;
 mod scratch;
 mod simd;
 mod sketch;
+mod team;
 mod threads;
 mod topk;
 

@@ -142,7 +142,8 @@ pub fn run(
     cache.clear();
     let mut decode = Vec::new();
     for depth in depths {
-        program.read(&mut cache, cache.len(), depth)?;
+        let len = cache.len();
+        program.read(&mut cache, len, depth)?;
         cache.finish_prompt();
         let dense = program.steps(&mut cache, Method::DENSE)?;
         let sparq = program.steps(&mut cache, program.sparq)?;

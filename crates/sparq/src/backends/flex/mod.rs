@@ -18,9 +18,10 @@
 //! | [`prefill`] | causal attention of many queries |
 //! | [`team`], [`threads`], [`scratch`] | threads, division among them, working memory |
 //! | [`rope`], [`append`] | RoPE and append of one token |
+//! | [`pages`] | large pages for caches |
 //! | [`linear`] | linear layers with a norm, an activation and the residual stream |
 //!
-//! All `unsafe` code is in [`simd`] and [`team`].
+//! All `unsafe` code is in [`simd`], [`team`] and [`pages`].
 //!
 //! Buffers that the kernels do not support (f64, mixed types) take the
 //! [`reference`](mod@crate::ops::reference).
@@ -31,6 +32,7 @@ mod decode;
 mod element;
 mod linear;
 mod online_softmax;
+mod pages;
 mod prefill;
 mod query;
 mod rope;
@@ -91,6 +93,9 @@ impl SparqBackend for Flex {
         encode: bool,
     ) -> CacheBuffers<Self> {
         let dtype = cache.k.dtype();
+        if spans.longest() == 0 && cache.v.dtype() == dtype {
+            with_element!(dtype, T => Some(pages::advise_large::<T>(&mut cache)));
+        }
         let one = k.layout().shape()[2] == 1;
         let done = one && cache.v.dtype() == dtype && {
             let (k, v) = (cast(k.clone(), dtype), cast(v.clone(), dtype));
@@ -121,7 +126,7 @@ impl SparqBackend for Flex {
             RotaryBuffers::None => (q, k),
             RotaryBuffers::Table(table) => {
                 let table = cast(table, DType::F32);
-                let rotate = |x| rope::rotate_token(x, &table, &spans);
+                let rotate = |x| rotate(x, &table, &spans);
                 (rotate(q), rotate(k))
             }
         };
@@ -212,6 +217,27 @@ impl SparqBackend for Flex {
         with_element!(x.dtype(), T => linear::buffers::normalize::<T>(level, &x, &norm))
             .unwrap_or_else(|| fallback::normalize(x, norm))
     }
+}
+
+/// Rotates x [B, H, 1, d] for the position after `spans`, in its own type.
+fn rotate(
+    x: FloatTensor<Flex>,
+    table: &FloatTensor<Flex>,
+    spans: &Spans,
+) -> FloatTensor<Flex> {
+    let (dtype, width) = (x.dtype(), table.layout().shape()[1]);
+    let rotated = |x: &FloatTensor<Flex>| {
+        let table = (f32::slice(table)?, width);
+        let level = Level::detect();
+        with_element!(x.dtype(), T => rope::rotate_token::<T>(level, x, table, spans))
+    };
+    let x = cast(x, dtype);
+    rotated(&x).unwrap_or_else(|| {
+        // Other types rotate in fp32.
+        let x = cast(x, DType::F32);
+        let x = rotated(&x).expect("cast returns contiguous fp32 tensors");
+        cast(x, dtype)
+    })
 }
 
 /// Returns causal attention, [B, H, T, d], or `None` if the kernels do not support the buffers.
@@ -311,10 +337,13 @@ fn problem<'a, T: Element>(
     })
 }
 
-/// Converts a tensor to a type and makes it contiguous.
+/// Converts a tensor to a type and makes it contiguous, perhaps as a part of its storage.
 fn cast(tensor: FloatTensor<Flex>, dtype: DType) -> FloatTensor<Flex> {
     if tensor.dtype() == dtype {
-        return tensor.to_contiguous();
+        return match tensor.layout().contiguous_offsets() {
+            Some(_) => tensor,
+            None => tensor.to_contiguous(),
+        };
     }
     let tensor = Flex::float::<4>(tensor).cast(FloatDType::from(dtype));
     Flex::float_primitive(tensor).to_contiguous()

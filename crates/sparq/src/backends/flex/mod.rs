@@ -105,9 +105,11 @@ impl SparqBackend for Flex {
             .unwrap_or(false)
         };
         if done {
-            let device = Self::float::<4>(k).device();
-            let grown = spans.grown(&counts).to_tensor(&device);
-            cache.spans = Self::int_primitive(grown);
+            let grown = spans.grown(&counts);
+            if !append::set_spans(&mut cache.spans, &grown) {
+                let device = Self::float::<4>(k).device();
+                cache.spans = Self::int_primitive(grown.to_tensor(&device));
+            }
             return cache;
         }
         fallback::append(cache, k, v, spans, counts, encode)
@@ -220,11 +222,7 @@ impl SparqBackend for Flex {
 }
 
 /// Rotates x [B, H, 1, d] for the position after `spans`, in its own type.
-fn rotate(
-    x: FloatTensor<Flex>,
-    table: &FloatTensor<Flex>,
-    spans: &Spans,
-) -> FloatTensor<Flex> {
+fn rotate(x: FloatTensor<Flex>, table: &FloatTensor<Flex>, spans: &Spans) -> FloatTensor<Flex> {
     let (dtype, width) = (x.dtype(), table.layout().shape()[1]);
     let rotated = |x: &FloatTensor<Flex>| {
         let table = (f32::slice(table)?, width);
@@ -339,14 +337,29 @@ fn problem<'a, T: Element>(
 
 /// Converts a tensor to a type and makes it contiguous, perhaps as a part of its storage.
 fn cast(tensor: FloatTensor<Flex>, dtype: DType) -> FloatTensor<Flex> {
-    if tensor.dtype() == dtype {
-        return match tensor.layout().contiguous_offsets() {
-            Some(_) => tensor,
-            None => tensor.to_contiguous(),
-        };
-    }
-    let tensor = Flex::float::<4>(tensor).cast(FloatDType::from(dtype));
-    Flex::float_primitive(tensor).to_contiguous()
+    let tensor = match tensor.layout().contiguous_offsets() {
+        Some(_) => tensor,
+        None => tensor.to_contiguous(),
+    };
+    let converted = match (tensor.dtype(), dtype) {
+        (from, to) if from == to => return tensor,
+        (from, DType::F32) => with_element!(from, T => converted::<T, f32>(&tensor)),
+        (DType::F32, to) => with_element!(to, T => converted::<f32, T>(&tensor)),
+        _ => None,
+    };
+    converted.unwrap_or_else(|| {
+        let tensor = Flex::float::<4>(tensor).cast(FloatDType::from(dtype));
+        Flex::float_primitive(tensor).to_contiguous()
+    })
+}
+
+/// Converts a contiguous tensor with vectors.
+fn converted<A: Element, B: Element + burn::tensor::Element>(
+    tensor: &FloatTensor<Flex>,
+) -> Option<FloatTensor<Flex>> {
+    let values: Vec<B> = element::convert(Level::detect(), A::slice(tensor)?);
+    let values = TensorData::new(values, tensor.layout().shape().clone());
+    Some(FloatTensor::<Flex>::from_data(values))
 }
 
 /// Returns the output [B, H, d] as [B, H, 1, d] in the query's type.

@@ -48,7 +48,13 @@ mod system {
         let before = address.addr() % PAGE;
         let length = (before + bytes).next_multiple_of(PAGE);
         // SAFETY: the advice changes no contents, also of neighbours in the first and last page.
-        unsafe { madvise(address.cast::<u8>().wrapping_sub(before).cast(), length, MADV_HUGEPAGE) };
+        unsafe {
+            madvise(
+                address.cast::<u8>().wrapping_sub(before).cast(),
+                length,
+                MADV_HUGEPAGE,
+            )
+        };
     }
 }
 

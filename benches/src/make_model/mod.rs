@@ -72,13 +72,13 @@ impl Recipe {
         )?)
     }
 
-    /// Writes the model to a new GGUF file, with matrices of the given type. The prompts are left
-    /// out. Passes the bytes of weights written since the last call to `progress`. Returns the bytes
-    /// of all weights.
+    /// Writes the model to a new GGUF file, with matrices of the given type, and no prompts. Passes
+    /// the bytes of weights written since the last call to `progress`. Returns the bytes of all
+    /// weights.
     ///
     /// # Errors
-    /// If the configuration is invalid or not that of a Llama model, or if the file exists or cannot
-    /// be written.
+    /// If the configuration is invalid or not that of a Llama model, or if the file exists or
+    /// cannot be written.
     pub fn write_gguf(&self, path: &Path, kind: GgufType, progress: &dyn Fn(u64)) -> Result<u64> {
         gguf::write(self, kind, path, progress)
     }

@@ -55,8 +55,8 @@ pub(super) fn append_token<T: Element>(
     true
 }
 
-/// Writes the spans of a cache [3, B] in place. Returns false, and writes nothing, for a tensor that
-/// [`Spans::to_tensor`] did not make.
+/// Writes the spans of a cache [3, B] in place. Returns false, and writes nothing, for a tensor
+/// that [`Spans::to_tensor`] did not make.
 pub(super) fn set_spans(tensor: &mut IntTensor<Flex>, spans: &Spans) -> bool {
     let batch = spans.batch();
     let whole = tensor.layout().contiguous_offsets() == Some((0, 3 * batch));

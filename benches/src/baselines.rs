@@ -1,5 +1,6 @@
-//! Times of PyTorch on the same machine, from the scripts in `benches/baselines`.
+//! Times of PyTorch and of llama.cpp on the same machine, from the scripts in `benches/baselines`.
 
+mod program;
 mod whole_models;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 use sparq_measure::model::RunShape;
 use sparq_measure::shape::{CacheType, Shape};
 
+pub use program::{ProgramBaseline, ProgramKey};
 pub use whole_models::{PrefillBaseline, PrefillKey, StartBaseline, StartKey};
 
 /// The output of a script, reduced to the rows of a run.
@@ -21,6 +23,9 @@ pub struct Baselines<R> {
     pub device: Option<String>,
     /// Version of PyTorch.
     pub torch: Option<String>,
+    /// Version of llama.cpp.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llama_cpp: Option<String>,
     /// The copy bandwidth that the script measured, in GB/s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_gb_per_s: Option<f64>,
@@ -129,6 +134,7 @@ impl<R: BaselineRow> Baselines<R> {
         Ok(Self {
             device: text("device"),
             torch: text("torch"),
+            llama_cpp: text("llama_cpp"),
             copy_gb_per_s: value.get("copy_GBps").and_then(Value::as_f64),
             matmul_tflops: value.get("matmul_TFLOPS").and_then(Value::as_f64),
             rows: rows?.into_iter().flatten().collect(),

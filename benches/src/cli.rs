@@ -6,6 +6,7 @@ mod linear;
 mod make_model;
 mod op;
 mod prefill;
+mod program;
 mod start;
 
 use std::ffi::OsString;
@@ -35,6 +36,7 @@ Examples:
   sparq-bench e2e --run tiny,1,512 --dtype f32     a small model, in seconds
   sparq-bench linear --device cuda --rows 1,16     the linear layers of Llama 3 8B
   sparq-bench prefill llama3-8b --device cuda --compare prefill.json
+  sparq-bench program smollm2.gguf --compare llama.json  prompts and decode steps beside llama.cpp
   sparq-bench make-model llama3-8b llama3-8b       a checkpoint with random weights, and prompts
   sparq-bench start --device cuda --model llama3-8b --prompt llama3-8b/p4096.txt
   sparq-bench fit benches/results/h100.json        the figures of the cost model for these results
@@ -69,6 +71,9 @@ enum Command {
     /// The prefill of a model with random weights: tokens per second, and the share of the matrix
     /// peak
     Prefill(prefill::PrefillArgs),
+    /// A checkpoint as the program `sparq` runs it: tokens per second of prompts, and of decode
+    /// steps at several depths, dense and SparQ
+    Program(program::ProgramArgs),
     /// The time to the first token of the program `sparq` in a fresh process, with an empty and
     /// with a filled kernel cache
     Start(start::StartArgs),
@@ -132,6 +137,7 @@ fn run(command: &Command, line: &str) -> Result<ExitCode> {
         Command::E2e(args) => e2e::e2e(args, line.to_owned())?,
         Command::Linear(args) => linear::linear(args, line.to_owned())?,
         Command::Prefill(args) => prefill::prefill(args, line.to_owned())?,
+        Command::Program(args) => program::program(args, line.to_owned())?,
         Command::Start(args) => start::start(args, line.to_owned())?,
         Command::MakeModel(args) => make_model::make_model(args)?,
         Command::Fit(args) => fit(args)?,

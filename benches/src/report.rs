@@ -13,9 +13,10 @@ use sparq_measure::host::Host;
 use sparq_measure::linear;
 use sparq_measure::model::DeviceRun;
 use sparq_measure::prefill::PrefillRun;
+use sparq_measure::program::ProgramRun;
 
 use crate::baselines::{
-    AttentionBaseline, Baselines, PrefillBaseline, StartBaseline, StepBaseline,
+    AttentionBaseline, Baselines, PrefillBaseline, ProgramBaseline, StartBaseline, StepBaseline,
 };
 use crate::presets::Preset;
 use crate::provenance;
@@ -40,6 +41,8 @@ pub enum Bench {
     Prefill,
     /// The start of fresh processes with one model.
     Start,
+    /// Prompts and decode steps of one checkpoint on one device.
+    Program,
 }
 
 /// The first fields of every report.
@@ -135,6 +138,19 @@ pub struct StartReport {
     /// Times of transformers.
     #[serde(rename = "peers")]
     pub baselines: Option<Baselines<StartBaseline>>,
+}
+
+/// A report on a checkpoint in the program: `sparq-bench program`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProgramReport {
+    /// Date, machine and command.
+    #[serde(flatten)]
+    pub head: Head,
+    /// The results.
+    pub run: ProgramRun,
+    /// Times of llama.cpp on the same file.
+    #[serde(rename = "peers")]
+    pub baselines: Option<Baselines<ProgramBaseline>>,
 }
 
 /// Reads a report of the given kind.

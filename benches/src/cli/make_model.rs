@@ -12,15 +12,18 @@ use sparq_models::progress::Progress;
 use sparq_output::numbers::bytes;
 
 use super::args::at_least_one;
-use crate::make_model::Recipe;
+use crate::make_model::{GgufType, Recipe};
 
 /// Arguments of `sparq-bench make-model`.
 #[derive(Args, Debug)]
 pub struct MakeModelArgs {
     /// Published shape
     model: ModelName,
-    /// Folder to write, new or empty
+    /// Folder to write, new or empty; with `--gguf` the file
     out: PathBuf,
+    /// Write a GGUF file with matrices of this type, without prompts
+    #[arg(long, value_enum, value_name = "TYPE", conflicts_with_all = ["dtype", "prompts"])]
+    gguf: Option<GgufType>,
     /// Number of layers [default: the published one]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     layers: Option<usize>,
@@ -54,6 +57,9 @@ pub fn make_model(args: &MakeModelArgs) -> Result<()> {
         prompts: args.prompts.clone(),
         shard_bytes: Recipe::SHARD_BYTES,
     };
+    if let Some(kind) = args.gguf {
+        return write_gguf(args, &recipe, kind);
+    }
     let start = Instant::now();
     let total = recipe.weight_bytes()?;
     let bar = Progress::bytes(args.model.name(), total);
@@ -68,6 +74,19 @@ pub fn make_model(args: &MakeModelArgs) -> Result<()> {
         bytes(written.bytes as f64),
         written.shards,
         written.bytes as f64 / seconds / 1e9
+    );
+    Ok(())
+}
+
+fn write_gguf(args: &MakeModelArgs, recipe: &Recipe, kind: GgufType) -> Result<()> {
+    let start = Instant::now();
+    let written = recipe.write_gguf(&args.out, kind, &|_| ());
+    let written = written.with_context(|| format!("cannot make {}", args.model.name()))?;
+    let seconds = start.elapsed().as_secs_f64();
+    eprintln!(
+        "{}: weights of {}, written in {seconds:.1} s",
+        args.out.display(),
+        bytes(written as f64)
     );
     Ok(())
 }

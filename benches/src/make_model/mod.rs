@@ -3,6 +3,7 @@
 //! The folder is a Hugging Face checkpoint: this project and transformers load it. Weights are
 //! random numbers and so is the text they generate, but a program does the same work on them.
 
+mod gguf;
 mod random;
 mod shards;
 mod tensors;
@@ -19,6 +20,7 @@ use sparq_measure::shape::CacheType;
 use sparq_models::DecoderConfig;
 use sparq_output::files::OutputFolder;
 
+pub use gguf::GgufType;
 use random::Normal;
 use shards::{Shard, ShardSize};
 
@@ -68,6 +70,17 @@ impl Recipe {
             &self.config,
             Path::new("config.json"),
         )?)
+    }
+
+    /// Writes the model to a new GGUF file, with matrices of the given type, and no prompts. Passes
+    /// the bytes of weights written since the last call to `progress`. Returns the bytes of all
+    /// weights.
+    ///
+    /// # Errors
+    /// If the configuration is invalid or not that of a Llama model, or if the file exists or
+    /// cannot be written.
+    pub fn write_gguf(&self, path: &Path, kind: GgufType, progress: &dyn Fn(u64)) -> Result<u64> {
+        gguf::write(self, kind, path, progress)
     }
 
     /// Writes the checkpoint to a new or empty folder, which gets its name when it is complete.

@@ -9,7 +9,7 @@ use sparq_measure::shape::CacheType;
 use super::tensors::Values;
 
 /// The `initializer_range` of the families.
-const STANDARD_DEVIATION: f64 = 0.02;
+pub const STANDARD_DEVIATION: f64 = 0.02;
 
 /// Numbers that one random word of 64 bits gives.
 const LANES: usize = 4;

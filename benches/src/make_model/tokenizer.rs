@@ -41,6 +41,16 @@ pub fn json(vocab_size: usize) -> Value {
     })
 }
 
+/// The tokens of the same vocabulary in their order, and the kind of each in GGUF: 1 for text.
+pub fn byte_level(vocab_size: usize) -> (Vec<String>, Vec<i32>) {
+    let bytes = alphabet();
+    let space = bytes[usize::from(b' ')];
+    let others = (bytes.len()..vocab_size).map(|id| format!("{space}{id}"));
+    let tokens: Vec<String> = bytes.iter().map(char::to_string).chain(others).collect();
+    let kinds = vec![1; tokens.len()];
+    (tokens, kinds)
+}
+
 /// The letter that stands for each byte in a byte-level vocabulary: a printable byte stands for
 /// itself, and the n-th of the others is U+0100 + n.
 fn alphabet() -> Vec<char> {

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use sparq_output::files::OutputFile;
 
-use crate::report::{self, Bench, E2eReport, PrefillReport, Report, StartReport};
+use crate::report::{self, Bench, E2eReport, PrefillReport, ProgramReport, Report, StartReport};
 
 const RESULTS: &str = "benches/results";
 const PERFORMANCE: &str = "docs/performance.md";
@@ -54,6 +54,8 @@ pub struct Results {
     pub prefills: Vec<Named<PrefillReport>>,
     /// Reports on starts.
     pub starts: Vec<Named<StartReport>>,
+    /// Reports on checkpoints in the program.
+    pub programs: Vec<Named<ProgramReport>>,
 }
 
 impl Results {
@@ -62,6 +64,7 @@ impl Results {
             && self.steps.is_empty()
             && self.prefills.is_empty()
             && self.starts.is_empty()
+            && self.programs.is_empty()
     }
 }
 
@@ -164,6 +167,7 @@ pub fn read_all(root: &Path) -> Result<Results> {
             Bench::E2e => results.steps.push(named(name, &path)?),
             Bench::Prefill => results.prefills.push(named(name, &path)?),
             Bench::Start => results.starts.push(named(name, &path)?),
+            Bench::Program => results.programs.push(named(name, &path)?),
             // For those who tune kernels: no page shows linear layers alone.
             Bench::Linear => {}
         }

@@ -7,8 +7,8 @@ use super::text::{command, wrap};
 use super::{Named, Results, plots};
 use crate::baselines::Baselines;
 use crate::presets::Preset;
-use crate::report::{E2eReport, Head, PrefillReport, Report, StartReport};
-use crate::tables::{e2e, op, prefill, start, summary};
+use crate::report::{E2eReport, Head, PrefillReport, ProgramReport, Report, StartReport};
+use crate::tables::{e2e, op, prefill, program, start, summary};
 use sparq_output::numbers::bytes;
 
 /// The rendered part of the page.
@@ -42,6 +42,14 @@ pub fn performance(results: &Results) -> Result<String> {
             provenance(&report.head, report.baselines.as_ref())
         );
         text += &start_section(report);
+    }
+    for Named { name, report } in &results.programs {
+        text += &format!(
+            "\n## {name}: {} in the program\n\n{}",
+            report.run.model,
+            provenance(&report.head, report.baselines.as_ref())
+        );
+        text += &program_section(report);
     }
     for named in &results.operations {
         let Named { name, report } = named;
@@ -105,6 +113,17 @@ fn start_section(report: &StartReport) -> String {
     text
 }
 
+fn program_section(report: &ProgramReport) -> String {
+    let run = &report.run;
+    format!(
+        "\n### `{}` ({})\n\n{}\n\n{}",
+        run.device,
+        machine(run.gpu.as_deref(), &report.head),
+        wrap(program::model(run).trim_end(), ""),
+        program::rates(report).markdown()
+    )
+}
+
 fn run_section(run: &Run, report: &Report) -> String {
     let baselines = report.baselines.as_ref();
     let mut text = format!(
@@ -156,9 +175,13 @@ fn provenance<R>(head: &Head, baselines: Option<&Baselines<R>>) -> String {
         host.os
     );
     if let Some(baselines) = baselines {
-        let version = baselines.torch.as_deref().unwrap_or("of unknown version");
         let device = baselines.device.as_deref().unwrap_or("an unnamed device");
-        text += &format!("- Baseline: PyTorch {version} on {device}\n");
+        let baseline = match (&baselines.llama_cpp, &baselines.torch) {
+            (Some(version), _) => format!("llama.cpp {version}"),
+            (None, Some(version)) => format!("PyTorch {version}"),
+            (None, None) => "PyTorch of unknown version".into(),
+        };
+        text += &format!("- Baseline: {baseline} on {device}\n");
     }
     format!("{text}\n{}", command(&head.command))
 }

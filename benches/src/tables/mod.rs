@@ -5,5 +5,6 @@ pub mod fit;
 pub mod linear;
 pub mod op;
 pub mod prefill;
+pub mod program;
 pub mod start;
 pub mod summary;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use assert_cmd::Command;
 use serde_json::{Value, json};
-use sparq_benches::report::{self, PrefillReport, StartReport, to_json};
+use sparq_benches::report::{self, PrefillReport, ProgramReport, StartReport, to_json};
 use sparq_benches::start::CacheState;
 
 use crate::program::{assert_contains, bench, device, empty_repository, refusal, shown, text};
@@ -147,6 +147,69 @@ fn prefill_reads_a_checkpoint() {
     assert_contains(&shown(&line), &["3 layers", "\n20 "]);
     let error = refusal(&format!("{line} --layers 1"));
     assert_contains(&error, &["--layers", "published shape"]);
+}
+
+#[test]
+fn program_is_measured_and_rendered() {
+    let root = empty_repository();
+    let at = |path: &str| root.path().join(path);
+    let model = at("small.gguf").display().to_string();
+    let made = bench(&format!("make-model tiny {model} --gguf q8_0"));
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let rate = |key: Value, rate: f64| {
+        let mut row = key.as_object().unwrap().clone();
+        row.insert("plain_tokens_per_s".into(), rate.into());
+        row
+    };
+    let rows = json!([
+        rate(json!({"test": "prompt", "tokens": 30}), 12345.0),
+        rate(json!({"test": "decode", "depth": 0}), 54321.0),
+        rate(json!({"test": "decode", "depth": 99}), 1.0)
+    ]);
+    let peers = json!({"llama_cpp": "b7", "device": "a processor", "rows": rows});
+    fs::write(at("peers.json"), peers.to_string()).unwrap();
+    let path = at("benches/results/cpu-program.json");
+    let table = shown(&format!(
+        "program {model} --device {} --dtype f32 --prompts 30 --depths 40,0 --steps 2 --samples 2 \
+         --rank 4 --top-k 16 --compare {} --json {}",
+        device(),
+        at("peers.json").display(),
+        path.display()
+    ));
+    assert_contains(
+        &table,
+        &[
+            "prompt of 30",
+            "decode, empty cache",
+            "decode at 40",
+            "54321",
+        ],
+    );
+    let report: ProgramReport = report::read(&path).unwrap();
+    assert_eq!(report.run.model, "small.gguf");
+    assert_eq!((report.run.prompts.len(), report.run.decode.len()), (1, 2));
+    assert_eq!(report.baselines.as_ref().unwrap().rows.len(), 2);
+    for (pointer, names) in [
+        (
+            "/run",
+            "chunk decode device dtype gpu model model_bytes prompts settings steps",
+        ),
+        ("/run/prompts/0", "time tokens"),
+        ("/run/decode/1", "dense depth sparq"),
+        ("/peers", "device llama_cpp rows torch"),
+        ("/peers/rows/0", "best_us test times_us tokens"),
+    ] {
+        assert_eq!(fields(&path, pointer), names, "{pointer}");
+    }
+    shown(&format!("render --root {}", root.path().display()));
+    let page = fs::read_to_string(at("docs/performance.md")).unwrap();
+    let heading = "## cpu-program: small.gguf in the program";
+    assert_contains(
+        &page,
+        &[heading, "llama.cpp b7 on a processor", "| decode at 40 |"],
+    );
+    let error = refusal(&format!("program {model} --compare {}", path.display()));
+    assert_contains(&error, &["llama_cpp_baseline.py"]);
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! - [`model`] times whole decode steps of models with random weights.
 //! - [`prefill`] times the prefill of whole models, related to the rate of a large product
 //!   ([`matrix`]).
+//! - [`program`] times a checkpoint as the program `sparq` runs it.
 //! - [`fit`] finds the figures of [`sparq::cost`] in measured steps.
 //! - [`machine`] measures everything that [`sparq_plan`] has to know of a machine.
 #![deny(missing_docs)]
@@ -27,6 +28,7 @@ pub mod matrix;
 pub mod memory;
 pub mod model;
 pub mod prefill;
+pub mod program;
 pub mod shape;
 pub mod stats;
 pub mod timing;

@@ -122,10 +122,7 @@ impl Sampler {
         if self.config.top_k > 0 {
             keep_top_k(&mut ids, logits, self.config.top_k);
         }
-        let largest = f64::from(
-            ids.iter()
-                .fold(f32::NEG_INFINITY, |m, &id| m.max(logits[id as usize])),
-        );
+        let largest = f64::from(largest(logits));
         let temperature = f64::from(self.config.temperature);
         // exp((x - max) / T) is at most 1 and reaches it: no overflow, and no sum of 0.
         let weight = |id: u32| ((f64::from(logits[id as usize]) - largest) / temperature).exp();
@@ -169,7 +166,7 @@ impl Sampler {
         if nan + infinite > 0 {
             return Err(SamplingError::NotANumber { nan, infinite, len });
         }
-        if logits.iter().all(|&x| x == f32::NEG_INFINITY) {
+        if largest(logits) == f32::NEG_INFINITY {
             return Err(SamplingError::NoCandidate { len });
         }
         Ok(())
@@ -186,8 +183,25 @@ fn rank(logits: &[f32], a: u32, b: u32) -> Ordering {
 
 /// Returns the id of the largest logit, the lowest id of equal ones.
 fn argmax(logits: &[f32]) -> u32 {
-    let ids = (0..).zip(logits).map(|(id, _)| id);
-    ids.min_by(|&a, &b| rank(logits, a, b)).unwrap_or(0)
+    let largest = largest(logits);
+    let id = logits.iter().position(|&logit| logit == largest);
+    id.unwrap_or(0) as u32
+}
+
+/// Returns the largest logit, or -inf if there is none.
+fn largest(logits: &[f32]) -> f32 {
+    // In lanes, so that the compiler can use vectors.
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 32];
+    let chunks = logits.chunks_exact(lanes.len());
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, logit);
+        }
+    }
+    let all = lanes.iter().chain(rest).copied();
+    all.fold(f32::NEG_INFINITY, larger)
 }
 
 /// Keeps the `count` tokens with the largest logits, in any order.

@@ -24,6 +24,10 @@ pub enum ModelName {
     #[serde(rename = "llama3-8b")]
     #[value(name = "llama3-8b")]
     Llama3,
+    /// Llama-3.2-1B: 16 layers, 32 query heads, 8 KV heads
+    #[serde(rename = "llama3.2-1b")]
+    #[value(name = "llama3.2-1b")]
+    Llama32,
     /// Llama-2-7B: 32 layers, 32 query heads, 32 KV heads
     #[serde(rename = "llama2-7b")]
     #[value(name = "llama2-7b")]
@@ -63,6 +67,7 @@ impl ModelName {
     pub fn name(self) -> &'static str {
         match self {
             ModelName::Llama3 => "llama3-8b",
+            ModelName::Llama32 => "llama3.2-1b",
             ModelName::Llama2 => "llama2-7b",
             ModelName::Mistral => "mistral-7b",
             ModelName::Qwen2 => "qwen2.5-7b",
@@ -245,6 +250,7 @@ mod tests {
         let parameters = |model: ModelName| ModelShape::of(&model.config()).parameters as f64;
         for (model, billions) in [
             (ModelName::Llama3, 8.030),
+            (ModelName::Llama32, 1.236),
             (ModelName::Llama2, 6.738),
             (ModelName::Mistral, 7.242),
             (ModelName::Qwen2, 7.616),

@@ -26,6 +26,11 @@ pub(super) fn config(model: ModelName) -> Value {
             sizes([4096, 14336, 32, 32, 8, 128_256]),
             json!({"rms_norm_eps": 1e-5, "rope_theta": 5e5}),
         ),
+        ModelName::Llama32 => (
+            ["LlamaForCausalLM", "llama"],
+            sizes([2048, 8192, 16, 32, 8, 128_256]),
+            json!({"rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": true}),
+        ),
         ModelName::Llama2 => (
             ["LlamaForCausalLM", "llama"],
             sizes([4096, 11008, 32, 32, 32, 32_000]),

@@ -1,7 +1,8 @@
 //! Appends one token to each sequence, in place.
 
 use burn::backend::Flex;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::DType;
 
 use super::element::Element;
 use crate::ops::Spans;
@@ -51,6 +52,25 @@ pub(super) fn append_token<T: Element>(
         }
     }
     append_to_sketch(&mut cache.sketch, k, capacity, &targets, encode);
+    true
+}
+
+/// Writes the spans of a cache [3, B] in place. Returns false, and writes nothing, for a tensor
+/// that [`Spans::to_tensor`] did not make.
+pub(super) fn set_spans(tensor: &mut IntTensor<Flex>, spans: &Spans) -> bool {
+    let batch = spans.batch();
+    let whole = tensor.layout().contiguous_offsets() == Some((0, 3 * batch));
+    if !whole || tensor.dtype() != DType::U32 {
+        return false;
+    }
+    let (starts, rest) = tensor.storage_mut::<u32>().split_at_mut(batch);
+    let (ends, counters) = rest.split_at_mut(batch);
+    for (to, from) in [(starts, &spans.start), (ends, &spans.end)] {
+        for (to, &from) in to.iter_mut().zip(from) {
+            *to = from as u32;
+        }
+    }
+    counters[..batch].fill(0);
     true
 }
 

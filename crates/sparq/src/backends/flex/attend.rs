@@ -22,6 +22,8 @@ pub(super) trait Positions: Copy + Send + Sync {
     const SCATTERED: bool;
     /// The number of rows between a prefetch and the use of its data.
     const AHEAD: usize;
+    /// Fewer positions are not divided among threads.
+    const MIN_PART: usize;
     fn count(self) -> usize;
     fn at(self, index: usize) -> usize;
     fn part(self, part: Range<usize>) -> Self;
@@ -34,6 +36,7 @@ pub(super) struct Span(pub(super) usize, pub(super) usize);
 impl Positions for Span {
     const SCATTERED: bool = false;
     const AHEAD: usize = 16;
+    const MIN_PART: usize = 256;
     #[inline(always)]
     fn count(self) -> usize {
         self.1 - self.0
@@ -50,6 +53,7 @@ impl Positions for Span {
 impl Positions for &[u32] {
     const SCATTERED: bool = true;
     const AHEAD: usize = BLOCK;
+    const MIN_PART: usize = 64;
     #[inline(always)]
     fn count(self) -> usize {
         self.len()

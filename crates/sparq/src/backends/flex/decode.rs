@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::attend::{Attend, Positions, Span};
 use super::element::Element;
 use super::online_softmax::OnlineSoftmax;
@@ -15,9 +13,6 @@ use super::sketch::{BLOCK, KeySketch, Slots, Storage};
 use super::threads::Threads;
 use crate::SparqConfig;
 use crate::ops::Spans;
-
-/// Exact attention of one head is not divided among threads below this number of positions.
-const MIN_POSITIONS: usize = 256;
 
 /// The queries, keys and values of a decode step.
 pub(super) struct Problem<'a, T> {
@@ -49,18 +44,14 @@ pub(super) struct Output {
 impl<T: Element> Problem<'_, T> {
     /// Returns dense attention, [B, H, d].
     pub(super) fn dense(&self) -> Vec<f32> {
-        let (heads, width) = (self.batch_heads(), self.group * self.dim);
-        let mut output = vec![0.0; heads * width];
+        let heads = self.batch_heads();
+        let mut output = vec![0.0; heads * self.group * self.dim];
         let bytes = self.valid() * self.kv_heads * 2 * self.dim * size_of::<T>();
-        let threads = Threads::new(heads, bytes);
-        output
-            .par_chunks_mut(width)
-            .with_min_len(threads.min_len(heads))
-            .enumerate()
-            .for_each(|(head, output)| {
-                let (start, end) = self.span(head);
-                self.attend(head, threads, Span(start, end), output);
-            });
+        let spans: Vec<Span> = (0..heads)
+            .map(|head| self.span(head))
+            .map(|(start, end)| Span(start, end))
+            .collect();
+        self.attend(0, Threads::new(heads, bytes), &spans, &mut output);
         output
     }
 
@@ -87,58 +78,93 @@ impl<T: Element> Problem<'_, T> {
             sketch,
             config,
             columns: Columns::new(config, self.group, needs_alpha),
-            threads,
+            k,
+            needs_alpha,
         };
-        (
-            found.output.par_chunks_mut(width),
-            found.positions.par_chunks_mut(k.max(1)),
-            found.alpha.par_chunks_mut(self.group),
-        )
-            .into_par_iter()
-            .with_min_len(threads.min_len(heads))
+        // All heads in one part if each is shared by threads, or a part for each head.
+        let count = if threads.divides_heads() { heads } else { 1 };
+        let parts = found
+            .output
+            .chunks_mut(count * width)
+            .zip(found.positions.chunks_mut((count * k).max(1)))
+            .zip(found.alpha.chunks_mut(count * self.group));
+        let mut parts = parts
             .enumerate()
-            .for_each(|(head, (output, positions, alpha))| {
-                let mut scratch = Scratch::take();
-                step.run(head, &mut scratch, output, positions, alpha);
-                scratch.put_back();
+            .map(|(part, ((output, positions), alpha))| Heads {
+                first: part * count,
+                output,
+                positions,
+                alpha,
             });
+        let run = |heads: Heads<'_>, threads| {
+            let mut scratch = Scratch::take();
+            step.run(heads, threads, &mut scratch);
+            scratch.put_back();
+        };
+        match threads.divides_heads() {
+            true => parts.by_ref().for_each(|all| run(all, threads)),
+            false => threads.for_each(parts.collect(), |head| run(head, Threads::ONE)),
+        }
         found
     }
 
-    /// Writes exact attention of one batch head over the given positions, [g, d].
-    fn attend(&self, head: usize, threads: Threads, positions: impl Positions, output: &mut [f32]) {
-        let dim = self.dim;
+    /// Writes exact attention of the batch heads from `first` on, each over its positions,
+    /// [heads, g, d].
+    fn attend<P: Positions>(
+        &self,
+        first: usize,
+        threads: Threads,
+        positions: &[P],
+        output: &mut [f32],
+    ) {
+        let (group, dim) = (self.group, self.dim);
         let width = dim.next_multiple_of(MAX_LANES);
         let scale = (dim as f32).sqrt();
-        let mut q = vec![0.0; self.group * width];
-        let queries = self.query(head).chunks_exact(dim);
+        let mut q = vec![0.0; positions.len() * group * width];
+        let queries = self.q[first * group * dim..].chunks_exact(dim);
         for (to, from) in q.chunks_exact_mut(width).zip(queries) {
             for (to, from) in to.iter_mut().zip(from) {
                 *to = from / scale;
             }
         }
-        let matrix = head * self.capacity * dim..(head + 1) * self.capacity * dim;
-        let attend = Attend {
-            q: &q,
-            keys: &self.keys[matrix.clone()],
-            values: &self.values[matrix],
-            dim,
-            width,
-            softcap: self.softcap,
-        };
-        let parts = threads.parts(positions.count(), MIN_POSITIONS);
-        let state = if parts.len() == 1 {
-            attend.over(self.level, positions)
-        } else {
-            let over = |part| attend.over(self.level, positions.part(part));
-            let states: Vec<OnlineSoftmax> = parts.into_par_iter().map(over).collect();
-            // Merged in the order of the positions, so that the result does not depend on which
-            // thread finishes first.
-            let merged = states.into_iter().reduce(|all, state| all.merge(&state));
-            merged.unwrap_or_else(|| OnlineSoftmax::new(self.group, width))
-        };
-        for (head, output) in output.chunks_exact_mut(dim).enumerate() {
-            state.write(head, output);
+        let parts = positions.iter().enumerate().flat_map(|(head, positions)| {
+            let parts = threads.parts(positions.count(), P::MIN_PART);
+            parts.map(move |part| (head, positions.part(part)))
+        });
+        let parts: Vec<(usize, P)> = parts.collect();
+        let mut states = vec![None; parts.len()];
+        threads.for_each(
+            parts.iter().zip(&mut states).collect(),
+            |(&(head, part), state)| {
+                let matrix = (first + head) * self.capacity * dim;
+                let matrix = matrix..matrix + self.capacity * dim;
+                let attend = Attend {
+                    q: &q[head * group * width..(head + 1) * group * width],
+                    keys: &self.keys[matrix.clone()],
+                    values: &self.values[matrix],
+                    dim,
+                    width,
+                    softcap: self.softcap,
+                };
+                *state = Some(attend.over(self.level, part));
+            },
+        );
+        // Merged in the order of the positions, so that the result does not depend on which thread
+        // finishes first.
+        let mut states = parts.iter().zip(states).peekable();
+        for (head, output) in output.chunks_exact_mut(group * dim).enumerate() {
+            let mut merged: Option<OnlineSoftmax> = None;
+            while let Some((_, state)) = states.next_if(|((of, _), _)| *of == head) {
+                merged = match (merged, state) {
+                    (Some(merged), Some(state)) => Some(merged.merge(&state)),
+                    (merged, state) => merged.or(state),
+                };
+            }
+            for (head, output) in output.chunks_exact_mut(dim).enumerate() {
+                if let Some(merged) = &merged {
+                    merged.write(head, output);
+                }
+            }
         }
     }
 
@@ -171,21 +197,36 @@ struct SparqStep<'a, T, C: Storage> {
     sketch: &'a KeySketch<'a, C>,
     config: &'a SparqConfig,
     columns: Columns,
-    threads: Threads,
+    k: usize,
+    needs_alpha: bool,
 }
 
-/// The scored positions of a batch head.
-#[derive(Clone, Copy)]
-struct Scored {
-    head: usize,
+/// Consecutive batch heads, and what a step writes for them.
+struct Heads<'a> {
+    first: usize,
+    /// [heads, g, d].
+    output: &'a mut [f32],
+    /// [heads, k].
+    positions: &'a mut [i64],
+    /// [heads, g].
+    alpha: &'a mut [f32],
+}
+
+/// A batch head with more positions than are selected.
+struct Scored<'a, C: Storage> {
+    /// The index among the heads of a [`Heads`].
+    index: usize,
     start: usize,
     end: usize,
     /// The first position of the local window.
     window: usize,
     slots: Slots,
+    query: Query,
+    /// The rows of the sketch for the selected components.
+    rows: Vec<&'a [C::Cell]>,
 }
 
-impl Scored {
+impl<C: Storage> Scored<'_, C> {
     /// Returns the blocks that contain the positions.
     fn blocks(&self) -> Range<usize> {
         self.start / BLOCK..self.end.div_ceil(BLOCK)
@@ -198,152 +239,222 @@ impl Scored {
 }
 
 impl<T: Element, C: Storage> SparqStep<'_, T, C> {
-    /// Runs all stages for one batch head: writes its outputs [g, d], selected positions [k] and
-    /// alpha [g].
-    fn run(
-        &self,
-        head: usize,
-        scratch: &mut Scratch,
-        output: &mut [f32],
-        positions: &mut [i64],
-        alpha: &mut [f32],
-    ) {
-        let (problem, dim) = (self.problem, self.problem.dim);
-        let (start, end) = problem.span(head);
-        let (count, k) = (end - start, positions.len());
-        let mut selected = std::mem::take(&mut scratch.selected);
-        selected.clear();
-        if count <= k {
-            selected.extend(start as u32..end as u32);
-            alpha.fill(1.0);
-        } else {
-            let local = self.config.local_window.min(k);
-            let scored = Scored {
-                head,
-                start,
-                end,
-                window: end - local,
-                slots: Slots::of::<C>(problem.level),
-            };
-            let mut buffers = scratch.buffers(scored.blocks().len(), self.columns);
-            self.score(&scored, &mut buffers);
-            self.select(&scored, &mut buffers, k - local, &mut selected, alpha);
-        }
-        problem.attend(head, self.threads, selected.as_slice(), output);
-        for (to, &position) in positions.iter_mut().zip(&selected) {
-            *to = i64::from(position);
-        }
-        scratch.selected = selected;
-
-        // Also where alpha is 1, since every output must show a NaN in the mean.
-        if self.config.mean_value.applies(problem.group) {
-            let v_sum = &self.sketch.v_sum[head * dim..(head + 1) * dim];
-            let scale = 1.0 / count.max(1) as f32;
-            for (y, &alpha) in output.chunks_exact_mut(dim).zip(&*alpha) {
-                for (y, sum) in y.iter_mut().zip(v_sum) {
-                    *y = *y * alpha + sum * scale * (1.0 - alpha);
+    /// Runs all stages for some batch heads, each stage for all of them.
+    fn run(&self, heads: Heads<'_>, threads: Threads, scratch: &mut Scratch) {
+        let Heads {
+            first,
+            output,
+            positions,
+            alpha,
+        } = heads;
+        let (problem, k, group) = (self.problem, self.k, self.problem.group);
+        let count = alpha.len() / group;
+        let mut selected = scratch.take_selected(count);
+        let mut scored = Vec::new();
+        for (index, (selected, alpha)) in selected
+            .iter_mut()
+            .zip(alpha.chunks_exact_mut(group))
+            .enumerate()
+        {
+            let (start, end) = problem.span(first + index);
+            match end - start <= k {
+                true => {
+                    selected.extend(start as u32..end as u32);
+                    alpha.fill(1.0);
                 }
+                false => scored.push(self.scored(index, first + index)),
+            }
+        }
+        if !scored.is_empty() {
+            let blocks = scored.iter().map(|head| head.blocks().len()).sum();
+            let mut buffers = scratch.buffers(blocks, count, self.columns);
+            self.score(&scored, threads, &mut buffers);
+            self.select(&scored, threads, &mut buffers, &mut selected, alpha);
+        }
+        let lists: Vec<&[u32]> = selected.iter().map(Vec::as_slice).collect();
+        problem.attend(first, threads, &lists, output);
+        for (positions, selected) in positions.chunks_mut(k.max(1)).zip(&lists) {
+            for (to, &position) in positions.iter_mut().zip(*selected) {
+                *to = i64::from(position);
+            }
+        }
+        scratch.put_back_selected(selected);
+        // Also where alpha is 1, since every output must show a NaN in the mean.
+        if self.config.mean_value.applies(group) {
+            self.add_mean(first, output, alpha);
+        }
+    }
+
+    /// Mixes the mean value, weighted with 1 - alpha, into the outputs.
+    fn add_mean(&self, first: usize, output: &mut [f32], alpha: &[f32]) {
+        let (dim, group) = (self.problem.dim, self.problem.group);
+        for (row, (y, &alpha)) in output.chunks_exact_mut(dim).zip(alpha).enumerate() {
+            let head = first + row / group;
+            let (start, end) = self.problem.span(head);
+            let v_sum = &self.sketch.v_sum[head * dim..(head + 1) * dim];
+            let scale = 1.0 / (end - start).max(1) as f32;
+            for (y, sum) in y.iter_mut().zip(v_sum) {
+                *y = *y * alpha + sum * scale * (1.0 - alpha);
             }
         }
     }
 
-    /// Stage 1: writes weights, the factors from weights to probabilities, and sort keys.
-    fn score(&self, scored: &Scored, buffers: &mut Buffers<'_>) {
-        let (problem, columns) = (self.problem, self.columns);
-        let (heads, all) = (columns.heads, columns.count());
-        let channels = scored.head * problem.dim..(scored.head + 1) * problem.dim;
+    /// Selects the components of a batch head.
+    fn scored(&self, index: usize, head: usize) -> Scored<'_, C> {
+        let (problem, dim) = (self.problem, self.problem.dim);
+        let (start, end) = problem.span(head);
+        let channels = head * dim..(head + 1) * dim;
         let scales = self.sketch.scales.map(|scales| &scales[channels.clone()]);
-        let q = problem.query(scored.head);
-        let query = Query::new(q, problem.dim, scales, self.config, columns);
+        let query = Query::new(problem.query(head), dim, scales, self.config, self.columns);
         let row = problem.capacity.div_ceil(C::POSITIONS);
-        let start = |component: u32| (channels.start + component as usize) * row;
+        let start_of = |component: u32| (channels.start + component as usize) * row;
         let components = query.components.iter();
-        let rows = components.map(|&component| &self.sketch.cells[start(component)..][..row]);
-        let rows: Vec<&[C::Cell]> = rows.collect();
+        let rows = components.map(|&component| &self.sketch.cells[start_of(component)..][..row]);
+        Scored {
+            index,
+            start,
+            end,
+            window: end - self.config.local_window.min(self.k),
+            slots: Slots::of::<C>(problem.level),
+            rows: rows.collect(),
+            query,
+        }
+    }
 
-        let blocks = scored.blocks();
-        let min_len = self.threads.min_len(blocks.len());
-        (
-            buffers.weights.par_chunks_mut(all * BLOCK),
-            buffers.statistics.par_chunks_mut(columns.statistics()),
-            buffers.keys.par_chunks_mut(BLOCK),
-        )
-            .into_par_iter()
-            .with_min_len(min_len)
-            .enumerate()
-            .for_each(|(block, (weights, statistics, keys))| {
-                problem.level.run(ScoreBlock::<C> {
-                    query: &query,
-                    rows: &rows,
-                    slots: scored.slots,
-                    first: (blocks.start + block) * BLOCK,
-                    valid: (scored.start, scored.end),
-                    window: scored.window,
+    /// Stage 1: writes weights, the factors from weights to probabilities, and sort keys.
+    fn score(&self, scored: &[Scored<'_, C>], threads: Threads, buffers: &mut Buffers<'_>) {
+        let (level, columns) = (self.problem.level, self.columns);
+        let (heads, all) = (columns.heads, columns.count());
+        let blocks = scored
+            .iter()
+            .flat_map(|head| head.blocks().map(move |block| (head, block)));
+        let tasks = blocks
+            .clone()
+            .zip(buffers.weights.chunks_mut(all * BLOCK))
+            .zip(buffers.statistics.chunks_mut(columns.statistics()))
+            .zip(buffers.keys.chunks_mut(BLOCK));
+        threads.for_each(
+            tasks.collect(),
+            |((((head, block), weights), statistics), keys)| {
+                level.run(ScoreBlock::<C> {
+                    query: &head.query,
+                    rows: &head.rows,
+                    slots: head.slots,
+                    first: block * BLOCK,
+                    valid: (head.start, head.end),
+                    window: head.window,
                     scores: Scores {
                         weights,
                         statistics,
                         keys,
                     },
                 });
-            });
-        normalize(buffers.statistics, columns);
-
+            },
+        );
+        let mut rest = &mut *buffers.statistics;
+        for head in scored {
+            let len = head.blocks().len() * columns.statistics();
+            let (of_head, after) = rest.split_at_mut(len);
+            normalize(of_head, columns);
+            rest = after;
+        }
         if columns.ranking.is_none() {
-            let (weights, statistics) = (&*buffers.weights, &*buffers.statistics);
-            buffers
-                .keys
-                .par_chunks_mut(BLOCK)
-                .with_min_len(min_len.max(4))
-                .enumerate()
-                .for_each(|(block, keys)| {
-                    problem.level.run(GroupKeys {
-                        weights: &weights[block * all * BLOCK..][..heads * BLOCK],
-                        scales: &statistics[block * columns.statistics()..][..heads],
-                        slots: scored.slots,
-                        first: (blocks.start + block) * BLOCK,
-                        eligible: (scored.start, scored.window),
+            let tasks = blocks
+                .zip(buffers.weights.chunks(all * BLOCK))
+                .zip(buffers.statistics.chunks(columns.statistics()))
+                .zip(buffers.keys.chunks_mut(BLOCK));
+            threads.for_each(
+                tasks.collect(),
+                |((((head, block), weights), statistics), keys)| {
+                    level.run(GroupKeys {
+                        weights: &weights[..heads * BLOCK],
+                        scales: &statistics[..heads],
+                        slots: head.slots,
+                        first: block * BLOCK,
+                        eligible: (head.start, head.window),
                         keys,
                     });
-                });
+                },
+            );
         }
     }
 
-    /// Stage 2: appends the `count` highest-ranked positions and the local window to `selected`,
-    /// and sets the alpha of the heads whose softmax is taken.
+    /// Stage 2: appends the highest-ranked positions and the local window to `selected`, and sets
+    /// the alpha of the heads whose softmax is taken.
     fn select(
         &self,
-        scored: &Scored,
+        scored: &[Scored<'_, C>],
+        threads: Threads,
         buffers: &mut Buffers<'_>,
-        count: usize,
-        selected: &mut Vec<u32>,
+        selected: &mut [Vec<u32>],
+        alpha: &mut [f32],
+    ) {
+        let columns = self.columns;
+        let mut outputs: Vec<_> = selected
+            .iter_mut()
+            .zip(alpha.chunks_exact_mut(self.problem.group))
+            .map(Some)
+            .collect();
+        let mut tasks = Vec::with_capacity(scored.len());
+        let mut first = 0;
+        for (head, top_k) in scored.iter().zip(&mut *buffers.top_k) {
+            let (start, end) = (first, first + head.blocks().len());
+            first = end;
+            let ranked = Ranked {
+                keys: &buffers.keys[start * BLOCK..end * BLOCK],
+                weights: &buffers.weights[start * columns.count() * BLOCK..],
+                statistics: &buffers.statistics[start * columns.statistics()..],
+            };
+            if let Some((selected, alpha)) = outputs[head.index].take() {
+                tasks.push((head, top_k, ranked, selected, alpha));
+            }
+        }
+        threads.for_each(tasks, |(head, top_k, ranked, selected, alpha)| {
+            let local = head.end - head.window;
+            let candidates = head.window - head.start;
+            let count = self.k - local;
+            top_k.select(self.problem.level, ranked.keys, candidates, count, selected);
+            if self.needs_alpha {
+                let window = (head.window..head.end).map(|at| head.slots.slot(at - head.first()));
+                let slots = selected.iter().map(|&slot| slot as usize).chain(window);
+                self.sum_alpha(&ranked, slots, alpha);
+            }
+            for slot in selected.iter_mut() {
+                *slot = (head.first() + head.slots.position(*slot as usize)) as u32;
+            }
+            selected.extend(head.window as u32..head.end as u32);
+        });
+    }
+
+    /// Sets alpha to the sum of the probabilities at the given slots.
+    fn sum_alpha(
+        &self,
+        ranked: &Ranked<'_>,
+        slots: impl Iterator<Item = usize>,
         alpha: &mut [f32],
     ) {
         let (heads, all) = (self.columns.heads, self.columns.count());
-        let candidates = scored.window - scored.start;
-        let level = self.problem.level;
-        buffers
-            .top_k
-            .select(level, buffers.keys, candidates, count, selected);
-        alpha.fill(0.0);
-        let mut add = |slot: usize| {
+        for slot in slots {
             let (block, within) = (slot / BLOCK, slot % BLOCK);
             for (h, alpha) in alpha[..heads].iter_mut().enumerate() {
-                let weight = buffers.weights[(block * all + h) * BLOCK + within];
-                *alpha += weight * buffers.statistics[block * self.columns.statistics() + h];
+                let weight = ranked.weights[(block * all + h) * BLOCK + within];
+                *alpha += weight * ranked.statistics[block * self.columns.statistics() + h];
             }
-        };
-        for slot in selected.iter_mut() {
-            add(*slot as usize);
-            *slot = (scored.first() + scored.slots.position(*slot as usize)) as u32;
-        }
-        for position in scored.window..scored.end {
-            add(scored.slots.slot(position - scored.first()));
-            selected.push(position as u32);
         }
         for alpha in alpha {
             *alpha = alpha.clamp(0.0, 1.0);
         }
     }
+}
+
+/// The ranked positions of a batch head, from its first block on.
+struct Ranked<'a> {
+    /// [blocks, BLOCK].
+    keys: &'a [u32],
+    /// [blocks.., columns, BLOCK].
+    weights: &'a [f32],
+    /// [blocks.., 2, heads].
+    statistics: &'a [f32],
 }
 
 /// Replaces the maxima of the blocks by the factors from a block's weights to probabilities.

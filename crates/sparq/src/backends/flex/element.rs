@@ -4,7 +4,8 @@ use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{bf16, f16};
 
-use super::simd::{MAX_LANES, Simd};
+use super::simd::{Kernel, Level, MAX_LANES, Simd};
+use super::threads::Threads;
 
 /// An element of K, V and a full sketch, or of the weights and activations of linear layers.
 pub(super) trait Element: Copy + Default + Send + Sync + 'static {
@@ -47,6 +48,35 @@ pub(super) trait Element: Copy + Default + Send + Sync + 'static {
         let mut padded = [Self::default(); MAX_LANES];
         Self::store(simd, value, &mut padded);
         to.copy_from_slice(&padded[..to.len()]);
+    }
+}
+
+/// Elements that a thread converts at a time.
+const PART: usize = 1 << 15;
+
+/// Converts elements to another type, rounded to the nearest.
+pub(super) fn convert<A: Element, B: Element>(level: Level, from: &[A]) -> Vec<B> {
+    let mut to = vec![B::default(); from.len()];
+    let parts = from.chunks(PART).zip(to.chunks_mut(PART));
+    let parts: Vec<Convert<'_, A, B>> = parts.map(|(from, to)| Convert { from, to }).collect();
+    let threads = Threads::new(parts.len(), size_of_val(from));
+    threads.for_each(parts, |part| level.run(part));
+    to
+}
+
+struct Convert<'a, A, B> {
+    from: &'a [A],
+    to: &'a mut [B],
+}
+
+impl<A: Element, B: Element> Kernel for Convert<'_, A, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for index in (0..self.from.len()).step_by(S::LANES) {
+            B::store_at(simd, A::load_at(simd, self.from, index), self.to, index);
+        }
     }
 }
 

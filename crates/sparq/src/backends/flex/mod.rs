@@ -7,7 +7,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`simd`] | vectors on each instruction set, and all `unsafe` code |
+//! | [`simd`] | vectors on each instruction set |
 //! | [`element`] | the element types of a cache |
 //! | [`sketch`] | the rows of a key sketch as vectors |
 //! | [`query`], [`score`] | stage 1: selected components, approximate scores |
@@ -16,9 +16,13 @@
 //! | [`online_softmax`] | the exponential, and the softmax state that merges |
 //! | [`decode`] | decode steps over a whole batch |
 //! | [`prefill`] | causal attention of many queries |
-//! | [`threads`], [`scratch`] | division among threads, working memory |
-//! | [`rope`], [`append`] | RoPE and append of one token |
+//! | [`team`], [`threads`], [`scratch`] | threads, division among them, working memory |
+//! | [`rope`] | RoPE |
+//! | [`append`] | append of one token |
+//! | [`pages`] | large pages for caches |
 //! | [`linear`] | linear layers with a norm, an activation and the residual stream |
+//!
+//! All `unsafe` code is in [`simd`], [`team`] and [`pages`].
 //!
 //! Buffers that the kernels do not support (f64, mixed types) take the
 //! [`reference`](mod@crate::ops::reference).
@@ -29,6 +33,7 @@ mod decode;
 mod element;
 mod linear;
 mod online_softmax;
+mod pages;
 mod prefill;
 mod query;
 mod rope;
@@ -36,6 +41,7 @@ mod score;
 mod scratch;
 mod simd;
 mod sketch;
+mod team;
 mod threads;
 mod topk;
 
@@ -88,6 +94,9 @@ impl SparqBackend for Flex {
         encode: bool,
     ) -> CacheBuffers<Self> {
         let dtype = cache.k.dtype();
+        if spans.longest() == 0 && cache.v.dtype() == dtype {
+            with_element!(dtype, T => Some(pages::advise_large::<T>(&mut cache)));
+        }
         let one = k.layout().shape()[2] == 1;
         let done = one && cache.v.dtype() == dtype && {
             let (k, v) = (cast(k.clone(), dtype), cast(v.clone(), dtype));
@@ -97,9 +106,11 @@ impl SparqBackend for Flex {
             .unwrap_or(false)
         };
         if done {
-            let device = Self::float::<4>(k).device();
-            let grown = spans.grown(&counts).to_tensor(&device);
-            cache.spans = Self::int_primitive(grown);
+            let grown = spans.grown(&counts);
+            if !append::set_spans(&mut cache.spans, &grown) {
+                let device = Self::float::<4>(k).device();
+                cache.spans = Self::int_primitive(grown.to_tensor(&device));
+            }
             return cache;
         }
         fallback::append(cache, k, v, spans, counts, encode)
@@ -118,7 +129,7 @@ impl SparqBackend for Flex {
             RotaryBuffers::None => (q, k),
             RotaryBuffers::Table(table) => {
                 let table = cast(table, DType::F32);
-                let rotate = |x| rope::rotate(x, &table, &spans);
+                let rotate = |x| rotate(x, &table, &spans);
                 (rotate(q), rotate(k))
             }
         };
@@ -210,6 +221,23 @@ impl SparqBackend for Flex {
         with_element!(x.dtype(), T => linear::buffers::normalize::<T>(level, &x, &norm))
             .unwrap_or_else(|| fallback::normalize(x, norm))
     }
+}
+
+/// Rotates x [B, H, T, d] for the positions after `spans`, in its own type.
+fn rotate(x: FloatTensor<Flex>, table: &FloatTensor<Flex>, spans: &Spans) -> FloatTensor<Flex> {
+    let (dtype, width) = (x.dtype(), table.layout().shape()[1]);
+    let rotated = |x: &FloatTensor<Flex>| {
+        let table = (f32::slice(table)?, width);
+        let level = Level::detect();
+        with_element!(x.dtype(), T => rope::rotate::<T>(level, x, table, spans))
+    };
+    let x = cast(x, dtype);
+    rotated(&x).unwrap_or_else(|| {
+        // Other types rotate in fp32.
+        let x = cast(x, DType::F32);
+        let x = rotated(&x).expect("cast returns contiguous fp32 tensors");
+        cast(x, dtype)
+    })
 }
 
 /// Returns causal attention, [B, H, T, d], or `None` if the kernels do not support the buffers.
@@ -312,13 +340,31 @@ fn problem<'a, T: Element>(
     })
 }
 
-/// Converts a tensor to a type and makes it contiguous.
+/// Converts a tensor to a type and makes it contiguous, perhaps as a part of its storage.
 fn cast(tensor: FloatTensor<Flex>, dtype: DType) -> FloatTensor<Flex> {
-    if tensor.dtype() == dtype {
-        return tensor.to_contiguous();
-    }
-    let tensor = Flex::float::<4>(tensor).cast(FloatDType::from(dtype));
-    Flex::float_primitive(tensor).to_contiguous()
+    let tensor = match tensor.layout().contiguous_offsets() {
+        Some(_) => tensor,
+        None => tensor.to_contiguous(),
+    };
+    let converted = match (tensor.dtype(), dtype) {
+        (from, to) if from == to => return tensor,
+        (from, DType::F32) => with_element!(from, T => converted::<T, f32>(&tensor)),
+        (DType::F32, to) => with_element!(to, T => converted::<f32, T>(&tensor)),
+        _ => None,
+    };
+    converted.unwrap_or_else(|| {
+        let tensor = Flex::float::<4>(tensor).cast(FloatDType::from(dtype));
+        Flex::float_primitive(tensor).to_contiguous()
+    })
+}
+
+/// Converts a contiguous tensor with vectors.
+fn converted<A: Element, B: Element + burn::tensor::Element>(
+    tensor: &FloatTensor<Flex>,
+) -> Option<FloatTensor<Flex>> {
+    let values: Vec<B> = element::convert(Level::detect(), A::slice(tensor)?);
+    let values = TensorData::new(values, tensor.layout().shape().clone());
+    Some(FloatTensor::<Flex>::from_data(values))
 }
 
 /// Returns the output [B, H, d] as [B, H, 1, d] in the query's type.

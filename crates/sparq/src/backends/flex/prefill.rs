@@ -7,8 +7,6 @@ mod panel;
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use self::panel::{BLOCK, KeyBlock, Panel};
 use super::attend::{Attend, Span};
 use super::element::Element;
@@ -70,12 +68,48 @@ impl<T: Element> Prefill<'_, T> {
         // the element.
         let bytes = scores * self.dim * size_of::<T>() / 8;
         let threads = Threads::new(tiles.len(), bytes);
-        let min_len = threads.min_len(tiles.len());
-        tiles
-            .into_par_iter()
-            .with_min_len(min_len)
-            .for_each(|tile| self.attend_tile(tile, threads));
+        match threads.divides_heads() {
+            true => self.attend_parts(tiles, threads),
+            false => threads.for_each(tiles, |mut tile| {
+                let rows = self.rows(&tile);
+                let state = rows.state(self.level, rows.seen());
+                self.write(&state, &mut tile);
+            }),
+        }
         output
+    }
+
+    /// Attends with few tiles, the positions of each divided among threads.
+    fn attend_parts(&self, tiles: Vec<Tile<'_>>, threads: Threads) {
+        let parts = tiles.iter().enumerate().flat_map(|(index, tile)| {
+            let seen = self.rows(tile).seen();
+            let parts = threads.parts(seen.len(), MIN_POSITIONS);
+            parts.map(move |part| (index, seen.start + part.start..seen.start + part.end))
+        });
+        let parts: Vec<(usize, Range<usize>)> = parts.collect();
+        let mut states = vec![None; parts.len()];
+        let tasks = parts.iter().zip(&mut states).collect();
+        threads.for_each(
+            tasks,
+            |((index, part), state): (&(usize, Range<usize>), _)| {
+                *state = Some(self.rows(&tiles[*index]).state(self.level, part.clone()));
+            },
+        );
+        // Merged in the order of the positions, so that the result does not depend on which thread
+        // finishes first.
+        let mut states = parts.iter().zip(states).peekable();
+        for (index, mut tile) in tiles.into_iter().enumerate() {
+            let mut merged: Option<OnlineSoftmax> = None;
+            while let Some((_, state)) = states.next_if(|((of, _), _)| *of == index) {
+                merged = match (merged, state) {
+                    (Some(merged), Some(state)) => Some(merged.merge(&state)),
+                    (merged, state) => merged.or(state),
+                };
+            }
+            if let Some(merged) = merged {
+                self.write(&merged, &mut tile);
+            }
+        }
     }
 
     /// Divides the output [B, H, T, d] into tiles, those with the most positions first.
@@ -116,45 +150,29 @@ impl<T: Element> Prefill<'_, T> {
         }
     }
 
-    /// Writes the outputs of a tile.
-    fn attend_tile(&self, mut tile: Tile<'_>, threads: Threads) {
+    /// Returns the rows of a tile.
+    fn rows(&self, tile: &Tile<'_>) -> Rows<'_, T> {
         let Self { group, dim, .. } = *self;
-        let reach = self.reach(tile.batch_head);
-        let seen = reach.of(&tile.queries);
-        let matrix =
-            tile.batch_head * self.capacity * dim..(tile.batch_head + 1) * self.capacity * dim;
-        let heads = tile.batch_head * group * self.len * dim..;
-        let rows = Rows {
-            q: &self.q[heads],
+        let matrix = tile.batch_head * self.capacity * dim;
+        let matrix = matrix..matrix + self.capacity * dim;
+        Rows {
+            q: &self.q[tile.batch_head * group * self.len * dim..],
             keys: &self.keys[matrix.clone()],
             values: &self.values[matrix],
             queries: tile.queries.clone(),
             len: self.len,
             group,
             dim,
-            reach,
+            reach: self.reach(tile.batch_head),
             softcap: self.softcap,
-        };
-        let over = |part: Range<usize>| {
-            let positions = seen.start + part.start..seen.start + part.end;
-            match rows.count() <= FEW {
-                true => rows.over_common(self.level, positions),
-                false => rows.over(self.level, positions),
-            }
-        };
-        let parts = threads.parts(seen.len(), MIN_POSITIONS);
-        // Merged in the order of the positions, so that the result does not depend on which thread
-        // finishes first.
-        let states: Vec<OnlineSoftmax> = match parts.len() {
-            1 => vec![over(0..seen.len())],
-            _ => parts.into_par_iter().map(over).collect(),
-        };
-        let Some(state) = states.into_iter().reduce(|all, state| all.merge(&state)) else {
-            return;
-        };
+        }
+    }
+
+    /// Writes the outputs of a tile from the softmax state of its rows.
+    fn write(&self, state: &OnlineSoftmax, tile: &mut Tile<'_>) {
         for (head, output) in tile.outputs.iter_mut().enumerate() {
-            for (query, output) in output.chunks_exact_mut(dim).enumerate() {
-                state.write(query * group + head, output);
+            for (query, output) in output.chunks_exact_mut(self.dim).enumerate() {
+                state.write(query * self.group + head, output);
             }
         }
     }
@@ -213,6 +231,19 @@ impl<T: Element> Rows<'_, T> {
         self.queries.len() * self.group
     }
 
+    /// Returns the positions that any row attends to.
+    fn seen(&self) -> Range<usize> {
+        self.reach.of(&self.queries)
+    }
+
+    /// Returns the softmax state over the given positions.
+    fn state(&self, level: Level, positions: Range<usize>) -> OnlineSoftmax {
+        match self.count() <= FEW {
+            true => self.over_common(level, positions),
+            false => self.over(level, positions),
+        }
+    }
+
     /// Returns the query vector of a row.
     fn query(&self, row: usize) -> &[f32] {
         let query = self.queries.start + row / self.group;
@@ -266,7 +297,7 @@ impl<T: Element> Rows<'_, T> {
         state
     }
 
-    /// Returns the softmax state over the given positions.
+    /// Returns the softmax state over the given positions, with the rows in the lanes of vectors.
     fn over(&self, level: Level, positions: Range<usize>) -> OnlineSoftmax {
         let count = self.count();
         let widest = level.vectors() * level.lanes();

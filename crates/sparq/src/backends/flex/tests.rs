@@ -300,7 +300,6 @@ fn decode_on_every_level(
         let mut found =
             with_element!(buffers.k.dtype(), T => sparq::<T>(level, &q, &buffers, spans, config, true))
                 .unwrap();
-        assert!(close(&found.alpha, &alpha), "{case}");
         sort(&mut found.positions);
         // Of scores that are equal up to the order of a sum, either may be selected.
         for (head, (found, expected)) in
@@ -320,6 +319,7 @@ fn decode_on_every_level(
             );
         }
         if found.positions == positions {
+            assert!(close(&found.alpha, &alpha), "{case}");
             assert!(close(&found.output, &expected), "{case}");
         }
     }

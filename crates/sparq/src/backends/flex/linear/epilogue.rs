@@ -1,7 +1,5 @@
 //! Bias, activation and residual stream: from the sums of the product to the output.
 
-use rayon::prelude::*;
-
 use super::Combine;
 use super::product::{Part, Sums};
 use crate::backends::flex::element::Element;
@@ -23,21 +21,18 @@ impl<T: Element> Epilogue<'_, T> {
     /// Writes the output, [rows, out].
     pub(super) fn finish(&self, level: Level, sums: &Sums<'_>, output: &mut [T]) {
         let width = output.len() / sums.rows();
-        let min_len = Threads::new(sums.rows(), 4 * output.len()).min_len(sums.rows());
-        output
-            .par_chunks_mut(width)
-            .enumerate()
-            .with_min_len(min_len)
-            .for_each(|(row, output)| {
-                let residual = self.residual.map(|all| &all[row * width..][..width]);
-                level.run(Row {
-                    epilogue: self,
-                    sums,
-                    row,
-                    residual,
-                    output,
-                });
+        let threads = Threads::new(sums.rows(), 4 * output.len());
+        let outputs: Vec<_> = output.chunks_mut(width).enumerate().collect();
+        threads.for_each(outputs, |(row, output)| {
+            let residual = self.residual.map(|all| &all[row * width..][..width]);
+            level.run(Row {
+                epilogue: self,
+                sums,
+                row,
+                residual,
+                output,
             });
+        });
     }
 }
 

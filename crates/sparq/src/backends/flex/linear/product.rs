@@ -6,11 +6,10 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::rows::{BLOCK_INPUTS, Rows, TILE_ROWS, aligned};
 use crate::backends::flex::element::Element;
 use crate::backends::flex::simd::{Kernel, Level, MAX_LANES, Simd};
+use crate::backends::flex::team;
 use crate::backends::flex::threads::Threads;
 
 /// Weight rows that are read at once for one tile of x.
@@ -114,7 +113,7 @@ pub(super) fn product<'a, T: Element>(
     let outputs: Vec<usize> = weights.iter().map(|weight| weight.len() / inputs).collect();
     let total: usize = outputs.iter().sum();
     let blocks = rows.count.div_ceil(BLOCK_ROWS);
-    let threads = rayon::current_num_threads();
+    let threads = team::threads();
     // Small tasks share few rows evenly. In large ones, a block of rows serves more outputs.
     let share = if rows.tiles() == 1 { 8 } else { 4 };
     let chunk = (total * blocks / (share * threads)).next_multiple_of(OUTPUTS);
@@ -150,11 +149,7 @@ pub(super) fn product<'a, T: Element>(
             .iter()
             .map(|weight| size_of_val(*weight))
             .sum::<usize>();
-    let min_len = Threads::new(tasks.len(), bytes).min_len(tasks.len());
-    tasks
-        .into_par_iter()
-        .with_min_len(min_len)
-        .for_each(|task| level.run(task));
+    Threads::new(tasks.len(), bytes).for_each(tasks, |task| level.run(task));
     Sums {
         data,
         rows: rows.count,

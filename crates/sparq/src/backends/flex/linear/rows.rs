@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use crate::backends::flex::element::Element;
 use crate::backends::flex::simd::{CACHE_LINE, Kernel, Level, MAX_LANES, Simd};
 use crate::backends::flex::threads::Threads;
@@ -95,15 +93,12 @@ impl Norm<'_> {
         let width = inputs.next_multiple_of(MAX_LANES);
         let rows = self.tiles(level, x, inputs, [1, width], &mut memory);
         let mut output = vec![T::default(); x.len()];
-        let min_len = Threads::new(rows.count, size_of_val(x)).min_len(rows.count);
-        output
-            .par_chunks_mut(inputs)
-            .enumerate()
-            .with_min_len(min_len)
-            .for_each(|(row, output)| {
-                let row = rows.part(row, &(0..width));
-                level.run(Narrow { row, output });
-            });
+        let threads = Threads::new(rows.count, size_of_val(x));
+        let outputs: Vec<_> = output.chunks_mut(inputs).enumerate().collect();
+        threads.for_each(outputs, |(row, output)| {
+            let row = rows.part(row, &(0..width));
+            level.run(Narrow { row, output });
+        });
         output
     }
 
@@ -136,11 +131,7 @@ impl Norm<'_> {
                 tile.blocks.push(part);
             }
         }
-        let min_len = Threads::new(count, size_of_val(x)).min_len(count);
-        tiles
-            .into_par_iter()
-            .with_min_len(min_len)
-            .for_each(|tile| level.run(tile));
+        Threads::new(count, size_of_val(x)).for_each(tiles, |tile| level.run(tile));
         Rows {
             data,
             count,

@@ -1,5 +1,4 @@
-//! Vectors of fp32 on the instruction sets of the CPU, detected at run time. All `unsafe` code of
-//! this backend is in this module.
+//! Vectors of fp32 on the instruction sets of the CPU, detected at run time.
 //!
 //! A [`Kernel`] is written once, generic over [`Simd`]. [`Level::run`] compiles it into one
 //! function per instruction set. Every function that a kernel calls down to the vector operations

@@ -1,0 +1,66 @@
+//! Large pages for the buffers of a cache: a step reads rows all over them, and with small pages
+//! the processor looks up an address for each few rows.
+
+use burn::backend::Flex;
+
+use super::element::Element;
+use crate::ops::{CacheBuffers, SketchBuffers};
+
+/// Smaller buffers are left alone.
+const MIN_BYTES: usize = 1 << 18;
+
+/// Asks the system to back the buffers of an empty cache with large pages. Only speed depends on
+/// the answer.
+pub(super) fn advise_large<T: Element>(cache: &mut CacheBuffers<Flex>) {
+    advise(T::storage_mut(&mut cache.k));
+    advise(T::storage_mut(&mut cache.v));
+    match &mut cache.sketch {
+        SketchBuffers::None => {}
+        SketchBuffers::Full(kt) if T::slice(kt).is_some() => advise(T::storage_mut(kt)),
+        SketchBuffers::Full(_) => {}
+        SketchBuffers::Codes { codes, .. } => advise(codes.storage_mut::<u32>()),
+    }
+}
+
+fn advise<T>(buffer: &mut [T]) {
+    let bytes = size_of_val(buffer);
+    if bytes >= MIN_BYTES {
+        system::advise(buffer.as_mut_ptr().cast(), bytes);
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod system {
+    use std::ffi::{c_int, c_void};
+
+    /// The unit of the call. Where pages are larger, the call fails.
+    const PAGE: usize = 4096;
+
+    /// "Enable transparent huge pages", madvise(2).
+    const MADV_HUGEPAGE: c_int = 14;
+
+    unsafe extern "C" {
+        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
+    }
+
+    pub(super) fn advise(address: *mut c_void, bytes: usize) {
+        // From the page that holds the start on, so that the areas of neighbours touch.
+        let before = address.addr() % PAGE;
+        let length = (before + bytes).next_multiple_of(PAGE);
+        // SAFETY: the advice changes no contents, also of neighbours in the first and last page.
+        unsafe {
+            madvise(
+                address.cast::<u8>().wrapping_sub(before).cast(),
+                length,
+                MADV_HUGEPAGE,
+            )
+        };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod system {
+    use std::ffi::c_void;
+
+    pub(super) fn advise(_address: *mut c_void, _bytes: usize) {}
+}

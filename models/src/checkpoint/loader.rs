@@ -119,6 +119,10 @@ impl<'a> Loader<'a> {
 }
 
 impl Weights for Loader<'_> {
+    fn dtype(&self) -> FloatDType {
+        self.dtype
+    }
+
     fn parameter<const D: usize>(
         &self,
         name: &str,

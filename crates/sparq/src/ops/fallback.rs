@@ -3,14 +3,15 @@
 //! `ndarray` runs all of them. The native backends run them for types and sizes that they do not
 //! cover. Primitives become plain tensors and back again, which moves handles and copies no data.
 
-use burn::backend::tensor::FloatTensor;
-use burn::tensor::FloatDType;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
+use super::blocks::BlockFormat;
 use super::primitive::{Primitive, lift, lower};
 use super::reference::{self, append as write};
 use super::{
     CacheBuffers, Norm, NormBuffers, PreparedBuffers, ProjectionBuffers, Projections,
-    ResidualBuffers, RotaryBuffers, Spans, SparqOutputBuffers,
+    ResidualBuffers, RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
 };
 use crate::SparqConfig;
 
@@ -118,4 +119,52 @@ pub(crate) fn decode_linear<B: Primitive>(
 /// See [`SparqBackend::normalize`](super::SparqBackend::normalize).
 pub(crate) fn normalize<B: Primitive>(x: FloatTensor<B>, norm: NormBuffers<B>) -> FloatTensor<B> {
     B::float_primitive(reference::normalize(B::float(x), &Norm::lift(norm)))
+}
+
+/// See [`SparqBackend::dequantize_blocks`].
+pub(crate) fn dequantize_blocks<B: SparqBackend>(
+    blocks: IntTensor<B>,
+    format: BlockFormat,
+    dims: [usize; 2],
+    dtype: FloatDType,
+) -> FloatTensor<B> {
+    let bytes = B::int::<1>(B::restore_blocks(blocks, format, dims));
+    let device = bytes.device();
+    let bytes = bytes.into_data();
+    let mut weights = vec![0.0; dims[0] * dims[1]];
+    format.dequantize(bytes.bytes(), &mut weights);
+    floats::<B>(weights, dims, dtype, &device)
+}
+
+/// See [`SparqBackend::dequantize_rows`].
+pub(crate) fn dequantize_rows<B: SparqBackend>(
+    blocks: IntTensor<B>,
+    indices: IntTensor<B>,
+    format: BlockFormat,
+    dims: [usize; 2],
+    dtype: FloatDType,
+) -> FloatTensor<B> {
+    let bytes = B::int::<1>(B::restore_blocks(blocks, format, dims));
+    let device = bytes.device();
+    let bytes = bytes.into_data();
+    let indices = B::int::<1>(indices).into_data();
+    let row_bytes = format.row_bytes(dims[1]);
+    let mut weights = vec![0.0; indices.num_elements() * dims[1]];
+    let rows = weights.chunks_exact_mut(dims[1].max(1));
+    for (row, index) in rows.zip(indices.iter::<i64>()) {
+        let row_start = usize::try_from(index).expect("an index of a row") * row_bytes;
+        format.dequantize(&bytes.bytes()[row_start..][..row_bytes], row);
+    }
+    floats::<B>(weights, [indices.num_elements(), dims[1]], dtype, &device)
+}
+
+fn floats<B: Primitive>(
+    weights: Vec<f32>,
+    dims: [usize; 2],
+    dtype: FloatDType,
+    device: &Device,
+) -> FloatTensor<B> {
+    let data = TensorData::new(weights, dims);
+    let weights = Tensor::<2>::from_data(data, (device, DType::F32));
+    B::float_primitive(weights.cast(dtype))
 }

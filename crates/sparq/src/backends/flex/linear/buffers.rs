@@ -89,7 +89,9 @@ fn layer<'a, T: Element>(
     bias: Option<&'a FloatTensor<Flex>>,
     inputs: usize,
 ) -> Option<Layer<'a, T>> {
-    let WeightBuffers::Float(weight) = &linear.weight;
+    let WeightBuffers::Float(weight) = &linear.weight else {
+        return None;
+    };
     let [outputs, width] = weight.layout().shape().dims();
     let bias = match bias {
         None => None,

@@ -112,6 +112,7 @@ impl Checkpoint {
             sources: Vec::new(),
             tensors: BTreeMap::new(),
             manifest: None,
+            floats: false,
         }
     }
 

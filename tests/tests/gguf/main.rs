@@ -47,7 +47,7 @@ fn read<const D: usize>(checkpoint: &Checkpoint, name: &str, shape: [usize; D]) 
 
 #[test]
 fn blocks_equal_those_of_gguf_py() {
-    const TYPES: [(&str, u32, StoredType); 8] = [
+    const TYPES: [(&str, u32, StoredType); 13] = [
         ("Q4_0", 2, StoredType::Q4_0),
         ("Q4_1", 3, StoredType::Q4_1),
         ("Q5_0", 6, StoredType::Q5_0),
@@ -56,6 +56,11 @@ fn blocks_equal_those_of_gguf_py() {
         ("Q4_K", 12, StoredType::Q4_K),
         ("Q5_K", 13, StoredType::Q5_K),
         ("Q6_K", 14, StoredType::Q6_K),
+        ("Q2_K", 10, StoredType::Q2_K),
+        ("Q3_K", 11, StoredType::Q3_K),
+        ("IQ4_NL", 20, StoredType::IQ4_NL),
+        ("IQ4_XS", 23, StoredType::IQ4_XS),
+        ("MXFP4", 39, StoredType::MXFP4),
     ];
     let bytes = std::fs::read(fixture("gguf/blocks.safetensors")).unwrap();
     let blocks = SafeTensors::deserialize(&bytes).unwrap();

@@ -34,6 +34,8 @@ mod weight;
 
 use std::fmt;
 
+use burn::tensor::f16;
+
 use crate::SparqError;
 
 pub use weight::PackedWeight;
@@ -131,6 +133,19 @@ impl BlockFormat {
         bytes.ok_or_else(|| {
             let expected = "as many as fit in the address space";
             SparqError::value("outputs of a weight", expected, outputs)
+        })
+    }
+
+    /// Returns whether the floats of all whole blocks are finite, and with them all weights.
+    pub fn is_finite(self, blocks: &[u8]) -> bool {
+        let floats: &[usize] = match self {
+            Self::Q8_0 | Self::Q4_0 | Self::Q5_0 => &[0],
+            Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => &[0, 2],
+            Self::Q6_K => &[208],
+        };
+        blocks.chunks_exact(self.bytes()).all(|block| {
+            let float = |&at: &usize| f16::from_le_bytes([block[at], block[at + 1]]);
+            floats.iter().all(|at| float(at).is_finite())
         })
     }
 

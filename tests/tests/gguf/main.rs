@@ -5,11 +5,13 @@
 //! | this file | weights, configuration and logits |
 //! | `parts` | models in several files |
 //! | `tokenizers` | tokenizer and chat template from the metadata |
+//! | `packed` | weights that stay in blocks, and conversions of them |
 //! | `malformed` | truncated, changed and unsupported files |
 //! | `real_model` | SmolLM2-135M, if `SPARQ_REAL_MODEL` is set |
 //! | `writer`, `vocabularies` | GGUF files for the tests |
 
 mod malformed;
+mod packed;
 mod parts;
 mod real_model;
 mod tokenizers;

@@ -131,9 +131,7 @@ pub(crate) fn dequantize_blocks<B: SparqBackend>(
     let bytes = B::int::<1>(B::restore_blocks(blocks, format, dims));
     let device = bytes.device();
     let bytes = bytes.into_data();
-    let mut weights = vec![0.0; dims[0] * dims[1]];
-    format.dequantize(bytes.bytes(), &mut weights);
-    floats::<B>(weights, dims, dtype, &device)
+    floats::<B>(bytes.bytes(), 0..dims[0], format, dims[1], dtype, &device)
 }
 
 /// See [`SparqBackend::dequantize_rows`].
@@ -146,25 +144,42 @@ pub(crate) fn dequantize_rows<B: SparqBackend>(
 ) -> FloatTensor<B> {
     let bytes = B::int::<1>(B::restore_blocks(blocks, format, dims));
     let device = bytes.device();
-    let bytes = bytes.into_data();
-    let indices = B::int::<1>(indices).into_data();
-    let row_bytes = format.row_bytes(dims[1]);
-    let mut weights = vec![0.0; indices.num_elements() * dims[1]];
-    let rows = weights.chunks_exact_mut(dims[1].max(1));
-    for (row, index) in rows.zip(indices.iter::<i64>()) {
-        let row_start = usize::try_from(index).expect("an index of a row") * row_bytes;
-        format.dequantize(&bytes.bytes()[row_start..][..row_bytes], row);
-    }
-    floats::<B>(weights, [indices.num_elements(), dims[1]], dtype, &device)
+    let (bytes, rows) = (bytes.into_data(), row_indices::<B>(indices));
+    floats::<B>(bytes.bytes(), rows, format, dims[1], dtype, &device)
 }
 
-fn floats<B: Primitive>(
-    weights: Vec<f32>,
-    dims: [usize; 2],
+/// Reads the indices of rows.
+///
+/// # Panics
+/// If one is negative.
+pub(crate) fn row_indices<B: Primitive>(indices: IntTensor<B>) -> Vec<usize> {
+    let indices = B::int::<1>(indices).into_data();
+    let index = |index: i64| usize::try_from(index).expect("an index of a row");
+    indices.iter::<i64>().map(index).collect()
+}
+
+/// Returns rows of a matrix with `inputs` columns as floats.
+///
+/// # Panics
+/// If there is no such row.
+pub(crate) fn floats<B: Primitive>(
+    bytes: &[u8],
+    rows: impl IntoIterator<Item = usize>,
+    format: BlockFormat,
+    inputs: usize,
     dtype: FloatDType,
     device: &Device,
 ) -> FloatTensor<B> {
-    let data = TensorData::new(weights, dims);
+    let row_bytes = format.row_bytes(inputs);
+    let mut weights = Vec::new();
+    let mut count = 0;
+    for row in rows {
+        weights.resize(weights.len() + inputs, 0.0);
+        let to = &mut weights[count * inputs..];
+        format.dequantize(&bytes[row * row_bytes..][..row_bytes], to);
+        count += 1;
+    }
+    let data = TensorData::new(weights, [count, inputs]);
     let weights = Tensor::<2>::from_data(data, (device, DType::F32));
     B::float_primitive(weights.cast(dtype))
 }

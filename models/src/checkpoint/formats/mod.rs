@@ -36,8 +36,6 @@ pub(super) struct Format {
     pub(super) decode: Decode,
     /// The number of the type in GGUF files (`ggml_type`).
     gguf: Option<u32>,
-    /// The format of blocks that products read as they are.
-    packed: Option<BlockFormat>,
     /// How a conversion writes the type; `None` for a type that is only read.
     written: Option<Written>,
 }
@@ -65,6 +63,8 @@ enum Encoding {
         safetensors: Dtype,
     },
     Quantized(Quantized),
+    /// Blocks of ggml, which products read as they are.
+    Packed(BlockFormat),
 }
 
 /// burn's symmetric quantisation of a matrix, with an f16 scale for each block of a row.
@@ -97,13 +97,13 @@ impl Format {
             block: Block { weights: 1, bytes },
             decode,
             gguf: Some(gguf),
-            packed: None,
             written: Some(Written { flag, encoding }),
         }
     }
 
     /// Describes blocks of GGUF files that products read as they are.
-    const fn packed(gguf: u32, packed: BlockFormat, decode: Decode) -> Self {
+    const fn packed(flag: &'static str, gguf: u32, packed: BlockFormat, decode: Decode) -> Self {
+        let encoding = Encoding::Packed(packed);
         Self {
             block: Block {
                 weights: packed.weights(),
@@ -111,8 +111,7 @@ impl Format {
             },
             decode,
             gguf: Some(gguf),
-            packed: Some(packed),
-            written: None,
+            written: Some(Written { flag, encoding }),
         }
     }
 
@@ -130,7 +129,6 @@ impl Format {
             },
             decode,
             gguf: Some(gguf),
-            packed: None,
             written: None,
         }
     }
@@ -150,7 +148,6 @@ impl Format {
             },
             decode,
             gguf: None,
-            packed: None,
             written: Some(Written { flag, encoding }),
         }
     }
@@ -244,14 +241,17 @@ impl StoredType {
 
     /// Returns the format of the blocks if products read them as they are.
     pub(super) fn packed(self) -> Option<BlockFormat> {
-        self.format()?.packed
+        match self.format()?.written.as_ref()?.encoding {
+            Encoding::Packed(format) => Some(format),
+            Encoding::Float { .. } | Encoding::Quantized(_) => None,
+        }
     }
 
     /// Returns the types of burn and of safetensors for a float.
     pub(super) fn float(self) -> Option<(FloatDType, Dtype)> {
         match self.format()?.written.as_ref()?.encoding {
             Encoding::Float { burn, safetensors } => Some((burn, safetensors)),
-            Encoding::Quantized(_) => None,
+            Encoding::Quantized(_) | Encoding::Packed(_) => None,
         }
     }
 
@@ -259,14 +259,25 @@ impl StoredType {
     pub(super) fn quantized(self) -> Option<&'static Quantized> {
         match &self.format()?.written.as_ref()?.encoding {
             Encoding::Quantized(quantized) => Some(quantized),
-            Encoding::Float { .. } => None,
+            Encoding::Float { .. } | Encoding::Packed(_) => None,
         }
     }
 
-    /// Returns the type of a tensor in burnpack; `None` for a type that is not written.
+    /// Returns the type of these blocks.
+    pub(super) fn from_packed(format: BlockFormat) -> Self {
+        let is_it = |dtype: &&Self| dtype.packed() == Some(format);
+        let found = Self::ALL.iter().find(is_it);
+        *found.expect("every format of blocks is registered")
+    }
+
+    /// Returns the type of a tensor in burnpack; `None` for a type that is not written. Blocks of
+    /// ggml are bytes, and the manifest names their format.
     pub(super) fn burn_type(self) -> Option<DType> {
         if let Some((float, _)) = self.float() {
             return Some(float.into());
+        }
+        if self.packed().is_some() {
+            return Some(DType::U8);
         }
         let scheme = QuantScheme::default()
             .with_value(self.quantized()?.value)
@@ -356,11 +367,14 @@ mod tests {
                 let differ = |a: Option<u32>, b: Option<u32>| a.is_none() || a != b;
                 assert!(differ(one.gguf(), other.gguf()), "{one} and {other}");
                 let types = (one.burn_type(), other.burn_type());
-                assert!(types.0.is_none() || types.0 != types.1, "{one} and {other}");
+                let differ = types.0.is_none() || types.0 != types.1;
+                let packed = one.packed().is_some() && one.packed() != other.packed();
+                assert!(differ || packed, "{one} and {other}");
             }
         }
         let flags: Vec<_> = StoredType::written().map(|(flag, _)| flag).collect();
-        assert_eq!(flags, ["f32", "f16", "bf16", "q8", "q4"]);
+        let blocks = "q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k";
+        assert_eq!(flags.join(" "), format!("f32 f16 bf16 {blocks} q8 q4"));
     }
 
     #[test]

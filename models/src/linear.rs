@@ -1,8 +1,11 @@
-//! The memory layout of linear layers.
+//! The memory layout of linear layers, and parts of them.
+
+use std::ops::Range;
 
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
+use sparq::LinearLayer;
 use sparq::ops::is_output_major;
 
 /// Makes a linear layer from a weight `[in_features, out_features]` and a bias `[out_features]`.
@@ -26,6 +29,32 @@ pub(crate) fn from_laid_out(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Linea
     Linear {
         weight: Param::from_tensor(weight).load_mapper(lay_out),
         bias: bias.map(Param::from_tensor),
+    }
+}
+
+/// Makes a layer of some outputs of another: `ranges`, one after the other.
+///
+/// Its weights are no part of the other's history of gradients: training has to update them.
+pub(crate) fn select_outputs(
+    layer: &LinearLayer,
+    ranges: impl Iterator<Item = Range<usize>> + Clone,
+) -> LinearLayer {
+    let select = |values: Tensor<2>| {
+        let values = values.detach().set_require_grad(false);
+        let parts = ranges.clone();
+        let parts = parts.map(|range| values.clone().slice_dim(1, range));
+        Tensor::cat(parts.collect(), 1)
+    };
+    let bias = layer.bias().map(|bias| {
+        let bias = select(bias.unsqueeze());
+        let outputs = bias.dims()[1];
+        bias.reshape([outputs])
+    });
+    match layer {
+        LinearLayer::Float(fused) => linear(select(fused.weight.val()), bias).into(),
+        LinearLayer::Packed(fused) => {
+            LinearLayer::packed(fused.weight.select_rows(ranges.flatten()), bias)
+        }
     }
 }
 

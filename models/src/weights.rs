@@ -1,9 +1,10 @@
 //! The source of a model's weights, a checkpoint or random numbers: [`Weights`].
 
 use burn::module::Param;
-use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear, RmsNorm};
+use burn::nn::{Embedding, LayerNorm, LayerNormConfig, RmsNorm};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
-use sparq::ops::is_output_major;
+use sparq::ops::{PackedWeight, is_output_major};
+use sparq::{EmbeddingLayer, LinearLayer};
 
 use crate::checkpoint::CheckpointError;
 use crate::linear;
@@ -44,16 +45,27 @@ pub trait Weights {
         out_features: usize,
     ) -> Result<Tensor<2>, CheckpointError>;
 
+    /// Returns the blocks of the matrix `name` `[out_features, in_features]`, if it is stored in
+    /// blocks that the device multiplies by.
+    fn packed_weight(
+        &self,
+        name: &str,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<Option<PackedWeight>, CheckpointError> {
+        let _ = (name, in_features, out_features);
+        Ok(None)
+    }
+
     /// Makes a linear layer from `{prefix}.weight` `[out_features, in_features]`, and
-    /// `{prefix}.bias` `[out_features]` if `bias`.
+    /// `{prefix}.bias` `[out_features]` if `bias`. Blocks stay packed where they can.
     fn linear(
         &self,
         prefix: &str,
         in_features: usize,
         out_features: usize,
         bias: bool,
-    ) -> Result<Linear, CheckpointError> {
-        let weight = self.linear_weight(&format!("{prefix}.weight"), in_features, out_features)?;
+    ) -> Result<LinearLayer, CheckpointError> {
         let read = || {
             self.parameter(
                 &format!("{prefix}.bias"),
@@ -61,9 +73,17 @@ pub trait Weights {
                 Init::Constant(0.0),
             )
         };
+        let name = format!("{prefix}.weight");
+        if let Some(weight) = self.packed_weight(&name, in_features, out_features)? {
+            return Ok(LinearLayer::packed(weight, bias.then(read).transpose()?));
+        }
+        let weight = self.linear_weight(&name, in_features, out_features)?;
         let bias = bias.then(read).transpose()?;
-        Ok(linear::from_laid_out(weight, bias))
+        Ok(linear::from_laid_out(weight, bias).into())
     }
+
+    /// Returns the type of the floats.
+    fn dtype(&self) -> FloatDType;
 
     /// Makes an embedding table from the tensor `name` `[vocab, dim]`.
     fn embedding(
@@ -71,11 +91,14 @@ pub trait Weights {
         name: &str,
         vocab: usize,
         dim: usize,
-    ) -> Result<Embedding, CheckpointError> {
+    ) -> Result<EmbeddingLayer, CheckpointError> {
+        if let Some(weight) = self.packed_weight(name, dim, vocab)? {
+            return Ok(EmbeddingLayer::packed(weight, self.dtype()));
+        }
         let weight = self.parameter(name, [vocab, dim], Init::Normal)?;
-        Ok(Embedding {
+        Ok(EmbeddingLayer::Float(Embedding {
             weight: Param::from_tensor(weight),
-        })
+        }))
     }
 
     /// Makes an RMS norm whose scale is `{prefix}.weight` `[dim]` plus `offset`.
@@ -126,6 +149,10 @@ impl RandomWeights<'_> {
 }
 
 impl Weights for RandomWeights<'_> {
+    fn dtype(&self) -> FloatDType {
+        self.dtype
+    }
+
     fn parameter<const D: usize>(
         &self,
         _name: &str,

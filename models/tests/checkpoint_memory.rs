@@ -14,8 +14,8 @@ use std::{
     },
 };
 
-use burn::nn::Linear;
 use burn::tensor::{Device, FloatDType};
+use sparq::LinearLayer;
 use sparq_models::checkpoint::{Checkpoint, Conversion, Loader, StoredType, Weights};
 
 /// An allocator that counts the allocated bytes and their peak.
@@ -97,7 +97,7 @@ fn start_counting() -> usize {
 }
 
 /// Loads every matrix as a linear layer.
-fn load_layers(checkpoint: &Checkpoint, dtype: FloatDType) -> Vec<Linear> {
+fn load_layers(checkpoint: &Checkpoint, dtype: FloatDType) -> Vec<LinearLayer> {
     let loader = Loader::new(checkpoint, &Device::default(), dtype).unwrap();
     let layer = |(at, [rows, columns]): (usize, [usize; 2])| {
         loader
@@ -167,7 +167,13 @@ fn loading_maps_the_file() {
     let before = start_counting();
     let checkpoint = Checkpoint::open(out.path()).unwrap();
     let model = load_layers(&checkpoint, FloatDType::F32);
-    let sum = model[8].weight.val().sum().into_scalar::<f32>();
+    let sum = model[8]
+        .float()
+        .unwrap()
+        .weight
+        .val()
+        .sum()
+        .into_scalar::<f32>();
     let peak = PEAK.load(Relaxed) - before;
     assert!(peak <= small_change(), "{peak}");
     assert!(sum > 0.0, "{sum}");

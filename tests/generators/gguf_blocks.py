@@ -23,17 +23,27 @@ SCALES = {
     "Q4_K": [0, 2],
     "Q5_K": [0, 2],
     "Q6_K": [208],
+    "Q2_K": [80, 82],
+    "Q3_K": [108],
+    "IQ4_NL": [0],
+    "IQ4_XS": [0],
+    "MXFP4": [],
 }
-ROWS, BLOCKS = 2, 3
+ROWS = 2
+# The scales of MXFP4 are exponents, of which the largest make infinite weights.
+EXPONENTS = (100, 150)
 
 
 def random_blocks(rng, kind, offsets):
-    _, size = gguf.GGML_QUANT_SIZES[kind]
-    blocks = rng.integers(0, 256, (ROWS, BLOCKS, size), dtype=np.uint8)
+    weights, size = gguf.GGML_QUANT_SIZES[kind]
+    count = 3 if weights == 32 else 1
+    blocks = rng.integers(0, 256, (ROWS, count, size), dtype=np.uint8)
     for offset in offsets:
-        scales = rng.uniform(-1, 1, (ROWS, BLOCKS, 1)).astype(np.float16)
+        scales = rng.uniform(-1, 1, (ROWS, count, 1)).astype(np.float16)
         blocks[..., offset : offset + 2] = scales.view(np.uint8)
-    return blocks.reshape(ROWS, BLOCKS * size)
+    if kind == gguf.GGMLQuantizationType.MXFP4:
+        blocks[..., 0] = rng.integers(*EXPONENTS, (ROWS, count), dtype=np.uint8)
+    return blocks.reshape(ROWS, count * size)
 
 
 def write_safetensors(path, tensors):

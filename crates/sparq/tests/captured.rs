@@ -85,7 +85,7 @@ impl Layers {
 
     /// Returns one of the weights.
     fn weight(&self) -> Tensor<2> {
-        self.0[0].q_proj.weight.val()
+        self.0[0].q_proj.float().unwrap().weight.val()
     }
 
     /// Returns [`Self::decode`] as a step to capture.

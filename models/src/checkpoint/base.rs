@@ -47,6 +47,8 @@ pub struct Checkpoint {
     /// Whether the embedding table and the output matrix of a tied model hold the same weights,
     /// once they were compared.
     pub(super) ties: OnceLock<bool>,
+    /// Whether models get floats instead of blocks.
+    pub(super) floats: bool,
 }
 
 /// The source that a checkpoint was opened from.
@@ -137,7 +139,14 @@ impl Checkpoint {
             tensors: tensors.collect(),
             manifest: self.manifest.clone(),
             ties: self.ties.clone(),
+            floats: self.floats,
         })
+    }
+
+    /// Sets whether models get all weights as floats. By default, weights in blocks stay packed on
+    /// devices that multiply by them.
+    pub fn with_floats(self, floats: bool) -> Self {
+        Self { floats, ..self }
     }
 
     /// Checks every tensor that has a checksum against it. Reading a tensor does the same.
@@ -145,9 +154,8 @@ impl Checkpoint {
     /// # Errors
     /// If a checksum differs.
     pub fn verify(&self) -> Result<(), CheckpointError> {
-        self.tensors.iter().try_for_each(|(name, tracked)| {
-            packed::verify(&self.sources[tracked.source], &tracked.stored, name)
-        })
+        let mut tensors = self.tensors.iter();
+        tensors.try_for_each(|(name, tracked)| self.verify_tensor(tracked, name))
     }
 
     /// Returns the names of all tensors, sorted.
@@ -318,7 +326,7 @@ impl Checkpoint {
                 found: tracked.stored.shape.clone(),
             });
         }
-        packed::verify(source, &tracked.stored, name)?;
+        self.verify_tensor(tracked, name)?;
         let data = decode::read(source, &tracked.stored, name, request)?;
         self.ignore(name);
         Ok(data)
@@ -381,6 +389,15 @@ impl Checkpoint {
             },
             (error, _) => error,
         }
+    }
+
+    /// Checks a tensor against its checksum, if it has one.
+    pub(super) fn verify_tensor(
+        &self,
+        tracked: &Tracked,
+        name: &str,
+    ) -> Result<(), CheckpointError> {
+        packed::verify(&self.sources[tracked.source], &tracked.stored, name)
     }
 
     /// Marks a tensor as used without reading it: the model knows it and does not need it.

@@ -57,7 +57,7 @@ impl<'a> Request<'a> {
 /// The place and layout of one tensor in its file.
 ///
 /// The header has been checked: shape and type agree with `bytes`, and a row is whole blocks.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Stored {
     pub(super) dtype: StoredType,
     pub(super) shape: Vec<usize>,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use sparq::ops::is_output_major;
+use sparq::ops::{PackedWeight, has_kernels, is_output_major};
 
 use super::{
     Checkpoint, CheckpointError,
@@ -99,22 +99,25 @@ impl<'a> Loader<'a> {
         shape: [usize; D],
         order: Order,
     ) -> Result<Tensor<D>, CheckpointError> {
+        let data = self.with_request(order, |request| match self.parts.get(name) {
+            Some(part) => self.checkpoint.read_part(part, &shape, request),
+            None => self.checkpoint.read(name, &shape, request),
+        })?;
+        Ok(self.uploads.place(data, self.dtype))
+    }
+
+    fn with_request<T>(&self, order: Order, read: impl FnOnce(Request<'_>) -> T) -> T {
         // The threads that read share these two, not the uploads.
         let (bytes_read, progress) = (&self.bytes_read, &self.progress);
         let on_bytes = |count| {
             bytes_read.fetch_add(count, Ordering::Relaxed);
             progress.inc(count);
         };
-        let request = Request {
+        read(Request {
             order,
             staging: self.uploads.staging(self.checkpoint, self.dtype),
             ..Request::new(self.dtype, &on_bytes)
-        };
-        let data = match self.parts.get(name) {
-            Some(part) => self.checkpoint.read_part(part, &shape, request)?,
-            None => self.checkpoint.read(name, &shape, request)?,
-        };
-        Ok(self.uploads.place(data, self.dtype))
+        })
     }
 
     /// Ends loading: removes the progress bar. Returns the tensors that were not read, after a
@@ -146,6 +149,10 @@ impl<'a> Loader<'a> {
 }
 
 impl Weights for Loader<'_> {
+    fn dtype(&self) -> FloatDType {
+        self.dtype
+    }
+
     fn parameter<const D: usize>(
         &self,
         name: &str,
@@ -153,6 +160,28 @@ impl Weights for Loader<'_> {
         _init: Init,
     ) -> Result<Tensor<D>, CheckpointError> {
         self.tensor(name, shape)
+    }
+
+    fn packed_weight(
+        &self,
+        name: &str,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<Option<PackedWeight>, CheckpointError> {
+        // Training needs floats. Devices without these products would dequantise in every call.
+        if !is_output_major(&self.device) {
+            return Ok(None);
+        }
+        let stored = match self.parts.get(name) {
+            Some(part) => (&*part.whole, Some(part.rows.clone())),
+            None => (name, None),
+        };
+        let shape = [out_features, in_features];
+        let map = !has_kernels(&self.device);
+        let blocks = self.with_request(Order::AsStored, |request| {
+            self.checkpoint.blocks(stored, shape, map, request)
+        })?;
+        Ok(blocks.map(|(format, bytes)| self.uploads.place_blocks(bytes, format, shape)))
     }
 
     fn linear_weight(

@@ -6,12 +6,15 @@
 //! reads the tensors of a model, and [`Weights`] makes burn modules of them. [`Conversion`] writes
 //! a checkpoint in another form. The types of stored weights are one registry: [`StoredType`].
 //!
+//! Weights in blocks that the device multiplies by stay in these blocks. On a CPU they are used
+//! from the mapped file. All other tensors become floats.
+//!
 //! Tensors are read one at a time, in chunks and by all threads, into the type that the model
 //! computes in. Memory therefore peaks at the weights and a small buffer for each thread. For a GPU
 //! the tensors are read into a few buffers: it copies from one while the next is filled. Files are
 //! read and not mapped: if another process shortens a mapped file, this process ends with a signal,
-//! while a read returns an error. The exception are the folders of a [`Conversion`]: their weights
-//! are mapped, and a model in the stored type loads at once.
+//! while a read returns an error. The exceptions are blocks of GGUF files on a CPU and the folders
+//! of a [`Conversion`]: their weights are mapped, and a model in the stored type loads at once.
 //!
 //! Loading an untrusted checkpoint either succeeds or returns an error that names the file and key.
 //! Every length, offset and shape is checked before it is used, and names of shards cannot lead out
@@ -19,6 +22,7 @@
 //! later.
 
 mod base;
+mod blocks;
 mod decode;
 mod error;
 mod formats;

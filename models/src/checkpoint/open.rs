@@ -119,6 +119,7 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             manifest: None,
             ties: OnceLock::new(),
+            floats: false,
         }
     }
 

@@ -5,7 +5,11 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
+
+use burn::tensor::AllocationProperty;
+use memmap2::Mmap;
 
 use super::{
     CheckpointError,
@@ -22,6 +26,8 @@ pub(super) struct Source {
     path: PathBuf,
     len: u64,
     bytes: Bytes,
+    /// The whole file, from the first call of [`map`](Self::map) on.
+    mapping: OnceLock<burn::tensor::Bytes>,
 }
 
 #[derive(Debug)]
@@ -53,6 +59,7 @@ impl Source {
             path: path.into(),
             len: file.metadata().map_err(&read)?.len(),
             bytes: Bytes::File(file),
+            mapping: OnceLock::new(),
         };
         let mut begin = vec![0; source.len.min(LFS_POINTER_BYTES) as usize];
         source.read_at(0, &mut begin)?;
@@ -68,6 +75,7 @@ impl Source {
             path: name,
             len: bytes.len() as u64,
             bytes: Bytes::Memory(bytes),
+            mapping: OnceLock::new(),
         }
     }
 
@@ -77,6 +85,7 @@ impl Source {
             path,
             len: bytes.len() as u64,
             bytes: Bytes::Mapped(bytes),
+            mapping: OnceLock::new(),
         }
     }
 
@@ -86,6 +95,7 @@ impl Source {
             path,
             len: zeros.len() as u64,
             bytes: Bytes::Blank(zeros),
+            mapping: OnceLock::new(),
         }
     }
 
@@ -103,6 +113,29 @@ impl Source {
             Bytes::Mapped(bytes) => Some(bytes),
             _ => None,
         }
+    }
+
+    /// Returns `len` bytes from `offset` on without a copy. `None` if there is no file to map.
+    pub(super) fn map(
+        &self,
+        offset: u64,
+        len: usize,
+    ) -> Result<Option<burn::tensor::Bytes>, CheckpointError> {
+        let Ok(start) = usize::try_from(offset) else {
+            return Ok(None);
+        };
+        let (all, start) = match &self.bytes {
+            Bytes::File(file) => match self.mapping.get() {
+                Some(mapping) => (mapping, start),
+                None => {
+                    let mapping = map(file).map_err(CheckpointError::read(&self.path))?;
+                    (self.mapping.get_or_init(|| mapping), start)
+                }
+            },
+            Bytes::Mapped(bytes) => (bytes, start),
+            Bytes::Memory(_) | Bytes::Blank(_) => return Ok(None),
+        };
+        Ok(all.view(start, start + len).ok())
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -127,6 +160,19 @@ impl Source {
             Bytes::Mapped(bytes) | Bytes::Blank(bytes) => copy(bytes, offset, buffer),
         }
     }
+}
+
+/// Maps a whole file.
+fn map(file: &File) -> io::Result<burn::tensor::Bytes> {
+    // SAFETY: this program never changes the files of a checkpoint. If another program does, the
+    // weights change, and any bytes are valid blocks. If it shortens the file, the system ends this
+    // process with a signal, which the documentation of the module says.
+    let mapping = unsafe { Mmap::map(file) }?;
+    let bytes = bytes::Bytes::from_owner(mapping);
+    Ok(burn::tensor::Bytes::from_shared(
+        bytes,
+        AllocationProperty::File,
+    ))
 }
 
 #[cfg(unix)]

@@ -2,7 +2,8 @@
 
 use std::cell::{Cell, OnceCell};
 
-use burn::tensor::{AllocationProperty, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{AllocationProperty, Bytes, Device, FloatDType, Tensor, TensorData};
+use sparq::ops::{BlockFormat, PackedWeight};
 
 use super::{Checkpoint, staging::Staging};
 
@@ -41,9 +42,29 @@ impl Uploads {
     /// Moves the data of a tensor to the device.
     pub(super) fn place<const D: usize>(&self, data: TensorData, dtype: FloatDType) -> Tensor<D> {
         let bytes = data.bytes();
-        let waiting = self.waiting.get() + bytes.len();
-        let staged = bytes.property() == AllocationProperty::Pinned;
+        let (len, property) = (bytes.len(), bytes.property());
         let tensor = place(data, dtype, &self.device);
+        self.queued(len, property);
+        tensor
+    }
+
+    /// Moves the blocks of a matrix [out, in], as many as it has, to the device.
+    pub(super) fn place_blocks(
+        &self,
+        bytes: Bytes,
+        format: BlockFormat,
+        shape: [usize; 2],
+    ) -> PackedWeight {
+        let (len, property) = (bytes.len(), bytes.property());
+        let weight = PackedWeight::new(bytes, format, shape, &self.device);
+        self.queued(len, property);
+        weight.expect("the checkpoint has checked the size")
+    }
+
+    /// Counts an upload of `len` bytes, and lets the device run its queue if there are many.
+    fn queued(&self, len: usize, property: AllocationProperty) {
+        let waiting = self.waiting.get() + len;
+        let staged = property == AllocationProperty::Pinned;
         self.waiting.set(waiting);
         if staged || waiting >= MAX_WAITING {
             // burn queues calls until there are many. A question that the device answers makes it
@@ -51,7 +72,6 @@ impl Uploads {
             self.device.memory_pool_usage();
             self.waiting.set(0);
         }
-        tensor
     }
 }
 

@@ -1,9 +1,9 @@
 //! The mixture of experts of a layer: [`ExpertsMlp`].
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::activation::softmax;
 use burn::tensor::{FloatDType, IndexingUpdateOp, Int, Tensor};
+use sparq::LinearLayer;
 use sparq::ops::{Norm, Projections, decode_linear, normalize};
 
 use super::mlp::Mlp;
@@ -19,7 +19,7 @@ use crate::weights::Weights;
 /// captured.
 #[derive(Module, Debug)]
 pub(super) struct ExpertsMlp {
-    router: Linear,
+    router: LinearLayer,
     experts: Vec<Mlp>,
     per_token: usize,
     #[module(skip)]

@@ -1,10 +1,9 @@
 //! One layer of a decoder: [`Layer`].
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
 use sparq::ops::{self, Rotary};
-use sparq::{KvCache, Method, SparqAttention, SparqError};
+use sparq::{KvCache, LinearLayer, Method, SparqAttention, SparqError};
 
 use super::branch::Branch;
 use super::experts::ExpertsMlp;
@@ -12,7 +11,7 @@ use super::mlp::Mlp;
 use super::norm::Norm;
 use super::{DecoderConfig, QkNorm, QkvKeys, Residual};
 use crate::checkpoint::CheckpointError;
-use crate::linear;
+use crate::linear::select_outputs;
 use crate::weights::Weights;
 
 /// A layer of attention and an MLP or experts.
@@ -165,7 +164,7 @@ fn projections(
     weights: &impl Weights,
     config: &DecoderConfig,
     prefix: &str,
-) -> Result<[Linear; 3], CheckpointError> {
+) -> Result<[LinearLayer; 3], CheckpointError> {
     let (hidden, heads) = (config.hidden_size, config.num_attention_heads);
     let d = config.head_dim;
     let (q, kv) = (heads * d, config.num_key_value_heads * d);
@@ -176,23 +175,14 @@ fn projections(
             let [q_name, k_name, v_name] = names;
             Ok([linear(q_name, q)?, linear(k_name, kv)?, linear(v_name, kv)?])
         }
-        QkvKeys::Interleaved(name) => Ok(split(&linear(name, 3 * q)?, heads, d)),
+        QkvKeys::Interleaved(name) => {
+            // The outputs are [H, 3, d].
+            let fused = linear(name, 3 * q)?;
+            let part = |index| {
+                let first = (0..heads).map(move |head| (head * 3 + index) * d);
+                first.map(|first| first..first + d)
+            };
+            Ok([0, 1, 2].map(|index| select_outputs(&fused, part(index))))
+        }
     }
-}
-
-/// Splits a linear layer with outputs `[H, 3, d]` into three with outputs `[H, d]`.
-fn split(fused: &Linear, heads: usize, d: usize) -> [Linear; 3] {
-    let part = |values: Tensor<2>, index: usize| {
-        let rows = values.dims()[0];
-        // Detached: training has to update the parts, not the layer they come from.
-        let values = values.detach().set_require_grad(false);
-        let values = values.reshape([rows, heads, 3, d]);
-        let part = values.slice_dim(2, index..index + 1);
-        part.reshape([rows, heads * d])
-    };
-    [0, 1, 2].map(|index| {
-        let bias = fused.bias.as_ref();
-        let bias = bias.map(|bias| part(bias.val().unsqueeze(), index).reshape([heads * d]));
-        linear(part(fused.weight.val(), index), bias)
-    })
 }

@@ -1,8 +1,8 @@
 //! The MLP of a layer: [`Mlp`].
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::Tensor;
+use sparq::LinearLayer;
 use sparq::ops::{Norm, Projections, decode_linear};
 
 use super::{DecoderConfig, MlpKeys};
@@ -13,9 +13,9 @@ use crate::weights::Weights;
 /// `down(act(up(x)))`, or with a gate `down(act(gate(x)) * up(x))`.
 #[derive(Module, Debug)]
 pub(super) struct Mlp {
-    gate: Option<Linear>,
-    up: Linear,
-    down: Linear,
+    gate: Option<LinearLayer>,
+    up: LinearLayer,
+    down: LinearLayer,
     #[module(skip)]
     act: HiddenAct,
 }

@@ -1,10 +1,9 @@
 //! The model: [`Decoder`].
 
 use burn::module::Module;
-use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::ops::{Projection, Projections, Weight, decode_linear};
-use sparq::{Method, RotaryConfig, SparqError};
+use sparq::ops::{Projections, decode_linear};
+use sparq::{EmbeddingLayer, LinearLayer, Method, RotaryConfig, SparqError};
 
 use super::DecoderConfig;
 use super::layer::Layer;
@@ -35,11 +34,11 @@ use crate::{CausalLm, ModelCache};
 /// ```
 #[derive(Module, Debug)]
 pub struct Decoder {
-    embed: Embedding,
+    embed: EmbeddingLayer,
     layers: Vec<Layer>,
     norm: Norm,
     /// `None` with tied embeddings: the embedding table [vocab, hidden] is the weight of the head.
-    head: Option<Linear>,
+    head: Option<LinearLayer>,
     #[module(skip)]
     embed_scale: Option<f64>,
     #[module(skip)]
@@ -211,10 +210,7 @@ impl Decoder {
         let [batch, last, hidden] = x.dims();
         let head = match &self.head {
             Some(head) => head.into(),
-            None => Projection {
-                weight: Weight::Float(self.embed.weight.val()),
-                bias: None,
-            },
+            None => (&self.embed).into(),
         };
         let x = x.reshape([batch * last, hidden]);
         let logits = decode_linear(x, (&self.norm).into(), Projections::One(head), None);
@@ -237,7 +233,7 @@ impl Decoder {
 /// ids before the upload.
 impl CausalLm for Decoder {
     fn vocab_size(&self) -> usize {
-        self.embed.weight.dims()[0]
+        self.embed.dims()[0]
     }
 
     fn context_len(&self) -> usize {
@@ -245,7 +241,7 @@ impl CausalLm for Decoder {
     }
 
     fn device(&self) -> Device {
-        self.embed.weight.device()
+        self.embed.device()
     }
 
     fn new_cache(
@@ -292,7 +288,7 @@ impl CausalLm for Decoder {
     fn is_capturable(&self) -> bool {
         // One thread loads all weights, so one of them answers for all.
         let on_device = self.layers.iter().all(Layer::is_capturable);
-        on_device && sparq::ops::can_be_captured(&self.embed.weight.val())
+        on_device && sparq::ops::can_be_captured(&self.norm.weight())
     }
 }
 

@@ -46,6 +46,14 @@ impl Norm {
             }
         })
     }
+
+    /// Returns the scale of each feature.
+    pub(super) fn weight(&self) -> Tensor<1> {
+        match self {
+            Self::Rms(norm) => norm.gamma.val(),
+            Self::Layer(norm) => norm.gamma.val(),
+        }
+    }
 }
 
 impl From<&Norm> for ops::Norm {

@@ -90,9 +90,9 @@ fn layers_equal_the_original_in_every_type() {
             let matrix = checkpoint.tensor::<2>("proj.weight", [3, 4], dtype, &Device::flex());
             assert_eq!(loader.bytes_read(), 4 * 27);
             [
-                linear.weight.val().into_data(),
-                linear.bias.unwrap().val().into_data(),
-                embedding.weight.val().into_data(),
+                linear.float().unwrap().weight.val().into_data(),
+                linear.bias().unwrap().into_data(),
+                embedding.float().unwrap().weight.val().into_data(),
                 matrix.unwrap().into_data(),
             ]
         });

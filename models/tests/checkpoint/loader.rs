@@ -41,7 +41,7 @@ fn linear_multiplies_by_the_transpose_and_adds_bias() {
     let (checkpoint, device) = (checkpoint(), Device::default());
     let x = || Tensor::<2>::from_floats([[1.0, 0.0, -1.0], [1.0, 1.0, 1.0]], &device);
     let linear = loader(&checkpoint).linear("proj", 3, 2, true).unwrap();
-    assert_eq!(linear.weight.dims(), [3, 2]);
+    assert_eq!(linear.dims(), [3, 2]);
     assert_eq!(values(linear.forward(x())), [8.0, 18.0, 16.0, 35.0]);
     let linear = loader(&checkpoint).linear("proj", 3, 2, false).unwrap();
     assert_eq!(values(linear.forward(x())), [-2.0, -2.0, 6.0, 15.0]);
@@ -54,7 +54,10 @@ fn linear_survives_its_own_record() {
     let record = linear.clone().into_record();
     let other = burn::nn::LinearConfig::new(3, 2).init(&device);
     let other = other.load_record(record);
-    assert_eq!(values(other.weight.val()), values(linear.weight.val()));
+    assert_eq!(
+        values(other.weight.val()),
+        values(linear.float().unwrap().weight.val())
+    );
     assert_eq!(values(other.weight.val()), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
 }
 
@@ -111,7 +114,7 @@ fn large_linear_is_the_transpose_in_any_shape() {
         let stored: Vec<_> = stored.collect();
         let checkpoint = with_tensors(&[("w.weight", &[rows, columns], &stored)]);
         let linear = loader(&checkpoint).linear("w", columns, rows, false);
-        let weight = linear.unwrap().weight.val();
+        let weight = linear.unwrap().float().unwrap().weight.val();
         assert_eq!(weight.dims(), [columns, rows]);
         let expected: Vec<_> = all.map(|at| value(at % rows, at / rows)).collect();
         assert!(values(weight) == expected, "{rows} rows of {columns}");
@@ -142,8 +145,14 @@ fn modules_are_trainable() {
     let y = linear.forward(norm.forward(embedding.forward(tokens)));
     let gradients = y.powf_scalar(2.0).sum().backward();
     for (name, gradient) in [
-        ("weight", linear.weight.val().grad(&gradients)),
-        ("embedding", embedding.weight.val().grad(&gradients)),
+        (
+            "weight",
+            linear.float().unwrap().weight.val().grad(&gradients),
+        ),
+        (
+            "embedding",
+            embedding.float().unwrap().weight.val().grad(&gradients),
+        ),
     ] {
         let gradient = gradient.unwrap_or_else(|| panic!("none for {name}"));
         assert!(gradient.abs().max().into_scalar::<f32>() > 1e-3, "{name}");

@@ -141,7 +141,7 @@ fn layers_and_safetensors_have_the_same_weights() {
         let expected = read(&checkpoint);
         let loader = Loader::new(&checkpoint, &Device::flex(), FloatDType::F32).unwrap();
         let linear = loader.linear("proj", SHAPE[1], SHAPE[0], false).unwrap();
-        let found = values(linear.weight.val().transpose());
+        let found = values(linear.float().unwrap().weight.val().transpose());
         assert_eq!(found, expected, "{stored}");
 
         let back = tempfile::tempdir().unwrap();
@@ -168,8 +168,18 @@ fn blank_checkpoint_builds_layers_of_zeros() {
         for dtype in [FloatDType::F32, FloatDType::F16] {
             let loader = Loader::new(&blank, &Device::flex(), dtype).unwrap();
             let linear = loader.linear("proj", SHAPE[1], SHAPE[0], false).unwrap();
-            assert_eq!(linear.weight.dims(), [SHAPE[1], SHAPE[0]]);
-            assert_eq!(linear.weight.val().abs().sum().into_scalar::<f32>(), 0.0);
+            assert_eq!(linear.dims(), [SHAPE[1], SHAPE[0]]);
+            assert_eq!(
+                linear
+                    .float()
+                    .unwrap()
+                    .weight
+                    .val()
+                    .abs()
+                    .sum()
+                    .into_scalar::<f32>(),
+                0.0
+            );
             let error = loader.linear("proj", SHAPE[0], SHAPE[1], false);
             let error = error.unwrap_err().to_string();
             assert_contains(&error, &["expected shape [96, 640], found [640, 96]"]);

@@ -6,12 +6,14 @@
 //! | `families` | the families of llama.cpp |
 //! | `parts` | models in several files |
 //! | `tokenizers` | tokenizer and chat template from the metadata |
+//! | `packed` | weights that stay in blocks, and conversions of them |
 //! | `malformed` | truncated, changed and unsupported files |
 //! | `real_model` | SmolLM2-135M, if `SPARQ_REAL_MODEL` is set |
 //! | `writer`, `vocabularies` | GGUF files for the tests |
 
 mod families;
 mod malformed;
+mod packed;
 mod parts;
 mod real_model;
 mod tokenizers;
@@ -52,7 +54,7 @@ fn read<const D: usize>(checkpoint: &Checkpoint, name: &str, shape: [usize; D]) 
 
 #[test]
 fn blocks_equal_those_of_gguf_py() {
-    const TYPES: [(&str, u32, StoredType); 8] = [
+    const TYPES: [(&str, u32, StoredType); 13] = [
         ("Q4_0", 2, StoredType::Q4_0),
         ("Q4_1", 3, StoredType::Q4_1),
         ("Q5_0", 6, StoredType::Q5_0),
@@ -61,6 +63,11 @@ fn blocks_equal_those_of_gguf_py() {
         ("Q4_K", 12, StoredType::Q4_K),
         ("Q5_K", 13, StoredType::Q5_K),
         ("Q6_K", 14, StoredType::Q6_K),
+        ("Q2_K", 10, StoredType::Q2_K),
+        ("Q3_K", 11, StoredType::Q3_K),
+        ("IQ4_NL", 20, StoredType::IQ4_NL),
+        ("IQ4_XS", 23, StoredType::IQ4_XS),
+        ("MXFP4", 39, StoredType::MXFP4),
     ];
     let bytes = std::fs::read(fixture("gguf/blocks.safetensors")).unwrap();
     let blocks = SafeTensors::deserialize(&bytes).unwrap();
@@ -196,7 +203,7 @@ fn rope_scaling_follows_llama_cpp() {
     let found = scaling(&[factor.clone(), attention.clone()]).unwrap();
     assert_eq!(found["rope_type"], "longrope");
     assert_eq!(found["attention_factor"], 1.5);
-    assert_eq!(found["short_factor"], json!([4.0; 8]));
+    assert_eq!(found["short_factor"], json!(vec![4.0; 8]));
     assert_eq!(found["long_factor"], found["short_factor"]);
     let found = scaling(&[factor, kind("yarn"), attention]).unwrap();
     assert_eq!(found["rope_type"], "yarn");

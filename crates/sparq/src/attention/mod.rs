@@ -6,13 +6,13 @@ pub mod rotary;
 
 use burn::config::Config;
 use burn::module::Module;
-use burn::nn::{Linear, LinearConfig, RmsNorm, RmsNormConfig};
+use burn::nn::{LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 
 use self::received::received_attention;
 use crate::cache::check_softcap;
 use crate::ops::{Norm, Projections, Rotary, Spans, causal_attention, decode_linear, normalize};
-use crate::{KvCache, KvCacheConfig, Method, RotaryConfig, SparqError};
+use crate::{KvCache, KvCacheConfig, LinearLayer, Method, RotaryConfig, SparqError};
 
 /// Configuration of a [`SparqAttention`].
 #[derive(Config, Debug, PartialEq)]
@@ -163,13 +163,13 @@ impl SparqAttentionConfig {
 #[derive(Module, Debug)]
 pub struct SparqAttention {
     /// Queries: D -> H d.
-    pub q_proj: Linear,
+    pub q_proj: LinearLayer,
     /// Keys: D -> H_kv d.
-    pub k_proj: Linear,
+    pub k_proj: LinearLayer,
     /// Values: D -> H_kv d.
-    pub v_proj: Linear,
+    pub v_proj: LinearLayer,
     /// Output: H d -> D.
-    pub o_proj: Linear,
+    pub o_proj: LinearLayer,
     /// Norm of the queries before RoPE: of each head over its d elements, or of all heads together
     /// over H d elements (as in OLMo 2). The length of its weight determines which.
     pub q_norm: Option<RmsNorm>,
@@ -213,7 +213,8 @@ impl SparqAttention {
             .with_softcap(self.softcap)
     }
 
-    /// Makes an empty cache for this module, on the device and in the type of its weights.
+    /// Makes an empty cache for this module, on the device and in the type of its weights; in f32
+    /// if they are packed.
     ///
     /// It has `batch` sequences, `capacity` positions at first, and what `method` reads. See
     /// [`cache_config`](Self::cache_config) for other types.
@@ -226,10 +227,9 @@ impl SparqAttention {
         capacity: usize,
         method: &Method,
     ) -> Result<KvCache, SparqError> {
-        let weight = self.k_proj.weight.val();
-        let dtype = FloatDType::from(weight.dtype());
+        let dtype = self.k_proj.dtype().unwrap_or(FloatDType::F32);
         let config = self.cache_config(batch, capacity, dtype, method);
-        let mut cache = config.init(&weight.device())?;
+        let mut cache = config.init(&self.k_proj.device())?;
         if method.reads_attention() {
             cache.record_attention()?;
         }
@@ -455,10 +455,10 @@ impl SparqAttention {
     /// Norms x [rows, D] and multiplies it by the weights of q, k and v, in one operation.
     fn products(&self, x: Tensor<2>, norm: Norm) -> [Tensor<2>; 3] {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
-        if x.is_autodiff() || self.q_proj.weight.val().is_autodiff() {
+        if x.is_autodiff() || self.q_proj.is_autodiff() {
             // In three: parts of one result would have gradients of zeros where they have none.
             let x = normalize(x, norm);
-            let product = |linear: &Linear| {
+            let product = |linear: &LinearLayer| {
                 let projection = Projections::One(linear.into());
                 decode_linear(x.clone(), Norm::None, projection, None)
             };
@@ -476,7 +476,7 @@ impl SparqAttention {
 
     /// Maps the heads' outputs y [B, T, H, d] to [B, T, D], and adds the residual stream.
     fn output(&self, y: Tensor<4>, residual: Option<Tensor<3>>) -> Tensor<3> {
-        let ([batch, len, heads, d], width) = (y.dims(), self.o_proj.weight.dims()[1]);
+        let ([batch, len, heads, d], width) = (y.dims(), self.o_proj.dims()[1]);
         let y = y.reshape([batch * len, heads * d]);
         let residual = residual.map(|residual| residual.reshape([batch * len, width]));
         let projection = Projections::One((&self.o_proj).into());
@@ -509,7 +509,7 @@ impl SparqAttention {
 
     /// Checks x [B, T, D] against the module and `[B, T]`. 0 stands for any size.
     fn check(&self, x: &Tensor<3>, [batch, len]: [usize; 2]) -> Result<(), SparqError> {
-        let expected = [batch, len, self.q_proj.weight.dims()[0]];
+        let expected = [batch, len, self.q_proj.dims()[0]];
         let fits = |(&found, &expected): (&usize, &usize)| {
             found > 0 && (expected == 0 || found == expected)
         };

@@ -1,9 +1,7 @@
 //! Attention from existing linear layers.
 
-use burn::nn::Linear;
-
 use super::{RmsNormConfig, SparqAttention, SparqAttentionConfig};
-use crate::SparqError;
+use crate::{LinearLayer, SparqError};
 
 impl SparqAttentionConfig {
     /// Makes the module from the linear layers of another attention.
@@ -20,7 +18,7 @@ impl SparqAttentionConfig {
     /// let linear = |from, to| LinearConfig::new(from, to).init(&device);
     /// let own = [linear(64, 64), linear(64, 32), linear(64, 32), linear(64, 64)];
     /// let attention = SparqAttentionConfig::new(64, 4, 2, 16).init_with(own)?;
-    /// assert!(attention.q_proj.bias.is_some());
+    /// assert!(attention.q_proj.bias().is_some());
     ///
     /// let short = [linear(64, 64), linear(64, 16), linear(64, 32), linear(64, 64)];
     /// let error = SparqAttentionConfig::new(64, 4, 2, 16).init_with(short).unwrap_err();
@@ -33,9 +31,10 @@ impl SparqAttentionConfig {
     /// As [`SparqAttentionConfig::init`], and [`SparqError::Shape`] for a layer of another size.
     pub fn init_with(
         &self,
-        [q_proj, k_proj, v_proj, o_proj]: [Linear; 4],
+        projections: [impl Into<LinearLayer>; 4],
     ) -> Result<SparqAttention, SparqError> {
         self.validate()?;
+        let [q_proj, k_proj, v_proj, o_proj] = projections.map(Into::into);
         let q = self.n_heads * self.head_dim;
         let kv = self.n_kv_heads * self.head_dim;
         for (what, linear, expected) in [
@@ -44,12 +43,12 @@ impl SparqAttentionConfig {
             ("weight of v [d_in, d_out]", &v_proj, [self.d_model, kv]),
             ("weight of o [d_in, d_out]", &o_proj, [q, self.d_model]),
         ] {
-            let found = linear.weight.dims();
+            let found = linear.dims();
             if found != expected {
                 return Err(SparqError::shape(what, expected, found));
             }
         }
-        let device = q_proj.weight.device();
+        let device = q_proj.device();
         let norm = || {
             let norm = |epsilon| RmsNormConfig::new(self.head_dim).with_epsilon(epsilon);
             self.qk_norm_eps.map(|epsilon| norm(epsilon).init(&device))

@@ -2,7 +2,9 @@
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
+use burn::tensor::FloatDType;
 
+use super::blocks::BlockFormat;
 use super::fallback;
 use super::primitive::Primitive;
 use crate::SparqConfig;
@@ -238,6 +240,54 @@ pub trait SparqBackend: Backend + Primitive {
         #[extension_type] norm: NormBuffers<Self>,
     ) -> FloatTensor<Self> {
         fallback::normalize(x, norm)
+    }
+
+    /// Stores the blocks of a matrix [out, in] in the layout that the backend multiplies by.
+    ///
+    /// `bytes` has the blocks as in [`blocks`](mod@super::blocks), row by row: in u8 on a CPU, and
+    /// in little-endian words of u32, padded with zeros, where
+    /// [`has_kernels`](super::has_kernels). The default keeps them. All other operations take the
+    /// blocks in the layout that this one returns.
+    fn store_blocks(
+        bytes: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+    ) -> IntTensor<Self> {
+        let _ = (format, dims);
+        bytes
+    }
+
+    /// The inverse of [`SparqBackend::store_blocks`].
+    fn restore_blocks(
+        blocks: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+    ) -> IntTensor<Self> {
+        let _ = (format, dims);
+        blocks
+    }
+
+    /// Returns the matrix [out, in] of the blocks in `dtype`.
+    fn dequantize_blocks(
+        blocks: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        fallback::dequantize_blocks::<Self>(blocks, format, dims, dtype)
+    }
+
+    /// Returns the rows `indices` [n] of the matrix of the blocks in `dtype`, [n, in].
+    ///
+    /// A backend that captures steps as graphs must not read the indices on the host.
+    fn dequantize_rows(
+        blocks: IntTensor<Self>,
+        indices: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        fallback::dequantize_rows::<Self>(blocks, indices, format, dims, dtype)
     }
 }
 

@@ -3,14 +3,15 @@
 //! `ndarray` runs all of them. The native backends run them for types and sizes that they do not
 //! cover. Primitives become plain tensors and back again, which moves handles and copies no data.
 
-use burn::backend::tensor::FloatTensor;
-use burn::tensor::FloatDType;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
+use super::blocks::BlockFormat;
 use super::primitive::{Primitive, lift, lower};
 use super::reference::{self, append as write};
 use super::{
     CacheBuffers, Norm, NormBuffers, PreparedBuffers, ProjectionBuffers, Projections,
-    ResidualBuffers, RotaryBuffers, Spans, SparqOutputBuffers,
+    ResidualBuffers, RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
 };
 use crate::SparqConfig;
 
@@ -119,4 +120,67 @@ pub(crate) fn decode_linear<B: Primitive>(
 /// See [`SparqBackend::normalize`](super::SparqBackend::normalize).
 pub(crate) fn normalize<B: Primitive>(x: FloatTensor<B>, norm: NormBuffers<B>) -> FloatTensor<B> {
     B::float_primitive(reference::normalize(B::float(x), &Norm::lift(norm)))
+}
+
+/// See [`SparqBackend::dequantize_blocks`].
+pub(crate) fn dequantize_blocks<B: SparqBackend>(
+    blocks: IntTensor<B>,
+    format: BlockFormat,
+    dims: [usize; 2],
+    dtype: FloatDType,
+) -> FloatTensor<B> {
+    let bytes = B::int::<1>(B::restore_blocks(blocks, format, dims));
+    let device = bytes.device();
+    let bytes = bytes.into_data();
+    floats::<B>(bytes.bytes(), 0..dims[0], format, dims[1], dtype, &device)
+}
+
+/// See [`SparqBackend::dequantize_rows`].
+pub(crate) fn dequantize_rows<B: SparqBackend>(
+    blocks: IntTensor<B>,
+    indices: IntTensor<B>,
+    format: BlockFormat,
+    dims: [usize; 2],
+    dtype: FloatDType,
+) -> FloatTensor<B> {
+    let bytes = B::int::<1>(B::restore_blocks(blocks, format, dims));
+    let device = bytes.device();
+    let (bytes, rows) = (bytes.into_data(), row_indices::<B>(indices));
+    floats::<B>(bytes.bytes(), rows, format, dims[1], dtype, &device)
+}
+
+/// Reads the indices of rows.
+///
+/// # Panics
+/// If one is negative.
+pub(crate) fn row_indices<B: Primitive>(indices: IntTensor<B>) -> Vec<usize> {
+    let indices = B::int::<1>(indices).into_data();
+    let index = |index: i64| usize::try_from(index).expect("an index of a row");
+    indices.iter::<i64>().map(index).collect()
+}
+
+/// Returns rows of a matrix with `inputs` columns as floats.
+///
+/// # Panics
+/// If there is no such row.
+pub(crate) fn floats<B: Primitive>(
+    bytes: &[u8],
+    rows: impl IntoIterator<Item = usize>,
+    format: BlockFormat,
+    inputs: usize,
+    dtype: FloatDType,
+    device: &Device,
+) -> FloatTensor<B> {
+    let row_bytes = format.row_bytes(inputs);
+    let mut weights = Vec::new();
+    let mut count = 0;
+    for row in rows {
+        weights.resize(weights.len() + inputs, 0.0);
+        let to = &mut weights[count * inputs..];
+        format.dequantize(&bytes[row * row_bytes..][..row_bytes], to);
+        count += 1;
+    }
+    let data = TensorData::new(weights, [count, inputs]);
+    let weights = Tensor::<2>::from_data(data, (device, DType::F32));
+    B::float_primitive(weights.cast(dtype))
 }

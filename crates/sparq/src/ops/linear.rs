@@ -12,11 +12,12 @@
 //! and burn's [`Linear`] holds the transposed view: the conversion to a [`Projection`] transposes
 //! it back, which moves no data.
 
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, ExtensionType};
 use burn::nn::{LayerNorm, Linear, RmsNorm};
 use burn::tensor::{Device, Tensor, activation};
 
+use super::blocks::{BlockFormat, PackedWeight};
 use super::primitive::Primitive;
 use super::{SparqBackend, has_kernels, reference};
 
@@ -99,8 +100,10 @@ impl Norm {
 /// The weight of a linear layer.
 #[derive(Clone, Debug)]
 pub enum Weight {
-    /// A matrix [out, in].
+    /// A matrix [out, in], of x's type.
     Float(Tensor<2>),
+    /// A matrix [out, in] in blocks of a few bits, for an x of any type.
+    Packed(PackedWeight),
 }
 
 impl Weight {
@@ -108,6 +111,7 @@ impl Weight {
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Float(weight) => weight.dims(),
+            Self::Packed(weight) => weight.dims(),
         }
     }
 }
@@ -174,6 +178,7 @@ impl Projections {
     fn is_autodiff(&self) -> bool {
         let is_autodiff = |projection: &Projection| match &projection.weight {
             Weight::Float(weight) => weight.is_autodiff(),
+            Weight::Packed(_) => false,
         };
         match self {
             Self::One(only) => is_autodiff(only),
@@ -206,7 +211,8 @@ fn is_flex(device: &Device) -> bool {
 /// Computes `epilogue(norm(x) W^T + bias) + residual` for x [rows, in], any number of rows.
 ///
 /// All tensors have x's type, which is that of the result too. Sums are in fp32. Intermediate
-/// results may be rounded to x's type.
+/// results may be rounded to x's type. A backend may round the x of a [packed](Weight::Packed)
+/// weight to 8 bits, with a scale for each 32 elements or, for blocks of 256 weights, each 256.
 ///
 /// On an autodiff device the result is differentiable in x, the residual, and all parameters.
 ///
@@ -294,6 +300,15 @@ pub enum NormBuffers<B: Backend> {
 pub enum WeightBuffers<B: Backend> {
     /// A matrix [out, in].
     Float(FloatTensor<B>),
+    /// A matrix in blocks.
+    Packed {
+        /// The blocks, in the layout of [`SparqBackend::store_blocks`].
+        blocks: IntTensor<B>,
+        /// The format of the blocks.
+        format: BlockFormat,
+        /// [out, in].
+        dims: [usize; 2],
+    },
 }
 
 /// The bias of a linear layer as a primitive of a backend.
@@ -405,9 +420,20 @@ impl Norm {
 
 impl Projection {
     fn lift<B: Primitive>(buffers: LinearBuffers<B>) -> Self {
-        let WeightBuffers::Float(weight) = buffers.weight;
+        let weight = match buffers.weight {
+            WeightBuffers::Float(weight) => Weight::Float(B::float(weight)),
+            WeightBuffers::Packed {
+                blocks,
+                format,
+                dims,
+            } => Weight::Packed(PackedWeight {
+                blocks: B::int(blocks),
+                format,
+                dims,
+            }),
+        };
         Self {
-            weight: Weight::Float(B::float(weight)),
+            weight,
             bias: match buffers.bias {
                 BiasBuffers::None => None,
                 BiasBuffers::Add(bias) => Some(B::float(bias)),
@@ -416,9 +442,16 @@ impl Projection {
     }
 
     fn lower(self) -> LinearBuffers<Dispatch> {
-        let Weight::Float(weight) = self.weight;
+        let weight = match self.weight {
+            Weight::Float(weight) => WeightBuffers::Float(weight.into_dispatch()),
+            Weight::Packed(weight) => WeightBuffers::Packed {
+                blocks: weight.blocks.into_dispatch(),
+                format: weight.format,
+                dims: weight.dims,
+            },
+        };
         LinearBuffers {
-            weight: WeightBuffers::Float(weight.into_dispatch()),
+            weight,
             bias: match self.bias {
                 None => BiasBuffers::None,
                 Some(bias) => BiasBuffers::Add(bias.into_dispatch()),

@@ -9,6 +9,7 @@
 // burn deprecates `NdArray`, which the extension names.
 #[cfg_attr(feature = "ndarray", allow(deprecated))]
 mod backend;
+pub mod blocks;
 pub(crate) mod fallback;
 mod linear;
 pub(crate) mod primitive;
@@ -26,6 +27,8 @@ pub use crate::attention::rotary::{Rotary, RotaryAngles, RotaryScaling};
 pub use crate::backends::cube::{Until, sparq_decode_until};
 pub use crate::cache::{CacheTensors, SketchTensors, Spans};
 pub use crate::graph::StepTensors;
+pub use blocks::{BlockFormat, PackedWeight};
+
 pub use backend::{
     CacheBuffers, PreparedBuffers, RotaryBuffers, SketchBuffers, SparqBackend, SparqOutputBuffers,
 };

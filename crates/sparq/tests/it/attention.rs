@@ -209,6 +209,7 @@ fn deterministic(
         &mut attention.o_proj,
     ];
     for projection in projections {
+        let projection = projection.float_mut().unwrap();
         let [from, to] = projection.weight.dims();
         let weight = noise.tensor([1, 1, from, to], device).reshape([from, to]);
         projection.weight = Param::from_tensor(weight / (from as f32).sqrt());

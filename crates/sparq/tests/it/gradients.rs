@@ -8,10 +8,10 @@ use sparq::{Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig, 
 use crate::common::{cache_config, new_cache};
 
 const PROJECTIONS: [(&str, fn(&mut SparqAttention) -> &mut Linear); 4] = [
-    ("q_proj", |attention| &mut attention.q_proj),
-    ("k_proj", |attention| &mut attention.k_proj),
-    ("v_proj", |attention| &mut attention.v_proj),
-    ("o_proj", |attention| &mut attention.o_proj),
+    ("q_proj", |attention| attention.q_proj.float_mut().unwrap()),
+    ("k_proj", |attention| attention.k_proj.float_mut().unwrap()),
+    ("v_proj", |attention| attention.v_proj.float_mut().unwrap()),
+    ("o_proj", |attention| attention.o_proj.float_mut().unwrap()),
 ];
 
 fn attention(device: &Device) -> SparqAttention {

@@ -1,10 +1,21 @@
 //! The types that weights are stored in: [`StoredType`].
 //!
-//! The registry is the call of `formats!` below. A new type is one line there and one file, which
-//! has its [`Format`]: the block layout, how to decode it, its number in GGUF files, and how
+//! The registry is the call of `formats!` below. A new type is one line there and its [`Format`]:
+//! the block layout, how to decode it, its number in GGUF files, and how
 //! [`Conversion`](super::Conversion) writes it.
 
+mod bfloat16;
+mod blocks;
+mod float16;
+mod float32;
 mod ggml;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod q2_k;
+mod q3_k;
+mod q4;
+mod q8;
 
 use std::fmt;
 
@@ -13,6 +24,7 @@ use burn::tensor::{
     quantization::{QuantScheme, QuantStore, QuantValue, ScaleDtype},
 };
 use safetensors::Dtype;
+use sparq::ops::BlockFormat;
 
 /// Everything that reading and writing have to know about one type.
 #[derive(Debug)]
@@ -51,6 +63,8 @@ enum Encoding {
         safetensors: Dtype,
     },
     Quantized(Quantized),
+    /// Blocks of ggml, which products read as they are.
+    Packed(BlockFormat),
 }
 
 /// burn's symmetric quantisation of a matrix, with an f16 scale for each block of a row.
@@ -87,7 +101,21 @@ impl Format {
         }
     }
 
-    /// Describes blocks of GGUF files, which are only read. The type of `_block`, which decodes one
+    /// Describes blocks of GGUF files that products read as they are.
+    const fn packed(flag: &'static str, gguf: u32, packed: BlockFormat, decode: Decode) -> Self {
+        let encoding = Encoding::Packed(packed);
+        Self {
+            block: Block {
+                weights: packed.weights(),
+                bytes: packed.bytes(),
+            },
+            decode,
+            gguf: Some(gguf),
+            written: Some(Written { flag, encoding }),
+        }
+    }
+
+    /// Describes blocks of GGUF files that become floats. The type of `_block`, which decodes one
     /// block, determines the size of a block.
     const fn ggml<const BYTES: usize, const WEIGHTS: usize>(
         gguf: u32,
@@ -125,11 +153,9 @@ impl Format {
     }
 }
 
-/// The registry: for each type its name, its file, and its documentation.
+/// The registry: for each type its name, its format, and its documentation.
 macro_rules! formats {
-    ($($name:ident: $file:ident, $about:literal;)*) => {
-        $(mod $file;)*
-
+    ($($name:ident: $format:path, $about:literal;)*) => {
         /// The type that a tensor is stored in: a float, blocks of a GGUF file or of a converted
         /// model, or another type, which is not read.
         ///
@@ -151,7 +177,7 @@ macro_rules! formats {
             /// Returns the format; `None` for a type that is not read.
             pub(super) fn format(self) -> Option<&'static Format> {
                 match self {
-                    $(Self::$name => Some(&$file::FORMAT),)*
+                    $(Self::$name => Some(&$format),)*
                     Self::Other(_) => None,
                 }
             }
@@ -169,19 +195,24 @@ macro_rules! formats {
 }
 
 formats! {
-    F32: float32, "32 bits.";
-    F16: float16, "16 bits, IEEE.";
-    BF16: bfloat16, "The upper 16 bits of an F32.";
-    Q4_0: q4_0, "Blocks of 32 codes of 4 bits with a scale.";
-    Q4_1: q4_1, "Blocks of 32 codes of 4 bits with a scale and a minimum.";
-    Q5_0: q5_0, "Blocks of 32 codes of 5 bits with a scale.";
-    Q5_1: q5_1, "Blocks of 32 codes of 5 bits with a scale and a minimum.";
-    Q8_0: q8_0, "Blocks of 32 codes of 8 bits with a scale.";
-    Q4_K: q4_k, "Blocks of 256 codes of 4 bits with eight scales and minima of 6 bits.";
-    Q5_K: q5_k, "Blocks of 256 codes of 5 bits with eight scales and minima of 6 bits.";
-    Q6_K: q6_k, "Blocks of 256 codes of 6 bits with sixteen scales of 8 bits.";
-    Q8: q8, "Codes of 8 bits of a converted model, then a scale for each 32 of them.";
-    Q4: q4, "Codes of 4 bits of a converted model, then a scale for each 32 of them.";
+    F32: float32::FORMAT, "32 bits.";
+    F16: float16::FORMAT, "16 bits, IEEE.";
+    BF16: bfloat16::FORMAT, "The upper 16 bits of an F32.";
+    Q4_0: blocks::Q4_0, "Blocks of 32 codes of 4 bits with a scale.";
+    Q4_1: blocks::Q4_1, "Blocks of 32 codes of 4 bits with a scale and a minimum.";
+    Q5_0: blocks::Q5_0, "Blocks of 32 codes of 5 bits with a scale.";
+    Q5_1: blocks::Q5_1, "Blocks of 32 codes of 5 bits with a scale and a minimum.";
+    Q8_0: blocks::Q8_0, "Blocks of 32 codes of 8 bits with a scale.";
+    Q4_K: blocks::Q4_K, "Blocks of 256 codes of 4 bits with eight scales and minima of 6 bits.";
+    Q5_K: blocks::Q5_K, "Blocks of 256 codes of 5 bits with eight scales and minima of 6 bits.";
+    Q6_K: blocks::Q6_K, "Blocks of 256 codes of 6 bits with sixteen scales of 8 bits.";
+    Q2_K: q2_k::FORMAT, "Blocks of 256 codes of 2 bits with sixteen scales and minima of 4 bits.";
+    Q3_K: q3_k::FORMAT, "Blocks of 256 codes of 3 bits with sixteen scales of 6 bits.";
+    IQ4_NL: iq4_nl::FORMAT, "Blocks of 32 codes of 4 bits, numbers of a table, with a scale.";
+    IQ4_XS: iq4_xs::FORMAT, "Blocks of 256 codes as in IQ4_NL with eight scales of 6 bits.";
+    MXFP4: mxfp4::FORMAT, "Blocks of 32 floats of 4 bits with a power of two as scale.";
+    Q8: q8::FORMAT, "Codes of 8 bits of a converted model, then a scale for each 32 of them.";
+    Q4: q4::FORMAT, "Codes of 4 bits of a converted model, then a scale for each 32 of them.";
 }
 
 impl StoredType {
@@ -208,11 +239,19 @@ impl StoredType {
         self.format()?.gguf
     }
 
+    /// Returns the format of the blocks if products read them as they are.
+    pub(super) fn packed(self) -> Option<BlockFormat> {
+        match self.format()?.written.as_ref()?.encoding {
+            Encoding::Packed(format) => Some(format),
+            Encoding::Float { .. } | Encoding::Quantized(_) => None,
+        }
+    }
+
     /// Returns the types of burn and of safetensors for a float.
     pub(super) fn float(self) -> Option<(FloatDType, Dtype)> {
         match self.format()?.written.as_ref()?.encoding {
             Encoding::Float { burn, safetensors } => Some((burn, safetensors)),
-            Encoding::Quantized(_) => None,
+            Encoding::Quantized(_) | Encoding::Packed(_) => None,
         }
     }
 
@@ -220,14 +259,25 @@ impl StoredType {
     pub(super) fn quantized(self) -> Option<&'static Quantized> {
         match &self.format()?.written.as_ref()?.encoding {
             Encoding::Quantized(quantized) => Some(quantized),
-            Encoding::Float { .. } => None,
+            Encoding::Float { .. } | Encoding::Packed(_) => None,
         }
     }
 
-    /// Returns the type of a tensor in burnpack; `None` for a type that is not written.
+    /// Returns the type of these blocks.
+    pub(super) fn from_packed(format: BlockFormat) -> Self {
+        let is_it = |dtype: &&Self| dtype.packed() == Some(format);
+        let found = Self::ALL.iter().find(is_it);
+        *found.expect("every format of blocks is registered")
+    }
+
+    /// Returns the type of a tensor in burnpack; `None` for a type that is not written. Blocks of
+    /// ggml are bytes, and the manifest names their format.
     pub(super) fn burn_type(self) -> Option<DType> {
         if let Some((float, _)) = self.float() {
             return Some(float.into());
+        }
+        if self.packed().is_some() {
+            return Some(DType::U8);
         }
         let scheme = QuantScheme::default()
             .with_value(self.quantized()?.value)
@@ -317,11 +367,14 @@ mod tests {
                 let differ = |a: Option<u32>, b: Option<u32>| a.is_none() || a != b;
                 assert!(differ(one.gguf(), other.gguf()), "{one} and {other}");
                 let types = (one.burn_type(), other.burn_type());
-                assert!(types.0.is_none() || types.0 != types.1, "{one} and {other}");
+                let differ = types.0.is_none() || types.0 != types.1;
+                let packed = one.packed().is_some() && one.packed() != other.packed();
+                assert!(differ || packed, "{one} and {other}");
             }
         }
         let flags: Vec<_> = StoredType::written().map(|(flag, _)| flag).collect();
-        assert_eq!(flags, ["f32", "f16", "bf16", "q8", "q4"]);
+        let blocks = "q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q5_k q6_k";
+        assert_eq!(flags.join(" "), format!("f32 f16 bf16 {blocks} q8 q4"));
     }
 
     #[test]

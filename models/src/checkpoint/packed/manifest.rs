@@ -50,12 +50,15 @@ pub(super) struct FileSum {
     pub(super) crc32: u32,
 }
 
-/// Checksum and order of a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Checksum, order and format of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TensorSum {
     pub(super) transposed: bool,
     pub(super) crc32: u32,
+    /// The format of the blocks of ggml that the bytes are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) blocks: Option<String>,
 }
 
 impl FileSum {

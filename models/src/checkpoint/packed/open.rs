@@ -2,9 +2,10 @@
 
 use std::{fs::File, path::Path};
 
-use burn::tensor::{AllocationProperty, Bytes};
+use burn::tensor::{AllocationProperty, Bytes, DType};
 use burn_pack::Reader;
 use memmap2::Mmap;
+use sparq::ops::BlockFormat;
 
 use super::super::{
     CheckpointError,
@@ -43,12 +44,18 @@ pub(crate) fn open(folder: &Path) -> Result<(Manifest, Vec<Mapped>), CheckpointE
         let Some(sum) = manifest.tensors.get(&name) else {
             return Err(error("a checksum in sparq.json".into(), "none".into()));
         };
-        let written = |own: StoredType| own.burn_type().is_some();
-        let is_it = |(_, own): &(_, StoredType)| own.burn_type() == Some(dtype);
-        let Some((_, dtype)) = StoredType::written().find(is_it) else {
+        let blocks = sum.blocks.as_deref();
+        let Some(own) = stored_type(dtype, blocks) else {
+            let written = |own: StoredType| own.burn_type().is_some();
             let expected = format!("type {} of this format", StoredType::names(written));
-            return Err(error(expected, format!("{dtype:?}")));
+            let found = blocks.map_or_else(|| format!("{dtype:?}"), str::to_owned);
+            return Err(error(expected, found));
         };
+        let dtype = own;
+        if let (Some(format), Some(columns)) = (dtype.packed(), shape.last_mut()) {
+            // The file has bytes.
+            *columns = *columns / format.bytes() * format.weights();
+        }
         let layout = match (sum.transposed, shape.len()) {
             (false, _) => Layout::Rows,
             (true, 2) => Layout::Columns,
@@ -81,6 +88,17 @@ pub(crate) fn open(folder: &Path) -> Result<(Manifest, Vec<Mapped>), CheckpointE
         return Err(damaged(&path, "the weights", expected, found.to_string()));
     }
     Ok((manifest, tensors))
+}
+
+/// Returns the type of a tensor from that in the file and the format of blocks in the manifest.
+fn stored_type(dtype: DType, blocks: Option<&str>) -> Option<StoredType> {
+    if let Some(name) = blocks {
+        let format = BlockFormat::from_name(name).filter(|_| dtype == DType::U8)?;
+        return Some(StoredType::from_packed(format));
+    }
+    let is_it = |own: &StoredType| own.packed().is_none() && own.burn_type() == Some(dtype);
+    let mut written = StoredType::written().map(|(_, own)| own);
+    written.find(is_it)
 }
 
 fn damaged(path: &Path, what: &str, expected: String, found: String) -> CheckpointError {

@@ -12,11 +12,13 @@ use burn::tensor::{Bytes, Device, FloatDType};
 use burn_pack::{Tensor, Writer};
 use safetensors::tensor::{Metadata, TensorInfo};
 use sparq::SparqConfig;
+use sparq::ops::BlockFormat;
 
 use super::super::{
     Checkpoint, CheckpointError,
     decode::{Request, Stored},
     formats::StoredType,
+    threads,
 };
 use super::{
     MANIFEST, WEIGHTS, checksum, files,
@@ -58,8 +60,8 @@ pub struct Conversion {
 }
 
 impl Conversion {
-    /// Creates a conversion that keeps the type of every float tensor and decodes quantised ones to
-    /// F32.
+    /// Creates a conversion that keeps the type of every float tensor, and blocks of a GGUF file in
+    /// a converted model. Other quantised tensors become F32.
     pub fn new(checkpoint: Arc<Checkpoint>) -> Self {
         Self {
             checkpoint,
@@ -73,8 +75,9 @@ impl Conversion {
     /// Sets the type to write, one of [`StoredType::written`]; `None` keeps the types.
     ///
     /// The quantised types are for matrices whose rows are whole blocks; other tensors keep their
-    /// type. [`StoredType::Q4`] is for the matrices of linear layers: embedding tables get
-    /// [`StoredType::Q8`].
+    /// type. Rows that are not whole blocks of 256 get blocks of 32 with a bit more. Types of 4 and
+    /// 5 bits are for the matrices of linear layers: embedding tables get [`StoredType::Q8`], or
+    /// [`StoredType::Q6_K`] or [`StoredType::Q8_0`].
     #[must_use]
     pub fn with_dtype(mut self, dtype: Option<StoredType>) -> Self {
         self.dtype = dtype;
@@ -108,7 +111,7 @@ impl Conversion {
     /// If a tensor cannot be read, or its type cannot be read or written, or a file cannot be
     /// written.
     pub fn write(&self, folder: &Path) -> Result<Manifest, CheckpointError> {
-        let plans = self.plan()?;
+        let plans = self.plan(true)?;
         let path = folder.join(WEIGHTS);
         let sums = Arc::new(Mutex::new(BTreeMap::new()));
         // burnpack's errors hold texts only. This keeps the one that names tensor and file.
@@ -120,7 +123,8 @@ impl Conversion {
             };
             let (checkpoint, on_bytes) = (self.checkpoint.clone(), self.on_bytes.clone());
             let (sums, failed) = (sums.clone(), failed.clone());
-            let (name, shape, length) = (plan.name.clone(), plan.shape.clone(), plan.bytes());
+            let (name, length) = (plan.name.clone(), plan.bytes());
+            let shape = plan.shape_in_file();
             let bytes = move || {
                 let bytes = plan.read(&checkpoint, &*on_bytes);
                 let bytes = bytes.map_err(|error| {
@@ -131,6 +135,7 @@ impl Conversion {
                 let sum = TensorSum {
                     transposed: false,
                     crc32: checksum(plan.dtype, false, &plan.shape, &bytes),
+                    blocks: plan.dtype.packed().map(|format| format.name().into()),
                 };
                 lock(&sums).insert(plan.name.clone(), sum);
                 Ok(bytes)
@@ -161,7 +166,7 @@ impl Conversion {
     /// # Errors
     /// As [`write`](Self::write).
     pub fn write_safetensors(&self, folder: &Path) -> Result<(), CheckpointError> {
-        let plans = self.plan()?;
+        let plans = self.plan(false)?;
         let path = folder.join(SAFETENSORS);
         let failed = CheckpointError::write(&path);
         let mut end = 0;
@@ -201,14 +206,14 @@ impl Conversion {
         Ok(())
     }
 
-    /// Decides for each tensor how it is written.
-    fn plan(&self) -> Result<Vec<Plan>, CheckpointError> {
+    /// Decides for each tensor how it is written. `packed`: blocks of ggml can be.
+    fn plan(&self, packed: bool) -> Result<Vec<Plan>, CheckpointError> {
         let plan = |name: &str| {
             let stored = &self.checkpoint.tensors[name].stored;
             if stored.dtype.format().is_none() {
                 return Err(self.refused(name, stored.dtype));
             }
-            let dtype = self.stored_type(name, stored);
+            let dtype = self.stored_type(name, stored, packed);
             Ok(Plan {
                 name: name.into(),
                 shape: stored.shape.clone(),
@@ -223,17 +228,29 @@ impl Conversion {
     }
 
     /// Returns the type that a tensor is written in.
-    fn stored_type(&self, name: &str, stored: &Stored) -> StoredType {
+    fn stored_type(&self, name: &str, stored: &Stored, packed: bool) -> StoredType {
+        let is_matrix = stored.shape.len() == 2;
         let kept = match stored.dtype.is_quantized() {
+            true if packed && is_matrix && stored.dtype.packed().is_some() => stored.dtype,
             true => StoredType::F32,
             false => stored.dtype,
         };
         let wanted = self.dtype.unwrap_or(kept);
-        match wanted.quantized() {
-            None => wanted,
-            Some(_) if stored.shape.len() != 2 || wanted.bytes(&stored.shape).is_none() => kept,
-            Some(_) if is_linear(name, &stored.shape) => wanted,
-            Some(quantized) => quantized.for_embeddings,
+        if !wanted.is_quantized() || wanted == kept {
+            return wanted;
+        }
+        if !is_matrix {
+            return kept;
+        }
+        let is_linear = is_linear(name, &stored.shape);
+        let wanted = match (wanted.quantized(), wanted.packed()) {
+            (Some(quantized), _) if !is_linear => quantized.for_embeddings,
+            (_, Some(format)) => StoredType::from_packed(fitting(format, is_linear, &stored.shape)),
+            _ => wanted,
+        };
+        match wanted.bytes(&stored.shape) {
+            Some(_) => wanted,
+            None => kept,
         }
     }
 
@@ -277,6 +294,15 @@ impl Plan {
         self.dtype.bytes(&self.shape).unwrap_or(0)
     }
 
+    /// Returns the shape of the tensor in burnpack, in which blocks of ggml are rows of bytes.
+    fn shape_in_file(&self) -> Vec<usize> {
+        let mut shape = self.shape.clone();
+        if let (Some(format), Some(columns)) = (self.dtype.packed(), shape.last_mut()) {
+            *columns = format.row_bytes(*columns);
+        }
+        shape
+    }
+
     /// Reads the tensor and returns its bytes as they are written.
     fn read(
         &self,
@@ -285,7 +311,23 @@ impl Plan {
     ) -> Result<Bytes, CheckpointError> {
         let float = self.dtype.float();
         let dtype = float.map_or(FloatDType::F32, |(dtype, _)| dtype);
-        let data = checkpoint.read(&self.name, &self.shape, Request::new(dtype, on_bytes))?;
+        let request = Request::new(dtype, on_bytes);
+        if let (Some(format), &[rows, columns]) = (self.dtype.packed(), &*self.shape) {
+            let entry = checkpoint.entry(&self.name);
+            if entry.is_some_and(|entry| entry.dtype == self.dtype)
+                && let Some((_, bytes)) =
+                    checkpoint.blocks((&self.name, None), [rows, columns], true, request)?
+            {
+                return Ok(bytes);
+            }
+            let data = checkpoint.read(&self.name, &self.shape, request)?;
+            return Ok(blocks_of(
+                format,
+                columns,
+                data.as_slice().unwrap_or_default(),
+            ));
+        }
+        let data = checkpoint.read(&self.name, &self.shape, request)?;
         if !self.dtype.is_quantized() {
             return Ok(data.into_bytes());
         }
@@ -297,6 +339,38 @@ impl Plan {
                 dtype,
             })
     }
+}
+
+/// Returns the format for a matrix, `wanted` or the next larger one that fits: rows are whole
+/// blocks, and embedding tables keep 6 bits.
+fn fitting(wanted: BlockFormat, is_linear: bool, shape: &[usize]) -> BlockFormat {
+    let wanted = match (is_linear, wanted) {
+        (true, _) | (false, BlockFormat::Q8_0) => wanted,
+        (false, _) => BlockFormat::Q6_K,
+    };
+    let columns = shape.last().copied().unwrap_or(1);
+    match wanted {
+        _ if columns.is_multiple_of(wanted.weights()) => wanted,
+        BlockFormat::Q4_K => BlockFormat::Q5_0,
+        BlockFormat::Q5_K => BlockFormat::Q5_1,
+        BlockFormat::Q6_K => BlockFormat::Q8_0,
+        _ => wanted,
+    }
+}
+
+/// Returns the blocks of a matrix with rows of `columns` weights, made by all threads.
+fn blocks_of(format: BlockFormat, columns: usize, weights: &[f32]) -> Bytes {
+    const ROWS: usize = 16;
+    let mut bytes = vec![0; format.row_bytes(weights.len())];
+    let rows = (ROWS * columns).max(1);
+    let work = weights
+        .chunks(rows)
+        .zip(bytes.chunks_mut(format.row_bytes(rows).max(1)));
+    // A weight takes far longer than reading its bytes.
+    threads::run(threads::for_bytes(16 * weights.len()), work, |work| {
+        work.for_each(|(weights, to)| to.copy_from_slice(&format.quantize(weights)));
+    });
+    Bytes::from_bytes_vec(bytes)
 }
 
 /// Returns whether a tensor is the matrix of a linear layer.

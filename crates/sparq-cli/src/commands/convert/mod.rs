@@ -43,14 +43,14 @@ enum Format {
 The folder gets its name when it is complete and verified. Until then it is called .sparq-*.part in \
 the same parent folder. Tensors are converted one by one.
 
-Without --dtype each tensor keeps its type, so --to safetensors gives back the source bit for bit. \
-Blocks of a GGUF file become f32. q8 and q4 make small files; loading converts their weights to the \
-type of the computation.
+Without --dtype each tensor keeps its type, so --to safetensors gives back the source bit for bit; \
+there, blocks of a GGUF file become f32. Products read q8_0, q4_0, q4_1, q5_0, q5_1, q4_k, q5_k and \
+q6_k as they are stored. Loading converts q8 and q4 to the type of the computation.
 
 `sparq generate --model OUT` uses the stored settings of SparQ if its options give no others.
 
 Examples:
-  sparq convert org/name model --dtype f16
+  sparq convert org/name model --dtype q4_k
   sparq convert model.Q4_K_M.gguf model --rank 16 --top-k 128
   sparq convert DIR model --compression 1/8 --context 16384
   sparq convert DIR model --calibrate book.txt --keep 0.95
@@ -66,7 +66,8 @@ pub struct ConvertArgs {
     /// Format to write
     #[arg(long, value_enum, default_value = "sparq")]
     to: Format,
-    /// Type of the weights. q8 and q4 apply to matrices [default: the type of each tensor]
+    /// Type of the weights. Those of 8 bits and fewer apply to matrices [default: the type of each
+    /// tensor]
     #[arg(long, value_parser = stored_type_parser(), value_name = "TYPE")]
     dtype: Option<StoredType>,
     #[command(flatten)]

@@ -182,13 +182,14 @@ impl Operands {
             ProjectionBuffers::Activated { up, activation } => (vec![up], false, Some(*activation)),
         };
         let weight = |layer: &&LinearBuffers<Buffers>| match &layer.weight {
-            WeightBuffers::Float(weight) => weight.clone(),
+            WeightBuffers::Float(weight) => Some(weight.clone()),
+            WeightBuffers::Packed { .. } => None,
         };
         let bias = |layer: &&LinearBuffers<Buffers>| match &layer.bias {
             BiasBuffers::None => None,
             BiasBuffers::Add(bias) => Some(into_contiguous(bias.clone())),
         };
-        let weights: Vec<_> = layers.iter().map(weight).collect();
+        let weights: Vec<_> = layers.iter().map(weight).collect::<Option<_>>()?;
         let biases: Vec<_> = layers.iter().map(bias).collect();
         let residual = match residual {
             ResidualBuffers::None => None,

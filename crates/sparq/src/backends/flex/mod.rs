@@ -47,7 +47,7 @@ mod topk;
 
 use burn::backend::Flex;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData, bf16, f16};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, bf16, f16};
 
 use self::decode::{Output, Problem};
 use self::element::Element;
@@ -58,8 +58,8 @@ use crate::SparqConfig;
 use crate::ops::fallback;
 use crate::ops::primitive::Primitive;
 use crate::ops::{
-    CacheBuffers, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers, RotaryBuffers,
-    SketchBuffers, Spans, SparqBackend, SparqOutputBuffers,
+    BlockFormat, CacheBuffers, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers,
+    RotaryBuffers, SketchBuffers, Spans, SparqBackend, SparqOutputBuffers,
 };
 
 /// Evaluates an expression with a type alias for the cache's element type. Returns `None` for a
@@ -220,6 +220,27 @@ impl SparqBackend for Flex {
         let level = Level::detect();
         with_element!(x.dtype(), T => linear::buffers::normalize::<T>(level, &x, &norm))
             .unwrap_or_else(|| fallback::normalize(x, norm))
+    }
+
+    fn dequantize_blocks(
+        blocks: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        let (rows, device) = (0..dims[0], Device::flex());
+        fallback::floats::<Self>(blocks.bytes(), rows, format, dims[1], dtype, &device)
+    }
+
+    fn dequantize_rows(
+        blocks: IntTensor<Self>,
+        indices: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        let (rows, device) = (fallback::row_indices::<Self>(indices), Device::flex());
+        fallback::floats::<Self>(blocks.bytes(), rows, format, dims[1], dtype, &device)
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Half types are computed in fp32, except for products on a GPU: its matrix products accumulate in
 //! fp32 and round only the result. The products of a CPU backend may round every partial sum.
+//! Packed weights are dequantised to the type of x.
 
 use burn::tensor::{DType, FloatDType, Tensor};
 
@@ -62,8 +63,17 @@ pub fn normalize(x: Tensor<2>, norm: &Norm) -> Tensor<2> {
 
 /// x W^T + bias, in fp32 for half types.
 fn project(x: Tensor<2>, projection: &Projection) -> Tensor<2> {
-    let Weight::Float(weight) = &projection.weight;
-    let weight = weight.clone().transpose();
+    let weight = match &projection.weight {
+        Weight::Float(weight) => weight.clone(),
+        Weight::Packed(weight) => {
+            let weight = weight.dequantize(FloatDType::from(x.dtype()));
+            match x.is_autodiff() {
+                true => Tensor::from_inner(weight),
+                false => weight,
+            }
+        }
+    };
+    let weight = weight.transpose();
     let product = match has_kernels(&x.device()) {
         true => wide(x.matmul(weight)),
         false => wide(x).matmul(wide(weight)),

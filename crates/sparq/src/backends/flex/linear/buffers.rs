@@ -4,7 +4,7 @@ use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{FloatDType, TensorData};
 
-use super::{Combine, Layer, Norm, Problem};
+use super::{Blocks, Combine, Layer, Matrix, Norm, Problem};
 use crate::backends::flex::element::Element;
 use crate::backends::flex::simd::Level;
 use crate::ops::primitive::Primitive;
@@ -89,16 +89,32 @@ fn layer<'a, T: Element>(
     bias: Option<&'a FloatTensor<Flex>>,
     inputs: usize,
 ) -> Option<Layer<'a, T>> {
-    let WeightBuffers::Float(weight) = &linear.weight;
-    let [outputs, width] = weight.layout().shape().dims();
+    let (weight, outputs) = match &linear.weight {
+        WeightBuffers::Float(weight) => {
+            let [outputs, width] = weight.layout().shape().dims();
+            let weight = T::slice(weight).filter(|_| width == inputs)?;
+            (Matrix::Floats(weight), outputs)
+        }
+        WeightBuffers::Packed {
+            blocks,
+            format,
+            dims: [outputs, width],
+        } => {
+            let bytes = format.matrix_bytes([*outputs, *width]).ok()?;
+            let blocks = blocks.bytes();
+            let fits = *width == inputs && inputs > 0 && blocks.len() == bytes;
+            let blocks = fits.then_some(Blocks {
+                format: *format,
+                bytes: blocks,
+            });
+            (Matrix::Blocks(blocks?), *outputs)
+        }
+    };
     let bias = match bias {
         None => None,
         Some(bias) => Some(f32::slice(bias).filter(|bias| bias.len() == outputs)?),
     };
-    Some(Layer {
-        weight: T::slice(weight).filter(|_| width == inputs)?,
-        bias,
-    })
+    Some(Layer { weight, bias })
 }
 
 fn bias(linear: &LinearBuffers<Flex>) -> Option<FloatTensor<Flex>> {

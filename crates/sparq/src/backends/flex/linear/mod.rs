@@ -3,8 +3,10 @@
 //!
 //! Three passes, each over all threads: [`rows`] normalizes x and widens it to fp32, [`product`]
 //! multiplies, and [`epilogue`] finishes the sums. The weights [out, in] are read as they are
-//! stored: once for a few rows, and once per block of rows otherwise. Sums are in fp32.
+//! stored: once for a few rows, and once per block of rows otherwise. Sums are in fp32. For weights
+//! in blocks x is rounded to bytes, and [`blocks`] multiplies.
 
+mod blocks;
 pub(super) mod buffers;
 mod epilogue;
 mod product;
@@ -12,7 +14,9 @@ mod rows;
 
 use std::cell::Cell;
 
+pub(super) use self::blocks::Blocks;
 use self::epilogue::Epilogue;
+use self::product::Input;
 pub(super) use self::rows::Norm;
 use super::element::Element;
 use super::simd::Level;
@@ -21,10 +25,33 @@ use crate::ops::Activation;
 /// The most sums, and the most elements of x, that are kept at a time if there are many rows.
 const MAX_SUMS: usize = 1 << 23;
 
+/// A weight [out, in].
+#[derive(Clone, Copy)]
+pub(super) enum Matrix<'a, T> {
+    /// Floats of x's type.
+    Floats(&'a [T]),
+    /// Blocks of a few bits.
+    Blocks(Blocks<'a>),
+}
+
+impl<T> Matrix<'_, T> {
+    /// Returns the number of rows.
+    fn outputs(&self, inputs: usize) -> usize {
+        match self {
+            Self::Floats(weight) => weight.len() / inputs.max(1),
+            Self::Blocks(weight) => weight.outputs(inputs),
+        }
+    }
+
+    fn is_blocks(&self) -> bool {
+        matches!(self, Self::Blocks(_))
+    }
+}
+
 /// A linear layer: the weight [out, in] and the bias [out].
 #[derive(Clone, Copy)]
 pub(super) struct Layer<'a, T> {
-    pub(super) weight: &'a [T],
+    pub(super) weight: Matrix<'a, T>,
     pub(super) bias: Option<&'a [f32]>,
 }
 
@@ -56,6 +83,8 @@ pub(super) struct Problem<'a, T> {
 #[derive(Default)]
 struct Memory {
     rows: Vec<f32>,
+    rows_in_order: Vec<f32>,
+    codes: blocks::activations::Memory,
     sums: Vec<f32>,
 }
 
@@ -66,13 +95,14 @@ thread_local! {
 impl<T: Element> Problem<'_, T> {
     /// Returns the shape of the output, [rows, out], or `None` if a size is 0 or does not fit.
     pub(super) fn shape(&self) -> Option<[usize; 2]> {
-        let first = self.layers[0].weight.len();
+        let outputs_of = |layer: &Layer<'_, T>| layer.weight.outputs(self.inputs);
+        let first = outputs_of(&self.layers[0]);
         let outputs = match self.combine {
             Combine::Concatenate => self.total(),
-            Combine::Gated(_) | Combine::Activated(_) => first / self.inputs.max(1),
+            Combine::Gated(_) | Combine::Activated(_) => first,
         };
         let shape = [self.x.len() / self.inputs.max(1), outputs];
-        let equal = self.layers.iter().all(|layer| layer.weight.len() == first);
+        let equal = self.layers.iter().all(|layer| outputs_of(layer) == first);
         let fits = matches!(self.combine, Combine::Concatenate) || equal;
         let len = shape[0] * outputs;
         let fits = fits && self.residual.is_none_or(|residual| residual.len() == len);
@@ -106,17 +136,29 @@ impl<T: Element> Problem<'_, T> {
 
     /// Returns the outputs of all layers.
     fn total(&self) -> usize {
-        let elements: usize = self.layers.iter().map(|layer| layer.weight.len()).sum();
-        elements / self.inputs.max(1)
+        let outputs = self.layers.iter();
+        outputs.map(|layer| layer.weight.outputs(self.inputs)).sum()
     }
 
     /// Writes the output of some rows.
     fn band(&self, x: &[T], residual: Option<&[T]>, output: &mut [T], memory: &mut Memory) {
-        let rows = self
-            .norm
-            .apply(self.level, x, self.inputs, &mut memory.rows);
-        let weights: Vec<&[T]> = self.layers.iter().map(|layer| layer.weight).collect();
-        let sums = product::product(self.level, &rows, &weights, &mut memory.sums);
+        let (level, inputs) = (self.level, self.inputs);
+        let weights: Vec<Matrix<'_, T>> = self.layers.iter().map(|layer| layer.weight).collect();
+        let floats = weights.iter().any(|weight| !weight.is_blocks());
+        let floats = floats.then(|| self.norm.apply(level, x, inputs, &mut memory.rows));
+        let codes = weights.iter().any(Matrix::is_blocks).then(|| {
+            let rows = self
+                .norm
+                .apply_in_order(level, x, inputs, &mut memory.rows_in_order);
+            blocks::activations::quantize(level, &rows, &mut memory.codes)
+        });
+        let input = Input {
+            count: x.len() / inputs,
+            inputs,
+            floats,
+            codes,
+        };
+        let sums = product::product(level, &input, &weights, &mut memory.sums);
         let biases: Vec<Option<&[f32]>> = self.layers.iter().map(|layer| layer.bias).collect();
         let epilogue = Epilogue {
             biases: &biases,

@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use super::Matrix;
+use super::blocks::{self, activations::Activations};
 use super::rows::{BLOCK_INPUTS, Rows, TILE_ROWS, aligned};
 use crate::backends::flex::element::Element;
 use crate::backends::flex::simd::{Kernel, Level, MAX_LANES, Simd};
@@ -102,61 +104,117 @@ fn chunks(outputs: usize, chunk: usize) -> impl Iterator<Item = Range<usize>> {
     start.map(move |start| start..outputs.min(start + chunk))
 }
 
+/// The rows of x, for the weights of both kinds.
+pub(super) struct Input<'a> {
+    pub(super) count: usize,
+    pub(super) inputs: usize,
+    /// Present if a weight is floats.
+    pub(super) floats: Option<Rows<'a>>,
+    /// Present if a weight is blocks.
+    pub(super) codes: Option<Activations<'a>>,
+}
+
+impl Input<'_> {
+    /// Divides the rows into blocks of whole tiles. Returns the first tile of each block, and one
+    /// past the last.
+    fn blocks(&self) -> Vec<usize> {
+        let (tiles, count) = (self.tiles(), self.count.div_ceil(BLOCK_ROWS));
+        (0..=count).map(|block| tiles * block / count).collect()
+    }
+
+    fn tile_rows(&self) -> usize {
+        let floats = self.floats.as_ref();
+        floats.map_or(TILE_ROWS, |rows| rows.tile_rows)
+    }
+
+    fn tiles(&self) -> usize {
+        self.count.div_ceil(self.tile_rows())
+    }
+}
+
 /// Returns the products of the rows with each weight.
 pub(super) fn product<'a, T: Element>(
     level: Level,
-    rows: &Rows<'_>,
-    weights: &[&[T]],
+    input: &Input<'_>,
+    weights: &[Matrix<'_, T>],
     memory: &'a mut Vec<f32>,
 ) -> Sums<'a> {
-    let inputs = rows.inputs;
-    let outputs: Vec<usize> = weights.iter().map(|weight| weight.len() / inputs).collect();
+    let outputs = weights.iter().map(|weight| weight.outputs(input.inputs));
+    let outputs: Vec<usize> = outputs.collect();
     let total: usize = outputs.iter().sum();
-    let blocks = rows.count.div_ceil(BLOCK_ROWS);
+    let tiles = input.blocks();
     let threads = team::threads();
     // Small tasks share few rows evenly. In large ones, a block of rows serves more outputs.
-    let share = if rows.tiles() == 1 { 8 } else { 4 };
-    let chunk = (total * blocks / (share * threads)).next_multiple_of(OUTPUTS);
+    let share = if input.tiles() == 1 { 8 } else { 4 };
+    let chunk = (total * (tiles.len() - 1) / (share * threads)).next_multiple_of(OUTPUTS);
     let chunk = chunk.clamp(OUTPUTS, MAX_OUTPUTS);
 
-    let data = aligned(memory, rows.count * total);
-    let mut tasks = Vec::new();
-    let mut rest = &mut *data;
-    let tiles = rows.tiles();
-    let tiles: Vec<usize> = (0..=blocks).map(|block| tiles * block / blocks).collect();
+    let data = aligned(memory, input.count * total);
     let starts = tiles
         .iter()
-        .map(|tile| rows.count.min(tile * rows.tile_rows));
+        .map(|tile| input.count.min(tile * input.tile_rows()));
     let starts: Vec<usize> = starts.collect();
-    for (weight, &outputs) in weights.iter().zip(&outputs) {
-        for range in chunks(outputs, chunk) {
-            let weight = &weight[range.start * inputs..range.end * inputs];
-            for block in 0..blocks {
-                let count = starts[block + 1] - starts[block];
-                let (sums, after) = rest.split_at_mut(count * range.len());
-                rest = after;
-                tasks.push(Task {
-                    rows,
-                    tiles: tiles[block]..tiles[block + 1],
-                    weight,
-                    sums,
-                });
-            }
-        }
-    }
-    let bytes = rows.count
-        * weights
-            .iter()
-            .map(|weight| size_of_val(*weight))
-            .sum::<usize>();
-    Threads::new(tasks.len(), bytes).for_each(tasks, |task| level.run(task));
+    let tasks = tasks(input, weights, [&tiles, &starts], chunk, &mut *data);
+    let bytes = |weight: &Matrix<'_, T>| match weight {
+        Matrix::Floats(weight) => size_of_val(*weight),
+        Matrix::Blocks(weight) => weight.bytes.len(),
+    };
+    let bytes = input.count * weights.iter().map(bytes).sum::<usize>();
+    Threads::new(tasks.len(), bytes).for_each(tasks, |task| match task {
+        AnyTask::Floats(task) => level.run(task),
+        AnyTask::Blocks(task) => level.run_integers(task),
+    });
     Sums {
         data,
-        rows: rows.count,
+        rows: input.count,
         starts,
         chunk,
         outputs,
     }
+}
+
+/// Some rows times some outputs of a weight of either kind.
+enum AnyTask<'a, T> {
+    Floats(Task<'a, T>),
+    Blocks(blocks::Task<'a>),
+}
+
+/// Divides the products: `chunk` outputs of a weight and a block of rows each. `tiles` and `starts`
+/// are the first tile and row of each block.
+fn tasks<'a, T: Element>(
+    input: &'a Input<'a>,
+    weights: &[Matrix<'a, T>],
+    [tiles, starts]: [&[usize]; 2],
+    chunk: usize,
+    mut rest: &'a mut [f32],
+) -> Vec<AnyTask<'a, T>> {
+    const PRESENT: &str = "x in the form of each weight";
+    let inputs = input.inputs;
+    let mut tasks = Vec::new();
+    for weight in weights {
+        for outputs in chunks(weight.outputs(inputs), chunk) {
+            for block in 0..tiles.len() - 1 {
+                let rows = starts[block]..starts[block + 1];
+                let (sums, after) = rest.split_at_mut(rows.len() * outputs.len());
+                rest = after;
+                tasks.push(match *weight {
+                    Matrix::Floats(weight) => AnyTask::Floats(Task {
+                        rows: input.floats.as_ref().expect(PRESENT),
+                        tiles: tiles[block]..tiles[block + 1],
+                        weight: &weight[outputs.start * inputs..outputs.end * inputs],
+                        sums,
+                    }),
+                    Matrix::Blocks(weight) => AnyTask::Blocks(blocks::Task {
+                        x: input.codes.as_ref().expect(PRESENT),
+                        rows,
+                        weight: weight.rows(outputs.clone(), inputs),
+                        sums,
+                    }),
+                });
+            }
+        }
+    }
+    tasks
 }
 
 /// The products of some tiles of rows with consecutive weight rows.

@@ -82,6 +82,18 @@ impl Norm<'_> {
         self.tiles(level, x, inputs, [tile_rows, block], memory)
     }
 
+    /// As [`apply`](Self::apply), one row after the other.
+    pub(super) fn apply_in_order<'a, T: Element>(
+        &self,
+        level: Level,
+        x: &[T],
+        inputs: usize,
+        memory: &'a mut Vec<f32>,
+    ) -> Rows<'a> {
+        let width = inputs.next_multiple_of(MAX_LANES);
+        self.tiles(level, x, inputs, [1, width], memory)
+    }
+
     /// Returns the normalized x [rows, in] in its own type.
     pub(in super::super) fn normalize<T: Element>(
         &self,
@@ -90,8 +102,8 @@ impl Norm<'_> {
         inputs: usize,
     ) -> Vec<T> {
         let mut memory = Vec::new();
-        let width = inputs.next_multiple_of(MAX_LANES);
-        let rows = self.tiles(level, x, inputs, [1, width], &mut memory);
+        let rows = self.apply_in_order(level, x, inputs, &mut memory);
+        let width = rows.width;
         let mut output = vec![T::default(); x.len()];
         let threads = Threads::new(rows.count, size_of_val(x));
         let outputs: Vec<_> = output.chunks_mut(inputs).enumerate().collect();

@@ -4,6 +4,9 @@ use burn::backend::Flex;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor, TensorData, bf16, f16};
 
 use super::*;
+
+/// Weights in blocks.
+mod blocks;
 use crate::ops::primitive::Primitive;
 use crate::ops::{
     BiasBuffers, LinearBuffers, NormBuffers, Projection, ProjectionBuffers, Projections,
@@ -108,9 +111,80 @@ fn normalize(norm: Norm<'_>, x: &[f64]) -> Vec<f64> {
     x.iter().enumerate().map(value).collect()
 }
 
-/// Returns the output of a problem, and for each output the sum of the magnitudes behind it.
-fn expected<T: Element>(problem: &Problem<'_, T>) -> Vec<(f64, f64)> {
+/// An output, and the bounds of its error.
+#[derive(Clone, Copy)]
+struct Bounded {
+    y: f64,
+    /// The sum of the magnitudes behind it.
+    size: f64,
+    /// The error of x in bytes.
+    rounding: f64,
+}
+
+/// The largest slope of an activation.
+const SLOPE: f64 = 1.13;
+
+impl Bounded {
+    fn activated(self, activation: Activation) -> Self {
+        Self {
+            y: activate(activation, self.y),
+            rounding: SLOPE * self.rounding,
+            ..self
+        }
+    }
+
+    fn times(self, other: Self) -> Self {
+        Self {
+            y: self.y * other.y,
+            size: (self.size + 1.0) * (other.size + 1.0),
+            rounding: self.rounding * (other.y.abs() + other.rounding)
+                + other.rounding * self.y.abs(),
+        }
+    }
+}
+
+/// Returns the product of a weight row with x. For blocks, each element of x is off by half of its
+/// scale, the largest of its run divided by 127.
+fn dot(row: &[f64], x: &[f64], bias: f64, is_blocks: bool) -> Bounded {
+    let products = row.iter().zip(x).map(|(w, x)| w * x);
+    let size: f64 = products.clone().map(f64::abs).sum();
+    let runs = row.chunks(32).zip(x.chunks(32));
+    let error = |(row, x): (&[f64], &[f64])| {
+        let largest = x.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
+        row.iter().map(|w| w.abs()).sum::<f64>() * largest / 127.0 * 0.5001
+    };
+    Bounded {
+        y: products.sum::<f64>() + bias,
+        size: size + bias.abs(),
+        rounding: if is_blocks {
+            runs.map(error).sum()
+        } else {
+            0.0
+        },
+    }
+}
+
+/// Returns the weights of a matrix, row by row.
+fn floats<T: Element>(matrix: &Matrix<'_, T>) -> Vec<f64> {
+    match matrix {
+        Matrix::Floats(weight) => weight.iter().map(|w| f64::from(w.widen())).collect(),
+        Matrix::Blocks(blocks) => {
+            let count = blocks.bytes.len() / blocks.format.bytes() * blocks.format.weights();
+            let mut weights = vec![0.0; count];
+            blocks.format.dequantize(blocks.bytes, &mut weights);
+            weights.into_iter().map(f64::from).collect()
+        }
+    }
+}
+
+/// Returns the output of a problem.
+fn expected<T: Element>(problem: &Problem<'_, T>) -> Vec<Bounded> {
     let mut output = Vec::new();
+    let weights: Vec<_> = problem
+        .layers
+        .iter()
+        .map(|layer| floats(&layer.weight))
+        .collect();
     for x in problem.x.chunks(problem.inputs) {
         let wide = |values: &[T]| -> Vec<f64> {
             values
@@ -119,34 +193,27 @@ fn expected<T: Element>(problem: &Problem<'_, T>) -> Vec<(f64, f64)> {
                 .collect()
         };
         let x = normalize(problem.norm, &wide(x));
-        let project = |layer: &Layer<'_, T>| -> Vec<(f64, f64)> {
-            let rows = layer.weight.chunks(problem.inputs);
-            rows.enumerate()
-                .map(|(i, row)| {
-                    let bias = layer.bias.map_or(0.0, |bias| f64::from(bias[i]));
-                    let products = wide(row);
-                    let products = products.iter().zip(&x).map(|(w, x)| w * x);
-                    let size: f64 = products.clone().map(f64::abs).sum();
-                    (products.sum::<f64>() + bias, size + bias.abs())
-                })
-                .collect()
+        let project = |(layer, weight): (&Layer<'_, T>, &Vec<f64>)| -> Vec<Bounded> {
+            let rows = weight.chunks(problem.inputs).enumerate();
+            rows.map(|(i, row)| {
+                let bias = layer.bias.map_or(0.0, |bias| f64::from(bias[i]));
+                dot(row, &x, bias, layer.weight.is_blocks())
+            })
+            .collect()
         };
-        let layers: Vec<_> = problem.layers.iter().map(project).collect();
+        let layers: Vec<_> = problem.layers.iter().zip(&weights).map(project).collect();
         output.extend(match problem.combine {
             Combine::Concatenate => layers.concat(),
-            Combine::Activated(act) => layers[0]
-                .iter()
-                .map(|&(y, size)| (activate(act, y), size))
-                .collect(),
+            Combine::Activated(act) => layers[0].iter().map(|y| y.activated(act)).collect(),
             Combine::Gated(act) => std::iter::zip(&layers[0], &layers[1])
-                .map(|((gate, a), (up, b))| (activate(act, *gate) * up, (a + 1.0) * (b + 1.0)))
+                .map(|(gate, up)| gate.activated(act).times(*up))
                 .collect(),
         });
     }
     if let Some(residual) = problem.residual {
-        for ((y, size), residual) in output.iter_mut().zip(residual) {
-            *y += f64::from(residual.widen());
-            *size += f64::from(residual.widen().abs());
+        for (found, residual) in output.iter_mut().zip(residual) {
+            found.y += f64::from(residual.widen());
+            found.size += f64::from(residual.widen().abs());
         }
     }
     output
@@ -155,12 +222,13 @@ fn expected<T: Element>(problem: &Problem<'_, T>) -> Vec<(f64, f64)> {
 fn assert_exact<T: Rounded>(problem: &Problem<'_, T>, case: &str) {
     let (found, expected) = (problem.run(), expected(problem));
     assert_eq!(found.len(), expected.len(), "{case}");
-    for (i, (found, (expected, size))) in found.iter().zip(expected).enumerate() {
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
         let found = f64::from(found.widen());
-        let bound = T::UNIT * expected.abs() + 1e-6 * size + 1e-7;
+        let Bounded { y, size, rounding } = expected;
+        let bound = T::UNIT * (y.abs() + rounding) + 1e-6 * size + 1e-7 + rounding;
         assert!(
-            (found - expected).abs() <= bound,
-            "{:?} {case}, output {i}: {found} for {expected}",
+            (found - y).abs() <= bound,
+            "{:?} {case}, output {i}: {found} for {y}, at most {bound} off",
             problem.level
         );
     }
@@ -174,7 +242,7 @@ fn product<T: Rounded>(rows: usize, inputs: usize, outputs: usize) {
     );
     for level in Level::all() {
         let layers = [Layer {
-            weight: &weight,
+            weight: Matrix::Floats(&weight),
             bias: None,
         }];
         let problem = Problem {
@@ -243,7 +311,10 @@ fn epilogues<T: Rounded>() {
     let biases = sizes.map(|outputs| random::<f32>(outputs + 1, outputs));
     let equal = [random::<T>(3, 53 * inputs), random::<T>(4, 53 * inputs)];
     let mut cases: Vec<(Vec<Layer<'_, T>>, Combine)> = Vec::new();
-    let layer = |weight, bias| Layer { weight, bias };
+    let layer = |weight, bias| Layer {
+        weight: Matrix::Floats(weight),
+        bias,
+    };
     for count in 1..=3 {
         let layers = (0..count).map(|i| layer(&weights[i][..], Some(&biases[i][..])));
         cases.push((layers.collect(), Combine::Concatenate));
@@ -296,7 +367,7 @@ fn activations_are_exact_at_any_size() {
     for level in Level::all() {
         for activation in ACTIVATIONS {
             let layers = [Layer {
-                weight: &[1.0],
+                weight: Matrix::Floats(&[1.0]),
                 bias: None,
             }];
             let problem = Problem {
@@ -330,7 +401,7 @@ fn sums_are_in_fp32() {
         for rows in [1, 9] {
             let x = vec![f16::ONE; rows * inputs];
             let layers = [Layer {
-                weight: &x[..inputs],
+                weight: Matrix::Floats(&x[..inputs]),
                 bias: None,
             }];
             let mut problem = Problem {
@@ -363,7 +434,7 @@ fn threads_do_not_change_the_result() {
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
             let layers = [Layer {
-                weight: &weight[..],
+                weight: Matrix::Floats(&weight[..]),
                 bias: None,
             }];
             let problem = Problem {
@@ -398,7 +469,7 @@ fn many_outputs_are_computed_in_bands() {
     );
     let residual = random::<f32>(3, rows * outputs);
     let layers = [Layer {
-        weight: &weight[..],
+        weight: Matrix::Floats(&weight[..]),
         bias: None,
     }];
     let problem = Problem {

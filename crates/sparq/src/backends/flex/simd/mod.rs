@@ -5,8 +5,9 @@
 //! must be `#[inline(always)]`: only then is it compiled with the instructions of that function.
 //!
 //! `Avx2` and `Avx512` are zero-sized proofs that the CPU has the instructions. Only
-//! [`Level::detect`] creates them.
+//! [`Level::detect`] creates them. [`integers`] has the products of bytes.
 
+pub(super) mod integers;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -35,7 +36,10 @@ pub(super) enum Level {
     #[cfg(target_arch = "x86_64")]
     Avx2(x86::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(x86::Avx512),
+    Avx512(x86::Avx512<false>),
+    /// AVX-512 with products of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Vnni(x86::Avx512<true>),
 }
 
 impl Level {
@@ -43,7 +47,10 @@ impl Level {
     pub(super) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            if let Some(simd) = x86::Avx512::detect() {
+            if let Some(simd) = x86::Avx512::<true>::detect() {
+                return Level::Vnni(simd);
+            }
+            if let Some(simd) = x86::Avx512::<false>::detect() {
                 return Level::Avx512(simd);
             }
             if let Some(simd) = x86::Avx2::detect() {
@@ -60,7 +67,8 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             all.extend(x86::Avx2::detect().map(Level::Avx2));
-            all.extend(x86::Avx512::detect().map(Level::Avx512));
+            all.extend(x86::Avx512::<false>::detect().map(Level::Avx512));
+            all.extend(x86::Avx512::<true>::detect().map(Level::Vnni));
         }
         all
     }
@@ -72,7 +80,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => x86::Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => x86::Avx512::LANES,
+            Level::Avx512(_) | Level::Vnni(_) => x86::Avx512::<false>::LANES,
         }
     }
 
@@ -83,7 +91,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2(_) => x86::Avx2::VECTORS,
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => x86::Avx512::VECTORS,
+            Level::Avx512(_) | Level::Vnni(_) => x86::Avx512::<false>::VECTORS,
         }
     }
 
@@ -96,6 +104,8 @@ impl Level {
             Level::Avx2(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Vnni(simd) => simd.without_vnni().run(kernel),
         }
     }
 }

@@ -9,9 +9,9 @@ use burn::tensor::{bf16, f16};
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Avx2(());
 
-/// Proof that the CPU has AVX-512 F, BW, DQ and VL.
+/// Proof that the CPU has AVX-512 F, BW, DQ and VL, and VNNI if `VNNI`.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Avx512(());
+pub(in super::super) struct Avx512<const VNNI: bool>(());
 
 impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
@@ -32,7 +32,7 @@ impl Avx2 {
     }
 }
 
-impl Avx512 {
+impl Avx512<false> {
     pub(super) fn detect() -> Option<Self> {
         let found = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -42,14 +42,33 @@ impl Avx512 {
         found.then_some(Self(()))
     }
 
+    /// Returns the smaller instruction set, which every such CPU has.
+    pub(super) fn avx2(self) -> Avx2 {
+        Avx2(())
+    }
+
     #[inline]
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-        fn compiled<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+        fn compiled<K: Kernel>(simd: Avx512<false>, kernel: K) -> K::Output {
             kernel.run(simd)
         }
         // SAFETY: an `Avx512` exists only on a CPU with these instructions.
         unsafe { compiled(self, kernel) }
+    }
+}
+
+impl Avx512<true> {
+    pub(super) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx512vnni");
+        Avx512::<false>::detect()
+            .filter(|_| found)
+            .map(|_| Self(()))
+    }
+
+    /// Returns the instruction set without VNNI.
+    pub(super) fn without_vnni(self) -> Avx512<false> {
+        Avx512(())
     }
 }
 
@@ -224,7 +243,7 @@ impl Simd for Avx2 {
     }
 }
 
-impl Simd for Avx512 {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type F = __m512;
     const LANES: usize = 16;
     const HEADS: usize = 4;

@@ -31,13 +31,14 @@ mod blueprint;
 mod kernels;
 mod launch;
 mod linear;
+mod packed;
 mod parts;
 mod prefill;
 mod products;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{StreamId, TensorMetadata};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
@@ -52,8 +53,8 @@ use self::prefill::{PrefillBuffers, PrefillProblem, PrefillStep};
 use crate::SparqConfig;
 use crate::ops::fallback;
 use crate::ops::{
-    CacheBuffers, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers, RotaryBuffers,
-    Spans, SparqBackend, SparqOutputBuffers,
+    BlockFormat, CacheBuffers, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers,
+    RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
 };
 #[cfg(feature = "stages")]
 use crate::ops::{
@@ -183,6 +184,47 @@ impl SparqBackend for CubeBackend {
         match linear::decode_linear(&x, &norm, &projections, &residual) {
             Some(y) => y,
             None => fallback::decode_linear(x, norm, projections, residual),
+        }
+    }
+
+    fn store_blocks(
+        bytes: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+    ) -> IntTensor<Self> {
+        packed::store(&bytes, format, dims)
+    }
+
+    fn restore_blocks(
+        blocks: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+    ) -> IntTensor<Self> {
+        packed::restore(&blocks, format, dims)
+    }
+
+    fn dequantize_blocks(
+        blocks: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        match packed::dequantize(&blocks, None, format, dims, dtype.into()) {
+            Some(weights) => weights,
+            None => fallback::dequantize_blocks::<Self>(blocks, format, dims, dtype),
+        }
+    }
+
+    fn dequantize_rows(
+        blocks: IntTensor<Self>,
+        indices: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        match packed::dequantize(&blocks, Some(&indices), format, dims, dtype.into()) {
+            Some(weights) => weights,
+            None => fallback::dequantize_rows::<Self>(blocks, indices, format, dims, dtype),
         }
     }
 

@@ -27,7 +27,11 @@ pub(crate) fn pack_rows_kernel<E: Float, N: Size>(
     }
     let mut scratch = Shared::<[f32]>::new_slice(comptime!(plan.scratch()));
     let floats = FloatRows::<E, N>::new(x, norm, rows, features, epsilon);
-    let unscale = floats.pack(row, halves, &mut scratch, plan);
+    let mut loaded = Array::<Vector<E, N>>::new(comptime!(plan.vectors()));
+    let mut scales = Array::<Vector<E, N>>::new(comptime!(plan.vectors()));
+    floats.load(row, &mut loaded, 0usize, plan);
+    floats.load_scales(&mut scales, plan);
+    let unscale = floats.pack(row, &loaded, &scales, halves, &mut scratch, 0usize, plan);
     if UNIT_POS == 0 {
         unscales[row] = unscale;
     }

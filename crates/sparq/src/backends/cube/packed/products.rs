@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::kernels::linear_blocks::{
-    COLUMNS, LinearBlocksBlueprint, PackedRowsLaunch, linear_blocks_kernel,
+    COLUMNS, CubesOfPartsLaunch, LinearBlocksBlueprint, PackedRowsLaunch, linear_blocks_kernel,
 };
 use super::super::kernels::linear_blocks_plain::{
     LinearBlocksPlainBlueprint, MOST_ROWS, TEAM, linear_blocks_plain_kernel,
@@ -16,7 +16,9 @@ use super::super::kernels::linear_blocks_plain::{
 use super::super::kernels::pack_rows::pack_rows_kernel;
 use super::super::launch::{Launcher, grid};
 use super::super::linear::{Buffers, Layers, Normed, known, normalize_rows, residual_of};
-use super::super::parts::blocks::{BlockLayout, LANES, MEMBERS, ROWS, RUN, tiles_of_row};
+use super::super::parts::blocks::{
+    BlockLayout, FEATURES, GROUP, LANES, MEMBERS, ROWS, RUN, tiles_of_row,
+};
 use super::super::parts::half_rows::{HalfRowsBlueprint, VECTORS};
 use super::super::parts::projection::{
     LinearShapeLaunch, NormKind, ProjectionBlueprint, UpToThreeLaunch,
@@ -29,6 +31,8 @@ const ROWS_TO_PACK: usize = 4;
 const BYTES_TO_PACK: usize = 64 * 1024;
 /// The most columns of a cube, in products: more take too many registers.
 const MOST_COLUMN_TILES: usize = 4;
+/// The most planes of a cube. Each has at most 128 registers.
+const MOST_PLANES: usize = 16;
 /// Units of the cubes that pack a row.
 const PACK_UNITS: u32 = 256;
 
@@ -203,16 +207,15 @@ pub(super) fn multiply(mut packed: Packed) -> CubeTensor {
         let plan = plan(&launcher, &packed, run);
         // Weights of another format may take other rows.
         let halves = match rows.take() {
-            Some((of, halves)) if of.serves(&plan.rows) && plan.packed == 0 => halves,
-            _ if plan.packed == 0 => pack_rows(&launcher, &packed, plan.rows),
+            Some((of, halves)) if of.serves(&plan.rows) && plan.packs == 0 => halves,
+            _ if plan.packs == 0 => pack_rows(&launcher, &packed, plan.rows),
             _ => [launcher.unused(DType::U32), launcher.unused(DType::F32)],
         };
-        let first_tile = packed.tiles((0, run.0), plan.tile());
-        let blocks = packed.rows().div_ceil(plan.rows_of_cube());
+        let cubes = cubes_of_parts(&launcher, &packed, run, &plan);
         unsafe {
             linear_blocks_kernel::launch_unchecked(
                 &launcher.client,
-                grid(packed.tiles(run, plan.tile()) * blocks),
+                grid(cubes.iter().sum()),
                 CubeDim::new_1d(plan.rows.units),
                 packed.address_type(),
                 RUN,
@@ -227,12 +230,12 @@ pub(super) fn multiply(mut packed: Packed) -> CubeTensor {
                 packed.residual_arg(),
                 out.clone().into_buffer_arg(),
                 packed.shape(),
-                first_tile as u32,
+                CubesOfPartsLaunch::new(cubes[0] as u32, cubes[1] as u32, cubes[2] as u32),
                 plan,
                 dtype_to_storage_type(out.dtype),
             );
         }
-        if plan.packed == 0 {
+        if plan.packs == 0 {
             rows = Some((plan.rows, halves));
         }
     }
@@ -242,8 +245,14 @@ pub(super) fn multiply(mut packed: Packed) -> CubeTensor {
 /// Launches [`pack_rows_kernel`].
 fn pack_rows(launcher: &Launcher, packed: &Packed, plan: HalfRowsBlueprint) -> [CubeTensor; 2] {
     let (rows, features) = (packed.rows(), packed.features());
+    let parts = parts_of_row(features);
+    let units = match parts <= 8 * PACK_UNITS as usize {
+        true => PACK_UNITS,
+        false => launcher.info.units(4 * PACK_UNITS),
+    };
     let plan = HalfRowsBlueprint {
-        units: PACK_UNITS,
+        units,
+        parts: parts.div_ceil(units as usize),
         ..plan
     };
     let vectors = vectors_of_rows(packed, plan.halves);
@@ -275,52 +284,84 @@ fn vectors_of_rows(packed: &Packed, halves: usize) -> usize {
     tiles_of_row(packed.features()) * VECTORS * packed.rows() * halves * MEMBERS
 }
 
+/// Returns the parts of a row of x that units pack.
+fn parts_of_row(features: usize) -> usize {
+    tiles_of_row(features) * FEATURES / GROUP * MEMBERS
+}
+
+/// Returns the cubes of each part of a row: one for each processor, and about as many items for each
+/// of them.
+fn cubes_of_parts(
+    launcher: &Launcher,
+    packed: &Packed,
+    run: (usize, usize),
+    plan: &LinearBlocksBlueprint,
+) -> [usize; 3] {
+    let blocks = packed.rows().div_ceil(plan.rows_of_cube());
+    let items: [usize; 3] = std::array::from_fn(|part| match (run.0..run.1).contains(&part) {
+        true => packed.tiles((part, part + 1), plan.tile()) * blocks,
+        false => 0,
+    });
+    let cubes = |rounds: usize| items.map(|items| items.div_ceil(rounds));
+    let most = launcher.info.processors.max(3);
+    let mut rounds = items.iter().sum::<usize>().div_ceil(most).max(1);
+    while cubes(rounds).iter().sum::<usize>() > most {
+        rounds += 1;
+    }
+    cubes(rounds)
+}
+
 /// Plans the launch with matrix units of the parts `run`.
 fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBlocksBlueprint {
-    let processors = launcher.info.processors;
     let steps = tiles_of_row(packed.features());
     let halves = if packed.x.dtype == DType::F32 { 2 } else { 1 };
-    let columns = packed.rows() * halves;
-    let gated = packed.projection.gated;
+    let (rows, columns) = (packed.rows(), packed.rows() * halves);
     let vectors = vectors_of_rows(packed, halves);
-    let packs = packed.rows() <= ROWS_TO_PACK && 16 * vectors <= BYTES_TO_PACK;
     let column_tiles = columns.div_ceil(COLUMNS).min(MOST_COLUMN_TILES);
-    let mut weight_tiles = if gated { 2 } else { 1 };
-    // More rows of weights read less of x.
-    if !gated && column_tiles > 1 && packed.tiles(run, 2 * ROWS) >= processors * 9 / 10 {
-        weight_tiles = 2;
-    }
-    let tile = if gated {
-        weight_tiles / 2 * ROWS
-    } else {
-        weight_tiles * ROWS
-    };
-    let few = packed.tiles(run, tile) < 2 * processors;
-    let unroll = if weight_tiles == 1 && column_tiles <= 2 {
-        2
-    } else {
-        1
-    };
-    let planes = if few { 16 } else { 8 };
-    let most = steps.div_ceil(unroll).next_power_of_two();
+    let processors = launcher.info.processors;
+    // Two tiles read less of x, and have more loads in flight. They take more registers, which a
+    // smaller cube has.
+    let two = packed.projection.gated
+        || packed.tiles(run, ROWS) >= 16 * processors
+        || (column_tiles > 1 && packed.tiles(run, 2 * ROWS) >= processors * 9 / 10);
+    let mut most_planes = if two { MOST_PLANES / 2 } else { MOST_PLANES };
+    let mut weight_tiles = if two { 2 } else { 1 };
+    let units = planes_for(steps, most_planes) * LANES;
+    let parts = parts_of_row(packed.features()).div_ceil(units);
+    // A unit holds its parts of all rows.
+    let packs = rows <= ROWS_TO_PACK && rows * parts <= 8 && 16 * vectors <= BYTES_TO_PACK;
     let mut plan = LinearBlocksBlueprint {
         projection: packed.projection,
         rows: HalfRowsBlueprint {
             norm: packed.norm.kind,
             halves,
             layout: BlockLayout::new(packed.formats[run.0]),
-            units: (planes.min(most) * LANES) as u32,
+            units: units as u32,
+            parts,
         },
-        packed: if packs { vectors } else { 0 },
+        packs: if packs { rows } else { 0 },
+        shared: vectors,
         weight_tiles,
         column_tiles,
         single: columns == 1,
-        unroll,
     };
-    while plan.planes() > 1 && plan.shared_bytes() > launcher.info.max_shared_bytes {
+    let most = launcher.info.max_shared_bytes;
+    if !packs && plan.shared_bytes() > most {
+        plan.shared = 0;
+    }
+    while plan.planes() > 1 && plan.shared_bytes() > most {
         plan.rows.units /= 2;
     }
     plan
+}
+
+/// Returns the planes of a cube that split the tiles of a row: as many as possible of those with
+/// the least waiting for each other.
+fn planes_for(steps: usize, most: usize) -> usize {
+    let most = most.min(steps);
+    let waste = |planes: &usize| steps.next_multiple_of(*planes) - steps;
+    let planes = most.div_ceil(2)..=most;
+    planes.rev().min_by_key(waste).unwrap_or(1)
 }
 
 /// Launches [`linear_blocks_plain_kernel`].

@@ -147,8 +147,13 @@ impl BlockLayout {
         self.first_scales() + self.vectors_of_scales()
     }
 
-    /// The lane's first vector of scales.
-    fn first_scales(&self) -> usize {
+    /// Groups of a vector of codes.
+    pub fn groups_of_vector(&self) -> usize {
+        16 / self.code_bits
+    }
+
+    /// The lane's first vector of scales: the number of those before.
+    pub fn first_scales(&self) -> usize {
         self.code_bits + self.upper_bits
     }
 
@@ -172,24 +177,35 @@ pub(crate) fn first_of_run(run: usize, member: usize) -> usize {
     16 * run + RUN * member
 }
 
-/// Loads a lane's vectors of the tile that begins at vector `tile` to those of `loaded` from `to`
-/// on.
+/// Loads a lane's vectors `from..end` of codes and upper bits of the tile that begins at vector
+/// `tile`. `at` is the lane's first vector in `loaded`.
 #[cube]
-pub(crate) fn load_tile(
+pub(crate) fn load_codes(
     loaded: &mut Array<Words>,
     weight: &[Words],
     tile: usize,
-    #[comptime] to: usize,
-    #[comptime] layout: BlockLayout,
+    #[comptime] at: usize,
+    #[comptime] codes: (usize, usize),
 ) {
     let lane = UNIT_POS_PLANE as usize;
     #[unroll]
-    for i in 0..comptime!(layout.first_scales()) {
-        loaded[comptime!(to + i)] = weight[tile + comptime!(LANES * i) + lane];
+    for i in comptime!(codes.0)..comptime!(codes.1) {
+        loaded[comptime!(at + i)] = weight[tile + comptime!(LANES * i) + lane];
     }
+}
+
+/// Loads a lane's vectors of scales of the same tile.
+#[cube]
+pub(crate) fn load_scales(
+    loaded: &mut Array<Words>,
+    weight: &[Words],
+    tile: usize,
+    #[comptime] at: usize,
+    #[comptime] layout: BlockLayout,
+) {
     let scales = tile + comptime!(layout.before_scales());
-    let to = comptime!(to + layout.first_scales());
-    let row = lane / MEMBERS;
+    let to = comptime!(at + layout.first_scales());
+    let row = UNIT_POS_PLANE as usize / MEMBERS;
     #[unroll]
     for half in 0..2usize {
         loaded[comptime!(to + half)] = weight[scales + comptime!(8 * half) + row];

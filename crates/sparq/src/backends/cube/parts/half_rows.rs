@@ -37,6 +37,8 @@ pub(crate) struct HalfRowsBlueprint {
     pub layout: BlockLayout,
     /// Units of the cube.
     pub units: u32,
+    /// Parts of a row that a unit packs: the two runs of a member in a group.
+    pub parts: usize,
 }
 
 impl HalfRowsBlueprint {
@@ -54,6 +56,11 @@ impl HalfRowsBlueprint {
             )
         };
         key(self) == key(other)
+    }
+
+    /// Vectors of a row that a unit loads.
+    pub fn vectors(&self) -> usize {
+        2 * self.parts
     }
 
     /// Numbers that the planes exchange.
@@ -93,27 +100,82 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         }
     }
 
-    /// Writes row `row` of x to the columns of `halves`. All units of the cube call it. Returns
+    /// Loads this unit's vectors of row `row` to those of `loaded` from `to` on.
+    pub fn load(
+        &self,
+        row: usize,
+        loaded: &mut Array<Vector<E, N>>,
+        #[comptime] to: usize,
+        #[comptime] plan: HalfRowsBlueprint,
+    ) {
+        let vectors = self.features / RUN;
+        #[unroll]
+        for i in 0..comptime!(plan.vectors()) {
+            let at = min(vector_of(i, plan), vectors - 1);
+            loaded[comptime!(to + i)] = self.x[row * vectors + at];
+        }
+    }
+
+    /// Loads this unit's vectors of the norm's scales.
+    pub fn load_scales(
+        &self,
+        loaded: &mut Array<Vector<E, N>>,
+        #[comptime] plan: HalfRowsBlueprint,
+    ) {
+        if comptime!(plan.norm == NormKind::Rms) {
+            #[unroll]
+            for i in 0..comptime!(plan.vectors()) {
+                let at = min(vector_of(i, plan), self.features / RUN - 1);
+                loaded[i] = self.norm.scale[at];
+            }
+        }
+    }
+
+    /// Writes a loaded row of x to the columns of `halves`. All units of the cube call it. Returns
     /// the factor that undoes the scaling.
     pub fn pack(
         &self,
         row: usize,
+        loaded: &Array<Vector<E, N>>,
+        scales: &Array<Vector<E, N>>,
         halves: &mut [Words],
         scratch: &mut Shared<[f32]>,
+        #[comptime] from: usize,
         #[comptime] plan: HalfRowsBlueprint,
     ) -> f32 {
-        let (factor, unscale) = self.factors(row, scratch, plan);
+        let mut values = Array::<f32>::new(comptime!(plan.vectors() * RUN));
+        let mut largest = 0.0f32;
+        let mut squares = 0.0f32;
+        #[unroll]
+        for i in 0..comptime!(plan.vectors()) {
+            // Zeros past the last feature.
+            let inside = vector_of(i, plan) < self.features / RUN;
+            #[unroll]
+            for e in 0..RUN {
+                let number = f32::cast_from(loaded[comptime!(from + i)].extract(e));
+                let mut value = select(inside, number, 0.0f32);
+                squares += value * value;
+                if comptime!(plan.norm == NormKind::Rms) {
+                    value *= f32::cast_from(scales[i].extract(e));
+                }
+                largest = max(largest, value.abs());
+                values[comptime!(i * RUN + e)] = value;
+            }
+        }
+        let (factor, unscale) = self.factors(largest, squares, scratch, plan);
         let columns = self.rows * plan.halves;
-        let units = comptime!(plan.units as usize);
-        let tiles = self.features.div_ceil(FEATURES);
-        let parts = tiles * comptime!(GROUPS * MEMBERS);
-        for round in 0..parts.div_ceil(units) {
+        let parts = self.features.div_ceil(FEATURES) * comptime!(GROUPS * MEMBERS);
+        #[unroll]
+        for i in 0..comptime!(plan.parts) {
             // Whole planes have work or none.
-            let part = round * units + UNIT_POS as usize;
+            let part = comptime!(i * plan.units as usize) + UNIT_POS as usize;
             if part < parts {
                 let (group, member) = (part / MEMBERS, part % MEMBERS);
-                let values = self.values(row, group, member, factor, plan);
-                let mut rest = values;
+                let mut rest = Array::<f32>::new(comptime!(2 * RUN));
+                #[unroll]
+                for e in 0..comptime!(2 * RUN) {
+                    rest[e] = values[comptime!(i * 2 * RUN + e)] * factor;
+                }
                 #[unroll]
                 for half in 0..comptime!(plan.halves) {
                     let column = row * comptime!(plan.halves) + half;
@@ -127,8 +189,8 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
                         halves[at] = sums;
                     }
                     #[unroll]
-                    for i in 0..comptime!(2 * RUN) {
-                        rest[i] -= rounded[i];
+                    for e in 0..comptime!(2 * RUN) {
+                        rest[e] -= rounded[e];
                     }
                 }
             }
@@ -136,34 +198,16 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         unscale
     }
 
-    /// Returns the factor of a row with its norm, and the one that undoes its scaling.
+    /// Returns the factor of a row with its norm, and the one that undoes its scaling, from the
+    /// largest magnitude and the sum of squares of each unit.
     fn factors(
         &self,
-        row: usize,
+        largest: f32,
+        squares: f32,
         scratch: &mut Shared<[f32]>,
         #[comptime] plan: HalfRowsBlueprint,
     ) -> (f32, f32) {
-        let units = comptime!(plan.units as usize);
         let planes = comptime!((plan.units / PLANE) as usize);
-        let vectors = self.features / RUN;
-        let mut largest = 0.0f32;
-        let mut squares = 0.0f32;
-        for round in 0..vectors.div_ceil(units) {
-            let at = round * units + UNIT_POS as usize;
-            if at < vectors {
-                let vector = Vector::<f32, N>::cast_from(self.x[row * vectors + at]);
-                let mut scaled = vector;
-                if comptime!(plan.norm == NormKind::Rms) {
-                    scaled *= Vector::<f32, N>::cast_from(self.norm.scale[at]);
-                }
-                #[unroll]
-                for i in 0..RUN {
-                    let value = vector.extract(i);
-                    squares += value * value;
-                    largest = max(largest, scaled.extract(i).abs());
-                }
-            }
-        }
         let largest = max_in_plane(largest, PLANE);
         let squares = sum_in_plane(squares, PLANE);
         // Another unit may still read those of the row before.
@@ -192,35 +236,14 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         let unscale = f32::reinterpret((254u32 - field) << 23u32);
         (norm * scale, unscale)
     }
+}
 
-    /// Returns the scaled numbers of both runs of a member; zeros past the last feature.
-    fn values(
-        &self,
-        row: usize,
-        group: usize,
-        member: usize,
-        factor: f32,
-        #[comptime] plan: HalfRowsBlueprint,
-    ) -> Array<f32> {
-        let mut values = Array::<f32>::new(comptime!(2 * RUN));
-        let vectors = self.features / RUN;
-        #[unroll]
-        for run in 0..2usize {
-            let at = (group * GROUP + first_of_run(run.runtime(), member)) / RUN;
-            let mut vector = Vector::<f32, N>::new(0.0f32);
-            if at < vectors {
-                vector = Vector::<f32, N>::cast_from(self.x[row * vectors + at]);
-                if comptime!(plan.norm == NormKind::Rms) {
-                    vector *= Vector::<f32, N>::cast_from(self.norm.scale[at]);
-                }
-            }
-            #[unroll]
-            for i in 0..RUN {
-                values[comptime!(run * RUN + i)] = vector.extract(i) * factor;
-            }
-        }
-        values
-    }
+/// Returns this unit's vector number `i` of a row: the runs of its parts, one part after the other.
+#[cube]
+fn vector_of(#[comptime] i: usize, #[comptime] plan: HalfRowsBlueprint) -> usize {
+    let part = comptime!(i / 2 * plan.units as usize) + UNIT_POS as usize;
+    let run = first_of_run(comptime!(i % 2).runtime(), part % MEMBERS);
+    (part / MEMBERS * GROUP + run) / RUN
 }
 
 /// Rounds eight numbers to halves: a vector of four pairs, and the rounded numbers.

@@ -2,7 +2,8 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
-use sparq_measure::linear::{self, LayerSizes, Row, Setup};
+use sparq::ops::BlockFormat;
+use sparq_measure::linear::{self, LayerSizes, Row, Setup, Types};
 use sparq_measure::memory::DeviceMemory;
 use sparq_measure::shape::CacheType;
 use sparq_measure::timing::Pace;
@@ -19,9 +20,12 @@ pub struct LinearArgs {
     /// Model whose layers are measured
     #[arg(long, value_enum, default_value = "llama3-8b")]
     sizes: LayerSizes,
-    /// Element type of weights and activations
+    /// Element type of activations, and of weights without --weights
     #[arg(long, value_enum, default_value = "f16")]
     dtype: CacheType,
+    /// Format of packed weights, such as q8_0 or q4_k
+    #[arg(long, value_name = "FORMAT", value_parser = parse_format)]
+    weights: Option<BlockFormat>,
     /// Numbers of rows: sequences of a decode step, or tokens of a prompt
     #[arg(
         long,
@@ -55,7 +59,10 @@ pub fn linear(args: &LinearArgs, command: String) -> Result<()> {
             seconds: args.seconds.unwrap_or(Pace::BRIEF.seconds),
             ..Pace::BRIEF
         },
-        dtype: args.dtype,
+        types: Types {
+            dtype: args.dtype,
+            weights: args.weights,
+        },
         sizes: args.sizes,
         rows: args.rows.iter().map(|&rows| rows as usize).collect(),
     };
@@ -75,6 +82,15 @@ pub fn linear(args: &LinearArgs, command: String) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn parse_format(name: &str) -> Result<BlockFormat, String> {
+    let is_named = |format: &BlockFormat| format.name().eq_ignore_ascii_case(name);
+    let found = BlockFormat::ALL.into_iter().find(is_named);
+    found.ok_or_else(|| {
+        let names = BlockFormat::ALL.map(|format| format.name().to_lowercase());
+        format!("expected one of {}", names.join(", "))
+    })
 }
 
 fn progress(row: &Row) -> String {

@@ -5,10 +5,12 @@
 //! once.
 
 use anyhow::{Context, Result};
-use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use burn::tensor::{Bytes, Device, Distribution, FloatDType, Tensor};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use sparq::ops::{Activation, Norm, Projection, Projections, Weight, decode_linear};
+use sparq::ops::{
+    Activation, BlockFormat, Norm, PackedWeight, Projection, Projections, Weight, decode_linear,
+};
 use sparq_device::DeviceChoice;
 
 use crate::bandwidth::{self, Bandwidth};
@@ -101,8 +103,12 @@ pub struct Operation {
 
 impl Operation {
     /// Bytes of the weights.
-    fn weight_bytes(&self, dtype: CacheType) -> f64 {
-        (self.outputs.iter().sum::<usize>() * self.features * dtype.bytes()) as f64
+    fn weight_bytes(&self, types: Types) -> f64 {
+        let row = match types.weights {
+            None => self.features * types.dtype.bytes(),
+            Some(format) => format.row_bytes(self.features),
+        };
+        (self.outputs.iter().sum::<usize>() * row) as f64
     }
 
     /// Outputs of a row.
@@ -114,13 +120,15 @@ impl Operation {
     }
 
     /// Bytes to move: the weights, and `rows` rows of x, of the residual and of the result.
-    pub fn bytes(&self, rows: usize, dtype: CacheType) -> f64 {
+    pub fn bytes(&self, rows: usize, types: Types) -> f64 {
         let width = self.width() * (1 + usize::from(self.residual));
-        self.weight_bytes(dtype) + (rows * (self.features + width) * dtype.bytes()) as f64
+        let floats = rows * (self.features + width) * types.dtype.bytes();
+        self.weight_bytes(types) + floats as f64
     }
 
     /// Returns calls on `sets` sets of weights.
-    fn calls(&self, rows: usize, sets: usize, dtype: FloatDType, device: &Device) -> Calls {
+    fn calls(&self, rows: usize, sets: usize, types: Types, device: &Device) -> Result<Calls> {
+        let dtype = FloatDType::from(types.dtype);
         let draw = |from: usize, to: usize| {
             let uniform = Distribution::Uniform(-1.0, 1.0);
             Tensor::<2>::random([from, to], uniform, device).cast(dtype)
@@ -136,19 +144,24 @@ impl Operation {
             },
         };
         let small = (self.features as f32).sqrt().recip();
-        let layers = || {
-            let layer = |&outputs: &usize| Projection {
-                weight: Weight::Float(draw(outputs, self.features) * small),
-                bias: None,
+        let layers = || -> Result<Projections> {
+            let layer = |&outputs: &usize| -> Result<Projection> {
+                let weight = match types.weights {
+                    None => Weight::Float(draw(outputs, self.features) * small),
+                    Some(format) => packed(format, [outputs, self.features], device)?,
+                };
+                let bias = None;
+                Ok(Projection { weight, bias })
             };
-            self.projections(self.outputs.iter().map(layer).collect())
+            let layers: Result<Vec<_>> = self.outputs.iter().map(layer).collect();
+            Ok(self.projections(layers?))
         };
-        let sets: Vec<Projections> = (0..sets).map(|_| layers()).collect();
-        Box::new(move |set| {
+        let sets: Vec<Projections> = (0..sets).map(|_| layers()).collect::<Result<_>>()?;
+        Ok(Box::new(move |set| {
             let projections = sets[set].clone();
             let y = decode_linear(x.clone(), norm.clone(), projections, residual.clone());
             Kept::output(y.unsqueeze())
-        })
+        }))
     }
 
     fn projections(&self, mut layers: Vec<Projection>) -> Projections {
@@ -166,6 +179,23 @@ impl Operation {
     }
 }
 
+/// Returns a weight of small codes and scales: bytes of 0 to 3 are a number near zero in f16.
+fn packed(format: BlockFormat, dims: [usize; 2], device: &Device) -> Result<Weight> {
+    let bytes = format.matrix_bytes(dims)?;
+    let bytes = (0..bytes).map(|i| (i * 7 / 5 % 4) as u8).collect();
+    let weight = PackedWeight::new(Bytes::from_bytes_vec(bytes), format, dims, device)?;
+    Ok(Weight::Packed(weight))
+}
+
+/// The types of the tensors.
+#[derive(Clone, Copy, Debug)]
+pub struct Types {
+    /// The type of activations, and of weights that are not packed.
+    pub dtype: CacheType,
+    /// The format of packed weights.
+    pub weights: Option<BlockFormat>,
+}
+
 /// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -175,8 +205,8 @@ pub struct Setup {
     pub memory: DeviceMemory,
     /// How long to measure.
     pub pace: Pace,
-    /// The type of all tensors.
-    pub dtype: CacheType,
+    /// The types of the tensors.
+    pub types: Types,
     /// The model whose layers are measured.
     pub sizes: LayerSizes,
     /// The numbers of rows.
@@ -192,8 +222,11 @@ pub struct Run {
     pub gpu: Option<String>,
     /// The model whose layers were measured.
     pub sizes: LayerSizes,
-    /// The type of all tensors.
+    /// The type of activations, and of weights that are not packed.
     pub dtype: CacheType,
+    /// The format of packed weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// The memory bandwidth, measured just before the rows.
     pub bandwidth: Bandwidth,
     /// One for each operation and number of rows.
@@ -251,14 +284,15 @@ pub fn run(setup: &Setup, mut progress: impl FnMut(&Row)) -> Result<Run> {
         device: setup.device.to_string(),
         gpu: setup.device.gpu_name(),
         sizes: setup.sizes,
-        dtype: setup.dtype,
+        dtype: setup.types.dtype,
+        weights: setup.types.weights.map(|format| format.to_string()),
         bandwidth,
         rows,
     })
 }
 
 fn measure(setup: &Setup, operation: &Operation, rows: usize, bandwidth: &Bandwidth) -> Row {
-    let bytes = operation.bytes(rows, setup.dtype);
+    let bytes = operation.bytes(rows, setup.types);
     let outcome = guarded(|| sample(setup, operation, rows));
     let measured = outcome.map(|(time, weight_sets, hardware_graph)| {
         let gb_per_s = bytes / time.median_us / 1e3;
@@ -284,9 +318,12 @@ fn sample(
     operation: &Operation,
     rows: usize,
 ) -> Result<(Summary, usize, Option<bool>)> {
-    let size = operation.weight_bytes(setup.dtype);
-    // Weights are drawn in fp32.
-    let drawn = 4.0 / setup.dtype.bytes() as f64 * size;
+    let size = operation.weight_bytes(setup.types);
+    // Floats are drawn in fp32, and blocks are laid out anew.
+    let drawn = match setup.types.weights {
+        None => 4.0 / setup.types.dtype.bytes() as f64 * size,
+        Some(_) => size,
+    };
     let needed = LEAST_SETS as f64 * size + drawn;
     let sets = setup.memory.sets(size, size, drawn);
     let sets = sets.map(|sets| sets.max(LEAST_SETS));
@@ -294,7 +331,7 @@ fn sample(
         .filter(|_| needed <= setup.memory.available)
         .with_context(|| setup.memory.too_small_for(needed))?;
     let device = setup.device.open();
-    let calls = operation.calls(rows, sets, setup.dtype.into(), &device);
+    let calls = operation.calls(rows, sets, setup.types, &device)?;
     (0..sets).try_for_each(|set| calls(set).check())?;
     match setup.device.is_gpu() {
         true => {

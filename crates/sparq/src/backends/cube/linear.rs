@@ -22,17 +22,19 @@ use super::kernels::linear_rows::{LinearRowsBlueprint, linear_rows_kernel};
 use super::kernels::linear_tiles::{LinearTilesBlueprint, linear_tiles_kernel};
 use super::kernels::rows::{NormRowsBlueprint, finish_rows_kernel, norm_rows_kernel};
 use super::launch::{Launcher, grid};
+use super::packed;
 use super::parts::mma;
 use super::parts::projection::{
     LinearShapeLaunch, NormKind, NormWeightsLaunch, ProjectionBlueprint, UpToThreeLaunch,
 };
 use super::products::product;
 use crate::ops::{
-    BiasBuffers, LinearBuffers, NormBuffers, ProjectionBuffers, ResidualBuffers, WeightBuffers,
+    Activation, BiasBuffers, LinearBuffers, NormBuffers, ProjectionBuffers, ResidualBuffers,
+    WeightBuffers,
 };
 
 /// The most rows that are one launch.
-const FEW_ROWS: usize = 32;
+pub(super) const FEW_ROWS: usize = 32;
 /// The most rows for which units multiply on a device with matrix units.
 const FEW_ROWS_OF_UNITS: usize = 4;
 /// The most rows that a plane multiplies at once without matrix units.
@@ -57,7 +59,7 @@ const MOST_STAGES: usize = 3;
 /// Units of the cubes of an epilogue.
 const FINISH_UNITS: u32 = 256;
 
-type Buffers = CubeBackend;
+pub(super) type Buffers = CubeBackend;
 
 /// See [`SparqBackend::decode_linear`](crate::ops::SparqBackend::decode_linear). `None` if the
 /// kernels do not cover the types or the layouts.
@@ -67,6 +69,9 @@ pub(super) fn decode_linear(
     projections: &ProjectionBuffers<Buffers>,
     residual: &ResidualBuffers<Buffers>,
 ) -> Option<CubeTensor> {
+    if Layers::new(projections).are_packed() {
+        return packed::decode_linear(x, norm, projections, residual);
+    }
     let operands = Operands::new(x, norm, projections, residual)?;
     let launch = LinearLaunch {
         launcher: &Launcher::new(x),
@@ -90,20 +95,86 @@ pub(super) fn normalize(
         .then(|| normalize_rows(&Launcher::new(x), &into_contiguous(x.clone()), &norm))
 }
 
-fn known(dtype: DType) -> bool {
+pub(super) fn known(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
+/// The layers of an operation, and how their outputs are put together.
+pub(super) struct Layers<'a> {
+    pub layers: Vec<&'a LinearBuffers<Buffers>>,
+    pub gated: bool,
+    pub activation: Option<Activation>,
+}
+
+impl<'a> Layers<'a> {
+    pub fn new(projections: &'a ProjectionBuffers<Buffers>) -> Self {
+        let (layers, gated, activation) = match projections {
+            ProjectionBuffers::One(a) => (vec![a], false, None),
+            ProjectionBuffers::Two(a, b) => (vec![a, b], false, None),
+            ProjectionBuffers::Three(a, b, c) => (vec![a, b, c], false, None),
+            ProjectionBuffers::Gated {
+                gate,
+                up,
+                activation,
+            } => (vec![gate, up], true, Some(*activation)),
+            ProjectionBuffers::Activated { up, activation } => (vec![up], false, Some(*activation)),
+        };
+        Self {
+            layers,
+            gated,
+            activation,
+        }
+    }
+
+    /// Returns whether any weight is packed.
+    fn are_packed(&self) -> bool {
+        let is_packed =
+            |layer: &&LinearBuffers<Buffers>| matches!(layer.weight, WeightBuffers::Packed { .. });
+        self.layers.iter().any(is_packed)
+    }
+
+    pub fn biases(&self) -> Vec<Option<CubeTensor>> {
+        let bias = |layer: &&LinearBuffers<Buffers>| match &layer.bias {
+            BiasBuffers::None => None,
+            BiasBuffers::Add(bias) => Some(into_contiguous(bias.clone())),
+        };
+        self.layers.iter().map(bias).collect()
+    }
+
+    pub fn blueprint(&self, norm: NormKind, residual: bool) -> ProjectionBlueprint {
+        let mut biases = [false; 3];
+        for (flag, layer) in biases.iter_mut().zip(&self.layers) {
+            *flag = matches!(layer.bias, BiasBuffers::Add(_));
+        }
+        ProjectionBlueprint {
+            norm,
+            weights: self.layers.len(),
+            gated: self.gated,
+            activation: self.activation,
+            biases,
+            residual,
+        }
+    }
+}
+
+/// Returns the residual, contiguous.
+pub(super) fn residual_of(residual: &ResidualBuffers<Buffers>) -> Option<CubeTensor> {
+    match residual {
+        ResidualBuffers::None => None,
+        ResidualBuffers::Add(residual) => Some(into_contiguous(residual.clone())),
+    }
+}
+
 /// A norm and its parameters.
-struct Normed {
-    kind: NormKind,
+pub(super) struct Normed {
+    pub kind: NormKind,
     scale: Option<CubeTensor>,
     shift: Option<CubeTensor>,
-    epsilon: f32,
+    pub epsilon: f32,
 }
 
 impl Normed {
-    fn new(norm: &NormBuffers<Buffers>) -> Self {
+    pub fn new(norm: &NormBuffers<Buffers>) -> Self {
         let contiguous = |tensor: &CubeTensor| Some(into_contiguous(tensor.clone()));
         match norm {
             NormBuffers::None => Self::none(),
@@ -126,7 +197,7 @@ impl Normed {
         }
     }
 
-    fn none() -> Self {
+    pub fn none() -> Self {
         Self {
             kind: NormKind::None,
             scale: None,
@@ -135,12 +206,12 @@ impl Normed {
         }
     }
 
-    fn tensors(&self) -> impl Iterator<Item = &CubeTensor> {
+    pub fn tensors(&self) -> impl Iterator<Item = &CubeTensor> {
         self.scale.iter().chain(&self.shift)
     }
 
     /// Returns the argument; `unused` stands in for parameters that the norm does not have.
-    fn arg<T: CubePrimitive>(&self, unused: &CubeTensor) -> NormWeightsLaunch<T> {
+    pub fn arg<T: CubePrimitive>(&self, unused: &CubeTensor) -> NormWeightsLaunch<T> {
         let arg = |tensor: &Option<CubeTensor>| {
             let tensor = tensor.as_ref().unwrap_or(unused);
             tensor.clone().into_buffer_arg()
@@ -170,44 +241,16 @@ impl Operands {
         projections: &ProjectionBuffers<Buffers>,
         residual: &ResidualBuffers<Buffers>,
     ) -> Option<Self> {
-        let (layers, gated, activation) = match projections {
-            ProjectionBuffers::One(a) => (vec![a], false, None),
-            ProjectionBuffers::Two(a, b) => (vec![a, b], false, None),
-            ProjectionBuffers::Three(a, b, c) => (vec![a, b, c], false, None),
-            ProjectionBuffers::Gated {
-                gate,
-                up,
-                activation,
-            } => (vec![gate, up], true, Some(*activation)),
-            ProjectionBuffers::Activated { up, activation } => (vec![up], false, Some(*activation)),
-        };
+        let layers = Layers::new(projections);
         let weight = |layer: &&LinearBuffers<Buffers>| match &layer.weight {
             WeightBuffers::Float(weight) => Some(weight.clone()),
             WeightBuffers::Packed { .. } => None,
         };
-        let bias = |layer: &&LinearBuffers<Buffers>| match &layer.bias {
-            BiasBuffers::None => None,
-            BiasBuffers::Add(bias) => Some(into_contiguous(bias.clone())),
-        };
-        let weights: Vec<_> = layers.iter().map(weight).collect::<Option<_>>()?;
-        let biases: Vec<_> = layers.iter().map(bias).collect();
-        let residual = match residual {
-            ResidualBuffers::None => None,
-            ResidualBuffers::Add(residual) => Some(into_contiguous(residual.clone())),
-        };
+        let weights: Vec<_> = layers.layers.iter().map(weight).collect::<Option<_>>()?;
+        let biases = layers.biases();
+        let residual = residual_of(residual);
         let norm = Normed::new(norm);
-        let mut with_bias = [false; 3];
-        for (flag, bias) in with_bias.iter_mut().zip(&biases) {
-            *flag = bias.is_some();
-        }
-        let projection = ProjectionBlueprint {
-            norm: norm.kind,
-            weights: weights.len(),
-            gated,
-            activation,
-            biases: with_bias,
-            residual: residual.is_some(),
-        };
+        let projection = layers.blueprint(norm.kind, residual.is_some());
         let operands = Self {
             x: into_contiguous(x.clone()),
             norm,
@@ -609,7 +652,7 @@ impl LinearLaunch<'_> {
 }
 
 /// Launches [`norm_rows_kernel`] on contiguous rows.
-fn normalize_rows(launcher: &Launcher, x: &CubeTensor, norm: &Normed) -> CubeTensor {
+pub(super) fn normalize_rows(launcher: &Launcher, x: &CubeTensor, norm: &Normed) -> CubeTensor {
     let [rows, features] = x.shape().dims::<2>();
     let out = launcher.empty([rows, features], x.dtype);
     let vector = (VECTOR_BYTES / x.dtype.size()).min(1 << features.trailing_zeros());

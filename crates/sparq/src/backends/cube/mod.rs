@@ -32,13 +32,14 @@ mod blueprint;
 mod kernels;
 mod launch;
 mod linear;
+mod packed;
 mod parts;
 mod prefill;
 mod products;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{StreamId, TensorMetadata};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, FloatDType, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
@@ -56,8 +57,8 @@ use crate::ops::fallback;
 #[cfg(feature = "stages")]
 use crate::ops::primitive::{Primitive, lower};
 use crate::ops::{
-    CacheBuffers, CacheTensors, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers,
-    RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
+    BlockFormat, CacheBuffers, CacheTensors, NormBuffers, PreparedBuffers, ProjectionBuffers,
+    ResidualBuffers, RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
 };
 
 impl SparqBackend for CubeBackend {
@@ -188,6 +189,47 @@ impl SparqBackend for CubeBackend {
         match linear::decode_linear(&x, &norm, &projections, &residual) {
             Some(y) => y,
             None => fallback::decode_linear(x, norm, projections, residual),
+        }
+    }
+
+    fn store_blocks(
+        bytes: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+    ) -> IntTensor<Self> {
+        packed::store(&bytes, format, dims)
+    }
+
+    fn restore_blocks(
+        blocks: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+    ) -> IntTensor<Self> {
+        packed::restore(&blocks, format, dims)
+    }
+
+    fn dequantize_blocks(
+        blocks: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        match packed::dequantize(&blocks, None, format, dims, dtype.into()) {
+            Some(weights) => weights,
+            None => fallback::dequantize_blocks::<Self>(blocks, format, dims, dtype),
+        }
+    }
+
+    fn dequantize_rows(
+        blocks: IntTensor<Self>,
+        indices: IntTensor<Self>,
+        format: BlockFormat,
+        dims: [usize; 2],
+        dtype: FloatDType,
+    ) -> FloatTensor<Self> {
+        match packed::dequantize(&blocks, Some(&indices), format, dims, dtype.into()) {
+            Some(weights) => weights,
+            None => fallback::dequantize_rows::<Self>(blocks, indices, format, dims, dtype),
         }
     }
 

@@ -2,6 +2,7 @@
 //! top-k.
 
 mod linear;
+mod packed;
 mod prefill;
 mod topk;
 

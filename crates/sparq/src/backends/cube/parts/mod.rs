@@ -1,10 +1,12 @@
 //! Device functions that the kernels are made of, one file for each part of the algorithm.
 
 pub(crate) mod batch_head;
+pub(crate) mod blocks;
 pub(crate) mod codes;
 pub(crate) mod cp_async;
 pub(crate) mod fragments;
 pub(crate) mod group_softmax;
+pub(crate) mod half_rows;
 pub(crate) mod histogram;
 pub(crate) mod logits;
 pub(crate) mod mma;

@@ -6,6 +6,7 @@ pub(crate) mod dense;
 pub(crate) mod linear_mma;
 pub(crate) mod linear_rows;
 pub(crate) mod linear_tiles;
+pub(crate) mod linear_wgmma;
 pub(crate) mod prefill;
 pub(crate) mod prefill_plain;
 pub(crate) mod rows;

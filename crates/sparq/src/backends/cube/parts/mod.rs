@@ -15,3 +15,4 @@ pub(crate) mod reduce;
 pub(crate) mod score;
 pub(crate) mod topk;
 pub(crate) mod topk_memory;
+pub(crate) mod warpgroup;

@@ -30,6 +30,7 @@ use super::kernels::rows::{NormRowsBlueprint, finish_rows_kernel, norm_rows_kern
 use super::launch::{Launcher, grid};
 use super::parts::mma;
 use super::parts::projection::{NormKind, ProjectionBlueprint};
+use super::parts::warpgroup::ptx_name;
 use super::products::product;
 use crate::ops::{NormBuffers, ProjectionBuffers, ResidualBuffers};
 use operands::{Normed, Operands, known};
@@ -195,11 +196,7 @@ impl Planner<'_> {
     /// Plans for many rows with `wgmma`; `None` if the device or the sizes do not suit it.
     fn wgmma(&self) -> Option<LinearWgmmaBlueprint> {
         let (info, operands) = (&self.launcher.info, self.operands);
-        let element = match operands.x.dtype {
-            DType::F16 => "f16",
-            DType::BF16 => "bf16",
-            _ => return None,
-        };
+        let element = ptx_name(operands.x.dtype)?;
         let whole = |weight: &CubeTensor| weight.shape()[0].is_multiple_of(BLOCK);
         let covered = info.wgmma
             && operands.divisor().is_multiple_of(PER_VECTOR)

@@ -11,20 +11,18 @@
 //! With a gate, half of a tile's rows of weights are those of the gate, and the other half the same
 //! rows of the layer beside it: a lane holds both products of an output.
 
-use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
 use crate::backends::cube::parts::fragments::result_row;
 use crate::backends::cube::parts::projection::{
     LinearShape, ProjectionBlueprint, Tile, UpToThree, finish, load_addends, locate_tile, row_width,
 };
+use crate::backends::cube::parts::stage_ring::{StageRing, bytes_of_barriers};
 use crate::backends::cube::parts::warpgroup::{
-    ALIGNMENT, ROWS, UNITS, WIDTH, address_of, bytes_of, complete, descriptor, multiply, wait,
-    wait_for_products_before,
+    ALIGNMENT, PLANE, ROWS, UNITS, WIDTH, add_products, address_of, bytes_of, complete, descriptor,
+    lane, plane, wait_for_products_before, warpgroup,
 };
 
-/// Units of a plane.
-const PLANE: usize = 32;
 /// Warpgroups that multiply.
 const WARPGROUPS: usize = 2;
 /// Rows of a tile.
@@ -78,7 +76,7 @@ impl LinearWgmmaBlueprint {
 
     /// Bytes of shared memory, with the barriers.
     pub fn shared_bytes(&self) -> usize {
-        self.stages * (2 * self.stage() + 2 * size_of::<u64>())
+        2 * self.stages * self.stage() + bytes_of_barriers(self.stages)
     }
 }
 
@@ -111,7 +109,7 @@ pub(crate) fn linear_wgmma_kernel<E: Float, S: Size>(
     #[comptime] plan: LinearWgmmaBlueprint,
     #[define(E)] _type: ElemType,
 ) {
-    let mut ring = Ring::<E>::new(plan);
+    let mut stages = Stages::<E>::new(plan);
     let steps = (shape.features as usize).div_ceil(WIDTH);
     let row_tiles = (shape.rows as usize).div_ceil(TILE_ROWS);
     let requests = UNIT_POS as usize >= comptime!(WARPGROUPS * UNITS);
@@ -127,20 +125,14 @@ pub(crate) fn linear_wgmma_kernel<E: Float, S: Size>(
         let first_row = row_tile * TILE_ROWS;
         if requests {
             if lane() == 0u32 {
-                ring.request(x, weights, &tile, first_row, steps, plan);
+                stages.request(x, weights, &tile, first_row, steps, plan);
             }
         } else {
-            let sums = ring.multiply::<S>(steps, plan);
+            let sums = stages.multiply::<S>(steps, plan);
             write::<E, S>(sums, biases, residual, out, &tile, first_row, shape, plan);
         }
         index += CUBE_COUNT;
     }
-}
-
-/// Returns the number of this unit in its plane, whose size `UNIT_POS_PLANE` does not know.
-#[cube]
-fn lane() -> u32 {
-    UNIT_POS % comptime!(PLANE as u32)
 }
 
 /// Returns the tile of rows and the tile of outputs with an index.
@@ -156,51 +148,20 @@ fn place_of_tile(index: usize, row_tiles: usize, tiles: usize) -> (usize, usize)
     (first + place % size, place / size)
 }
 
-/// Stages in shared memory. Those that request and those that multiply each have a place in it.
+/// A place among the stages, each of rows of x and, after them, rows of weights.
 #[derive(CubeType)]
-struct Ring<E: Float> {
-    /// Stages of rows of x and, after them, rows of weights.
+struct Stages<E: Float> {
     tiles: Shared<[E]>,
-    /// Complete when a stage has arrived.
-    full: Shared<[Barrier]>,
-    /// Complete when a stage has been multiplied.
-    free: Shared<[Barrier]>,
-    /// The next stage.
-    stage: usize,
-    /// The parity of the phases that full stages complete at this place.
-    parity: u32,
+    ring: StageRing,
 }
 
 #[cube]
-impl<E: Float> Ring<E> {
-    fn new(#[comptime] plan: LinearWgmmaBlueprint) -> Ring<E> {
-        let tiles =
-            Shared::<[E]>::new_aligned_slice(comptime!(plan.stages * plan.stage()), ALIGNMENT);
-        let full = Shared::<[Barrier]>::new_slice(comptime!(plan.stages));
-        let free = Shared::<[Barrier]>::new_slice(comptime!(plan.stages));
-        if UNIT_POS == 0u32 {
-            #[unroll]
-            for stage in 0..comptime!(plan.stages) {
-                full[stage].init_manual(1u32);
-                free[stage].init_manual(comptime!((WARPGROUPS * UNITS / PLANE) as u32));
-            }
-            sync_async_proxy_shared();
-        }
-        sync_cube();
-        Ring::<E> {
-            tiles,
-            full,
-            free,
-            stage: 0usize.runtime(),
-            parity: 0u32.runtime(),
-        }
-    }
-
-    fn advance(&mut self, #[comptime] plan: LinearWgmmaBlueprint) {
-        self.stage += 1;
-        if self.stage == comptime!(plan.stages) {
-            self.stage = 0usize;
-            self.parity ^= 1u32;
+impl<E: Float> Stages<E> {
+    fn new(#[comptime] plan: LinearWgmmaBlueprint) -> Stages<E> {
+        let size = comptime!(plan.stages * plan.stage());
+        Stages::<E> {
+            tiles: Shared::<[E]>::new_aligned_slice(size, ALIGNMENT),
+            ring: StageRing::new(plan.stages, comptime!(WARPGROUPS * UNITS)),
         }
     }
 
@@ -217,16 +178,12 @@ impl<E: Float> Ring<E> {
     ) {
         let block = (tile.first / BLOCK) as i32;
         for step in 0..steps {
-            let stage = self.stage;
-            // At first, the phase before that of parity 0 counts as complete.
-            wait(&self.free[stage], self.parity ^ 1u32);
-            self.full[stage].arrive_and_expect_tx(1u32, comptime!(2 * plan.stage() as u32));
+            let barrier = self.ring.refill(comptime!(2 * plan.stage()));
             let column = (step * WIDTH) as i32;
-            let rows = stage * comptime!(plan.stage());
+            let rows = self.ring.stage * comptime!(plan.stage());
             let first = rows + comptime!(TILE_ROWS * WIDTH);
             let second = first + comptime!(plan.outputs() * WIDTH);
             let end = rows + comptime!(plan.stage());
-            let barrier = &self.full[stage];
             barrier.tma_load_2d(x, &mut self.tiles[rows..first], first_row as i32, column);
             if comptime!(plan.projection.gated) {
                 let target = &mut self.tiles[first..second];
@@ -249,7 +206,7 @@ impl<E: Float> Ring<E> {
                     }
                 }
             }
-            self.advance(plan);
+            self.ring.advance();
         }
     }
 
@@ -260,33 +217,26 @@ impl<E: Float> Ring<E> {
         #[comptime] plan: LinearWgmmaBlueprint,
     ) -> Vector<f32, S> {
         let tiles = address_of(&self.tiles[0..1]);
-        let rows = tiles + UNIT_POS / comptime!(UNITS as u32) * comptime!(bytes_of(ROWS) as u32);
+        let rows = tiles + warpgroup() * comptime!(bytes_of(ROWS) as u32);
         let weights = tiles + comptime!(bytes_of(TILE_ROWS) as u32);
         let mut sums = Vector::<f32, S>::new(0.0f32);
-        let mut before = self.stage;
+        let mut before = self.ring.stage;
         for step in 0..steps {
-            let stage = self.stage;
-            wait(&self.full[stage], self.parity);
+            self.ring.wait();
+            let stage = self.ring.stage;
             let at = stage as u32 * comptime!(2 * plan.stage() as u32);
             let (a, b) = (descriptor(rows + at), descriptor(weights + at));
-            sums = multiply::<S>(sums, a, b, plan.element);
+            sums = add_products::<S>(sums, a, b, plan.element);
             wait_for_products_before();
             if step > 0 {
-                self.release(before);
+                self.ring.release(before);
             }
             before = stage;
-            self.advance(plan);
+            self.ring.advance();
         }
         let sums = complete::<S>(sums);
-        self.release(before);
+        self.ring.release(before);
         sums
-    }
-
-    /// Lets a stage that this plane has multiplied be requested again.
-    fn release(&self, stage: usize) {
-        if lane() == 0u32 {
-            self.free[stage].arrive();
-        }
     }
 }
 
@@ -304,9 +254,8 @@ fn write<E: Float, S: Size>(
     #[comptime] plan: LinearWgmmaBlueprint,
 ) {
     let width = row_width(shape, plan.projection);
-    let plane = UNIT_POS as usize / PLANE;
     let first_row =
-        first_row + plane * comptime!(ROWS * PLANE / UNITS) + result_row(lane()) as usize;
+        first_row + plane() * comptime!(ROWS * PLANE / UNITS) + result_row(lane()) as usize;
     let first = tile.first + lane() as usize % 4 * RUN;
     // The residual is added in vectors.
     let without = comptime!(ProjectionBlueprint {

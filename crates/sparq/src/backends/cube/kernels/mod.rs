@@ -9,6 +9,7 @@ pub(crate) mod linear_tiles;
 pub(crate) mod linear_wgmma;
 pub(crate) mod prefill;
 pub(crate) mod prefill_plain;
+pub(crate) mod prefill_wgmma;
 pub(crate) mod rows;
 pub(crate) mod score_tiles;
 pub(crate) mod select_attend;

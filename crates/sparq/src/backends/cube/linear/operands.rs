@@ -1,16 +1,15 @@
 //! The operands of a linear layer.
 
 use burn::backend::TensorMetadata;
-use burn::backend::cubecl::dtype_to_storage_type;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
-use cubecl::zspace::{Shape, Strides};
 
 use crate::backends::cube::kernels::linear_wgmma::{BLOCK, RUN, WeightMapsLaunch};
+use crate::backends::cube::launch::tensor_map;
 use crate::backends::cube::parts::projection::{
     LinearShapeLaunch, NormKind, NormWeightsLaunch, ProjectionBlueprint, UpToThreeLaunch,
 };
@@ -277,21 +276,4 @@ impl Operands {
 fn is_aligned(tensor: &CubeTensor) -> bool {
     let offset = tensor.handle.offset_start;
     offset.is_none_or(|offset| offset.is_multiple_of(16))
-}
-
-/// Returns a tensor for bulk copies of tiles of `tile` elements to swizzled rows of 128 bytes.
-fn tensor_map<const D: usize>(
-    tensor: &CubeTensor,
-    sizes: [usize; D],
-    strides: [usize; D],
-    tile: [usize; D],
-) -> TensorMapArg<Tiled> {
-    let handle = tensor.handle.clone();
-    let (sizes, strides) = (Shape::new(sizes), Strides::new(&strides));
-    let source = unsafe { TensorArg::from_raw_parts(handle, strides, sizes) };
-    let tile_size = Shape::new(tile);
-    let element = dtype_to_storage_type(tensor.dtype);
-    TensorMapArg::new(TiledArgs { tile_size }, source, element)
-        .with_swizzle(TensorMapSwizzle::B128)
-        .with_prefetch(TensorMapPrefetch::B256)
 }

@@ -6,20 +6,18 @@
 //!
 //! Lane l of plane p holds rows 16 p + l / 4 and 8 further on of the result, and of every eight
 //! columns numbers 2 (l % 4) and its neighbour: first both of the upper row, then both of the lower.
-//!
-//! Barriers count bytes and arrivals. A phase is complete once all have come, and the next begins.
 
-use cubecl::prelude::barrier::Barrier;
+use burn::tensor::DType;
 use cubecl::prelude::*;
 
+/// Units of a plane.
+pub(crate) const PLANE: usize = 32;
 /// Units of a warpgroup.
 pub(crate) const UNITS: usize = 128;
 /// Rows of A and of the result.
 pub(crate) const ROWS: usize = 64;
 /// Features of a row of a tile: 128 bytes.
 pub(crate) const WIDTH: usize = 64;
-/// Columns of eight rows of a lane that lie side by side.
-pub(crate) const COLUMNS: usize = 8;
 /// Bytes of eight rows of a tile, the period of the swizzle. Tiles begin at multiples of it.
 pub(crate) const ALIGNMENT: usize = 1024;
 
@@ -27,9 +25,29 @@ pub(crate) const ALIGNMENT: usize = 1024;
 const ROW_BYTES: usize = 128;
 /// Features of one product.
 const DEPTH: usize = 16;
+/// The bytes that descriptors count in.
+const UNIT_BYTES: usize = 16;
 /// The upper half of a descriptor: tiles are swizzled in rows of 128 bytes, and eight rows begin
-/// 1024 bytes after the eight before them. Bytes are counted in units of 16.
-const LAYOUT: u64 = 1 << 62 | (ALIGNMENT as u64 / 16) << 32;
+/// 1024 bytes after the eight before them.
+const LAYOUT: u64 = 1 << 62 | ((ALIGNMENT / UNIT_BYTES) as u64) << 32;
+
+/// Returns the number of this unit in its plane, whose size the compiler does not know otherwise.
+#[cube]
+pub(crate) fn lane() -> u32 {
+    UNIT_POS % comptime!(PLANE as u32)
+}
+
+/// Returns the number of this unit's plane.
+#[cube]
+pub(crate) fn plane() -> usize {
+    UNIT_POS as usize / PLANE
+}
+
+/// Returns the number of this unit's warpgroup.
+#[cube]
+pub(crate) fn warpgroup() -> u32 {
+    UNIT_POS / comptime!(UNITS as u32)
+}
 
 /// Returns the address of a tile in shared memory.
 #[cube]
@@ -50,7 +68,23 @@ pub(crate) fn address_of<E: CubePrimitive>(tile: &[E]) -> u32 {
 /// Returns the descriptor of the tile at an address.
 #[cube]
 pub(crate) fn descriptor(address: u32) -> u64 {
-    u64::cast_from(address / 16u32) | comptime!(LAYOUT)
+    u64::cast_from(address / comptime!(UNIT_BYTES as u32)) | comptime!(LAYOUT)
+}
+
+/// Returns the descriptor of a tile of B whose rows are rows of B: `rows` rows of [`WIDTH`] columns,
+/// and after them the same rows of the next columns.
+#[cube]
+pub(crate) fn descriptor_of_rows(address: u32, #[comptime] rows: usize) -> u64 {
+    descriptor(address) | comptime!(((bytes_of(rows) / UNIT_BYTES) as u64) << 16)
+}
+
+/// Returns the name of a type in PTX, if `wgmma` multiplies it.
+pub(crate) fn ptx_name(dtype: DType) -> Option<&'static str> {
+    match dtype {
+        DType::F16 => Some("f16"),
+        DType::BF16 => Some("bf16"),
+        _ => None,
+    }
 }
 
 /// Returns the bytes of `rows` rows of a tile.
@@ -64,7 +98,7 @@ pub(crate) fn bytes_of(rows: usize) -> usize {
 /// An operand of inline PTX is read or written, never both: the sums are copied to other registers,
 /// which the compiler then merges with the first.
 #[cube]
-pub(crate) fn multiply<S: Size>(
+pub(crate) fn add_products<S: Size>(
     before: Vector<f32, S>,
     a: u64,
     b: u64,
@@ -73,15 +107,15 @@ pub(crate) fn multiply<S: Size>(
     let size = S::value().comptime();
     let before = value_of::<Vector<f32, S>>(before);
     let copies = comptime!(copies(size));
-    let products = comptime!(products(size, element));
+    let products = comptime!(products(size, element, WIDTH, [0, 0], true));
     let sums: Vector<f32, S>;
     gpu_asm!(
         "{{",
-        ".reg .b64 a, b;",
+        ".reg .b64 left, right, a, b;",
         "// {before} becomes {sums}.",
         "{copies}",
-        "mov.b64 a, {a};",
-        "mov.b64 b, {b};",
+        "mov.b64 left, {a};",
+        "mov.b64 right, {b};",
         "wgmma.fence.sync.aligned;",
         "{products}",
         "wgmma.commit_group.sync.aligned;",
@@ -91,7 +125,66 @@ pub(crate) fn multiply<S: Size>(
     sums
 }
 
-/// Waits until all products except those of the last call of [`multiply`] have read their tiles.
+/// Begins to multiply A and B, which have `features` features. Those of A lie in blocks of
+/// [`WIDTH`] for `blocks[0]` rows, and those of B for `blocks[1]`. See [`add_products`].
+#[cube]
+pub(crate) fn products_of<S: Size>(
+    a: u64,
+    b: u64,
+    #[comptime] features: usize,
+    #[comptime] blocks: [usize; 2],
+    #[comptime] element: &'static str,
+) -> Vector<f32, S> {
+    let size = S::value().comptime();
+    let products = comptime!(products(size, element, features, blocks, false));
+    let sums: Vector<f32, S>;
+    gpu_asm!(
+        "{{",
+        ".reg .b64 left, right, a, b;",
+        "// The result is {sums}.",
+        "mov.b64 left, {a};",
+        "mov.b64 right, {b};",
+        "wgmma.fence.sync.aligned;",
+        "{products}",
+        "wgmma.commit_group.sync.aligned;",
+        "}}",
+        sums = out(_) sums, a = in(_) a, b = in(_) b,
+    );
+    sums
+}
+
+/// Begins to add the products of A, which lies in registers, and the rows of B. Register
+/// 4 i + j of A is number j of features 16 i to 16 i + 16 in the layout of `mma.m16n8k16`. See
+/// [`add_products`] and [`descriptor_of_rows`].
+#[cube]
+pub(crate) fn add_products_of_registers<S: Size, A: Size>(
+    before: Vector<f32, S>,
+    a: Vector<u32, A>,
+    b: u64,
+    #[comptime] element: &'static str,
+) -> Vector<f32, S> {
+    let (size, registers) = (S::value().comptime(), A::value().comptime());
+    let before = value_of::<Vector<f32, S>>(before);
+    let a = value_of::<Vector<u32, A>>(a);
+    let copies = comptime!(copies(size));
+    let products = comptime!(products_of_registers(size, registers, element));
+    let sums: Vector<f32, S>;
+    gpu_asm!(
+        "{{",
+        ".reg .b64 right, b;",
+        "// {before} becomes {sums}. A is {a}.",
+        "{copies}",
+        "mov.b64 right, {b};",
+        "wgmma.fence.sync.aligned;",
+        "{products}",
+        "wgmma.commit_group.sync.aligned;",
+        "}}",
+        sums = out(_) sums, before = in(_) before, a = in(_) a, b = in(_) b,
+    );
+    sums
+}
+
+/// Waits until all products except those begun last have read their tiles.
 #[cube]
 pub(crate) fn wait_for_products_before() {
     gpu_asm!("wgmma.wait_group.sync.aligned 1;");
@@ -116,7 +209,7 @@ pub(crate) fn complete<S: Size>(before: Vector<f32, S>) -> Vector<f32, S> {
 /// Returns the value of a variable: inline PTX would take its address.
 #[cube]
 #[allow(unused_variables)]
-fn value_of<T: CubePrimitive>(variable: T) -> T {
+pub(crate) fn value_of<T: CubePrimitive>(variable: T) -> T {
     intrinsic!(|scope| variable.read_value(scope).into())
 }
 
@@ -126,41 +219,44 @@ fn copies(size: usize) -> String {
     (0..size).map(copy).collect::<Vec<_>>().join("\n")
 }
 
-/// Returns PTX that adds the products of all features of a row to the first operand of `size`
-/// registers.
-fn products(size: usize, element: &str) -> String {
-    let registers: Vec<_> = (0..size).map(|i| format!("%{i}")).collect();
-    let (registers, columns) = (registers.join(", "), 2 * size);
-    let product = format!(
-        "wgmma.mma_async.sync.aligned.m64n{columns}k{DEPTH}.f32.{element}.{element} \
-         {{{registers}}}, a, b, 1, 1, 1, 0, 0;"
-    );
-    // Of a row's 128 bytes, one product takes 32.
-    let next = format!("add.s64 a, a, {0};\nadd.s64 b, b, {0};", DEPTH * 2 / 16);
-    vec![product; WIDTH / DEPTH].join(&format!("\n{next}\n"))
+/// Returns PTX that multiplies the tiles at `left` and `right`: the sums are the first operand of
+/// `size` registers, and are added to what it holds if `adds`.
+fn products(size: usize, element: &str, features: usize, blocks: [usize; 2], adds: bool) -> String {
+    let product = |step: usize| {
+        let [a, b] = blocks.map(|rows| {
+            let within = step * DEPTH % WIDTH * ROW_BYTES / WIDTH;
+            (step * DEPTH / WIDTH * bytes_of(rows) + within) / UNIT_BYTES
+        });
+        let instruction = instruction(size, element);
+        let keeps = u8::from(adds || step > 0);
+        format!(
+            "add.s64 a, left, {a};\nadd.s64 b, right, {b};\n\
+             {instruction}, a, b, {keeps}, 1, 1, 0, 0;"
+        )
+    };
+    let products: Vec<_> = (0..features / DEPTH).map(product).collect();
+    products.join("\n")
 }
 
-/// Waits until the phase of a barrier that has this parity is complete.
-#[cube]
-pub(crate) fn wait(barrier: &Barrier, parity: u32) {
-    let mut complete = 0u32;
-    while complete == 0u32 {
-        complete = try_wait(barrier, parity);
-    }
+/// Returns PTX that multiplies the third operand, of `registers` registers, by the rows at `right`
+/// and adds to the first, of `size` registers.
+fn products_of_registers(size: usize, registers: usize, element: &str) -> String {
+    let product = |step: usize| {
+        let first = 2 * size + 4 * step;
+        let a: Vec<_> = (first..first + 4).map(|i| format!("%{i}")).collect();
+        let a = a.join(", ");
+        let b = step * bytes_of(DEPTH) / UNIT_BYTES;
+        let instruction = instruction(size, element);
+        format!("add.s64 b, right, {b};\n{instruction}, {{{a}}}, b, 1, 1, 1, 1;")
+    };
+    let products: Vec<_> = (0..registers / 4).map(product).collect();
+    products.join("\n")
 }
 
-/// Waits for a limited time; returns 1 if the phase is complete.
-#[cube]
-fn try_wait(barrier: &Barrier, parity: u32) -> u32 {
-    let parity = value_of::<u32>(parity);
-    let complete: u32;
-    gpu_asm!(
-        "{{",
-        ".reg .pred p;",
-        "mbarrier.try_wait.parity.b64 p, [{barrier}], {parity};",
-        "selp.b32 {complete}, 1, 0, p;",
-        "}}",
-        complete = out(_) complete, barrier = in(_) barrier, parity = in(_) parity,
-    );
-    complete
+/// Returns the instruction with its first operand, the sums in `size` registers.
+fn instruction(size: usize, element: &str) -> String {
+    let sums: Vec<_> = (0..size).map(|i| format!("%{i}")).collect();
+    let (sums, columns) = (sums.join(", "), size * UNITS / ROWS);
+    let shape = format!("m{ROWS}n{columns}k{DEPTH}");
+    format!("wgmma.mma_async.sync.aligned.{shape}.f32.{element}.{element} {{{sums}}}")
 }

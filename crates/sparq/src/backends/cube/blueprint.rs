@@ -28,6 +28,9 @@ const ACCUMULATORS: usize = 64;
 /// H100 took up to 1.7 times as long. A small device has not been measured.
 const ASSUMED_PROCESSORS: u32 = 128;
 
+/// The target that kernels are compiled for on Hopper, the only architecture with `wgmma`.
+const WGMMA_TARGET: &str = "ptx_sm90";
+
 /// Units of the cubes of dense attention.
 const DENSE_UNITS: u32 = 128;
 /// Units of the cubes that merge the splits of dense attention.
@@ -65,6 +68,8 @@ pub(super) struct DeviceInfo {
     pub half_products: bool,
     /// The same in bfloat16.
     pub bfloat_products: bool,
+    /// The device supports [`warpgroup`](super::parts::warpgroup).
+    pub wgmma: bool,
     /// A cube makes progress while another waits for it, for as many cubes as there are processors.
     /// This holds on CUDA and HIP, which report the number of processors. A software Vulkan runs
     /// one cube after the other.
@@ -99,6 +104,7 @@ impl DeviceInfo {
             mma: mma_planes && client.features().matmul.mma.contains(&mma::PRODUCT),
             half_products: products(FloatKind::F16),
             bfloat_products: products(FloatKind::BF16),
+            wgmma: client.properties().identity.fingerprint == WGMMA_TARGET,
             concurrent_cubes: processors.is_some(),
             max_units: hardware.max_units_per_cube,
             max_shared_bytes: hardware.max_shared_memory_size,

@@ -8,6 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::client::Client;
 use cubecl::prelude::*;
+use cubecl::zspace::Strides;
 
 use super::blueprint::{DenseStep, DeviceInfo, Sizes, SparqStep, Until};
 use super::kernels::choose_components::choose_components_kernel;
@@ -59,6 +60,23 @@ pub(super) fn grid(count: usize) -> CubeCount {
     const MOST: usize = 65535;
     let y = count.div_ceil(MOST);
     CubeCount::Static(count.div_ceil(y) as u32, y as u32, 1)
+}
+
+/// Returns a tensor for bulk copies of tiles of `tile` elements to swizzled rows of 128 bytes.
+pub(super) fn tensor_map<const D: usize>(
+    tensor: &CubeTensor,
+    sizes: [usize; D],
+    strides: [usize; D],
+    tile: [usize; D],
+) -> TensorMapArg<Tiled> {
+    let handle = tensor.handle.clone();
+    let (sizes, strides) = (Shape::new(sizes), Strides::new(&strides));
+    let source = unsafe { TensorArg::from_raw_parts(handle, strides, sizes) };
+    let tile_size = Shape::new(tile);
+    let element = dtype_to_storage_type(tensor.dtype);
+    TensorMapArg::new(TiledArgs { tile_size }, source, element)
+        .with_swizzle(TensorMapSwizzle::B128)
+        .with_prefetch(TensorMapPrefetch::B256)
 }
 
 impl Sizes {

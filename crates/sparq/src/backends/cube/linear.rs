@@ -1,9 +1,12 @@
-//! Linear layers with a norm before them and an epilogue after them: their operands, and which
-//! kernels run.
+//! Linear layers with a norm before them and an epilogue after them: which kernels run.
 //!
 //! Up to [`FEW_ROWS`] rows are one launch: [`linear_mma`](super::kernels::linear_mma) with matrix
-//! units and [`linear_rows`](super::kernels::linear_rows) without. More rows are a norm, burn's
-//! [products](super::products), and an epilogue.
+//! units and [`linear_rows`](super::kernels::linear_rows) without. More rows are a norm and then
+//! one launch with matrix units, [`linear_wgmma`](super::kernels::linear_wgmma) on Hopper and
+//! [`linear_tiles`](super::kernels::linear_tiles) elsewhere. Without matrix units, and for layouts
+//! that these do not read, they are burn's [products](super::products) and an epilogue.
+
+mod operands;
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -20,18 +23,19 @@ use super::kernels::linear_mma::{
 };
 use super::kernels::linear_rows::{LinearRowsBlueprint, linear_rows_kernel};
 use super::kernels::linear_tiles::{LinearTilesBlueprint, linear_tiles_kernel};
+use super::kernels::linear_wgmma::{
+    BLOCK, CUBE_UNITS, LinearWgmmaBlueprint, TILE_ROWS, linear_wgmma_kernel,
+};
 use super::kernels::rows::{NormRowsBlueprint, finish_rows_kernel, norm_rows_kernel};
 use super::launch::{Launcher, grid};
 use super::packed;
 use super::parts::mma;
-use super::parts::projection::{
-    LinearShapeLaunch, NormKind, NormWeightsLaunch, ProjectionBlueprint, UpToThreeLaunch,
-};
+use super::parts::projection::{NormKind, ProjectionBlueprint};
+use super::parts::warpgroup::ptx_name;
 use super::products::product;
-use crate::ops::{
-    Activation, BiasBuffers, LinearBuffers, NormBuffers, ProjectionBuffers, ResidualBuffers,
-    WeightBuffers,
-};
+use crate::ops::{NormBuffers, ProjectionBuffers, ResidualBuffers};
+use operands::Operands;
+pub(super) use operands::{Layers, Normed, known, residual_of};
 
 /// The most rows that are one launch.
 pub(super) const FEW_ROWS: usize = 32;
@@ -56,6 +60,8 @@ const NORM_UNITS: u32 = 256;
 /// Stages of a tile of many rows in shared memory. Two cubes of this many share a processor of an
 /// H100: while one waits at a barrier, the other multiplies.
 const MOST_STAGES: usize = 3;
+/// Rows of weights of the widest tile of `wgmma`.
+const WIDE_TILE: usize = 256;
 /// Units of the cubes of an epilogue.
 const FINISH_UNITS: u32 = 256;
 
@@ -93,276 +99,6 @@ pub(super) fn normalize(
     let mut tensors = norm.tensors();
     (known(x.dtype) && x.shape()[0] > 0 && tensors.all(|tensor| tensor.dtype == x.dtype))
         .then(|| normalize_rows(&Launcher::new(x), &into_contiguous(x.clone()), &norm))
-}
-
-pub(super) fn known(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
-}
-
-/// The layers of an operation, and how their outputs are put together.
-pub(super) struct Layers<'a> {
-    pub layers: Vec<&'a LinearBuffers<Buffers>>,
-    pub gated: bool,
-    pub activation: Option<Activation>,
-}
-
-impl<'a> Layers<'a> {
-    pub fn new(projections: &'a ProjectionBuffers<Buffers>) -> Self {
-        let (layers, gated, activation) = match projections {
-            ProjectionBuffers::One(a) => (vec![a], false, None),
-            ProjectionBuffers::Two(a, b) => (vec![a, b], false, None),
-            ProjectionBuffers::Three(a, b, c) => (vec![a, b, c], false, None),
-            ProjectionBuffers::Gated {
-                gate,
-                up,
-                activation,
-            } => (vec![gate, up], true, Some(*activation)),
-            ProjectionBuffers::Activated { up, activation } => (vec![up], false, Some(*activation)),
-        };
-        Self {
-            layers,
-            gated,
-            activation,
-        }
-    }
-
-    /// Returns whether any weight is packed.
-    fn are_packed(&self) -> bool {
-        let is_packed =
-            |layer: &&LinearBuffers<Buffers>| matches!(layer.weight, WeightBuffers::Packed { .. });
-        self.layers.iter().any(is_packed)
-    }
-
-    pub fn biases(&self) -> Vec<Option<CubeTensor>> {
-        let bias = |layer: &&LinearBuffers<Buffers>| match &layer.bias {
-            BiasBuffers::None => None,
-            BiasBuffers::Add(bias) => Some(into_contiguous(bias.clone())),
-        };
-        self.layers.iter().map(bias).collect()
-    }
-
-    pub fn blueprint(&self, norm: NormKind, residual: bool) -> ProjectionBlueprint {
-        let mut biases = [false; 3];
-        for (flag, layer) in biases.iter_mut().zip(&self.layers) {
-            *flag = matches!(layer.bias, BiasBuffers::Add(_));
-        }
-        ProjectionBlueprint {
-            norm,
-            weights: self.layers.len(),
-            gated: self.gated,
-            activation: self.activation,
-            biases,
-            residual,
-        }
-    }
-}
-
-/// Returns the residual, contiguous.
-pub(super) fn residual_of(residual: &ResidualBuffers<Buffers>) -> Option<CubeTensor> {
-    match residual {
-        ResidualBuffers::None => None,
-        ResidualBuffers::Add(residual) => Some(into_contiguous(residual.clone())),
-    }
-}
-
-/// A norm and its parameters.
-pub(super) struct Normed {
-    pub kind: NormKind,
-    scale: Option<CubeTensor>,
-    shift: Option<CubeTensor>,
-    pub epsilon: f32,
-}
-
-impl Normed {
-    pub fn new(norm: &NormBuffers<Buffers>) -> Self {
-        let contiguous = |tensor: &CubeTensor| Some(into_contiguous(tensor.clone()));
-        match norm {
-            NormBuffers::None => Self::none(),
-            NormBuffers::Rms { weight, epsilon } => Self {
-                kind: NormKind::Rms,
-                scale: contiguous(weight),
-                shift: None,
-                epsilon: *epsilon as f32,
-            },
-            NormBuffers::Layer {
-                weight,
-                bias,
-                epsilon,
-            } => Self {
-                kind: NormKind::Layer,
-                scale: contiguous(weight),
-                shift: contiguous(bias),
-                epsilon: *epsilon as f32,
-            },
-        }
-    }
-
-    pub fn none() -> Self {
-        Self {
-            kind: NormKind::None,
-            scale: None,
-            shift: None,
-            epsilon: 0.0,
-        }
-    }
-
-    pub fn tensors(&self) -> impl Iterator<Item = &CubeTensor> {
-        self.scale.iter().chain(&self.shift)
-    }
-
-    /// Returns the argument; `unused` stands in for parameters that the norm does not have.
-    pub fn arg<T: CubePrimitive>(&self, unused: &CubeTensor) -> NormWeightsLaunch<T> {
-        let arg = |tensor: &Option<CubeTensor>| {
-            let tensor = tensor.as_ref().unwrap_or(unused);
-            tensor.clone().into_buffer_arg()
-        };
-        NormWeightsLaunch::new(arg(&self.scale), arg(&self.shift))
-    }
-}
-
-/// The operands, contiguous and of one type.
-struct Operands {
-    /// [rows, in].
-    x: CubeTensor,
-    norm: Normed,
-    /// [out, in] each.
-    weights: Vec<CubeTensor>,
-    /// [out] each.
-    biases: Vec<Option<CubeTensor>>,
-    /// [rows, outputs].
-    residual: Option<CubeTensor>,
-    projection: ProjectionBlueprint,
-}
-
-impl Operands {
-    fn new(
-        x: &CubeTensor,
-        norm: &NormBuffers<Buffers>,
-        projections: &ProjectionBuffers<Buffers>,
-        residual: &ResidualBuffers<Buffers>,
-    ) -> Option<Self> {
-        let layers = Layers::new(projections);
-        let weight = |layer: &&LinearBuffers<Buffers>| match &layer.weight {
-            WeightBuffers::Float(weight) => Some(weight.clone()),
-            WeightBuffers::Packed { .. } => None,
-        };
-        let weights: Vec<_> = layers.layers.iter().map(weight).collect::<Option<_>>()?;
-        let biases = layers.biases();
-        let residual = residual_of(residual);
-        let norm = Normed::new(norm);
-        let projection = layers.blueprint(norm.kind, residual.is_some());
-        let operands = Self {
-            x: into_contiguous(x.clone()),
-            norm,
-            weights,
-            biases,
-            residual,
-            projection,
-        };
-        operands.are_covered().then_some(operands)
-    }
-
-    fn are_covered(&self) -> bool {
-        let dtype = self.x.dtype;
-        let others = self.weights.iter().chain(self.biases.iter().flatten());
-        let mut all = others.chain(self.norm.tensors()).chain(&self.residual);
-        known(dtype)
-            && self.rows() > 0
-            && all.all(|tensor| tensor.dtype == dtype)
-            && self.weights.iter().all(|weight| self.is_readable(weight))
-    }
-
-    /// Returns whether the kernels can read a weight: its rows lie in order and equally far apart
-    /// in all weights. Burn leaves gaps between rows whose size in bytes is no multiple of 512.
-    fn is_readable(&self, weight: &CubeTensor) -> bool {
-        let [pitch, step] = [0, 1].map(|dim| weight.meta.strides()[dim]);
-        let aligned = weight
-            .handle
-            .offset_start
-            .is_none_or(|offset| offset.is_multiple_of(16));
-        step == 1 && pitch == self.pitch() && pitch >= self.features() && aligned
-    }
-
-    /// Elements between two rows of a weight.
-    fn pitch(&self) -> usize {
-        self.weights[0].meta.strides()[0]
-    }
-
-    /// The largest power of two that divides the sizes in elements of a row and of a pitch.
-    fn divisor(&self) -> usize {
-        1 << (self.features() | self.pitch()).trailing_zeros()
-    }
-
-    fn rows(&self) -> usize {
-        self.x.shape()[0]
-    }
-
-    fn features(&self) -> usize {
-        self.x.shape()[1]
-    }
-
-    /// The outputs of each weight; 0 past the last.
-    fn outputs(&self) -> [usize; 3] {
-        std::array::from_fn(|i| self.weights.get(i).map_or(0, |weight| weight.shape()[0]))
-    }
-
-    /// The outputs of a row.
-    fn width(&self) -> usize {
-        self.outputs()[..self.projection.parts()].iter().sum()
-    }
-
-    /// Returns the tiles of `size` outputs of all weights.
-    fn tiles(&self, size: usize) -> usize {
-        let parts = &self.outputs()[..self.projection.parts()];
-        parts.iter().map(|outputs| outputs.div_ceil(size)).sum()
-    }
-
-    fn shape(&self) -> LinearShapeLaunch {
-        let [first, second, third] = self.outputs().map(|outputs| outputs as u32);
-        let (rows, features) = (self.rows() as u32, self.features() as u32);
-        let pitch = self.pitch() as u32;
-        LinearShapeLaunch::new(
-            rows,
-            features,
-            pitch,
-            first,
-            second,
-            third,
-            self.norm.epsilon,
-        )
-    }
-
-    /// Returns the arguments of up to three buffers; x stands in for those that are not read.
-    fn three<'a, T: CubePrimitive>(
-        &'a self,
-        tensors: impl IntoIterator<Item = Option<&'a CubeTensor>>,
-    ) -> UpToThreeLaunch<T> {
-        let mut tensors = tensors.into_iter();
-        let mut next = || {
-            let tensor = tensors.next().flatten().unwrap_or(&self.x);
-            tensor.clone().into_buffer_arg()
-        };
-        UpToThreeLaunch::new(next(), next(), next())
-    }
-
-    fn weight_args<T: CubePrimitive>(&self) -> UpToThreeLaunch<T> {
-        self.three(self.weights.iter().map(Some))
-    }
-
-    fn bias_args<T: CubePrimitive>(&self) -> UpToThreeLaunch<T> {
-        self.three(self.biases.iter().map(Option::as_ref))
-    }
-
-    fn residual_arg(&self) -> BufferArg {
-        let residual = self.residual.as_ref().unwrap_or(&self.x);
-        residual.clone().into_buffer_arg()
-    }
-
-    /// Returns the address type that every buffer of a launch fits in.
-    fn address_type(&self) -> AddressType {
-        let of_weights = self.weights.iter().map(CubeTensor::required_address_type);
-        of_weights.fold(self.x.required_address_type(), AddressType::max)
-    }
 }
 
 /// Decides how rows are multiplied.
@@ -462,6 +198,42 @@ impl Planner<'_> {
         plan
     }
 
+    /// Plans for many rows with `wgmma`; `None` if the device or the sizes do not suit it.
+    fn wgmma(&self) -> Option<LinearWgmmaBlueprint> {
+        let (info, operands) = (&self.launcher.info, self.operands);
+        let element = ptx_name(operands.x.dtype)?;
+        let whole = |weight: &CubeTensor| weight.shape()[0].is_multiple_of(BLOCK);
+        let covered = info.wgmma
+            && operands.divisor().is_multiple_of(PER_VECTOR)
+            && operands.are_aligned()
+            && operands.weights.iter().all(whole);
+        let plan = |(weights, most_stages)| {
+            let mut plan = LinearWgmmaBlueprint {
+                projection: operands.projection,
+                weights,
+                stages: most_stages,
+                element,
+            };
+            while plan.shared_bytes() > info.max_shared_bytes && plan.stages > 0 {
+                plan.stages -= 1;
+            }
+            plan
+        };
+        // The time of the processor with the most tiles. Wide tiles read less of x.
+        let cost = |plan: &LinearWgmmaBlueprint| {
+            let tiles = operands.tiles(plan.outputs()) * operands.rows().div_ceil(TILE_ROWS);
+            let rows = tiles.div_ceil(info.processors) * plan.weights;
+            if plan.weights < WIDE_TILE {
+                5 * rows
+            } else {
+                4 * rows
+            }
+        };
+        let plans = [(WIDE_TILE, 4), (WIDE_TILE / 2, 6)].map(plan);
+        let best = plans.into_iter().min_by_key(cost)?;
+        (covered && best.stages > 1).then_some(best)
+    }
+
     /// Plans for many rows with matrix units; `None` if the device or the sizes do not suit them.
     fn tiles(&self) -> Option<LinearTilesBlueprint> {
         let (info, operands) = (&self.launcher.info, self.operands);
@@ -514,6 +286,9 @@ impl LinearLaunch<'_> {
         if operands.norm.kind != NormKind::None {
             let operands = &self.normed();
             return LinearLaunch { launcher, operands }.run();
+        }
+        if let (false, Some(plan)) = (mma, planner.wgmma()) {
+            return self.many_rows_by_wgmma(&plan);
         }
         match (mma, planner.tiles()) {
             (true, _) => self.few_rows_by_mma(&planner.mma()),
@@ -603,6 +378,33 @@ impl LinearLaunch<'_> {
                 PER_VECTOR,
                 operands.x.clone().into_buffer_arg(),
                 operands.weight_args(),
+                operands.bias_args(),
+                operands.residual_arg(),
+                out.clone().into_buffer_arg(),
+                operands.shape(),
+                tiles as u32,
+                *plan,
+                dtype_to_storage_type(out.dtype),
+            );
+        }
+        out
+    }
+
+    /// Launches [`linear_wgmma_kernel`].
+    fn many_rows_by_wgmma(&self, plan: &LinearWgmmaBlueprint) -> CubeTensor {
+        let (launcher, operands) = (self.launcher, self.operands);
+        let out = launcher.empty([operands.rows(), operands.width()], operands.x.dtype);
+        let tiles = operands.tiles(plan.outputs());
+        let cubes = tiles * operands.rows().div_ceil(TILE_ROWS);
+        unsafe {
+            linear_wgmma_kernel::launch_unchecked(
+                &launcher.client,
+                grid(cubes.min(launcher.info.processors)),
+                CubeDim::new_1d(CUBE_UNITS as u32),
+                operands.address_type().max(out.required_address_type()),
+                plan.sums(),
+                operands.x_map(TILE_ROWS),
+                operands.weight_maps(plan.outputs()),
                 operands.bias_args(),
                 operands.residual_arg(),
                 out.clone().into_buffer_arg(),

@@ -10,10 +10,14 @@ use super::blueprint::{DeviceInfo, Sizes};
 use super::kernels::dense::{MOST_SPLITS, MergeBlueprint};
 use super::kernels::prefill::{PrefillBlueprint, prefill_kernel};
 use super::kernels::prefill_plain::{PlainPrefillBlueprint, plain_prefill_kernel};
-use super::launch::{Launcher, grid};
+use super::kernels::prefill_wgmma::{
+    CUBE_UNITS, PrefillWgmmaBlueprint, TILE_ROWS, prefill_wgmma_kernel,
+};
+use super::launch::{Launcher, grid, tensor_map};
 use super::parts::fragments::{DEPTH, VECTOR};
 use super::parts::online_softmax::KvRowsLaunch;
 use super::parts::query_rows::CausalShapeLaunch;
+use super::parts::warpgroup::{WIDTH, ptx_name};
 
 /// Bytes of K and V that the tiles in flight may share: about half of a large L2 cache.
 const SHARED_BYTES: usize = 24 << 20;
@@ -55,6 +59,7 @@ impl PrefillProblem {
 /// The kernel that computes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PrefillKernel {
+    Wgmma(PrefillWgmmaBlueprint),
     Matrix(PrefillBlueprint),
     Plain(PlainPrefillBlueprint),
 }
@@ -75,17 +80,20 @@ pub(super) struct PrefillStep {
 impl PrefillStep {
     /// Plans the launches; `None` if a kernel needs more shared memory than a cube has.
     pub fn new(problem: &PrefillProblem, device: &DeviceInfo) -> Option<Self> {
-        let mut kernel = match with_matrix_units(problem, device) {
-            Some(plan) => PrefillKernel::Matrix(plan),
-            None => PrefillKernel::Plain(without_matrix_units(problem, device)?),
-        };
+        let wgmma = with_wgmma(problem, device).map(PrefillKernel::Wgmma);
+        let matrix = || with_matrix_units(problem, device).map(PrefillKernel::Matrix);
+        let plain = || without_matrix_units(problem, device).map(PrefillKernel::Plain);
+        let mut kernel = wgmma.or_else(matrix).or_else(plain)?;
         let (rows, keys) = kernel.tile();
         let sizes = &problem.sizes;
         let tiles = problem.rows().div_ceil(rows);
         let slots = device.processors * CUBES_AT_ONCE;
-        let splits = (slots / (tiles * sizes.batch_heads()))
-            .min(problem.positions(rows) / (keys * TILES_OF_SPLIT))
-            .clamp(1, MOST_SPLITS);
+        let splits = match kernel {
+            PrefillKernel::Wgmma(_) => 1,
+            _ => (slots / (tiles * sizes.batch_heads()))
+                .min(problem.positions(rows) / (keys * TILES_OF_SPLIT))
+                .clamp(1, MOST_SPLITS),
+        };
         kernel.set_single(splits == 1);
         let bytes = 2 * problem.bound * sizes.head_dim * problem.dtype.size();
         Some(Self {
@@ -96,6 +104,23 @@ impl PrefillStep {
             merge: device.merge(sizes),
         })
     }
+}
+
+/// Returns the blueprint for `wgmma`, if the device has it, heads are whole rows of its tiles, and
+/// there is a tile for each processor.
+fn with_wgmma(problem: &PrefillProblem, device: &DeviceInfo) -> Option<PrefillWgmmaBlueprint> {
+    let sizes = &problem.sizes;
+    let plan = PrefillWgmmaBlueprint {
+        group: sizes.group,
+        head_dim: sizes.head_dim,
+        keys: if sizes.head_dim > TWO_BLOCKS { 64 } else { 128 },
+        element: ptx_name(problem.dtype)?,
+    };
+    let cubes = sizes.batch_heads() * problem.rows().div_ceil(TILE_ROWS);
+    // Vectors of outputs have a power of two of elements.
+    let fits = [WIDTH, 2 * WIDTH, 4 * WIDTH].contains(&sizes.head_dim);
+    let suits = device.wgmma && fits && cubes >= device.processors;
+    (suits && plan.shared_bytes() <= device.max_shared_bytes).then_some(plan)
 }
 
 /// Returns the blueprint for matrix units, if the device has them, rows are whole blocks and
@@ -160,6 +185,7 @@ impl PrefillKernel {
     /// Returns the rows and the positions of a tile.
     fn tile(&self) -> (usize, usize) {
         match self {
+            Self::Wgmma(plan) => (TILE_ROWS, plan.keys),
             Self::Matrix(plan) => (plan.rows(), plan.keys),
             Self::Plain(plan) => (plan.rows(), plan.tile_keys()),
         }
@@ -167,6 +193,7 @@ impl PrefillKernel {
 
     fn set_single(&mut self, value: bool) {
         match self {
+            Self::Wgmma(_) => (),
             Self::Matrix(plan) => plan.single = value,
             Self::Plain(plan) => plan.single = value,
         }
@@ -187,6 +214,19 @@ impl PrefillBuffers<'_> {
     fn rows<E: Float, N: Size>(&self) -> KvRowsLaunch<E, N> {
         let (k, v) = (self.k.clone(), self.v.clone());
         KvRowsLaunch::new(k.into_buffer_arg(), v.into_buffer_arg())
+    }
+
+    /// Returns K or V for bulk copies of `keys` positions, [B H_kv, d / 64, S_max, 64].
+    fn map(rows: &CubeTensor, keys: usize) -> TensorMapArg<Tiled> {
+        let [batch, heads, capacity, d] = rows.shape().dims::<4>();
+        let blocks = d / WIDTH;
+        let sizes = [batch * heads, blocks, capacity, WIDTH];
+        tensor_map(
+            rows,
+            sizes,
+            [capacity * d, WIDTH, d, 1],
+            [1, blocks, keys, WIDTH],
+        )
     }
 }
 
@@ -225,6 +265,24 @@ impl Launcher {
         // before the end of a sequence.
         unsafe {
             match step.kernel {
+                PrefillKernel::Wgmma(plan) => prefill_wgmma_kernel::launch_unchecked(
+                    &self.client,
+                    count,
+                    CubeDim::new_1d(CUBE_UNITS as u32),
+                    address_type,
+                    plan.logits(),
+                    plan.outputs(),
+                    plan.weights(),
+                    q.clone().into_tensor_arg(),
+                    PrefillBuffers::map(buffers.k, plan.keys),
+                    PrefillBuffers::map(buffers.v, plan.keys),
+                    buffers.spans.clone().into_buffer_arg(),
+                    out.clone().into_buffer_arg(),
+                    sizes.batch_shape(),
+                    causal,
+                    plan,
+                    types,
+                ),
                 PrefillKernel::Matrix(plan) => prefill_kernel::launch_unchecked(
                     &self.client,
                     count,

@@ -17,5 +17,7 @@ pub(crate) mod query_rows;
 pub(crate) mod reduce;
 pub(crate) mod rotary;
 pub(crate) mod score;
+pub(crate) mod stage_ring;
 pub(crate) mod topk;
 pub(crate) mod topk_memory;
+pub(crate) mod warpgroup;

@@ -41,10 +41,10 @@ fn shards_open_as_one_checkpoint() {
     // 3 layers of 9 tensors, the embedding, the norm and the output projection. The number of
     // weights is from the index.
     assert_eq!(checkpoint.names().count(), 3 * 9 + 3);
-    assert_eq!(checkpoint.num_params(), 95_472);
-    assert_eq!(checkpoint.num_bytes(), 381_888);
+    assert_eq!(checkpoint.num_params(), 37_088);
+    assert_eq!(checkpoint.num_bytes(), 148_352);
     let head = checkpoint.entry("lm_head.weight").unwrap();
-    assert!(head.file.ends_with("model-00008-of-00008.safetensors"));
+    assert!(head.file.ends_with("model-00003-of-00003.safetensors"));
 }
 
 #[test]

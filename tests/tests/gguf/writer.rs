@@ -187,9 +187,9 @@ impl GgufFile {
         for (key, name) in keys {
             file.set(&format!("{arch}.{key}"), Meta::U32(number(name)));
         }
-        let head_dim = match config.get("head_dim") {
-            Some(_) => number("head_dim"),
-            None => number("hidden_size") / number("num_attention_heads"),
+        let head_dim = match config["head_dim"].is_null() {
+            false => number("head_dim"),
+            true => number("hidden_size") / number("num_attention_heads"),
         };
         file.set(&format!("{arch}.attention.key_length"), Meta::U32(head_dim));
         let epsilon = config["rms_norm_eps"].as_f64().unwrap();

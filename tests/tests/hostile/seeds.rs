@@ -81,6 +81,8 @@ fn config() -> Vec<(String, Vec<u8>)> {
             ("num_key_value_heads", 1),
             ("head_dim", 4),
             ("vocab_size", 16),
+            ("num_local_experts", 2),
+            ("moe_intermediate_size", 8),
         ];
         for (key, size) in sizes {
             if !config[key].is_null() {
@@ -90,13 +92,23 @@ fn config() -> Vec<(String, Vec<u8>)> {
         if let Some(part) = config.pointer_mut("/rope_parameters/partial_rotary_factor") {
             *part = 0.5.into();
         }
+        for list in ["short_factor", "long_factor"] {
+            let list = format!("/rope_parameters/{list}");
+            if let Some(Value::Array(factors)) = config.pointer_mut(&list) {
+                factors.truncate(1);
+            }
+        }
         if let Some(Value::Array(layers)) = config.get_mut("layer_types") {
             layers.truncate(2);
         }
         let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
         (name, config.to_string().into_bytes())
     };
-    folders.map(seed).collect()
+    // The weights have norms of heads, not those of OLMo 2 over all heads.
+    folders
+        .filter(|folder| !folder.ends_with("olmo2"))
+        .map(seed)
+        .collect()
 }
 
 /// Each seed is the length of the manifest, the manifest and the weights.

@@ -154,7 +154,7 @@ mod tests {
             "m-Q8_0/m-Q8_0-00002-of-00002.gguf",
             "mmproj-F16.gguf",
         ];
-        let files = |spec| ModelId::parse(spec, None).unwrap().gguf_files(&names);
+        let files = |spec: &str| ModelId::parse(spec, None).unwrap().gguf_files(&names);
         for (quantization, expected) in [
             ("Q4_K_M", &names[1..2]),
             ("q4_k_s", &names[2..3]),

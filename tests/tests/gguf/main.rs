@@ -194,7 +194,7 @@ fn rope_scaling_follows_llama_cpp() {
     let found = scaling(&[factor.clone(), attention.clone()]).unwrap();
     assert_eq!(found["rope_type"], "longrope");
     assert_eq!(found["attention_factor"], 1.5);
-    assert_eq!(found["short_factor"], json!([4.0; 8]));
+    assert_eq!(found["short_factor"], json!(vec![4.0; 8]));
     assert_eq!(found["long_factor"], found["short_factor"]);
     let found = scaling(&[factor, kind("yarn"), attention]).unwrap();
     assert_eq!(found["rope_type"], "yarn");

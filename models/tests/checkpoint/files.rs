@@ -273,7 +273,7 @@ fn index_decides_between_copies_of_a_tensor() {
             r#"{{"weight_map": {{"a": "{own}.safetensors", "b": "{other}.safetensors"}}}}"#
         );
         let dir = sharded(&index);
-        let write = |shard: &str, tensors: &[(&str, f32)]| {
+        let write = |shard: &str, tensors: &[(&'static str, f32)]| {
             let tensor = |&(name, value): &(&'static str, f32)| {
                 (name, Dtype::F32, &[1][..], f32_bytes(&[value]))
             };

@@ -15,6 +15,7 @@ mod memory;
 mod safetensors;
 mod tensors;
 mod tokenizer;
+mod tokenizer_config;
 mod torch;
 
 pub use memory::Limited;
@@ -23,7 +24,7 @@ pub use memory::Limited;
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("chat", chat::run),
     ("config", config::run),
     ("converted", converted::run),
@@ -31,6 +32,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("index", index::run),
     ("safetensors", safetensors::run),
     ("tokenizer", tokenizer::run),
+    ("tokenizer_config", tokenizer_config::run),
     ("torch", torch::run),
 ];
 

@@ -30,6 +30,7 @@ pub fn all() -> BTreeMap<String, Vec<u8>> {
     add("index", index());
     add("safetensors", safetensors());
     add("tokenizer", tokenizer());
+    add("tokenizer_config", tokenizer_config());
     add("torch", torch());
     seeds
 }
@@ -55,10 +56,17 @@ fn chat() -> Vec<(String, Vec<u8>)> {
         {% generation %}{{ m.content[::-1] }}{% endgeneration %}{%- endif -%}{%- endfor -%}
 {{ strftime_now('%d %b %Y') }}{{ tools is none }}{{ ns.names | join(', ') }}{{ 'x' * 3 }}\
         {{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list }}";
+    const PYTHON: &str = "{%- for m in messages %}\
+        {{ m.content.rsplit(none, 1) }}{{ m.content.partition(' ')[0].zfill(9).center(12, '*') }}\
+        {{ m.content.find('l', 1, -1) }}{{ m.content.splitlines(keepends=true) | length }}{{ '%-9s|' % m.role }}\
+        {{ m | tojson(indent=1, separators=(', ', ': '), sort_keys=true) }}{{ m.content | tojson(true) }}{%- endfor %}\
+        {{ '<b>x</b> &amp; y' | striptags | truncate(3, true, '', 0) | indent('> ', true) }}{{ 'x y' | wordcount }}\
+        {% set j = joiner(', ') %}{% for k, v in {'b': 1e20, 'a': 'x'}.items() %}{{ j() }}{{ k }}={{ v }}{% endfor %}";
     let named = [
         ("chatml", CHATML),
         ("alternating", ALTERNATING),
         ("tools", TOOLS),
+        ("python", PYTHON),
     ];
     named
         .map(|(name, source)| (name.to_owned(), source.into()))
@@ -215,6 +223,21 @@ fn weights(dtype: Dtype, tensors: &[(&str, &[usize])]) -> Vec<u8> {
         (*name, TensorView::new(dtype, shape.to_vec(), data).unwrap())
     });
     serialize(views, None).unwrap()
+}
+
+fn tokenizer_config() -> Vec<(String, Vec<u8>)> {
+    let added = json!({"bos_token": "<s>", "eos_token": {"content": "<|end|>"}, "added_tokens_decoder": {
+        "4": {"content": "<|end|>", "special": true, "lstrip": false, "rstrip": false, "normalized": false,
+            "single_word": false},
+        "3": {"content": "<s>", "special": true},
+        "9": {"content": "b a", "special": false, "lstrip": true, "rstrip": true, "single_word": true},
+    }});
+    let chat = json!({"bos_token": "<s>", "chat_begins_with_bos": true, "chat_template": [
+        {"name": "default", "template": "{% for m in messages %}{{ '%s:' % m.role ~ m.content }}{% endfor %}"},
+        {"name": "tools", "template": "{{ messages | tojson(indent=2, sort_keys=true) }}"},
+    ]});
+    let seed = |name: &str, json: Value| (name.to_owned(), json.to_string().into_bytes());
+    vec![seed("added", added), seed("chat", chat)]
 }
 
 fn tokenizer() -> Vec<(String, Vec<u8>)> {

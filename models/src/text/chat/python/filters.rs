@@ -5,7 +5,7 @@ use minijinja::{
     value::{Rest, Value, ValueOrKwargs},
 };
 
-use super::{bind, charge, integer, invalid, text};
+use super::{bind, charge_copies, integer, invalid, text};
 
 /// The arguments behind the value of a filter.
 type Args = Rest<ValueOrKwargs>;
@@ -28,7 +28,7 @@ fn center(state: &State<'_, '_>, value: String, args: Args) -> Result<String, Er
     let [width] = bind(&args.into_values(), ["width"])?;
     let width = usize::try_from(integer(width.as_ref())?.unwrap_or(80)).unwrap_or(0);
     let missing = width.saturating_sub(value.chars().count());
-    charge(state, missing)?;
+    charge_copies(state, missing)?;
     let left = missing / 2 + (missing & width & 1);
     let spaces = |count| " ".repeat(count);
     Ok(format!("{}{value}{}", spaces(left), spaces(missing - left)))
@@ -58,7 +58,7 @@ fn indent(state: &State<'_, '_>, value: String, args: Args) -> Result<String, Er
         width => {
             let width = integer(width.as_ref())?.unwrap_or(4);
             let width = usize::try_from(width).unwrap_or(0);
-            charge(state, width)?;
+            charge_copies(state, width)?;
             " ".repeat(width)
         }
     };
@@ -66,7 +66,7 @@ fn indent(state: &State<'_, '_>, value: String, args: Args) -> Result<String, Er
     let (first, blank) = (is_set(first), is_set(blank));
     let mut out = String::new();
     for (index, line) in value.split('\n').enumerate() {
-        charge(state, indentation.len())?;
+        charge_copies(state, indentation.len())?;
         if index > 0 {
             out.push('\n');
         }

@@ -7,7 +7,7 @@ use minijinja::{
     value::{Rest, Value, ValueKind, ValueOrKwargs},
 };
 
-use super::{bind, charge, float, integer, invalid, text};
+use super::{bind, charge, charge_copies, float, integer, invalid, text};
 
 /// The deepest nesting, less than the stack allows.
 const MAX_DEPTH: usize = 200;
@@ -31,7 +31,7 @@ pub(super) fn tojson(
         indent => match integer(indent.as_ref())? {
             Some(width) => {
                 let width = usize::try_from(width).unwrap_or(0);
-                charge(state, width)?;
+                charge_copies(state, width)?;
                 Some(" ".repeat(width))
             }
             None => None,
@@ -144,7 +144,7 @@ impl Writer<'_, '_, '_> {
     /// Begins a line of the indentation `depth`.
     fn line(&mut self, depth: usize) -> Result<(), Error> {
         if let Some(indent) = &self.indent {
-            charge(self.state, depth.saturating_mul(indent.len()))?;
+            charge_copies(self.state, depth.saturating_mul(indent.len()))?;
             self.out.push('\n');
             for _ in 0..depth {
                 self.out.push_str(indent);

@@ -6,7 +6,7 @@ use minijinja::{
 };
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::{bind, charge, float, integer, invalid, text};
+use super::{bind, charge, charge_copies, float, integer, invalid, text};
 
 /// Calls a method that minijinja does not know.
 pub(super) fn call(
@@ -280,7 +280,7 @@ fn pad(
         return Err(invalid(format!("{method}: expected one character to fill")));
     }
     let missing = width.saturating_sub(receiver.chars().count());
-    charge(state, missing.saturating_mul(fill.len()))?;
+    charge_copies(state, missing.saturating_mul(fill.len()))?;
     let left = match method {
         "ljust" => 0,
         // Python puts the odd one to the left if the width is odd too.
@@ -302,7 +302,7 @@ fn expand_tabs(state: &State<'_, '_>, receiver: &str, size: usize) -> Result<Str
             '\t' if size == 0 => {}
             '\t' => {
                 let count = size - column % size;
-                charge(state, count)?;
+                charge_copies(state, count)?;
                 out.push_str(&" ".repeat(count));
                 column += count;
             }

@@ -88,6 +88,11 @@ fn charge(state: &State<'_, '_>, bytes: usize) -> Result<(), Error> {
     state.consume_fuel(bytes as u64 / 64)
 }
 
+/// As [`charge`] for text that is made in one piece and copied before it is a value.
+fn charge_copies(state: &State<'_, '_>, bytes: usize) -> Result<(), Error> {
+    charge(state, bytes.saturating_mul(4))
+}
+
 /// Returns a float as Python prints it; `None` for other values.
 fn float(value: &Value) -> Option<String> {
     if value.kind() != ValueKind::Number || value.is_integer() {

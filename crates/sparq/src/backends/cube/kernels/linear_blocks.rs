@@ -128,13 +128,25 @@ pub(crate) fn linear_blocks_kernel<E: Float, N: Size>(
 ) {
     let floats = FloatRows::<E, N>::new(x, norm, shape.rows, shape.features, shape.epsilon);
     let addends = Addition::<E>::new(biases, residual);
+    let mut memory = Memory::new(plan);
     let first = cubes.first as usize;
     let second = first + cubes.second as usize;
     let parts = comptime!(plan.projection.parts());
     if CUBE_POS < first {
         let work = Work::new(shape, CUBE_POS, first, 0u32, 0usize, shape.first, plan);
         let (gate, up) = (&weights.first, &weights.second);
-        compute::<E, N>(&floats, packed, gate, up, &addends, out, shape, &work, plan);
+        compute::<E, N>(
+            &floats,
+            packed,
+            gate,
+            up,
+            &addends,
+            out,
+            &mut memory,
+            shape,
+            &work,
+            plan,
+        );
     }
     if comptime!(parts > 1) {
         if CUBE_POS >= first && CUBE_POS < second {
@@ -143,7 +155,16 @@ pub(crate) fn linear_blocks_kernel<E: Float, N: Size>(
             let work = Work::new(shape, cube, cubes, 1u32, before, shape.second, plan);
             let weight = &weights.second;
             compute::<E, N>(
-                &floats, packed, weight, weight, &addends, out, shape, &work, plan,
+                &floats,
+                packed,
+                weight,
+                weight,
+                &addends,
+                out,
+                &mut memory,
+                shape,
+                &work,
+                plan,
             );
         }
     }
@@ -154,8 +175,42 @@ pub(crate) fn linear_blocks_kernel<E: Float, N: Size>(
             let work = Work::new(shape, cube, cubes, 2u32, before, shape.third, plan);
             let weight = &weights.third;
             compute::<E, N>(
-                &floats, packed, weight, weight, &addends, out, shape, &work, plan,
+                &floats,
+                packed,
+                weight,
+                weight,
+                &addends,
+                out,
+                &mut memory,
+                shape,
+                &work,
+                plan,
             );
+        }
+    }
+}
+
+/// The shared memory of a cube.
+#[derive(CubeType)]
+struct Memory {
+    /// Packed rows of x.
+    halves: Shared<[Words]>,
+    /// The factors that undo the scaling of the rows.
+    unscales: Shared<[f32]>,
+    /// See [`FloatRows::pack`].
+    scratch: Shared<[f32]>,
+    /// The sums of each plane.
+    sums: Shared<[f32]>,
+}
+
+#[cube]
+impl Memory {
+    fn new(#[comptime] plan: LinearBlocksBlueprint) -> Memory {
+        Memory {
+            halves: Shared::<[Words]>::new_slice(comptime!(plan.shared.max(1))),
+            unscales: Shared::<[f32]>::new_slice(COLUMNS),
+            scratch: Shared::<[f32]>::new_slice(comptime!(plan.rows.scratch())),
+            sums: Shared::<[f32]>::new_slice(comptime!(plan.planes() * plan.sums())),
         }
     }
 }
@@ -185,6 +240,7 @@ fn compute<E: Float, N: Size>(
     second: &[Words],
     addition: &Addition<'_, E>,
     out: &mut [E],
+    memory: &mut Memory,
     shape: &LinearShape,
     work: &Work,
     #[comptime] plan: LinearBlocksBlueprint,
@@ -208,27 +264,30 @@ fn compute<E: Float, N: Size>(
         ahead.load_codes(&mut loaded, i, codes, plan);
         ahead.load_scales(&mut loaded, i, plan);
     }
-    let mut halves = Shared::<[Words]>::new_slice(comptime!(plan.shared.max(1)));
-    let mut unscales = Shared::<[f32]>::new_slice(COLUMNS);
     if comptime!(plan.packs > 0) {
-        let mut scratch = Shared::<[f32]>::new_slice(comptime!(plan.rows.scratch()));
         #[unroll]
         for row in 0..comptime!(plan.packs) {
             let from = comptime!(row * vectors);
-            let at = row.runtime();
-            let unscale = floats.pack(at, &x, &scales, &mut halves, &mut scratch, from, plan.rows);
+            let unscale = floats.pack(
+                row.runtime(),
+                &x,
+                &scales,
+                &mut memory.halves,
+                &mut memory.scratch,
+                from,
+                plan.rows,
+            );
             if UNIT_POS == 0 {
-                unscales[row] = unscale;
+                memory.unscales[row] = unscale;
             }
         }
         sync_cube();
     } else if comptime!(plan.shared > 0) {
-        copy_halves(&packed.halves, &mut halves, plan);
+        copy_halves(&packed.halves, &mut memory.halves, plan);
         sync_cube();
     }
 
     let width = row_width(shape, plan.projection);
-    let mut shared = Shared::<[f32]>::new_slice(comptime!(plan.planes() * plan.sums()));
     let mut sums = Sums::new(plan);
     let mut item = work.cube;
     let mut round = 0u32;
@@ -243,7 +302,7 @@ fn compute<E: Float, N: Size>(
         while step < work.steps {
             ahead.advance(work, plan);
             if comptime!(plan.shared > 0) {
-                sums.add_step(&mut loaded, &ahead, &halves, &columns, step, plan);
+                sums.add_step(&mut loaded, &ahead, &memory.halves, &columns, step, plan);
             } else {
                 sums.add_step(&mut loaded, &ahead, &packed.halves, &columns, step, plan);
             }
@@ -251,7 +310,7 @@ fn compute<E: Float, N: Size>(
         }
         // Another unit may still read the sums of the tile before.
         sync_cube();
-        sums.store(&mut shared, plan);
+        sums.store(&mut memory.sums, plan);
         sync_cube();
         #[unroll]
         for i in 0..comptime!(plan.outputs_of_unit()) {
@@ -261,15 +320,15 @@ fn compute<E: Float, N: Size>(
             if inside && output < tile.count {
                 let mut unscale = 1.0f32;
                 if comptime!(plan.packs > 0) {
-                    unscale = unscales[row];
+                    unscale = memory.unscales[row];
                 } else {
                     unscale = packed.unscales[begin + row];
                 }
-                let product = sum_of_planes(&shared, column, row, plan) * unscale;
+                let product = sum_of_planes(&memory.sums, column, row, plan) * unscale;
                 let mut up = 0.0f32;
                 if comptime!(plan.projection.gated) {
                     let beside = column + comptime!(plan.tile());
-                    up = sum_of_planes(&shared, beside, row, plan) * unscale;
+                    up = sum_of_planes(&memory.sums, beside, row, plan) * unscale;
                 }
                 let value = finish(product, up, &addends[i], plan.projection);
                 out[(begin + row) * width + tile.before + output] = E::cast_from(value);

@@ -39,6 +39,8 @@ pub(crate) struct HalfRowsBlueprint {
     pub units: u32,
     /// Parts of a row that a unit packs: the two runs of a member in a group.
     pub parts: usize,
+    /// The units have room for more than the features of a row.
+    pub ragged: bool,
 }
 
 impl HalfRowsBlueprint {
@@ -111,7 +113,10 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         let vectors = self.features / RUN;
         #[unroll]
         for i in 0..comptime!(plan.vectors()) {
-            let at = min(vector_of(i, plan), vectors - 1);
+            let mut at = vector_of(i, plan);
+            if comptime!(plan.ragged) {
+                at = min(at, vectors - 1);
+            }
             loaded[comptime!(to + i)] = self.x[row * vectors + at];
         }
     }
@@ -125,7 +130,10 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         if comptime!(plan.norm == NormKind::Rms) {
             #[unroll]
             for i in 0..comptime!(plan.vectors()) {
-                let at = min(vector_of(i, plan), self.features / RUN - 1);
+                let mut at = vector_of(i, plan);
+                if comptime!(plan.ragged) {
+                    at = min(at, self.features / RUN - 1);
+                }
                 loaded[i] = self.norm.scale[at];
             }
         }
@@ -148,14 +156,16 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         let mut squares = 0.0f32;
         #[unroll]
         for i in 0..comptime!(plan.vectors()) {
-            // Zeros past the last feature.
-            let inside = vector_of(i, plan) < self.features / RUN;
             #[unroll]
             for e in 0..RUN {
-                let number = f32::cast_from(loaded[comptime!(from + i)].extract(e));
-                let mut value = select(inside, number, 0.0f32);
-                squares += value * value;
+                let mut value = f32::cast_from(loaded[comptime!(from + i)].extract(e));
+                if comptime!(plan.ragged) {
+                    // Zeros past the last feature.
+                    let inside = vector_of(i, plan) < self.features / RUN;
+                    value = select(inside, value, 0.0f32);
+                }
                 if comptime!(plan.norm == NormKind::Rms) {
+                    squares += value * value;
                     value *= f32::cast_from(scales[i].extract(e));
                 }
                 largest = max(largest, value.abs());
@@ -208,13 +218,19 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         #[comptime] plan: HalfRowsBlueprint,
     ) -> (f32, f32) {
         let planes = comptime!((plan.units / PLANE) as usize);
+        let has_norm = comptime!(plan.norm == NormKind::Rms);
         let largest = max_in_plane(largest, PLANE);
-        let squares = sum_in_plane(squares, PLANE);
+        let mut squares = squares;
+        if comptime!(has_norm) {
+            squares = sum_in_plane(squares, PLANE);
+        }
         // Another unit may still read those of the row before.
         sync_cube();
         if UNIT_POS_PLANE == 0 {
             scratch[PLANE_POS as usize] = largest;
-            scratch[planes + PLANE_POS as usize] = squares;
+            if comptime!(has_norm) {
+                scratch[planes + PLANE_POS as usize] = squares;
+            }
         }
         sync_cube();
         let mut largest = 0.0f32;
@@ -222,10 +238,12 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         #[unroll]
         for plane in 0..planes {
             largest = max(largest, scratch[plane]);
-            squares += scratch[comptime!(planes + plane)];
+            if comptime!(has_norm) {
+                squares += scratch[comptime!(planes + plane)];
+            }
         }
         let mut norm = 1.0f32;
-        if comptime!(plan.norm == NormKind::Rms) {
+        if comptime!(has_norm) {
             let mean = squares / f32::cast_from(self.features as u32);
             norm = 1.0f32 / (mean + self.epsilon).sqrt();
         }

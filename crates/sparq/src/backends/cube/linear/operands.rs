@@ -1,7 +1,6 @@
 //! The operands of a linear layer.
 
 use burn::backend::TensorMetadata;
-use burn::backend::tensor::FloatTensor;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;

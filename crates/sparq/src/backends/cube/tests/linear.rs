@@ -6,6 +6,8 @@ use super::devices;
 use crate::ops::{Activation, Norm, Projection, Projections, Weight, decode_linear, normalize};
 
 const EPSILON: f64 = 1e-5;
+/// Outputs of which every layer of a case has a multiple of 32, as `wgmma` needs.
+const WHOLE_BLOCKS: usize = 384;
 
 /// Pseudorandom numbers of about -1 to 1.
 struct Random(u64);
@@ -156,6 +158,9 @@ impl Case {
 
     fn outputs_of_layers(&self) -> Vec<usize> {
         match self.kind {
+            Kind::Beside(layers) if self.outputs.is_multiple_of(WHOLE_BLOCKS) => {
+                [self.outputs, self.outputs / 2, self.outputs / 4][..layers].to_vec()
+            }
             // Of different sizes, and those of the second no multiple of a tile.
             Kind::Beside(layers) => {
                 [self.outputs, self.outputs / 2 + 5, self.outputs / 4 + 8][..layers].to_vec()
@@ -390,6 +395,33 @@ fn linear_has_every_epilogue() {
         }
     }
     check("epilogues", &cases);
+}
+
+/// Tiles of rows and of outputs that are cut off by an end, and more features than all stages hold.
+#[test]
+fn linear_takes_whole_blocks_of_outputs() {
+    let kinds = [
+        Kind::Beside(1),
+        Kind::Beside(3),
+        Kind::Gated(Activation::Silu),
+        Kind::Activated(Activation::Gelu),
+    ];
+    let mut cases = Vec::new();
+    for (rows, features) in [(33, 64), (130, 520), (300, 72)] {
+        for (i, kind) in kinds.into_iter().enumerate() {
+            cases.push(Case {
+                rows,
+                features,
+                outputs: WHOLE_BLOCKS,
+                norm: [Normed::None, Normed::Rms][i % 2],
+                kind,
+                bias: i < 2,
+                residual: i > 0,
+                ..Case::PLAIN
+            });
+        }
+    }
+    check("whole blocks", &cases);
 }
 
 #[test]

@@ -243,6 +243,33 @@ fn causal_attention_of_long_prompts() {
     check(|types| cases(&[16, 64, 130, 300], &[32, 64, 80, 96, 128, 256], types));
 }
 
+/// A tile of rows for each processor of a large device.
+#[test]
+fn causal_attention_of_many_tiles() {
+    check(|types| {
+        let case =
+            |(number, (kv_heads, group, len, head_dim)): (usize, (usize, _, usize, _))| Case {
+                kv_heads,
+                group,
+                len,
+                head_dim,
+                spans: Spans {
+                    start: vec![0, 3],
+                    end: vec![len + 90, len],
+                },
+                window: [None, Some(70)][number % 2],
+                types: types[number % types.len()],
+            };
+        let sizes = [
+            (4, 4, 520, 128),
+            (8, 1, 1060, 64),
+            (8, 1, 1060, 128),
+            (8, 2, 530, 256),
+        ];
+        sizes.into_iter().enumerate().map(case).collect()
+    });
+}
+
 /// Splits of few queries at the end of a long cache.
 #[test]
 fn causal_attention_of_few_queries() {

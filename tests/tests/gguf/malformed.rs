@@ -98,9 +98,8 @@ fn unsupported_values_list_the_supported_ones() {
             Box::new(|file| file.tensors.clear()),
         ),
         (
-            "tensor \"a\": expected type F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K, \
-             found ggml's type Q2_K",
-            Box::new(|file| file.push("a", &[256], 10, vec![0; 84])),
+            "found ggml's type IQ2_XXS",
+            Box::new(|file| file.push("a", &[256], 16, vec![0; 66])),
         ),
         (
             "tensor \"a\": expected rows of whole blocks of Q4_0",

@@ -21,9 +21,9 @@ fn error(weights: &[u8]) -> String {
     };
     let message = error.to_string();
     assert_contains(&message, &["pytorch_model.bin"]);
-    use CheckpointError::{Dimensions, Torch};
+    use CheckpointError::{Dimensions, LfsPointer, Torch};
     assert!(
-        matches!(error, Torch { .. } | Dimensions { .. }),
+        matches!(error, Torch { .. } | Dimensions { .. } | LfsPointer { .. }),
         "{message}"
     );
     message

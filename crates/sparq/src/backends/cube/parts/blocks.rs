@@ -288,7 +288,7 @@ fn upper_of_pair(
     moved & mask
 }
 
-/// What multiplies the results for one row of a tile.
+/// The factors of the results for one row of a tile.
 #[derive(CubeType)]
 pub(crate) struct RowScales {
     /// The factor of each group, or of each 16 features.

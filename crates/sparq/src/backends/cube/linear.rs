@@ -55,6 +55,16 @@ const VECTORS_OF_ROW: usize = 16;
 /// work two rows share, and without. On an H200, one row each without a norm took 33 us instead of
 /// 36 for 4096 outputs of 14336 features, and with a norm 22 us instead of 17 for 6144 of 4096.
 const PLANES_FOR_TWO: [usize; 2] = [12, 24];
+/// The most bytes of normed rows of x in shared memory. On an H200, one row of 4096 features took
+/// 58 us instead of 60 for a gate and its partner of 14336 outputs.
+const STAGED_BYTES: usize = 32 << 10;
+/// Planes of a cube with matrix units.
+const PLANES: usize = 8;
+/// Vectors of a row that a lane loads at once with matrix units: for a launch of fewer than two
+/// cubes for each processor, which have its registers to themselves, and for more cubes. On an
+/// H200, with loads that stay together, 16 rows of 4096 features took 12 us instead of 14 for 4096
+/// outputs, and 66 us instead of 69 for a gate and its partner of 14336.
+const VECTORS_OF_LANE: [usize; 2] = [4, 2];
 /// Units of the cubes that norm a row.
 const NORM_UNITS: u32 = 256;
 /// Stages of a tile of many rows in shared memory. Two cubes of this many share a processor of an
@@ -143,8 +153,16 @@ impl Planner<'_> {
         let lanes = if info.plane == 1 { 1 } else { largest };
         let whole_row = features / vector <= VECTORS_OF_ROW * lanes as usize;
         // Many rows take registers, and hide latency with their arithmetic.
+        // CUDA, with few enough rows that the time is that of reading the weights.
+        let few = info.async_copies && vector * element == VECTOR_BYTES && rows <= 2;
+        let staged = match projection.norm {
+            NormKind::None => 0,
+            _ if few && 4 * rows * features <= STAGED_BYTES => features / vector,
+            _ => 0,
+        };
+        let fenced = few && (staged > 0 || projection.norm == NormKind::None);
         let unroll = match rows {
-            1 | 2 if whole_row && !two => VECTORS_OF_ROW,
+            1 | 2 if whole_row && !two && !fenced => VECTORS_OF_ROW,
             1 | 2 => VECTORS_AT_ONCE / outputs,
             _ => VECTORS_AT_ONCE / 2 / outputs,
         };
@@ -155,6 +173,8 @@ impl Planner<'_> {
             outputs,
             unroll,
             ragged: lanes != info.plane || !(features / vector).is_multiple_of(at_once),
+            fenced,
+            staged,
             tiles: (units / info.plane) as usize,
             plane: info.plane,
         };
@@ -170,9 +190,10 @@ impl Planner<'_> {
             projection,
             weight_tiles,
             row_tiles: operands.rows().div_ceil(MMA_ROWS),
-            unroll: 4,
+            unroll: 1,
             ragged: false,
             planes: 1,
+            fenced: info.async_copies,
         };
         let cubes = |plan: &LinearMmaBlueprint| operands.tiles(plan.tile());
         // More rows of weights read less of x, unless the last cubes leave many processors idle.
@@ -189,8 +210,9 @@ impl Planner<'_> {
             },
         };
         let few = cubes(&plan) < 2 * info.processors && plan.weight_tiles * plan.row_tiles <= 4;
+        plan.unroll = VECTORS_OF_LANE[usize::from(!few)];
         let most = vectors.div_ceil(plan.vectors_at_once());
-        plan.planes = (if few { 16 } else { 8 }).min(most.next_power_of_two());
+        plan.planes = PLANES.min(most.next_power_of_two());
         while plan.planes > 1 && plan.shared_bytes() > info.max_shared_bytes {
             plan.planes /= 2;
         }

@@ -16,6 +16,7 @@
 use cubecl::cmma::MmaDefinition;
 use cubecl::prelude::*;
 
+use crate::backends::cube::parts::loads::{Words, issue_loads, load_words};
 use crate::backends::cube::parts::projection::{
     Addends, LinearShape, ProjectionBlueprint, Tile, UpToThree, finish, load_addends, locate_tile,
     row_width,
@@ -36,8 +37,6 @@ const MEMBERS: usize = 4;
 /// Numbers that a lane holds of a result.
 const HELD: usize = 4;
 
-/// A vector of 16 bytes: eight numbers of a half type.
-type Words = Vector<u32, Const<4>>;
 /// Numbers of a half type in [`Words`].
 pub(crate) const PER_VECTOR: usize = 8;
 
@@ -57,6 +56,8 @@ pub(crate) struct LinearMmaBlueprint {
     pub ragged: bool,
     /// Planes of a cube.
     pub planes: usize,
+    /// See [`issue_loads`].
+    pub fenced: bool,
 }
 
 impl LinearMmaBlueprint {
@@ -189,6 +190,28 @@ impl<'a> Reader<'a> {
             pitch: shape.pitch as usize / PER_VECTOR,
         }
     }
+
+    /// Loads this lane's vectors of all rows of x, [unroll, `row_tiles`]. Past the last row it
+    /// loads that again.
+    fn load(&self, begin: usize, #[comptime] plan: LinearMmaBlueprint) -> Array<Words> {
+        let lane = UNIT_POS_PLANE as usize;
+        let mut loaded = Array::<Words>::new(comptime!(plan.unroll * plan.row_tiles));
+        #[unroll]
+        for u in 0..comptime!(plan.unroll) {
+            let mut at = begin + comptime!(MEMBERS * u) + lane % MEMBERS;
+            if comptime!(plan.ragged) {
+                at = min(at, self.vectors - 1);
+            }
+            #[unroll]
+            for t in 0..comptime!(plan.row_tiles) {
+                let row = comptime!(t * ROWS).runtime() + lane / MEMBERS;
+                let row = min(row, self.rows - 1);
+                loaded[comptime!(u * plan.row_tiles + t)] =
+                    load_vector(self.x, row * self.vectors + at, plan);
+            }
+        }
+        loaded
+    }
 }
 
 /// The sums of a lane.
@@ -222,61 +245,40 @@ impl Sums {
     ) {
         let rows = rows_of_lane(tile, reader.pitch, plan);
         let mut begin = PLANE_POS as usize * comptime!(plan.vectors_of_plane());
-        let mut loaded = Array::<Words>::new(comptime!(2 * plan.weight_tiles * plan.unroll));
-        load(
-            &mut loaded,
-            first,
-            second,
-            &rows,
-            begin,
-            reader.vectors,
-            plan,
-        );
         while begin < reader.vectors {
+            let loaded = load(first, second, &rows, begin, reader.vectors, plan);
+            let x = reader.load(begin, plan);
+            if comptime!(plan.fenced) {
+                issue_loads();
+            }
             #[unroll]
             for u in 0..comptime!(plan.unroll) {
-                self.multiply::<E>(&loaded, reader, begin, u, plan);
+                self.multiply::<E>(&loaded, &x, begin, reader.vectors, u, plan);
             }
             begin += comptime!(plan.vectors_at_once());
-            if begin < reader.vectors {
-                load(
-                    &mut loaded,
-                    first,
-                    second,
-                    &rows,
-                    begin,
-                    reader.vectors,
-                    plan,
-                );
-            }
         }
     }
 
-    /// Adds the products of loaded vector `u` of each row of weights.
+    /// Adds the products of loaded vector `u` of each row of weights and of x.
     fn multiply<E: Float>(
         &mut self,
         loaded: &Array<Words>,
-        reader: &Reader<'_>,
+        x: &Array<Words>,
         begin: usize,
+        vectors: usize,
         #[comptime] u: usize,
         #[comptime] plan: LinearMmaBlueprint,
     ) {
-        let lane = UNIT_POS_PLANE as usize;
-        let at = begin + comptime!(MEMBERS * u) + lane % MEMBERS;
-        let known = min(at, reader.vectors - 1);
+        let at = begin + comptime!(MEMBERS * u) + UNIT_POS_PLANE as usize % MEMBERS;
         #[unroll]
         for t in 0..comptime!(plan.row_tiles) {
-            let row = min(
-                comptime!(t * ROWS).runtime() + lane / MEMBERS,
-                reader.rows - 1,
-            );
-            let vector = reader.x[row * reader.vectors + known];
+            let vector = x[comptime!(u * plan.row_tiles + t)];
             let mut b = Array::<u32>::new(4usize);
             #[unroll]
             for w in 0..4usize {
                 let mut word = vector.extract(w);
                 if comptime!(plan.ragged) {
-                    word = select(at < reader.vectors, word, 0u32);
+                    word = select(at < vectors, word, 0u32);
                 }
                 b[w] = word;
             }
@@ -316,18 +318,27 @@ fn rows_of_lane(tile: &Tile, pitch: usize, #[comptime] plan: LinearMmaBlueprint)
     rows
 }
 
+#[cube]
+fn load_vector(from: &[Words], at: usize, #[comptime] plan: LinearMmaBlueprint) -> Words {
+    if comptime!(plan.fenced) {
+        load_words(from, at)
+    } else {
+        from[at]
+    }
+}
+
 /// Loads this lane's vectors of all rows of weights, [unroll, `weight_tiles`, 2].
 #[cube]
 fn load(
-    loaded: &mut Array<Words>,
     first: &[Words],
     second: &[Words],
     rows: &Array<usize>,
     begin: usize,
     vectors: usize,
     #[comptime] plan: LinearMmaBlueprint,
-) {
+) -> Array<Words> {
     let count = comptime!(2 * plan.weight_tiles);
+    let mut loaded = Array::<Words>::new(comptime!(count * plan.unroll));
     #[unroll]
     for u in 0..comptime!(plan.unroll) {
         let mut at = begin + comptime!(MEMBERS * u) + UNIT_POS_PLANE as usize % MEMBERS;
@@ -337,12 +348,13 @@ fn load(
         #[unroll]
         for i in 0..count {
             if comptime!(plan.projection.gated && i >= plan.weight_tiles) {
-                loaded[comptime!(u * count + i)] = second[rows[i] + at];
+                loaded[comptime!(u * count + i)] = load_vector(second, rows[i] + at, plan);
             } else {
-                loaded[comptime!(u * count + i)] = first[rows[i] + at];
+                loaded[comptime!(u * count + i)] = load_vector(first, rows[i] + at, plan);
             }
         }
     }
+    loaded
 }
 
 /// Adds the product of one half of the features of two rows of weights and of x to the four sums

@@ -19,8 +19,8 @@ use super::launch::{Launcher, grid};
 use super::parts::codes::ChannelRangesLaunch;
 use crate::ops::{CacheBuffers, SketchBuffers, Spans};
 
-/// Units of the cubes that append one token.
-const TOKEN_UNITS: u32 = 256;
+/// The most units of the cubes that append one token.
+const TOKEN_UNITS: usize = 1024;
 /// Units of the cubes that append a tile of tokens.
 const TILE_UNITS: u32 = 128;
 /// Units of the cubes that add the sums of tiles.
@@ -109,12 +109,15 @@ impl Launcher {
             ChannelRangesLaunch::new(zero_point.into_buffer_arg(), scale.into_buffer_arg());
         let len = tokens.k.shape()[2];
         if len == 1 {
+            // A unit for each component of the queries and of the key.
+            let components = (plan.group + 1) * plan.head_dim;
+            let units = components.next_power_of_two().min(TOKEN_UNITS) as u32;
             // SAFETY: the kernel checks the number of the cube, of each component and the room.
             unsafe {
                 append_rope_kernel::launch_unchecked(
                     &self.client,
                     grid(sizes.batch_heads()),
-                    CubeDim::new_1d(self.info.units(TOKEN_UNITS)),
+                    CubeDim::new_1d(self.info.units(units)),
                     address_type,
                     q.into_tensor_arg(),
                     tokens.k.clone().into_tensor_arg(),

@@ -39,8 +39,11 @@ const MERGE_UNITS: u32 = 512;
 const CHOOSE_UNITS: u32 = 128;
 /// Cubes for each processor from which on that launch pays: its cost is then small beside theirs.
 const CUBES_TO_CHOOSE: usize = 6;
-/// Units of the cubes that select positions and attend, for a medium number of batch heads.
+/// Units of the cubes that select positions and attend, for a medium number of batch heads. On an
+/// H200, 128 units took 3 us longer for 512 batch heads of 4096 positions.
 const SELECT_UNITS: u32 = 256;
+/// Batch heads for each processor up to which the number is medium.
+const MEDIUM_HEADS: usize = 4;
 
 /// Candidates that a tile has room for beyond those it must pass on. With scores in random order,
 /// about so many more reach the lower bound of the top-k.
@@ -53,6 +56,10 @@ const CANDIDATE_VECTORS: [usize; 8] = [1, 2, 3, 4, 6, 8, 12, 16];
 /// The most tiles of a batch head for which matrix units score one query in small tiles. On an
 /// H100, 8 tiles gained 3 us of 61, and 64 lost 7 us of 26.
 const FEW_TILES: usize = 16;
+
+/// Units and positions of each in the small tiles of many cubes: half the units of others, which
+/// wait for each other less. On an H200, they gained 3 us for 512 batch heads of 4096 positions.
+const FEW_UNITS: (u32, usize) = (128, 16);
 
 /// The properties of a device that blueprints depend on.
 pub(super) struct DeviceInfo {
@@ -300,7 +307,7 @@ impl SparqStep {
         let tiles = problem.bound.div_ceil(sketch.tile_len());
         let together = planner.together();
         let cubes = problem.sizes.batch_heads() * tiles;
-        let chosen = together || cubes >= CUBES_TO_CHOOSE * device.processors;
+        let chosen = together || planner.is_many(cubes);
         let score_tiles = planner.score_tiles(sketch, chosen, together);
         let select_attend = planner.select_attend(tiles, score_tiles.top_k.room);
         let most = select_attend.shared_bytes().max(score_tiles.shared_bytes());
@@ -403,11 +410,19 @@ impl Planner<'_> {
             (true, true) => tiles_of(sizes[1]) <= FEW_TILES,
             _ => false,
         };
+        if small && mma && summed && self.is_many(self.cubes(tiles_of(FEW_UNITS))) {
+            return FEW_UNITS;
+        }
         let sizes = if small { &sizes[1..] } else { &sizes[..] };
         let found = sizes
             .iter()
             .find(|&&size| self.cubes(tiles_of(size)) >= self.device.processors / 2);
         *found.unwrap_or(&sizes[sizes.len() - 1])
+    }
+
+    /// Returns whether so many cubes keep all processors busy for a while.
+    fn is_many(&self, cubes: usize) -> bool {
+        cubes >= CUBES_TO_CHOOSE * self.device.processors
     }
 
     /// The cubes of a launch with `tiles` tiles of each batch head.
@@ -514,7 +529,7 @@ impl Planner<'_> {
         // flight hide each other's latency.
         let units = match self.device.processors {
             most if sizes.batch_heads() <= most => 2 * SELECT_UNITS,
-            most if sizes.batch_heads() <= 2 * most => SELECT_UNITS,
+            most if sizes.batch_heads() <= MEDIUM_HEADS * most => SELECT_UNITS,
             _ => SELECT_UNITS / 2,
         };
         // One head leaves registers for more loads in flight.

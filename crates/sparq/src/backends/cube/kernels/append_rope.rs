@@ -85,39 +85,37 @@ pub(crate) fn append_rope_kernel<X: Float, E: Float>(
     let position = span[1] as usize;
     let room = position < capacity;
     let angles = Angles::new(table, start, position, room, plan.pairs);
-    if comptime!(group > 0) {
-        let first = sequence * q.stride(0) + kv_head * group * q.stride(1);
-        for round in 0..comptime!(group * d).runtime().div_ceil(CUBE_DIM as usize) {
-            let c = round * CUBE_DIM as usize + UNIT_POS as usize;
-            if c < comptime!(group * d).runtime() {
-                let head = first + (c / d) * q.stride(1);
-                let value = rotate::<X>(q, head, q.stride(3), c % d, &angles);
-                rotated[batch_head * group * d + c] = X::cast_from(value);
+    // Queries and key in one loop: with a unit for each component, all loads are in flight at once.
+    let queries = comptime!(group * d).runtime();
+    let q_head = sequence * q.stride(0) + kv_head * group * q.stride(1);
+    let k_head = sequence * k.stride(0) + kv_head * k.stride(1);
+    let v_head = sequence * v.stride(0) + kv_head * v.stride(1);
+    for round in 0..comptime!((group + 1) * d)
+        .runtime()
+        .div_ceil(CUBE_DIM as usize)
+    {
+        let i = round * CUBE_DIM as usize + UNIT_POS as usize;
+        if i < queries {
+            let head = q_head + (i / d) * q.stride(1);
+            let value = rotate::<X>(q, head, q.stride(3), i % d, &angles);
+            rotated[batch_head * queries + i] = X::cast_from(value);
+        } else if i < comptime!((group + 1) * d).runtime() && room {
+            let c = i - queries;
+            // The rotation rounds to the queries' type first, as for queries.
+            let key = X::cast_from(rotate::<X>(k, k_head, k.stride(3), c, &angles));
+            let key = E::cast_from(key);
+            let value = E::cast_from(v[v_head + c * v.stride(3)]);
+            let channel = batch_head * d + c;
+            cache.keys[(batch_head * capacity + position) * d + c] = key;
+            cache.values[(batch_head * capacity + position) * d + c] = value;
+            if position >= start {
+                cache.v_sum[channel] += f32::cast_from(value);
             }
-        }
-    }
-    if room {
-        let k_head = sequence * k.stride(0) + kv_head * k.stride(1);
-        let v_head = sequence * v.stride(0) + kv_head * v.stride(1);
-        for round in 0..d.runtime().div_ceil(CUBE_DIM as usize) {
-            let c = round * CUBE_DIM as usize + UNIT_POS as usize;
-            if c < d {
-                // The rotation rounds to the queries' type first, as for queries.
-                let key = X::cast_from(rotate::<X>(k, k_head, k.stride(3), c, &angles));
-                let key = E::cast_from(key);
-                let value = E::cast_from(v[v_head + c * v.stride(3)]);
-                let channel = batch_head * d + c;
-                cache.keys[(batch_head * capacity + position) * d + c] = key;
-                cache.values[(batch_head * capacity + position) * d + c] = value;
-                if position >= start {
-                    cache.v_sum[channel] += f32::cast_from(value);
-                }
-                if comptime!(plan.full) {
-                    sketch.full[channel * capacity + position] = key;
-                }
-                if comptime!(plan.bits > 0) {
-                    write_code(sketch, ranges, key, channel, capacity, position, plan.bits);
-                }
+            if comptime!(plan.full) {
+                sketch.full[channel * capacity + position] = key;
+            }
+            if comptime!(plan.bits > 0) {
+                write_code(sketch, ranges, key, channel, capacity, position, plan.bits);
             }
         }
     }

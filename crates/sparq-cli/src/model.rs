@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, FloatDType};
 use serde::{Serialize, Serializer};
 use sparq::cost::CacheShape;
+use sparq::ops::is_output_major;
 use sparq::{Method, SparqConfig, Transfers};
 use sparq_device::DeviceChoice;
 use sparq_models::checkpoint::Checkpoint;
@@ -76,10 +77,19 @@ impl ModelSource {
     ) -> Result<Demand> {
         let checkpoint = self.checkpoint()?;
         let config = DecoderConfig::from_checkpoint(&checkpoint)?;
-        let is_used_in_place =
-            !device.is_gpu() && checkpoint.is_mapped() && checkpoint.float_type() == Some(dtype);
         let demand = Demand::new(&config, method, element_bytes(dtype));
-        Ok(demand.with_loaded_weights(!is_used_in_place))
+        let is_mapped = !device.is_gpu() && checkpoint.is_mapped();
+        if is_mapped && checkpoint.float_type() == Some(dtype) {
+            return Ok(demand.with_weight_bytes(0.0));
+        }
+        let blocks = match is_output_major(&device.open()) {
+            true => checkpoint.bytes_with_blocks(dtype, !device.is_gpu()),
+            false => None,
+        };
+        Ok(match blocks {
+            Some(bytes) => demand.with_weight_bytes(bytes as f64),
+            None => demand,
+        })
     }
 
     /// Loads the model to a device.

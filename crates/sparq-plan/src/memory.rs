@@ -27,7 +27,8 @@ pub struct Demand {
     vocab_size: usize,
     method: Method,
     element_bytes: usize,
-    loads_weights: bool,
+    /// The bytes of the weights; `None` if they are elements of this size.
+    weight_bytes: Option<f64>,
     batch: usize,
     positions: usize,
     chunk: usize,
@@ -61,17 +62,17 @@ impl Demand {
             vocab_size: config.vocab_size,
             method,
             element_bytes,
-            loads_weights: true,
+            weight_bytes: None,
             batch: 1,
             positions: 1,
             chunk: usize::MAX,
         }
     }
 
-    /// Sets whether the weights take memory. Weights that are used in a mapped file do not.
-    pub fn with_loaded_weights(self, loads_weights: bool) -> Self {
+    /// Sets the memory that the weights take. Those that are used in a mapped file take none.
+    pub fn with_weight_bytes(self, bytes: f64) -> Self {
         Self {
-            loads_weights,
+            weight_bytes: Some(bytes),
             ..self
         }
     }
@@ -106,12 +107,9 @@ impl Demand {
         let cache = self
             .model
             .cache_bytes(&self.method, self.positions, self.element_bytes);
-        let weights = match self.loads_weights {
-            true => (self.model.parameters * self.element_bytes) as f64,
-            false => 0.0,
-        };
+        let floats = (self.model.parameters * self.element_bytes) as f64;
         Memory {
-            weights,
+            weights: self.weight_bytes.unwrap_or(floats),
             cache: self.batch as f64 * cache,
             activations: self.batch as f64 * self.activations(),
         }
@@ -174,7 +172,7 @@ mod tests {
             vocab_size: 300,
             method,
             element_bytes: 2,
-            loads_weights: true,
+            weight_bytes: None,
             batch: 1,
             positions: 4000,
             chunk: 500,
@@ -201,7 +199,7 @@ mod tests {
         assert_eq!(four.weights, memory.weights);
         assert_eq!(four.cache, 4.0 * memory.cache);
         assert_eq!(four.activations, 4.0 * memory.activations);
-        let mapped = demand(Method::DENSE).with_loaded_weights(false).memory();
+        let mapped = demand(Method::DENSE).with_weight_bytes(0.0).memory();
         assert_eq!(mapped.total(), memory.total() - memory.weights);
     }
 

@@ -275,6 +275,26 @@ impl Checkpoint {
         stored.map(move |stored| stored.elements() * bytes)
     }
 
+    /// Returns the memory of the weights on a device that multiplies by blocks: floats in `dtype`,
+    /// and blocks as they are stored, or none if they are `mapped`. `None` if there are no blocks.
+    pub fn bytes_with_blocks(&self, dtype: FloatDType, mapped: bool) -> Option<u64> {
+        let is_packed = |stored: &Stored| {
+            let packed = stored.dtype.packed().is_some() && stored.shape.len() == 2;
+            packed && !self.floats
+        };
+        let stored = || self.tensors.values().map(|tracked| &tracked.stored);
+        if !stored().any(is_packed) {
+            return None;
+        }
+        let element = DType::from(dtype).size() as u64;
+        let bytes = stored().map(|stored| match is_packed(stored) {
+            true if mapped => 0,
+            true => stored.bytes,
+            false => stored.elements() as u64 * element,
+        });
+        Some(bytes.sum())
+    }
+
     /// Returns whether the weights are mapped into memory. A CPU reads them there if the model has
     /// the stored type, and the system loads and drops their pages as it needs memory.
     pub fn is_mapped(&self) -> bool {

@@ -123,7 +123,8 @@ fn fill(
         })
     };
     let results = threads::run(count, chunks, |chunks| {
-        chunks.map(read_chunk).collect::<Result<(), _>>()
+        let mut read = chunks.map(read_chunk);
+        read.try_for_each(|result| result)
     });
     results.into_iter().collect()
 }

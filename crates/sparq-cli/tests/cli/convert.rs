@@ -355,6 +355,26 @@ fn q8_model_is_close_to_its_source() {
 }
 
 #[test]
+fn blocks_are_multiplied_as_stored() {
+    let tokens = "73,110,32,116,104,101,32,98,101,103,105,110,110,105,110,103";
+    // 8.5 and 4.5 bits, and a bit more where rows are not whole blocks of 256.
+    for (dtype, least, most, error) in [("q8_0", 0.53, 0.54, 0.7), ("q4_k", 0.28, 0.33, 8.0)] {
+        let (folder, converted) = place();
+        let report = document(&format!("convert {EMBEDDED} {converted} --dtype {dtype}"));
+        let types = report["stored_types"].as_array().unwrap();
+        assert!(types.contains(&json!(dtype)), "{types:?}");
+        let size = |key: &str| report[key].as_f64().unwrap();
+        let share = size("bytes") / size("source_bytes");
+        assert!(share > least && share < most, "{dtype}: {share}");
+        let expected = logits(EMBEDDED, tokens, folder.path());
+        let found = logits(&converted, tokens, folder.path());
+        let differences = expected.iter().zip(&found).map(|(a, b)| (a - b).abs());
+        let worst = differences.fold(0.0, f32::max);
+        assert!(worst > 0.0 && worst < error, "{dtype}: {worst}");
+    }
+}
+
+#[test]
 fn attention_masks_are_left_out() {
     let source = Checkpoint::new();
     let path = source.path().join("model.safetensors");

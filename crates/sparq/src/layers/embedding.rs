@@ -11,6 +11,7 @@ use crate::ops::{PackedWeight, Projection, Weight};
 ///
 /// Records name its parameters as those of burn's [`Embedding`]. A packed table is in none.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a few handles in a large model")]
 pub enum EmbeddingLayer {
     /// A table of floats.
     Float(Embedding),

@@ -28,6 +28,7 @@ use crate::ops::{Norm, PackedWeight, Projection, Projections, Weight, decode_lin
 /// # Ok::<(), sparq::SparqError>(())
 /// ```
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a few handles in a large model")]
 pub enum LinearLayer {
     /// A matrix of floats, which can be trained.
     Float(Linear),

@@ -12,6 +12,11 @@
 //! | [`dot`] | few rows: every block is read once, as it is stored |
 //! | [`panel`] | many rows: codes of a few weight rows are put in the order of the product |
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "a closure or an iterator would not reliably be compiled for the instruction set"
+)]
+
 pub(super) mod activations;
 mod dot;
 mod formats;
@@ -28,7 +33,7 @@ use crate::ops::BlockFormat;
 const RUN: usize = 32;
 
 /// The most rows of x for which the codes of a weight are not put in another order.
-const FEW_ROWS: usize = 12;
+const FEW_ROWS: usize = 8;
 
 /// Consecutive rows of a weight in blocks.
 #[derive(Clone, Copy)]

@@ -2,7 +2,8 @@
 //!
 //! A panel has the codes of as many weight rows as a vector has lanes, four inputs of each in a
 //! lane. Its products with the same four elements of a row of x are one instruction, and a sum of
-//! integers becomes floats once for a whole run.
+//! integers becomes floats once for a whole run. x is put in the same order: tiles of a few rows,
+//! word by word.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -36,6 +37,7 @@ struct Panel {
 #[derive(Default)]
 struct Memory {
     panel: Option<Box<Panel>>,
+    tiles: Tiles,
     /// The sums of the rows, [rows, lanes].
     totals: Vec<f32>,
 }
@@ -44,33 +46,45 @@ thread_local! {
     static MEMORY: Cell<Memory> = Cell::default();
 }
 
-impl Panel {
-    fn new() -> Box<Self> {
-        Box::new(Self {
-            codes: [0; MAX_INPUTS * MAX_LANES],
-            d: [0.0; MAX_INPUTS / 16 * MAX_LANES],
-            e: [0.0; MAX_INPUTS / 16 * MAX_LANES],
-        })
-    }
+/// Rows of x in tiles of `ROWS` rows, block of inputs by block of inputs. The rows past the last
+/// are 0.
+#[derive(Default)]
+struct Tiles {
+    /// [tiles, inputs / 4, ROWS, 4] for each block.
+    codes: Vec<u8>,
+    /// [tiles, runs, ROWS] for each block.
+    scales: Vec<f32>,
+    /// As `scales`.
+    sums: Vec<f32>,
 }
 
 /// Multiplies rows with weight rows, panel by panel.
 #[inline(always)]
 pub(super) fn multiply<S: Integers, F: Format>(simd: S, task: Task<'_>) {
+    match S::ROWS {
+        2 => multiply_by::<S, F, 2>(simd, task),
+        4 => multiply_by::<S, F, 4>(simd, task),
+        _ => multiply_by::<S, F, 8>(simd, task),
+    }
+}
+
+#[inline(always)]
+fn multiply_by<S: Integers, F: Format, const M: usize>(simd: S, task: Task<'_>) {
     // Taken and put back: a closure would not be compiled for the instruction set.
     let mut memory = MEMORY.take();
     let mut panel = memory.panel.take().unwrap_or_else(Panel::new);
     let (count, inputs) = (task.rows.len(), task.x.inputs);
+    let padded = count.next_multiple_of(M);
+    memory.tiles.fill::<F, M>(task.x, &task.rows);
     let row_bytes = task.weight.format.row_bytes(inputs);
     let weights = task.weight.bytes.chunks(S::LANES * row_bytes);
     for (weight, sums) in weights.zip(task.sums.chunks_mut(S::LANES * count)) {
         memory.totals.clear();
-        memory.totals.resize(count * S::LANES, 0.0);
+        memory.totals.resize(padded * S::LANES, 0.0);
         for start in (0..inputs).step_by(MAX_INPUTS) {
             let block = start..inputs.min(start + MAX_INPUTS);
             panel.fill::<S, F>(simd, weight, row_bytes, &block);
-            let first = task.rows.start;
-            panel.multiply::<S, F>(simd, task.x, first, &block, &mut memory.totals);
+            panel.add::<S, F, M>(simd, &memory.tiles, &block, &mut memory.totals);
         }
         for (lane, sums) in sums.chunks_exact_mut(count).enumerate() {
             for (row, sum) in sums.iter_mut().enumerate() {
@@ -82,9 +96,50 @@ pub(super) fn multiply<S: Integers, F: Format>(simd: S, task: Task<'_>) {
     MEMORY.set(memory);
 }
 
+impl Tiles {
+    /// Fills the tiles with the rows `rows` of x.
+    #[inline(always)]
+    fn fill<F: Format, const M: usize>(&mut self, x: &Activations<'_>, rows: &Range<usize>) {
+        let (inputs, tiles) = (x.inputs, rows.len().div_ceil(M));
+        self.codes.clear();
+        self.codes.resize(tiles * M * inputs, 0);
+        for numbers in [&mut self.scales, &mut self.sums] {
+            numbers.clear();
+            numbers.resize(tiles * M * inputs / F::RUN, 0.0);
+        }
+        for start in (0..inputs).step_by(MAX_INPUTS) {
+            let block = start..inputs.min(start + MAX_INPUTS);
+            let (width, first) = (block.len(), tiles * M * start);
+            for (index, row) in rows.clone().enumerate() {
+                let (tile, m) = (index / M, index % M);
+                let at = first + tile * M * width;
+                let codes = &x.codes(row)[block.clone()];
+                let to = &mut self.codes[at..at + M * width];
+                for (word, to) in codes.chunks_exact(WORD).zip(to.chunks_exact_mut(M * WORD)) {
+                    to[m * WORD..][..WORD].copy_from_slice(word);
+                }
+                let (at, runs) = (at / F::RUN, width / F::RUN);
+                let sums = &x.sums(row, F::RUN)[block.start / F::RUN..][..runs];
+                for run in 0..runs {
+                    let to = at + run * M + m;
+                    self.scales[to] = x.scales(row)[(block.start + run * F::RUN) / RUN];
+                    self.sums[to] = sums[run];
+                }
+            }
+        }
+    }
+}
+
 impl Panel {
-    /// Fills the panel with the inputs `block` of weight rows, whose lanes past the last have d = e
-    /// = 0.
+    fn new() -> Box<Self> {
+        Box::new(Self {
+            codes: [0; MAX_INPUTS * MAX_LANES],
+            d: [0.0; MAX_INPUTS / 16 * MAX_LANES],
+            e: [0.0; MAX_INPUTS / 16 * MAX_LANES],
+        })
+    }
+
+    /// Fills the panel with the inputs `block` of weight rows. Lanes past the last have d = e = 0.
     #[inline(always)]
     fn fill<S: Integers, F: Format>(
         &mut self,
@@ -100,17 +155,14 @@ impl Panel {
         }
         let groups = block.start / F::WEIGHTS..block.end.div_ceil(F::WEIGHTS);
         for (lane, row) in weight.chunks_exact(row_bytes).enumerate() {
-            // A group in the cache line after next is on its way.
-            simd.prefetch(weight, (lane + 2) * row_bytes + groups.start * F::BYTES);
             for (at, index) in groups.clone().enumerate() {
                 let start = index * F::BYTES;
-                match row.get(start..start + F::BYTES) {
-                    Some(group) => self.put::<S, F>(simd, group, at, lane),
-                    None => {
-                        let mut padded = [0; MAX_BYTES];
-                        padded[..row_bytes - start].copy_from_slice(&row[start..]);
-                        self.put::<S, F>(simd, &padded[..F::BYTES], at, lane);
-                    }
+                if start + F::BYTES <= row.len() {
+                    self.put::<S, F>(simd, &row[start..start + F::BYTES], at, lane);
+                } else {
+                    let mut padded = [0; MAX_BYTES];
+                    padded[..row_bytes - start].copy_from_slice(&row[start..]);
+                    self.put::<S, F>(simd, &padded[..F::BYTES], at, lane);
                 }
             }
         }
@@ -125,10 +177,12 @@ impl Panel {
             let mut numbers = [[0.0; 4]; 2];
             simd.four_store(d[four], &mut numbers[0]);
             simd.four_store(e[four], &mut numbers[1]);
+            let first = (at * runs + 4 * four) * S::LANES;
+            let d = &mut self.d[first..][..4 * S::LANES];
+            let e = &mut self.e[first..][..4 * S::LANES];
             for run in 0..4 {
-                let place = (at * runs + 4 * four + run) * S::LANES + lane;
-                self.d[place] = numbers[0][run];
-                self.e[place] = numbers[1][run];
+                d[run * S::LANES + lane] = numbers[0][run];
+                e[run * S::LANES + lane] = numbers[1][run];
             }
         }
         let mut bytes = [0; WORD * MAX_LANES];
@@ -136,80 +190,76 @@ impl Panel {
             simd.store_bytes(F::codes(simd, group, vector), &mut bytes);
             let (first, step) = F::place::<S>(vector);
             for part in 0..S::PARTS {
-                let words = (at * F::WEIGHTS + (first + part * step) * RUN) / WORD;
-                let bytes = &bytes[part * RUN..][..RUN];
-                for (word, bytes) in bytes.as_chunks::<WORD>().0.iter().enumerate() {
-                    let place = ((words + word) * S::LANES + lane) * WORD;
-                    self.codes[place..][..WORD].copy_from_slice(bytes);
+                let start = (at * F::WEIGHTS + (first + part * step) * RUN) * S::LANES;
+                let to = &mut self.codes[start..][..RUN * S::LANES];
+                let words = bytes[part * RUN..][..RUN].as_chunks::<WORD>().0;
+                for word in 0..RUN / WORD {
+                    to[(word * S::LANES + lane) * WORD..][..WORD].copy_from_slice(&words[word]);
                 }
             }
         }
     }
 
-    /// Adds the products with the rows of x from `first` on to their totals, [rows, lanes].
-    #[inline(always)]
-    fn multiply<S: Integers, F: Format>(
-        &self,
-        simd: S,
-        x: &Activations<'_>,
-        first: usize,
-        block: &Range<usize>,
-        totals: &mut [f32],
-    ) {
-        let mut row = first;
-        let tiles = totals.chunks_exact_mut(S::ROWS * S::LANES);
-        for totals in tiles {
-            match S::ROWS {
-                2 => self.add::<S, F, 2>(simd, x, row, block, totals),
-                4 => self.add::<S, F, 4>(simd, x, row, block, totals),
-                _ => self.add::<S, F, 8>(simd, x, row, block, totals),
-            }
-            row += S::ROWS;
-        }
-        let done = (row - first) * S::LANES;
-        for totals in totals[done..].chunks_exact_mut(S::LANES) {
-            self.add::<S, F, 1>(simd, x, row, block, totals);
-            row += 1;
-        }
-    }
-
-    /// Adds the products of the panel with M rows of x to their totals, [M, lanes].
+    /// Adds the products with the inputs `block` of all tiles to their totals, [rows, lanes].
     #[inline(always)]
     fn add<S: Integers, F: Format, const M: usize>(
         &self,
         simd: S,
-        x: &Activations<'_>,
-        first: usize,
+        tiles: &Tiles,
         block: &Range<usize>,
         totals: &mut [f32],
     ) {
-        let inputs = block.len();
-        let mut codes = [&[][..]; M];
-        let mut scales = [&[][..]; M];
-        let mut sums = [&[][..]; M];
+        let (width, rows) = (block.len(), totals.len() / S::LANES);
+        let codes = &tiles.codes[rows * block.start..][..rows * width];
+        let first = rows * block.start / F::RUN;
+        let scales = &tiles.scales[first..][..rows * width / F::RUN];
+        let sums = &tiles.sums[first..][..rows * width / F::RUN];
+        let runs = width / F::RUN;
+        let tiles = codes.chunks_exact(M * width).zip(
+            scales
+                .chunks_exact(M * runs)
+                .zip(sums.chunks_exact(M * runs)),
+        );
+        for (totals, (codes, (scales, sums))) in totals.chunks_exact_mut(M * S::LANES).zip(tiles) {
+            self.add_tile::<S, F, M>(simd, codes, scales, sums, totals);
+        }
+    }
+
+    /// Adds the products with a tile.
+    #[inline(always)]
+    fn add_tile<S: Integers, F: Format, const M: usize>(
+        &self,
+        simd: S,
+        codes: &[u8],
+        scales: &[f32],
+        sums: &[f32],
+        totals: &mut [f32],
+    ) {
         let mut floats = [simd.splat(0.0); M];
         for m in 0..M {
-            codes[m] = &x.codes(first + m)[block.start..][..inputs];
-            scales[m] = &x.scales(first + m)[block.start / RUN..][..inputs / RUN];
-            sums[m] = &x.sums(first + m, F::RUN)[block.start / F::RUN..][..inputs / F::RUN];
             floats[m] = simd.load(&totals[m * S::LANES..]);
         }
-        for run in 0..inputs / F::RUN {
+        let weights = self.codes.chunks_exact(F::RUN * S::LANES);
+        let affine = self
+            .d
+            .chunks_exact(S::LANES)
+            .zip(self.e.chunks_exact(S::LANES));
+        let x = scales.chunks_exact(M).zip(sums.chunks_exact(M));
+        let runs = codes.chunks_exact(M * F::RUN).zip(weights);
+        for ((codes, weights), ((d, e), (scales, sums))) in runs.zip(affine.zip(x)) {
             let mut integers = [simd.zeros(); M];
             for word in 0..F::RUN / WORD {
-                let at = run * F::RUN / WORD + word;
-                let weights = simd.load_bytes(&self.codes[at * WORD * S::LANES..]);
+                let weights = simd.load_bytes(&weights[word * WORD * S::LANES..]);
                 for m in 0..M {
-                    let x = simd.splat_word(&codes[m][at * WORD..]);
+                    let x = simd.splat_word(&codes[(word * M + m) * WORD..]);
                     integers[m] = F::products(simd, integers[m], weights, x);
                 }
             }
-            let d = simd.load(&self.d[run * S::LANES..]);
-            let e = simd.load(&self.e[run * S::LANES..]);
+            let (d, e) = (simd.load(d), simd.load(e));
             for m in 0..M {
-                let scale = simd.mul(d, simd.splat(scales[m][run * F::RUN / RUN]));
+                let scale = simd.mul(d, simd.splat(scales[m]));
                 let sum = simd.mul_add(simd.to_floats(integers[m]), scale, floats[m]);
-                floats[m] = simd.mul_add(e, simd.splat(sums[m][run]), sum);
+                floats[m] = simd.mul_add(e, simd.splat(sums[m]), sum);
             }
         }
         for m in 0..M {

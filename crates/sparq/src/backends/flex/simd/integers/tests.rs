@@ -1,5 +1,10 @@
 //! Every operation on each instruction set of this CPU against plain Rust.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "a lane is an index of several arrays"
+)]
+
 use super::*;
 use crate::backends::flex::simd::MAX_LANES;
 

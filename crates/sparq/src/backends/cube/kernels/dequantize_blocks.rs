@@ -1,5 +1,5 @@
-//! Floats of packed weights: a whole matrix for products with many rows, or the rows of an embedding
-//! table.
+//! Floats of packed weights: a whole matrix for products with many rows, or the rows of an
+//! embedding table.
 
 use cubecl::prelude::*;
 
@@ -7,9 +7,9 @@ use crate::backends::cube::parts::blocks::{
     BlockLayout, FEATURES, GROUP, MEMBERS, ROWS, RUN, first_of_run, weights_of_member,
 };
 
-/// Writes rows of a matrix of packed weights to `out` [rows, features], a unit for the eight weights
-/// of a group that one lane of a tile holds. `indices` are the rows if `indexed`; otherwise they
-/// are the first ones, in order.
+/// Writes rows of a matrix of packed weights to `out` [rows, features], a unit for the eight
+/// weights of a group that one lane of a tile holds. `indices` are the rows if `indexed`; otherwise
+/// they are the first ones, in order.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn dequantize_blocks_kernel<E: Float, I: Int, N: Size>(
     tiles: &[u32],

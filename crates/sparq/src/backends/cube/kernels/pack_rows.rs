@@ -7,8 +7,8 @@ use crate::backends::cube::parts::blocks::Words;
 use crate::backends::cube::parts::half_rows::{FloatRows, HalfRowsBlueprint};
 use crate::backends::cube::parts::projection::NormWeights;
 
-/// Normalizes and packs the rows of x [rows, in], a cube for each. `unscales` [rows] are the factors
-/// that undo their scaling.
+/// Normalizes and packs the rows of x [rows, in], a cube for each. `unscales` [rows] are the
+/// factors that undo their scaling.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn pack_rows_kernel<E: Float, N: Size>(
     x: &[Vector<E, N>],

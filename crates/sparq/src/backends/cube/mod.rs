@@ -12,8 +12,8 @@
 //! units](kernels::prefill) or [without](kernels::prefill_plain). [`blueprint`] and [`prefill`]
 //! decide which kernels run and how, and [`launch`] launches them.
 //!
-//! [Linear](linear) layers of few rows are one launch. Those of [packed] weights multiply codes: the
-//! blocks of a file are laid out anew for matrix units when they are stored.
+//! [Linear](linear) layers of few rows are one launch. Those of [packed] weights multiply codes:
+//! the blocks of a file are laid out anew for matrix units when they are stored.
 //!
 //! The kernels read lengths from the device. A launch depends on the host's [`Spans`] only for
 //! the size of its grid. It reads nothing back and allocates the same buffers each time, so that a

@@ -295,8 +295,8 @@ fn parts_of_row(features: usize) -> usize {
     tiles_of_row(features) * FEATURES / GROUP * MEMBERS
 }
 
-/// Returns the cubes of each part of a row: one for each processor, and about as many items for each
-/// of them.
+/// Returns the cubes of each part of a row: one for each processor, and about as many items for
+/// each of them.
 fn cubes_of_parts(
     launcher: &Launcher,
     packed: &Packed,

@@ -10,12 +10,12 @@
 //! - codes of 4 bits: [4 x 32 features, 2 halves of the rows, lanes], a word for each 32 features.
 //!   Bits 4 p .. 4 p + 4 are the first code of pair p of four, and the same bits 16 further on the
 //!   second;
-//! - codes of 8 bits instead: [2 x 32 features, 2 halves, lanes], a word for each run. Bytes 0 and 2
-//!   are its first pair, 1 and 3 its second. Bit 7 is flipped: the codes are 0 to 255;
+//! - codes of 8 bits instead: [2 x 32 features, 2 halves, lanes], a word for each run. Bytes 0 and
+//!   2 are its first pair, 1 and 3 its second. Bit 7 is flipped: the codes are 0 to 255;
 //! - fifth bits: [lanes], two words for each half of the rows. Bit i of a word is that of the first
 //!   code of its pair i of 16, and bit 16 + i of the second;
-//! - or upper bits of Q6_K: [2 halves, lanes]. Bits 2 i and 2 i + 1 of a word are those of the first
-//!   code of its pair i of 8, and the same bits 16 further on of the second;
+//! - or upper bits of Q6_K: [2 halves, lanes]. Bits 2 i and 2 i + 1 of a word are those of the
+//!   first code of its pair i of 8, and the same bits 16 further on of the second;
 //! - scales: [16 rows], see [`Scales`].
 //!
 //! Codes are masked to the lower bits of halves: such a half is the code by 2^-24. Codes at bits 4
@@ -56,8 +56,8 @@ pub(crate) enum Scales {
     /// A vector. Word 0: the scale and the minimum of the row in f16. Words 1 to 3: those of the
     /// groups in 6 bits, as four pairs (bits i of both halves of a word). Word 1 has pairs 0 and 1
     /// of the scales, and from bit 12 on the lower four bits of pair 2. Word 2 has pairs 0 and 1 of
-    /// the minima, the upper two bits of pair 2 of the scales, and those of pair 3. Word 3 has pairs
-    /// 2 and 3 of the minima and the lower four bits of pair 3 of the scales.
+    /// the minima, the upper two bits of pair 2 of the scales, and those of pair 3. Word 3 has
+    /// pairs 2 and 3 of the minima and the lower four bits of pair 3 of the scales.
     SixBits,
     /// A vector: the scale of each 16 features in i8 with bit 7 flipped. Bytes 0 and 2 of a word
     /// are the first pair of scales, 1 and 3 the second. Another two vectors: the scales of rows i
@@ -122,19 +122,6 @@ impl BlockLayout {
     /// Words of a tile.
     pub fn words(&self) -> usize {
         VECTOR * self.vectors()
-    }
-
-    /// Scales of a group.
-    pub fn scales_of_group(&self) -> usize {
-        match self.scales {
-            Scales::Bytes => 2,
-            _ => 1,
-        }
-    }
-
-    /// Scales of a row of a tile.
-    pub fn scales_of_row(&self) -> usize {
-        GROUPS * self.scales_of_group()
     }
 
     /// The codes of odd pairs are 16 times as large as those of even ones.
@@ -284,7 +271,7 @@ fn upper_of_pair(
     } else {
         word << comptime!((to - from.min(to)) as u32)
     };
-    let mask = comptime!(((1u32 << bits) - 1) * 0x0001_0001 << to);
+    let mask = comptime!((((1u32 << bits) - 1) * 0x0001_0001) << to);
     moved & mask
 }
 
@@ -312,18 +299,14 @@ fn half_of(word: u32, #[comptime] i: usize) -> f32 {
 /// Returns the word whose number is this lane's member number.
 #[cube]
 fn own_word(vector: Words) -> u32 {
-    let member = UNIT_POS_PLANE % comptime!(MEMBERS as u32);
-    let low = select(
-        member % 2 == 0,
-        vector.extract(0usize),
-        vector.extract(1usize),
-    );
-    let high = select(
-        member % 2 == 0,
-        vector.extract(2usize),
-        vector.extract(3usize),
-    );
-    select(member < 2, low, high)
+    word_of(vector, UNIT_POS_PLANE % comptime!(MEMBERS as u32))
+}
+
+#[cube]
+fn word_of(vector: Words, i: u32) -> u32 {
+    let low = select(i % 2 == 0, vector.extract(0usize), vector.extract(1usize));
+    let high = select(i % 2 == 0, vector.extract(2usize), vector.extract(3usize));
+    select(i < 2, low, high)
 }
 
 /// Returns the scales of the lane's row of half `half`. Those of 6 bits are by 2^-24.
@@ -336,70 +319,88 @@ pub(crate) fn scales_of_row(
 ) -> RowScales {
     let first = comptime!(at + layout.first_scales());
     let vector = loaded[comptime!(first + half)];
-    let mut factors = Array::<f32>::new(comptime!(layout.scales_of_row()));
-    let mut factor = 1.0f32;
-    let mut shift = 1.0f32;
-    let mut low_shifts = 0u32;
-    let mut high_shifts = 0u32;
     if comptime!(layout.scales == Scales::SixBits) {
-        let (first, second, third) = (
-            vector.extract(1usize),
-            vector.extract(2usize),
-            vector.extract(3usize),
-        );
-        let mut pairs = Array::<u32>::new(4usize);
-        pairs[0] = first & 0x003F_003Fu32;
-        pairs[1] = (first >> 6u32) & 0x003F_003Fu32;
-        pairs[2] = ((first >> 12u32) & 0x000F_000Fu32) | ((second >> 8u32) & 0x0030_0030u32);
-        pairs[3] = ((third >> 12u32) & 0x000F_000Fu32) | ((second >> 10u32) & 0x0030_0030u32);
-        #[unroll]
-        for group in 0..GROUPS {
-            factors[group] = half_of(pairs[comptime!(group / 2)], comptime!(group % 2));
-        }
-        let member = UNIT_POS_PLANE % comptime!(MEMBERS as u32);
-        let minima = select(member < 2, second, third) >> (member % 2 * 6);
-        let own = minima & 0x003F_003Fu32;
-        low_shifts = own;
-        high_shifts = own;
-        factor = half_of(vector.extract(0usize), 0usize);
-        shift = -half_of(vector.extract(0usize), 1usize);
+        scales_of_six_bits(vector)
     } else if comptime!(layout.scales == Scales::Bytes) {
-        #[unroll]
-        for word in 0..4usize {
-            let (low, high) = halves_of_bytes(vector.extract(word));
-            #[unroll]
-            for i in 0..2usize {
-                factors[comptime!(4 * word + i)] = half_of(low, i);
-                factors[comptime!(4 * word + 2 + i)] = half_of(high, i);
-            }
-        }
-        let (low, high) = halves_of_bytes(own_word(vector));
-        low_shifts = low;
-        high_shifts = high;
-        let rows = loaded[comptime!(first + 2)];
-        let word = (UNIT_POS_PLANE / comptime!(MEMBERS as u32)) % 4;
-        let low = select(word % 2 == 0, rows.extract(0usize), rows.extract(1usize));
-        let high = select(word % 2 == 0, rows.extract(2usize), rows.extract(3usize));
-        factor = half_of(select(word < 2, low, high), half);
-        shift = factor;
+        scales_of_bytes(vector, loaded[comptime!(first + 2)], half)
+    } else if comptime!(layout.scales == Scales::HalvesAndMinima) {
+        scales_of_halves(vector, loaded[comptime!(first + 2 + half)])
     } else {
-        #[unroll]
-        for group in 0..GROUPS {
-            factors[group] = half_of(vector.extract(comptime!(group / 2)), comptime!(group % 2));
-        }
-        let mut own = own_word(vector);
-        if comptime!(layout.scales == Scales::HalvesAndMinima) {
-            own = own_word(loaded[comptime!(first + 2 + half)]);
-        }
-        low_shifts = own;
-        high_shifts = own;
+        // Each code is the zero point too large, by the same scale.
+        scales_of_halves(vector, vector)
     }
+}
+
+#[cube]
+fn scales_of_six_bits(vector: Words) -> RowScales {
+    let (first, second, third) = (
+        vector.extract(1usize),
+        vector.extract(2usize),
+        vector.extract(3usize),
+    );
+    let mut pairs = Array::<u32>::new(4usize);
+    pairs[0] = first & 0x003F_003Fu32;
+    pairs[1] = (first >> 6u32) & 0x003F_003Fu32;
+    pairs[2] = ((first >> 12u32) & 0x000F_000Fu32) | ((second >> 8u32) & 0x0030_0030u32);
+    pairs[3] = ((third >> 12u32) & 0x000F_000Fu32) | ((second >> 10u32) & 0x0030_0030u32);
+    let mut factors = Array::<f32>::new(GROUPS);
+    #[unroll]
+    for group in 0..GROUPS {
+        factors[group] = half_of(pairs[comptime!(group / 2)], comptime!(group % 2));
+    }
+    let member = UNIT_POS_PLANE % comptime!(MEMBERS as u32);
+    let minima = select(member < 2, second, third) >> (member % 2 * 6);
+    let own = minima & 0x003F_003Fu32;
+    let of_row = vector.extract(0usize);
+    RowScales {
+        factors,
+        factor: half_of(of_row, 0usize),
+        low_shifts: own,
+        high_shifts: own,
+        shift: -half_of(of_row, 1usize),
+    }
+}
+
+/// `rows` has the scales of four rows of each half.
+#[cube]
+fn scales_of_bytes(vector: Words, rows: Words, #[comptime] half: usize) -> RowScales {
+    let mut factors = Array::<f32>::new(comptime!(2 * GROUPS));
+    #[unroll]
+    for word in 0..4usize {
+        let (low, high) = halves_of_bytes(vector.extract(word));
+        #[unroll]
+        for i in 0..2usize {
+            factors[comptime!(4 * word + i)] = half_of(low, i);
+            factors[comptime!(4 * word + 2 + i)] = half_of(high, i);
+        }
+    }
+    let (low_shifts, high_shifts) = halves_of_bytes(own_word(vector));
+    let word = (UNIT_POS_PLANE / comptime!(MEMBERS as u32)) % 4;
+    let factor = half_of(word_of(rows, word), half);
     RowScales {
         factors,
         factor,
         low_shifts,
         high_shifts,
-        shift,
+        shift: factor,
+    }
+}
+
+/// `shifts` has the halves that multiply the sums of x.
+#[cube]
+fn scales_of_halves(vector: Words, shifts: Words) -> RowScales {
+    let mut factors = Array::<f32>::new(GROUPS);
+    #[unroll]
+    for group in 0..GROUPS {
+        factors[group] = half_of(vector.extract(comptime!(group / 2)), comptime!(group % 2));
+    }
+    let own = own_word(shifts);
+    RowScales {
+        factors,
+        factor: 1.0f32,
+        low_shifts: own,
+        high_shifts: own,
+        shift: 1.0f32,
     }
 }
 
@@ -432,83 +433,128 @@ pub(crate) fn weights_of_member(
     member: usize,
     #[comptime] layout: BlockLayout,
 ) -> Array<f32> {
+    let scales = scales_of_group(words, tile, row, group, layout);
     let lane = row % 8 * MEMBERS + member;
-    let half = row / 8;
-    let upper = tile + comptime!(VECTOR * layout.codes());
-    let scales = tile + comptime!(VECTOR * layout.before_scales());
     let mut weights = Array::<f32>::new(comptime!(2 * RUN));
-    // The scales of both runs.
-    let mut scale = 0.0f32;
-    let mut high_scale = 0.0f32;
-    let mut shift = 0.0f32;
-    if comptime!(layout.scales == Scales::SixBits) {
-        let at = scales + VECTOR * row;
-        let (first, second, third) = (words[at + 1], words[at + 2], words[at + 3]);
-        let bit = (group % 2 * 16) as u32;
-        let mut code = first >> bit;
-        let mut minimum = second >> bit;
-        if group >= 4 {
-            code = (first >> (bit + 12)) & 15u32 | ((second >> (bit + 12)) & 3u32) << 4u32;
-            minimum = third >> bit;
-        }
-        if group / 2 % 2 == 1 {
-            code >>= 6u32;
-            minimum >>= 6u32;
-        }
-        if group >= 6 {
-            code = (third >> (bit + 12)) & 15u32 | ((second >> (bit + 14)) & 3u32) << 4u32;
-        }
-        let of_row = words[at];
-        scale = half_bits(of_row) * f32::cast_from(code & 63u32);
-        high_scale = scale;
-        shift = -half_bits(of_row >> 16u32) * f32::cast_from(minimum & 63u32);
-    } else if comptime!(layout.scales == Scales::Bytes) {
-        let word = words[scales + VECTOR * row + group / 2];
-        let of_rows = words[scales + comptime!(VECTOR * ROWS) + row % 8];
-        let of_row = half_bits(of_rows >> (half * 16) as u32);
-        let byte = (group % 2 * 8) as u32;
-        scale = of_row * signed_byte(word, byte);
-        high_scale = of_row * signed_byte(word, byte + 16);
-    } else {
-        let bit = (group % 2 * 16) as u32;
-        let at = VECTOR * row + group / 2;
-        scale = half_bits(words[scales + at] >> bit);
-        high_scale = scale;
-        if comptime!(layout.scales == Scales::HalvesAndMinima) {
-            shift = half_bits(words[scales + comptime!(VECTOR * ROWS) + at] >> bit);
-        }
-    }
     #[unroll]
     for i in 0..comptime!(2 * RUN) {
-        let (pair, second) = comptime!((i / 2, i % 2));
-        let mut code = 0u32;
-        if comptime!(layout.code_bits == 8) {
-            let vector = (group / 2 * 2 + half) * LANES + lane;
-            let word = words[tile + VECTOR * vector + group % 2 * 2 + comptime!(pair / 2)];
-            code = (word >> comptime!((8 * (pair % 2) + 16 * second) as u32)) & 255u32;
+        let code = code_of(words, tile, row / 8, lane, group, i, layout);
+        let number = f32::cast_from(code) - comptime!(layout.zero_point as f32);
+        let scale = if comptime!(i < RUN) {
+            scales.low
         } else {
-            let vector = (group / 4 * 2 + half) * LANES + lane;
-            let word = words[tile + VECTOR * vector + group % 4];
-            code = (word >> comptime!((4 * pair + 16 * second) as u32)) & 15u32;
-        }
+            scales.high
+        };
+        weights[i] = scale * number + scales.shift;
+    }
+    weights
+}
+
+/// Returns code `i` of eight of a lane's row in a group.
+#[cube]
+fn code_of(
+    words: &[u32],
+    tile: usize,
+    half: usize,
+    lane: usize,
+    group: usize,
+    #[comptime] i: usize,
+    #[comptime] layout: BlockLayout,
+) -> u32 {
+    let (pair, second) = comptime!((i / 2, i % 2));
+    if comptime!(layout.code_bits == 8) {
+        let vector = (group / 2 * 2 + half) * LANES + lane;
+        let word = words[tile + VECTOR * vector + group % 2 * 2 + comptime!(pair / 2)];
+        (word >> comptime!((8 * (pair % 2) + 16 * second) as u32)) & 255u32
+    } else {
+        let vector = (group / 4 * 2 + half) * LANES + lane;
+        let word = words[tile + VECTOR * vector + group % 4];
+        let mut code = (word >> comptime!((4 * pair + 16 * second) as u32)) & 15u32;
+        let upper = tile + comptime!(VECTOR * layout.codes());
         if comptime!(layout.upper_bits == 1) {
             let word = words[upper + VECTOR * lane + half * 2 + group / 4];
             let bit = (group % 4 * 4 + comptime!(pair + 16 * second)) as u32;
-            code |= (word >> bit & 1u32) << 4u32;
+            code |= ((word >> bit) & 1u32) << 4u32;
         }
         if comptime!(layout.upper_bits == 2) {
             let word = words[upper + VECTOR * (half * LANES + lane) + group / 2];
             let bit = (group % 2 * 8 + comptime!(2 * pair + 16 * second)) as u32;
-            code |= (word >> bit & 3u32) << 4u32;
+            code |= ((word >> bit) & 3u32) << 4u32;
         }
-        let number = f32::cast_from(code) - comptime!(layout.zero_point as f32);
-        let mut scaled = scale * number;
-        if comptime!(pair >= 2) {
-            scaled = high_scale * number;
-        }
-        weights[i] = scaled + shift;
+        code
     }
-    weights
+}
+
+/// The scales of both runs of a group, and a number that is added to its weights.
+#[derive(CubeType)]
+struct GroupScales {
+    low: f32,
+    high: f32,
+    shift: f32,
+}
+
+#[cube]
+fn scales_of_group(
+    words: &[u32],
+    tile: usize,
+    row: usize,
+    group: usize,
+    #[comptime] layout: BlockLayout,
+) -> GroupScales {
+    let scales = tile + comptime!(VECTOR * layout.before_scales());
+    if comptime!(layout.scales == Scales::SixBits) {
+        six_bits_of_group(words, scales + VECTOR * row, group)
+    } else if comptime!(layout.scales == Scales::Bytes) {
+        let word = words[scales + VECTOR * row + group / 2];
+        let of_rows = words[scales + comptime!(VECTOR * ROWS) + row % 8];
+        let of_row = half_bits(of_rows >> (row / 8 * 16) as u32);
+        let byte = (group % 2 * 8) as u32;
+        GroupScales {
+            low: of_row * signed_byte(word, byte),
+            high: of_row * signed_byte(word, byte + 16),
+            shift: 0.0f32,
+        }
+    } else {
+        let bit = (group % 2 * 16) as u32;
+        let at = VECTOR * row + group / 2;
+        let scale = half_bits(words[scales + at] >> bit);
+        let mut shift = 0.0f32;
+        if comptime!(layout.scales == Scales::HalvesAndMinima) {
+            shift += half_bits(words[scales + comptime!(VECTOR * ROWS) + at] >> bit);
+        }
+        GroupScales {
+            low: scale,
+            high: scale,
+            shift,
+        }
+    }
+}
+
+/// `at` is the first word of the row's scales.
+#[cube]
+fn six_bits_of_group(words: &[u32], at: usize, group: usize) -> GroupScales {
+    let (first, second, third) = (words[at + 1], words[at + 2], words[at + 3]);
+    let bit = (group % 2 * 16) as u32;
+    let mut code = first >> bit;
+    let mut minimum = second >> bit;
+    if group >= 4 {
+        code = ((first >> (bit + 12)) & 15u32) | (((second >> (bit + 12)) & 3u32) << 4u32);
+        minimum = third >> bit;
+    }
+    if group / 2 % 2 == 1 {
+        code >>= 6u32;
+        minimum >>= 6u32;
+    }
+    if group >= 6 {
+        code = ((third >> (bit + 12)) & 15u32) | (((second >> (bit + 14)) & 3u32) << 4u32);
+    }
+    let of_row = words[at];
+    let scale = half_bits(of_row) * f32::cast_from(code & 63u32);
+    GroupScales {
+        low: scale,
+        high: scale,
+        shift: -half_bits(of_row >> 16u32) * f32::cast_from(minimum & 63u32),
+    }
 }
 
 /// Returns the finite number in f16 of the lower 16 bits of a word. A device may flush subnormal

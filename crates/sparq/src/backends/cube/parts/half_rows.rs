@@ -141,6 +141,7 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
 
     /// Writes a loaded row of x to the columns of `halves`. All units of the cube call it. Returns
     /// the factor that undoes the scaling.
+    #[allow(clippy::too_many_arguments)]
     pub fn pack(
         &self,
         row: usize,

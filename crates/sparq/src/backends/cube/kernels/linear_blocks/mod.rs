@@ -1,0 +1,443 @@
+//! Linear layers of packed weights over few rows with matrix units: sixteen rows of weights by
+//! eight columns of x in one instruction.
+//!
+//! Codes become halves in registers and are multiplied as they are: by one operation for two of
+//! them, and without rounding. The results of the features that share a scale are multiplied by it,
+//! and one more product subtracts the zero points or adds the minima. See
+//! [`blocks`](crate::backends::cube::parts::blocks) for the weights and
+//! [`half_rows`](crate::backends::cube::parts::half_rows) for x.
+//!
+//! The planes of a cube share its rows of weights and split the features. Their sums are added in
+//! shared memory.
+
+mod sums;
+mod work;
+
+use cubecl::prelude::*;
+
+use self::sums::{Columns, Sums};
+use self::work::{Ahead, Work};
+use crate::backends::cube::parts::blocks::{BlockLayout, LANES, MEMBERS, ROWS, Scales, Words};
+use crate::backends::cube::parts::half_rows::{FloatRows, HalfRowsBlueprint};
+use crate::backends::cube::parts::projection::{
+    Addends, LinearShape, NormWeights, ProjectionBlueprint, Tile, UpToThree, finish, load_addends,
+    row_width,
+};
+
+/// Columns of x of a product.
+pub(crate) const COLUMNS: usize = 8;
+/// Vectors of x that a unit copies at once.
+const COPIES: usize = 8;
+/// Numbers that a lane holds of a result.
+const HELD: usize = 4;
+
+/// The settings that the kernel is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct LinearBlocksBlueprint {
+    /// The weights and the outputs.
+    pub projection: ProjectionBlueprint,
+    /// How x becomes halves.
+    pub rows: HalfRowsBlueprint,
+    /// Rows of x that each cube packs for itself. 0 if a launch before packs x.
+    pub packs: usize,
+    /// Vectors of packed x in shared memory; 0 if cubes read it where that launch wrote it.
+    pub shared: usize,
+    /// Tiles of rows of weights of a cube. With a gate, half of them are its.
+    pub weight_tiles: usize,
+    /// Columns of a cube, in products.
+    pub column_tiles: usize,
+    /// There is only one column.
+    pub single: bool,
+}
+
+impl LinearBlocksBlueprint {
+    pub fn layout(&self) -> BlockLayout {
+        self.rows.layout
+    }
+
+    /// Outputs of a cube.
+    pub fn tile(&self) -> usize {
+        match self.projection.gated {
+            true => self.weight_tiles / 2 * ROWS,
+            false => self.weight_tiles * ROWS,
+        }
+    }
+
+    /// Rows of x of a cube.
+    pub fn rows_of_cube(&self) -> usize {
+        self.column_tiles * COLUMNS / self.rows.halves
+    }
+
+    pub fn planes(&self) -> usize {
+        self.rows.units as usize / LANES
+    }
+
+    /// Sums of a plane.
+    fn sums(&self) -> usize {
+        self.weight_tiles * self.column_tiles * HELD * LANES
+    }
+
+    /// Outputs that a unit finishes.
+    fn outputs_of_unit(&self) -> usize {
+        let rows = if self.single { 1 } else { self.rows_of_cube() };
+        (self.tile() * rows).div_ceil(self.rows.units as usize)
+    }
+
+    /// Bytes of shared memory.
+    pub fn shared_bytes(&self) -> usize {
+        16 * self.shared + 4 * (self.planes() * self.sums() + self.rows.scratch() + COLUMNS)
+    }
+}
+
+/// The rows of x as a launch before packed them.
+#[derive(CubeLaunch, CubeType)]
+pub(crate) struct PackedRows {
+    /// See [`half_rows`](crate::backends::cube::parts::half_rows).
+    pub halves: Box<[Words]>,
+    /// The factor that undoes the scaling of each row.
+    pub unscales: Box<[f32]>,
+}
+
+/// The cubes of each part of a row of the output.
+#[derive(CubeLaunch, CubeType)]
+pub(crate) struct CubesOfParts {
+    pub first: u32,
+    pub second: u32,
+    pub third: u32,
+}
+
+/// Computes linear layers of packed weights with their epilogue: `out` [rows, outputs]. The parts
+/// of a row that have cubes all have the layout of the plan.
+///
+/// x [rows, in] comes in vectors of four. A cube computes tiles of one weight, one after the other:
+/// it packs x, or loads it, only once.
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn linear_blocks_kernel<E: Float, N: Size>(
+    x: &[Vector<E, N>],
+    norm: &NormWeights<Vector<E, N>>,
+    packed: &PackedRows,
+    weights: &UpToThree<Words>,
+    biases: &UpToThree<E>,
+    residual: &[E],
+    out: &mut [E],
+    shape: &LinearShape,
+    cubes: &CubesOfParts,
+    #[comptime] plan: LinearBlocksBlueprint,
+    #[define(E)] _type: ElemType,
+) {
+    let floats = FloatRows::<E, N>::new(x, norm, shape.rows, shape.features, shape.epsilon);
+    let addends = Addition::<E>::new(biases, residual);
+    let mut memory = Memory::new(plan);
+    let first = cubes.first as usize;
+    let second = first + cubes.second as usize;
+    let parts = comptime!(plan.projection.parts());
+    if CUBE_POS < first {
+        let work = Work::new(shape, CUBE_POS, first, 0u32, 0usize, shape.first, plan);
+        let (gate, up) = (&weights.first, &weights.second);
+        compute::<E, N>(
+            &floats,
+            packed,
+            gate,
+            up,
+            &addends,
+            out,
+            &mut memory,
+            shape,
+            &work,
+            plan,
+        );
+    }
+    if comptime!(parts > 1) {
+        if CUBE_POS >= first && CUBE_POS < second {
+            let before = shape.first as usize;
+            let (cube, cubes) = (CUBE_POS - first, second - first);
+            let work = Work::new(shape, cube, cubes, 1u32, before, shape.second, plan);
+            let weight = &weights.second;
+            compute::<E, N>(
+                &floats,
+                packed,
+                weight,
+                weight,
+                &addends,
+                out,
+                &mut memory,
+                shape,
+                &work,
+                plan,
+            );
+        }
+    }
+    if comptime!(parts > 2) {
+        if CUBE_POS >= second {
+            let before = (shape.first + shape.second) as usize;
+            let (cube, cubes) = (CUBE_POS - second, cubes.third as usize);
+            let work = Work::new(shape, cube, cubes, 2u32, before, shape.third, plan);
+            let weight = &weights.third;
+            compute::<E, N>(
+                &floats,
+                packed,
+                weight,
+                weight,
+                &addends,
+                out,
+                &mut memory,
+                shape,
+                &work,
+                plan,
+            );
+        }
+    }
+}
+
+/// The shared memory of a cube.
+#[derive(CubeType)]
+struct Memory {
+    /// Packed rows of x.
+    halves: Shared<[Words]>,
+    /// The factors that undo the scaling of the rows.
+    unscales: Shared<[f32]>,
+    /// See [`FloatRows::pack`].
+    scratch: Shared<[f32]>,
+    /// The sums of each plane.
+    sums: Shared<[f32]>,
+}
+
+#[cube]
+impl Memory {
+    fn new(#[comptime] plan: LinearBlocksBlueprint) -> Memory {
+        Memory {
+            halves: Shared::<[Words]>::new_slice(comptime!(plan.shared.max(1))),
+            unscales: Shared::<[f32]>::new_slice(COLUMNS),
+            scratch: Shared::<[f32]>::new_slice(comptime!(plan.rows.scratch())),
+            sums: Shared::<[f32]>::new_slice(comptime!(plan.planes() * plan.sums())),
+        }
+    }
+}
+
+/// The numbers that are added to the products.
+#[derive(CubeType)]
+struct Addition<'a, E: Float> {
+    biases: &'a UpToThree<E>,
+    residual: &'a [E],
+}
+
+#[cube]
+impl<'a, E: Float> Addition<'a, E> {
+    fn new(biases: &'a UpToThree<E>, residual: &'a [E]) -> Addition<'a, E> {
+        Addition::<'a, E> { biases, residual }
+    }
+}
+
+/// Computes the tiles of a cube, whose weights are in `first`, or with a gate in `first` and
+/// `second`.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn compute<E: Float, N: Size>(
+    floats: &FloatRows<'_, E, N>,
+    packed: &PackedRows,
+    first: &[Words],
+    second: &[Words],
+    addition: &Addition<'_, E>,
+    out: &mut [E],
+    memory: &mut Memory,
+    shape: &LinearShape,
+    work: &Work,
+    #[comptime] plan: LinearBlocksBlueprint,
+) {
+    let vectors = comptime!(plan.rows.vectors());
+    let mut x = Array::<Vector<E, N>>::new(comptime!(vectors * plan.packs));
+    let mut scales = Array::<Vector<E, N>>::new(vectors);
+    if comptime!(plan.packs > 0) {
+        #[unroll]
+        for row in 0..comptime!(plan.packs) {
+            floats.load(row.runtime(), &mut x, comptime!(row * vectors), plan.rows);
+        }
+        floats.load_scales(&mut scales, plan.rows);
+    }
+    let mut ahead = Ahead::new(first, second, work, plan);
+    let mut loaded = Array::<Words>::new(comptime!(plan.weight_tiles * plan.layout().of_lane()));
+    // The first weights are on their way while x is packed.
+    #[unroll]
+    for i in 0..comptime!(plan.weight_tiles) {
+        let codes = comptime!((0, plan.layout().first_scales()));
+        ahead.load_codes(&mut loaded, i, codes, plan);
+        ahead.load_scales(&mut loaded, i, plan);
+    }
+    if comptime!(plan.packs > 0) {
+        #[unroll]
+        for row in 0..comptime!(plan.packs) {
+            let from = comptime!(row * vectors);
+            let unscale = floats.pack(
+                row.runtime(),
+                &x,
+                &scales,
+                &mut memory.halves,
+                &mut memory.scratch,
+                from,
+                plan.rows,
+            );
+            if UNIT_POS == 0 {
+                memory.unscales[row] = unscale;
+            }
+        }
+        sync_cube();
+    } else if comptime!(plan.shared > 0) {
+        copy_halves(&packed.halves, &mut memory.halves, plan);
+        sync_cube();
+    }
+
+    let width = row_width(shape, plan.projection);
+    let mut sums = Sums::new(plan);
+    let mut item = work.cube;
+    let mut round = 0u32;
+    while item < work.items {
+        let begin = work.first_row(item, plan);
+        let tile = work.tile(item, plan);
+        let unit = unit_of_round(round, plan);
+        let addends = addends_of_unit::<E>(addition, &tile, shape, begin, unit, plan);
+        let columns = Columns::new(shape, begin, plan);
+        sums.clear(plan);
+        let mut step = PLANE_POS as usize;
+        while step < work.steps {
+            ahead.advance(work, plan);
+            if comptime!(plan.shared > 0) {
+                sums.add_step(&mut loaded, &ahead, &memory.halves, &columns, step, plan);
+            } else {
+                sums.add_step(&mut loaded, &ahead, &packed.halves, &columns, step, plan);
+            }
+            step += comptime!(plan.planes());
+        }
+        // Another unit may still read the sums of the tile before.
+        sync_cube();
+        sums.store(&mut memory.sums, plan);
+        sync_cube();
+        #[unroll]
+        for i in 0..comptime!(plan.outputs_of_unit()) {
+            let (column, row) = place_of(i, unit, plan);
+            let output = tile.first + column;
+            let inside = row < comptime!(plan.rows_of_cube()) && begin + row < shape.rows as usize;
+            if inside && output < tile.count {
+                let unscale = if comptime!(plan.packs > 0) {
+                    memory.unscales[row]
+                } else {
+                    packed.unscales[begin + row]
+                };
+                let product = sum_of_planes(&memory.sums, column, row, plan) * unscale;
+                let mut up = 0.0f32;
+                if comptime!(plan.projection.gated) {
+                    let beside = column + comptime!(plan.tile());
+                    up = sum_of_planes(&memory.sums, beside, row, plan) * unscale;
+                }
+                let value = finish(product, up, &addends[i], plan.projection);
+                out[(begin + row) * width + tile.before + output] = E::cast_from(value);
+            }
+        }
+        item += work.cubes;
+        round += 1u32;
+    }
+}
+
+/// Copies packed rows to shared memory, several vectors of a unit at once.
+#[cube]
+fn copy_halves(from: &[Words], to: &mut Shared<[Words]>, #[comptime] plan: LinearBlocksBlueprint) {
+    let units = comptime!(plan.rows.units as usize);
+    for round in 0..comptime!(plan.shared.div_ceil(units * COPIES)) {
+        let first = round * comptime!(units * COPIES) + UNIT_POS as usize;
+        let mut loaded = Array::<Words>::new(COPIES);
+        #[unroll]
+        for i in 0..COPIES {
+            let at = first + comptime!(i * units);
+            loaded[i] = from[min(at, comptime!(plan.shared - 1))];
+        }
+        #[unroll]
+        for i in 0..COPIES {
+            let at = first + comptime!(i * units);
+            if at < comptime!(plan.shared) {
+                to[at] = loaded[i];
+            }
+        }
+    }
+}
+
+/// Returns this unit's number among those that finish the outputs of a round: another plane begins
+/// each time.
+#[cube]
+fn unit_of_round(round: u32, #[comptime] plan: LinearBlocksBlueprint) -> usize {
+    let units = comptime!(plan.rows.units);
+    ((UNIT_POS + round * comptime!(LANES as u32)) % units) as usize
+}
+
+/// Returns the output and the row of x of result number `i` of a unit. Neighbouring units write
+/// neighbouring outputs.
+#[cube]
+fn place_of(
+    #[comptime] i: usize,
+    unit: usize,
+    #[comptime] plan: LinearBlocksBlueprint,
+) -> (usize, usize) {
+    let place = comptime!(i * plan.rows.units as usize) + unit;
+    let row = place / comptime!(plan.tile());
+    (place % comptime!(plan.tile()), row)
+}
+
+/// Loads the addends of a unit's results.
+#[cube]
+fn addends_of_unit<E: Float>(
+    addition: &Addition<'_, E>,
+    tile: &Tile,
+    shape: &LinearShape,
+    begin: usize,
+    unit: usize,
+    #[comptime] plan: LinearBlocksBlueprint,
+) -> Sequence<Addends> {
+    let width = row_width(shape, plan.projection);
+    let mut all = Sequence::<Addends>::new();
+    #[unroll]
+    for i in 0..comptime!(plan.outputs_of_unit()) {
+        let (column, row) = place_of(i, unit, plan);
+        let output = min(tile.first + column, tile.count - 1);
+        let row = min(begin + row, shape.rows as usize - 1);
+        let at = row * width + tile.before + output;
+        let projection = comptime!(plan.projection);
+        all.push(load_addends::<E>(
+            addition.biases,
+            addition.residual,
+            tile,
+            output,
+            at,
+            projection,
+        ));
+    }
+    all
+}
+
+/// Returns the sum over the planes for a row of weights and a row of x, both counted in the cube.
+#[cube]
+fn sum_of_planes(
+    shared: &Shared<[f32]>,
+    weight: usize,
+    row: usize,
+    #[comptime] plan: LinearBlocksBlueprint,
+) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for half in 0..comptime!(plan.rows.halves) {
+        let column = row * comptime!(plan.rows.halves) + half;
+        let lane = weight % 8 * MEMBERS + column % COLUMNS / 2;
+        let held = weight % ROWS / 8 * 2 + column % 2;
+        let tiles = weight / ROWS * plan.column_tiles + column / COLUMNS;
+        let at = (tiles * HELD + held) * LANES + lane;
+        #[unroll]
+        for plane in 0..comptime!(plan.planes()) {
+            sum += shared[comptime!(plane * plan.sums()) + at];
+        }
+    }
+    // The products are by 2^-24, and those with scales of 6 bits by as much again.
+    let unit = 16_777_216.0f32;
+    if comptime!(plan.layout().scales == Scales::SixBits) {
+        sum * unit * unit
+    } else {
+        sum * unit
+    }
+}

@@ -1,0 +1,279 @@
+//! The products of a plane: those of codes, by their scales, and those of scales or minima by sums
+//! of x.
+
+use burn::tensor::f16;
+use cubecl::cmma::MmaDefinition;
+use cubecl::prelude::*;
+
+use super::work::Ahead;
+use super::{COLUMNS, HELD, LinearBlocksBlueprint};
+use crate::backends::cube::parts::blocks::{
+    GROUPS, LANES, MEMBERS, ROWS, RowScales, Scales, Words, codes_of_pair, scales_of_row,
+};
+use crate::backends::cube::parts::half_rows::{SUM_UNIT, VECTORS};
+use crate::backends::cube::parts::projection::LinearShape;
+
+/// Where a lane's columns of x are.
+#[derive(CubeType)]
+pub(super) struct Columns {
+    /// All columns.
+    count: usize,
+    /// The lane's vector of each tile of columns, relative to those of a group.
+    vectors: Array<usize>,
+}
+
+#[cube]
+impl Columns {
+    pub fn new(
+        shape: &LinearShape,
+        begin: usize,
+        #[comptime] plan: LinearBlocksBlueprint,
+    ) -> Columns {
+        let lane = UNIT_POS_PLANE as usize;
+        let count = shape.rows as usize * comptime!(plan.rows.halves);
+        let first = begin * comptime!(plan.rows.halves);
+        let mut vectors = Array::<usize>::new(comptime!(plan.column_tiles));
+        #[unroll]
+        for t in 0..comptime!(plan.column_tiles) {
+            // Past the last column, it is multiplied again.
+            let column = min(first + comptime!(t * COLUMNS) + lane / MEMBERS, count - 1);
+            vectors[t] = column * MEMBERS + lane % MEMBERS;
+        }
+        Columns { count, vectors }
+    }
+}
+
+/// The sums of a lane.
+#[derive(CubeType)]
+pub(super) struct Sums {
+    /// The results of the products, [`weight_tiles`, `column_tiles`, 4].
+    products: Array<f32>,
+}
+
+#[cube]
+fn zeros(#[comptime] count: usize) -> Array<f32> {
+    let mut all = Array::<f32>::new(count);
+    #[unroll]
+    for i in 0..count {
+        all[i] = 0.0f32;
+    }
+    all
+}
+
+#[cube]
+impl Sums {
+    pub fn new(#[comptime] plan: LinearBlocksBlueprint) -> Sums {
+        Sums {
+            products: zeros(comptime!(plan.weight_tiles * plan.column_tiles * HELD)),
+        }
+    }
+
+    pub fn clear(&mut self, #[comptime] plan: LinearBlocksBlueprint) {
+        #[unroll]
+        for i in 0..comptime!(plan.weight_tiles * plan.column_tiles * HELD) {
+            self.products[i] = 0.0f32;
+        }
+    }
+
+    /// Adds the products of the loaded tiles with the features of step `step`. As soon as a vector
+    /// has been multiplied, the one after it is loaded in its place.
+    pub fn add_step(
+        &mut self,
+        loaded: &mut Array<Words>,
+        ahead: &Ahead<'_>,
+        halves: &[Words],
+        columns: &Columns,
+        step: usize,
+        #[comptime] plan: LinearBlocksBlueprint,
+    ) {
+        let layout = comptime!(plan.layout());
+        let of_group = columns.count * MEMBERS;
+        let first = step * VECTORS * of_group;
+        #[unroll]
+        for i in 0..comptime!(plan.weight_tiles) {
+            let at = comptime!(i * layout.of_lane());
+            let low = scales_of_row(&*loaded, at, 0usize, layout);
+            let high = scales_of_row(&*loaded, at, 1usize, layout);
+            ahead.load_scales(loaded, i, plan);
+            let mut products = zeros(comptime!(plan.column_tiles * HELD));
+            #[unroll]
+            for group in 0..GROUPS {
+                let x = first + group * of_group;
+                add_group(
+                    &mut products,
+                    &*loaded,
+                    &low,
+                    &high,
+                    halves,
+                    columns,
+                    x,
+                    at,
+                    group,
+                    plan,
+                );
+                let of_vector = comptime!(layout.groups_of_vector());
+                if comptime!((group + 1) % of_vector == 0) {
+                    let end = comptime!(2 * (group + 1) / of_vector);
+                    ahead.load_codes(loaded, i, comptime!((end - 2, end)), plan);
+                }
+            }
+            if comptime!(layout.upper_bits > 0) {
+                let upper = comptime!((layout.code_bits, layout.first_scales()));
+                ahead.load_codes(loaded, i, upper, plan);
+            }
+            let x = first + GROUPS * of_group;
+            self.add_tile(&products, &low, &high, halves, columns, x, i, plan);
+        }
+    }
+
+    /// Adds the products of a tile, `products`, and its sums of x by the zero points or minima.
+    #[allow(clippy::too_many_arguments)]
+    fn add_tile(
+        &mut self,
+        products: &Array<f32>,
+        low: &RowScales,
+        high: &RowScales,
+        halves: &[Words],
+        columns: &Columns,
+        x: usize,
+        #[comptime] i: usize,
+        #[comptime] plan: LinearBlocksBlueprint,
+    ) {
+        let mut shifts = Array::<u32>::new(8usize);
+        #[unroll]
+        for half in 0..2usize {
+            shifts[comptime!(4 * half)] = low.low_shifts;
+            shifts[comptime!(4 * half + 1)] = high.low_shifts;
+            shifts[comptime!(4 * half + 2)] = low.high_shifts;
+            shifts[comptime!(4 * half + 3)] = high.high_shifts;
+        }
+        // The products of codes are by 2^-24.
+        let unit = comptime!(SUM_UNIT / 16_777_216.0);
+        #[unroll]
+        for t in 0..comptime!(plan.column_tiles) {
+            let vector = halves[x + columns.vectors[t]];
+            let mut result = multiply(&zeros(HELD), &shifts, vector, 0usize);
+            if comptime!(plan.layout().scales == Scales::Bytes) {
+                result = multiply(&result, &shifts, vector, 1usize);
+            }
+            let to = comptime!((i * plan.column_tiles + t) * HELD);
+            let mut of_codes = Array::<f32>::new(HELD);
+            #[unroll]
+            for e in 0..HELD {
+                of_codes[e] = products[comptime!(t * HELD + e)];
+            }
+            let sums = &mut self.products;
+            add_scaled(sums, &of_codes, low.factor, high.factor, to, plan.single);
+            add_scaled(
+                sums,
+                &result,
+                low.shift * unit,
+                high.shift * unit,
+                to,
+                plan.single,
+            );
+        }
+    }
+
+    /// Writes the sums of a plane to shared memory.
+    pub fn store(&self, shared: &mut Shared<[f32]>, #[comptime] plan: LinearBlocksBlueprint) {
+        let (plane, lane) = (PLANE_POS as usize, UNIT_POS_PLANE as usize);
+        #[unroll]
+        for i in 0..comptime!(plan.weight_tiles * plan.column_tiles * HELD) {
+            shared[plane * plan.sums() + i * LANES + lane] = self.products[i];
+        }
+    }
+}
+
+/// Adds the products of a group by its scales to `products`. `x` is the first vector of the group,
+/// and `at` the lane's first of the tile.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn add_group(
+    products: &mut Array<f32>,
+    loaded: &Array<Words>,
+    low: &RowScales,
+    high: &RowScales,
+    halves: &[Words],
+    columns: &Columns,
+    x: usize,
+    #[comptime] at: usize,
+    #[comptime] group: usize,
+    #[comptime] plan: LinearBlocksBlueprint,
+) {
+    let layout = comptime!(plan.layout());
+    let mut a = Array::<u32>::new(8usize);
+    #[unroll]
+    for pair in 0..4usize {
+        a[comptime!(2 * pair)] = codes_of_pair(loaded, at, 0usize, group, pair, layout);
+        a[comptime!(2 * pair + 1)] = codes_of_pair(loaded, at, 1usize, group, pair, layout);
+    }
+    #[unroll]
+    for t in 0..comptime!(plan.column_tiles) {
+        let vector = halves[x + columns.vectors[t]];
+        let to = comptime!(t * HELD);
+        let result = multiply(&zeros(HELD), &a, vector, 0usize);
+        if comptime!(layout.scales == Scales::Bytes) {
+            let (one, two) = (comptime!(2 * group), comptime!(2 * group + 1));
+            let (a_low, a_high) = (low.factors[one], high.factors[one]);
+            add_scaled(products, &result, a_low, a_high, to, plan.single);
+            let result = multiply(&zeros(HELD), &a, vector, 1usize);
+            let (b_low, b_high) = (low.factors[two], high.factors[two]);
+            add_scaled(products, &result, b_low, b_high, to, plan.single);
+        } else {
+            let result = multiply(&result, &a, vector, 1usize);
+            let (a_low, a_high) = (low.factors[group], high.factors[group]);
+            add_scaled(products, &result, a_low, a_high, to, plan.single);
+        }
+    }
+}
+
+/// Adds four results, two of each row, by the rows' factors to the sums from `to` on.
+#[cube]
+fn add_scaled(
+    sums: &mut Array<f32>,
+    result: &Array<f32>,
+    low: f32,
+    high: f32,
+    #[comptime] to: usize,
+    #[comptime] single: bool,
+) {
+    #[unroll]
+    for e in 0..HELD {
+        // The second of two columns does not exist if there is only one.
+        if comptime!(!single || e % 2 == 0) {
+            let factor = if comptime!(e < 2) { low } else { high };
+            sums[comptime!(to + e)] += result[e] * factor;
+        }
+    }
+}
+
+/// Returns `sums` and the products of one half of the features: words 4 `half` .. 4 `half` + 4 of
+/// `a` with two words of x.
+#[cube]
+fn multiply(sums: &Array<f32>, a: &Array<u32>, x: Words, #[comptime] half: usize) -> Array<f32> {
+    let product = MmaDefinition::<f16, f16, f32>::new(ROWS, COLUMNS, 16usize);
+    let mut left = Array::<Vector<f16, Const<2>>>::new(4usize);
+    let mut right = Array::<Vector<f16, Const<2>>>::new(2usize);
+    let mut before = Array::<Vector<f32, Const<2>>>::new(2usize);
+    #[unroll]
+    for i in 0..4usize {
+        left[i] = Vector::reinterpret(a[comptime!(4 * half + i)]);
+    }
+    #[unroll]
+    for i in 0..2usize {
+        right[i] = Vector::reinterpret(x.extract(comptime!(2 * half + i)));
+        let mut two = Vector::<f32, Const<2>>::new(0.0f32);
+        two.insert(0usize, sums[comptime!(2 * i)]);
+        two.insert(1usize, sums[comptime!(2 * i + 1)]);
+        before[i] = two;
+    }
+    let after = product.execute(&left, &right, &before);
+    let mut results = Array::<f32>::new(HELD);
+    #[unroll]
+    for i in 0..2usize {
+        results[comptime!(2 * i)] = after[i].extract(0usize);
+        results[comptime!(2 * i + 1)] = after[i].extract(1usize);
+    }
+    results
+}

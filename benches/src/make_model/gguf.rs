@@ -36,6 +36,7 @@ pub enum GgufType {
     /// 4 bits, blocks of 32 with a scale
     Q4_0,
     /// 4 bits, blocks of 256 with eight scales and minima; Q8_0 where a row is no multiple of 256
+    #[value(name = "q4_k")]
     Q4K,
 }
 

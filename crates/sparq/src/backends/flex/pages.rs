@@ -2,6 +2,7 @@
 //! the processor looks up an address for each few rows.
 
 use burn::backend::Flex;
+use burn::tensor::DType;
 
 use super::element::Element;
 use crate::ops::{CacheBuffers, SketchBuffers};
@@ -18,7 +19,10 @@ pub(super) fn advise_large<T: Element>(cache: &mut CacheBuffers<Flex>) {
         SketchBuffers::None => {}
         SketchBuffers::Full(kt) if T::slice(kt).is_some() => advise(T::storage_mut(kt)),
         SketchBuffers::Full(_) => {}
-        SketchBuffers::Codes { codes, .. } => advise(codes.storage_mut::<u32>()),
+        SketchBuffers::Codes { codes, .. } if codes.dtype() == DType::U32 => {
+            advise(codes.storage_mut::<u32>());
+        }
+        SketchBuffers::Codes { .. } => {}
     }
 }
 

@@ -78,7 +78,7 @@ impl<T: Element> Kernel for Rotate<'_, T> {
                 let b = T::load_at(simd, second, index);
                 let rotated = simd.sub(simd.mul(a, cos), simd.mul(b, sin));
                 T::store_at(simd, rotated, first, index);
-                let rotated = simd.mul_add(b, cos, simd.mul(a, sin));
+                let rotated = simd.add(simd.mul(b, cos), simd.mul(a, sin));
                 T::store_at(simd, rotated, second, index);
             }
         }

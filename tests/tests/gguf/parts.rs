@@ -119,6 +119,6 @@ fn missing_and_mismatched_parts_are_named() {
         "other.gguf",
         &fs::read(folder.path().join(name(1, 2))).unwrap(),
     );
-    let all = "found model-00001-of-00002.gguf, other.gguf";
+    let all = "found model-00001-of-00002.gguf, other.gguf; name one of the files";
     assert_contains(&error(folder.path()), &[all]);
 }

@@ -93,7 +93,7 @@ fn q8_keeps_logits_of_every_family_close() {
             println!("{case}: {worst} of {largest}");
             // A router may choose other experts.
             let share = match case.as_str() {
-                "mixtral" | "qwen3_moe" => 0.5,
+                "mixtral" | "qwen3_moe" => 0.3,
                 _ => 0.1,
             };
             assert!(worst < share * largest, "{case}: {worst} of {largest}");

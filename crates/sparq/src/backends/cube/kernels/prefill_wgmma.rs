@@ -18,7 +18,8 @@ use crate::backends::cube::parts::query_rows::{CausalShape, TileRows, rows_of_ti
 use crate::backends::cube::parts::stage_ring::{StageRing, bytes_of_barriers, wait};
 use crate::backends::cube::parts::warpgroup::{
     ALIGNMENT, PLANE, ROWS, UNITS, WIDTH, add_products_of_registers, address_of, bytes_of,
-    complete, descriptor, descriptor_of_rows, lane, plane, products_of, warpgroup,
+    complete, descriptor, descriptor_of_rows, lane, plane, products_of, raise_registers,
+    reduce_registers, warpgroup,
 };
 
 /// Warpgroups that attend.
@@ -27,8 +28,11 @@ const WARPGROUPS: usize = 2;
 const ATTENDING: usize = WARPGROUPS * UNITS;
 /// Rows of a cube.
 pub(crate) const TILE_ROWS: usize = WARPGROUPS * ROWS;
-/// Units of a cube: those that attend, and the plane of the one that requests.
-pub(crate) const CUBE_UNITS: usize = ATTENDING + PLANE;
+/// Units of a cube: those that attend, and the warpgroup of the one that requests.
+pub(crate) const CUBE_UNITS: usize = ATTENDING + UNITS;
+/// Registers of a unit of the warpgroup that requests, and of one that attends. Units have 168 when
+/// they start, and all together no more than before.
+const REGISTERS: [u32; 2] = [24, 240];
 /// Tiles in shared memory: K and V of two ranges of positions.
 const STAGES: usize = 4;
 /// The running maximum before the first position. A finite number, so that the difference of two
@@ -127,7 +131,8 @@ pub(crate) fn prefill_wgmma_kernel<Q: Float, E: Float, L: Size, O: Size, W: Size
     }
     let mut ring = StageRing::new(STAGES, ATTENDING);
     if UNIT_POS as usize >= ATTENDING {
-        if lane() == 0u32 {
+        reduce_registers(comptime!(REGISTERS[0]));
+        if UNIT_POS as usize == ATTENDING {
             let index = place.index as i32;
             let mut at = tile.from;
             while at < tile.to {
@@ -137,6 +142,7 @@ pub(crate) fn prefill_wgmma_kernel<Q: Float, E: Float, L: Size, O: Size, W: Size
             }
         }
     } else {
+        raise_registers(comptime!(REGISTERS[1]));
         store_queries::<Q, E>(q, &mut shared, &tile, plan);
         meet(&meetings[0]);
         let state = attend::<E, L, O, W>(&mut shared, &mut ring, &meetings[1], &tile, plan);
@@ -237,7 +243,6 @@ fn attend<E: Float, L: Size, O: Size, W: Size>(
     let whole_to = tile.span.stop(first_token);
     let mut state = RowStates::<O>::new();
     let mut at = tile.from;
-    let mut values = ring.stage;
     while at < tile.to {
         ring.wait();
         let keys = ring.stage;
@@ -249,12 +254,8 @@ fn attend<E: Float, L: Size, O: Size, W: Size>(
             comptime!([TILE_ROWS, plan.keys]),
             plan.element,
         );
-        // Waits for the products with the values before as well.
         let products = complete::<L>(products);
         ring.release(keys);
-        if at > tile.from {
-            ring.release(values);
-        }
         ring.advance();
         let mut logits = Array::<f32>::new(comptime!(plan.logits()));
         #[unroll]
@@ -267,18 +268,20 @@ fn attend<E: Float, L: Size, O: Size, W: Size>(
         }
         let weights = state.update::<E, W>(&mut logits, plan);
         ring.wait();
-        values = ring.stage;
+        let values = ring.stage;
         if next > tile.stop {
             clear_rows::<E>(shared, values, tile.stop - at, plan);
             meet(cleared);
         }
         let address = base + values as u32 * comptime!(plan.stage() as u32 * 16);
         let rows = descriptor_of_rows(address, plan.keys);
-        state.output = add_products_of_registers::<O, W>(state.output, weights, rows, plan.element);
+        let output = add_products_of_registers::<O, W>(state.output, weights, rows, plan.element);
+        // Left in flight until the next tile, they would make the compiler wait for each product.
+        state.output = complete::<O>(output);
+        ring.release(values);
         ring.advance();
         at = next;
     }
-    state.output = complete::<O>(state.output);
     state
 }
 

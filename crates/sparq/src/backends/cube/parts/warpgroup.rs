@@ -1,11 +1,12 @@
 //! Matrix products of a warpgroup with `wgmma`, on tiles that bulk copies bring to shared memory.
 //!
-//! Four planes multiply 64 rows of A by up to 256 columns of B. Both lie in shared memory, in rows
-//! of [`WIDTH`] features whose 16-byte chunks are swizzled: chunk c of row r is in place c ^ (r % 8).
-//! Each of 64 rows and columns is a row of its tile.
+//! Four planes multiply 64 rows of A by up to 256 columns of B. Both lie in shared memory: a row of
+//! A or a column of B is a row of its tile. A row has [`WIDTH`] features, whose 16-byte chunks are
+//! swizzled: chunk c of row r is in place c ^ (r % 8).
 //!
 //! Lane l of plane p holds rows 16 p + l / 4 and 8 further on of the result, and of every eight
-//! columns numbers 2 (l % 4) and its neighbour: first both of the upper row, then both of the lower.
+//! columns numbers 2 (l % 4) and its neighbour: first both of the upper row, then both of the
+//! lower.
 
 use burn::tensor::DType;
 use cubecl::prelude::*;
@@ -49,6 +50,18 @@ pub(crate) fn warpgroup() -> u32 {
     UNIT_POS / comptime!(UNITS as u32)
 }
 
+/// Returns registers of the units of this warpgroup, which keep `count` each.
+#[cube]
+pub(crate) fn reduce_registers(#[comptime] count: u32) {
+    gpu_asm!("setmaxnreg.dec.sync.aligned.u32 {n};", n = const count);
+}
+
+/// Waits for registers until the units of this warpgroup have `count` each.
+#[cube]
+pub(crate) fn raise_registers(#[comptime] count: u32) {
+    gpu_asm!("setmaxnreg.inc.sync.aligned.u32 {n};", n = const count);
+}
+
 /// Returns the address of a tile in shared memory.
 #[cube]
 pub(crate) fn address_of<E: CubePrimitive>(tile: &[E]) -> u32 {
@@ -71,8 +84,8 @@ pub(crate) fn descriptor(address: u32) -> u64 {
     u64::cast_from(address / comptime!(UNIT_BYTES as u32)) | comptime!(LAYOUT)
 }
 
-/// Returns the descriptor of a tile of B whose rows are rows of B: `rows` rows of [`WIDTH`] columns,
-/// and after them the same rows of the next columns.
+/// Returns the descriptor of a tile of B whose rows are rows of B: `rows` rows of [`WIDTH`]
+/// columns, and after them the same rows of the next columns.
 #[cube]
 pub(crate) fn descriptor_of_rows(address: u32, #[comptime] rows: usize) -> u64 {
     descriptor(address) | comptime!(((bytes_of(rows) / UNIT_BYTES) as u64) << 16)

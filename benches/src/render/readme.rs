@@ -19,7 +19,7 @@ use sparq_output::table::Table;
 type Wanted = (&'static str, Measurement);
 
 /// The rows of the table that have a result.
-const WANTED: [Wanted; 10] = [
+const WANTED: [Wanted; 9] = [
     ("h200-e2e", step(ModelName::Llama3, 1, 4096)),
     ("h200-e2e", step(ModelName::Llama3, 1, 131_072)),
     ("h200-e2e", step(ModelName::Llama2, 1, 65_536)),
@@ -28,7 +28,6 @@ const WANTED: [Wanted; 10] = [
     ("h200-prefill", Measurement::Prefill(131_072)),
     ("h200-start", Measurement::Start(CacheState::Cold)),
     ("h200-start", Measurement::Start(CacheState::Warm)),
-    ("h100-field", attention(1, 4096, CacheType::F16)),
     ("h100-field", attention(8, 131_072, CacheType::F16)),
 ];
 

@@ -16,8 +16,8 @@ use super::{
 const CHUNK_BYTES: usize = 1 << 20;
 
 impl Checkpoint {
-    /// Returns the blocks of the matrix `name`, or of some of its rows, of the shape `shape`, row by
-    /// row. `None` if products do not read its stored type, or if the checkpoint gives
+    /// Returns the blocks of the matrix `name`, or of some of its rows, of the shape `shape`, row
+    /// by row. `None` if products do not read its stored type, or if the checkpoint gives
     /// [floats](Self::with_floats).
     ///
     /// Rows in the order of the file are mapped if `map` is set.

@@ -12,8 +12,8 @@ use crate::ops::Spans;
 /// Elements from which on several threads rotate.
 const MANY: usize = 1 << 16;
 
-/// Rotates x [B, H, T, d] for the positions after `spans`. Returns [B, H, T, d] in the type of x, or
-/// `None` if x is of another type or not contiguous.
+/// Rotates x [B, H, T, d] for the positions after `spans`. Returns [B, H, T, d] in the type of x,
+/// or `None` if x is of another type or not contiguous.
 ///
 /// `table` is a [`Rotary::table`](crate::ops::Rotary::table) in fp32 with rows of `width`.
 pub(super) fn rotate<T: Element + burn::tensor::Element>(

@@ -14,9 +14,9 @@ const DEFAULT_REVISION: &str = "main";
 /// `.`, and `/` between parts that are not `..`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelId {
-    repo: String,
-    revision: String,
-    quantization: Option<String>,
+    repo: Box<str>,
+    revision: Box<str>,
+    quantization: Option<Box<str>>,
 }
 
 impl ModelId {

@@ -8,21 +8,21 @@ use sparq::SparqError;
 use sparq::cost::{Gpu, REACHED, StepCosts};
 
 /// The share of the maker's bandwidth at which products with one token read 16-bit weights on a
-/// GPU. Measured on an H200: 15.0 GB in 4.29 ms, so 3500 of 4800 GB/s.
+/// GPU. Measured on an H200: 15.0 GB in 3.92 ms and 13.2 GB in 3.76 ms, so 3830 and 3520 of
+/// 4800 GB/s.
 /// For another engine set [`Machine::weights_gb_per_s`].
-pub const PRODUCTS_REACHED: f64 = 0.73;
+pub const PRODUCTS_REACHED: f64 = 0.76;
 
 /// The same for products with [`MANY_SEQUENCES`] tokens or more, for which matrix units multiply:
-/// 13.2 GB in about 4.7 ms with 16 tokens, so 2800 GB/s: a measured step minus its attention.
-pub const MANY_PRODUCTS_REACHED: f64 = 0.58;
+/// 13.2 GB in 4.41 ms with 16 tokens, so 3000 GB/s.
+pub const MANY_PRODUCTS_REACHED: f64 = 0.62;
 
 /// The number of sequences from which matrix units multiply.
 pub const MANY_SEQUENCES: usize = 5;
 
 /// Microseconds of a layer besides attention and products in a captured step on a GPU. On an H200,
-/// measured steps minus predicted attention and products leave 6 with dense attention and 11 with
-/// SparQ.
-const GPU_LAYER_US: f64 = 8.0;
+/// measured steps minus their attention and products leave 2 to 6.
+const GPU_LAYER_US: f64 = 4.0;
 
 /// A machine, or one of several equal GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -18,8 +18,7 @@ use crate::backends::cube::parts::query_rows::{CausalShape, TileRows, rows_of_ti
 use crate::backends::cube::parts::stage_ring::{StageRing, bytes_of_barriers, wait};
 use crate::backends::cube::parts::warpgroup::{
     ALIGNMENT, PLANE, ROWS, UNITS, WIDTH, add_products_of_registers, address_of, bytes_of,
-    complete, descriptor, descriptor_of_rows, lane, plane, products_of, raise_registers,
-    reduce_registers, warpgroup,
+    complete, descriptor, descriptor_of_rows, lane, plane, products_of, warpgroup,
 };
 
 /// Warpgroups that attend.
@@ -28,11 +27,8 @@ const WARPGROUPS: usize = 2;
 const ATTENDING: usize = WARPGROUPS * UNITS;
 /// Rows of a cube.
 pub(crate) const TILE_ROWS: usize = WARPGROUPS * ROWS;
-/// Units of a cube: those that attend, and the warpgroup of the one that requests.
-pub(crate) const CUBE_UNITS: usize = ATTENDING + UNITS;
-/// Registers of a unit of the warpgroup that requests, and of one that attends. Units have 168 when
-/// they start, and all together no more than before.
-const REGISTERS: [u32; 2] = [24, 240];
+/// Units of a cube: those that attend, and the plane of the one that requests.
+pub(crate) const CUBE_UNITS: usize = ATTENDING + PLANE;
 /// Tiles in shared memory: K and V of two ranges of positions.
 const STAGES: usize = 4;
 /// The running maximum before the first position. A finite number, so that the difference of two
@@ -131,8 +127,7 @@ pub(crate) fn prefill_wgmma_kernel<Q: Float, E: Float, L: Size, O: Size, W: Size
     }
     let mut ring = StageRing::new(STAGES, ATTENDING);
     if UNIT_POS as usize >= ATTENDING {
-        reduce_registers(comptime!(REGISTERS[0]));
-        if UNIT_POS as usize == ATTENDING {
+        if lane() == 0u32 {
             let index = place.index as i32;
             let mut at = tile.from;
             while at < tile.to {
@@ -142,7 +137,6 @@ pub(crate) fn prefill_wgmma_kernel<Q: Float, E: Float, L: Size, O: Size, W: Size
             }
         }
     } else {
-        raise_registers(comptime!(REGISTERS[1]));
         store_queries::<Q, E>(q, &mut shared, &tile, plan);
         meet(&meetings[0]);
         let state = attend::<E, L, O, W>(&mut shared, &mut ring, &meetings[1], &tile, plan);

@@ -50,18 +50,6 @@ pub(crate) fn warpgroup() -> u32 {
     UNIT_POS / comptime!(UNITS as u32)
 }
 
-/// Returns registers of the units of this warpgroup, which keep `count` each.
-#[cube]
-pub(crate) fn reduce_registers(#[comptime] count: u32) {
-    gpu_asm!("setmaxnreg.dec.sync.aligned.u32 {n};", n = const count);
-}
-
-/// Waits for registers until the units of this warpgroup have `count` each.
-#[cube]
-pub(crate) fn raise_registers(#[comptime] count: u32) {
-    gpu_asm!("setmaxnreg.inc.sync.aligned.u32 {n};", n = const count);
-}
-
 /// Returns the address of a tile in shared memory.
 #[cube]
 pub(crate) fn address_of<E: CubePrimitive>(tile: &[E]) -> u32 {

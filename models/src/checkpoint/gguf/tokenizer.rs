@@ -180,8 +180,8 @@ impl Gguf {
             .ok_or_else(|| self.unexpected(&key, format!("one of {count} tokens")))
     }
 
-    /// Returns the token of the entry `key` in a file that does not name one: those of SentencePiece
-    /// have the ids of Llama.
+    /// Returns the token of the entry `key` in a file that does not name one: those of
+    /// SentencePiece have the ids of Llama.
     fn default_token(&self, key: &str, vocabulary: &Vocabulary<'_>) -> Option<usize> {
         const DEFAULTS: [(&str, usize); 3] = [
             ("tokenizer.ggml.unknown_token_id", 0),

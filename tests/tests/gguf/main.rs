@@ -189,7 +189,7 @@ fn rope_scaling_follows_llama_cpp() {
     let linear = Some(json!({"rope_type": "linear", "factor": 4.0}));
     let factor = ("scaling.factor", Meta::F32(4.0));
     let kind = |name: &str| ("scaling.type", Meta::text(name));
-    assert_eq!(scaling(&[factor.clone()]), linear);
+    assert_eq!(scaling(std::slice::from_ref(&factor)), linear);
     assert_eq!(scaling(&[factor.clone(), kind("linear")]), linear);
     assert_eq!(scaling(&[factor.clone(), kind("none")]), None);
     assert_eq!(scaling(&[("scale_linear", Meta::F32(4.0))]), linear);

@@ -237,6 +237,7 @@ fn attend<E: Float, L: Size, O: Size, W: Size>(
     let whole_to = tile.span.stop(first_token);
     let mut state = RowStates::<O>::new();
     let mut at = tile.from;
+    let mut values = ring.stage;
     while at < tile.to {
         ring.wait();
         let keys = ring.stage;
@@ -248,8 +249,12 @@ fn attend<E: Float, L: Size, O: Size, W: Size>(
             comptime!([TILE_ROWS, plan.keys]),
             plan.element,
         );
+        // Waits for the products with the values before as well.
         let products = complete::<L>(products);
         ring.release(keys);
+        if at > tile.from {
+            ring.release(values);
+        }
         ring.advance();
         let mut logits = Array::<f32>::new(comptime!(plan.logits()));
         #[unroll]
@@ -262,20 +267,18 @@ fn attend<E: Float, L: Size, O: Size, W: Size>(
         }
         let weights = state.update::<E, W>(&mut logits, plan);
         ring.wait();
-        let values = ring.stage;
+        values = ring.stage;
         if next > tile.stop {
             clear_rows::<E>(shared, values, tile.stop - at, plan);
             meet(cleared);
         }
         let address = base + values as u32 * comptime!(plan.stage() as u32 * 16);
         let rows = descriptor_of_rows(address, plan.keys);
-        let output = add_products_of_registers::<O, W>(state.output, weights, rows, plan.element);
-        // Left in flight until the next tile, they would make the compiler wait for each product.
-        state.output = complete::<O>(output);
-        ring.release(values);
+        state.output = add_products_of_registers::<O, W>(state.output, weights, rows, plan.element);
         ring.advance();
         at = next;
     }
+    state.output = complete::<O>(state.output);
     state
 }
 

@@ -1,8 +1,8 @@
 //! Matrix products of a warpgroup with `wgmma`, on tiles that bulk copies bring to shared memory.
 //!
-//! Four planes multiply 64 rows of A by up to 256 columns of B. Both lie in shared memory: a row of
-//! A or a column of B is a row of its tile. A row has [`WIDTH`] features, whose 16-byte chunks are
-//! swizzled: chunk c of row r is in place c ^ (r % 8).
+//! Four planes multiply 64 rows of A by up to 256 columns of B. Both lie in shared memory, in rows
+//! of [`WIDTH`] features whose 16-byte chunks are swizzled: chunk c of row r is in place
+//! c ^ (r % 8). Each of 64 rows and columns is a row of its tile.
 //!
 //! Lane l of plane p holds rows 16 p + l / 4 and 8 further on of the result, and of every eight
 //! columns numbers 2 (l % 4) and its neighbour: first both of the upper row, then both of the

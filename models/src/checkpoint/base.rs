@@ -121,6 +121,7 @@ impl Checkpoint {
             let stored = Stored {
                 shape: tracked.stored.shape.clone(),
                 checksum: None,
+                within: None,
                 ..tracked.stored
             };
             let tracked = Tracked {

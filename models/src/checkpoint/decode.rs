@@ -67,6 +67,17 @@ pub(super) struct Stored {
     pub(super) layout: Layout,
     /// The checksum of type, layout, shape and bytes, if the file has one.
     pub(super) checksum: Option<u32>,
+    /// The place in a larger tensor whose scales follow all its codes.
+    pub(super) within: Option<Within>,
+}
+
+/// The place of some rows in a quantised tensor of a converted model.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Within {
+    /// The number of weights before the rows.
+    pub(super) first: usize,
+    /// The number of weights of the whole tensor.
+    pub(super) total: usize,
 }
 
 /// The order of a tensor's weights in its file.
@@ -134,14 +145,19 @@ impl Stored {
         }
         // Rows are whole blocks.
         let row = self.bytes / all.max(1) as u64;
+        let apart = self.dtype.quantized().is_some();
         let shape = std::iter::once(rows.len()).chain(rest.iter().copied());
         Some(Self {
             dtype: self.dtype,
             shape: shape.collect(),
-            offset: self.offset + row * rows.start as u64,
+            offset: self.offset + if apart { 0 } else { row * rows.start as u64 },
             bytes: row * rows.len() as u64,
             layout: self.layout,
             checksum: None,
+            within: apart.then(|| Within {
+                first: rows.start * self.columns(),
+                total: self.elements(),
+            }),
         })
     }
 

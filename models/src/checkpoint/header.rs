@@ -63,6 +63,7 @@ pub(super) fn read_header(source: &Source) -> Result<Vec<(String, Stored)>, Chec
         bytes: (info.data_offsets.1 - info.data_offsets.0) as u64,
         layout: Layout::Rows,
         checksum: None,
+        within: None,
     };
     let tensors = metadata.tensors().into_iter();
     Ok(tensors.map(|(name, info)| (name, stored(info))).collect())

@@ -200,9 +200,13 @@ impl Reader<'_> {
             // In the file, the scales of all blocks follow the codes of all blocks.
             let blocks = |weights: usize| weights / block.weights;
             let code_bytes = block.bytes - SCALE_BYTES;
-            let scales_start = blocks(self.stored.elements()) * code_bytes;
+            let (before, total) = match self.stored.within {
+                Some(within) => (within.first, within.total),
+                None => (0, self.stored.elements()),
+            };
+            let scales_start = blocks(total) * code_bytes;
             let (codes, scales) = bytes.split_at_mut(blocks(count) * code_bytes);
-            let first = blocks(start);
+            let first = blocks(before + start);
             self.source
                 .read_at(offset + (first * code_bytes) as u64, codes)?;
             let scales_start = offset + (scales_start + first * SCALE_BYTES) as u64;

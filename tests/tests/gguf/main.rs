@@ -231,7 +231,7 @@ fn errors_name_the_keys_of_gguf() {
         ("llama.rope.freq_base", Meta::F32(-1.0)),
     ] {
         let message = message(key, value);
-        assert_contains(&message, &["model.gguf: \"", key, "expected"]);
+        assert_contains(&message, &["model.gguf: ", key, "expected"]);
     }
     // The file has no weights.
     let checkpoint = open(&GgufFile::llama());

@@ -8,6 +8,7 @@ use sparq::ops::BlockFormat;
 use sparq_models::checkpoint::{Conversion, StoredType};
 use sparq_models::{CausalLm, Decoder};
 
+use super::vocabularies::sentence_piece;
 use super::*;
 
 const HIDDEN: usize = 256;
@@ -42,7 +43,7 @@ fn random(seed: usize, len: usize, size: f32) -> Vec<f32> {
 /// Writes a Llama with four query heads and two KV heads of 64, whose matrices have the formats
 /// that `format` returns for their index.
 fn llama(format: impl Fn(usize) -> (BlockFormat, u32), tied: bool) -> GgufFile {
-    let mut file = GgufFile::llama();
+    let mut file = sentence_piece();
     file.tensors.clear();
     for (key, size) in [
         ("embedding_length", HIDDEN),
@@ -163,7 +164,7 @@ fn steps_equal_a_prefill() {
             let whole = logits(&model);
             // Sums in another order can move an element of x to the next byte.
             let error = relative(&steps, &whole[24 * VOCAB..]);
-            assert!(error < 0.01, "{:?} on {device:?}: {error}", one.0);
+            assert!(error < 0.02, "{:?} on {device:?}: {error}", one.0);
         }
     }
 }

@@ -150,6 +150,7 @@ impl Gguf {
                 bytes: tensor.bytes,
                 layout,
                 checksum: None,
+                within: None,
             };
             self.split(&tensor.name, name, stored)
         };

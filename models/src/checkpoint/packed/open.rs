@@ -79,6 +79,7 @@ pub(crate) fn open(folder: &Path) -> Result<(Manifest, Vec<Mapped>), CheckpointE
             bytes: bytes.len() as u64,
             layout,
             checksum: Some(sum.crc32),
+            within: None,
         };
         tensors.push((name, stored, Source::from_mapped(path.clone(), bytes)));
     }

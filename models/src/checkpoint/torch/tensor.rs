@@ -58,6 +58,7 @@ impl Tensor<'_> {
             bytes: count * size,
             layout,
             checksum: None,
+            within: None,
         })
     }
 

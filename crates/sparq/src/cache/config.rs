@@ -56,8 +56,8 @@ impl KvCacheConfig {
     /// Makes an empty cache.
     ///
     /// # Errors
-    /// [`SparqError::Shape`] if a size is 0, [`SparqError::Value`] if the softcap is not positive or
-    /// the window is not 1 to 2^31 - 1, [`SparqError::Dtype`] if the device does not support the
+    /// [`SparqError::Shape`] if a size is 0, [`SparqError::Value`] if the softcap is not positive
+    /// or the window is not 1 to 2^31 - 1, [`SparqError::Dtype`] if the device does not support the
     /// type.
     pub fn init(&self, device: &Device) -> Result<KvCache, SparqError> {
         let sizes = [self.batch, self.kv_heads, self.head_dim];

@@ -95,7 +95,10 @@ impl SparqBackend for Flex {
     ) -> CacheBuffers<Self> {
         let dtype = cache.k.dtype();
         if spans.longest() == 0 && cache.v.dtype() == dtype {
-            with_element!(dtype, T => Some(pages::advise_large::<T>(&mut cache)));
+            with_element!(dtype, T => {
+                pages::advise_large::<T>(&mut cache);
+                Some(())
+            });
         }
         let one = k.layout().shape()[2] == 1;
         let done = one && cache.v.dtype() == dtype && {

@@ -57,13 +57,8 @@ impl KvCacheConfig {
     ///
     /// # Errors
     /// [`SparqError::Shape`] if a size is 0, [`SparqError::Value`] if the softcap is not positive
-<<<<<<< HEAD
     /// or the window is not 1 to 2^31 - 1, [`SparqError::Dtype`] if the device does not support
     /// the type.
-=======
-    /// or the window is not 1 to 2^31 - 1, [`SparqError::Dtype`] if the device does not support the
-    /// type.
->>>>>>> fam
     pub fn init(&self, device: &Device) -> Result<KvCache, SparqError> {
         let sizes = [self.batch, self.kv_heads, self.head_dim];
         if sizes.contains(&0) {

@@ -36,7 +36,8 @@ impl Threads {
             true => 1,
             false => {
                 let parts = (4 * threads).div_ceil(heads.max(1));
-                let even = (parts..parts + threads).find(|parts| (parts * heads).is_multiple_of(threads));
+                let even =
+                    (parts..parts + threads).find(|parts| (parts * heads).is_multiple_of(threads));
                 even.unwrap_or(parts).min(4 * threads)
             }
         };

@@ -111,9 +111,10 @@ impl GgufType {
                     block[..4].copy_from_slice(&groups);
                     // The six bits of 32 and of 30: the upper two of four groups lie above those
                     // of the other four.
-                    block[4..8].fill(32 | (32 >> 4) << 6);
-                    block[8..12].fill(30 | (30 >> 4) << 6);
-                    block[12..16].fill((32 & 15) | (30 & 15) << 4);
+                    let [scale, minimum] = [32u8, 30];
+                    block[4..8].fill(scale | (scale >> 4) << 6);
+                    block[8..12].fill(minimum | (minimum >> 4) << 6);
+                    block[12..16].fill((scale & 15) | (minimum & 15) << 4);
                 }
             }
         }

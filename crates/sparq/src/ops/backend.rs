@@ -277,7 +277,7 @@ pub trait SparqBackend: Backend + Primitive {
         fallback::dequantize_blocks::<Self>(blocks, format, dims, dtype)
     }
 
-    /// Returns the rows `indices` [n] of the matrix of the blocks in `dtype`, [n, in].
+    /// Returns the rows `indices` `[n]` of the matrix of the blocks in `dtype`, `[n, in]`.
     ///
     /// A backend that captures steps as graphs must not read the indices on the host.
     fn dequantize_rows(

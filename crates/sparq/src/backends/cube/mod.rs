@@ -9,8 +9,13 @@
 //! summed as probabilities, whose tiles cannot wait for each other,
 //! [`softmax_heads`](kernels::softmax_heads) does too. [Dense](kernels::dense) attention is one
 //! launch, and a merge if sequences are split. So is causal attention of many queries, [with matrix
-//! units](kernels::prefill) or [without](kernels::prefill_plain). [`blueprint`] and [`prefill`]
-//! decide which kernels run and how, and [`launch`] launches them.
+//! units](kernels::prefill), those of [Hopper](kernels::prefill_wgmma), or
+//! [without](kernels::prefill_plain). [`blueprint`] and [`prefill`] decide which kernels run and
+//! how, and [`launch`] launches them.
+//!
+//! Before attention, [one token](kernels::append_rope) of every sequence is rotated and appended in
+//! one launch, and [more](kernels::append_rows) in two. Two more set the
+//! [ranges](kernels::sketch_ranges) of a sketch and write its codes.
 //!
 //! [Linear](linear) layers of few rows are one launch. Those of [packed] weights multiply codes:
 //! the blocks of a file are laid out anew for matrix units when they are stored.

@@ -157,7 +157,7 @@ fn modules_are_trainable() {
         let gradient = gradient.unwrap_or_else(|| panic!("none for {name}"));
         assert!(gradient.abs().max().into_scalar::<f32>() > 1e-3, "{name}");
     }
-    let vectors = [linear.bias.unwrap().val(), norm.gamma.val()];
+    let vectors = [linear.bias().unwrap(), norm.gamma.val()];
     for vector in vectors {
         let gradient = vector.grad(&gradients).unwrap();
         assert!(gradient.abs().max().into_scalar::<f32>() > 1e-3);

@@ -49,7 +49,7 @@ fn planning_predicts_whole_steps() {
             };
             steps += 1;
             let error = predicted.total_us() / measured - 1.0;
-            assert!(error.abs() < 0.11, "{}: {error}", row.label());
+            assert!(error.abs() < 0.10, "{}: {error}", row.label());
         }
     }
     assert!(steps >= 2, "{steps}");

@@ -11,7 +11,7 @@ use sparq::cost::{Gpu, REACHED, StepCosts};
 /// GPU. Measured on an H200: 15.0 GB in 3.92 ms and 13.2 GB in 3.76 ms, so 3830 and 3520 of
 /// 4800 GB/s.
 /// For another engine set [`Machine::weights_gb_per_s`].
-pub const PRODUCTS_REACHED: f64 = 0.76;
+pub const PRODUCTS_REACHED: f64 = 0.75;
 
 /// The same for products with [`MANY_SEQUENCES`] tokens or more, for which matrix units multiply:
 /// 13.2 GB in 4.41 ms with 16 tokens, so 3000 GB/s.

@@ -189,8 +189,12 @@ fn embedded_model_equals_transformers() {
         let all = tokens(&ids, 1, &device);
         let mut cache = new_cache(&model, 1, len, &Method::DENSE);
         let found = values(model.prefill(all.clone(), &mut cache, last).unwrap());
-        // Its logits are ten times those of the tiny models, after more layers.
-        let bound = 10.0 * tolerance(&device);
+        // Its logits are ten times those of the tiny models. Errors of TF32 grow with them; those
+        // of f32 are small beside the tolerance.
+        let bound = match tolerance(&device) {
+            of_tf32 if of_tf32 > 1e-3 => 10.0 * of_tf32,
+            of_f32 => of_f32,
+        };
         assert_within(bound, &found, &logits, &device, "prefill");
 
         cache.truncate(len - last);

@@ -4,9 +4,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use sparq::ops::causal_attention;
 use sparq::{KvCache, KvCacheConfig, Method, Sketch, SparqAttentionConfig, SparqConfig};
 
-use crate::common::{
-    Noise, cache_config, devices, max_difference, new_cache, products_error, values,
-};
+use crate::common::{Noise, cache_config, devices, max_difference, new_cache, tf32_error, values};
 
 const F32: FloatDType = FloatDType::F32;
 
@@ -101,7 +99,7 @@ impl Case {
         let d = self.head_dim;
         // The kernels read vectors of 4; other sizes are burn's products.
         if self.dtypes == [F32; 2] && !d.is_multiple_of(4) {
-            of_cache = f64::from(products_error(device));
+            of_cache = f64::from(tf32_error(device));
         }
         for (at, (q, found)) in q.chunks(d).zip(found.chunks(d)).enumerate() {
             if self.is_padding(at) {

@@ -80,7 +80,7 @@ impl SparqBackend for CubeBackend {
     ) -> CacheBuffers<Self> {
         let len = k.shape()[2];
         let equal = len > 0 && counts.iter().all(|&count| count == len);
-        if equal && k.dtype == v.dtype && supported(&cache, &k) {
+        if equal && k.dtype == v.dtype && known(&cache.k, &k) {
             let cache = owned(cache);
             let tokens = Tokens {
                 queries: None,
@@ -104,7 +104,7 @@ impl SparqBackend for CubeBackend {
         spans: Spans,
         encode: bool,
     ) -> PreparedBuffers<Self> {
-        if q.dtype == k.dtype && q.dtype == v.dtype && supported(&cache, &q) {
+        if q.dtype == k.dtype && q.dtype == v.dtype && known(&cache.k, &q) {
             let cache = owned(cache);
             let launcher = Launcher::new(&cache.k);
             let table = match &rotary {
@@ -329,10 +329,6 @@ pub(crate) fn takes_lengths_from_device(
         SparqStep::new(&problem, &Launcher::new(&k).info).is_some()
     };
     known(&k, &q) && cache.softcap.is_none() && config.is_none_or(fits)
-}
-
-fn supported(cache: &CacheBuffers<CubeBackend>, other: &CubeTensor) -> bool {
-    known(&cache.k, other)
 }
 
 /// Returns whether the kernels cover attention over these buffers.

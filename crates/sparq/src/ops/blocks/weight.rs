@@ -148,7 +148,8 @@ impl PackedWeight {
 /// for kernels. Not every GPU reads single bytes.
 fn upload(bytes: Bytes, device: &Device) -> Tensor<1, Int> {
     if !has_kernels(device) {
-        let data = TensorData::from_bytes(bytes.clone(), [bytes.len()], DType::U8);
+        let len = bytes.len();
+        let data = TensorData::from_bytes(bytes, [len], DType::U8);
         return Tensor::from_data(data, (device, DType::U8));
     }
     const WORD: usize = size_of::<u32>();

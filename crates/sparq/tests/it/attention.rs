@@ -8,7 +8,7 @@ use sparq::{
     SparqError,
 };
 
-use crate::common::{Noise, devices, new_cache, positions, sequence};
+use crate::common::{Noise, devices, new_cache, positions, sequence, tf32_error};
 
 const D_MODEL: usize = 48;
 
@@ -67,6 +67,7 @@ fn step(
 }
 
 fn assert_close(found: Tensor<3>, expected: Tensor<3>, tolerance: f32) {
+    let tolerance = tolerance + tf32_error(&found.device());
     found
         .into_data()
         .assert_approx_eq::<f32>(&expected.into_data(), Tolerance::absolute(tolerance));

@@ -230,8 +230,12 @@ impl Case {
     }
 
     /// Rounding of the inputs of a product and of its result, of about 3 at most.
-    fn tolerance(&self) -> f64 {
+    ///
+    /// CUDA multiplies many rows of f32 in TF32, which has the significand of f16.
+    fn tolerance(&self, device: &Device) -> f64 {
+        let is_cuda = format!("{device:?}").contains("Cuda(");
         match self.dtype {
+            DType::F32 if is_cuda && self.rows > 32 => 6e-3,
             DType::F32 => 1e-4,
             DType::F16 => 6e-3,
             _ => 4e-2,
@@ -272,11 +276,10 @@ fn check(name: &str, cases: &[Case]) {
             let mut worst = 0.0f64;
             for case in cases {
                 let case = Case { dtype, ..*case };
-                let error = case.error(&device);
+                let (error, tolerance) = (case.error(&device), case.tolerance(&device));
                 assert!(
-                    error <= case.tolerance(),
-                    "{device:?} {case:?}: worst error {error:.2e}, expected at most {:.0e}",
-                    case.tolerance()
+                    error <= tolerance,
+                    "{device:?} {case:?}: worst error {error:.2e}, expected at most {tolerance:.0e}"
                 );
                 worst = worst.max(error);
             }

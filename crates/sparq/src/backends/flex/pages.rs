@@ -35,17 +35,10 @@ fn advise<T>(buffer: &mut [T]) {
 
 #[cfg(target_os = "linux")]
 mod system {
-    use std::ffi::{c_int, c_void};
+    use std::ffi::c_void;
 
     /// The unit of the call. Where pages are larger, the call fails.
     const PAGE: usize = 4096;
-
-    /// "Enable transparent huge pages", madvise(2).
-    const MADV_HUGEPAGE: c_int = 14;
-
-    unsafe extern "C" {
-        fn madvise(address: *mut c_void, length: usize, advice: c_int) -> c_int;
-    }
 
     pub(super) fn advise(address: *mut c_void, bytes: usize) {
         // From the page that holds the start on, so that the areas of neighbours touch.
@@ -53,10 +46,10 @@ mod system {
         let length = (before + bytes).next_multiple_of(PAGE);
         // SAFETY: the advice changes no contents, also of neighbours in the first and last page.
         unsafe {
-            madvise(
-                address.cast::<u8>().wrapping_sub(before).cast(),
+            libc::madvise(
+                address.wrapping_byte_sub(before),
                 length,
-                MADV_HUGEPAGE,
+                libc::MADV_HUGEPAGE,
             )
         };
     }

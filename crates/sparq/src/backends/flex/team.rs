@@ -44,21 +44,46 @@ pub(super) fn for_each<T: Send>(tasks: Vec<T>, work: impl Fn(T) + Sync) {
             Err(TryLockError::WouldBlock) => None,
         };
         if leader.is_some() {
-            let tasks: Vec<Mutex<Option<T>>> = tasks
-                .into_iter()
-                .map(|task| Mutex::new(Some(task)))
-                .collect();
-            return team.run(limit, tasks.len(), &|index| {
-                let mut slot = tasks[index].lock().unwrap_or_else(PoisonError::into_inner);
-                let task = slot.take();
-                drop(slot);
-                if let Some(task) = task {
-                    work(task);
-                }
+            let tasks = Tasks::new(tasks);
+            return team.run(limit, tasks.count, &|index| {
+                // SAFETY: the team calls this once for each index.
+                work(unsafe { tasks.take(index) });
             });
         }
     }
     tasks.into_iter().for_each(work);
+}
+
+/// Tasks that are moved out one by one. Those that are not, after a panic, are leaked.
+struct Tasks<T> {
+    /// The memory of the tasks, and no task for `Vec` to drop.
+    memory: Vec<T>,
+    count: usize,
+}
+
+// SAFETY: a shared `Tasks` only moves tasks to other threads.
+unsafe impl<T: Send> Sync for Tasks<T> {}
+
+impl<T> Tasks<T> {
+    fn new(mut tasks: Vec<T>) -> Self {
+        let count = tasks.len();
+        // SAFETY: 0 is within the capacity, and no element has to be initialized.
+        unsafe { tasks.set_len(0) };
+        Self {
+            memory: tasks,
+            count,
+        }
+    }
+
+    /// Moves a task out.
+    ///
+    /// # Safety
+    /// Never called twice with the same index.
+    unsafe fn take(&self, index: usize) -> T {
+        assert!(index < self.count);
+        // SAFETY: the task was in the vector, and has not been moved out.
+        unsafe { self.memory.as_ptr().add(index).read() }
+    }
 }
 
 thread_local! {

@@ -176,6 +176,9 @@ pub(super) trait Simd: Copy + Send + Sync {
         indices: &mut [u32],
     ) -> usize;
 
+    /// Returns the number of the first `LANES` keys that are at least `threshold`.
+    fn count_at_least(self, keys: &[u32], threshold: u32) -> usize;
+
     /// Prefetches the cache line of `slice[index]` into L2. `index` may be out of bounds.
     ///
     /// Not into L1: rows whose distance is a power of two share a few sets there, and would evict

@@ -75,6 +75,8 @@ pub(in super::super) trait Integers: Simd {
     fn four_mul(self, a: Self::Four, b: Self::Four) -> Self::Four;
     /// Returns a b + c.
     fn four_mul_add(self, a: Self::Four, b: Self::Four, c: Self::Four) -> Self::Four;
+    /// Returns the sum of each four.
+    fn four_sums(self, fours: [Self::Four; 4]) -> [f32; 4];
     /// Returns number `first` for the first eight lanes, and `second` for the others.
     fn spread_two(self, values: Self::Four, first: usize, second: usize) -> Self::F;
     /// Returns the numbers from `first` on for four lanes each.

@@ -136,6 +136,10 @@ impl Integers for Portable {
         each!(4, i => a[i] * b[i] + c[i])
     }
     #[inline(always)]
+    fn four_sums(self, fours: [[f32; 4]; 4]) -> [f32; 4] {
+        each!(4, i => (fours[i][0] + fours[i][1]) + (fours[i][2] + fours[i][3]))
+    }
+    #[inline(always)]
     fn spread_two(self, values: [f32; 4], first: usize, _second: usize) -> [f32; 8] {
         [values[first]; 8]
     }

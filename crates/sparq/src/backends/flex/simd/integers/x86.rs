@@ -131,6 +131,12 @@ impl Integers for Avx2 {
         fn four_mul_add(self, a: __m128, b: __m128, c: __m128) -> __m128 {
             _mm_fmadd_ps(a, b, c)
         }
+        fn four_sums(self, fours: [__m128; 4]) -> [f32; 4] {
+            let (low, high) = (_mm_hadd_ps(fours[0], fours[1]), _mm_hadd_ps(fours[2], fours[3]));
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_hadd_ps(low, high));
+            sums
+        }
         fn spread_two(self, values: __m128, first: usize, _second: usize) -> __m256 {
             let all = _mm256_castps128_ps256(values);
             _mm256_permutevar8x32_ps(all, _mm256_set1_epi32(first as i32))
@@ -264,6 +270,12 @@ impl Integers for Avx512<true> {
         }
         fn four_mul_add(self, a: __m128, b: __m128, c: __m128) -> __m128 {
             _mm_fmadd_ps(a, b, c)
+        }
+        fn four_sums(self, fours: [__m128; 4]) -> [f32; 4] {
+            let (low, high) = (_mm_hadd_ps(fours[0], fours[1]), _mm_hadd_ps(fours[2], fours[3]));
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_hadd_ps(low, high));
+            sums
         }
         fn spread_two(self, values: __m128, first: usize, second: usize) -> __m512 {
             let low = _mm512_castsi256_si512(_mm256_set1_epi32(first as i32));

@@ -34,6 +34,8 @@ pub(in super::super) trait Integers: Simd {
     /// Loads 16 bytes for each part, `stride` bytes apart: the lower halves of the bytes, then the
     /// upper ones.
     fn load_nibbles(self, from: &[u8], stride: usize) -> Self::Bytes;
+    /// Loads 16 bytes for each half of a part, `stride` bytes apart.
+    fn load_halves(self, from: &[u8], stride: usize) -> Self::Bytes;
     /// Loads the same four bytes into all lanes.
     fn splat_word(self, from: &[u8]) -> Self::Bytes;
     fn store_bytes(self, value: Self::Bytes, to: &mut [u8]);

@@ -39,6 +39,11 @@ impl Integers for Portable {
         each!(32, i => if i < 16 { from[i] & 15 } else { from[i - 16] >> 4 })
     }
     #[inline(always)]
+    fn load_halves(self, from: &[u8], stride: usize) -> [u8; 32] {
+        let (first, second) = (&from[..16], &from[stride..][..16]);
+        each!(32, i => if i < 16 { first[i] } else { second[i - 16] })
+    }
+    #[inline(always)]
     fn splat_word(self, from: &[u8]) -> [u8; 32] {
         let from = &from[..4];
         each!(32, i => from[i % 4])

@@ -186,6 +186,15 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn prefetch<T>(self, slice: &[T], index: usize);
 }
 
+/// Prefetches the cache line at an address into L2. No memory needs to be there.
+#[inline(always)]
+pub(super) fn prefetch_address(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    x86::prefetch(std::ptr::without_provenance::<u8>(address));
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Returns an integer that orders like the value: larger for larger values, and above 0 for all
 /// but NaN.
 #[inline(always)]

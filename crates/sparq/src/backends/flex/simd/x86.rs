@@ -75,8 +75,7 @@ impl Avx512<true> {
 
 /// Prefetches for both instruction sets. The address is never read, so it may be out of bounds.
 #[inline(always)]
-fn prefetch<T>(slice: &[T], index: usize) {
-    let address = slice.as_ptr().wrapping_add(index);
+pub(super) fn prefetch<T>(address: *const T) {
     // SAFETY: SSE is part of x86-64, and prefetching any address only affects speed.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
 }
@@ -246,7 +245,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch<T>(self, slice: &[T], index: usize) {
-        prefetch(slice, index)
+        prefetch(slice.as_ptr().wrapping_add(index))
     }
 }
 
@@ -384,6 +383,6 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
 
     #[inline(always)]
     fn prefetch<T>(self, slice: &[T], index: usize) {
-        prefetch(slice, index)
+        prefetch(slice.as_ptr().wrapping_add(index))
     }
 }

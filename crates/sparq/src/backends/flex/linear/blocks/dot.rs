@@ -14,7 +14,7 @@ const STREAMS: usize = 4;
 const MAX_TILE: usize = 4;
 
 /// Bytes by which weights are fetched ahead, at least.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 6144;
 
 /// The largest group of blocks.
 const MAX_BYTES: usize = 210;

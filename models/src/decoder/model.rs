@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::ops::{Projections, decode_linear};
+use sparq::ops::{Projections, decode_linear, widen};
 use sparq::{EmbeddingLayer, LinearLayer, Method, RotaryConfig, SparqError};
 
 use super::DecoderConfig;
@@ -214,8 +214,7 @@ impl Decoder {
         };
         let x = x.reshape([batch * last, hidden]);
         let logits = decode_linear(x, (&self.norm).into(), Projections::One(head), None);
-        let logits = logits.reshape([batch, last, self.vocab_size()]);
-        let mut logits = logits.cast(FloatDType::F32);
+        let mut logits = widen(logits).reshape([batch, last, self.vocab_size()]);
         if let Some(scale) = self.logits_scale {
             logits = logits * scale;
         }

@@ -296,7 +296,7 @@ impl SparqAttention {
         let Some(cache) = cache else {
             self.check(&x, [0, 0])?;
             let [batch, len, _] = x.dims();
-            let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
+            let [q, k, v] = self.heads(x, norm);
             let (q, k) = self.rotate(q, k, &Spans::empty(batch), 0);
             let spans = Spans::full(batch, len);
             let device_spans = spans.to_tensor(&q.device());
@@ -308,7 +308,7 @@ impl SparqAttention {
         self.check_window(cache)?;
         cache.check_whole("a prefill")?;
         let before = cache.spans().clone();
-        let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
+        let [q, k, v] = self.heads(x, norm);
         // A cache is outside autodiff, queries need not be. The table has the angles of each
         // position in a sequence that ends there, and not those of a prompt that grows them.
         let grows = self.rotary.as_ref().is_some_and(Rotary::grows);
@@ -395,9 +395,7 @@ impl SparqAttention {
         self.check(&x, [cache.batch(), 1])?;
         self.check_window(cache)?;
         method.check(cache)?;
-        // With one position, the projections already write the layout of heads: no swap and no
-        // copy.
-        let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
+        let [q, k, v] = self.heads(x, norm);
         let q = cache.prepare(q, k, v, self.rotary.as_ref())?;
         let y = method.decode_checked(q, cache)?;
         let [batch, heads, len, d] = y.dims();
@@ -426,7 +424,7 @@ impl SparqAttention {
         }
     }
 
-    /// x [B, T, D] -> q [B, T, H, d], k and v [B, T, H_kv, d], before RoPE.
+    /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], before RoPE.
     fn heads(&self, x: Tensor<3>, norm: Norm) -> [Tensor<4>; 3] {
         let ([batch, len, width], d) = (x.dims(), self.head_dim);
         let [q, k, v] = self.products(x.reshape([batch * len, width]), norm);
@@ -439,7 +437,11 @@ impl SparqAttention {
                 }
                 None => y,
             };
-            y.reshape([batch, len, heads, d])
+            match len {
+                // The projections write the layout of heads.
+                1 => y.reshape([batch, heads, 1, d]),
+                _ => y.reshape([batch, len, heads, d]).swap_dims(1, 2),
+            }
         };
         let q = part(q, self.n_heads, self.q_norm.as_ref());
         [

@@ -242,6 +242,11 @@ pub trait SparqBackend: Backend + Primitive {
         fallback::normalize(x, norm)
     }
 
+    /// Converts x [rows, width] to fp32.
+    fn widen(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        fallback::widen::<Self>(x)
+    }
+
     /// Stores the blocks of a matrix [out, in] in the layout that the backend multiplies by.
     ///
     /// `bytes` has the blocks as in [`blocks`](mod@super::blocks), row by row: in u8 on a CPU, and

@@ -122,6 +122,11 @@ pub(crate) fn normalize<B: Primitive>(x: FloatTensor<B>, norm: NormBuffers<B>) -
     B::float_primitive(reference::normalize(B::float(x), &Norm::lift(norm)))
 }
 
+/// See [`SparqBackend::widen`].
+pub(crate) fn widen<B: Primitive>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_primitive(B::float::<2>(x).cast(FloatDType::F32))
+}
+
 /// See [`SparqBackend::dequantize_blocks`].
 pub(crate) fn dequantize_blocks<B: SparqBackend>(
     blocks: IntTensor<B>,

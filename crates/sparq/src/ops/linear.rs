@@ -15,7 +15,7 @@
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, ExtensionType};
 use burn::nn::{LayerNorm, Linear, RmsNorm};
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Device, FloatDType, Tensor, activation};
 
 use super::blocks::{BlockFormat, PackedWeight};
 use super::primitive::Primitive;
@@ -270,6 +270,14 @@ pub fn normalize(x: Tensor<2>, norm: Norm) -> Tensor<2> {
         return reference::normalize(x, &norm);
     }
     Tensor::from_dispatch(Dispatch::normalize(x.into_dispatch(), norm.lower()))
+}
+
+/// Converts x [rows, width] to f32; differentiable on an autodiff device.
+pub fn widen(x: Tensor<2>) -> Tensor<2> {
+    if x.is_autodiff() {
+        return x.cast(FloatDType::F32);
+    }
+    Tensor::from_dispatch(Dispatch::widen(x.into_dispatch()))
 }
 
 /// A [`Norm`] as primitives of a backend.

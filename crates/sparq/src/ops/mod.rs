@@ -36,6 +36,7 @@ pub use backend::{
 pub use linear::{
     Activation, BiasBuffers, LinearBuffers, Norm, NormBuffers, Projection, ProjectionBuffers,
     Projections, ResidualBuffers, Weight, WeightBuffers, decode_linear, is_output_major, normalize,
+    widen,
 };
 
 use burn::backend::Dispatch;

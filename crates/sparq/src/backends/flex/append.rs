@@ -4,7 +4,8 @@ use burn::backend::Flex;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::DType;
 
-use super::element::Element;
+use super::element::{Element, convert};
+use super::simd::{Kernel, Level, Simd};
 use crate::ops::Spans;
 use crate::ops::{CacheBuffers, SketchBuffers};
 use crate::sketch::codes_per_word;
@@ -44,14 +45,16 @@ pub(super) fn append_token<T: Element>(
             buffer[at..at + dim].copy_from_slice(&token[target.channels.clone()]);
         }
     }
+    let level = Level::detect();
+    let values: Vec<f32> = convert(level, v);
     let v_sum = f32::storage_mut(&mut cache.v_sum);
     for target in targets.iter().filter(|target| !target.padding) {
         let channels = target.channels.clone();
-        for (sum, value) in v_sum[channels.clone()].iter_mut().zip(&v[channels]) {
-            *sum += value.widen();
+        for (sum, value) in v_sum[channels.clone()].iter_mut().zip(&values[channels]) {
+            *sum += value;
         }
     }
-    append_to_sketch(&mut cache.sketch, k, capacity, &targets, encode);
+    append_to_sketch(level, &mut cache.sketch, k, capacity, &targets, encode);
     true
 }
 
@@ -99,6 +102,7 @@ fn is_contiguous(cache: &CacheBuffers<Flex>) -> bool {
 
 /// Writes the keys into the sketch. Codes are written only if `encode` is set.
 fn append_to_sketch<T: Element>(
+    level: Level,
     sketch: &mut SketchBuffers<Flex>,
     k: &[T],
     capacity: usize,
@@ -125,6 +129,13 @@ fn append_to_sketch<T: Element>(
             else {
                 unreachable!("to_contiguous returns contiguous fp32 tensors")
             };
+            let mut new: Vec<f32> = convert(level, k);
+            level.run(Encode {
+                keys: &mut new,
+                zero_points,
+                scales,
+                largest: ((1u32 << *bits) - 1) as f32,
+            });
             let words = codes.layout().shape()[3];
             let codes = codes.storage_mut::<u32>();
             for target in targets {
@@ -133,8 +144,11 @@ fn append_to_sketch<T: Element>(
                 let shift = target.position % per_word * *bits;
                 for channel in target.channels.clone() {
                     let word = &mut codes[channel * words + word];
-                    let key = k[channel].widen();
-                    let code = code(key, zero_points[channel], scales[channel], *bits);
+                    // A range of no width, whose keys all have code 0, is divided by.
+                    let code = match scales[channel] == 0.0 {
+                        true => 0,
+                        false => new[channel] as u32,
+                    };
                     *word = *word & ((1 << shift) - 1) | code << shift;
                 }
             }
@@ -143,12 +157,31 @@ fn append_to_sketch<T: Element>(
     }
 }
 
-/// Returns the code of a key; see [`sketch`](crate::sketch).
-fn code(key: f32, zero_point: f32, scale: f32, bits: usize) -> u32 {
-    let code = (key - zero_point) / scale;
-    if code.is_nan() || scale == 0.0 {
-        return 0;
+/// Replaces keys by their codes; see [`sketch`](crate::sketch).
+struct Encode<'a> {
+    /// As many as zero points and scales.
+    keys: &'a mut [f32],
+    zero_points: &'a [f32],
+    scales: &'a [f32],
+    /// The largest code.
+    largest: f32,
+}
+
+impl Kernel for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for at in (0..self.keys.len()).step_by(S::LANES) {
+            let offset = simd.sub(
+                f32::load_at(simd, self.keys, at),
+                f32::load_at(simd, self.zero_points, at),
+            );
+            let code = simd.round(simd.div(offset, f32::load_at(simd, self.scales, at)));
+            // NaN becomes 0.
+            let code = simd.max(code, simd.splat(0.0));
+            let code = simd.min(code, simd.splat(self.largest));
+            f32::store_at(simd, code, self.keys, at);
+        }
     }
-    let levels = ((1u32 << bits) - 1) as f32;
-    code.round_ties_even().clamp(0.0, levels) as u32
 }

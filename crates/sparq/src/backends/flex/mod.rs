@@ -225,6 +225,10 @@ impl SparqBackend for Flex {
             .unwrap_or_else(|| fallback::normalize(x, norm))
     }
 
+    fn widen(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        cast(x, DType::F32)
+    }
+
     fn dequantize_blocks(
         blocks: IntTensor<Self>,
         format: BlockFormat,

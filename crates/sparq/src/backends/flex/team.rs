@@ -9,9 +9,11 @@ use std::hint;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError, TryLockError};
+use std::sync::{Mutex, OnceLock, TryLockError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
+
+use super::simd::{CACHE_LINE, prefetch_address};
 
 /// Looks for a loop before a thread offers its core to others.
 const SPINS: usize = 1 << 12;
@@ -44,21 +46,46 @@ pub(super) fn for_each<T: Send>(tasks: Vec<T>, work: impl Fn(T) + Sync) {
             Err(TryLockError::WouldBlock) => None,
         };
         if leader.is_some() {
-            let tasks: Vec<Mutex<Option<T>>> = tasks
-                .into_iter()
-                .map(|task| Mutex::new(Some(task)))
-                .collect();
-            return team.run(limit, tasks.len(), &|index| {
-                let mut slot = tasks[index].lock().unwrap_or_else(PoisonError::into_inner);
-                let task = slot.take();
-                drop(slot);
-                if let Some(task) = task {
-                    work(task);
-                }
+            let tasks = Tasks::new(tasks);
+            return team.run(limit, tasks.count, &|index| {
+                // SAFETY: the team calls this once for each index.
+                work(unsafe { tasks.take(index) });
             });
         }
     }
     tasks.into_iter().for_each(work);
+}
+
+/// Tasks that are moved out one by one. Those that are not, after a panic, are leaked.
+struct Tasks<T> {
+    /// The memory of the tasks, and no task for `Vec` to drop.
+    memory: Vec<T>,
+    count: usize,
+}
+
+// SAFETY: a shared `Tasks` only moves tasks to other threads.
+unsafe impl<T: Send> Sync for Tasks<T> {}
+
+impl<T> Tasks<T> {
+    fn new(mut tasks: Vec<T>) -> Self {
+        let count = tasks.len();
+        // SAFETY: 0 is within the capacity, and no element has to be initialized.
+        unsafe { tasks.set_len(0) };
+        Self {
+            memory: tasks,
+            count,
+        }
+    }
+
+    /// Moves a task out.
+    ///
+    /// # Safety
+    /// Never called twice with the same index.
+    unsafe fn take(&self, index: usize) -> T {
+        assert!(index < self.count);
+        // SAFETY: the task was in the vector, and has not been moved out.
+        unsafe { self.memory.as_ptr().add(index).read() }
+    }
 }
 
 thread_local! {
@@ -89,6 +116,81 @@ impl Loop {
 #[derive(Default)]
 struct Next(AtomicUsize);
 
+/// Up to three areas of memory, as address and bytes.
+pub(super) type Areas = [(usize, usize); 3];
+
+/// The most bytes that a thread fetches ahead, about half of an L2 cache.
+const MAX_AHEAD: usize = 1 << 18;
+
+/// Bytes that are fetched between two looks for a loop.
+const AHEAD_STEP: usize = 512;
+
+/// Tells the threads which memory the next large loop will read from beginning to end. They fetch
+/// their shares of it while they wait.
+///
+/// The areas need not exist any more: only speed depends on them.
+pub(super) fn announce(areas: Areas) {
+    if threads() > 1 {
+        let announced = &Team::get().announced;
+        for (to, (address, bytes)) in announced.areas.iter().zip(areas) {
+            to[0].store(address, Ordering::Relaxed);
+            to[1].store(bytes, Ordering::Relaxed);
+        }
+        announced.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// The areas that were announced last.
+#[derive(Default)]
+struct Announced {
+    /// Grows with each announcement.
+    version: AtomicUsize,
+    areas: [[AtomicUsize; 2]; 3],
+}
+
+/// The part of the announced memory that a thread has still to fetch.
+#[derive(Default)]
+struct Ahead {
+    version: usize,
+    /// Positions in all areas, one after the other.
+    left: Range<usize>,
+}
+
+impl Ahead {
+    /// Fetches some bytes of a member's share. Returns false if there is nothing to fetch.
+    fn fetch(&mut self, announced: &Announced, member: usize, members: usize) -> bool {
+        let areas = || {
+            let areas = announced.areas.iter();
+            areas.map(|[address, bytes]| {
+                let bytes = bytes.load(Ordering::Relaxed);
+                (address.load(Ordering::Relaxed), bytes)
+            })
+        };
+        let version = announced.version.load(Ordering::Acquire);
+        if version != self.version {
+            self.version = version;
+            let total: usize = areas().map(|(_, bytes)| bytes).sum();
+            let start = total / members * member;
+            self.left = start..start + (total / members).min(MAX_AHEAD);
+        }
+        if self.left.is_empty() {
+            return false;
+        }
+        let mut position = self.left.start;
+        for (address, bytes) in areas() {
+            if position < bytes {
+                for line in (0..AHEAD_STEP).step_by(CACHE_LINE) {
+                    prefetch_address(address.wrapping_add(position + line));
+                }
+                break;
+            }
+            position -= bytes;
+        }
+        self.left.start += AHEAD_STEP;
+        true
+    }
+}
+
 /// A thread that helps others.
 struct Worker {
     asleep: AtomicBool,
@@ -110,6 +212,7 @@ struct Team {
     next: Vec<Next>,
     panicked: AtomicBool,
     workers: Vec<Worker>,
+    announced: Announced,
 }
 
 // SAFETY: `current` is written only by the holder of `leader` while the loop is closed and no
@@ -144,6 +247,7 @@ impl Team {
                 next: (0..threads).map(|_| Next::default()).collect(),
                 panicked: AtomicBool::new(false),
                 workers: (1..threads).map(|_| worker()).collect(),
+                announced: Announced::default(),
             }
         });
         STARTED.get_or_init(|| {
@@ -216,9 +320,11 @@ impl Team {
     /// Works on every loop that is opened.
     fn help(&self, index: usize) {
         let worker = &self.workers[index];
-        let mut seen = 0;
+        let (mut seen, mut ahead) = (0, Ahead::default());
         loop {
-            let turn = self.wait(seen, worker);
+            let members = self.workers.len() + 1;
+            let fetch = || ahead.fetch(&self.announced, index + 1, members);
+            let turn = self.wait(seen, worker, fetch);
             seen = turn;
             self.inside.fetch_add(1, Ordering::SeqCst);
             if self.turn.load(Ordering::SeqCst) == turn {
@@ -233,8 +339,9 @@ impl Team {
         }
     }
 
-    /// Waits for an open loop other than the last one. Returns its turn.
-    fn wait(&self, seen: usize, worker: &Worker) -> usize {
+    /// Waits for an open loop other than the last one, and fetches memory meanwhile. Returns its
+    /// turn.
+    fn wait(&self, seen: usize, worker: &Worker, mut fetch: impl FnMut() -> bool) -> usize {
         let opened = || {
             let turn = self.turn.load(Ordering::SeqCst);
             (turn % 2 == 1 && turn != seen).then_some(turn)
@@ -243,7 +350,9 @@ impl Team {
             if let Some(turn) = opened() {
                 return turn;
             }
-            hint::spin_loop();
+            if !fetch() {
+                hint::spin_loop();
+            }
         }
         let started = Instant::now();
         while started.elapsed() < PATIENCE {

@@ -5,13 +5,15 @@ use super::simd::{Kernel, Level, MAX_LANES, Simd};
 /// Fewer keys than this are selected from without a sample.
 const SMALL: usize = 2048;
 
+/// The upper bits of a threshold that a sample estimates: sign, exponent and seven more.
+const SAMPLE_BITS: u32 = 16;
+
 /// A top-k selection. Holds its memory for the next one.
 #[derive(Default)]
 pub(super) struct TopK {
     sample: Vec<u32>,
     keys: Vec<u32>,
     indices: Vec<u32>,
-    partitioned: Vec<u32>,
 }
 
 impl TopK {
@@ -20,8 +22,8 @@ impl TopK {
     ///
     /// Keys of 0 are excluded. `candidates` is the number of the others, at least `count`.
     ///
-    /// The selection itself reads every key several times and branches on it. So a sample first
-    /// estimates the threshold, and one pass over all keys drops most of them.
+    /// The selection itself reads every key many times. So a sample first estimates the threshold,
+    /// and one pass over all keys drops most of them.
     pub(super) fn select(
         &mut self,
         level: Level,
@@ -33,7 +35,7 @@ impl TopK {
         if count == 0 {
             return;
         }
-        let threshold = self.likely_threshold(keys, candidates, count);
+        let threshold = self.likely_threshold(level, keys, candidates, count);
         let mut kept = self.filter(level, keys, threshold);
         if kept < count {
             kept = self.filter(level, keys, 1);
@@ -42,12 +44,14 @@ impl TopK {
         if count == 0 {
             return;
         }
-        self.partitioned.clear();
-        self.partitioned.extend_from_slice(&self.keys[..kept]);
-        let (above, &mut border, _) = self
-            .partitioned
-            .select_nth_unstable_by(count - 1, |a, b| b.cmp(a));
-        let mut equal = count - above.iter().filter(|&&key| key > border).count();
+        self.keys[kept..kept.next_multiple_of(MAX_LANES)].fill(0);
+        let border = level.run(Largest {
+            keys: &self.keys[..kept.next_multiple_of(MAX_LANES)],
+            count,
+            bits: u32::BITS,
+        });
+        let above = self.keys[..kept].iter().filter(|&&key| key > border);
+        let mut equal = count - above.count();
 
         // Without a branch: every index is written, and `next` advances past the selected ones.
         let first = selected.len();
@@ -63,7 +67,13 @@ impl TopK {
     }
 
     /// Returns a key that probably at least `count` keys reach, and not many more.
-    fn likely_threshold(&mut self, keys: &[u32], candidates: usize, count: usize) -> u32 {
+    fn likely_threshold(
+        &mut self,
+        level: Level,
+        keys: &[u32],
+        candidates: usize,
+        count: usize,
+    ) -> u32 {
         if keys.len() < SMALL || count == candidates {
             return 1;
         }
@@ -78,7 +88,14 @@ impl TopK {
         if rank >= self.sample.len() {
             return 1;
         }
-        *self.sample.select_nth_unstable_by(rank, |a, b| b.cmp(a)).1
+        let len = self.sample.len().next_multiple_of(MAX_LANES);
+        self.sample.resize(len, 0);
+        let threshold = level.run(Largest {
+            keys: &self.sample,
+            count: rank + 1,
+            bits: SAMPLE_BITS,
+        });
+        threshold.max(1)
     }
 
     /// Copies the keys at or above `threshold` with their indices. Returns their number.
@@ -94,6 +111,36 @@ impl TopK {
             kept: &mut self.keys,
             indices: &mut self.indices,
         })
+    }
+}
+
+/// Finds the upper `bits` of the `count`-th largest key, one after the other, by counting. There
+/// are that many keys above 0, in whole vectors.
+///
+/// Without a branch that depends on a key, which a CPU would predict wrongly half of the time.
+struct Largest<'a> {
+    keys: &'a [u32],
+    count: usize,
+    bits: u32,
+}
+
+impl Kernel for Largest<'_> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> u32 {
+        let mut found = 0;
+        for bit in (u32::BITS - self.bits..u32::BITS).rev() {
+            let threshold = found | 1 << bit;
+            let mut count = 0;
+            for keys in self.keys.chunks_exact(S::LANES) {
+                count += simd.count_at_least(keys, threshold);
+            }
+            if count >= self.count {
+                found = threshold;
+            }
+        }
+        found
     }
 }
 

@@ -2,12 +2,12 @@
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{FloatDType, TensorData};
+use burn::tensor::{DType, TensorData};
 
 use super::{Blocks, Combine, Layer, Matrix, Norm, Problem};
+use crate::backends::flex::cast;
 use crate::backends::flex::element::Element;
 use crate::backends::flex::simd::Level;
-use crate::ops::primitive::Primitive;
 use crate::ops::{
     BiasBuffers, LinearBuffers, NormBuffers, ProjectionBuffers, ResidualBuffers, WeightBuffers,
 };
@@ -163,9 +163,5 @@ impl Parameters {
 
 /// Returns a vector in fp32 and contiguous.
 fn widened(vector: &FloatTensor<Flex>) -> FloatTensor<Flex> {
-    if f32::slice(vector).is_some() {
-        return vector.clone();
-    }
-    let vector = Flex::float::<1>(vector.clone()).cast(FloatDType::F32);
-    Flex::float_primitive(vector).to_contiguous()
+    cast(vector.clone(), DType::F32)
 }

@@ -6,6 +6,7 @@
 //! stored: once for a few rows, and once per block of rows otherwise. Sums are in fp32. For weights
 //! in blocks x is rounded to bytes, and [`blocks`] multiplies.
 
+mod ahead;
 mod blocks;
 pub(super) mod buffers;
 mod epilogue;
@@ -40,6 +41,14 @@ impl<T> Matrix<'_, T> {
         match self {
             Self::Floats(weight) => weight.len() / inputs.max(1),
             Self::Blocks(weight) => weight.outputs(inputs),
+        }
+    }
+
+    /// Returns the address and the bytes.
+    fn area(&self) -> (usize, usize) {
+        match self {
+            Self::Floats(weight) => (weight.as_ptr().addr(), size_of_val(*weight)),
+            Self::Blocks(weight) => (weight.bytes.as_ptr().addr(), weight.bytes.len()),
         }
     }
 

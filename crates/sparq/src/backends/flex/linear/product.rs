@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
-use super::Matrix;
 use super::blocks::{self, activations::Activations};
 use super::rows::{BLOCK_INPUTS, Rows, TILE_ROWS, aligned};
+use super::{Matrix, ahead};
 use crate::backends::flex::element::Element;
 use crate::backends::flex::simd::{Kernel, Level, MAX_LANES, Simd};
 use crate::backends::flex::team;
@@ -155,15 +155,15 @@ pub(super) fn product<'a, T: Element>(
         .map(|tile| input.count.min(tile * input.tile_rows()));
     let starts: Vec<usize> = starts.collect();
     let tasks = tasks(input, weights, [&tiles, &starts], chunk, &mut *data);
-    let bytes = |weight: &Matrix<'_, T>| match weight {
-        Matrix::Floats(weight) => size_of_val(*weight),
-        Matrix::Blocks(weight) => weight.bytes.len(),
-    };
-    let bytes = input.count * weights.iter().map(bytes).sum::<usize>();
+    let bytes = weights.iter().map(|weight| weight.area().1);
+    let bytes = input.count * bytes.sum::<usize>();
     Threads::new(tasks.len(), bytes).for_each(tasks, |task| match task {
         AnyTask::Floats(task) => level.run(task),
         AnyTask::Blocks(task) => level.run_integers(task),
     });
+    if input.tiles() == 1 {
+        ahead::note(weights);
+    }
     Sums {
         data,
         rows: input.count,

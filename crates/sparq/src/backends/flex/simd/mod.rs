@@ -176,11 +176,23 @@ pub(super) trait Simd: Copy + Send + Sync {
         indices: &mut [u32],
     ) -> usize;
 
+    /// Returns the number of the first `LANES` keys that are at least `threshold`.
+    fn count_at_least(self, keys: &[u32], threshold: u32) -> usize;
+
     /// Prefetches the cache line of `slice[index]` into L2. `index` may be out of bounds.
     ///
     /// Not into L1: rows whose distance is a power of two share a few sets there, and would evict
     /// each other before their use.
     fn prefetch<T>(self, slice: &[T], index: usize);
+}
+
+/// Prefetches the cache line at an address into L2. No memory needs to be there.
+#[inline(always)]
+pub(super) fn prefetch_address(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    x86::prefetch(std::ptr::without_provenance::<u8>(address));
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Returns an integer that orders like the value: larger for larger values, and above 0 for all

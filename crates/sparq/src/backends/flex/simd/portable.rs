@@ -181,5 +181,17 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn count_at_least(self, keys: &[u32], threshold: u32) -> usize {
+        let keys = &keys[..8];
+        let mut count = 0;
+        let mut i = 0;
+        while i < 8 {
+            count += u32::from(keys[i] >= threshold);
+            i += 1;
+        }
+        count as usize
+    }
+
+    #[inline(always)]
     fn prefetch<T>(self, _slice: &[T], _index: usize) {}
 }

@@ -17,13 +17,14 @@ impl Avx2 {
     pub(super) fn detect() -> Option<Self> {
         let found = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("popcnt");
         found.then_some(Self(()))
     }
 
     #[inline]
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2,fma,f16c")]
+        #[target_feature(enable = "avx2,fma,f16c,popcnt")]
         fn compiled<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
             kernel.run(simd)
         }
@@ -49,7 +50,7 @@ impl Avx512<false> {
 
     #[inline]
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
         fn compiled<K: Kernel>(simd: Avx512<false>, kernel: K) -> K::Output {
             kernel.run(simd)
         }
@@ -74,8 +75,7 @@ impl Avx512<true> {
 
 /// Prefetches for both instruction sets. The address is never read, so it may be out of bounds.
 #[inline(always)]
-fn prefetch<T>(slice: &[T], index: usize) {
-    let address = slice.as_ptr().wrapping_add(index);
+pub(super) fn prefetch<T>(address: *const T) {
     // SAFETY: SSE is part of x86-64, and prefetching any address only affects speed.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
 }
@@ -235,11 +235,17 @@ impl Simd for Avx2 {
             _mm256_storeu_si256(indices.as_mut_ptr().cast(), from);
             mask.count_ones() as usize
         }
+        fn count_at_least(self, keys: &[u32], threshold: u32) -> usize {
+            let vector = _mm256_loadu_si256(keys[..8].as_ptr().cast());
+            let larger = _mm256_max_epu32(vector, _mm256_set1_epi32(threshold as i32));
+            let equal = _mm256_castsi256_ps(_mm256_cmpeq_epi32(vector, larger));
+            _mm256_movemask_ps(equal).count_ones() as usize
+        }
     }
 
     #[inline(always)]
     fn prefetch<T>(self, slice: &[T], index: usize) {
-        prefetch(slice, index)
+        prefetch(slice.as_ptr().wrapping_add(index))
     }
 }
 
@@ -368,10 +374,15 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             _mm512_storeu_si512(indices.as_mut_ptr().cast(), from);
             mask.count_ones() as usize
         }
+        fn count_at_least(self, keys: &[u32], threshold: u32) -> usize {
+            let vector = _mm512_loadu_si512(keys[..16].as_ptr().cast());
+            let mask = _mm512_cmpge_epu32_mask(vector, _mm512_set1_epi32(threshold as i32));
+            mask.count_ones() as usize
+        }
     }
 
     #[inline(always)]
     fn prefetch<T>(self, slice: &[T], index: usize) {
-        prefetch(slice, index)
+        prefetch(slice.as_ptr().wrapping_add(index))
     }
 }

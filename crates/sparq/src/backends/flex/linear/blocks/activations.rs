@@ -1,13 +1,16 @@
 //! Rows of x in signed bytes: [`Activations`].
 
-use super::RUN;
+use super::{FEW_ROWS, RUN};
 use crate::backends::flex::linear::rows::Rows;
 use crate::backends::flex::simd::integers::{IntegerKernel, Integers};
 use crate::backends::flex::simd::{CACHE_LINE, Level};
 use crate::backends::flex::threads::Threads;
 
 /// Elements of a half run, which is one vector of 16 lanes or two of 8.
-const HALF: usize = RUN / 2;
+pub(super) const HALF: usize = RUN / 2;
+
+/// The runs whose halves are together.
+pub(super) const FOUR: usize = 4;
 
 /// The elements of a row are padded to a multiple of this number, the weights of the largest block.
 const PADDED: usize = 256;
@@ -20,6 +23,9 @@ pub(in super::super) struct Activations<'a> {
     /// share a few sets of the caches.
     pitch: usize,
     codes: &'a [u8],
+    /// The codes of each four runs in the order of [`Format::halves`](super::formats::Format): the
+    /// first half of each run, then the second ones. Only of few rows.
+    halves: &'a [u8],
     /// The runs of a padded row.
     runs: usize,
     scales: &'a [f32],
@@ -31,6 +37,7 @@ pub(in super::super) struct Activations<'a> {
 #[derive(Default)]
 pub(in super::super) struct Memory {
     codes: Vec<u8>,
+    halves: Vec<u8>,
     scales: Vec<f32>,
     sums: [Vec<f32>; 2],
 }
@@ -40,6 +47,12 @@ impl Activations<'_> {
     #[inline(always)]
     pub(super) fn codes(&self, row: usize) -> &[u8] {
         &self.codes[row * self.pitch..][..self.runs * RUN]
+    }
+
+    /// Returns the codes of a row, of few, in halves.
+    #[inline(always)]
+    pub(super) fn halves(&self, row: usize) -> &[u8] {
+        &self.halves[row * self.pitch..][..self.runs * RUN]
     }
 
     /// Returns the scale of each run of a row.
@@ -78,31 +91,32 @@ pub(in super::super) fn quantize<'a>(
             *memory = vec![0.0; len];
         }
     }
-    if memory.codes.len() < count * pitch {
-        memory.codes = vec![0; count * pitch];
+    let few = if count <= FEW_ROWS { count } else { 0 };
+    for (memory, rows) in [(&mut memory.codes, count), (&mut memory.halves, few)] {
+        if memory.len() < rows * pitch {
+            *memory = vec![0; rows * pitch];
+        }
     }
     let scales = memory.scales.chunks_mut(runs);
     let sums = whole.chunks_mut(runs).zip(half.chunks_mut(2 * runs));
     let codes = memory.codes.chunks_mut(pitch);
-    let all = codes.zip(scales).zip(sums).take(count).enumerate();
-    Threads::new(count, 4 * count * width).for_each(
-        all.collect(),
-        |(row, ((codes, scales), (whole, half)))| {
-            let x = rows.part(row, &(0..width));
-            let sums = [whole, half];
-            level.run_integers(Quantize {
-                x,
-                codes,
-                scales,
-                sums,
-            });
-        },
-    );
+    let mut halves = memory.halves.chunks_mut(pitch).take(few);
+    let tasks = codes.zip(scales).zip(sums).take(count).enumerate();
+    let tasks = tasks.map(|(row, ((codes, scales), (whole, half)))| Quantize {
+        x: rows.part(row, &(0..width)),
+        codes,
+        halves: halves.next(),
+        scales,
+        sums: [whole, half],
+    });
+    let threads = Threads::new(count, 4 * count * width);
+    threads.for_each(tasks.collect(), |task| level.run_integers(task));
     Activations {
         count,
         inputs: rows.inputs,
         pitch,
         codes: &memory.codes,
+        halves: &memory.halves,
         runs,
         scales: &memory.scales,
         sums: [&*whole, &*half],
@@ -114,6 +128,7 @@ struct Quantize<'a> {
     /// Whole half runs.
     x: &'a [f32],
     codes: &'a mut [u8],
+    halves: Option<&'a mut [u8]>,
     scales: &'a mut [f32],
     sums: [&'a mut [f32]; 2],
 }
@@ -163,6 +178,13 @@ impl Quantize<'_> {
                 let code = simd.round(simd.mul(simd.load(x), simd.splat(inverse)));
                 simd.store_rounded(code, &mut codes[half * HALF + at * S::LANES..]);
                 sums[half] += simd.sum(code);
+            }
+        }
+        if let Some(halves) = &mut self.halves {
+            let four = &mut halves[run / FOUR * FOUR * RUN..][..FOUR * RUN];
+            for (half, codes) in codes.chunks_exact(HALF).enumerate() {
+                let at = half * FOUR * HALF + run % FOUR * HALF;
+                four[at..at + HALF].copy_from_slice(codes);
             }
         }
         self.scales[run] = scale;

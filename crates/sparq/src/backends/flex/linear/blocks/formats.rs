@@ -46,6 +46,15 @@ pub(super) trait Format {
         }
     }
 
+    /// Returns the codes of the first halves of the four blocks of a group, and of the second ones,
+    /// for vectors of two parts. `None` for other vectors, and for formats without such halves.
+    ///
+    /// A lane of both has weights of the same block.
+    #[inline(always)]
+    fn halves<S: Integers>(_simd: S, _group: &[u8]) -> Option<[S::Bytes; 2]> {
+        None
+    }
+
     /// Returns the 32 weights in the first part of a vector, counted in such parts, and the
     /// distance to those of its second part.
     #[inline(always)]
@@ -77,7 +86,7 @@ fn four_halves<S: Integers>(simd: S, group: &[u8], size: usize, at: usize) -> S:
     let mut bits = [0; FOUR];
     for block in 0..FOUR {
         let at = block * size + at;
-        bits[block] = half(group, at);
+        bits[block] = half_at(group, at);
     }
     simd.four_halves(bits)
 }
@@ -109,7 +118,7 @@ fn fifth_bits<S: Integers>(
 }
 
 #[inline(always)]
-fn half(bytes: &[u8], at: usize) -> u16 {
+fn half_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
@@ -119,10 +128,36 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
 }
 
-/// Defines a format of blocks of 32 weights: its bytes, e, and the codes of a vector.
+/// Returns the codes of halves from the nibbles at `at` of each block.
+#[inline(always)]
+fn nibble_halves<S: Integers>(simd: S, group: &[u8], size: usize, at: usize) -> [S::Bytes; 2] {
+    let bytes = simd.load_halves(&group[at..], size);
+    [simd.low_nibbles(bytes), simd.high_nibbles(bytes)]
+}
+
+/// As [`nibble_halves`], with the fifth bits from the word at `bits` of each block.
+#[inline(always)]
+fn five_bit_halves<S: Integers>(
+    simd: S,
+    group: &[u8],
+    size: usize,
+    [bits, at]: [usize; 2],
+) -> [S::Bytes; 2] {
+    let mut codes = nibble_halves(simd, group, size, at);
+    for half in 0..2 {
+        let bits = |block: usize| u32::from(half_at(group, block * size + bits + 2 * half));
+        let words = [bits(0) | bits(1) << 16, bits(2) | bits(3) << 16];
+        codes[half] = simd.or(codes[half], simd.fifth_bits(words));
+    }
+    codes
+}
+
+/// Defines a format of blocks of 32 weights: its bytes, e, the codes of a vector, and perhaps those
+/// of halves.
 macro_rules! blocks_of_32 {
     ($name:ident, $bytes:literal, $second:expr, wide: $wide:literal,
-     |$simd:ident, $group:ident, $first:ident| $codes:expr) => {
+     |$simd:ident, $group:ident, $first:ident| $codes:expr
+     $(, |$simd_of_halves:ident, $halved:ident| $halves:expr)?) => {
         pub(super) struct $name;
 
         impl Format for $name {
@@ -140,6 +175,14 @@ macro_rules! blocks_of_32 {
                 let $first = vector * S::PARTS;
                 $codes
             }
+
+            $(#[inline(always)]
+            fn halves<S: Integers>($simd_of_halves: S, $halved: &[u8]) -> Option<[S::Bytes; 2]> {
+                match S::PARTS {
+                    2 => Some($halves),
+                    _ => None,
+                }
+            })?
         }
     };
 }
@@ -149,24 +192,24 @@ blocks_of_32!(Q8_0, 34, Second::Offset(128.0), wide: true, |simd, group, first| 
 });
 blocks_of_32!(Q4_0, 18, Second::Offset(8.0), wide: false, |simd, group, first| {
     simd.load_nibbles(block(group, 18, first, 2), 18)
-});
+}, |simd, group| nibble_halves(simd, group, 18, 2));
 blocks_of_32!(Q4_1, 20, Second::Minimum, wide: false, |simd, group, first| {
     simd.load_nibbles(block(group, 20, first, 4), 20)
-});
+}, |simd, group| nibble_halves(simd, group, 20, 4));
 blocks_of_32!(Q5_0, 22, Second::Offset(16.0), wide: false, |simd, group, first| {
     let low = simd.load_nibbles(block(group, 22, first, 6), 22);
     simd.or(low, fifth_bits(simd, group, 22, first, 2))
-});
+}, |simd, group| five_bit_halves(simd, group, 22, [2, 6]));
 blocks_of_32!(Q5_1, 24, Second::Minimum, wide: false, |simd, group, first| {
     let low = simd.load_nibbles(block(group, 24, first, 8), 24);
     simd.or(low, fifth_bits(simd, group, 24, first, 4))
-});
+}, |simd, group| five_bit_halves(simd, group, 24, [4, 8]));
 
 /// d and e of a block of Q4_K or Q5_K.
 #[inline(always)]
 fn affine_of_k<S: Integers>(simd: S, block: &[u8]) -> Affine<S> {
-    let d = simd.four_halves([half(block, 0); 4]);
-    let m = simd.four_halves([half(block, 2); 4]);
+    let d = simd.four_halves([half_at(block, 0); 4]);
+    let m = simd.four_halves([half_at(block, 2); 4]);
     let m = simd.four_mul(m, simd.four_splat(-1.0));
     let (low, middle, high) = (word(block, 4), word(block, 8), word(block, 12));
     // Six bits in each byte of a word.
@@ -259,7 +302,7 @@ impl Format for Q6K {
     #[inline(always)]
     fn affine<S: Integers>(simd: S, group: &[u8]) -> Affine<S> {
         let group = &group[..Self::BYTES];
-        let d = simd.four_halves([half(group, 208); 4]);
+        let d = simd.four_halves([half_at(group, 208); 4]);
         let mut affine = Affine::zero(simd);
         for four in 0..4 {
             let scales = simd.four_signed(word(group, 192 + 4 * four));

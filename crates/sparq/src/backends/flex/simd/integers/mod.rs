@@ -34,6 +34,8 @@ pub(in super::super) trait Integers: Simd {
     /// Loads 16 bytes for each part, `stride` bytes apart: the lower halves of the bytes, then the
     /// upper ones.
     fn load_nibbles(self, from: &[u8], stride: usize) -> Self::Bytes;
+    /// Loads 16 bytes for each half of a part, `stride` bytes apart.
+    fn load_halves(self, from: &[u8], stride: usize) -> Self::Bytes;
     /// Loads the same four bytes into all lanes.
     fn splat_word(self, from: &[u8]) -> Self::Bytes;
     fn store_bytes(self, value: Self::Bytes, to: &mut [u8]);
@@ -75,6 +77,8 @@ pub(in super::super) trait Integers: Simd {
     fn four_mul(self, a: Self::Four, b: Self::Four) -> Self::Four;
     /// Returns a b + c.
     fn four_mul_add(self, a: Self::Four, b: Self::Four, c: Self::Four) -> Self::Four;
+    /// Returns the sum of each four.
+    fn four_sums(self, fours: [Self::Four; 4]) -> [f32; 4];
     /// Returns number `first` for the first eight lanes, and `second` for the others.
     fn spread_two(self, values: Self::Four, first: usize, second: usize) -> Self::F;
     /// Returns the numbers from `first` on for four lanes each.

@@ -39,6 +39,11 @@ impl Integers for Portable {
         each!(32, i => if i < 16 { from[i] & 15 } else { from[i - 16] >> 4 })
     }
     #[inline(always)]
+    fn load_halves(self, from: &[u8], stride: usize) -> [u8; 32] {
+        let (first, second) = (&from[..16], &from[stride..][..16]);
+        each!(32, i => if i < 16 { first[i] } else { second[i - 16] })
+    }
+    #[inline(always)]
     fn splat_word(self, from: &[u8]) -> [u8; 32] {
         let from = &from[..4];
         each!(32, i => from[i % 4])
@@ -134,6 +139,10 @@ impl Integers for Portable {
     #[inline(always)]
     fn four_mul_add(self, a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
         each!(4, i => a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn four_sums(self, fours: [[f32; 4]; 4]) -> [f32; 4] {
+        each!(4, i => (fours[i][0] + fours[i][1]) + (fours[i][2] + fours[i][3]))
     }
     #[inline(always)]
     fn spread_two(self, values: [f32; 4], first: usize, _second: usize) -> [f32; 8] {

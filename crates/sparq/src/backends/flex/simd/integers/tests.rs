@@ -138,6 +138,8 @@ fn floats<S: Integers>(simd: S) {
         simd.four_mul_add(values, half, values),
         [1.5, 3.0, 4.5, 6.0],
     );
+    let fours = [values, half, simd.four_splat(-1.0), values];
+    assert_eq!(simd.four_sums(fours), [10.0, 2.0, -4.0, 10.0]);
     let numbers = [0.5, 1.5, -0.5, -127.0, 126.5, 2.4999, -3.5001, 127.0];
     let repeated: Vec<f32> = (0..MAX_LANES).map(|i| numbers[i % 8]).collect();
     let mut to = [0; MAX_LANES];

@@ -43,6 +43,13 @@ macro_rules! intrinsics {
     };
 }
 
+/// Joins four numbers, with shifts: the units for vectors have other work.
+#[inline(always)]
+fn joined(bits: [u16; 4]) -> u64 {
+    let [a, b, c, d] = bits.map(u64::from);
+    a | b << 16 | (c | d << 16) << 32
+}
+
 impl Integers for Avx2 {
     type Bytes = __m256i;
     type Sums = __m256i;
@@ -60,6 +67,10 @@ impl Integers for Avx2 {
             let bytes = _mm_loadu_si128(from[..16].as_ptr().cast());
             let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
             _mm256_and_si256(both, _mm256_set1_epi8(15))
+        }
+        fn load_halves(self, from: &[u8], stride: usize) -> __m256i {
+            let first = _mm_loadu_si128(from[..16].as_ptr().cast());
+            _mm256_set_m128i(_mm_loadu_si128(from[stride..][..16].as_ptr().cast()), first)
         }
         fn splat_word(self, from: &[u8]) -> __m256i {
             _mm256_set1_epi32(from[..4].as_ptr().cast::<i32>().read_unaligned())
@@ -104,7 +115,7 @@ impl Integers for Avx2 {
             _mm256_cvtepi32_ps(sums)
         }
         fn four_halves(self, bits: [u16; 4]) -> __m128 {
-            _mm_cvtph_ps(_mm_loadl_epi64(bits.as_ptr().cast()))
+            _mm_cvtph_ps(_mm_cvtsi64_si128(joined(bits) as i64))
         }
         fn four_unsigned(self, bytes: u32) -> __m128 {
             _mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bytes as i32)))
@@ -130,6 +141,12 @@ impl Integers for Avx2 {
         }
         fn four_mul_add(self, a: __m128, b: __m128, c: __m128) -> __m128 {
             _mm_fmadd_ps(a, b, c)
+        }
+        fn four_sums(self, fours: [__m128; 4]) -> [f32; 4] {
+            let (low, high) = (_mm_hadd_ps(fours[0], fours[1]), _mm_hadd_ps(fours[2], fours[3]));
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_hadd_ps(low, high));
+            sums
         }
         fn spread_two(self, values: __m128, first: usize, _second: usize) -> __m256 {
             let all = _mm256_castps128_ps256(values);
@@ -202,6 +219,14 @@ impl Integers for Avx512<true> {
             );
             _mm512_and_si512(_mm512_srlv_epi16(both, shift), _mm512_set1_epi8(15))
         }
+        fn load_halves(self, from: &[u8], stride: usize) -> __m512i {
+            let from = &from[..3 * stride + 16];
+            let load = |part: usize| _mm_loadu_si128(from[part * stride..][..16].as_ptr().cast());
+            let halves = _mm512_castsi128_si512(load(0));
+            let halves = _mm512_inserti32x4::<1>(halves, load(1));
+            let halves = _mm512_inserti32x4::<2>(halves, load(2));
+            _mm512_inserti32x4::<3>(halves, load(3))
+        }
         fn splat_word(self, from: &[u8]) -> __m512i {
             _mm512_set1_epi32(from[..4].as_ptr().cast::<i32>().read_unaligned())
         }
@@ -238,7 +263,7 @@ impl Integers for Avx512<true> {
             _mm512_cvtepi32_ps(sums)
         }
         fn four_halves(self, bits: [u16; 4]) -> __m128 {
-            _mm_cvtph_ps(_mm_loadl_epi64(bits.as_ptr().cast()))
+            _mm_cvtph_ps(_mm_cvtsi64_si128(joined(bits) as i64))
         }
         fn four_unsigned(self, bytes: u32) -> __m128 {
             _mm_cvtepi32_ps(_mm_cvtepu8_epi32(_mm_cvtsi32_si128(bytes as i32)))
@@ -264,6 +289,12 @@ impl Integers for Avx512<true> {
         }
         fn four_mul_add(self, a: __m128, b: __m128, c: __m128) -> __m128 {
             _mm_fmadd_ps(a, b, c)
+        }
+        fn four_sums(self, fours: [__m128; 4]) -> [f32; 4] {
+            let (low, high) = (_mm_hadd_ps(fours[0], fours[1]), _mm_hadd_ps(fours[2], fours[3]));
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_hadd_ps(low, high));
+            sums
         }
         fn spread_two(self, values: __m128, first: usize, second: usize) -> __m512 {
             let low = _mm512_castsi256_si512(_mm256_set1_epi32(first as i32));

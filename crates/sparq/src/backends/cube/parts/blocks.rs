@@ -134,11 +134,6 @@ impl BlockLayout {
         self.first_scales() + self.vectors_of_scales()
     }
 
-    /// Groups of a vector of codes.
-    pub fn groups_of_vector(&self) -> usize {
-        16 / self.code_bits
-    }
-
     /// The lane's first vector of scales: the number of those before.
     pub fn first_scales(&self) -> usize {
         self.code_bits + self.upper_bits

@@ -7,20 +7,23 @@
 //! [`blocks`](crate::backends::cube::parts::blocks) for the weights and
 //! [`half_rows`](crate::backends::cube::parts::half_rows) for x.
 //!
-//! The planes of a cube share its rows of weights and split the features. Their sums are added in
-//! shared memory.
+//! The planes of a cube share its rows of weights and split the features. Each copies its tiles to
+//! slots of its own in shared memory, some tiles ahead, and goes on without waiting for the other
+//! planes: only when the sums of many rows are held in shared memory are those of the planes added.
 
+mod copies;
 mod sums;
 mod work;
 
 use cubecl::prelude::*;
 
+use self::copies::Copies;
 use self::sums::{Columns, Sums};
-use self::work::{Ahead, Work};
+use self::work::Work;
 use crate::backends::cube::parts::blocks::{BlockLayout, LANES, MEMBERS, ROWS, Scales, Words};
 use crate::backends::cube::parts::half_rows::{FloatRows, HalfRowsBlueprint};
 use crate::backends::cube::parts::projection::{
-    Addends, LinearShape, NormWeights, ProjectionBlueprint, Tile, UpToThree, finish, load_addends,
+    Addends, LinearShape, NormWeights, ProjectionBlueprint, UpToThree, finish, load_addends,
     row_width,
 };
 
@@ -42,8 +45,14 @@ pub(crate) struct LinearBlocksBlueprint {
     pub packs: usize,
     /// Vectors of packed x in shared memory; 0 if cubes read it where that launch wrote it.
     pub shared: usize,
-    /// Tiles of rows of weights of a cube. With a gate, half of them are its.
+    /// Tiles of rows of weights of an item. With a gate, half of them are its.
     pub weight_tiles: usize,
+    /// Tiles of them that a plane copies at once, and multiplies by the same numbers of x.
+    pub beside: usize,
+    /// Slots of a plane for that many tiles.
+    pub slots: usize,
+    /// Items whose sums are held.
+    pub held: usize,
     /// Columns of a cube, in products.
     pub column_tiles: usize,
     /// There is only one column.
@@ -55,7 +64,7 @@ impl LinearBlocksBlueprint {
         self.rows.layout
     }
 
-    /// Outputs of a cube.
+    /// Outputs of an item.
     pub fn tile(&self) -> usize {
         match self.projection.gated {
             true => self.weight_tiles / 2 * ROWS,
@@ -72,20 +81,48 @@ impl LinearBlocksBlueprint {
         self.rows.units as usize / LANES
     }
 
-    /// Sums of a plane.
-    fn sums(&self) -> usize {
-        self.weight_tiles * self.column_tiles * HELD * LANES
+    /// Sums of a tile by a product's columns.
+    fn sums_of_tile(&self) -> usize {
+        if self.single { ROWS } else { HELD * LANES }
     }
 
-    /// Outputs that a unit finishes.
-    fn outputs_of_unit(&self) -> usize {
+    /// Sums of a plane for an item.
+    fn sums(&self) -> usize {
+        self.weight_tiles * self.column_tiles * self.sums_of_tile()
+    }
+
+    /// Bytes of the sums of an item.
+    pub fn bytes_of_item(&self) -> usize {
+        4 * self.planes() * self.sums()
+    }
+
+    /// Outputs of an item, in all its rows of x.
+    fn outputs(&self) -> usize {
         let rows = if self.single { 1 } else { self.rows_of_cube() };
-        (self.tile() * rows).div_ceil(self.rows.units as usize)
+        self.tile() * rows
+    }
+
+    /// Outputs of the items held that a unit finishes.
+    fn outputs_of_unit(&self) -> usize {
+        (self.held * self.outputs()).div_ceil(self.rows.units as usize)
+    }
+
+    /// Vectors of a slot.
+    fn slot(&self) -> usize {
+        self.beside * self.layout().vectors()
+    }
+
+    /// Bytes of a slot of every plane.
+    pub fn bytes_of_slots(&self) -> usize {
+        16 * self.planes() * self.slot()
     }
 
     /// Bytes of shared memory.
     pub fn shared_bytes(&self) -> usize {
-        16 * self.shared + 4 * (self.planes() * self.sums() + self.rows.scratch() + COLUMNS)
+        16 * self.shared
+            + self.slots * self.bytes_of_slots()
+            + self.held * self.bytes_of_item()
+            + 4 * (self.rows.scratch() + COLUMNS)
     }
 }
 
@@ -199,8 +236,10 @@ struct Memory {
     unscales: Shared<[f32]>,
     /// See [`FloatRows::pack`].
     scratch: Shared<[f32]>,
-    /// The sums of each plane.
+    /// The sums of each plane for each item held.
     sums: Shared<[f32]>,
+    /// The slots of each plane.
+    slots: Shared<[Words]>,
 }
 
 #[cube]
@@ -210,7 +249,10 @@ impl Memory {
             halves: Shared::<[Words]>::new_slice(comptime!(plan.shared.max(1))),
             unscales: Shared::<[f32]>::new_slice(COLUMNS),
             scratch: Shared::<[f32]>::new_slice(comptime!(plan.rows.scratch())),
-            sums: Shared::<[f32]>::new_slice(comptime!(plan.planes() * plan.sums())),
+            sums: Shared::<[f32]>::new_slice(comptime!(plan.held * plan.planes() * plan.sums())),
+            slots: Shared::<[Words]>::new_slice(comptime!(
+                plan.slots * plan.planes() * plan.slot()
+            )),
         }
     }
 }
@@ -255,14 +297,11 @@ fn compute<E: Float, N: Size>(
         }
         floats.load_scales(&mut scales, plan.rows);
     }
-    let mut ahead = Ahead::new(first, second, work, plan);
-    let mut loaded = Array::<Words>::new(comptime!(plan.weight_tiles * plan.layout().of_lane()));
+    let mut copies = Copies::new(first, second, work, plan);
     // The first weights are on their way while x is packed.
     #[unroll]
-    for i in 0..comptime!(plan.weight_tiles) {
-        let codes = comptime!((0, plan.layout().first_scales()));
-        ahead.load_codes(&mut loaded, i, codes, plan);
-        ahead.load_scales(&mut loaded, i, plan);
+    for slot in 0..comptime!(plan.slots) {
+        copies.request(&mut memory.slots, work, slot, plan);
     }
     if comptime!(plan.packs > 0) {
         #[unroll]
@@ -287,54 +326,83 @@ fn compute<E: Float, N: Size>(
         sync_cube();
     }
 
-    let width = row_width(shape, plan.projection);
     let mut sums = Sums::new(plan);
-    let mut item = work.cube;
-    let mut round = 0u32;
-    while item < work.items {
+    let mut loaded = Array::<Words>::new(comptime!(plan.beside * plan.layout().of_lane()));
+    let mut first_item = work.cube;
+    while first_item < work.items {
+        let addends = addends_of_unit::<E>(addition, shape, work, first_item, plan);
+        let mut item = first_item;
+        let mut place = 0usize;
+        while place < comptime!(plan.held) && item < work.items {
+            let columns = Columns::new(shape, work.first_row(item, plan), plan);
+            sums.clear(plan);
+            let mut step = PLANE_POS as usize;
+            while step < work.steps {
+                #[unroll]
+                for bundle in 0..comptime!(plan.weight_tiles / plan.beside) {
+                    copies.receive(&mut memory.slots, &mut loaded, work, bundle, plan);
+                    if comptime!(plan.shared > 0) {
+                        sums.add(&loaded, &memory.halves, &columns, step, bundle, plan);
+                    } else {
+                        sums.add(&loaded, &packed.halves, &columns, step, bundle, plan);
+                    }
+                }
+                step += comptime!(plan.planes());
+            }
+            sums.store(&mut memory.sums, place, plan);
+            item += work.cubes;
+            place += 1usize;
+        }
+        sync_cube();
+        finish_items::<E>(
+            &addends, out, &*memory, packed, shape, work, first_item, plan,
+        );
+        first_item = item;
+        if first_item < work.items {
+            // Another unit may still read the sums.
+            sync_cube();
+        }
+    }
+}
+
+/// Adds the sums of the planes for the items from `first_item` on, and writes their outputs.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn finish_items<E: Float>(
+    addends: &Sequence<Addends>,
+    out: &mut [E],
+    memory: &Memory,
+    packed: &PackedRows,
+    shape: &LinearShape,
+    work: &Work,
+    first_item: usize,
+    #[comptime] plan: LinearBlocksBlueprint,
+) {
+    let width = row_width(shape, plan.projection);
+    #[unroll]
+    for i in 0..comptime!(plan.outputs_of_unit()) {
+        let (place, column, row) = place_of(i, plan);
+        let item = first_item + place * work.cubes;
         let begin = work.first_row(item, plan);
         let tile = work.tile(item, plan);
-        let unit = unit_of_round(round, plan);
-        let addends = addends_of_unit::<E>(addition, &tile, shape, begin, unit, plan);
-        let columns = Columns::new(shape, begin, plan);
-        sums.clear(plan);
-        let mut step = PLANE_POS as usize;
-        while step < work.steps {
-            ahead.advance(work, plan);
-            if comptime!(plan.shared > 0) {
-                sums.add_step(&mut loaded, &ahead, &memory.halves, &columns, step, plan);
+        let output = tile.first + column;
+        let inside = place < comptime!(plan.held) && item < work.items;
+        let inside = inside && begin + row < shape.rows as usize;
+        if inside && output < tile.count {
+            let unscale = if comptime!(plan.packs > 0) {
+                memory.unscales[row]
             } else {
-                sums.add_step(&mut loaded, &ahead, &packed.halves, &columns, step, plan);
+                packed.unscales[begin + row]
+            };
+            let product = sum_of_planes(&memory.sums, place, column, row, plan) * unscale;
+            let mut up = 0.0f32;
+            if comptime!(plan.projection.gated) {
+                let beside = column + comptime!(plan.tile());
+                up = sum_of_planes(&memory.sums, place, beside, row, plan) * unscale;
             }
-            step += comptime!(plan.planes());
+            let value = finish(product, up, &addends[i], plan.projection);
+            out[(begin + row) * width + tile.before + output] = E::cast_from(value);
         }
-        // Another unit may still read the sums of the tile before.
-        sync_cube();
-        sums.store(&mut memory.sums, plan);
-        sync_cube();
-        #[unroll]
-        for i in 0..comptime!(plan.outputs_of_unit()) {
-            let (column, row) = place_of(i, unit, plan);
-            let output = tile.first + column;
-            let inside = row < comptime!(plan.rows_of_cube()) && begin + row < shape.rows as usize;
-            if inside && output < tile.count {
-                let unscale = if comptime!(plan.packs > 0) {
-                    memory.unscales[row]
-                } else {
-                    packed.unscales[begin + row]
-                };
-                let product = sum_of_planes(&memory.sums, column, row, plan) * unscale;
-                let mut up = 0.0f32;
-                if comptime!(plan.projection.gated) {
-                    let beside = column + comptime!(plan.tile());
-                    up = sum_of_planes(&memory.sums, beside, row, plan) * unscale;
-                }
-                let value = finish(product, up, &addends[i], plan.projection);
-                out[(begin + row) * width + tile.before + output] = E::cast_from(value);
-            }
-        }
-        item += work.cubes;
-        round += 1u32;
     }
 }
 
@@ -360,50 +428,44 @@ fn copy_halves(from: &[Words], to: &mut Shared<[Words]>, #[comptime] plan: Linea
     }
 }
 
-/// Returns this unit's number among those that finish the outputs of a round: another plane begins
-/// each time.
-#[cube]
-fn unit_of_round(round: u32, #[comptime] plan: LinearBlocksBlueprint) -> usize {
-    let units = comptime!(plan.rows.units);
-    ((UNIT_POS + round * comptime!(LANES as u32)) % units) as usize
-}
-
-/// Returns the output and the row of x of result number `i` of a unit. Neighbouring units write
-/// neighbouring outputs.
+/// Returns the place of the item, the output and the row of x of result number `i` of a unit.
+/// Neighbouring units write neighbouring outputs.
 #[cube]
 fn place_of(
     #[comptime] i: usize,
-    unit: usize,
     #[comptime] plan: LinearBlocksBlueprint,
-) -> (usize, usize) {
-    let place = comptime!(i * plan.rows.units as usize) + unit;
-    let row = place / comptime!(plan.tile());
-    (place % comptime!(plan.tile()), row)
+) -> (usize, usize, usize) {
+    let number = comptime!(i * plan.rows.units as usize) + UNIT_POS as usize;
+    let place = number / comptime!(plan.outputs());
+    let of_item = number % comptime!(plan.outputs());
+    let row = of_item / comptime!(plan.tile());
+    (place, of_item % comptime!(plan.tile()), row)
 }
 
-/// Loads the addends of a unit's results.
+/// Loads the addends of a unit's results for the items from `first_item` on.
 #[cube]
 fn addends_of_unit<E: Float>(
     addition: &Addition<'_, E>,
-    tile: &Tile,
     shape: &LinearShape,
-    begin: usize,
-    unit: usize,
+    work: &Work,
+    first_item: usize,
     #[comptime] plan: LinearBlocksBlueprint,
 ) -> Sequence<Addends> {
     let width = row_width(shape, plan.projection);
     let mut all = Sequence::<Addends>::new();
     #[unroll]
     for i in 0..comptime!(plan.outputs_of_unit()) {
-        let (column, row) = place_of(i, unit, plan);
+        let (place, column, row) = place_of(i, plan);
+        let item = min(first_item + place * work.cubes, work.items - 1);
+        let tile = work.tile(item, plan);
         let output = min(tile.first + column, tile.count - 1);
-        let row = min(begin + row, shape.rows as usize - 1);
+        let row = min(work.first_row(item, plan) + row, shape.rows as usize - 1);
         let at = row * width + tile.before + output;
         let projection = comptime!(plan.projection);
         all.push(load_addends::<E>(
             addition.biases,
             addition.residual,
-            tile,
+            &tile,
             output,
             at,
             projection,
@@ -412,10 +474,12 @@ fn addends_of_unit<E: Float>(
     all
 }
 
-/// Returns the sum over the planes for a row of weights and a row of x, both counted in the cube.
+/// Returns the sum over the planes for a row of weights and a row of x of the item at `place`, both
+/// counted in the item.
 #[cube]
 fn sum_of_planes(
     shared: &Shared<[f32]>,
+    place: usize,
     weight: usize,
     row: usize,
     #[comptime] plan: LinearBlocksBlueprint,
@@ -424,10 +488,15 @@ fn sum_of_planes(
     #[unroll]
     for half in 0..comptime!(plan.rows.halves) {
         let column = row * comptime!(plan.rows.halves) + half;
-        let lane = weight % 8 * MEMBERS + column % COLUMNS / 2;
-        let held = weight % ROWS / 8 * 2 + column % 2;
         let tiles = weight / ROWS * plan.column_tiles + column / COLUMNS;
-        let at = (tiles * HELD + held) * LANES + lane;
+        let mut of_tile = weight % ROWS;
+        if comptime!(!plan.single) {
+            let lane = weight % 8 * MEMBERS + column % COLUMNS / 2;
+            let held = weight % ROWS / 8 * 2 + column % 2;
+            of_tile = held * LANES + lane;
+        }
+        let first = place * comptime!(plan.planes() * plan.sums());
+        let at = first + tiles * comptime!(plan.sums_of_tile()) + of_tile;
         #[unroll]
         for plane in 0..comptime!(plan.planes()) {
             sum += shared[comptime!(plane * plan.sums()) + at];

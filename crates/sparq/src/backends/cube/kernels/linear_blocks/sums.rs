@@ -5,7 +5,6 @@ use burn::tensor::f16;
 use cubecl::cmma::MmaDefinition;
 use cubecl::prelude::*;
 
-use super::work::Ahead;
 use super::{COLUMNS, HELD, LinearBlocksBlueprint};
 use crate::backends::cube::parts::blocks::{
     GROUPS, LANES, MEMBERS, ROWS, RowScales, Scales, Words, codes_of_pair, scales_of_row,
@@ -75,67 +74,59 @@ impl Sums {
         }
     }
 
-    /// Adds the products of the loaded tiles with the features of step `step`. As soon as a vector
-    /// has been multiplied, the one after it is loaded in its place.
-    pub fn add_step(
+    /// Adds the products of the loaded tiles, bundle `bundle` of an item, with the features of step
+    /// `step`.
+    pub fn add(
         &mut self,
-        loaded: &mut Array<Words>,
-        ahead: &Ahead<'_>,
+        loaded: &Array<Words>,
         halves: &[Words],
         columns: &Columns,
         step: usize,
+        #[comptime] bundle: usize,
         #[comptime] plan: LinearBlocksBlueprint,
     ) {
         let layout = comptime!(plan.layout());
         let of_group = columns.count * MEMBERS;
         let first = step * VECTORS * of_group;
+        let mut low = Sequence::<RowScales>::new();
+        let mut high = Sequence::<RowScales>::new();
         #[unroll]
-        for i in 0..comptime!(plan.weight_tiles) {
+        for i in 0..comptime!(plan.beside) {
             let at = comptime!(i * layout.of_lane());
-            let low = scales_of_row(&*loaded, at, 0usize, layout);
-            let high = scales_of_row(&*loaded, at, 1usize, layout);
-            ahead.load_scales(loaded, i, plan);
-            let mut products = zeros(comptime!(plan.column_tiles * HELD));
+            low.push(scales_of_row(loaded, at, 0usize, layout));
+            high.push(scales_of_row(loaded, at, 1usize, layout));
+        }
+        let of_tile = comptime!(plan.column_tiles * HELD);
+        let mut products = zeros(comptime!(plan.beside * of_tile));
+        #[unroll]
+        for group in 0..GROUPS {
+            let x = load_x(halves, columns, first + group * of_group, plan);
             #[unroll]
-            for group in 0..GROUPS {
-                let x = first + group * of_group;
-                add_group(
-                    &mut products,
-                    &*loaded,
-                    &low,
-                    &high,
-                    halves,
-                    columns,
-                    x,
-                    at,
-                    group,
-                    plan,
-                );
-                let of_vector = comptime!(layout.groups_of_vector());
-                if comptime!((group + 1) % of_vector == 0) {
-                    let end = comptime!(2 * (group + 1) / of_vector);
-                    ahead.load_codes(loaded, i, comptime!((end - 2, end)), plan);
-                }
+            for i in 0..comptime!(plan.beside) {
+                let (at, to) = comptime!((i * layout.of_lane(), i * of_tile));
+                let (low, high) = (&low[i], &high[i]);
+                add_group(&mut products, loaded, low, high, &x, at, to, group, plan);
             }
-            if comptime!(layout.upper_bits > 0) {
-                let upper = comptime!((layout.code_bits, layout.first_scales()));
-                ahead.load_codes(loaded, i, upper, plan);
-            }
-            let x = first + GROUPS * of_group;
-            self.add_tile(&products, &low, &high, halves, columns, x, i, plan);
+        }
+        let x = load_x(halves, columns, first + GROUPS * of_group, plan);
+        #[unroll]
+        for i in 0..comptime!(plan.beside) {
+            let from = comptime!(i * of_tile);
+            let number = comptime!(bundle * plan.beside + i);
+            self.add_tile(&products, &low[i], &high[i], &x, from, number, plan);
         }
     }
 
-    /// Adds the products of a tile, `products`, and its sums of x by the zero points or minima.
+    /// Adds the products of tile `i` of an item, those of `products` from `from` on, and its sums
+    /// of x by the zero points or minima.
     #[allow(clippy::too_many_arguments)]
     fn add_tile(
         &mut self,
         products: &Array<f32>,
         low: &RowScales,
         high: &RowScales,
-        halves: &[Words],
-        columns: &Columns,
-        x: usize,
+        x: &Array<Words>,
+        #[comptime] from: usize,
         #[comptime] i: usize,
         #[comptime] plan: LinearBlocksBlueprint,
     ) {
@@ -151,7 +142,7 @@ impl Sums {
         let unit = comptime!(SUM_UNIT / 16_777_216.0);
         #[unroll]
         for t in 0..comptime!(plan.column_tiles) {
-            let vector = halves[x + columns.vectors[t]];
+            let vector = x[t];
             let mut result = multiply(&zeros(HELD), &shifts, vector, 0usize);
             if comptime!(plan.layout().scales == Scales::Bytes) {
                 result = multiply(&result, &shifts, vector, 1usize);
@@ -160,7 +151,7 @@ impl Sums {
             let mut of_codes = Array::<f32>::new(HELD);
             #[unroll]
             for e in 0..HELD {
-                of_codes[e] = products[comptime!(t * HELD + e)];
+                of_codes[e] = products[comptime!(from + t * HELD + e)];
             }
             let sums = &mut self.products;
             add_scaled(sums, &of_codes, low.factor, high.factor, to, plan.single);
@@ -175,18 +166,53 @@ impl Sums {
         }
     }
 
-    /// Writes the sums of a plane to shared memory.
-    pub fn store(&self, shared: &mut Shared<[f32]>, #[comptime] plan: LinearBlocksBlueprint) {
-        let (plane, lane) = (PLANE_POS as usize, UNIT_POS_PLANE as usize);
+    /// Writes the sums of a plane for the item at `place` to shared memory.
+    pub fn store(
+        &self,
+        shared: &mut Shared<[f32]>,
+        place: usize,
+        #[comptime] plan: LinearBlocksBlueprint,
+    ) {
+        let lane = UNIT_POS_PLANE as usize;
+        let first = (place * comptime!(plan.planes()) + PLANE_POS as usize) * plan.sums();
         #[unroll]
-        for i in 0..comptime!(plan.weight_tiles * plan.column_tiles * HELD) {
-            shared[plane * plan.sums() + i * LANES + lane] = self.products[i];
+        for i in 0..comptime!(plan.weight_tiles * plan.column_tiles) {
+            let first = first + comptime!(i * plan.sums_of_tile());
+            if comptime!(plan.single) {
+                if lane % MEMBERS == 0 {
+                    shared[first + lane / MEMBERS] = self.products[comptime!(i * HELD)];
+                    let next = self.products[comptime!(i * HELD + 2)];
+                    shared[first + lane / MEMBERS + 8] = next;
+                }
+            } else {
+                #[unroll]
+                for e in 0..HELD {
+                    let product = self.products[comptime!(i * HELD + e)];
+                    shared[first + comptime!(e * LANES) + lane] = product;
+                }
+            }
         }
     }
 }
 
-/// Adds the products of a group by its scales to `products`. `x` is the first vector of the group,
-/// and `at` the lane's first of the tile.
+/// Loads a lane's vectors of x of all tiles of columns; `first` is the first vector of their group.
+#[cube]
+fn load_x(
+    halves: &[Words],
+    columns: &Columns,
+    first: usize,
+    #[comptime] plan: LinearBlocksBlueprint,
+) -> Array<Words> {
+    let mut x = Array::<Words>::new(comptime!(plan.column_tiles));
+    #[unroll]
+    for t in 0..comptime!(plan.column_tiles) {
+        x[t] = halves[first + columns.vectors[t]];
+    }
+    x
+}
+
+/// Adds the products of a group by its scales to `products` from `to` on. `at` is the lane's first
+/// vector of the tile.
 #[cube]
 #[allow(clippy::too_many_arguments)]
 fn add_group(
@@ -194,10 +220,9 @@ fn add_group(
     loaded: &Array<Words>,
     low: &RowScales,
     high: &RowScales,
-    halves: &[Words],
-    columns: &Columns,
-    x: usize,
+    x: &Array<Words>,
     #[comptime] at: usize,
+    #[comptime] to: usize,
     #[comptime] group: usize,
     #[comptime] plan: LinearBlocksBlueprint,
 ) {
@@ -210,8 +235,8 @@ fn add_group(
     }
     #[unroll]
     for t in 0..comptime!(plan.column_tiles) {
-        let vector = halves[x + columns.vectors[t]];
-        let to = comptime!(t * HELD);
+        let vector = x[t];
+        let to = comptime!(to + t * HELD);
         let result = multiply(&zeros(HELD), &a, vector, 0usize);
         if comptime!(layout.scales == Scales::Bytes) {
             let (one, two) = (comptime!(2 * group), comptime!(2 * group + 1));

@@ -350,6 +350,7 @@ fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBloc
         weight_tiles: if gated { 2 } else { 1 },
         beside: 1,
         slots: 1,
+        bulk: launcher.info.wgmma,
         held: 1,
         column_tiles,
         single: columns == 1,
@@ -368,7 +369,8 @@ fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBloc
     let of_sums = left.min(BYTES_OF_SUMS) / plan.bytes_of_item();
     plan.held = (1 + of_sums).min(rounds);
     let left = most - plan.shared_bytes().min(most);
-    plan.slots = (1 + left / plan.bytes_of_slots()).min(MOST_SLOTS);
+    let most_slots = if plan.bulk { MOST_SLOTS } else { 1 };
+    plan.slots = (1 + left / (plan.bytes_of_slots() + 8 * plan.planes())).min(most_slots);
     plan
 }
 

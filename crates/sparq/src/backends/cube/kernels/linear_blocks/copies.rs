@@ -3,10 +3,11 @@
 use cubecl::prelude::barrier::copy_async;
 use cubecl::prelude::*;
 
-use super::LinearBlocksBlueprint;
 use super::work::Work;
+use super::{LinearBlocksBlueprint, Memory};
 use crate::backends::cube::parts::blocks::{LANES, ROWS, Words, load_codes, load_scales};
 use crate::backends::cube::parts::cp_async::{commit_group, wait_groups};
+use crate::backends::cube::parts::warpgroup::{address_of, value_of};
 
 /// The next tiles to copy. The slots are a ring, and those of a plane follow each other.
 #[derive(CubeType)]
@@ -20,8 +21,13 @@ pub(super) struct Copies<'a> {
     step: usize,
     /// There are such tiles.
     exists: bool,
-    /// The first vector of the slot that is copied to, or received from, next.
+    /// The slot that is copied to, or received from, next.
     slot: usize,
+    /// The addresses of the plane's slots and of their barriers.
+    slots: u32,
+    barriers: u32,
+    /// The parity of the phase in which the slot's tiles arrive.
+    parity: u32,
 }
 
 #[cube]
@@ -29,9 +35,25 @@ impl<'a> Copies<'a> {
     pub fn new(
         first: &'a [Words],
         second: &'a [Words],
+        memory: &Memory,
         work: &Work,
         #[comptime] plan: LinearBlocksBlueprint,
     ) -> Copies<'a> {
+        let mut slots = 0u32;
+        let mut barriers = 0u32;
+        if comptime!(plan.bulk) {
+            let of_plane = PLANE_POS * comptime!(plan.slots as u32);
+            slots = address_of(&memory.slots[0..1]) + of_plane * comptime!(16 * plan.slot() as u32);
+            barriers = address_of(&memory.barriers[0..1]) + of_plane * 8u32;
+            if UNIT_POS_PLANE == 0 {
+                #[unroll]
+                for i in 0..comptime!(plan.slots as u32) {
+                    init_barrier(barriers + 8u32 * i);
+                }
+                gpu_asm!("fence.proxy.async.shared::cta;");
+            }
+            sync_plane();
+        }
         let mut copies = Copies::<'a> {
             first,
             second,
@@ -39,7 +61,11 @@ impl<'a> Copies<'a> {
             tiles: Array::<usize>::new(comptime!(plan.weight_tiles)),
             step: PLANE_POS as usize,
             exists: work.cube < work.items && (PLANE_POS as usize) < work.steps,
-            slot: PLANE_POS as usize * comptime!(plan.slots * plan.slot()),
+            slot: 0usize.runtime(),
+            slots,
+            barriers,
+            // The first requests go round the ring once.
+            parity: 1u32.runtime(),
         };
         copies.locate(work, plan);
         copies
@@ -71,19 +97,22 @@ impl<'a> Copies<'a> {
 
     /// Goes to the next slot.
     fn next_slot(&mut self, #[comptime] plan: LinearBlocksBlueprint) {
-        if comptime!(plan.slots > 1) {
-            self.slot += comptime!(plan.slot());
-            let end = (PLANE_POS as usize + 1) * comptime!(plan.slots * plan.slot());
-            if self.slot == end {
-                self.slot -= comptime!(plan.slots * plan.slot());
-            }
+        self.slot += 1;
+        if self.slot == plan.slots {
+            self.slot = 0usize;
+            self.parity ^= 1u32;
         }
+    }
+
+    /// The first vector of the slot.
+    fn vector(&self, #[comptime] plan: LinearBlocksBlueprint) -> usize {
+        (PLANE_POS as usize * plan.slots + self.slot) * plan.slot()
     }
 
     /// Requests the next tiles, number `number` of all since the first ones of a step.
     pub fn request(
         &mut self,
-        slots: &mut Shared<[Words]>,
+        memory: &mut Memory,
         work: &Work,
         #[comptime] number: usize,
         #[comptime] plan: LinearBlocksBlueprint,
@@ -91,23 +120,58 @@ impl<'a> Copies<'a> {
         let layout = comptime!(plan.layout());
         let bundles = comptime!(plan.weight_tiles / plan.beside);
         let bundle = comptime!(number % bundles);
-        if self.exists {
+        let to = self.vector(plan);
+        let copies = self.exists && (comptime!(!plan.bulk).runtime() || UNIT_POS_PLANE == 0);
+        if copies {
+            if comptime!(plan.bulk) {
+                let bytes = comptime!(16 * plan.slot() as u32);
+                expect_bytes(self.barriers + 8u32 * self.slot as u32, bytes);
+            }
             #[unroll]
             for i in 0..comptime!(plan.beside) {
                 let number = comptime!(bundle * plan.beside + i);
                 let from = self.tiles[number] + self.step * comptime!(layout.vectors());
-                let to = self.slot + comptime!(i * layout.vectors());
                 if comptime!(plan.projection.gated && 2 * number >= plan.weight_tiles) {
-                    copy_tile(self.second, slots, from, to, plan);
+                    self.copy_tile(self.second, memory, from, to, i, plan);
                 } else {
-                    copy_tile(self.first, slots, from, to, plan);
+                    self.copy_tile(self.first, memory, from, to, i, plan);
                 }
             }
         }
-        commit_group();
+        if comptime!(!plan.bulk) {
+            commit_group();
+        }
         self.next_slot(plan);
         if comptime!(bundle == bundles - 1) {
             self.advance(work, plan);
+        }
+    }
+
+    /// Requests a tile for place `i` of the slot, whose first vector is `to`.
+    fn copy_tile(
+        &self,
+        weight: &[Words],
+        memory: &mut Memory,
+        from: usize,
+        to: usize,
+        #[comptime] i: usize,
+        #[comptime] plan: LinearBlocksBlueprint,
+    ) {
+        let vectors = comptime!(plan.layout().vectors());
+        if comptime!(plan.bulk) {
+            let of_slot = self.slot as u32 * comptime!(16 * plan.slot() as u32);
+            let target = self.slots + of_slot + comptime!((16 * i * vectors) as u32);
+            let barrier = self.barriers + 8u32 * self.slot as u32;
+            let bytes = comptime!(16 * vectors as u32);
+            copy_bulk(&weight[from..from + 1], target, barrier, bytes);
+        } else {
+            copy_vectors(
+                weight,
+                &mut memory.slots,
+                from,
+                to + comptime!(i * vectors),
+                vectors,
+            );
         }
     }
 
@@ -115,40 +179,94 @@ impl<'a> Copies<'a> {
     /// requests others in their place. They are bundle `bundle` of a step.
     pub fn receive(
         &mut self,
-        slots: &mut Shared<[Words]>,
+        memory: &mut Memory,
         loaded: &mut Array<Words>,
         work: &Work,
         #[comptime] bundle: usize,
         #[comptime] plan: LinearBlocksBlueprint,
     ) {
         let layout = comptime!(plan.layout());
-        wait_groups(comptime!(plan.slots - 1));
-        // The lanes read what others copied, and others copy over what they read.
-        sync_plane();
+        if comptime!(plan.bulk) {
+            let barrier = self.barriers + 8u32 * self.slot as u32;
+            let mut complete = 0u32;
+            while complete == 0u32 {
+                complete = try_wait(barrier, self.parity);
+            }
+        } else {
+            wait_groups(comptime!(plan.slots - 1));
+            // The lanes read what others copied.
+            sync_plane();
+        }
+        let first = self.vector(plan);
         #[unroll]
         for i in 0..comptime!(plan.beside) {
-            let tile = self.slot + comptime!(i * layout.vectors());
+            let tile = first + comptime!(i * layout.vectors());
             let at = comptime!(i * layout.of_lane());
             let codes = comptime!((0, layout.first_scales()));
-            load_codes(loaded, &*slots, tile, at, codes);
-            load_scales(loaded, &*slots, tile, at, layout);
+            load_codes(loaded, &memory.slots, tile, at, codes);
+            load_scales(loaded, &memory.slots, tile, at, layout);
         }
+        // Others copy over what the lanes read.
         sync_plane();
-        self.request(slots, work, comptime!(bundle + plan.slots), plan);
+        self.request(memory, work, comptime!(bundle + plan.slots), plan);
     }
 }
 
-/// Requests a tile: each lane a vector of every 32.
 #[cube]
-fn copy_tile(
+fn init_barrier(barrier: u32) {
+    let barrier = value_of::<u32>(barrier);
+    gpu_asm!("mbarrier.init.shared::cta.b64 [{barrier}], 1;", barrier = in(_) barrier);
+}
+
+/// Arrives at a barrier, whose phase is complete when that many bytes have been copied.
+#[cube]
+fn expect_bytes(barrier: u32, #[comptime] bytes: u32) {
+    let barrier = value_of::<u32>(barrier);
+    gpu_asm!(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [{barrier}], {bytes};",
+        barrier = in(_) barrier, bytes = const bytes,
+    );
+}
+
+/// Copies bytes from the beginning of `source` to an address in shared memory.
+#[cube]
+fn copy_bulk(source: &[Words], target: u32, barrier: u32, #[comptime] bytes: u32) {
+    let source = source.as_ptr();
+    let target = value_of::<u32>(target);
+    let barrier = value_of::<u32>(barrier);
+    gpu_asm!(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{target}], [{source}], {bytes}, [{barrier}];",
+        target = in(_) target, source = in(_) source, bytes = const bytes, barrier = in(_) barrier,
+    );
+}
+
+/// Waits for a limited time; returns 1 if the phase of this parity is complete.
+#[cube]
+fn try_wait(barrier: u32, parity: u32) -> u32 {
+    let barrier = value_of::<u32>(barrier);
+    let parity = value_of::<u32>(parity);
+    let complete: u32;
+    gpu_asm!(
+        "{{",
+        ".reg .pred p;",
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [{barrier}], {parity};",
+        "selp.b32 {complete}, 1, 0, p;",
+        "}}",
+        complete = out(_) complete, barrier = in(_) barrier, parity = in(_) parity,
+    );
+    complete
+}
+
+/// Requests `vectors` vectors: each lane one of every 32.
+#[cube]
+fn copy_vectors(
     weight: &[Words],
     slots: &mut Shared<[Words]>,
     from: usize,
     to: usize,
-    #[comptime] plan: LinearBlocksBlueprint,
+    #[comptime] vectors: usize,
 ) {
     let lane = UNIT_POS_PLANE as usize;
-    let vectors = comptime!(plan.layout().vectors());
     #[unroll]
     for i in 0..comptime!(vectors.div_ceil(LANES)) {
         let at = comptime!(i * LANES) + lane;

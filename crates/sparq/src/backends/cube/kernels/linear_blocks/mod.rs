@@ -21,10 +21,10 @@ use self::copies::Copies;
 use self::sums::{Columns, Sums};
 use self::work::Work;
 use crate::backends::cube::parts::blocks::{BlockLayout, LANES, MEMBERS, ROWS, Scales, Words};
-use crate::backends::cube::parts::half_rows::{FloatRows, HalfRowsBlueprint};
+use crate::backends::cube::parts::half_rows::{FloatRows, HalfRowsBlueprint, rms_factor};
 use crate::backends::cube::parts::projection::{
-    Addends, LinearShape, NormWeights, ProjectionBlueprint, UpToThree, finish, load_addends,
-    row_width,
+    Addends, LinearShape, NormKind, NormWeights, ProjectionBlueprint, UpToThree, finish,
+    load_addends, row_width,
 };
 
 /// Columns of x of a product.
@@ -51,6 +51,8 @@ pub(crate) struct LinearBlocksBlueprint {
     pub beside: usize,
     /// Slots of a plane for that many tiles.
     pub slots: usize,
+    /// They are bulk copies. Without, the units copy, and many copies on their way delay others.
+    pub bulk: bool,
     /// Items whose sums are held.
     pub held: usize,
     /// Columns of a cube, in products.
@@ -78,7 +80,7 @@ impl LinearBlocksBlueprint {
     }
 
     pub fn planes(&self) -> usize {
-        self.rows.units as usize / LANES
+        self.rows.planes()
     }
 
     /// Sums of a tile by a product's columns.
@@ -117,12 +119,31 @@ impl LinearBlocksBlueprint {
         16 * self.planes() * self.slot()
     }
 
+    fn barriers(&self) -> usize {
+        if self.bulk {
+            self.slots * self.planes()
+        } else {
+            1
+        }
+    }
+
+    /// The factors that undo the scaling of x, of each row that the cube packs and each step.
+    fn unscales(&self) -> usize {
+        (self.packs * self.rows.steps()).max(1)
+    }
+
+    /// The sums of squares of each of these rows and each plane.
+    fn squares(&self) -> usize {
+        (self.packs * self.planes()).max(1)
+    }
+
     /// Bytes of shared memory.
     pub fn shared_bytes(&self) -> usize {
         16 * self.shared
             + self.slots * self.bytes_of_slots()
+            + 8 * self.barriers()
             + self.held * self.bytes_of_item()
-            + 4 * (self.rows.scratch() + COLUMNS)
+            + 4 * (self.unscales() + self.squares())
     }
 }
 
@@ -232,14 +253,16 @@ pub(crate) fn linear_blocks_kernel<E: Float, N: Size>(
 struct Memory {
     /// Packed rows of x.
     halves: Shared<[Words]>,
-    /// The factors that undo the scaling of the rows.
+    /// The factors that undo the scaling of each row and step.
     unscales: Shared<[f32]>,
-    /// See [`FloatRows::pack`].
-    scratch: Shared<[f32]>,
+    /// The sums of squares of each row and plane.
+    squares: Shared<[f32]>,
     /// The sums of each plane for each item held.
     sums: Shared<[f32]>,
     /// The slots of each plane.
     slots: Shared<[Words]>,
+    /// Each slot's barrier for bulk copies.
+    barriers: Shared<[u64]>,
 }
 
 #[cube]
@@ -247,8 +270,9 @@ impl Memory {
     fn new(#[comptime] plan: LinearBlocksBlueprint) -> Memory {
         Memory {
             halves: Shared::<[Words]>::new_slice(comptime!(plan.shared.max(1))),
-            unscales: Shared::<[f32]>::new_slice(COLUMNS),
-            scratch: Shared::<[f32]>::new_slice(comptime!(plan.rows.scratch())),
+            barriers: Shared::<[u64]>::new_slice(comptime!(plan.barriers())),
+            unscales: Shared::<[f32]>::new_slice(comptime!(plan.unscales())),
+            squares: Shared::<[f32]>::new_slice(comptime!(plan.squares())),
             sums: Shared::<[f32]>::new_slice(comptime!(plan.held * plan.planes() * plan.sums())),
             slots: Shared::<[Words]>::new_slice(comptime!(
                 plan.slots * plan.planes() * plan.slot()
@@ -297,30 +321,31 @@ fn compute<E: Float, N: Size>(
         }
         floats.load_scales(&mut scales, plan.rows);
     }
-    let mut copies = Copies::new(first, second, work, plan);
+    let mut copies = Copies::new(first, second, &*memory, work, plan);
     // The first weights are on their way while x is packed.
     #[unroll]
     for slot in 0..comptime!(plan.slots) {
-        copies.request(&mut memory.slots, work, slot, plan);
+        copies.request(memory, work, slot, plan);
     }
     if comptime!(plan.packs > 0) {
         #[unroll]
         for row in 0..comptime!(plan.packs) {
             let from = comptime!(row * vectors);
-            let unscale = floats.pack(
+            let squares = floats.pack_steps(
                 row.runtime(),
                 &x,
                 &scales,
                 &mut memory.halves,
-                &mut memory.scratch,
+                &mut memory.unscales,
                 from,
                 plan.rows,
             );
-            if UNIT_POS == 0 {
-                memory.unscales[row] = unscale;
+            if UNIT_POS_PLANE == 0 {
+                memory.squares[comptime!(row * plan.planes()) + PLANE_POS as usize] = squares;
             }
         }
-        sync_cube();
+        // A plane multiplies by what it packed.
+        sync_plane();
     } else if comptime!(plan.shared > 0) {
         copy_halves(&packed.halves, &mut memory.halves, plan);
         sync_cube();
@@ -340,11 +365,14 @@ fn compute<E: Float, N: Size>(
             while step < work.steps {
                 #[unroll]
                 for bundle in 0..comptime!(plan.weight_tiles / plan.beside) {
-                    copies.receive(&mut memory.slots, &mut loaded, work, bundle, plan);
+                    copies.receive(memory, &mut loaded, work, bundle, plan);
+                    let unscales = columns.unscales(&memory.unscales, step, plan);
                     if comptime!(plan.shared > 0) {
-                        sums.add(&loaded, &memory.halves, &columns, step, bundle, plan);
+                        let x = &memory.halves;
+                        sums.add(&loaded, x, &columns, &unscales, step, bundle, plan);
                     } else {
-                        sums.add(&loaded, &packed.halves, &columns, step, bundle, plan);
+                        let x = &packed.halves;
+                        sums.add(&loaded, x, &columns, &unscales, step, bundle, plan);
                     }
                 }
                 step += comptime!(plan.planes());
@@ -389,11 +417,17 @@ fn finish_items<E: Float>(
         let inside = place < comptime!(plan.held) && item < work.items;
         let inside = inside && begin + row < shape.rows as usize;
         if inside && output < tile.count {
-            let unscale = if comptime!(plan.packs > 0) {
-                memory.unscales[row]
-            } else {
-                packed.unscales[begin + row]
-            };
+            let mut unscale = 1.0f32;
+            if comptime!(plan.packs == 0) {
+                unscale = packed.unscales[begin + row];
+            } else if comptime!(plan.projection.norm == NormKind::Rms) {
+                let mut squares = 0.0f32;
+                #[unroll]
+                for plane in 0..comptime!(plan.planes()) {
+                    squares += memory.squares[row * comptime!(plan.planes()) + plane];
+                }
+                unscale = rms_factor(squares, shape.features as usize, shape.epsilon);
+            }
             let product = sum_of_planes(&memory.sums, place, column, row, plan) * unscale;
             let mut up = 0.0f32;
             if comptime!(plan.projection.gated) {

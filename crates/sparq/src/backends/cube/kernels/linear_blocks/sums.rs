@@ -19,6 +19,8 @@ pub(super) struct Columns {
     count: usize,
     /// The lane's vector of each tile of columns, relative to those of a group.
     vectors: Array<usize>,
+    /// The rows of x of its two results of each row of weights, if the cube packs them.
+    rows: Array<usize>,
 }
 
 #[cube]
@@ -38,7 +40,35 @@ impl Columns {
             let column = min(first + comptime!(t * COLUMNS) + lane / MEMBERS, count - 1);
             vectors[t] = column * MEMBERS + lane % MEMBERS;
         }
-        Columns { count, vectors }
+        let mut rows = Array::<usize>::new(2usize);
+        #[unroll]
+        for e in 0..2usize {
+            let column = min(lane % MEMBERS * 2 + e, count - 1);
+            rows[e] = column / comptime!(plan.rows.halves);
+        }
+        Columns {
+            count,
+            vectors,
+            rows,
+        }
+    }
+
+    /// Returns the factors that undo the scaling of x in step `step`, of the lane's two columns.
+    pub fn unscales(
+        &self,
+        all: &Shared<[f32]>,
+        step: usize,
+        #[comptime] plan: LinearBlocksBlueprint,
+    ) -> Array<f32> {
+        let mut unscales = Array::<f32>::new(2usize);
+        #[unroll]
+        for e in 0..2usize {
+            unscales[e] = 1.0f32;
+            if comptime!(plan.packs > 0) {
+                unscales[e] = all[self.rows[e] * comptime!(plan.rows.steps()) + step];
+            }
+        }
+        unscales
     }
 }
 
@@ -81,6 +111,7 @@ impl Sums {
         loaded: &Array<Words>,
         halves: &[Words],
         columns: &Columns,
+        unscales: &Array<f32>,
         step: usize,
         #[comptime] bundle: usize,
         #[comptime] plan: LinearBlocksBlueprint,
@@ -113,7 +144,8 @@ impl Sums {
         for i in 0..comptime!(plan.beside) {
             let from = comptime!(i * of_tile);
             let number = comptime!(bundle * plan.beside + i);
-            self.add_tile(&products, &low[i], &high[i], &x, from, number, plan);
+            let (low, high) = (&low[i], &high[i]);
+            self.add_tile(&products, low, high, &x, unscales, from, number, plan);
         }
     }
 
@@ -126,6 +158,7 @@ impl Sums {
         low: &RowScales,
         high: &RowScales,
         x: &Array<Words>,
+        unscales: &Array<f32>,
         #[comptime] from: usize,
         #[comptime] i: usize,
         #[comptime] plan: LinearBlocksBlueprint,
@@ -148,21 +181,20 @@ impl Sums {
                 result = multiply(&result, &shifts, vector, 1usize);
             }
             let to = comptime!((i * plan.column_tiles + t) * HELD);
-            let mut of_codes = Array::<f32>::new(HELD);
             #[unroll]
             for e in 0..HELD {
-                of_codes[e] = products[comptime!(from + t * HELD + e)];
+                // The second of two columns does not exist if there is only one.
+                if comptime!(!plan.single || e % 2 == 0) {
+                    let (factor, shift) = if comptime!(e < 2) {
+                        (low.factor, low.shift)
+                    } else {
+                        (high.factor, high.shift)
+                    };
+                    let of_codes = products[comptime!(from + t * HELD + e)] * factor;
+                    let sum = of_codes + result[e] * (shift * unit);
+                    self.products[comptime!(to + e)] += sum * unscales[comptime!(e % 2)];
+                }
             }
-            let sums = &mut self.products;
-            add_scaled(sums, &of_codes, low.factor, high.factor, to, plan.single);
-            add_scaled(
-                sums,
-                &result,
-                low.shift * unit,
-                high.shift * unit,
-                to,
-                plan.single,
-            );
         }
     }
 

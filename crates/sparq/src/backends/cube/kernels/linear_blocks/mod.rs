@@ -463,7 +463,7 @@ fn copy_halves(from: &[Words], to: &mut Shared<[Words]>, #[comptime] plan: Linea
 }
 
 /// Returns the place of the item, the output and the row of x of result number `i` of a unit.
-/// Neighbouring units write neighbouring outputs.
+/// Neighbouring units read neighbouring sums.
 #[cube]
 fn place_of(
     #[comptime] i: usize,
@@ -472,8 +472,21 @@ fn place_of(
     let number = comptime!(i * plan.rows.units as usize) + UNIT_POS as usize;
     let place = number / comptime!(plan.outputs());
     let of_item = number % comptime!(plan.outputs());
-    let row = of_item / comptime!(plan.tile());
-    (place, of_item % comptime!(plan.tile()), row)
+    if comptime!(plan.single) {
+        (place, of_item, 0usize.runtime())
+    } else {
+        // The two halves of a row are in one lane.
+        let halves = comptime!(plan.rows.halves);
+        let of_tile = comptime!(plan.sums_of_tile() / halves);
+        let (tile, held) = (of_item / of_tile, of_item % of_tile / LANES);
+        let lane = of_item % LANES;
+        let of_lane = comptime!(2 / halves);
+        let output = held / of_lane * 8 + lane / MEMBERS;
+        let row = lane % MEMBERS * of_lane + held % of_lane;
+        let columns = comptime!(plan.column_tiles);
+        let first_row = tile % columns * comptime!(COLUMNS / halves);
+        (place, tile / columns * ROWS + output, first_row + row)
+    }
 }
 
 /// Loads the addends of a unit's results for the items from `first_item` on.

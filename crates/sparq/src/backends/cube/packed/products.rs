@@ -33,8 +33,8 @@ const BYTES_TO_PACK: usize = 64 * 1024;
 const MOST_COLUMN_TILES: usize = 4;
 /// The most planes of a cube. Each has at most 128 registers.
 const MOST_PLANES: usize = 16;
-/// The most tiles of a plane on their way.
-const MOST_SLOTS: usize = 4;
+/// The most bytes of tiles on their way to a cube, unless a tile for each plane has more.
+const BYTES_ON_THE_WAY: usize = 80 * 1024;
 /// The most bytes of shared memory for sums.
 const BYTES_OF_SUMS: usize = 32 * 1024;
 /// Units of the cubes that pack a row.
@@ -354,6 +354,7 @@ fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBloc
         held: 1,
         column_tiles,
         single: columns == 1,
+        whole: columns <= column_tiles * COLUMNS,
     };
     let most = launcher.info.max_shared_bytes;
     if !packs && plan.shared_bytes() > most {
@@ -369,8 +370,10 @@ fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBloc
     let of_sums = left.min(BYTES_OF_SUMS) / plan.bytes_of_item();
     plan.held = (1 + of_sums).min(rounds);
     let left = most - plan.shared_bytes().min(most);
-    let most_slots = if plan.bulk { MOST_SLOTS } else { 1 };
-    plan.slots = (1 + left / (plan.bytes_of_slots() + 8 * plan.planes())).min(most_slots);
+    if plan.bulk {
+        let fit = 1 + left / (plan.bytes_of_slots() + 8 * plan.planes());
+        plan.slots = fit.min((BYTES_ON_THE_WAY / plan.bytes_of_slots()).max(1));
+    }
     plan
 }
 

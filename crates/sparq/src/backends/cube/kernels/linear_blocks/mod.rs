@@ -59,6 +59,8 @@ pub(crate) struct LinearBlocksBlueprint {
     pub column_tiles: usize,
     /// There is only one column.
     pub single: bool,
+    /// All rows of x are those of a cube.
+    pub whole: bool,
 }
 
 impl LinearBlocksBlueprint {
@@ -311,6 +313,7 @@ fn compute<E: Float, N: Size>(
     work: &Work,
     #[comptime] plan: LinearBlocksBlueprint,
 ) {
+    let mut copies = Copies::new(first, second, &*memory, work, plan);
     let vectors = comptime!(plan.rows.vectors());
     let mut x = Array::<Vector<E, N>>::new(comptime!(vectors * plan.packs));
     let mut scales = Array::<Vector<E, N>>::new(vectors);
@@ -321,7 +324,6 @@ fn compute<E: Float, N: Size>(
         }
         floats.load_scales(&mut scales, plan.rows);
     }
-    let mut copies = Copies::new(first, second, &*memory, work, plan);
     // The first weights are on their way while x is packed.
     #[unroll]
     for slot in 0..comptime!(plan.slots) {
@@ -365,14 +367,17 @@ fn compute<E: Float, N: Size>(
             while step < work.steps {
                 #[unroll]
                 for bundle in 0..comptime!(plan.weight_tiles / plan.beside) {
-                    copies.receive(memory, &mut loaded, work, bundle, plan);
                     let unscales = columns.unscales(&memory.unscales, step, plan);
                     if comptime!(plan.shared > 0) {
+                        let held = columns.load_step(&memory.halves, step, plan);
+                        copies.receive(memory, &mut loaded, work, bundle, plan);
                         let x = &memory.halves;
-                        sums.add(&loaded, x, &columns, &unscales, step, bundle, plan);
+                        sums.add(&loaded, &held, x, &columns, &unscales, step, bundle, plan);
                     } else {
+                        let held = columns.load_step(&packed.halves, step, plan);
+                        copies.receive(memory, &mut loaded, work, bundle, plan);
                         let x = &packed.halves;
-                        sums.add(&loaded, x, &columns, &unscales, step, bundle, plan);
+                        sums.add(&loaded, &held, x, &columns, &unscales, step, bundle, plan);
                     }
                 }
                 step += comptime!(plan.planes());

@@ -34,7 +34,11 @@ impl Work {
         count: u32,
         #[comptime] plan: LinearBlocksBlueprint,
     ) -> Work {
-        let blocks = (shape.rows as usize).div_ceil(comptime!(plan.rows_of_cube()));
+        let blocks = if comptime!(plan.whole) {
+            1usize.runtime()
+        } else {
+            (shape.rows as usize).div_ceil(comptime!(plan.rows_of_cube()))
+        };
         let tiles = (count as usize).div_ceil(comptime!(plan.tile()));
         Work {
             cube,
@@ -51,7 +55,7 @@ impl Work {
     pub fn tile(&self, item: usize, #[comptime] plan: LinearBlocksBlueprint) -> Tile {
         Tile {
             weight: self.weight,
-            first: item / self.blocks * comptime!(plan.tile()),
+            first: self.tile_of(item, plan) * comptime!(plan.tile()),
             count: self.count,
             before: self.before,
             exists: true.runtime(),
@@ -59,6 +63,19 @@ impl Work {
     }
 
     pub fn first_row(&self, item: usize, #[comptime] plan: LinearBlocksBlueprint) -> usize {
-        item % self.blocks * comptime!(plan.rows_of_cube())
+        if comptime!(plan.whole) {
+            0usize.runtime()
+        } else {
+            item % self.blocks * comptime!(plan.rows_of_cube())
+        }
+    }
+
+    /// Returns the tile of an item. A division takes as long as a product.
+    fn tile_of(&self, item: usize, #[comptime] plan: LinearBlocksBlueprint) -> usize {
+        if comptime!(plan.whole) {
+            item
+        } else {
+            item / self.blocks
+        }
     }
 }

@@ -18,6 +18,7 @@ use super::blocks::{
 };
 use super::projection::{NormKind, NormWeights};
 use super::reduce::{group_sum, max_in_plane, sum_in_plane};
+use super::warpgroup::{lane, plane};
 
 /// Vectors of a column and a member for each 256 features.
 pub(crate) const VECTORS: usize = GROUPS + 1;
@@ -200,8 +201,8 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
             }
             let (scale, unscale) = power_of_two(max_in_plane(largest, PLANE));
             self.pack_part(row, &values, scale, halves, i, plan);
-            if UNIT_POS_PLANE == 0 {
-                let step = comptime!(i * plan.planes()) + PLANE_POS as usize;
+            if lane() == 0 {
+                let step = comptime!(i * plan.planes()) + plane();
                 unscales[row * comptime!(plan.steps()) + step] = unscale;
             }
         }
@@ -302,10 +303,10 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         }
         // Another unit may still read those of the row before.
         sync_cube();
-        if UNIT_POS_PLANE == 0 {
-            scratch[PLANE_POS as usize] = largest;
+        if lane() == 0 {
+            scratch[plane()] = largest;
             if comptime!(has_norm) {
-                scratch[planes + PLANE_POS as usize] = squares;
+                scratch[planes + plane()] = squares;
             }
         }
         sync_cube();

@@ -7,7 +7,7 @@ use super::work::Work;
 use super::{LinearBlocksBlueprint, Memory};
 use crate::backends::cube::parts::blocks::{LANES, ROWS, Words, load_codes, load_scales};
 use crate::backends::cube::parts::cp_async::{commit_group, wait_groups};
-use crate::backends::cube::parts::warpgroup::{address_of, value_of};
+use crate::backends::cube::parts::warpgroup::{address_of, lane, plane, value_of};
 
 /// The next tiles to copy. The slots are a ring, and those of a plane follow each other.
 #[derive(CubeType)]
@@ -42,10 +42,10 @@ impl<'a> Copies<'a> {
         let mut slots = 0u32;
         let mut barriers = 0u32;
         if comptime!(plan.bulk) {
-            let of_plane = PLANE_POS * comptime!(plan.slots as u32);
+            let of_plane = plane() as u32 * comptime!(plan.slots as u32);
             slots = address_of(&memory.slots[0..1]) + of_plane * comptime!(16 * plan.slot() as u32);
             barriers = address_of(&memory.barriers[0..1]) + of_plane * 8u32;
-            if UNIT_POS_PLANE == 0 {
+            if lane() == 0 {
                 #[unroll]
                 for i in 0..comptime!(plan.slots as u32) {
                     init_barrier(barriers + 8u32 * i);
@@ -59,8 +59,8 @@ impl<'a> Copies<'a> {
             second,
             item: work.cube,
             tiles: Array::<usize>::new(comptime!(plan.weight_tiles)),
-            step: PLANE_POS as usize,
-            exists: work.cube < work.items && (PLANE_POS as usize) < work.steps,
+            step: plane(),
+            exists: work.cube < work.items && (plane()) < work.steps,
             slot: 0usize.runtime(),
             slots,
             barriers,
@@ -88,7 +88,7 @@ impl<'a> Copies<'a> {
     fn advance(&mut self, work: &Work, #[comptime] plan: LinearBlocksBlueprint) {
         self.step += comptime!(plan.planes());
         if self.step >= work.steps {
-            self.step = PLANE_POS as usize;
+            self.step = plane();
             self.item += work.cubes;
             self.exists = self.exists && self.item < work.items;
             self.locate(work, plan);
@@ -106,7 +106,7 @@ impl<'a> Copies<'a> {
 
     /// The first vector of the slot.
     fn vector(&self, #[comptime] plan: LinearBlocksBlueprint) -> usize {
-        (PLANE_POS as usize * plan.slots + self.slot) * plan.slot()
+        (plane() * plan.slots + self.slot) * plan.slot()
     }
 
     /// Requests the next tiles, number `number` of all since the first ones of a step.
@@ -121,7 +121,7 @@ impl<'a> Copies<'a> {
         let bundles = comptime!(plan.weight_tiles / plan.beside);
         let bundle = comptime!(number % bundles);
         let to = self.vector(plan);
-        let copies = self.exists && (comptime!(!plan.bulk).runtime() || UNIT_POS_PLANE == 0);
+        let copies = self.exists && (comptime!(!plan.bulk).runtime() || lane() == 0);
         if copies {
             if comptime!(plan.bulk) {
                 let bytes = comptime!(16 * plan.slot() as u32);
@@ -266,7 +266,7 @@ fn copy_vectors(
     to: usize,
     #[comptime] vectors: usize,
 ) {
-    let lane = UNIT_POS_PLANE as usize;
+    let lane = lane() as usize;
     #[unroll]
     for i in 0..comptime!(vectors.div_ceil(LANES)) {
         let at = comptime!(i * LANES) + lane;

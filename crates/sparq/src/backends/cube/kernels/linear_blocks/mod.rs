@@ -26,6 +26,7 @@ use crate::backends::cube::parts::projection::{
     Addends, LinearShape, NormKind, NormWeights, ProjectionBlueprint, UpToThree, finish,
     load_addends, row_width,
 };
+use crate::backends::cube::parts::warpgroup::{lane, plane};
 
 /// Columns of x of a product.
 pub(crate) const COLUMNS: usize = 8;
@@ -342,8 +343,8 @@ fn compute<E: Float, N: Size>(
                 from,
                 plan.rows,
             );
-            if UNIT_POS_PLANE == 0 {
-                memory.squares[comptime!(row * plan.planes()) + PLANE_POS as usize] = squares;
+            if lane() == 0 {
+                memory.squares[comptime!(row * plan.planes()) + plane()] = squares;
             }
         }
         // A plane multiplies by what it packed.
@@ -363,7 +364,7 @@ fn compute<E: Float, N: Size>(
         while place < comptime!(plan.held) && item < work.items {
             let columns = Columns::new(shape, work.first_row(item, plan), plan);
             sums.clear(plan);
-            let mut step = PLANE_POS as usize;
+            let mut step = plane();
             while step < work.steps {
                 #[unroll]
                 for bundle in 0..comptime!(plan.weight_tiles / plan.beside) {

@@ -11,6 +11,7 @@ use crate::backends::cube::parts::blocks::{
 };
 use crate::backends::cube::parts::half_rows::{SUM_UNIT, VECTORS};
 use crate::backends::cube::parts::projection::LinearShape;
+use crate::backends::cube::parts::warpgroup::{lane, plane};
 
 /// Products of a tile at the same time.
 const PRODUCTS: usize = 4;
@@ -33,7 +34,7 @@ impl Columns {
         begin: usize,
         #[comptime] plan: LinearBlocksBlueprint,
     ) -> Columns {
-        let lane = UNIT_POS_PLANE as usize;
+        let lane = lane() as usize;
         let mut vectors = Array::<usize>::new(comptime!(plan.column_tiles));
         let mut rows = Array::<usize>::new(2usize);
         if comptime!(plan.single) {
@@ -251,8 +252,8 @@ impl Sums {
         place: usize,
         #[comptime] plan: LinearBlocksBlueprint,
     ) {
-        let lane = UNIT_POS_PLANE as usize;
-        let first = (place * comptime!(plan.planes()) + PLANE_POS as usize) * plan.sums();
+        let lane = lane() as usize;
+        let first = (place * comptime!(plan.planes()) + plane()) * plan.sums();
         #[unroll]
         for i in 0..comptime!(plan.weight_tiles * plan.column_tiles) {
             let first = first + comptime!(i * plan.sums_of_tile());

@@ -33,7 +33,9 @@ const BYTES_TO_PACK: usize = 64 * 1024;
 const MOST_COLUMN_TILES: usize = 4;
 /// The most planes of a cube. Each has at most 128 registers.
 const MOST_PLANES: usize = 16;
-/// The most bytes of tiles on their way to a cube, unless a tile for each plane has more.
+/// Tiles of each processor from which on it waits little for the first and for the last.
+const MANY_ROUNDS: usize = 16;
+/// The most bytes of tiles on their way to a cube, unless those of one step have more.
 const BYTES_ON_THE_WAY: usize = 80 * 1024;
 /// The most bytes of shared memory for sums.
 const BYTES_OF_SUMS: usize = 32 * 1024;
@@ -325,18 +327,19 @@ fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBloc
     let column_tiles = columns.div_ceil(COLUMNS).min(MOST_COLUMN_TILES);
     let processors = launcher.info.processors;
     let gated = packed.projection.gated;
-    let most_planes = if column_tiles > 2 {
+    let most = launcher.info.max_shared_bytes;
+    let stays = 16 * vectors <= most / 3 * 2;
+    let many = packed.tiles(run, ROWS) >= MANY_ROUNDS * processors;
+    // Two tiles read less of x. They take more registers, which the planes of a smaller cube have.
+    let two = column_tiles > 1 && (gated || many || !stays);
+    let most_planes = if two || column_tiles > 2 {
         MOST_PLANES / 2
     } else {
         MOST_PLANES
     };
-    let units = planes_for(steps, most_planes) * LANES;
-    let parts = parts_of_row(packed.features()).div_ceil(units);
-    // A unit holds its parts of all rows.
-    let packs = rows <= ROWS_TO_PACK && rows * parts <= 8 && 16 * vectors <= BYTES_TO_PACK;
-    let mut plan = LinearBlocksBlueprint {
-        projection: packed.projection,
-        rows: HalfRowsBlueprint {
+    let rows_for = |units: usize| {
+        let parts = parts_of_row(packed.features()).div_ceil(units);
+        HalfRowsBlueprint {
             norm: packed.norm.kind,
             halves,
             layout: BlockLayout::new(packed.formats[run.0]),
@@ -344,11 +347,19 @@ fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBloc
             parts,
             ragged: parts * units != parts_of_row(packed.features())
                 || !packed.features().is_multiple_of(FEATURES),
-        },
+        }
+    };
+    let of_units = rows_for(planes_for(steps, most_planes) * LANES);
+    // A unit holds its parts of all rows.
+    let few = rows <= ROWS_TO_PACK && rows * of_units.parts <= 8;
+    let packs = few && stays && 16 * vectors <= BYTES_TO_PACK;
+    let mut plan = LinearBlocksBlueprint {
+        projection: packed.projection,
+        rows: of_units,
         packs: if packs { rows } else { 0 },
-        shared: vectors,
-        weight_tiles: if gated { 2 } else { 1 },
-        beside: 1,
+        shared: if stays { vectors } else { 0 },
+        weight_tiles: if gated || two { 2 } else { 1 },
+        beside: if two { 2 } else { 1 },
         slots: 1,
         bulk: launcher.info.wgmma,
         held: 1,
@@ -356,12 +367,8 @@ fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBloc
         single: columns == 1,
         whole: columns <= column_tiles * COLUMNS,
     };
-    let most = launcher.info.max_shared_bytes;
-    if !packs && plan.shared_bytes() > most {
-        plan.shared = 0;
-    }
     while plan.planes() > 1 && plan.shared_bytes() > most {
-        plan.rows.units /= 2;
+        plan.rows = rows_for(plan.planes() / 2 * LANES);
     }
     let blocks = packed.rows().div_ceil(plan.rows_of_cube());
     let items = packed.tiles(run, plan.tile()) * blocks;
@@ -372,7 +379,8 @@ fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBloc
     let left = most - plan.shared_bytes().min(most);
     if plan.bulk {
         let fit = 1 + left / (plan.bytes_of_slots() + 8 * plan.planes());
-        plan.slots = fit.min((BYTES_ON_THE_WAY / plan.bytes_of_slots()).max(1));
+        let least = plan.weight_tiles / plan.beside;
+        plan.slots = fit.min((BYTES_ON_THE_WAY / plan.bytes_of_slots()).max(least));
     }
     plan
 }

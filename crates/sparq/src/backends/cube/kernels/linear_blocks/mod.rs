@@ -325,7 +325,8 @@ fn compute<E: Float, N: Size>(
         }
         floats.load_scales(&mut scales, plan.rows);
     }
-    // The first weights are on their way while x is packed.
+    // The first weights are on their way while x is packed, but behind x of all planes.
+    sync_cube();
     #[unroll]
     for slot in 0..comptime!(plan.slots) {
         copies.request(memory, work, slot, plan);

@@ -2,8 +2,8 @@
 
 use burn::module::Param;
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, RmsNorm};
-use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor};
-use sparq::ops::{PackedWeight, is_output_major};
+use burn::tensor::{Bytes, DType, Device, Distribution, FloatDType, Tensor};
+use sparq::ops::{BlockFormat, PackedWeight, is_output_major};
 use sparq::{EmbeddingLayer, LinearLayer};
 
 use crate::checkpoint::CheckpointError;
@@ -141,11 +141,15 @@ pub trait Weights {
 pub(crate) struct RandomWeights<'a> {
     pub device: &'a Device,
     pub dtype: FloatDType,
+    /// The format of matrices that stay packed.
+    pub blocks: Option<BlockFormat>,
 }
 
 impl RandomWeights<'_> {
     /// The `initializer_range` of the families.
     const STANDARD_DEVIATION: f64 = 0.02;
+    /// The most rows of a packed matrix that differ. The others repeat them.
+    const PACKED_ROWS: usize = 16;
 }
 
 impl Weights for RandomWeights<'_> {
@@ -168,6 +172,27 @@ impl Weights for RandomWeights<'_> {
                 Tensor::random(shape, normal, options)
             }
         })
+    }
+
+    fn packed_weight(
+        &self,
+        name: &str,
+        in_features: usize,
+        out_features: usize,
+    ) -> Result<Option<PackedWeight>, CheckpointError> {
+        let fits = |format: &BlockFormat| in_features.is_multiple_of(format.weights());
+        let Some(format) = self.blocks.filter(fits) else {
+            return Ok(None);
+        };
+        let shape = [out_features.min(Self::PACKED_ROWS), in_features];
+        let rows = self.parameter(name, shape, Init::Normal)?;
+        let rows: Vec<f32> = rows.into_data().convert::<f32>().iter().collect();
+        let dims = [out_features, in_features];
+        let blocks = format.quantize(&rows);
+        let bytes = out_features * format.row_bytes(in_features);
+        let bytes = Bytes::from_bytes_vec(blocks.into_iter().cycle().take(bytes).collect());
+        let weight = PackedWeight::new(bytes, format, dims, self.device);
+        Ok(Some(weight.expect("whole blocks of every row")))
     }
 
     fn linear_weight(

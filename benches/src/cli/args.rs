@@ -8,6 +8,7 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use sparq::ops::BlockFormat;
 use sparq_device::DeviceChoice;
 use sparq_output::files::OutputFile;
 
@@ -79,4 +80,14 @@ pub fn print(text: &str) -> Result<()> {
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .context("standard output")
+}
+
+/// Returns the format of packed weights of this name, in any case.
+pub fn parse_format(name: &str) -> Result<BlockFormat, String> {
+    let is_named = |format: &BlockFormat| format.name().eq_ignore_ascii_case(name);
+    let found = BlockFormat::ALL.into_iter().find(is_named);
+    found.ok_or_else(|| {
+        let names = BlockFormat::ALL.map(|format| format.name().to_lowercase());
+        format!("expected one of {}", names.join(", "))
+    })
 }

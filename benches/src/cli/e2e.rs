@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use sparq::ops::BlockFormat;
 use sparq::{Sketch, SparqConfig};
 use sparq_measure::memory::DeviceMemory;
 use sparq_measure::model::{self, RunShape, Setup, StepRow};
 use sparq_measure::shape::CacheType;
 use sparq_measure::timing::Pace;
 
-use super::args::{DeviceArgs, OutputArgs, check_positive, name_of, print};
+use super::args::{DeviceArgs, OutputArgs, check_positive, name_of, parse_format, print};
 use crate::baselines::Baselines;
 use crate::report::{self, Bench, E2eReport, Head};
 use crate::tables::e2e as tables;
@@ -24,9 +25,12 @@ pub struct E2eArgs {
     /// six runs for a GPU with 80 GB]
     #[arg(long = "run", value_name = "MODEL,B,S")]
     runs: Vec<RunShape>,
-    /// Element type of weights, K and V
+    /// Element type of activations, K and V, and of weights without --weights
     #[arg(long, value_enum, default_value = "f16")]
     dtype: CacheType,
+    /// Format of packed weights, such as q8_0 or q4_k
+    #[arg(long, value_name = "FORMAT", value_parser = parse_format)]
+    weights: Option<BlockFormat>,
     /// Key sketches of SparQ, each compared with dense attention
     #[arg(
         long = "sketch",
@@ -74,6 +78,7 @@ pub fn e2e(args: &E2eArgs, command: String) -> Result<()> {
         memory: DeviceMemory::estimate(device, memory_gib, None, true),
         pace: Pace::BRIEF,
         dtype: args.dtype,
+        weights: args.weights,
         settings,
     };
     let progress = |row: &StepRow| eprintln!("{device}: {}", progress(row));

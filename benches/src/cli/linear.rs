@@ -8,7 +8,7 @@ use sparq_measure::memory::DeviceMemory;
 use sparq_measure::shape::CacheType;
 use sparq_measure::timing::Pace;
 
-use super::args::{DeviceArgs, OutputArgs, check_positive, print};
+use super::args::{DeviceArgs, OutputArgs, check_positive, parse_format, print};
 use crate::report::{self, Bench, Head, LinearReport};
 use crate::tables::linear as tables;
 
@@ -82,15 +82,6 @@ pub fn linear(args: &LinearArgs, command: String) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn parse_format(name: &str) -> Result<BlockFormat, String> {
-    let is_named = |format: &BlockFormat| format.name().eq_ignore_ascii_case(name);
-    let found = BlockFormat::ALL.into_iter().find(is_named);
-    found.ok_or_else(|| {
-        let names = BlockFormat::ALL.map(|format| format.name().to_lowercase());
-        format!("expected one of {}", names.join(", "))
-    })
 }
 
 fn progress(row: &Row) -> String {

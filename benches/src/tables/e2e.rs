@@ -97,7 +97,9 @@ fn shape_cells(row: &StepRow) -> Vec<String> {
         row.run.model.name().into(),
         row.run.batch.to_string(),
         row.run.seq_len.to_string(),
-        row.dtype.name().into(),
+        row.weights
+            .clone()
+            .unwrap_or_else(|| row.dtype.name().into()),
         row.label(),
     ]
 }

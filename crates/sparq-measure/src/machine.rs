@@ -150,6 +150,7 @@ fn layer_us(setup: &Setup) -> Result<f64> {
         memory: setup.memory,
         pace: setup.pace,
         dtype: *dtype,
+        weights: None,
         settings: vec![],
     };
     let run = RunShape {

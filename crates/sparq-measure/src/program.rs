@@ -273,7 +273,7 @@ mod tests {
     fn program_is_timed_at_every_depth() {
         let setup = setup(&[30, 0]);
         let model = ModelName::Tiny
-            .build(CacheType::F32, &setup.device.open())
+            .build(CacheType::F32, None, &setup.device.open())
             .unwrap();
         let mut lines = Vec::new();
         let run = run(&setup, ("tiny", 7), &model, |line| lines.push(line)).unwrap();
@@ -289,7 +289,7 @@ mod tests {
     fn program_beyond_the_context_is_refused() {
         let setup = setup(&[1 << 30]);
         let model = ModelName::Tiny
-            .build(CacheType::F32, &setup.device.open())
+            .build(CacheType::F32, None, &setup.device.open())
             .unwrap();
         let error = run(&setup, ("tiny", 7), &model, |_| ()).unwrap_err();
         assert!(error.to_string().contains("context"), "{error}");

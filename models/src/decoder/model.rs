@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Int, Tensor};
-use sparq::ops::{Projections, decode_linear, widen};
+use sparq::ops::{BlockFormat, Projections, decode_linear, widen};
 use sparq::{EmbeddingLayer, LinearLayer, Method, RotaryConfig, SparqError};
 
 use super::DecoderConfig;
@@ -118,8 +118,39 @@ impl Decoder {
         dtype: FloatDType,
         device: &Device,
     ) -> Result<Self, CheckpointError> {
+        Self::init_with(config, dtype, None, device)
+    }
+
+    /// Makes a model as [`Decoder::init`] does, whose matrices are packed blocks of random weights:
+    /// for timing. A matrix whose rows are no whole blocks is in `dtype`, as are the norms.
+    ///
+    /// # Errors
+    /// [`CheckpointError::DeviceType`] if the device does not compute in `dtype`.
+    ///
+    /// # Panics
+    /// As [`Decoder::load`].
+    pub fn init_packed(
+        config: &DecoderConfig,
+        dtype: FloatDType,
+        format: BlockFormat,
+        device: &Device,
+    ) -> Result<Self, CheckpointError> {
+        Self::init_with(config, dtype, Some(format), device)
+    }
+
+    fn init_with(
+        config: &DecoderConfig,
+        dtype: FloatDType,
+        blocks: Option<BlockFormat>,
+        device: &Device,
+    ) -> Result<Self, CheckpointError> {
         check_device(device, dtype)?;
-        Self::build(&RandomWeights { device, dtype }, config, device)
+        let weights = RandomWeights {
+            device,
+            dtype,
+            blocks,
+        };
+        Self::build(&weights, config, device)
     }
 
     fn build(

@@ -13,6 +13,7 @@ mod record;
 
 use anyhow::Result;
 use burn::tensor::Device;
+use sparq::ops::BlockFormat;
 use sparq::{Method, SparqConfig};
 use sparq_device::DeviceChoice;
 use sparq_models::Decoder;
@@ -37,10 +38,22 @@ pub struct Setup {
     pub memory: DeviceMemory,
     /// How long to measure the bandwidth and the parts.
     pub pace: Pace,
-    /// The element type of weights and caches.
+    /// The element type of activations and caches, and of weights that are not packed.
     pub dtype: CacheType,
+    /// The format of packed weights.
+    pub weights: Option<BlockFormat>,
     /// SparQ's settings, each compared with dense attention.
     pub settings: Vec<SparqConfig>,
+}
+
+impl Setup {
+    /// Bytes of the weights that every step reads.
+    fn weight_bytes(&self, model: ModelName) -> f64 {
+        match self.weights {
+            None => model.weight_bytes(self.dtype),
+            Some(format) => model.packed_bytes(format),
+        }
+    }
 }
 
 /// Measures the bandwidth, then each run with dense attention and with SparQ. Passes each row to
@@ -67,16 +80,19 @@ pub fn run(
         device.memory_cleanup();
         let (_, model) = match &mut built {
             Some(built) => built,
-            none => none.insert((run.model, run.model.build(setup.dtype, &device)?)),
+            none => {
+                let model = run.model.build(setup.dtype, setup.weights, &device)?;
+                none.insert((run.model, model))
+            }
         };
         let sparq = setup.settings.iter().map(|&config| Some(config));
         for settings in std::iter::once(None).chain(sparq) {
-            let mut row = StepRow::new(run, setup.dtype, settings, &bandwidth);
+            let mut row = StepRow::new(run, setup, settings, &bandwidth);
             match measure(setup, model, &run, settings, &device) {
                 Ok((eager, captured, parts)) => {
                     row.eager = Some(eager);
                     row.captured = captured;
-                    row.parts = Some(parts);
+                    row.parts = parts;
                 }
                 Err(why) => row.skipped = Some(why),
             }
@@ -93,7 +109,7 @@ pub fn run(
     })
 }
 
-type Times = (Summary, Option<Captured>, Parts);
+type Times = (Summary, Option<Captured>, Option<Parts>);
 
 fn measure(
     setup: &Setup,
@@ -102,7 +118,7 @@ fn measure(
     settings: Option<SparqConfig>,
     device: &Device,
 ) -> Result<Times, String> {
-    let needed = memory_bytes(run, setup.dtype, settings);
+    let needed = memory_bytes(run, setup, settings);
     if needed > setup.memory.available {
         return Err(setup.memory.too_small_for(needed));
     }
@@ -114,13 +130,18 @@ fn measure(
             true => Some(filled.captured(device)?),
             false => None,
         };
-        let parts = parts::measure(setup, device, filled, run)?;
+        // The parts are products with floats.
+        let parts = match setup.weights {
+            None => Some(parts::measure(setup, device, filled, run)?),
+            Some(_) => None,
+        };
         Ok((eager, captured, parts))
     })
 }
 
 /// Bytes of weights and caches, with the memory that filling the caches takes.
-fn memory_bytes(run: &RunShape, dtype: CacheType, settings: Option<SparqConfig>) -> f64 {
+fn memory_bytes(run: &RunShape, setup: &Setup, settings: Option<SparqConfig>) -> f64 {
+    let dtype = setup.dtype;
     let kv = run.kv_bytes(dtype) * (1.0 + SLACK as f64 / run.seq_len as f64);
     let sketch = settings.map_or(0.0, |config| match config.sketch.bits() {
         None => 0.5,
@@ -130,5 +151,5 @@ fn memory_bytes(run: &RunShape, dtype: CacheType, settings: Option<SparqConfig>)
     let table = (config.vocab_size * config.hidden_size * dtype.bytes()) as f64;
     // The values of a layer in f32 for their sum, and its keys transposed.
     let filling = 2.0 * kv / config.num_hidden_layers as f64;
-    run.model.weight_bytes(dtype) + table + kv * (1.0 + sketch) + filling
+    setup.weight_bytes(run.model) + table + kv * (1.0 + sketch) + filling
 }

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sparq::cost::CacheShape;
+use sparq::ops::BlockFormat;
 use sparq_models::config::MlpKeys;
 use sparq_models::{Decoder, DecoderConfig};
 use sparq_plan::ModelShape;
@@ -93,9 +94,17 @@ impl ModelName {
     /// Bytes of the weights that every step reads: all matrices except the embedding table, of
     /// which a step reads one row per sequence.
     pub fn weight_bytes(self, dtype: CacheType) -> f64 {
+        (self.read_weights() * dtype.bytes()) as f64
+    }
+
+    /// The same bytes of packed weights.
+    pub fn packed_bytes(self, format: BlockFormat) -> f64 {
+        (self.read_weights() / format.weights() * format.bytes()) as f64
+    }
+
+    fn read_weights(self) -> usize {
         let config = self.config();
-        let head = config.vocab_size * config.hidden_size;
-        ((layer_matrices(&config) + head) * dtype.bytes()) as f64
+        layer_matrices(&config) + config.vocab_size * config.hidden_size
     }
 
     /// The sizes that determine the cost of a step. The weights are those of matrices, without
@@ -114,16 +123,21 @@ impl ModelName {
         }
     }
 
-    /// Builds the model with random weights on the device.
+    /// Builds the model with random weights on the device: floats, or packed ones of a format.
     ///
     /// # Errors
     /// If the device does not support the element type.
-    pub fn build(self, dtype: CacheType, device: &Device) -> Result<Decoder> {
-        Ok(Decoder::init(
-            &self.config(),
-            FloatDType::from(dtype),
-            device,
-        )?)
+    pub fn build(
+        self,
+        dtype: CacheType,
+        weights: Option<BlockFormat>,
+        device: &Device,
+    ) -> Result<Decoder> {
+        let (config, dtype) = (self.config(), FloatDType::from(dtype));
+        Ok(match weights {
+            None => Decoder::init(&config, dtype, device)?,
+            Some(format) => Decoder::init_packed(&config, dtype, format, device)?,
+        })
     }
 }
 

@@ -108,7 +108,10 @@ mod tests {
     fn parts_use_every_matrix_except_the_embedding() {
         let device = sparq_device::available()[0].open();
         let name = ModelName::Tiny;
-        let (config, model) = (name.config(), name.build(CacheType::F32, &device).unwrap());
+        let (config, model) = (
+            name.config(),
+            name.build(CacheType::F32, None, &device).unwrap(),
+        );
         let mut matrices = Matrices(Vec::new());
         model.visit(&mut matrices);
         let table = matrices.0.remove(0);

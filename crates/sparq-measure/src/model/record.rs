@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use sparq::{SparqConfig, Transfers};
 
+use super::Setup;
 use super::name::RunShape;
 use crate::attention::{MethodName, sparq_label};
 use crate::bandwidth::Bandwidth;
@@ -28,8 +29,11 @@ pub struct DeviceRun {
 pub struct StepRow {
     /// Model, B and S. During the measurement of a row, the caches grow by some positions.
     pub run: RunShape,
-    /// The element type of weights, K and V.
+    /// The element type of activations, K and V, and of weights that are not packed.
     pub dtype: CacheType,
+    /// The format of packed weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// The method.
     pub method: MethodName,
     /// SparQ's settings, if the method is SparQ.
@@ -44,7 +48,7 @@ pub struct StepRow {
     pub eager: Option<Summary>,
     /// Captured steps, on GPUs.
     pub captured: Option<Captured>,
-    /// Parts of a step, timed separately; captured on GPUs.
+    /// Parts of a step, timed separately; captured on GPUs. `None` with packed weights.
     pub parts: Option<Parts>,
     /// The reason why the row was not measured.
     pub skipped: Option<String>,
@@ -72,20 +76,22 @@ impl StepRow {
     /// A row of this run without measurements.
     pub(super) fn new(
         run: RunShape,
-        dtype: CacheType,
+        setup: &Setup,
         settings: Option<SparqConfig>,
         bandwidth: &Bandwidth,
     ) -> Self {
+        let dtype = setup.dtype;
         let cache = run.cache(dtype);
         let len = run.attended();
         let (method, transfers) = match &settings {
             None => (MethodName::Dense, Transfers::dense(&cache, len)),
             Some(config) => (MethodName::Sparq, Transfers::sparq(&cache, len, config)),
         };
-        let weight_bytes = run.model.weight_bytes(dtype);
+        let weight_bytes = setup.weight_bytes(run.model);
         Self {
             run,
             dtype,
+            weights: setup.weights.map(|format| format.to_string()),
             method,
             settings,
             weight_bytes,
@@ -144,7 +150,16 @@ mod tests {
             buffer_bytes: 1,
         };
         let run: RunShape = "tiny,1,64".parse().unwrap();
-        let mut row = StepRow::new(run, CacheType::F16, None, &bandwidth);
+        let device = sparq_device::available()[0].clone();
+        let setup = Setup {
+            memory: crate::memory::DeviceMemory::estimate(&device, None, None, true),
+            device,
+            pace: crate::timing::Pace::BRIEF,
+            dtype: CacheType::F16,
+            weights: None,
+            settings: Vec::new(),
+        };
+        let mut row = StepRow::new(run, &setup, None, &bandwidth);
         assert_eq!((row.step_us(), row.rest_us()), (None, None));
         row.eager = Some(Summary::single(100.0));
         row.parts = Some(Parts {

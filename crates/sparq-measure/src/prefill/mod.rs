@@ -200,7 +200,7 @@ mod tests {
             samples: 2,
         };
         let config = ModelName::Tiny.config();
-        let build = |device: &Device| ModelName::Tiny.build(CacheType::F32, device);
+        let build = |device: &Device| ModelName::Tiny.build(CacheType::F32, None, device);
         let mut seen = Vec::new();
         let run = run(&setup, "tiny", &config, &[8, 50], build, |row| {
             seen.push(row.seq_len);
@@ -227,7 +227,7 @@ mod tests {
             samples: 1,
         };
         let config = ModelName::Tiny.config();
-        let build = |device: &Device| ModelName::Tiny.build(CacheType::F32, device);
+        let build = |device: &Device| ModelName::Tiny.build(CacheType::F32, None, device);
         let run = run(&setup, "tiny", &config, &[8], build, |_| ()).unwrap();
         let why = run.rows[0].skipped.as_deref().unwrap();
         assert!(why.contains("--memory-gib"), "{why}");

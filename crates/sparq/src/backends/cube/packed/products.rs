@@ -33,11 +33,12 @@ const BYTES_TO_PACK: usize = 64 * 1024;
 const MOST_COLUMN_TILES: usize = 4;
 /// The most planes of a cube. Each has at most 128 registers.
 const MOST_PLANES: usize = 16;
-/// The most vectors of a tile of which a plane of a cube of [`MOST_PLANES`] holds two tiles. On an
-/// H200, Q8_0 with its ten took 67 us instead of 31 for a gate of 2 x 14336 outputs of 4096.
-const SLIM: usize = 6;
 /// Tiles of each processor from which on it waits little for the first and for the last.
 const MANY_ROUNDS: usize = 16;
+/// The most bytes of tiles on their way to a cube, unless those of one step have more.
+const BYTES_ON_THE_WAY: usize = 80 * 1024;
+/// The most bytes of shared memory for sums.
+const BYTES_OF_SUMS: usize = 32 * 1024;
 /// Units of the cubes that pack a row.
 const PACK_UNITS: u32 = 256;
 
@@ -199,7 +200,7 @@ impl Packed {
 /// Multiplies a few rows.
 pub(super) fn multiply(mut packed: Packed) -> CubeTensor {
     let launcher = Launcher::new(&packed.x);
-    if !launcher.info.mma {
+    if !(launcher.info.mma && launcher.info.async_copies) {
         packed.norm_apart(&launcher);
         return multiply_by_units(&launcher, &packed);
     }
@@ -325,49 +326,61 @@ fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBloc
     let vectors = vectors_of_rows(packed, halves);
     let column_tiles = columns.div_ceil(COLUMNS).min(MOST_COLUMN_TILES);
     let processors = launcher.info.processors;
-    let rounds = |tile: usize| packed.tiles(run, tile).div_ceil(processors);
-    let many = rounds(ROWS) >= MANY_ROUNDS;
-    let layout = BlockLayout::new(packed.formats[run.0]);
-    let (gated, several) = (packed.projection.gated, column_tiles > 1);
-    let is_slim = layout.of_lane() <= SLIM && !several;
-    // Two tiles read less of x and have more loads in flight, unless they leave processors idle.
-    let fit = (is_slim || several) && 2 * rounds(2 * ROWS) <= rounds(ROWS);
-    let two = gated || many || fit;
-    let weight_tiles = if two { 2 } else { 1 };
-    // They take more registers, which the planes of a smaller cube have.
-    let is_small = two && (!is_slim || (many && !gated)) || column_tiles > 2;
-    let most_planes = if is_small {
+    let gated = packed.projection.gated;
+    let most = launcher.info.max_shared_bytes;
+    let stays = 16 * vectors <= most / 3 * 2;
+    let many = packed.tiles(run, ROWS) >= MANY_ROUNDS * processors;
+    // Two tiles read less of x. They take more registers, which the planes of a smaller cube have.
+    let two = column_tiles > 1 && (gated || many || !stays);
+    let most_planes = if two || column_tiles > 2 {
         MOST_PLANES / 2
     } else {
         MOST_PLANES
     };
-    let units = planes_for(steps, most_planes) * LANES;
-    let parts = parts_of_row(packed.features()).div_ceil(units);
-    // A unit holds its parts of all rows.
-    let packs = rows <= ROWS_TO_PACK && rows * parts <= 8 && 16 * vectors <= BYTES_TO_PACK;
-    let mut plan = LinearBlocksBlueprint {
-        projection: packed.projection,
-        rows: HalfRowsBlueprint {
+    let rows_for = |units: usize| {
+        let parts = parts_of_row(packed.features()).div_ceil(units);
+        HalfRowsBlueprint {
             norm: packed.norm.kind,
             halves,
-            layout,
+            layout: BlockLayout::new(packed.formats[run.0]),
             units: units as u32,
             parts,
             ragged: parts * units != parts_of_row(packed.features())
                 || !packed.features().is_multiple_of(FEATURES),
-        },
+        }
+    };
+    let of_units = rows_for(planes_for(steps, most_planes) * LANES);
+    // A unit holds its parts of all rows.
+    let few = rows <= ROWS_TO_PACK && rows * of_units.parts <= 8;
+    let packs = few && stays && 16 * vectors <= BYTES_TO_PACK;
+    let mut plan = LinearBlocksBlueprint {
+        projection: packed.projection,
+        rows: of_units,
         packs: if packs { rows } else { 0 },
-        shared: vectors,
-        weight_tiles,
+        shared: if stays { vectors } else { 0 },
+        weight_tiles: if gated || two { 2 } else { 1 },
+        beside: if two { 2 } else { 1 },
+        slots: 1,
+        bulk: launcher.info.wgmma,
+        held: 1,
         column_tiles,
         single: columns == 1,
+        whole: columns <= column_tiles * COLUMNS,
     };
-    let most = launcher.info.max_shared_bytes;
-    if !packs && plan.shared_bytes() > most {
-        plan.shared = 0;
-    }
     while plan.planes() > 1 && plan.shared_bytes() > most {
-        plan.rows.units /= 2;
+        plan.rows = rows_for(plan.planes() / 2 * LANES);
+    }
+    let blocks = packed.rows().div_ceil(plan.rows_of_cube());
+    let items = packed.tiles(run, plan.tile()) * blocks;
+    let rounds = items.div_ceil(processors).next_power_of_two();
+    let left = most - plan.shared_bytes().min(most);
+    let of_sums = left.min(BYTES_OF_SUMS) / plan.bytes_of_item();
+    plan.held = (1 + of_sums).min(rounds);
+    let left = most - plan.shared_bytes().min(most);
+    if plan.bulk {
+        let fit = 1 + left / (plan.bytes_of_slots() + 8 * plan.planes());
+        let least = plan.weight_tiles / plan.beside;
+        plan.slots = fit.min((BYTES_ON_THE_WAY / plan.bytes_of_slots()).max(least));
     }
     plan
 }

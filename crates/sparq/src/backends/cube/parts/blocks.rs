@@ -24,6 +24,7 @@
 use burn::tensor::f16;
 use cubecl::prelude::*;
 
+use super::warpgroup::lane;
 use crate::ops::BlockFormat;
 
 /// Rows of a tile.
@@ -134,11 +135,6 @@ impl BlockLayout {
         self.first_scales() + self.vectors_of_scales()
     }
 
-    /// Groups of a vector of codes.
-    pub fn groups_of_vector(&self) -> usize {
-        16 / self.code_bits
-    }
-
     /// The lane's first vector of scales: the number of those before.
     pub fn first_scales(&self) -> usize {
         self.code_bits + self.upper_bits
@@ -174,7 +170,7 @@ pub(crate) fn load_codes(
     #[comptime] at: usize,
     #[comptime] codes: (usize, usize),
 ) {
-    let lane = UNIT_POS_PLANE as usize;
+    let lane = lane() as usize;
     #[unroll]
     for i in comptime!(codes.0)..comptime!(codes.1) {
         loaded[comptime!(at + i)] = weight[tile + comptime!(LANES * i) + lane];
@@ -192,7 +188,7 @@ pub(crate) fn load_scales(
 ) {
     let scales = tile + comptime!(layout.before_scales());
     let to = comptime!(at + layout.first_scales());
-    let row = UNIT_POS_PLANE as usize / MEMBERS;
+    let row = lane() as usize / MEMBERS;
     #[unroll]
     for half in 0..2usize {
         loaded[comptime!(to + half)] = weight[scales + comptime!(8 * half) + row];
@@ -299,7 +295,7 @@ fn half_of(word: u32, #[comptime] i: usize) -> f32 {
 /// Returns the word whose number is this lane's member number.
 #[cube]
 fn own_word(vector: Words) -> u32 {
-    word_of(vector, UNIT_POS_PLANE % comptime!(MEMBERS as u32))
+    word_of(vector, lane() % comptime!(MEMBERS as u32))
 }
 
 #[cube]
@@ -348,7 +344,7 @@ fn scales_of_six_bits(vector: Words) -> RowScales {
     for group in 0..GROUPS {
         factors[group] = half_of(pairs[comptime!(group / 2)], comptime!(group % 2));
     }
-    let member = UNIT_POS_PLANE % comptime!(MEMBERS as u32);
+    let member = lane() % comptime!(MEMBERS as u32);
     let minima = select(member < 2, second, third) >> (member % 2 * 6);
     let own = minima & 0x003F_003Fu32;
     let of_row = vector.extract(0usize);
@@ -375,7 +371,7 @@ fn scales_of_bytes(vector: Words, rows: Words, #[comptime] half: usize) -> RowSc
         }
     }
     let (low_shifts, high_shifts) = halves_of_bytes(own_word(vector));
-    let word = (UNIT_POS_PLANE / comptime!(MEMBERS as u32)) % 4;
+    let word = (lane() / comptime!(MEMBERS as u32)) % 4;
     let factor = half_of(word_of(rows, word), half);
     RowScales {
         factors,

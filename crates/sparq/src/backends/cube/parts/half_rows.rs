@@ -1,8 +1,8 @@
 //! Rows of x as matrix B of products with [packed weights](super::blocks): halves, and the sums by
 //! which the zero points and the minima of the weights are multiplied.
 //!
-//! The rows are scaled by a power of two, so that the largest magnitude is in [2^14, 2^15). Numbers
-//! in f16 and bf16 then lose nothing above 2^-25 of the largest one. Numbers in f32, and the sums,
+//! The rows, or each 256 of their features, are scaled by a power of two, so that the largest
+//! magnitude is in [2^14, 2^15). Numbers in f16 and bf16 then lose nothing above 2^-25 of it. Numbers in f32, and the sums,
 //! are two halves: their error is 2^-22.
 //!
 //! A column is a row of x, or one of its two halves. For each 256 features, the vectors of 16 bytes
@@ -18,6 +18,7 @@ use super::blocks::{
 };
 use super::projection::{NormKind, NormWeights};
 use super::reduce::{group_sum, max_in_plane, sum_in_plane};
+use super::warpgroup::{lane, plane};
 
 /// Vectors of a column and a member for each 256 features.
 pub(crate) const VECTORS: usize = GROUPS + 1;
@@ -65,9 +66,19 @@ impl HalfRowsBlueprint {
         2 * self.parts
     }
 
+    /// Planes of the cube.
+    pub fn planes(&self) -> usize {
+        (self.units / PLANE) as usize
+    }
+
+    /// Steps of 256 features of a row, in whole rounds of the planes.
+    pub fn steps(&self) -> usize {
+        self.parts * self.planes()
+    }
+
     /// Numbers that the planes exchange.
     pub fn scratch(&self) -> usize {
-        2 * (self.units / PLANE) as usize
+        2 * self.planes()
     }
 }
 
@@ -152,8 +163,66 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         #[comptime] from: usize,
         #[comptime] plan: HalfRowsBlueprint,
     ) -> f32 {
-        let mut values = Array::<f32>::new(comptime!(plan.vectors() * RUN));
+        let (values, squares) = self.values(loaded, scales, from, plan);
         let mut largest = 0.0f32;
+        #[unroll]
+        for i in 0..comptime!(plan.vectors() * RUN) {
+            largest = max(largest, values[i].abs());
+        }
+        let (factor, unscale) = self.factors(largest, squares, scratch, plan);
+        #[unroll]
+        for i in 0..comptime!(plan.parts) {
+            self.pack_part(row, &values, factor, halves, i, plan);
+        }
+        unscale
+    }
+
+    /// Does the same for the steps of this plane, each of which is scaled on its own, without the
+    /// factor of the norm: so planes do not wait for each other. Writes the factors that undo the
+    /// scaling to `unscales`, [rows, steps], and returns the sum of squares.
+    #[allow(clippy::too_many_arguments)]
+    pub fn pack_steps(
+        &self,
+        row: usize,
+        loaded: &Array<Vector<E, N>>,
+        scales: &Array<Vector<E, N>>,
+        halves: &mut [Words],
+        unscales: &mut Shared<[f32]>,
+        #[comptime] from: usize,
+        #[comptime] plan: HalfRowsBlueprint,
+    ) -> f32 {
+        let (values, squares) = self.values(loaded, scales, from, plan);
+        #[unroll]
+        for i in 0..comptime!(plan.parts) {
+            let mut largest = 0.0f32;
+            #[unroll]
+            for e in 0..comptime!(2 * RUN) {
+                largest = max(largest, values[comptime!(i * 2 * RUN + e)].abs());
+            }
+            let (scale, unscale) = power_of_two(max_in_plane(largest, PLANE));
+            self.pack_part(row, &values, scale, halves, i, plan);
+            if lane() == 0 {
+                let step = comptime!(i * plan.planes()) + plane();
+                unscales[row * comptime!(plan.steps()) + step] = unscale;
+            }
+        }
+        if comptime!(plan.norm == NormKind::Rms) {
+            sum_in_plane(squares, PLANE)
+        } else {
+            squares
+        }
+    }
+
+    /// Returns the numbers of this unit's parts, by the scales of the norm, and the sum of the
+    /// squares before it.
+    fn values(
+        &self,
+        loaded: &Array<Vector<E, N>>,
+        scales: &Array<Vector<E, N>>,
+        #[comptime] from: usize,
+        #[comptime] plan: HalfRowsBlueprint,
+    ) -> (Array<f32>, f32) {
+        let mut values = Array::<f32>::new(comptime!(plan.vectors() * RUN));
         let mut squares = 0.0f32;
         #[unroll]
         for i in 0..comptime!(plan.vectors()) {
@@ -169,44 +238,51 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
                     squares += value * value;
                     value *= f32::cast_from(scales[i].extract(e));
                 }
-                largest = max(largest, value.abs());
                 values[comptime!(i * RUN + e)] = value;
             }
         }
-        let (factor, unscale) = self.factors(largest, squares, scratch, plan);
+        (values, squares)
+    }
+
+    /// Writes part `i` of this unit, multiplied by a factor.
+    fn pack_part(
+        &self,
+        row: usize,
+        values: &Array<f32>,
+        factor: f32,
+        halves: &mut [Words],
+        #[comptime] i: usize,
+        #[comptime] plan: HalfRowsBlueprint,
+    ) {
         let columns = self.rows * plan.halves;
         let parts = self.features.div_ceil(FEATURES) * comptime!(GROUPS * MEMBERS);
-        #[unroll]
-        for i in 0..comptime!(plan.parts) {
-            // Whole planes have work or none.
-            let part = comptime!(i * plan.units as usize) + UNIT_POS as usize;
-            if part < parts {
-                let (group, member) = (part / MEMBERS, part % MEMBERS);
-                let mut rest = Array::<f32>::new(comptime!(2 * RUN));
-                #[unroll]
-                for e in 0..comptime!(2 * RUN) {
-                    rest[e] = values[comptime!(i * 2 * RUN + e)] * factor;
+        // Whole planes have work or none.
+        let part = comptime!(i * plan.units as usize) + UNIT_POS as usize;
+        if part < parts {
+            let (group, member) = (part / MEMBERS, part % MEMBERS);
+            let mut rest = Array::<f32>::new(comptime!(2 * RUN));
+            #[unroll]
+            for e in 0..comptime!(2 * RUN) {
+                rest[e] = values[comptime!(i * 2 * RUN + e)] * factor;
+            }
+            #[unroll]
+            for half in 0..comptime!(plan.halves) {
+                let column = row * comptime!(plan.halves) + half;
+                let first = group / GROUPS * VECTORS * columns + column;
+                let at = (first + group % GROUPS * columns) * MEMBERS + member;
+                let (vector, rounded) = halves_of(&rest, plan);
+                halves[at] = vector;
+                let sums = sums_of(&rounded, plan);
+                if part % 8 == 0 {
+                    let at = (first + GROUPS * columns) * MEMBERS + group % GROUPS / 2;
+                    halves[at] = sums;
                 }
                 #[unroll]
-                for half in 0..comptime!(plan.halves) {
-                    let column = row * comptime!(plan.halves) + half;
-                    let first = group / GROUPS * VECTORS * columns + column;
-                    let at = (first + group % GROUPS * columns) * MEMBERS + member;
-                    let (vector, rounded) = halves_of(&rest, plan);
-                    halves[at] = vector;
-                    let sums = sums_of(&rounded, plan);
-                    if part % 8 == 0 {
-                        let at = (first + GROUPS * columns) * MEMBERS + group % GROUPS / 2;
-                        halves[at] = sums;
-                    }
-                    #[unroll]
-                    for e in 0..comptime!(2 * RUN) {
-                        rest[e] -= rounded[e];
-                    }
+                for e in 0..comptime!(2 * RUN) {
+                    rest[e] -= rounded[e];
                 }
             }
         }
-        unscale
     }
 
     /// Returns the factor of a row with its norm, and the one that undoes its scaling, from the
@@ -227,10 +303,10 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         }
         // Another unit may still read those of the row before.
         sync_cube();
-        if UNIT_POS_PLANE == 0 {
-            scratch[PLANE_POS as usize] = largest;
+        if lane() == 0 {
+            scratch[plane()] = largest;
             if comptime!(has_norm) {
-                scratch[planes + PLANE_POS as usize] = squares;
+                scratch[planes + plane()] = squares;
             }
         }
         sync_cube();
@@ -245,16 +321,27 @@ impl<'a, E: Float, N: Size> FloatRows<'a, E, N> {
         }
         let mut norm = 1.0f32;
         if comptime!(has_norm) {
-            let mean = squares / f32::cast_from(self.features as u32);
-            norm = 1.0f32 / (mean + self.epsilon).sqrt();
+            norm = rms_factor(squares, self.features, self.epsilon);
         }
-        // The exponent field of the power of two that scales the largest into [2^14, 2^15).
-        let exponent = u32::reinterpret(largest * norm) >> 23u32;
-        let field = min(268u32 - exponent, 253u32);
-        let scale = f32::reinterpret(field << 23u32);
-        let unscale = f32::reinterpret((254u32 - field) << 23u32);
+        let (scale, unscale) = power_of_two(largest * norm);
         (norm * scale, unscale)
     }
+}
+
+/// Returns the factor of an RMS norm.
+#[cube]
+pub(crate) fn rms_factor(squares: f32, features: usize, epsilon: f32) -> f32 {
+    let mean = squares / f32::cast_from(features as u32);
+    1.0f32 / (mean + epsilon).sqrt()
+}
+
+/// Returns the power of two that scales the largest magnitude into [2^14, 2^15), and its inverse.
+#[cube]
+fn power_of_two(largest: f32) -> (f32, f32) {
+    let exponent = u32::reinterpret(largest) >> 23u32;
+    let field = min(268u32 - exponent, 253u32);
+    let scale = f32::reinterpret(field << 23u32);
+    (scale, f32::reinterpret((254u32 - field) << 23u32))
 }
 
 /// Returns this unit's vector number `i` of a row: the runs of its parts, one part after the other.

@@ -251,8 +251,8 @@ fn parent(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-/// Returns the parent folder, if there is one. The error of creating a temporary file would name that
-/// file.
+/// Returns the parent folder, if there is one. The error of creating a temporary file would name
+/// that file.
 fn existing_parent(path: &Path) -> io::Result<&Path> {
     let folder = parent(path);
     match folder.is_dir() {

@@ -314,7 +314,7 @@ fn unresolved_name_gives_both_reasons() {
         &message,
         &["no such file or folder", "a name like org/name"],
     );
-    // What exists is no name on the hub, whatever it is.
+    // An existing file is no name on the hub, whatever it holds.
     let file = cache.path().join("file");
     fs::write(&file, "").unwrap();
     hub.take_requests();

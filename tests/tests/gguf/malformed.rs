@@ -71,7 +71,7 @@ fn sizes_are_checked_before_allocation() {
 #[test]
 fn unsupported_values_list_the_supported_ones() {
     type Change = Box<dyn FnOnce(&mut GgufFile)>;
-    let cases: [(&str, Change); 9] = [
+    let cases: [(&str, Change); 11] = [
         (
             "\"general.architecture\": expected one of llama, qwen2, qwen3, qwen3moe, gemma, gemma2, \
              gemma3, phi3, smollm3, olmo2, granite, found \"mamba\"",

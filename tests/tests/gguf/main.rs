@@ -217,9 +217,9 @@ fn divisors_and_factors_of_rope_multiply() {
     let file = || GgufFile::from_folder(&fixture("hf/llama3"));
     let scaling = |file: &GgufFile| open(file).config()["rope_scaling"].clone();
     assert_eq!(scaling(&file())["rope_type"], "llama3");
-    let tensor = file().tensors.into_iter();
-    let divisors = tensor.filter(|tensor| tensor.name == "rope_freqs.weight");
-    let divisors = floats(&divisors.last().unwrap().bytes);
+    let mut tensors = file().tensors.into_iter();
+    let divisors = tensors.find(|tensor| tensor.name == "rope_freqs.weight");
+    let divisors = floats(&divisors.unwrap().bytes);
 
     let mut both = file();
     both.set("llama.rope.scaling.factor", Meta::F32(4.0));

@@ -241,8 +241,8 @@ fn read_prompt(path: &Path) -> Result<String> {
 fn chat_template(source: &ModelSource) -> Result<ChatTemplate> {
     let missing = || {
         format!(
-            "{source}: expected a chat template (chat_template.jinja, or in tokenizer_config.json), \
-             found none; use --prompt"
+            "{source}: expected a chat template (chat_template.jinja, or in tokenizer_config.json, or \
+             tokenizer.chat_template of a GGUF file), found none; use --prompt"
         )
     };
     source.chat_template()?.with_context(missing)

@@ -374,11 +374,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = OutputFile::create(folder.path()).unwrap_err().to_string();
         assert!(error.contains("found a folder"), "{error}");
-        let missing = folder.path().join("missing").join("result");
-        let error = OutputFile::create(&missing).unwrap_err().to_string();
-        let missing = missing.parent().unwrap().display();
-        let expected = format!("cannot be written: {missing}: no such folder");
-        assert!(error.contains(&expected), "{error}");
+        let missing = folder.path().join("missing");
+        let error = OutputFile::create(&missing.join("result")).unwrap_err();
+        assert!(error.to_string().contains("cannot be written"), "{error}");
+        let reason = std::error::Error::source(&error).unwrap().to_string();
+        let expected = format!("{}: no such folder", missing.display());
+        assert_eq!(reason, expected);
     }
 
     #[test]

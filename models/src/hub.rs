@@ -20,7 +20,6 @@ pub use error::HubError;
 pub use model_id::ModelId;
 pub use options::HubOptions;
 
-use crate::checkpoint::gguf::Gguf;
 use cache::{CachedModel, Missing};
 
 /// Returns the folder of the model `model_id` (`org/name` or `org/name@revision`), or its GGUF
@@ -50,6 +49,7 @@ pub fn fetch(
             usable: Some(dir), ..
         }) => return Ok(dir),
         Err(Missing { files, .. }) => {
+            cached.check_gguf()?;
             return Err(HubError::Offline {
                 id,
                 cache_dir: options.cache_dir.clone(),
@@ -66,8 +66,8 @@ pub fn fetch(
     }
 }
 
-/// Returns the folder or GGUF file that `spec` stands for: an existing one, or a model on the hub,
-/// with the options of the environment.
+/// Returns the folder or file that `spec` stands for: an existing one, or a model on the hub, with
+/// the options of the environment.
 ///
 /// # Errors
 /// If it is neither. The error has both reasons.
@@ -88,17 +88,12 @@ fn resolve(
     fetch: impl FnOnce(&str) -> Result<PathBuf, HubError>,
 ) -> Result<PathBuf, HubError> {
     let path = Path::new(spec);
-    if path.is_dir() || matches!(Gguf::locate(path), Ok(Some(_))) {
+    // Opening the checkpoint reports what is wrong with a file.
+    if path.exists() {
         return Ok(path.into());
     }
-    let folder = if path.exists() {
-        "a file, not a folder"
-    } else {
-        "no such folder"
-    };
     fetch(spec).map_err(|hub| HubError::Unresolved {
         spec: spec.into(),
-        folder,
         hub: Box::new(hub),
     })
 }

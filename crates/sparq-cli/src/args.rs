@@ -1,5 +1,7 @@
 //! Option groups and value parsers that commands share.
 
+use std::str::FromStr;
+
 use burn::tensor::FloatDType;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -82,6 +84,12 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(0) | Err(_) => Err(format!("expected a number of at least 1, found {text:?}")),
         Ok(number) => Ok(number),
     }
+}
+
+/// Parses a whole number.
+pub fn whole<T: FromStr>(text: &str) -> Result<T, String> {
+    let number = text.parse();
+    number.map_err(|_| format!("expected a whole number, at least 0, found {text:?}"))
 }
 
 /// Parses a number above 0.

@@ -162,9 +162,12 @@ mod tests {
         // Refused by the range of the temperature when it runs.
         assert!(with(&["--temperature", "-1"]).is_ok());
         let error = with(&["--max-new-tokens", "-1"]).unwrap_err();
-        let expected = "invalid value '-1' for '--max-new-tokens <N>'";
+        let expected = "'--max-new-tokens <N>': expected a whole number, at least 0, found \"-1\"";
         assert!(error.contains(expected), "{error}");
         assert!(with(&["-x"]).is_err());
+        // The values of these options may begin as an option does.
+        assert!(parse(&["sparq", "generate", "--prompt", "-x"]).is_ok());
+        assert!(parse(&["sparq", "logits", "--tokens", "-1,2", "--out", "a"]).is_ok());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use sparq::methods::{Auto, Components, GroupScore, MeanValue};
 use sparq::{Method, Sketch, SparqConfig};
 
-use crate::args::named;
+use crate::args::{named, whole};
 use crate::model::Description;
 
 /// The default rank is head_dim divided by this, which selects well with every sketch.
@@ -32,13 +32,13 @@ pub enum MethodName {
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct SparqArgs {
     /// r: number of query components that approximate the scores [default: head_dim / 4]
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = whole::<usize>)]
     pub rank: Option<usize>,
     /// k: number of positions in exact attention, local window included [default: 128]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = whole::<usize>)]
     pub top_k: Option<usize>,
     /// l: number of latest positions that are always among the k [default: k / 4]
-    #[arg(long, value_name = "L")]
+    #[arg(long, value_name = "L", value_parser = whole::<usize>)]
     pub local_window: Option<usize>,
     /// Storage of the key sketch, the copy of the keys for approximate scores [default: 4bits]
     #[arg(long, value_parser = sketch_parser())]

@@ -157,7 +157,7 @@ impl Contents {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         builder.prefix(".sparq-").suffix(".part");
-        let file = builder.tempfile_in(parent(&target))?;
+        let file = builder.tempfile_in(existing_parent(&target)?)?;
         if let Some(existing) = existing.filter(|_| cfg!(unix)) {
             file.as_file().set_permissions(existing.permissions())?;
         }
@@ -213,7 +213,7 @@ impl OutputFolder {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         builder.prefix(".sparq-").suffix(".part");
-        match builder.tempdir_in(parent(&path)) {
+        match existing_parent(&path).and_then(|parent| builder.tempdir_in(parent)) {
             Ok(folder) => Ok(Self { folder, path }),
             Err(source) => Err(OutputError::Write { path, source }),
         }
@@ -249,6 +249,19 @@ fn parent(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
+}
+
+/// Returns the parent folder, if there is one. The error of creating a temporary file would name
+/// that file.
+fn existing_parent(path: &Path) -> io::Result<&Path> {
+    let folder = parent(path);
+    match folder.is_dir() {
+        true => Ok(folder),
+        false => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("{}: no such folder", folder.display()),
+        )),
+    }
 }
 
 /// Waits until the names in a folder are on disk, if the system supports it.
@@ -361,10 +374,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = OutputFile::create(folder.path()).unwrap_err().to_string();
         assert!(error.contains("found a folder"), "{error}");
-        let missing = folder.path().join("missing").join("result");
-        let error = OutputFile::create(&missing).unwrap_err().to_string();
-        assert!(error.contains("missing"), "{error}");
-        assert!(error.contains("cannot be written"), "{error}");
+        let missing = folder.path().join("missing");
+        let error = OutputFile::create(&missing.join("result")).unwrap_err();
+        assert!(error.to_string().contains("cannot be written"), "{error}");
+        let reason = std::error::Error::source(&error).unwrap().to_string();
+        let expected = format!("{}: no such folder", missing.display());
+        assert_eq!(reason, expected);
     }
 
     #[test]

@@ -53,6 +53,8 @@ impl Checkpoint {
         })?;
         if !metadata.is_dir() {
             let found = if metadata.is_file() {
+                // Refuses a pointer of Git LFS, whatever its name.
+                Source::open(dir)?;
                 "a file"
             } else {
                 kind_of(&metadata)
@@ -70,10 +72,12 @@ impl Checkpoint {
             return Ok(checkpoint);
         }
         let names = file_names(dir)?;
+        let has_adapter = dir.join(ADAPTER_CONFIG).exists();
         match WeightFiles::choose(names.iter().map(String::as_str)) {
             Some(WeightFiles::Single(name)) => checkpoint.add(Source::open(&dir.join(name))?)?,
             Some(WeightFiles::Sharded(name)) => checkpoint.add_shards(&dir.join(name))?,
             None => {
+                refuse_adapter(dir)?;
                 let weights = names.iter().filter(|name| is_weights(name));
                 let weights: Vec<_> = weights.map(String::as_str).collect();
                 let found = match weights.is_empty() {
@@ -85,6 +89,10 @@ impl Checkpoint {
                     found,
                 });
             }
+        }
+        if has_adapter {
+            let dir = dir.display();
+            tracing::warn!("{dir}: the adapter (LoRA) beside the model is not applied");
         }
         Ok(checkpoint)
     }

@@ -21,7 +21,8 @@ pub(crate) enum WeightFiles {
 impl WeightFiles {
     /// Chooses among the names of all files of a folder, in the order of transformers:
     /// `model.safetensors`, its index, the only other safetensors file, `pytorch_model.bin`, its
-    /// index. A single shard without its index is a part of a model and is not chosen.
+    /// index. A single shard without its index is a part of a model and is not chosen. Neither is
+    /// the adapter of a model.
     pub(crate) fn choose<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<Self> {
         let find = |wanted: &str| names.clone().find(|name| *name == wanted).map(String::from);
         let standard = |single: &str| {
@@ -29,7 +30,10 @@ impl WeightFiles {
             single_file.or_else(|| find(&format!("{single}.index.json")).map(Self::Sharded))
         };
         let alone = || {
-            let mut others = names.clone().filter(|name| name.ends_with(".safetensors"));
+            let is_model = |name: &&str| {
+                name.ends_with(".safetensors") && *name != "adapter_model.safetensors"
+            };
+            let mut others = names.clone().filter(is_model);
             match (others.next(), others.next()) {
                 (Some(only), None) if !only.contains("-of-") => Some(Self::Single(only.into())),
                 _ => None,
@@ -142,6 +146,7 @@ mod tests {
             Some(WeightFiles::Sharded(bin_index.into()))
         );
         assert_eq!(choose(&["training_args.bin"]), None);
+        assert_eq!(choose(&["adapter_model.safetensors"]), None);
         assert_eq!(choose(&["model-00001-of-00002.safetensors"]), None);
         assert_eq!(choose(&[]), None);
     }

@@ -93,6 +93,18 @@ impl CachedModel {
         (files.len() == gguf::count(first)).then(|| dir.join(first))
     }
 
+    /// Fails if the cache has several GGUF models of the repository and the id names none of them.
+    pub(super) fn check_gguf(&self) -> Result<(), HubError> {
+        let dir = self.commit().map(|commit| self.snapshot(&commit));
+        let dir = dir.filter(|dir| !dir.join("config.json").exists());
+        let names = dir.as_deref().map_or_else(Vec::new, gguf_names);
+        let names: Vec<_> = names.iter().map(String::as_str).collect();
+        match self.id.quantization() {
+            None => self.id.gguf_files(&names).map(drop),
+            Some(_) => Ok(()),
+        }
+    }
+
     /// Returns the folder with all files of the model, or its GGUF file, if it is in the cache.
     pub(super) fn look_up(&self) -> Result<PathBuf, Missing> {
         let dir = self.commit().map(|commit| self.snapshot(&commit));

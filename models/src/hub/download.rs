@@ -79,9 +79,6 @@ pub(super) fn download(
         cached.set_commit(&info.sha)?;
         return Ok(path);
     };
-    if !names.contains(&"config.json") && names.contains(&"adapter_config.json") {
-        return Err(HubError::Adapter { id: id.clone() });
-    }
     for file in SMALL_FILES {
         if file == "config.json" || names.contains(&file) {
             download.file(file)?;
@@ -123,6 +120,11 @@ impl Download<'_> {
         let ggufs: Vec<_> = names.iter().copied().filter(|name| is_gguf(name)).collect();
         let files = self.id.gguf_files(&ggufs)?;
         let Some(first) = files.first() else {
+            if names.contains(&"adapter_config.json") {
+                return Err(HubError::Adapter {
+                    id: self.id.clone(),
+                });
+            }
             return Err(HubError::NoWeights {
                 id: self.id.clone(),
                 found: names.join(", "),

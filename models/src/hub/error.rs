@@ -135,13 +135,11 @@ pub enum HubError {
         "expected HF_HOME, HF_HUB_CACHE, XDG_CACHE_HOME or a home folder for the cache of models, found none of them"
     )]
     NoCache,
-    /// A name is neither a folder nor a model on the hub.
-    #[error("{spec:?}: {folder}; and as a model on the hub: {hub}")]
+    /// A name is neither a file or folder nor a model on the hub.
+    #[error("{spec:?}: no such file or folder; and as a model on the hub: {hub}")]
     Unresolved {
         /// The name.
         spec: String,
-        /// The reason why it is not a folder.
-        folder: &'static str,
         /// The reason why it is not a model on the hub.
         hub: Box<HubError>,
     },

@@ -330,21 +330,30 @@ fn pointer_of_git_lfs_is_recognised() {
         let dir = folder(&[("config.json", b"{}"), (name, pointer)]);
         error(dir.path(), &[name, "a pointer of Git LFS", "git lfs pull"]);
     }
+    let dir = folder(&[("weights", pointer)]);
+    let file = dir.path().join("weights");
+    error(
+        &file,
+        &["weights: expected the file itself", "git lfs pull"],
+    );
 }
 
 #[test]
 fn adapter_is_refused_with_its_base_model() {
-    let dir = folder(&[
-        (
-            "adapter_config.json",
-            br#"{"base_model_name_or_path": "org/base"}"#,
-        ),
-        ("adapter_model.safetensors", &one_tensor()),
-    ]);
-    error(
-        dir.path(),
-        &["an adapter (LoRA) of \"org/base\"", "merge_and_unload"],
-    );
+    let weights = one_tensor();
+    let base: &[u8] = br#"{"base_model_name_or_path": "org/base"}"#;
+    let adapter = [
+        ("adapter_config.json", base),
+        ("adapter_model.safetensors", &weights),
+    ];
+    let expected = ["an adapter (LoRA) of \"org/base\"", "merge_and_unload"];
+    error(folder(&adapter).path(), &expected);
+    // Some tools save the configuration of the base model beside the adapter.
+    let dir = folder(&[("config.json", b"{}"), adapter[0], adapter[1]]);
+    error(dir.path(), &expected);
+    // The weights beside it are a model, which is read without the adapter.
+    fs::write(dir.path().join("model.safetensors"), &weights).unwrap();
+    assert!(Checkpoint::open(dir.path()).unwrap().contains("a"));
 }
 
 #[test]

@@ -247,6 +247,10 @@ fn repository_of_gguf_files_needs_a_quantisation() {
     assert!(file.ends_with("m-Q4_K_M.gguf") && !file.with_file_name("Q8_0").exists());
     let missing = fetch("org/tiny:Q8_0", None, &offline(&options)).unwrap_err();
     assert_contains(&missing.to_string(), &["expected *Q8_0*.gguf in"]);
+    fs::write(file.with_file_name("m-Q4_0.gguf"), "GGUF").unwrap();
+    let several = fetch("org/tiny", None, &offline(&options)).unwrap_err();
+    assert_contains(&several.to_string(), &["found m-Q4_0.gguf, m-Q4_K_M.gguf"]);
+    fs::remove_file(file.with_file_name("m-Q4_0.gguf")).unwrap();
     let file = fetch("org/tiny:q8_0", None, &options).unwrap();
     assert!(file.ends_with(parts[0]));
     assert_eq!(
@@ -272,6 +276,7 @@ fn only_gguf_file_of_a_repository_is_chosen() {
 #[test]
 fn adapter_is_no_model() {
     let hub = Hub::start(&[
+        ("config.json", b"{}"),
         ("adapter_config.json", b"{}"),
         ("adapter_model.safetensors", &weights("a", 10)),
     ]);
@@ -303,11 +308,17 @@ fn unresolved_name_gives_both_reasons() {
         error.to_string()
     };
     let message = error("org/other");
-    assert_contains(&message, &["no such folder", "404"]);
+    assert_contains(&message, &["no such file or folder", "404"]);
     let message = error("./models/llama");
-    assert_contains(&message, &["no such folder", "a name like org/name"]);
+    assert_contains(
+        &message,
+        &["no such file or folder", "a name like org/name"],
+    );
+    // An existing file is no name on the hub, whatever it holds.
     let file = cache.path().join("file");
     fs::write(&file, "").unwrap();
-    let message = error(file.to_str().unwrap());
-    assert_contains(&message, &["a file, not a folder"]);
+    hub.take_requests();
+    let found = resolve_model_with(file.to_str().unwrap(), &options);
+    assert_eq!(found.unwrap(), file);
+    assert_eq!(hub.take_requests().len(), 0);
 }

@@ -328,6 +328,17 @@ fn folder_without_template_gives_none() {
 }
 
 #[test]
+fn missing_default_template_names_the_file() {
+    let config =
+        r#"{"chat_template": [{"name": "a", "template": ""}, {"name": "b", "template": ""}]}"#;
+    let folder = folder(&[("tokenizer_config.json", config)]);
+    let error = rendered(folder.path(), None).unwrap_err().to_string();
+    let expected =
+        "tokenizer_config.json: chat template: expected the name \"default\", found a, b";
+    assert!(error.ends_with(expected), "{error}");
+}
+
+#[test]
 fn special_tokens_come_from_config_or_map() {
     let config = r#"{"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>", "unk_token": null,
                 "chat_template": "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}"}"#;

@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use burn::tensor::{Device, FloatDType};
 use safetensors::SafeTensors;
 use serde_json::json;
+use sparq::ops::RotaryScaling;
 use sparq_models::DecoderConfig;
 use sparq_models::checkpoint::{Checkpoint, StoredType};
 use sparq_models::text::TextTokenizer;
@@ -209,6 +210,48 @@ fn rope_scaling_follows_llama_cpp() {
     assert_eq!(found["rope_type"], "yarn");
     let yarn = found["attention_factor"].as_f64().unwrap();
     assert!((yarn - 1.5 * (1.0 + 0.1 * 4.0_f64.ln())).abs() < 1e-6);
+}
+
+#[test]
+fn divisors_and_factors_of_rope_multiply() {
+    let file = || GgufFile::from_folder(&fixture("hf/llama3"));
+    let scaling = |file: &GgufFile| open(file).config()["rope_scaling"].clone();
+    assert_eq!(scaling(&file())["rope_type"], "llama3");
+    let mut tensors = file().tensors.into_iter();
+    let divisors = tensors.find(|tensor| tensor.name == "rope_freqs.weight");
+    let divisors = floats(&divisors.unwrap().bytes);
+
+    let mut both = file();
+    both.set("llama.rope.scaling.factor", Meta::F32(4.0));
+    both.set("llama.rope.scaling.attn_factor", Meta::F32(1.5));
+    let found = scaling(&both);
+    let expected: Vec<_> = divisors
+        .iter()
+        .map(|&divisor| 4.0 * f64::from(divisor))
+        .collect();
+    assert_eq!(found["rope_type"], "longrope");
+    assert_eq!(found["short_factor"], json!(expected));
+    assert_eq!(found["long_factor"], json!(expected));
+    assert_eq!(found["attention_factor"], 1.5);
+    let checkpoint = open(&both);
+    let rope = DecoderConfig::from_checkpoint(&checkpoint).unwrap().rotary;
+    let RotaryScaling::LongRope {
+        short_factor,
+        attention_factor,
+        ..
+    } = rope.scaling
+    else {
+        panic!("{rope:?}");
+    };
+    assert_eq!((short_factor, attention_factor), (expected, 1.5));
+
+    // Divisors that no settings of Llama 3 give.
+    let mut other = GgufFile::llama();
+    let divisors = [3.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+    other.floats("rope_freqs.weight", &[8], &divisors);
+    let found = scaling(&other);
+    assert_eq!(found["short_factor"], json!(divisors.map(f64::from)));
+    assert_eq!(found["attention_factor"], 1.0);
 }
 
 #[test]

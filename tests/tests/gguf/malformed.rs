@@ -71,7 +71,7 @@ fn sizes_are_checked_before_allocation() {
 #[test]
 fn unsupported_values_list_the_supported_ones() {
     type Change = Box<dyn FnOnce(&mut GgufFile)>;
-    let cases: [(&str, Change); 9] = [
+    let cases: [(&str, Change); 11] = [
         (
             "\"general.architecture\": expected one of llama, qwen2, qwen3, qwen3moe, gemma, gemma2, \
              gemma3, phi3, smollm3, olmo2, granite, found \"mamba\"",
@@ -106,10 +106,21 @@ fn unsupported_values_list_the_supported_ones() {
             Box::new(|file| file.push("a", &[2, 16], 2, vec![0; 18])),
         ),
         (
-            "\"rope_freqs.weight\": expected divisors of the frequencies as in Llama 3",
+            "\"rope_freqs.weight\": expected positive divisors, found -1",
             Box::new(|file| {
-                let divisors = [3.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+                let divisors = [3.0, -1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0];
                 file.floats("rope_freqs.weight", &[8], &divisors);
+            }),
+        ),
+        (
+            "\"rope_freqs.weight\": expected F32 [8], found F32 [4]",
+            Box::new(|file| file.floats("rope_freqs.weight", &[4], &[1.0; 4])),
+        ),
+        (
+            "\"llama.rope.scaling.type\": expected none, linear or longrope beside divisors",
+            Box::new(|file| {
+                file.floats("rope_freqs.weight", &[8], &[1.0; 8]);
+                file.set("llama.rope.scaling.type", Meta::text("yarn"));
             }),
         ),
     ];

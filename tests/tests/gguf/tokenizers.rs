@@ -45,6 +45,11 @@ fn byte_level_splits_digits_by_pre_tokenizer() {
         ("gpt-2", vec![6, 7, 8]),
         ("llama-bpe", vec![6, 7, 8]),
         ("qwen2", vec![6, 7, 4, 4]),
+        ("dbrx", vec![6, 7, 8]),
+        ("refact", vec![6, 7, 4, 4]),
+        ("gpt-4o", vec![6, 7, 8]),
+        ("tekken", vec![6, 7, 4, 4]),
+        ("default", vec![6, 7, 8]),
     ];
     for (pre, expected) in cases {
         let tokenizer = tokenizer(&byte_level(pre));
@@ -58,15 +63,48 @@ fn byte_level_splits_digits_by_pre_tokenizer() {
 }
 
 #[test]
+fn capitals_and_endings_split_words() {
+    let tokens = ["a", "B", "'", "s", "aB", "Ba", "'s", "a's"];
+    let cases: [(&str, [&[u32]; 3]); 5] = [
+        ("gpt-2", [&[4], &[5], &[0, 6]]),
+        ("llama-bpe", [&[4], &[5], &[0, 6]]),
+        ("gpt-4o", [&[0, 1], &[5], &[7]]),
+        ("tekken", [&[0, 1], &[5], &[0, 6]]),
+        // Punctuation is a part of its own, and so are the characters after it.
+        ("default", [&[4], &[5], &[0, 2, 3]]),
+    ];
+    for (pre, expected) in cases {
+        let mut file = byte_level(pre);
+        file.set("tokenizer.ggml.tokens", Meta::texts(&tokens));
+        file.set("tokenizer.ggml.token_type", Meta::Ints(vec![1; 8]));
+        let merges = Meta::texts(&["a B", "B a", "' s", "a 's"]);
+        file.set("tokenizer.ggml.merges", merges);
+        file.set("tokenizer.ggml.eos_token_id", Meta::U32(u32::MAX));
+        file.set("tokenizer.ggml.eot_token_id", Meta::U32(u32::MAX));
+        let tokenizer = tokenizer(&file);
+        for (text, expected) in ["aB", "Ba", "a's"].iter().zip(expected) {
+            assert_eq!(
+                tokenizer.encode(text, true).unwrap(),
+                expected,
+                "{pre}: {text}"
+            );
+        }
+    }
+}
+
+#[test]
 fn errors_name_the_entry() {
     let changed = |key: &str, value: Meta| {
         let mut file = sentence_piece();
         file.set(key, value);
         error(&file)
     };
-    let expected = "model.gguf: GGUF: \"tokenizer.ggml.pre\": expected gpt-2, smollm, llama-bpe or qwen2, \
-                    found \"unheard-of\"";
-    assert_contains(&error(&byte_level("unheard-of")), &[expected]);
+    let message = error(&byte_level("unheard-of"));
+    assert_contains(
+        &message,
+        &["model.gguf: GGUF: \"tokenizer.ggml.pre\": expected one of gpt-2, "],
+    );
+    assert_contains(&message, &["found \"unheard-of\""]);
     let message = changed("tokenizer.ggml.scores", Meta::Floats(vec![0.0]));
     let expected =
         "\"tokenizer.ggml.scores\": expected a list of 12, one for each token, found a list of 1";
@@ -107,7 +145,14 @@ fn chat_template_has_special_tokens() {
 #[test]
 fn bos_is_a_default_of_the_pre_tokenizer() {
     let begins = |file: &GgufFile| tokenizer(file).encode("ab", true).unwrap()[0] == 1;
-    for (pre, expected) in [("llama-bpe", true), ("gpt-2", false), ("qwen2", false)] {
+    let cases = [
+        ("llama-bpe", true),
+        ("tekken", true),
+        ("gpt-2", false),
+        ("qwen2", false),
+        ("dbrx", false),
+    ];
+    for (pre, expected) in cases {
         let mut file = byte_level(pre);
         assert!(!begins(&file), "{pre} without a token");
         file.set("tokenizer.ggml.bos_token_id", Meta::U32(1));

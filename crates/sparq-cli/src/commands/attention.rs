@@ -12,7 +12,7 @@ use sparq_eval::report::trace;
 use sparq_output::files::OutputFile;
 use sparq_output::table::Table;
 
-use crate::args::{DtypeArgs, ModelArgs, at_least_one, share};
+use crate::args::{DtypeArgs, ModelArgs, at_least_one, share, whole};
 use crate::exit::Outcome;
 use crate::model::ModelSource;
 use crate::output::Output;
@@ -45,10 +45,10 @@ pub struct AttentionArgs {
     #[arg(long, value_parser = at_least_one, value_name = "TOKENS")]
     context: Option<usize>,
     /// Layer, counted from 0
-    #[arg(long, value_name = "N", default_value = "0")]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = whole::<usize>)]
     layer: usize,
     /// KV head, counted from 0
-    #[arg(long, value_name = "N", default_value = "0")]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = whole::<usize>)]
     kv_head: usize,
     /// Method, with settings after a colon [default: sparq, sparq-4bit, lm-infinite and oracle at
     /// --budget]

@@ -10,7 +10,7 @@ use serde::Serialize;
 use sparq_conformance::{Random, Report, Size, embedded_cases, read_folder, run_all, run_prefills};
 use sparq_device::DeviceChoice;
 
-use crate::args::{dtype_name, dtype_parser};
+use crate::args::{dtype_name, dtype_parser, whole};
 use crate::exit::Outcome;
 use crate::output::Output;
 
@@ -37,10 +37,10 @@ pub struct CheckArgs {
     #[arg(long, value_parser = dtype_parser(), value_name = "TYPE")]
     dtype: Option<FloatDType>,
     /// Run this number of random cases instead
-    #[arg(long, value_name = "N", conflicts_with = "fixtures")]
+    #[arg(long, value_name = "N", conflicts_with = "fixtures", value_parser = whole::<u64>)]
     random: Option<u64>,
     /// Seed of the first random case. Each further case has the next seed
-    #[arg(long, value_name = "S", default_value_t = 0, requires = "random")]
+    #[arg(long, value_name = "S", default_value_t = 0, requires = "random", value_parser = whole::<u64>)]
     seed: u64,
     /// Size of random cases: small, medium and large have up to 330, 6000 and 2^20 positions. huge
     /// has a cache of more than 2^32 elements

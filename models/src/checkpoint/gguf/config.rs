@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::{CheckpointError, formats::StoredType, source::Source};
-use super::{Gguf, header::TensorInfo, names::ROPE_FACTORS, tokenizer::is_no_token};
+use super::super::CheckpointError;
+use super::{Gguf, tokenizer::is_no_token};
 
 /// Entries with the same meaning in both formats, which a file has to have.
 const REQUIRED: [(&str, &str); 6] = [
@@ -23,14 +23,6 @@ const OPTIONAL: [(&str, &str); 6] = [
     ("bos_token_id", "tokenizer.ggml.bos_token_id"),
     ("pad_token_id", "tokenizer.ggml.padding_token_id"),
 ];
-
-/// The frequency factors of RoPE in every Llama 3 model. GGUF files only have the divisors that
-/// follow from them, the factor and the context.
-const LOW_FREQ_FACTOR: f64 = 1.0;
-const HIGH_FREQ_FACTOR: f64 = 4.0;
-
-/// The original contexts that are tried, as exponents of 2.
-const ORIGINAL_CONTEXTS: std::ops::RangeInclusive<u32> = 5..=20;
 
 /// Returns the GGUF key of the entry `name` of the configuration, for messages. `family` is the
 /// name in `general.architecture`.
@@ -146,114 +138,5 @@ impl Gguf {
             }
         }
         ids
-    }
-
-    fn rope_scaling(&self) -> Result<Option<Value>, CheckpointError> {
-        if let Some(scaling) = self.longrope()? {
-            return Ok(Some(scaling));
-        }
-        if let Some((source, factors)) = self.tensor(ROPE_FACTORS) {
-            return self.llama3_scaling(source, factors).map(Some);
-        }
-        const TYPE: &str = "{arch}.rope.scaling.type";
-        const FACTOR: &str = "{arch}.rope.scaling.factor";
-        const OLD_FACTOR: &str = "{arch}.rope.scale_linear";
-        const ATTENTION: &str = "{arch}.rope.scaling.attn_factor";
-        let number = |key: &str| match self.get(key) {
-            None => Ok(None),
-            Some(value) => match value.as_f64() {
-                Some(number) if number >= 0.0 => Ok(Some(number)),
-                _ => Err(self.unexpected(key, "a number, at least 0")),
-            },
-        };
-        let factor = match number(FACTOR)? {
-            Some(factor) => Some(factor),
-            None => number(OLD_FACTOR)?,
-        };
-        // llama.cpp takes 0 for a missing factor.
-        let factor = factor.filter(|&factor| factor != 0.0).unwrap_or(1.0);
-        let attention = number(ATTENTION)?.unwrap_or(1.0);
-        let context = match self.get("{arch}.rope.scaling.original_context_length") {
-            Some(context) => context.clone(),
-            None => self.required("{arch}.context_length", "a number")?.clone(),
-        };
-        // A missing type means linear.
-        let kind = self.get(TYPE).and_then(Value::as_str).unwrap_or("linear");
-        let factor = if kind == "none" { 1.0 } else { factor };
-        Ok(match kind {
-            "none" | "linear" if attention != 1.0 => {
-                let factors = vec![factor; self.head_dim()? / 2];
-                // The one type with a divisor for each frequency and a factor of queries and keys.
-                Some(json!({
-                    "rope_type": "longrope",
-                    "short_factor": factors,
-                    "long_factor": factors,
-                    "attention_factor": attention,
-                    "original_max_position_embeddings": context,
-                }))
-            }
-            "none" | "linear" if factor == 1.0 => None,
-            "linear" => Some(json!({"rope_type": "linear", "factor": factor})),
-            "yarn" => Some(json!({
-                "rope_type": "yarn",
-                "factor": factor,
-                "attention_factor": attention * (1.0 + 0.1 * factor.max(1.0).ln()),
-                "original_max_position_embeddings": context,
-            })),
-            _ => return Err(self.unexpected(TYPE, "none, linear or yarn")),
-        })
-    }
-
-    /// Returns the settings from which the divisors of the frequencies follow.
-    fn llama3_scaling(
-        &self,
-        source: &Source,
-        factors: &TensorInfo,
-    ) -> Result<Value, CheckpointError> {
-        let head_dim = self.head_dim()?;
-        let pairs = head_dim / 2;
-        let (dtype, shape) = (factors.dtype, &*factors.shape);
-        if dtype != StoredType::F32 || shape != [pairs] {
-            let found = format!("{dtype} {shape:?}");
-            return Err(self.error(ROPE_FACTORS, format!("F32 [{pairs}]"), found));
-        }
-        let mut bytes = vec![0; 4 * pairs];
-        source.read_at(factors.offset, &mut bytes)?;
-        let found: Vec<f32> = bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&bytes| f32::from_le_bytes(bytes))
-            .collect();
-
-        let theta = self
-            .get("{arch}.rope.freq_base")
-            .and_then(Value::as_f64)
-            .unwrap_or(10_000.0);
-        let factor = f64::from(found.iter().copied().fold(1.0, f32::max));
-        let divisor = |context: u64, pair: usize| {
-            let frequency = theta.powf(-2.0 * pair as f64 / head_dim as f64);
-            let rotations = context as f64 * frequency / std::f64::consts::TAU;
-            let kept = (rotations - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR);
-            let kept = kept.clamp(0.0, 1.0);
-            1.0 / ((1.0 - kept) / factor + kept)
-        };
-        let fits = |&context: &u64| {
-            found.iter().enumerate().all(|(pair, &found)| {
-                let expected = divisor(context, pair);
-                (f64::from(found) - expected).abs() <= 1e-4 * expected
-            })
-        };
-        let Some(context) = ORIGINAL_CONTEXTS.map(|power| 1 << power).find(fits) else {
-            let expected = "divisors of the frequencies as in Llama 3 (factors 1 and 4)";
-            return Err(self.error(ROPE_FACTORS, expected, "others"));
-        };
-        Ok(json!({
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": LOW_FREQ_FACTOR,
-            "high_freq_factor": HIGH_FREQ_FACTOR,
-            "original_max_position_embeddings": context,
-        }))
     }
 }

@@ -3,8 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::{CheckpointError, decode::Stored, formats::StoredType};
-use super::{Gguf, names::LONGROPE_FACTORS};
+use super::super::{CheckpointError, decode::Stored};
+use super::Gguf;
 
 /// Entries of some families with the same meaning in both formats.
 const ENTRIES: [(&str, &str); 9] = [
@@ -21,7 +21,6 @@ const ENTRIES: [(&str, &str); 9] = [
 
 const WINDOW: &str = "{arch}.attention.sliding_window";
 const PATTERN: &str = "{arch}.attention.sliding_window_pattern";
-const CONTEXT: &str = "{arch}.rope.scaling.original_context_length";
 
 impl Gguf {
     /// Returns the number of experts, 0 in a model without them.
@@ -75,8 +74,8 @@ impl Gguf {
             }
             "mixtral" => default("num_local_experts", self.experts().into()),
             "phi3" => {
-                let context = self.get(CONTEXT).or(self.get("{arch}.context_length"));
-                default("original_max_position_embeddings", json!(context));
+                let context = self.original_context()?.clone();
+                default("original_max_position_embeddings", context);
             }
             _ => {}
         }
@@ -97,44 +96,6 @@ impl Gguf {
             None => {}
         }
         Ok(())
-    }
-
-    /// Returns the scaling of RoPE of a file with two lists of divisors.
-    pub(super) fn longrope(&self) -> Result<Option<Value>, CheckpointError> {
-        let [short, long] = LONGROPE_FACTORS.map(|name| self.numbers(name));
-        let (Some(short), Some(long)) = (short?, long?) else {
-            return Ok(None);
-        };
-        let factor = self.get("{arch}.rope.scaling.attn_factor");
-        let context = self.get(CONTEXT).or(self.get("{arch}.context_length"));
-        Ok(Some(json!({
-            "rope_type": "longrope",
-            "short_factor": short,
-            "long_factor": long,
-            "original_max_position_embeddings": context,
-            "attention_factor": factor.and_then(Value::as_f64).unwrap_or(1.0),
-        })))
-    }
-
-    /// Returns the numbers of an F32 tensor with at most one per pair of a head's components.
-    fn numbers(&self, name: &str) -> Result<Option<Vec<f32>>, CheckpointError> {
-        let Some((source, tensor)) = self.tensor(name) else {
-            return Ok(None);
-        };
-        let pairs = self.head_dim()? / 2;
-        let count = match *tensor.shape {
-            [count] if tensor.dtype == StoredType::F32 && count <= pairs => count,
-            _ => {
-                let found = format!("{} {:?}", tensor.dtype, tensor.shape);
-                return Err(self.error(name, format!("F32 [at most {pairs}]"), found));
-            }
-        };
-        let mut bytes = vec![0; 4 * count];
-        source.read_at(tensor.offset, &mut bytes)?;
-        let numbers = bytes.as_chunks().0.iter();
-        Ok(Some(
-            numbers.map(|&bytes| f32::from_le_bytes(bytes)).collect(),
-        ))
     }
 
     /// Returns the tensors of a Hugging Face checkpoint that the tensor `own` of the file holds:

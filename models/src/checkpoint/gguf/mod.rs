@@ -13,6 +13,8 @@ mod families;
 mod header;
 mod names;
 mod parts;
+mod pre_tokenizer;
+mod rope;
 mod tokenizer;
 
 use std::{

@@ -5,17 +5,13 @@ use std::collections::{HashMap, HashSet};
 use serde_json::{Map, Value, json};
 
 use super::super::CheckpointError;
-use super::Gguf;
+use super::{
+    Gguf,
+    pre_tokenizer::{PreTokenizer, byte_level},
+};
 
 /// The character that SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
-
-/// The pattern by which Llama 3 splits a text. `{digits}` is the quantifier of digits that stay
-/// together.
-const LLAMA3_PATTERN: &str = concat!(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{digits}",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-);
 
 /// The tokens that end a turn or a text, by their text: llama.cpp's list. Many files name one of
 /// them as the end of a text and only use another in their chat template.
@@ -44,11 +40,11 @@ const TURN_ENDS: [&str; 22] = [
     "[e~[",
 ];
 
-/// The pre-tokenizers whose models begin every text with a BOS token, if the file does not say.
-const BEGIN_WITH_BOS: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
-
 /// The entry of `tokenizer_config.json` that makes a conversation begin with the BOS token.
 pub(crate) const CHAT_BEGINS_WITH_BOS: &str = "chat_begins_with_bos";
+
+/// The name of the pre-tokenizer.
+const PRE: &str = "tokenizer.ggml.pre";
 
 /// The kind of a token, as in SentencePiece.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -203,45 +199,34 @@ impl Gguf {
 
     /// Returns BPE over bytes, as in GPT-2.
     fn byte_level(&self, vocabulary: &Vocabulary<'_>) -> Result<Value, CheckpointError> {
-        const PRE: &str = "tokenizer.ggml.pre";
-        let byte_level = |use_regex: bool| {
-            json!({
-                "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-                "use_regex": use_regex,
-            })
-        };
-        let split = |digits: &str| {
-            let pattern = LLAMA3_PATTERN.replace("{digits}", digits);
-            let split = json!({
-                "type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
-                "invert": false,
-            });
-            json!({"type": "Sequence", "pretokenizers": [split, byte_level(false)]})
-        };
-        let (pre_tokenizer, normalizer) = match self.get(PRE).and_then(Value::as_str) {
-            Some("gpt-2") => (byte_level(true), Value::Null),
-            Some("smollm") => {
-                let digits = json!({"type": "Digits", "individual_digits": true});
-                let both = json!({"type": "Sequence", "pretokenizers": [digits, byte_level(true)]});
-                (both, Value::Null)
-            }
-            Some("llama-bpe" | "llama3" | "llama-v3") => (split("{1,3}"), Value::Null),
-            Some("qwen2" | "deepseek-r1-qwen") => (split(""), json!({"type": "NFC"})),
-            _ => return Err(self.unexpected(PRE, "gpt-2, smollm, llama-bpe or qwen2")),
-        };
+        let pre_tokenizer = self.pre_tokenizer()?;
+        if pre_tokenizer.is_default() {
+            // Files of early converters, which did not know the tokenizer of the model.
+            tracing::warn!(
+                "{}: \"{PRE}\" names no pre-tokenizer; texts are split as llama.cpp does by default, \
+                 perhaps not as the model was trained",
+                self.path().display(),
+            );
+        }
         let merges = self.strings("tokenizer.ggml.merges")?;
         Ok(json!({
-            "normalizer": normalizer,
-            "pre_tokenizer": pre_tokenizer,
-            "decoder": byte_level(true),
+            "normalizer": pre_tokenizer.normalizer(),
+            "pre_tokenizer": pre_tokenizer.pre_tokenizer(),
+            "decoder": byte_level(),
             "model": {
                 "type": "BPE",
                 "vocab": vocabulary.ids(),
                 "merges": merges,
-                // Llama 3 has tokens that no merges produce.
-                "ignore_merges": self.get(PRE).is_some_and(|pre| pre != "smollm" && pre != "gpt-2"),
+                "ignore_merges": pre_tokenizer.ignores_merges,
             },
         }))
+    }
+
+    /// Returns how a byte-level tokenizer splits a text.
+    fn pre_tokenizer(&self) -> Result<&'static PreTokenizer, CheckpointError> {
+        let name = self.get(PRE).and_then(Value::as_str);
+        let found = PreTokenizer::find(name);
+        found.ok_or_else(|| self.unexpected(PRE, format!("one of {}", PreTokenizer::names())))
     }
 
     /// Returns BPE over characters with a fallback to bytes, as in SentencePiece. Its merges are
@@ -312,9 +297,7 @@ impl Gguf {
 
     /// Returns the token that every text begins with, if the model needs one.
     fn bos(&self, vocabulary: &Vocabulary<'_>) -> Result<Option<usize>, CheckpointError> {
-        let pre_tokenizer = self.get("tokenizer.ggml.pre").and_then(Value::as_str);
-        let begins = pre_tokenizer.is_some_and(|pre| BEGIN_WITH_BOS.contains(&pre));
-        let by_default = self.is_sentence_piece() || begins;
+        let by_default = self.is_sentence_piece() || self.pre_tokenizer()?.begins_with_bos;
         let id = self.token("bos_token_id", vocabulary)?;
         Ok(id.filter(|_| self.switch("tokenizer.ggml.add_bos_token", by_default)))
     }

@@ -34,12 +34,12 @@ pub enum ChatTemplateError {
     },
     /// No template has the requested name.
     #[error(
-        "{folder}: chat template: expected the name {expected:?}, found {}",
+        "{origin}: chat template: expected the name {expected:?}, found {}",
         names(available)
     )]
     UnknownName {
-        /// The checkpoint's folder.
-        folder: String,
+        /// The files with templates, or the folder of a checkpoint without any.
+        origin: String,
         /// The requested name.
         expected: String,
         /// The names of the templates in the checkpoint.

@@ -1,6 +1,10 @@
 //! Finding the chat template of a checkpoint.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+};
 
 use serde_json::Value;
 
@@ -23,8 +27,16 @@ const SPECIAL_TOKENS: [&str; 7] = [
 /// The name of the template for plain conversations, without tools or documents.
 const DEFAULT: &str = "default";
 
-/// Templates by name, each with its origin and its source.
-type Templates = BTreeMap<String, (String, String)>;
+/// Templates by name.
+type Templates = BTreeMap<String, Source>;
+
+/// One template.
+struct Source {
+    file: String,
+    /// The place in the file, for messages.
+    origin: String,
+    text: String,
+}
 
 impl ChatTemplate {
     /// Reads a chat template from a checkpoint's folder or GGUF file. Returns `None` if it has
@@ -65,9 +77,13 @@ impl ChatTemplate {
             (None, 1) => templates.values().next(),
             (name, _) => templates.get(name.unwrap_or(DEFAULT)),
         };
-        let Some((origin, source)) = chosen else {
+        let Some(Source { origin, text, .. }) = chosen else {
+            let files: BTreeSet<_> = templates.values().map(|source| &*source.file).collect();
             return Err(ChatTemplateError::UnknownName {
-                folder: folder.display().to_string(),
+                origin: match files.is_empty() {
+                    true => folder.display().to_string(),
+                    false => Vec::from_iter(files).join(", "),
+                },
                 expected: name.unwrap_or(DEFAULT).to_owned(),
                 available: templates.into_keys().collect(),
             });
@@ -82,7 +98,7 @@ impl ChatTemplate {
                 }
             }
         }
-        let template = Self::new(source, origin, tokens)?;
+        let template = Self::new(text, origin, tokens)?;
         let begins_with_bos = match &config {
             Some(config) => config.fields()?.switch(CHAT_BEGINS_WITH_BOS)?,
             None => None,
@@ -102,10 +118,12 @@ fn read_json(file: &ConfigFile, templates: &mut Templates) -> Result<(), ConfigE
     let Some(value) = fields.get(KEY) else {
         return Ok(());
     };
-    let origin = format!("{}: {KEY:?}", file.path().display());
+    let file = file.path().display().to_string();
+    let origin = format!("{file}: {KEY:?}");
     match value {
-        Value::String(source) => {
-            templates.insert(DEFAULT.to_owned(), (origin, source.clone()));
+        Value::String(text) => {
+            let text = text.clone();
+            templates.insert(DEFAULT.to_owned(), Source { file, origin, text });
         }
         Value::Array(list) => {
             for entry in list {
@@ -113,8 +131,12 @@ fn read_json(file: &ConfigFile, templates: &mut Templates) -> Result<(), ConfigE
                 let (Some(name), Some(source)) = (text("name"), text("template")) else {
                     return Err(fields.error(KEY, expected, describe(entry)));
                 };
-                let origin = format!("{origin} {name:?}");
-                templates.insert(name.to_owned(), (origin, source.to_owned()));
+                let source = Source {
+                    file: file.clone(),
+                    origin: format!("{origin} {name:?}"),
+                    text: source.to_owned(),
+                };
+                templates.insert(name.to_owned(), source);
             }
         }
         _ => return Err(fields.unexpected(KEY, expected)),
@@ -127,8 +149,8 @@ fn read_jinja(path: &Path, name: &str, templates: &mut Templates) -> Result<(), 
     let read = read_small(path).and_then(|bytes| {
         String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     });
-    let source = match read {
-        Ok(source) => source,
+    let text = match read {
+        Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
             return Err(ConfigError::Read {
@@ -137,8 +159,9 @@ fn read_jinja(path: &Path, name: &str, templates: &mut Templates) -> Result<(), 
             });
         }
     };
-    let origin = path.display().to_string();
-    templates.insert(name.to_owned(), (origin, source));
+    let file = path.display().to_string();
+    let origin = file.clone();
+    templates.insert(name.to_owned(), Source { file, origin, text });
     Ok(())
 }
 

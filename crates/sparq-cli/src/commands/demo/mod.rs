@@ -16,7 +16,7 @@ use sparq_eval::prose::{BIBLE, Prose};
 use sparq_output::numbers;
 use sparq_output::table::Table;
 
-use crate::args::{DtypeArgs, at_least_one, dtype_name};
+use crate::args::{DtypeArgs, at_least_one, dtype_name, whole};
 use crate::exit::Outcome;
 use crate::method::{SparqArgs, sketch_parser};
 use crate::model::{Description, ModelSource, element_bytes};
@@ -36,7 +36,7 @@ Examples:
   sparq demo --context 2048 --sketch full --json")]
 pub struct DemoArgs {
     /// Seed of the text and its hidden facts
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>)]
     seed: u64,
     /// Length of text, question and answer in bytes. A byte is a token of the embedded model
     #[arg(long, default_value_t = 8192, value_parser = at_least_one, value_name = "BYTES")]
@@ -45,10 +45,10 @@ pub struct DemoArgs {
     #[arg(long, default_value_t = 5, value_parser = at_least_one, value_name = "N")]
     needles: usize,
     /// r: number of query components that approximate the scores [default: head_dim / 4]
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = whole::<usize>)]
     rank: Option<usize>,
     /// k: number of positions in exact attention [default: 128]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = whole::<usize>)]
     top_k: Option<usize>,
     /// Storage of the key sketch, the copy of the keys for approximate scores
     #[arg(long, value_parser = sketch_parser(), default_value = "4bits")]

@@ -16,7 +16,7 @@ use sparq_eval::{
 };
 use sparq_models::embedded;
 
-use crate::args::{DtypeArgs, ModelArgs, at_least_one, dtype_name, share};
+use crate::args::{DtypeArgs, ModelArgs, at_least_one, dtype_name, share, whole};
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::model::ModelSource;
@@ -71,7 +71,7 @@ pub struct EvalArgs {
     #[arg(long, default_value_t = 20, value_parser = at_least_one, value_name = "N")]
     examples: usize,
     /// Seed of the examples
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>)]
     seed: u64,
     /// Number of facts in a text, with a question for each (needle, key-value)
     #[arg(long, default_value_t = 4, value_parser = at_least_one, value_name = "N")]

@@ -45,7 +45,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Text to continue
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// File with the text to continue, or - for standard input
     #[arg(long, value_name = "FILE")]
@@ -55,7 +55,12 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "TEXT", num_args = 0..=1)]
     chat: Option<Option<String>>,
     /// Instructions for the whole conversation
-    #[arg(long, value_name = "TEXT", requires = "chat")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "chat",
+        allow_hyphen_values = true
+    )]
     system: Option<String>,
     #[command(flatten)]
     method: MethodArgs,
@@ -236,8 +241,8 @@ fn read_prompt(path: &Path) -> Result<String> {
 fn chat_template(source: &ModelSource) -> Result<ChatTemplate> {
     let missing = || {
         format!(
-            "{source}: expected a chat template (chat_template.jinja, or in tokenizer_config.json), \
-             found none; use --prompt"
+            "{source}: expected a chat template (chat_template.jinja, or in tokenizer_config.json, or \
+             tokenizer.chat_template of a GGUF file), found none; use --prompt"
         )
     };
     source.chat_template()?.with_context(missing)

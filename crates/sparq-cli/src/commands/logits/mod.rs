@@ -17,7 +17,7 @@ use sparq_eval::steps::{self, PIECE};
 use sparq_models::CausalLm;
 use sparq_models::text::CancelToken;
 
-use crate::args::{DtypeArgs, ModelArgs, dtype_name};
+use crate::args::{DtypeArgs, ModelArgs, dtype_name, whole};
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::memory::MemoryArgs;
@@ -42,13 +42,13 @@ pub struct LogitsArgs {
     #[command(flatten)]
     model: ModelArgs,
     /// Token IDs separated by commas, or a safetensors file with `input_ids` [B, T] (I64 or I32)
-    #[arg(long, value_name = "IDS|FILE.safetensors")]
+    #[arg(long, value_name = "IDS|FILE.safetensors", allow_hyphen_values = true)]
     tokens: String,
     /// File to write `logits` [B, T, vocab] to, as F32
     #[arg(long, value_name = "FILE.safetensors")]
     out: PathBuf,
     /// First position to decode one by one [default: none]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     decode_from: Option<usize>,
     #[command(flatten)]
     method: MethodArgs,

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::cost::CacheMemory;
-use sparq::{CapturedStep, KvCache, Method, SparqError};
+use sparq::{CacheMark, CapturedStep, KvCache, Method, SparqError};
 
 /// A decoder-only language model.
 ///
@@ -77,6 +77,11 @@ pub trait CausalLm: Send + Sync {
         method: &Method,
     ) -> Result<Tensor<3>, SparqError>;
 
+    /// Returns the bytes of weights that a step reads, 0 if unknown. The default is 0.
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+
     /// Returns whether [`CausalLm::decode`] can be captured by a [`CapturedStep`]. The default is
     /// false.
     ///
@@ -119,6 +124,21 @@ impl ModelCache {
         }
     }
 
+    /// Marks the current lengths, for [`ModelCache::roll_back`].
+    pub fn mark(&self) -> ModelMark {
+        ModelMark(self.layers.iter().map(KvCache::mark).collect())
+    }
+
+    /// Takes back the appends since a mark, except the first `kept[b]` positions of sequence b. See
+    /// [`KvCache::roll_back`].
+    ///
+    /// # Errors
+    /// As [`KvCache::roll_back`].
+    pub fn roll_back(&mut self, mark: &ModelMark, kept: &[usize]) -> Result<(), SparqError> {
+        let mut layers = self.layers.iter_mut().zip(&mark.0);
+        layers.try_for_each(|(layer, mark)| layer.roll_back(mark, kept))
+    }
+
     /// Sets the ranges and codes of the key sketches, if they are due. Call it after the last
     /// prefill of a prompt; see [`KvCache::refresh_sketch`].
     pub fn finish_prompt(&mut self) {
@@ -144,6 +164,10 @@ impl ModelCache {
         self.layers.iter().map(KvCache::memory).sum()
     }
 }
+
+/// The lengths of a [`ModelCache`] to roll back to.
+#[derive(Debug)]
+pub struct ModelMark(Vec<CacheMark>);
 
 /// Gives a [`CapturedStep`] access to the caches.
 impl AsMut<[KvCache]> for ModelCache {
@@ -212,6 +236,16 @@ impl<'a> CapturedLm<'a> {
     /// As [`CausalLm::decode`] and [`CapturedStep::step`].
     pub fn step(&mut self, tokens: Tensor<2, Int>) -> Result<Tensor<3>, SparqError> {
         self.step.step(tokens)
+    }
+
+    /// Sets the method of the next steps. See [`CapturedStep::set_method`].
+    pub(crate) fn set_method(&mut self, method: Method) {
+        self.step.set_method(method);
+    }
+
+    /// Returns the cache, for changes in place. See [`CapturedStep::caches_mut`].
+    pub(crate) fn caches_mut(&mut self) -> &mut ModelCache {
+        self.step.caches_mut()
     }
 
     /// Returns the cache. The next steps are captured anew, because the caller may change it.

@@ -259,7 +259,8 @@ impl SparqAttention {
         let Some(cache) = cache else {
             self.check(&x, [0, 0])?;
             let [batch, len, _] = x.dims();
-            let (q, k, v) = self.project(x, norm, &Spans::empty(batch));
+            let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
+            let [q, k] = self.rotate([q, k], &Spans::empty(batch));
             let spans = Spans::full(batch, len);
             let device_spans = spans.to_tensor(&q.device());
             let y = causal_attention(q, [k, v], device_spans, &spans, self.window);
@@ -269,8 +270,16 @@ impl SparqAttention {
         self.check_window(cache)?;
         cache.check_whole("a prefill")?;
         let before = cache.spans().clone();
-        let (q, k, v) = self.project(x, norm, &before);
-        cache.append(k, v)?;
+        let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
+        let q = match q.is_autodiff() {
+            true => {
+                let [q, k] = self.rotate([q, k], &before);
+                cache.append(k, v)?;
+                q
+            }
+            // As in a decode step, so that both write the same keys.
+            false => cache.prepare(q, k, v, self.rotary.as_ref())?,
+        };
         if cache.states().observes_attention() {
             let k = cache.tensors().k.clone().slice_dim(2, 0..cache.len());
             let received = received_attention(&q, &k, &before, self.window);
@@ -338,21 +347,14 @@ impl SparqAttention {
         Ok(self.output(y.reshape([batch, len, heads, d]), residual))
     }
 
-    /// x [B, T, D] -> q [B, H, T, d], k and v [B, H_kv, T, d], q and k rotated to the positions
-    /// after `spans`.
-    fn project(
-        &self,
-        x: Tensor<3>,
-        norm: Norm,
-        spans: &Spans,
-    ) -> (Tensor<4>, Tensor<4>, Tensor<4>) {
-        let len = x.dims()[1];
-        let [q, k, v] = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
+    /// Rotates q [B, H, T, d] and k [B, H_kv, T, d] to the positions after `spans`.
+    fn rotate(&self, heads: [Tensor<4>; 2], spans: &Spans) -> [Tensor<4>; 2] {
         match &self.rotary {
-            None => (q, k, v),
+            None => heads,
             Some(rotary) => {
-                let angles = rotary.angles(positions(spans, len, &q.device()));
-                (angles.rotate(q), angles.rotate(k), v)
+                let len = heads[0].dims()[2];
+                let angles = rotary.angles(positions(spans, len, &heads[0].device()));
+                heads.map(|heads| angles.rotate(heads))
             }
         }
     }

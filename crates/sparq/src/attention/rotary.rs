@@ -240,13 +240,13 @@ impl RotaryAngles {
         }
     }
 
-    /// Takes the angles of one position per sequence from a [`Rotary::table`].
-    pub(crate) fn from_table(table: &Tensor<2>, positions: &[usize]) -> Self {
+    /// Takes the angles of `len` positions per sequence from a [`Rotary::table`].
+    pub(crate) fn from_table(table: &Tensor<2>, positions: &[usize], len: usize) -> Self {
         let [_, width] = table.dims();
         let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
         let index = Tensor::<1, Int>::from_ints(index.as_slice(), &table.device());
         let rows = table.clone().select(0, index);
-        let shape = [positions.len(), 1, 1, width / 2];
+        let shape = [positions.len() / len, 1, len, width / 2];
         let part = |part: std::ops::Range<usize>| rows.clone().slice_dim(1, part).reshape(shape);
         Self {
             cos: part(0..width / 2),

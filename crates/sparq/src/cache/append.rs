@@ -2,7 +2,8 @@
 
 use burn::tensor::Tensor;
 
-use super::{KvCache, Spans, round_up};
+use super::buffers::overwrite;
+use super::{BufferId, KvCache, Spans, round_up};
 use crate::ops::Rotary;
 use crate::ops::reference::append as write;
 use crate::{SparqError, ops};
@@ -70,16 +71,17 @@ impl KvCache {
         Ok(())
     }
 
-    /// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
-    /// query.
+    /// Prepares attention: rotates and appends T tokens per sequence, and returns the rotated
+    /// queries.
     ///
-    /// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after the cached ones, and
-    /// appends k and v [B, H_kv, 1, d]. Without `rotary` nothing is rotated. The returned query is
-    /// outside autodiff. The device reads the position, so a [`CapturedStep`](crate::CapturedStep)
-    /// can contain this.
+    /// Rotates q [B, H, T, d] and k [B, H_kv, T, d] to the positions after the cached ones, and
+    /// appends k and v [B, H_kv, T, d]. Without `rotary` nothing is rotated. The returned queries
+    /// are outside autodiff. With one token the device reads the position, so a
+    /// [`CapturedStep`](crate::CapturedStep) can contain this.
     ///
     /// # Errors
-    /// [`SparqError::Shape`] if q, k and v do not fit the cache or each other.
+    /// [`SparqError::Shape`] if q, k and v do not fit the cache or each other,
+    /// [`SparqError::NotCapturable`] for several tokens during a capture.
     pub fn prepare(
         &mut self,
         q: Tensor<4>,
@@ -87,14 +89,18 @@ impl KvCache {
         v: Tensor<4>,
         rotary: Option<&Rotary>,
     ) -> Result<Tensor<4>, SparqError> {
-        self.check_query(&q)?;
-        self.check_new(&k, &v, 1)?;
+        let len = q.dims()[2];
+        self.check_queries(&q, len)?;
+        self.check_new(&k, &v, len)?;
         let head_dim = self.config.head_dim;
         if let Some(rotary) = rotary.filter(|rotary| rotary.dim() > head_dim) {
             let expected = format!("at most {head_dim} (the head_dim)");
             return Err(SparqError::value("rotary_dim", expected, rotary.dim()));
         }
-        let counts = vec![1; self.batch()];
+        if len != 1 {
+            self.check_not_capturing("an append of anything but one position to every sequence")?;
+        }
+        let counts = vec![len; self.batch()];
         self.make_room(&counts)?;
         let table = rotary.map(|rotary| rotary.table(self.capacity()));
         let encode = self.encodes();
@@ -103,7 +109,7 @@ impl KvCache {
         let (q, tensors) = ops::prepare(heads, table, tensors, &self.spans, encode);
         self.tensors = Some(tensors);
         self.spans = self.spans.grown(&counts);
-        self.slide(true);
+        self.slide(len == 1);
         Ok(q)
     }
 
@@ -112,6 +118,7 @@ impl KvCache {
         let now = self.capacity();
         if capacity > now {
             let device = self.tensors().k.device();
+            self.buffers = BufferId::new();
             self.update(|tensors, _| tensors.grown(round_up(capacity.max(2 * now))));
             // A GPU's allocator would keep the smaller buffers for other caches of their size.
             device.memory_cleanup();
@@ -139,20 +146,17 @@ impl KvCache {
         }
         for sequence in 0..self.batch() {
             self.spans.end[sequence] = self.spans.end[sequence].min(len);
-            // New ranges are due if less than half of the positions is left that determined them.
-            let (at, from) = (self.ranged_at[sequence], self.ranged_from(sequence));
-            if 2 * self.spans.count(sequence) + from < 2 * at {
-                self.ranged_at[sequence] = 0;
-            }
         }
+        self.drop_ranges();
         let attended = self.attended();
         self.update(|mut tensors, _| {
             // Subtracting the removed values would leave their rounding error, or their NaN, in the
             // sum.
-            tensors.v_sum = match len {
+            let sum = match len {
                 0 => tensors.v_sum.zeros_like(),
                 _ => write::sum_values(&tensors.v, &attended),
             };
+            tensors.v_sum = overwrite(tensors.v_sum, sum);
             tensors
         });
         self.renew_spans();
@@ -170,7 +174,8 @@ impl KvCache {
     /// Copies the host's spans to the device after a change other than an append.
     fn renew_spans(&mut self) {
         self.update(|mut tensors, spans| {
-            tensors.spans = spans.to_tensor(&tensors.spans.device());
+            let new = spans.to_tensor(&tensors.spans.device());
+            tensors.spans = overwrite(tensors.spans, new);
             tensors
         });
     }

@@ -3,13 +3,13 @@
 use burn::tensor::{Int, Tensor};
 
 use super::buffers::{duplicate, overwrite};
-use super::{CacheTensors, KvCache, Spans};
+use super::{BufferId, CacheTensors, KvCache, Spans};
 use crate::ops::reference::append as write;
 use crate::{SparqConfig, SparqError, ops};
 
-/// The state of a cache that an append of one token changes, to take the append back exactly.
+/// A length of a cache to roll back to; see [`KvCache::mark`].
 #[derive(Debug)]
-pub(crate) struct CacheMark {
+pub struct CacheMark {
     host_spans: Spans,
     spans: Tensor<2, Int>,
     v_sum: Tensor<3>,
@@ -60,8 +60,13 @@ impl KvCache {
         Ok((tensors, spans))
     }
 
-    /// Returns the state for [`KvCache::return_to`].
-    pub(crate) fn mark(&self) -> CacheMark {
+    /// Returns the identity of the buffers.
+    pub(crate) fn buffer_id(&self) -> BufferId {
+        self.buffers
+    }
+
+    /// Marks the current length, for [`KvCache::roll_back`].
+    pub fn mark(&self) -> CacheMark {
         let tensors = self.tensors();
         CacheMark {
             host_spans: self.spans.clone(),
@@ -79,6 +84,66 @@ impl KvCache {
             tensors
         });
         self.spans = mark.host_spans.clone();
+    }
+
+    /// Takes back the appends since a mark, except the first `kept[b]` positions of sequence b.
+    ///
+    /// Writes in place, and a [`CapturedStep`](crate::CapturedStep) stays captured. Unlike
+    /// [`KvCache::truncate`] it reads no more than the positions kept, or one window.
+    ///
+    /// ```
+    /// use burn::tensor::{Device, Distribution, Tensor};
+    /// use sparq::KvCacheConfig;
+    ///
+    /// let mut cache = KvCacheConfig::new(2, 2, 32).init(&Device::default())?;
+    /// let random = |len| {
+    ///     Tensor::<4>::random([2, 2, len, 32], Distribution::Default, &Device::default())
+    /// };
+    /// cache.append(random(10), random(10))?;
+    /// let mark = cache.mark();
+    /// cache.append(random(4), random(4))?;
+    /// cache.roll_back(&mark, &[1, 3])?;
+    /// assert_eq!(cache.spans().end, [11, 13]);
+    /// # Ok::<(), sparq::SparqError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`SparqError::Value`] if `kept` does not have one entry per sequence, or if fewer positions
+    /// have been appended since the mark.
+    pub fn roll_back(&mut self, mark: &CacheMark, kept: &[usize]) -> Result<(), SparqError> {
+        self.check_batch("kept", kept)?;
+        self.check_batch("mark", &mark.host_spans.end)?;
+        let spans = mark.host_spans.grown(kept);
+        for (&kept, ends) in kept.iter().zip(std::iter::zip(&spans.end, &self.spans.end)) {
+            if ends.0 > ends.1 {
+                let appended = (ends.1 + kept).saturating_sub(*ends.0);
+                let expected = format!("at most {appended} (the positions since the mark)");
+                return Err(SparqError::value("kept", expected, kept));
+            }
+        }
+        let start = std::iter::zip(&mark.host_spans.end, &spans.start);
+        let new = Spans {
+            start: start.map(|(&from, &start)| from.max(start)).collect(),
+            end: spans.end.clone(),
+        };
+        self.spans = spans;
+        self.drop_ranges();
+        let slides = self.config.window.is_some() && self.config.sketch.is_some();
+        let attended = self.attended();
+        self.update(|mut tensors, spans| {
+            let sum = match (slides, new.end == new.start) {
+                (true, _) => write::sum_values(&tensors.v, &attended),
+                (false, true) => mark.v_sum.clone(),
+                (false, false) => mark.v_sum.clone() + write::sum_values(&tensors.v, &new),
+            };
+            let new = spans.to_tensor(&tensors.spans.device());
+            tensors.spans = overwrite(tensors.spans, new);
+            tensors.v_sum = overwrite(tensors.v_sum, sum);
+            tensors
+        });
+        let len = self.len();
+        self.states.truncate(len);
+        Ok(())
     }
 
     /// Returns whether every sequence has grown by one position since a mark, as far as the host

@@ -8,13 +8,18 @@ use crate::{Sketch, SparqError};
 impl KvCache {
     /// Checks a query, [B, H, 1, d] with H a multiple of H_kv.
     pub(crate) fn check_query(&self, q: &Tensor<4>) -> Result<(), SparqError> {
+        self.check_queries(q, 1)
+    }
+
+    /// Checks queries of `count` tokens, [B, H, `count`, d] with H a multiple of H_kv.
+    pub(super) fn check_queries(&self, q: &Tensor<4>, count: usize) -> Result<(), SparqError> {
         let [batch, heads, len, d] = q.dims();
-        let expected = self.shape(1);
+        let expected = self.shape(count);
         let grouped = heads > 0 && heads.is_multiple_of(expected[1]);
         if [batch, expected[1], len, d] == expected && grouped {
             return Ok(());
         }
-        let what = "query [batch, heads (a multiple of kv_heads), 1, head_dim]";
+        let what = "query [batch, heads (a multiple of kv_heads), tokens, head_dim]";
         Err(SparqError::shape(what, expected, q.dims()))
     }
 

@@ -12,7 +12,7 @@ use burn::backend::{
 };
 
 pub use self::tensors::StepTensors;
-use crate::cache::CacheMark;
+use crate::cache::{BufferId, CacheMark};
 use crate::{KvCache, Method, SparqError, ops};
 
 /// Runs of a step before its capture.
@@ -115,9 +115,9 @@ struct Captured<I, O> {
 
 /// The conditions under which launches can be replayed, beside the shapes of the inputs.
 ///
-/// They are the capacity of every cache, and whether it is read sparsely.
+/// They are the buffers of every cache, and whether it is read sparsely.
 #[derive(PartialEq)]
-struct Plan(Vec<(usize, bool)>);
+struct Plan(Vec<(BufferId, bool)>);
 
 /// One cache as a state.
 impl AsMut<[KvCache]> for KvCache {
@@ -175,6 +175,24 @@ where
     pub fn state_mut(&mut self) -> &mut S {
         self.captured = None;
         &mut self.state
+    }
+
+    /// Returns mutable access to the caches of the state.
+    ///
+    /// Nothing else in the state may be replaced. The next step is a replay only if all caches
+    /// still have their buffers, as after [`KvCache::roll_back`], or after an append within the
+    /// capacity.
+    pub fn caches_mut(&mut self) -> &mut S {
+        &mut self.state
+    }
+
+    /// Sets the method of the next steps, which are captured again if they read the caches
+    /// differently.
+    pub fn set_method(&mut self, method: Method) {
+        if method != self.method {
+            self.captured = None;
+            self.method = method;
+        }
     }
 
     /// Returns the state.
@@ -240,7 +258,7 @@ where
                 let sparse = method.is_sparse(cache.config(), cache.len() + 1);
                 let grows = cache.len() == cache.capacity();
                 let due = sparse && cache.refresh_is_due(1);
-                (!grows && !due).then(|| (cache.capacity(), sparse))
+                (!grows && !due).then(|| (cache.buffer_id(), sparse))
             })
             .collect();
         plan.map(Plan)

@@ -136,11 +136,11 @@ pub trait SparqBackend: Backend + Primitive {
         fallback::append(cache, k, v, spans, counts, encode)
     }
 
-    /// Prepares a decode step: rotates and appends one token per sequence, and returns the rotated
-    /// query.
+    /// Prepares attention: rotates and appends T tokens per sequence, and returns the rotated
+    /// queries.
     ///
-    /// Rotates q [B, H, 1, d] and k [B, H_kv, 1, d] to the position after `spans`, and appends k
-    /// and v [B, H_kv, 1, d]. `encode` as in [`SparqBackend::append`].
+    /// Rotates q [B, H, T, d] and k [B, H_kv, T, d] to the positions after `spans`, and appends k
+    /// and v [B, H_kv, T, d]. `encode` as in [`SparqBackend::append`].
     fn prepare(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,

@@ -74,7 +74,7 @@ pub fn append(
     lift(cache)
 }
 
-/// Rotates and appends one token per sequence; see [`SparqBackend::prepare`].
+/// Rotates and appends tokens of every sequence; see [`SparqBackend::prepare`].
 ///
 /// `table` is a rotary embedding's [`table`](Rotary::table) with a row for every position up to the
 /// cache's capacity. Without one nothing is rotated.

@@ -97,7 +97,8 @@ impl SparqBackend for CubeBackend {
         spans: Spans,
         encode: bool,
     ) -> PreparedBuffers<Self> {
-        if q.dtype == k.dtype && q.dtype == v.dtype && supported(&cache, &q) {
+        let one = q.shape()[2] == 1;
+        if one && q.dtype == k.dtype && q.dtype == v.dtype && supported(&cache, &q) {
             let cache = owned(cache);
             let launcher = Launcher::new(&cache.k);
             let table = match &rotary {

@@ -17,7 +17,7 @@
 //! | [`decode`] | decode steps over a whole batch |
 //! | [`prefill`] | causal attention of many queries |
 //! | [`threads`], [`scratch`] | division among threads, working memory |
-//! | [`rope`], [`append`] | RoPE and append of one token |
+//! | [`rope`], [`append`] | RoPE, and append of few tokens |
 //! | [`linear`] | linear layers with a norm, an activation and the residual stream |
 //!
 //! Buffers that the kernels do not support (f64, mixed types) take the
@@ -88,11 +88,11 @@ impl SparqBackend for Flex {
         encode: bool,
     ) -> CacheBuffers<Self> {
         let dtype = cache.k.dtype();
-        let one = k.layout().shape()[2] == 1;
-        let done = one && cache.v.dtype() == dtype && {
+        let few = k.layout().shape()[2] <= append::FEW;
+        let done = few && cache.v.dtype() == dtype && {
             let (k, v) = (cast(k.clone(), dtype), cast(v.clone(), dtype));
             with_element!(dtype, T => T::slice(&k).zip(T::slice(&v)).map(|(k, v)| {
-                append::append_token(&mut cache, k, v, &spans, &counts, encode)
+                append::append_few(&mut cache, k, v, &spans, &counts, encode)
             }))
             .unwrap_or(false)
         };
@@ -118,11 +118,11 @@ impl SparqBackend for Flex {
             RotaryBuffers::None => (q, k),
             RotaryBuffers::Table(table) => {
                 let table = cast(table, DType::F32);
-                let rotate = |x| rope::rotate_token(x, &table, &spans);
+                let rotate = |x| rope::rotate(x, &table, &spans);
                 (rotate(q), rotate(k))
             }
         };
-        let counts = vec![1; spans.batch()];
+        let counts = vec![q.layout().shape()[2]; spans.batch()];
         let cache = Self::append(cache, k, v, spans, counts, encode);
         PreparedBuffers { q, cache }
     }

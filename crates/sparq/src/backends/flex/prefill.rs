@@ -3,6 +3,7 @@
 //! A row is one query of one head. All heads of a group read the same K rows and V rows, so a tile
 //! has the rows of a few queries times the group.
 
+mod few;
 mod panel;
 
 use std::ops::Range;
@@ -10,7 +11,6 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use self::panel::{BLOCK, KeyBlock, Panel};
-use super::attend::{Attend, Span};
 use super::element::Element;
 use super::online_softmax::OnlineSoftmax;
 use super::simd::{Level, MAX_LANES};
@@ -21,9 +21,6 @@ use crate::ops::Spans;
 ///
 /// Converting an element of the cache costs as much as multiplying it with a few rows.
 const TILE: usize = 96;
-
-/// The largest number of rows that are faster along the rows of the cache, as in a decode step.
-const FEW: usize = 8;
 
 /// The keys of one tile are not divided among threads below this number of positions.
 const MIN_POSITIONS: usize = 256;
@@ -61,6 +58,10 @@ impl<T: Element> Prefill<'_, T> {
     pub(super) fn attend(&self) -> Vec<f32> {
         let mut output = vec![0.0; self.q.len()];
         if output.is_empty() {
+            return output;
+        }
+        if self.len <= few::MOST {
+            self.attend_few(&mut output);
             return output;
         }
         let tiles = self.tiles(&mut output);
@@ -134,11 +135,7 @@ impl<T: Element> Prefill<'_, T> {
             reach,
         };
         let over = |part: Range<usize>| {
-            let positions = seen.start + part.start..seen.start + part.end;
-            match rows.count() <= FEW {
-                true => rows.over_common(self.level, positions),
-                false => rows.over(self.level, positions),
-            }
+            rows.over(self.level, seen.start + part.start..seen.start + part.end)
         };
         let parts = threads.parts(seen.len(), MIN_POSITIONS);
         // Merged in the order of the positions, so that the result does not depend on which thread
@@ -215,51 +212,6 @@ impl<T: Element> Rows<'_, T> {
         let query = self.queries.start + row / self.group;
         let at = (row % self.group * self.len + query) * self.dim;
         &self.q[at..at + self.dim]
-    }
-
-    /// Returns the softmax state over the given positions, as decode steps compute it.
-    ///
-    /// One pass serves all rows at the positions that all of them attend to. Each query attends to
-    /// its few others by itself.
-    fn over_common(&self, level: Level, positions: Range<usize>) -> OnlineSoftmax {
-        let (dim, group) = (self.dim, self.group);
-        let width = dim.next_multiple_of(MAX_LANES);
-        let scale = (dim as f32).sqrt();
-        let mut q = vec![0.0; self.count() * width];
-        for (row, to) in q.chunks_exact_mut(width).enumerate() {
-            for (to, from) in to.iter_mut().zip(self.query(row)) {
-                *to = from / scale;
-            }
-        }
-        let over = |q: &[f32], seen: Range<usize>| {
-            let (start, end) = (seen.start.max(positions.start), seen.end.min(positions.end));
-            let attend = Attend {
-                q,
-                keys: self.keys,
-                values: self.values,
-                dim,
-                width,
-            };
-            attend.over(level, Span(start, end.max(start)))
-        };
-        let Range { start, end } = self.queries;
-        let first = self.reach.first(end - 1);
-        let common = first..(self.reach.last(start) + 1).max(first);
-        let mut state = over(&q, common.clone());
-        for query in start..end {
-            let own = self.reach.of(&(query..query + 1));
-            let row = (query - start) * group;
-            let q = &q[row * width..(row + group) * width];
-            for rest in [
-                own.start..common.start.min(own.end),
-                common.end.max(own.start)..own.end,
-            ] {
-                if !rest.is_empty() {
-                    state.merge_heads(row, &over(q, rest));
-                }
-            }
-        }
-        state
     }
 
     /// Returns the softmax state over the given positions.

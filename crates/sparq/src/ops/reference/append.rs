@@ -33,7 +33,7 @@ pub fn append(
     let (k, v) = (k.cast(dtype), v.cast(dtype));
     let uniform = spans.common_end().is_some() && counts.iter().all(|&count| count == len);
     let cache = CacheTensors {
-        spans: spans.grown(counts).to_tensor(&k.device()),
+        spans: overwrite(cache.spans, spans.grown(counts).to_tensor(&k.device())),
         ..cache
     };
     if uniform {
@@ -48,7 +48,7 @@ pub fn append(
     })
 }
 
-/// Prepares a decode step; see [`SparqBackend::prepare`](crate::ops::SparqBackend::prepare).
+/// Prepares attention; see [`SparqBackend::prepare`](crate::ops::SparqBackend::prepare).
 ///
 /// `table` is a rotary embedding's [`table`](crate::ops::Rotary::table); without one nothing is
 /// rotated.
@@ -62,15 +62,17 @@ pub fn prepare(
     spans: &Spans,
     encode: bool,
 ) -> (Tensor<4>, CacheTensors) {
+    let len = q.dims()[2];
     let (q, k) = match table {
         Some(table) => {
-            let positions: Vec<usize> = (0..spans.batch()).map(|b| spans.count(b)).collect();
-            let angles = RotaryAngles::from_table(table, &positions);
+            let position = |b: usize, t: usize| (spans.end[b] + t).saturating_sub(spans.start[b]);
+            let positions = (0..spans.batch()).flat_map(|b| (0..len).map(move |t| position(b, t)));
+            let angles = RotaryAngles::from_table(table, &positions.collect::<Vec<_>>(), len);
             (angles.rotate(q), angles.rotate(k))
         }
         None => (q, k),
     };
-    let counts = vec![1; spans.batch()];
+    let counts = vec![len; spans.batch()];
     (q, append(cache, k, v, spans, &counts, encode))
 }
 

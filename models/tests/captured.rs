@@ -151,14 +151,17 @@ fn captured_drafts_give_the_tokens_of_dense_steps() {
                 max_new_tokens: 100,
                 ..GenerateOptions::default()
             };
-            let mut on_event =
-                |_: sparq_models::text::GenerateEvent<'_>| ControlFlow::Continue(());
+            let mut on_event = |_: sparq_models::text::GenerateEvent<'_>| ControlFlow::Continue(());
             let generated = session.generate(&model, &prompt, &options, &mut on_event);
             generated.unwrap().tokens
         };
         let dense = generate(None, false);
         for capture in [false, true] {
-            assert_eq!(generate(Some(draft), capture), dense, "{device:?} {capture}");
+            assert_eq!(
+                generate(Some(draft), capture),
+                dense,
+                "{device:?} {capture}"
+            );
         }
     }
 }

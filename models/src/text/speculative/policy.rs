@@ -39,7 +39,7 @@ impl Policy {
     ) -> Self {
         let draft = &config.draft;
         let layer = |layer: &sparq::KvCache| {
-            let config = layer.config().clone();
+            let config = *layer.config();
             (draft.step(&config), config)
         };
         Self {

@@ -189,8 +189,8 @@ impl Setup {
     }
 
     /// Predicts lossless decoding: drafts of n tokens by `draft`, each accepted with probability
-    /// `acceptance`, and dense passes over n + 1 tokens that verify them. Chooses the n up to 15 with
-    /// the most tokens per second, 0 where no draft pays.
+    /// `acceptance`, and dense passes over n + 1 tokens that verify them. Chooses the n up to 15
+    /// with the most tokens per second, 0 where no draft pays.
     ///
     /// A verification reads weights and caches once, as a dense step. Its arithmetic is that of n +
     /// 1 times the sequences.

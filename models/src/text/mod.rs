@@ -10,8 +10,8 @@
 //! | tokens to text, while they arrive | [`TokenStream`] |
 //! | end of the text | [`StopStrings`] |
 //!
-//! A [`Session`] connects them with a model and its cache. [`SpeculativeDecoder`] decodes with drafts
-//! by SparQ that dense attention verifies.
+//! A [`Session`] connects them with a model and its cache. [`SpeculativeDecoder`] decodes with
+//! drafts by SparQ that dense attention verifies.
 
 mod cancel;
 mod chat;

@@ -123,7 +123,7 @@ impl StepRow {
     }
 
     /// Returns lossless decoding with drafts by this method, if each drafted token is accepted with
-    /// probability `acceptance`: at the length of drafts, of those timed, that takes the least time.
+    /// probability `acceptance`: at the timed length of drafts that takes the least time.
     pub fn lossless(&self, acceptance: f64) -> Option<Lossless> {
         let step_us = self.step_us()?;
         let of = |verification: &Verification| {

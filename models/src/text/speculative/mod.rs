@@ -154,7 +154,8 @@ impl SpeculativeStats {
 /// let draft = Auto::new(SparqConfig::new(16, 32), group, &device);
 /// let config = SpeculativeConfig::new(draft).with_tokens(Some(4));
 ///
-/// let mut sequence: Vec<u32> = "And it came to pass in those days, that".bytes().map(u32::from).collect();
+/// let prompt = "And it came to pass in those days, that";
+/// let mut sequence: Vec<u32> = prompt.bytes().map(u32::from).collect();
 /// let mut cache = model.new_cache(1, 128, FloatDType::F32, &config.cache_method())?;
 /// let before: Vec<i64> = sequence[..sequence.len() - 1].iter().map(|&id| id.into()).collect();
 /// let before = Tensor::<1, Int>::from_ints(before.as_slice(), &device).unsqueeze();

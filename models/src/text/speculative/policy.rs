@@ -122,7 +122,7 @@ mod tests {
     use super::best;
 
     #[test]
-    fn no_draft_where_draft_steps_cost_as_much_as_dense_ones() {
+    fn no_draft_pays_if_its_steps_are_not_faster() {
         assert_eq!(best(1.0, 10.0, 10.0, 0.0), 0);
         assert_eq!(best(0.9, 10.0, 9.9, 0.01), 0);
     }

@@ -68,7 +68,7 @@ pub struct PlanArgs {
     /// Microseconds of an all-reduce between the GPUs. A layer has two [default: not counted]
     #[arg(long, value_name = "US")]
     all_reduce_us: Option<f64>,
-    /// Share of drafted tokens that dense attention accepts, for the prediction of lossless decoding
+    /// Share of drafted tokens that dense attention accepts, to predict lossless decoding
     #[arg(long, value_parser = share, default_value = "0.9", value_name = "SHARE")]
     pub acceptance: f64,
     /// Price of a GPU per hour, in any currency

@@ -151,6 +151,7 @@ fn layer_us(setup: &Setup) -> Result<f64> {
         pace: setup.pace,
         dtype: *dtype,
         settings: vec![],
+        verified_rows: vec![],
     };
     let run = RunShape {
         model: ModelName::Tiny,

@@ -74,6 +74,19 @@ impl<'a> FilledModel<'a> {
         })
     }
 
+    /// Times dense passes over `rows` tokens of each sequence that verify a draft, and taking them
+    /// back.
+    pub fn verification(&mut self, device: &Device, rows: usize) -> Result<Summary> {
+        let batch = self.token.dims()[0];
+        let (tokens, none) = (Tensor::zeros([batch, rows], device), vec![0; batch]);
+        let mark = self.cache.mark();
+        sample(device, || {
+            let logits = self.model.prefill(tokens.clone(), &mut self.cache, rows)?;
+            most_probable(logits);
+            Ok(self.cache.roll_back(&mark, &none)?)
+        })
+    }
+
     /// Times captured steps, each on the token of the step before. Token selection runs outside the
     /// graph.
     pub fn captured(&mut self, device: &Device) -> Result<Captured> {
@@ -91,7 +104,7 @@ impl<'a> FilledModel<'a> {
     }
 }
 
-/// Selects the most probable tokens [B, 1] from logits [B, 1, vocab], on the device.
+/// Selects the most probable tokens [B, T] from logits [B, T, vocab], on the device.
 fn most_probable(logits: Tensor<3>) -> Tensor<2, Int> {
     logits.argmax(2).squeeze_dim::<2>(2)
 }

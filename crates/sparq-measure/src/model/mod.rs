@@ -26,7 +26,7 @@ use crate::timing::Pace;
 use filled::{FilledModel, SLACK};
 pub(crate) use name::layer_matrices;
 pub use name::{ModelName, RunShape};
-pub use record::{Captured, DeviceRun, Parts, StepRow};
+pub use record::{Captured, DeviceRun, Lossless, Parts, StepRow, Verification};
 
 /// The settings that all runs share.
 #[derive(Clone, Debug)]
@@ -41,6 +41,8 @@ pub struct Setup {
     pub dtype: CacheType,
     /// SparQ's settings, each compared with dense attention.
     pub settings: Vec<SparqConfig>,
+    /// The numbers of rows of verifications to time after drafts by SparQ.
+    pub verified_rows: Vec<usize>,
 }
 
 /// Measures the bandwidth, then each run with dense attention and with SparQ. Passes each row to
@@ -73,10 +75,11 @@ pub fn run(
         for settings in std::iter::once(None).chain(sparq) {
             let mut row = StepRow::new(run, setup.dtype, settings, &bandwidth);
             match measure(setup, model, &run, settings, &device) {
-                Ok((eager, captured, parts)) => {
-                    row.eager = Some(eager);
-                    row.captured = captured;
-                    row.parts = Some(parts);
+                Ok(times) => {
+                    row.eager = Some(times.eager);
+                    row.captured = times.captured;
+                    row.parts = Some(times.parts);
+                    row.verifications = times.verifications;
                 }
                 Err(why) => row.skipped = Some(why),
             }
@@ -93,7 +96,13 @@ pub fn run(
     })
 }
 
-type Times = (Summary, Option<Captured>, Parts);
+/// The measurements of a row.
+struct Times {
+    eager: Summary,
+    captured: Option<Captured>,
+    parts: Parts,
+    verifications: Vec<Verification>,
+}
 
 fn measure(
     setup: &Setup,
@@ -114,8 +123,19 @@ fn measure(
             true => Some(filled.captured(device)?),
             false => None,
         };
+        let rows = settings.map_or(&[][..], |_| &setup.verified_rows);
+        let verifications = rows.iter().map(|&rows| {
+            let time = filled.verification(device, rows)?;
+            Ok(Verification { rows, time })
+        });
+        let verifications = verifications.collect::<Result<_>>()?;
         let parts = parts::measure(setup, device, filled, run)?;
-        Ok((eager, captured, parts))
+        Ok(Times {
+            eager,
+            captured,
+            parts,
+            verifications,
+        })
     })
 }
 

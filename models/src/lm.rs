@@ -77,8 +77,10 @@ pub trait CausalLm: Send + Sync {
         method: &Method,
     ) -> Result<Tensor<3>, SparqError>;
 
-    /// Returns the bytes of weights that a step reads, 0 if unknown. The default is 0.
-    fn weight_bytes(&self) -> usize {
+    /// Returns the bytes of weights that a decode step with `method` reads, 0 if unknown. The
+    /// default is 0.
+    fn weight_bytes(&self, method: &Method) -> usize {
+        let _ = method;
         0
     }
 
@@ -242,23 +244,26 @@ impl<'a> CapturedLm<'a> {
     }
 
     /// Appends a few tokens to every sequence, `tokens` [B, T], with dense attention. Returns the
-    /// logits [B, T, vocab]. Captured for each T, unless device or model do not support it.
+    /// logits [B, T, vocab]. Passes of each T are captured like steps.
     ///
     /// # Errors
     /// As [`CausalLm::prefill`] and [`CapturedStep::step`].
-    pub(crate) fn verify(&mut self, tokens: Tensor<2, Int>) -> Result<Tensor<3>, SparqError> {
+    pub fn prefill(&mut self, tokens: Tensor<2, Int>) -> Result<Tensor<3>, SparqError> {
         let [_, len] = tokens.dims();
+        let method = self.step.method();
         self.step.set_method(Method::DENSE);
-        self.step.step_by(tokens, len)
+        let logits = self.step.step_by(tokens, len);
+        self.step.set_method(method);
+        logits
     }
 
     /// Sets the method of the next steps. See [`CapturedStep::set_method`].
-    pub(crate) fn set_method(&mut self, method: Method) {
+    pub fn set_method(&mut self, method: Method) {
         self.step.set_method(method);
     }
 
     /// Returns the cache, for changes in place. See [`CapturedStep::caches_mut`].
-    pub(crate) fn caches_mut(&mut self) -> &mut ModelCache {
+    pub fn caches_mut(&mut self) -> &mut ModelCache {
         self.step.caches_mut()
     }
 

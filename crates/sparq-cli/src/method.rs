@@ -151,7 +151,10 @@ impl MethodArgs {
     ) -> Result<Option<SpeculativeConfig>> {
         if self.method != Some(MethodName::Lossless) {
             if draft.is_given() {
-                bail!("--draft-rank, --draft-top-k, --draft-tokens: expected --method lossless");
+                bail!(
+                    "--draft-rank, --draft-top-k, --draft-tokens, --draft-model: expected \
+                     --method lossless"
+                );
             }
             return Ok(None);
         }
@@ -168,7 +171,7 @@ impl MethodArgs {
 }
 
 /// The settings of drafts.
-#[derive(Args, Clone, Copy, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct DraftArgs {
     /// With --method lossless: r of draft steps [default: that of --rank]
     #[arg(long, value_name = "R")]
@@ -180,10 +183,15 @@ pub struct DraftArgs {
     /// by the cost model and the share of tokens accepted so far]
     #[arg(long, value_name = "N")]
     draft_tokens: Option<usize>,
+    /// With --method lossless: a model of the same layers whose weights draft, such as the same
+    /// model in Q4_0. The text is still that of --model
+    #[arg(long, value_name = "DIR|FILE.gguf|HUB-ID")]
+    pub draft_model: Option<String>,
 }
 
 impl DraftArgs {
     fn is_given(&self) -> bool {
-        self.draft_rank.is_some() || self.draft_top_k.is_some() || self.draft_tokens.is_some()
+        let settings = [self.draft_rank, self.draft_top_k, self.draft_tokens];
+        self.draft_model.is_some() || settings.iter().any(Option::is_some)
     }
 }

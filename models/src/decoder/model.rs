@@ -285,7 +285,7 @@ impl CausalLm for Decoder {
         self.forward(tokens, cache, Some(method), 1)
     }
 
-    fn weight_bytes(&self) -> usize {
+    fn weight_bytes(&self, _method: &Method) -> usize {
         let bytes = |weights: &dyn Fn(&mut WeightBytes)| {
             let mut count = WeightBytes(0);
             weights(&mut count);

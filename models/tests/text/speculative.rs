@@ -10,7 +10,7 @@ use sparq_models::text::{
     CancelToken, FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated, Sampler,
     SamplingConfig, Session, SpeculativeConfig, SpeculativeDecoder, SpeculativeRow, TextTokenizer,
 };
-use sparq_models::{CausalLm, Decoder, DecoderConfig, ModelCache, embedded};
+use sparq_models::{CausalLm, Decoder, DecoderConfig, DraftedLm, ModelCache, embedded};
 
 use crate::session::{bytes, go_on, options, session, stop};
 use crate::support::scripted_lm::{
@@ -295,7 +295,7 @@ fn poor_drafts(config: &DecoderConfig, sketch: Sketch, tokens: usize) -> Specula
 }
 
 fn generated(
-    model: &Decoder,
+    model: &dyn CausalLm,
     speculative: Option<SpeculativeConfig>,
     tokens: usize,
     sampling: SamplingConfig,
@@ -338,6 +338,48 @@ fn greedy_tokens_are_those_of_dense_decoding() {
         let acceptance = found.speculative.unwrap().acceptance().unwrap();
         assert!((0.1..0.99).contains(&acceptance), "{acceptance}");
     }
+}
+
+#[test]
+fn two_thousand_greedy_tokens_are_those_of_dense_decoding() {
+    let (model, config) = load(&Device::default(), FloatDType::F32);
+    let greedy = SamplingConfig::default();
+    let want = generated(&model, None, 2000, greedy).tokens;
+    let found = generated(
+        &model,
+        Some(poor_drafts(&config, Sketch::Bits4, 5)),
+        2000,
+        greedy,
+    );
+    assert_eq!(found.tokens.len(), 2000);
+    assert_eq!(found.tokens, want);
+}
+
+#[test]
+fn drafts_of_other_weights_change_no_token() {
+    let (model, config) = random_model(None);
+    let greedy = SamplingConfig::default();
+    let want = generated(&model, None, 60, greedy).tokens;
+    let seeded = |seed| {
+        let device = Device::default();
+        device.seed(seed);
+        Box::new(Decoder::init(&config, FloatDType::F32, &device).unwrap())
+    };
+    for seed in [3, 4] {
+        let model = DraftedLm::new(seeded(3), seeded(seed)).unwrap();
+        let drafts = poor_drafts(&config, Sketch::Full, 3);
+        let found = generated(&model, Some(drafts), 60, greedy);
+        assert_eq!(found.tokens, want, "{seed}");
+        let acceptance = found.speculative.unwrap().acceptance().unwrap();
+        assert_eq!(acceptance > 0.3, seed == 3, "{acceptance}");
+    }
+    let (other, _) = load(&Device::default(), FloatDType::F32);
+    let error = DraftedLm::new(Box::new(random_model(None).0), Box::new(other)).err();
+    let error = error.unwrap().to_string();
+    assert!(
+        error.contains("draft model") && error.contains("3 layers"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn lossless_text_is_that_of_dense_attention() {
     let found = document(&format!("{line} {drafts}"));
     assert_eq!(found["tokens"], dense["tokens"]);
     let settings = json!({ "rank": 8, "top_k": 12, "local_window": 3 });
-    has_fields(&found["lossless"]["draft"]["sparq"], &settings);
+    has_fields(&found["lossless"]["config"]["draft"]["sparq"], &settings);
     let stats = &found["lossless"];
     assert_eq!(stats["tokens"], 59);
     let of = |key: &str| stats[key].as_f64().unwrap();

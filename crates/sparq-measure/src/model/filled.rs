@@ -74,16 +74,16 @@ impl<'a> FilledModel<'a> {
         })
     }
 
-    /// Times dense passes over `rows` tokens of each sequence that verify a draft, and taking them
-    /// back.
+    /// Times dense passes over `rows` tokens of each sequence that verify a draft, captured where
+    /// the device can, and taking them back.
     pub fn verification(&mut self, device: &Device, rows: usize) -> Result<Summary> {
         let batch = self.token.dims()[0];
         let (tokens, none) = (Tensor::zeros([batch, rows], device), vec![0; batch]);
         let mark = self.cache.mark();
+        let mut decode = CapturedLm::new(self.model, &mut self.cache, Method::DENSE);
         sample(device, || {
-            let logits = self.model.prefill(tokens.clone(), &mut self.cache, rows)?;
-            most_probable(logits);
-            Ok(self.cache.roll_back(&mark, &none)?)
+            most_probable(decode.prefill(tokens.clone())?);
+            Ok(decode.caches_mut().roll_back(&mark, &none)?)
         })
     }
 

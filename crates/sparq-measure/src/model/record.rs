@@ -67,7 +67,7 @@ pub struct Captured {
 pub struct Verification {
     /// The tokens of each sequence.
     pub rows: usize,
-    /// Time of the pass, launched uncaptured, and of taking its positions back.
+    /// Time of the pass, captured where the device can, and of taking its positions back.
     pub time: Summary,
 }
 

@@ -207,6 +207,11 @@ where
         &mut self.state
     }
 
+    /// Returns the method of the next steps.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
     /// Sets the method of the next steps. Captured steps of other methods are kept.
     pub fn set_method(&mut self, method: Method) {
         self.method = method;

@@ -320,7 +320,7 @@ impl<'a> SpeculativeDecoder<'a> {
         let tokens = read.dims()[1] - 1;
         let none = vec![0; rows.len()];
         self.step.caches_mut().roll_back(mark, &none)?;
-        let logits = self.step.verify(read.clone())?;
+        let logits = self.step.prefill(read.clone())?;
         let drafts = match sampled {
             Some(drafts) => drafts,
             None => most_probable(read)?,

@@ -24,8 +24,8 @@ pub(super) struct Policy {
     costs: StepCosts,
     /// The shape of a step of each layer, and its cache.
     layers: Vec<(StepShape, KvCacheConfig)>,
-    /// Microseconds in which a step reads the weights.
-    weights_us: f64,
+    /// Microseconds in which a dense step and a draft step read the weights.
+    weights_us: [f64; 2],
     /// The part of a step's time that each further row of a verification adds.
     per_row: f64,
     acceptance: f64,
@@ -47,7 +47,8 @@ impl Policy {
             sparq: draft.sparq,
             costs: draft.costs,
             layers: cache.layers.iter().map(layer).collect(),
-            weights_us: model.weight_bytes() as f64 / (1e3 * draft.costs.gb_per_s),
+            weights_us: [Method::DENSE, draft.sparq.into()]
+                .map(|method| model.weight_bytes(&method) as f64 / (1e3 * draft.costs.gb_per_s)),
             per_row: match ops::has_kernels(&model.device()) {
                 true => 0.01,
                 false => 0.1,
@@ -84,7 +85,7 @@ impl Policy {
     /// Returns the microseconds of a dense step and of a draft step at `len` positions.
     fn step_us(&self, len: usize) -> [f64; 2] {
         let method = Method::from(self.sparq);
-        let mut times = [self.weights_us; 2];
+        let mut times = self.weights_us;
         for (shape, cache) in &self.layers {
             let attended = cache.attended(len + 1);
             let dense = self.costs.dense_us(shape, attended);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Args};
 use sparq_device::DeviceChoice;
+use sparq_models::DraftedLm;
 use sparq_models::text::{
     ChatMessage, ChatTemplate, FinishReason, GenerateEvent, GenerateOptions, Generated, Session,
 };
@@ -134,13 +135,25 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
     // meanwhile.
     let capacity = wanted.min(description.context);
     let cached = speculative.map_or(method, |config| config.cache_method());
-    let demand = source.demand(device, dtype, cached)?;
+    let drafting = args.draft.draft_model.as_deref();
+    let drafting = drafting.map(|name| ModelSource::find(Some(name)));
+    let drafting = drafting.transpose().context("--draft-model")?;
+    let mut demand = source.demand(device, dtype, cached)?;
+    if let Some(drafting) = &drafting {
+        let more = drafting.demand(device, dtype, cached)?.memory().weights;
+        let weights = demand.memory().weights + more;
+        demand = demand.with_weight_bytes(weights);
+    }
     let demand = demand
         .with_positions(capacity)
         .with_chunk(options.prefill_chunk);
     args.memory.check(&demand, dtype, device)?;
     let loading = clock::elapsed();
-    let loaded = source.load(&device.open(), dtype)?;
+    let mut loaded = source.load(&device.open(), dtype)?;
+    if let Some(drafting) = drafting {
+        let drafting = drafting.load(&device.open(), dtype)?.model;
+        loaded.model = Box::new(DraftedLm::new(loaded.model, drafting)?);
+    }
     let load_time = clock::elapsed() - loading;
     let cache = loaded.model.new_cache(1, capacity, dtype, &cached)?;
     let mut writer = Writer {

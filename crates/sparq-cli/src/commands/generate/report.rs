@@ -57,7 +57,6 @@ impl Start {
 /// Drafts and their verification.
 #[derive(Debug, Serialize)]
 struct Lossless {
-    #[serde(flatten)]
     config: SpeculativeConfig,
     #[serde(flatten)]
     stats: SpeculativeStats,

@@ -1,5 +1,7 @@
 //! Online softmax: the exponential on vectors, and a state that merges.
 
+use std::ops::Range;
+
 use super::simd::Simd;
 
 /// The maximum of a softmax before its first logit. With it, logits that are all -inf have weights
@@ -96,6 +98,17 @@ impl OnlineSoftmax {
             largest: vec![LOWEST; heads],
             weight: vec![0.0; heads],
             sum: vec![0.0; heads * width],
+            width,
+        }
+    }
+
+    /// Returns the state of some of the heads.
+    pub(super) fn heads(&self, heads: Range<usize>) -> Self {
+        let width = self.width;
+        Self {
+            largest: self.largest[heads.clone()].to_vec(),
+            weight: self.weight[heads.clone()].to_vec(),
+            sum: self.sum[heads.start * width..heads.end * width].to_vec(),
             width,
         }
     }

@@ -72,7 +72,7 @@ impl<T: Element> Prefill<'_, T> {
         match threads.divides_heads() {
             true => self.attend_parts(tiles, threads),
             false => threads.for_each(tiles, |mut tile| {
-                let rows = self.rows(&tile);
+                let rows = self.rows(tile.batch_head, tile.queries.clone());
                 let state = rows.over(self.level, rows.seen());
                 self.write(&state, &mut tile);
             }),
@@ -83,7 +83,7 @@ impl<T: Element> Prefill<'_, T> {
     /// Attends with few tiles, the positions of each divided among threads.
     fn attend_parts(&self, tiles: Vec<Tile<'_>>, threads: Threads) {
         let parts = tiles.iter().enumerate().flat_map(|(index, tile)| {
-            let seen = self.rows(tile).seen();
+            let seen = self.reach(tile.batch_head).of(&tile.queries);
             let parts = threads.parts(seen.len(), MIN_POSITIONS);
             parts.map(move |part| (index, seen.start + part.start..seen.start + part.end))
         });
@@ -93,7 +93,13 @@ impl<T: Element> Prefill<'_, T> {
         threads.for_each(
             tasks,
             |((index, part), state): (&(usize, Range<usize>), _)| {
-                *state = Some(self.rows(&tiles[*index]).over(self.level, part.clone()));
+                let Tile {
+                    batch_head,
+                    queries,
+                    ..
+                } = &tiles[*index];
+                let rows = self.rows(*batch_head, queries.clone());
+                *state = Some(rows.over(self.level, part.clone()));
             },
         );
         // Merged in the order of the positions, so that the result does not depend on which thread
@@ -151,20 +157,20 @@ impl<T: Element> Prefill<'_, T> {
         }
     }
 
-    /// Returns the rows of a tile.
-    fn rows(&self, tile: &Tile<'_>) -> Rows<'_, T> {
+    /// Returns the rows of consecutive queries.
+    fn rows(&self, batch_head: usize, queries: Range<usize>) -> Rows<'_, T> {
         let Self { group, dim, .. } = *self;
-        let matrix = tile.batch_head * self.capacity * dim;
+        let matrix = batch_head * self.capacity * dim;
         let matrix = matrix..matrix + self.capacity * dim;
         Rows {
-            q: &self.q[tile.batch_head * group * self.len * dim..],
+            q: &self.q[batch_head * group * self.len * dim..],
             keys: &self.keys[matrix.clone()],
             values: &self.values[matrix],
-            queries: tile.queries.clone(),
+            queries,
             len: self.len,
             group,
             dim,
-            reach: self.reach(tile.batch_head),
+            reach: self.reach(batch_head),
             softcap: self.softcap,
         }
     }

@@ -4,6 +4,11 @@
 //! of vectors, and adds the lanes at the end. Here the rows lie along the lanes. The sum of a lane
 //! of a decode step is then a vector of its own, and these are added as a decode step adds lanes.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "a closure or an iterator would not reliably be compiled for the instruction set"
+)]
+
 use super::{ELEMENTS, KeyBlock, Panel};
 use crate::backends::flex::attend;
 use crate::backends::flex::online_softmax::{bound, exp};

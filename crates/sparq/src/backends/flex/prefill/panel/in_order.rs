@@ -1,4 +1,4 @@
-//! The sums of a panel in the order of decode steps, so that each row has the bits of a decode step.
+//! The sums of a panel in the order of decode steps: each row has the bits of a decode step.
 //!
 //! A decode step has the components of a query, and later the positions of a block, along the lanes
 //! of vectors, and adds the lanes at the end. Here the rows lie along the lanes. The sum of a lane

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::convert::EMBEDDED;
 use crate::support::{Checkpoint, VOCAB, document, has_fields, sparq, stdout, words};
 
 #[test]
@@ -27,6 +28,41 @@ fn text_equals_the_document() {
     assert!(share("sparq") < 0.9);
     // The cost model prefers dense attention for so few positions.
     assert_eq!(share("auto"), 1.0);
+}
+
+#[test]
+fn lossless_text_is_that_of_dense_attention() {
+    let line = "generate --prompt 'In the beginning God created the heaven and the' \
+                --max-new-tokens 60 --stats";
+    let dense = document(&format!("{line} --method dense"));
+    assert!(dense["lossless"].is_null());
+    let drafts = "--method lossless --draft-rank 8 --draft-top-k 12 --draft-tokens 3";
+    let found = document(&format!("{line} {drafts}"));
+    assert_eq!(found["tokens"], dense["tokens"]);
+    let settings = json!({ "rank": 8, "top_k": 12, "local_window": 3 });
+    has_fields(&found["lossless"]["config"]["draft"]["sparq"], &settings);
+    let stats = &found["lossless"];
+    assert_eq!(stats["tokens"], 59);
+    let of = |key: &str| stats[key].as_f64().unwrap();
+    assert!(of("acceptance") > 0.1 && of("tokens_per_verification") > 1.0);
+    assert!(found["stats"]["share_of_dense"].as_f64().unwrap() < 3.0);
+    // At so few positions no draft pays.
+    let found = document(&format!("{line} --method lossless"));
+    assert_eq!(found["tokens"], dense["tokens"]);
+    assert_eq!(found["lossless"]["dense_steps"], 59);
+}
+
+#[test]
+fn other_weights_draft_the_same_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let rounded = folder.path().join("rounded").display().to_string();
+    document(&format!("convert {EMBEDDED} {rounded} --dtype f16"));
+    let line = "generate --prompt 'And it came to pass in those days' --max-new-tokens 40";
+    let dense = document(&format!("{line} --method dense"));
+    let drafts = "--method lossless --draft-top-k 12 --draft-tokens 3 --draft-model";
+    let found = document(&format!("{line} {drafts} {rounded}"));
+    assert_eq!(found["tokens"], dense["tokens"]);
+    assert!(found["lossless"]["acceptance"].as_f64().unwrap() > 0.1);
 }
 
 #[test]

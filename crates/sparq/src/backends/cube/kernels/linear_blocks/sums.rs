@@ -371,7 +371,8 @@ fn add_groups(
     }
 }
 
-/// Adds four results from `from` on, two of each row, by the rows' factors to the sums from `to` on.
+/// Adds four results from `from` on, two of each row, by the rows' factors to the sums from `to`
+/// on.
 #[cube]
 fn add_scaled(
     sums: &mut Array<f32>,

@@ -295,17 +295,15 @@ impl OnlineSoftmax {
         }
         #[unroll]
         for t in 0..at_once {
-            // A weight of zero would not do: the repeated row may hold infinities.
-            if rows.is_valid(t, plan) {
-                let weight = (logits[t] - top).exp();
-                total += weight;
+            let valid = rows.is_valid(t, plan);
+            let weight = select(valid, (logits[t] - top).exp(), 0.0f32);
+            total += weight;
+            #[unroll]
+            for x in 0..vectors {
                 #[unroll]
-                for x in 0..vectors {
-                    #[unroll]
-                    for e in 0..n {
-                        self.output[h * width + x * n + e] +=
-                            weight * f32::cast_from(rows.values[t * vectors + x].extract(e));
-                    }
+                for e in 0..n {
+                    self.output[h * width + x * n + e] +=
+                        weight * f32::cast_from(rows.values[t * vectors + x].extract(e));
                 }
             }
         }

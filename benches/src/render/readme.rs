@@ -30,7 +30,6 @@ const WANTED: [Wanted; 11] = [
     ("h200-start", Measurement::Start(CacheState::Cold)),
     ("h200-start", Measurement::Start(CacheState::Warm)),
     ("h100-field", attention(8, 131_072, CacheType::F16)),
-    ("cpu-llama-f16", Measurement::Program(7680)),
     ("cpu-llama-q4_0", Measurement::Program(7680)),
 ];
 

@@ -20,7 +20,7 @@ use sparq_output::table::Table;
 type Wanted = (&'static str, Measurement);
 
 /// The rows of the table that have a result.
-const WANTED: [Wanted; 11] = [
+const WANTED: [Wanted; 10] = [
     ("h200-e2e", step(ModelName::Llama3, 1, 4096)),
     ("h200-e2e", step(ModelName::Llama3, 1, 131_072)),
     ("h200-e2e", step(ModelName::Llama2, 1, 65_536)),

@@ -1,4 +1,4 @@
-//! What lossless decoding did: [`SpeculativeStats`].
+//! Counts and times of lossless decoding: [`SpeculativeStats`].
 
 use serde::{Deserialize, Serialize};
 

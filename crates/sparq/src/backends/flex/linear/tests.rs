@@ -296,6 +296,24 @@ fn few_rows_alone<T: Rounded>() {
     }
 }
 
+/// The product of x [rows, in] with the layers, alone.
+fn plain<'a, T>(
+    level: Level,
+    x: &'a [T],
+    inputs: usize,
+    layers: &'a [Layer<'a, T>],
+) -> Problem<'a, T> {
+    Problem {
+        level,
+        x,
+        inputs,
+        norm: Norm::None,
+        layers,
+        combine: Combine::Concatenate,
+        residual: None,
+    }
+}
+
 /// Multiplies x [rows, in] with one weight [out, in] on each level.
 fn product<T: Rounded>(rows: usize, inputs: usize, outputs: usize) {
     let (x, weight) = (
@@ -307,15 +325,7 @@ fn product<T: Rounded>(rows: usize, inputs: usize, outputs: usize) {
             weight: Matrix::Floats(&weight),
             bias: None,
         }];
-        let problem = Problem {
-            level,
-            x: &x,
-            inputs,
-            norm: Norm::None,
-            layers: &layers,
-            combine: Combine::Concatenate,
-            residual: None,
-        };
+        let problem = plain(level, &x, inputs, &layers);
         let kind = std::any::type_name::<T>();
         assert_exact(&problem, &format!("{kind} {rows} x {inputs} x {outputs}"));
     }

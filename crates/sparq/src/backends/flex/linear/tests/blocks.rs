@@ -43,15 +43,7 @@ fn product<T: Rounded>(format: BlockFormat, rows: usize, inputs: usize, outputs:
             weight: matrix(format, &blocks),
             bias: None,
         }];
-        let problem = Problem {
-            level,
-            x: &x,
-            inputs,
-            norm: Norm::None,
-            layers: &layers,
-            combine: Combine::Concatenate,
-            residual: None,
-        };
+        let problem = plain(level, &x, inputs, &layers);
         assert_exact(&problem, &format!("{format} {rows} x {inputs} x {outputs}"));
     }
 }
@@ -88,15 +80,7 @@ fn few_rows_have_the_bits_of_single_ones() {
                     weight: matrix(format, &blocks),
                     bias: None,
                 }];
-                let problem = Problem {
-                    level,
-                    x: &x,
-                    inputs,
-                    norm: Norm::None,
-                    layers: &layers,
-                    combine: Combine::Concatenate,
-                    residual: None,
-                };
+                let problem = plain(level, &x, inputs, &layers);
                 assert_rows_alone(&problem, &format!("{format} {rows} x {inputs}"));
             }
         }

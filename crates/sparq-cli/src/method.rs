@@ -174,14 +174,14 @@ impl MethodArgs {
 #[derive(Args, Clone, Debug)]
 pub struct DraftArgs {
     /// With --method lossless: r of draft steps [default: that of --rank]
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", value_parser = whole::<usize>)]
     draft_rank: Option<usize>,
     /// With --method lossless: k of draft steps [default: that of --top-k]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = whole::<usize>)]
     draft_top_k: Option<usize>,
     /// With --method lossless: number of tokens that a draft has, 1 to 15 [default: as many as pay,
     /// by the cost model and the share of tokens accepted so far]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     draft_tokens: Option<usize>,
     /// With --method lossless: a model of the same layers whose weights draft, such as the same
     /// model in Q4_0. The text is still that of --model

@@ -40,6 +40,7 @@
 //! | [`Decoder`] | the model, with [`sparq::SparqAttention`] in every layer |
 //! | [`CausalLm`] | the interface of models for generation, evaluation and benchmarks |
 //! | [`CapturedLm`] | decode steps captured as a graph and replayed |
+//! | [`MostProbable`] | the most probable tokens of logits, on the device |
 //! | [`text`] | chat templates, tokenizers, sampling and sessions |
 //! | [`calibration`] | measures the attention probability that SparQ keeps |
 //!
@@ -63,6 +64,7 @@ mod families;
 pub mod hub;
 mod linear;
 mod lm;
+mod most_probable;
 pub mod progress;
 pub mod text;
 mod weights;
@@ -72,3 +74,4 @@ pub use drafted::DraftedLm;
 #[doc(hidden)]
 pub use linear::linear;
 pub use lm::{CapturedLm, CausalLm, ModelCache, ModelMark};
+pub use most_probable::MostProbable;

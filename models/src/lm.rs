@@ -131,14 +131,13 @@ impl ModelCache {
         ModelMark(self.layers.iter().map(KvCache::mark).collect())
     }
 
-    /// Takes back the appends since a mark, except the first `kept[b]` positions of sequence b. See
-    /// [`KvCache::roll_back`].
+    /// Takes back the appends since a mark, except the first `kept[b]` positions of sequence b. The
+    /// mark is then at the new lengths. See [`KvCache::roll_back`].
     ///
     /// # Errors
     /// As [`KvCache::roll_back`].
-    pub fn roll_back(&mut self, mark: &ModelMark, kept: &[usize]) -> Result<(), SparqError> {
-        let mut layers = self.layers.iter_mut().zip(&mark.0);
-        layers.try_for_each(|(layer, mark)| layer.roll_back(mark, kept))
+    pub fn roll_back(&mut self, mark: &mut ModelMark, kept: &[usize]) -> Result<(), SparqError> {
+        KvCache::roll_back_all(&mut self.layers, &mut mark.0, kept)
     }
 
     /// Sets the ranges and codes of the key sketches, if they are due. Call it after the last

@@ -305,8 +305,8 @@ fn steps_of_several_kinds_take_turns() {
         let mut ties = 0;
         for round in 0..12 {
             let len = [3, 5][round % 2];
-            let marks = [0, 1].map(|index| caches[index].mark());
-            let others = [0, 1].map(|index| captured.state()[index].mark());
+            let mut marks = [0, 1].map(|index| caches[index].mark());
+            let mut others = [0, 1].map(|index| captured.state()[index].mark());
             for kind in [1, len] {
                 captured.set_method(if kind == 1 { sparse } else { Method::DENSE });
                 let method = captured.method();
@@ -321,9 +321,9 @@ fn steps_of_several_kinds_take_turns() {
                 // The draft is taken back, and part of the pass.
                 let kept = if kind == 1 { 0 } else { 2 };
                 for index in [0, 1] {
-                    caches[index].roll_back(&marks[index], &[kept]).unwrap();
+                    caches[index].roll_back(&mut marks[index], &[kept]).unwrap();
                     let cache = &mut captured.caches_mut()[index];
-                    cache.roll_back(&others[index], &[kept]).unwrap();
+                    cache.roll_back(&mut others[index], &[kept]).unwrap();
                 }
             }
             assert_eq!(captured.state()[1].len(), 20 + 2 * (round + 1));

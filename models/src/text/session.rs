@@ -1,11 +1,12 @@
 //! Generating text over several turns: [`Session`].
 
+mod ahead;
 mod speculate;
 
 use std::{ops::ControlFlow, time::Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
-use sparq::SparqError;
+use sparq::{SparqError, ops};
 
 use super::{
     generation::{FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated, OnEvent},
@@ -107,6 +108,11 @@ impl Session {
         let started = Instant::now();
         let finish = match (logits, options.speculative) {
             (None, _) => FinishReason::Cancelled,
+            (Some(logits), None)
+                if turn.sampler.is_argmax() && ops::has_kernels(&model.device()) =>
+            {
+                self.decode_ahead(model, logits, &mut turn, options, on_event)?
+            }
             (Some(logits), None) => self.decode(model, logits, &mut turn, options, on_event)?,
             (Some(logits), Some(config)) => {
                 self.speculate(model, logits, config, &mut turn, options, on_event)?

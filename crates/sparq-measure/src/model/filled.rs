@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, Distribution, FloatDType, Int, Tensor};
 use sparq::Method;
-use sparq_models::{CapturedLm, CausalLm, Decoder, ModelCache};
+use sparq_models::{CapturedLm, CausalLm, Decoder, ModelCache, MostProbable};
 
 use super::name::RunShape;
 use super::record::Captured;
@@ -79,11 +79,11 @@ impl<'a> FilledModel<'a> {
     pub fn verification(&mut self, device: &Device, rows: usize) -> Result<Summary> {
         let batch = self.token.dims()[0];
         let (tokens, none) = (Tensor::zeros([batch, rows], device), vec![0; batch]);
-        let mark = self.cache.mark();
+        let mut mark = self.cache.mark();
         let mut decode = CapturedLm::new(self.model, &mut self.cache, Method::DENSE);
         sample(device, || {
             most_probable(decode.prefill(tokens.clone())?);
-            Ok(decode.caches_mut().roll_back(&mark, &none)?)
+            Ok(decode.caches_mut().roll_back(&mut mark, &none)?)
         })
     }
 
@@ -106,7 +106,7 @@ impl<'a> FilledModel<'a> {
 
 /// Selects the most probable tokens [B, T] from logits [B, T, vocab], on the device.
 fn most_probable(logits: Tensor<3>) -> Tensor<2, Int> {
-    logits.argmax(2).squeeze_dim::<2>(2)
+    MostProbable::of(&logits).ids()
 }
 
 /// Times a bounded number of steps: each appends a position to the caches.

@@ -1,6 +1,6 @@
 //! The state of a cache around captured steps, and its view for a launch.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::buffers::{duplicate, overwrite};
 use super::{BufferId, CacheTensors, KvCache, Spans};
@@ -10,9 +10,31 @@ use crate::{SparqConfig, SparqError, ops};
 /// A length of a cache to roll back to; see [`KvCache::mark`].
 #[derive(Debug)]
 pub struct CacheMark {
-    host_spans: Spans,
-    spans: Tensor<2, Int>,
+    spans: Spans,
     v_sum: Tensor<3>,
+}
+
+/// A change of the spans of caches with the same lengths, on the host and on the device.
+struct Moves {
+    /// The spans at the mark.
+    mark: Spans,
+    /// The spans afterwards.
+    spans: Spans,
+    /// The starts, the ends at the mark and the ends afterwards, [3, B].
+    tensor: Tensor<2, Int>,
+}
+
+impl Moves {
+    fn new(mark: &Spans, spans: Spans, device: &Device) -> Self {
+        let rows = mark.start.iter().chain(&mark.end).chain(&spans.end);
+        let rows: Vec<u32> = rows.map(|&position| position as u32).collect();
+        let tensor = Tensor::<1, Int>::from_data(rows.as_slice(), (device, DType::U32));
+        Self {
+            tensor: tensor.reshape([3, mark.batch()]),
+            mark: mark.clone(),
+            spans,
+        }
+    }
 }
 
 impl KvCache {
@@ -87,26 +109,26 @@ impl KvCache {
 
     /// Marks the current length, for [`KvCache::roll_back`].
     pub fn mark(&self) -> CacheMark {
-        let tensors = self.tensors();
         CacheMark {
-            host_spans: self.spans.clone(),
-            spans: duplicate(&tensors.spans),
-            v_sum: duplicate(&tensors.v_sum),
+            spans: self.spans.clone(),
+            v_sum: duplicate(&self.tensors().v_sum),
         }
     }
 
     /// Takes back all appends since a mark, in place. Data after the end of a sequence does not
     /// matter.
     pub(crate) fn return_to(&mut self, mark: &CacheMark) {
-        self.update(|mut tensors, _| {
-            tensors.spans = overwrite(tensors.spans, mark.spans.clone());
+        self.spans = mark.spans.clone();
+        self.update(|mut tensors, spans| {
+            let new = spans.to_tensor(&tensors.spans.device());
+            tensors.spans = overwrite(tensors.spans, new);
             tensors.v_sum = overwrite(tensors.v_sum, mark.v_sum.clone());
             tensors
         });
-        self.spans = mark.host_spans.clone();
     }
 
     /// Takes back the appends since a mark, except the first `kept[b]` positions of sequence b.
+    /// The mark is then at the new length.
     ///
     /// Writes in place, and a [`CapturedStep`](crate::CapturedStep) stays captured. Unlike
     /// [`KvCache::truncate`] it reads no more than the positions kept, or one window.
@@ -120,9 +142,9 @@ impl KvCache {
     ///     Tensor::<4>::random([2, 2, len, 32], Distribution::Default, &Device::default())
     /// };
     /// cache.append(random(10), random(10))?;
-    /// let mark = cache.mark();
+    /// let mut mark = cache.mark();
     /// cache.append(random(4), random(4))?;
-    /// cache.roll_back(&mark, &[1, 3])?;
+    /// cache.roll_back(&mut mark, &[1, 3])?;
     /// assert_eq!(cache.spans().end, [11, 13]);
     /// # Ok::<(), sparq::SparqError>(())
     /// ```
@@ -130,10 +152,38 @@ impl KvCache {
     /// # Errors
     /// [`SparqError::Value`] if `kept` does not have one entry per sequence, or if fewer positions
     /// have been appended since the mark.
-    pub fn roll_back(&mut self, mark: &CacheMark, kept: &[usize]) -> Result<(), SparqError> {
+    pub fn roll_back(&mut self, mark: &mut CacheMark, kept: &[usize]) -> Result<(), SparqError> {
+        Self::roll_back_all(std::slice::from_mut(self), std::slice::from_mut(mark), kept)
+    }
+
+    /// [`KvCache::roll_back`] of the caches of several layers, each with its mark.
+    ///
+    /// # Errors
+    /// As [`KvCache::roll_back`]. Caches before the one at fault have been rolled back.
+    pub fn roll_back_all(
+        caches: &mut [Self],
+        marks: &mut [CacheMark],
+        kept: &[usize],
+    ) -> Result<(), SparqError> {
+        // The layers of a model have the same lengths: one upload serves all.
+        let mut moves: Option<Moves> = None;
+        for (cache, mark) in caches.iter_mut().zip(marks) {
+            let spans = cache.kept_spans(mark, kept)?;
+            let device = mark.v_sum.device();
+            let moves = match &mut moves {
+                Some(moves) if moves.mark == mark.spans && moves.tensor.device() == device => moves,
+                other => other.insert(Moves::new(&mark.spans, spans, &device)),
+            };
+            cache.move_back(mark, moves);
+        }
+        Ok(())
+    }
+
+    /// Returns the spans after a roll back, if the cache holds the positions to keep.
+    fn kept_spans(&self, mark: &CacheMark, kept: &[usize]) -> Result<Spans, SparqError> {
         self.check_batch("kept", kept)?;
-        self.check_batch("mark", &mark.host_spans.end)?;
-        let spans = mark.host_spans.grown(kept);
+        self.check_batch("mark", &mark.spans.end)?;
+        let spans = mark.spans.grown(kept);
         for (&kept, ends) in kept.iter().zip(std::iter::zip(&spans.end, &self.spans.end)) {
             if ends.0 > ends.1 {
                 let appended = (ends.1 + kept).saturating_sub(*ends.0);
@@ -141,41 +191,37 @@ impl KvCache {
                 return Err(SparqError::value("kept", expected, kept));
             }
         }
-        if spans == self.spans {
-            return Ok(());
-        }
-        let start = std::iter::zip(&mark.host_spans.end, &spans.start);
-        let new = Spans {
-            start: start.map(|(&from, &start)| from.max(start)).collect(),
-            end: spans.end.clone(),
-        };
-        self.spans = spans;
-        self.drop_ranges();
-        let slides = self.config.window.is_some() && self.config.sketch.is_some();
-        let attended = self.attended();
-        self.update(|mut tensors, spans| {
-            let sum = match (slides, new.end == new.start) {
-                (true, _) => write::sum_values(&tensors.v, &attended),
-                (false, true) => mark.v_sum.clone(),
-                (false, false) => mark.v_sum.clone() + write::sum_values(&tensors.v, &new),
-            };
-            let new = match spans == &mark.host_spans {
-                true => mark.spans.clone(),
-                false => spans.to_tensor(&tensors.spans.device()),
-            };
-            tensors.spans = overwrite(tensors.spans, new);
-            tensors.v_sum = overwrite(tensors.v_sum, sum);
-            tensors
+        Ok(spans)
+    }
+
+    fn move_back(&mut self, mark: &mut CacheMark, moves: &Moves) {
+        let tensors = self.take();
+        mark.v_sum.inplace(|sum| {
+            let moved = moves.tensor.clone();
+            let (tensors, sum) = ops::roll_back(tensors, sum, moved, &moves.mark, &moves.spans);
+            self.tensors = Some(tensors);
+            sum
         });
+        mark.spans = moves.spans.clone();
+        self.spans = moves.spans.clone();
+        self.drop_ranges();
+        if self.config.window.is_some() && self.config.sketch.is_some() {
+            let attended = self.attended();
+            self.update(|mut tensors, _| {
+                let sum = write::sum_values(&tensors.v, &attended);
+                tensors.v_sum = overwrite(tensors.v_sum, sum);
+                tensors
+            });
+            mark.v_sum = duplicate(&self.tensors().v_sum);
+        }
         let len = self.len();
         self.states.truncate(len);
-        Ok(())
     }
 
     /// Returns whether every sequence has grown by as many positions since a mark, as far as the
     /// host knows.
     pub(crate) fn is_past(&self, mark: &CacheMark, positions: usize) -> bool {
-        self.spans == mark.host_spans.grown(&vec![positions; self.batch()])
+        self.spans == mark.spans.grown(&vec![positions; self.batch()])
     }
 
     /// Updates the host's spans after a replay has appended positions to every sequence.

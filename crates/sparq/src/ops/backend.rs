@@ -2,7 +2,7 @@
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
-use burn::tensor::FloatDType;
+use burn::tensor::{FloatDType, IntDType};
 
 use super::blocks::BlockFormat;
 use super::fallback;
@@ -102,6 +102,16 @@ pub struct PreparedBuffers<B: Backend> {
     pub cache: CacheBuffers<B>,
 }
 
+/// The result of [`SparqBackend::roll_back`], as primitives of a backend.
+#[derive(ExtensionType)]
+pub struct RolledBackBuffers<B: Backend> {
+    /// The cache.
+    #[extension_type]
+    pub cache: CacheBuffers<B>,
+    /// The sum of V.
+    pub sum: FloatTensor<B>,
+}
+
 /// The result of [`SparqBackend::sparq_decode`]; [`SparqOutput`](super::SparqOutput) has the
 /// shapes.
 #[derive(ExtensionType)]
@@ -156,6 +166,23 @@ pub trait SparqBackend: Backend + Primitive {
         encode: bool,
     ) -> PreparedBuffers<Self> {
         fallback::prepare([q, k, v], rotary, cache, spans, encode)
+    }
+
+    /// Takes back appends since a mark, and keeps the first of them.
+    ///
+    /// `sum` [B, H_kv, d] is the sum of V at the mark, `mark` are the spans then, and `spans` those
+    /// afterwards. `moves` [3, B] in u32 holds the starts, the ends of `mark` and those of `spans`.
+    /// Sets the spans of the cache. The sum of V becomes that at the mark plus the values kept,
+    /// without left padding, in the order of their positions; `sum` becomes the same.
+    fn roll_back(
+        #[extension_type] cache: CacheBuffers<Self>,
+        sum: FloatTensor<Self>,
+        moves: IntTensor<Self>,
+        mark: Spans,
+        spans: Spans,
+    ) -> RolledBackBuffers<Self> {
+        let _ = moves;
+        fallback::roll_back(cache, sum, mark, spans)
     }
 
     /// Sets the ranges of one sequence from its valid positions, and writes all its codes.
@@ -245,6 +272,12 @@ pub trait SparqBackend: Backend + Primitive {
     /// Converts x [rows, width] to fp32.
     fn widen(x: FloatTensor<Self>) -> FloatTensor<Self> {
         fallback::widen::<Self>(x)
+    }
+
+    /// Finds the largest element of each row of x [rows, width] in fp32; see
+    /// [`argmax`](super::argmax) for the result [2, rows].
+    fn argmax(x: FloatTensor<Self>, dtype: IntDType) -> IntTensor<Self> {
+        fallback::argmax::<Self>(x, dtype)
     }
 
     /// Stores the blocks of a matrix [out, in] in the layout that the backend multiplies by.

@@ -4,14 +4,14 @@
 //! cover. Primitives become plain tensors and back again, which moves handles and copies no data.
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, IntDType, Tensor, TensorData};
 
 use super::blocks::BlockFormat;
 use super::primitive::{Primitive, lift, lower};
 use super::reference::{self, append as write};
 use super::{
     CacheBuffers, Norm, NormBuffers, PreparedBuffers, ProjectionBuffers, Projections,
-    ResidualBuffers, RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
+    ResidualBuffers, RolledBackBuffers, RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
 };
 use crate::SparqConfig;
 
@@ -46,6 +46,25 @@ pub(crate) fn prepare<B: Primitive>(
         q: B::float_primitive(q),
         cache: lower(cache),
     }
+}
+
+/// See [`SparqBackend::roll_back`](super::SparqBackend::roll_back).
+pub(crate) fn roll_back<B: Primitive>(
+    cache: CacheBuffers<B>,
+    sum: FloatTensor<B>,
+    mark: Spans,
+    spans: Spans,
+) -> RolledBackBuffers<B> {
+    let (cache, sum) = write::roll_back(lift(cache), B::float(sum), &mark, &spans);
+    RolledBackBuffers {
+        cache: lower(cache),
+        sum: B::float_primitive(sum),
+    }
+}
+
+/// See [`SparqBackend::argmax`](super::SparqBackend::argmax).
+pub(crate) fn argmax<B: Primitive>(x: FloatTensor<B>, dtype: IntDType) -> IntTensor<B> {
+    B::int_primitive(reference::argmax(B::float(x)).cast(dtype))
 }
 
 /// See [`SparqBackend::range_sketch`](super::SparqBackend::range_sketch).

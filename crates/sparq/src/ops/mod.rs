@@ -30,7 +30,8 @@ pub use crate::graph::StepTensors;
 pub use blocks::{BlockFormat, PackedWeight};
 
 pub use backend::{
-    CacheBuffers, PreparedBuffers, RotaryBuffers, SketchBuffers, SparqBackend, SparqOutputBuffers,
+    CacheBuffers, PreparedBuffers, RolledBackBuffers, RotaryBuffers, SketchBuffers, SparqBackend,
+    SparqOutputBuffers,
 };
 
 pub use linear::{
@@ -39,8 +40,8 @@ pub use linear::{
     widen,
 };
 
-use burn::backend::Dispatch;
-use burn::tensor::{Device, Int, Tensor};
+use burn::backend::{Dispatch, ExecutionError};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use self::primitive::{lift, lower};
 use crate::SparqConfig;
@@ -103,6 +104,24 @@ pub fn prepare(
         encode,
     );
     (Tensor::from_dispatch(prepared.q), lift(prepared.cache))
+}
+
+/// Takes back appends; see [`SparqBackend::roll_back`]. Returns the cache and the sum of V.
+pub(crate) fn roll_back(
+    cache: CacheTensors,
+    sum: Tensor<3>,
+    moves: Tensor<2, Int>,
+    mark: &Spans,
+    spans: &Spans,
+) -> (CacheTensors, Tensor<3>) {
+    let back = Dispatch::roll_back(
+        lower(cache),
+        sum.into_dispatch(),
+        moves.into_dispatch(),
+        mark.clone(),
+        spans.clone(),
+    );
+    (lift(back.cache), Tensor::from_dispatch(back.sum))
 }
 
 /// Sets the ranges of one sequence's codes; see [`SparqBackend::range_sketch`].
@@ -188,6 +207,38 @@ pub fn sparq_decode_traced(
         positions: Tensor::from_dispatch(found.positions),
         alpha: Tensor::from_dispatch(found.alpha),
     }
+}
+
+/// Finds the largest element of each row of x [rows, width] in fp32, width at least 1.
+///
+/// Returns [2, rows]. First the index of the largest element, the lowest of equal ones. Then 1, or
+/// 0 if the row has a NaN, a positive infinity or no element above negative infinity; the index is
+/// then any of the row. The result stays on the device, so that a decode step can take a token
+/// that the host does not know yet.
+pub fn argmax(x: Tensor<2>) -> Tensor<2, Int> {
+    let dtype = x.device().settings().int_dtype;
+    Tensor::from_dispatch(Dispatch::argmax(x.into_dispatch(), dtype))
+}
+
+/// Copies a tensor to the host while `work` runs, and returns the result of both.
+///
+/// On a GPU the copy is queued before `work` starts. It waits for what was queued before it, but
+/// not for what `work` queues.
+pub fn read_while<const D: usize, T>(
+    tensor: Tensor<D, Int>,
+    work: impl FnOnce() -> T,
+) -> (Result<TensorData, ExecutionError>, T) {
+    #[cfg(feature = "cube")]
+    if has_kernels(&tensor.device()) {
+        return match tensor
+            .clone()
+            .try_into_primitive::<burn_cubecl::CubeBackend>()
+        {
+            Ok(primitive) => crate::backends::cube::read_while(primitive, work),
+            Err(_) => (tensor.try_into_data(), work()),
+        };
+    }
+    (tensor.try_into_data(), work())
 }
 
 /// Returns whether the device runs kernels compiled by CubeCL: a GPU, or a driver that emulates

@@ -84,11 +84,11 @@ fn compare(model: &Model, before: usize, len: usize, counts: &[usize], padding: 
     }
     model.run(model.random(batch, before), &mut caches, None);
     for cache in &mut caches {
-        let mark = cache.mark();
+        let mut mark = cache.mark();
         let shape = [batch, cache.config().kv_heads, 8, cache.config().head_dim];
         let [k, v] = Noise(3).tensors(shape, &model.device);
         cache.append(k, v).unwrap();
-        cache.roll_back(&mark, counts).unwrap();
+        cache.roll_back(&mut mark, counts).unwrap();
     }
     let x = model.random(batch, len);
     let mut stepped = caches.clone();
@@ -158,10 +158,10 @@ fn rolling_back_gives_the_cache_before_the_appends() {
                 let mut cache = new_cache(&config, &device);
                 cache.append(k.clone(), v.clone()).unwrap();
                 cache.refresh_sketch();
-                let mark = cache.mark();
+                let mut mark = cache.mark();
                 let [wrong_k, wrong_v] = noise.tensors([2, 2, 6, 24], &device);
                 cache.append(wrong_k.clone(), wrong_v.clone()).unwrap();
-                cache.roll_back(&mark, &[2, 5]).unwrap();
+                cache.roll_back(&mut mark, &[2, 5]).unwrap();
                 assert_eq!(cache.spans().end, [42, 45]);
                 // The cache that got only the kept positions.
                 let mut kept = new_cache(&config, &device);
@@ -169,6 +169,13 @@ fn rolling_back_gives_the_cache_before_the_appends() {
                 kept.refresh_sketch();
                 kept.append_ragged(wrong_k, wrong_v, &[2, 5]).unwrap();
                 let (found, want) = (cache.tensors(), kept.tensors());
+                assert_eq!(found.spans.to_data(), want.spans.to_data());
+                assert!(max_difference(&found.v_sum, &want.v_sum) < 1e-4);
+                // The mark is at the new length.
+                let [more_k, more_v] = noise.tensors([2, 2, 3, 24], &device);
+                cache.append(more_k, more_v).unwrap();
+                cache.roll_back(&mut mark, &[0, 0]).unwrap();
+                let found = cache.tensors();
                 assert_eq!(found.spans.to_data(), want.spans.to_data());
                 assert!(max_difference(&found.v_sum, &want.v_sum) < 1e-4);
                 let method = match sketch {
@@ -193,14 +200,14 @@ fn rolling_back_too_far_is_an_error() {
         let mut cache = new_cache(&cache_config([1, 1, 8], Some(Sketch::Full)), &device);
         let [k, v] = Noise(1).tensors([1, 1, 3, 8], &device);
         cache.append(k.clone(), v.clone()).unwrap();
-        let mark = cache.mark();
+        let mut mark = cache.mark();
         cache.append(k, v).unwrap();
-        let error = cache.roll_back(&mark, &[4]).unwrap_err().to_string();
+        let error = cache.roll_back(&mut mark, &[4]).unwrap_err().to_string();
         assert!(
             error.contains("at most 3") && error.contains('4'),
             "{error}"
         );
-        let error = cache.roll_back(&mark, &[1, 1]).unwrap_err().to_string();
+        let error = cache.roll_back(&mut mark, &[1, 1]).unwrap_err().to_string();
         assert!(error.contains("1 entries"), "{error}");
         assert_eq!(cache.len(), 6);
     }

@@ -1,5 +1,6 @@
 //! Lossless decoding: SparQ drafts tokens, dense attention verifies them: [`SpeculativeDecoder`].
 
+mod pass;
 mod policy;
 mod stats;
 mod verdict;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sparq::methods::Auto;
 use sparq::{Method, SparqError};
 
+use self::pass::Pass;
 use self::policy::Policy;
 pub use self::stats::SpeculativeStats;
 #[doc(hidden)]
@@ -19,7 +21,7 @@ pub use self::verdict::judge;
 use super::generation::GenerateError;
 use super::sampler::{Candidate, Sampler};
 use crate::lm::ModelMark;
-use crate::{CapturedLm, CausalLm, ModelCache};
+use crate::{CapturedLm, CausalLm, ModelCache, MostProbable};
 
 /// The most tokens of a draft. The operations of a verification of one more token give the bits of
 /// decode steps on the CPU backend `flex`.
@@ -133,6 +135,8 @@ pub struct SpeculativeDecoder<'a> {
     ends: Vec<u32>,
     policy: Policy,
     stats: SpeculativeStats,
+    /// The lengths after the last step, if it drafted.
+    mark: Option<ModelMark>,
 }
 
 impl fmt::Debug for SpeculativeDecoder<'_> {
@@ -164,6 +168,7 @@ impl<'a> SpeculativeDecoder<'a> {
             model,
             ends: Vec::new(),
             stats: SpeculativeStats::default(),
+            mark: None,
         })
     }
 
@@ -188,6 +193,7 @@ impl<'a> SpeculativeDecoder<'a> {
 
     /// Returns the cache.
     pub fn cache_mut(&mut self) -> &mut ModelCache {
+        self.mark = None;
         self.step.cache_mut()
     }
 
@@ -221,20 +227,28 @@ impl<'a> SpeculativeDecoder<'a> {
             .saturating_sub(len + 1);
         let tokens = tokens.min(room).min(most - 1);
         // A dense step of one sequence is taken back only after an error.
-        let mark = (tokens > 0 || rows.len() > 1).then(|| cache.mark());
-        let found = match &mark {
+        let mark = self.mark.take();
+        let mut mark = (tokens > 0 || rows.len() > 1)
+            .then(|| mark.unwrap_or_else(|| self.step.caches_mut().mark()));
+        let found = match &mut mark {
             Some(mark) if tokens > 0 => self.speculate(rows, tokens, mark),
             _ => self.dense(rows),
         };
         let found = found.and_then(|found| {
             let kept: Vec<usize> = found.iter().map(Vec::len).collect();
-            if let Some(mark) = mark.as_ref().filter(|_| tokens > 0 || kept.contains(&0)) {
-                self.step.caches_mut().roll_back(mark, &kept)?;
+            match &mut mark {
+                Some(mark) if tokens > 0 || kept.contains(&0) => {
+                    self.step.caches_mut().roll_back(mark, &kept)?;
+                }
+                _ => mark = None,
             }
             Ok(found)
         });
-        match (&found, &mark) {
-            (Ok(found), _) => self.stats.tokens += found.iter().map(Vec::len).sum::<usize>(),
+        match (&found, mark) {
+            (Ok(found), mark) => {
+                self.stats.tokens += found.iter().map(Vec::len).sum::<usize>();
+                self.mark = mark;
+            }
             (Err(_), None) => self.step.cache_mut().truncate(len),
             (Err(_), Some(mark)) => self.restore(mark, rows.len()),
         }
@@ -247,14 +261,16 @@ impl<'a> SpeculativeDecoder<'a> {
         self.step.set_method(Method::DENSE);
         let last: Vec<&[u32]> = rows.iter().map(|row| last(row.sequence)).collect();
         let logits = self.step.step(upload(self.model, &last))?;
-        let mut logits = download(logits, self.model, [rows.len(), 1])?;
-        let logits = logits.chunks_exact_mut(self.model.vocab_size());
-        let sample = |(row, logits): (&mut SpeculativeRow<'_>, &mut [f32])| match row.limit {
+        let mut pass = Pass::new(self.model, logits, rows, 1)?;
+        let sample = |(index, row): (usize, &mut SpeculativeRow<'_>)| match row.limit {
             0 => Ok(Vec::new()),
-            _ => Ok(vec![row.sampler.sample(logits, row.sequence)?]),
+            _ => {
+                let candidates = pass.candidates(row.sampler, [index, 0], row.sequence)?;
+                Ok(vec![row.sampler.draw(&candidates)])
+            }
         };
         let found: Result<Vec<_>, GenerateError> =
-            rows.iter_mut().zip(logits).map(sample).collect();
+            rows.iter_mut().enumerate().map(sample).collect();
         let active = rows.iter().filter(|row| row.limit > 0).count();
         self.stats.dense_steps += active;
         self.stats.dense_seconds += started.elapsed().as_secs_f64();
@@ -267,7 +283,7 @@ impl<'a> SpeculativeDecoder<'a> {
         &mut self,
         rows: &mut [SpeculativeRow<'_>],
         tokens: usize,
-        mark: &ModelMark,
+        mark: &mut ModelMark,
     ) -> Result<Vec<Vec<u32>>, GenerateError> {
         let started = Instant::now();
         let (read, sampled) = self.draft(rows, tokens)?;
@@ -280,15 +296,10 @@ impl<'a> SpeculativeDecoder<'a> {
             Some(drafts) => drafts,
             None => most_probable(read)?,
         };
-        let mut logits = download(logits, self.model, [rows.len(), tokens + 1])?;
-        let vocab = self.model.vocab_size();
+        let mut pass = Pass::new(self.model, logits, rows, tokens + 1)?;
         let mut found = Vec::with_capacity(rows.len());
-        for ((row, draft), logits) in rows
-            .iter_mut()
-            .zip(&drafts)
-            .zip(logits.chunks_exact_mut((tokens + 1) * vocab))
-        {
-            found.push(self.verify(row, draft, logits)?);
+        for (index, (row, draft)) in rows.iter_mut().zip(&drafts).enumerate() {
+            found.push(self.verify(row, draft, &mut pass, index)?);
         }
         self.stats.draft_seconds += (drafted - started).as_secs_f64();
         self.stats.verify_seconds += drafted.elapsed().as_secs_f64();
@@ -310,7 +321,7 @@ impl<'a> SpeculativeDecoder<'a> {
             // The host waits for none of the steps.
             for step in 0..tokens {
                 let logits = self.step.step(read[step].clone())?;
-                read.push(logits.argmax(2).squeeze_dim::<2>(2));
+                read.push(MostProbable::of(&logits).ids());
             }
             return Ok((Tensor::cat(read, 1), None));
         }
@@ -357,13 +368,14 @@ impl<'a> SpeculativeDecoder<'a> {
         Ok(drafts)
     }
 
-    /// Returns the accepted tokens of a draft and the token after them, from the logits
-    /// [tokens + 1, vocab] of the verification.
+    /// Returns the accepted tokens of a draft and the token after them, from the pass that verifies
+    /// it.
     fn verify(
         &mut self,
         row: &mut SpeculativeRow<'_>,
         draft: &Draft,
-        logits: &mut [f32],
+        pass: &mut Pass<'_>,
+        sequence: usize,
     ) -> Result<Vec<u32>, GenerateError> {
         let mut found = Vec::new();
         if row.limit == 0 {
@@ -372,9 +384,8 @@ impl<'a> SpeculativeDecoder<'a> {
         self.stats.verifications += 1;
         self.stats.drafted += draft.tokens.len();
         let mut history = row.sequence.to_vec();
-        let rows = logits.chunks_exact_mut(self.model.vocab_size());
-        for (index, logits) in rows.enumerate() {
-            let candidates = row.sampler.candidates(logits, &history)?;
+        for index in 0..=draft.tokens.len() {
+            let candidates = pass.candidates(row.sampler, [sequence, index], &history)?;
             let (token, accepted) = match draft.tokens.get(index) {
                 None => (row.sampler.draw(&candidates), false),
                 Some(&token) => {
@@ -396,9 +407,9 @@ impl<'a> SpeculativeDecoder<'a> {
     }
 
     /// Takes back everything since a mark, after an error.
-    fn restore(&mut self, mark: &ModelMark, batch: usize) {
+    fn restore(&mut self, mut mark: ModelMark, batch: usize) {
         // A model that failed in one layer has appended to the caches of earlier ones only.
-        let restored = self.step.cache_mut().roll_back(mark, &vec![0; batch]);
+        let restored = self.step.cache_mut().roll_back(&mut mark, &vec![0; batch]);
         if let Err(error) = restored {
             tracing::error!(%error, "cache not rolled back");
         }

@@ -1,4 +1,4 @@
-//! Launches of appends and of the ranges of a sketch.
+//! Launches of appends, of taking them back, and of the ranges of a sketch.
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -12,6 +12,7 @@ use super::kernels::append_rope::{
     AppendBlueprint, CacheRowsLaunch, SketchColumnsLaunch, append_rope_kernel,
 };
 use super::kernels::append_rows::{self, NewTokensLaunch, add_sums_kernel, append_rows_kernel};
+use super::kernels::roll_back::roll_back_kernel;
 use super::kernels::sketch_ranges::{
     self, RangesBlueprint, SequenceKeysLaunch, channel_extremes_kernel, encode_kernel,
 };
@@ -173,6 +174,35 @@ impl Launcher {
                 tiles as u32,
                 sizes.head_dim,
                 sum_units as usize,
+            );
+        }
+    }
+
+    /// Takes back appends; see [`roll_back_kernel`]. `sum` is the sum of V at the mark.
+    pub fn roll_back(
+        &self,
+        cache: &CacheBuffers<CubeBackend>,
+        sum: &CubeTensor,
+        moves: &CubeTensor,
+    ) {
+        let sizes = Sizes::new(cache.k.shape()[1], &cache.k);
+        // SAFETY: the kernel checks the number of the cube and of each component, and reads
+        // positions before the new end only.
+        unsafe {
+            roll_back_kernel::launch_unchecked(
+                &self.client,
+                grid(sizes.batch_heads()),
+                CubeDim::new_1d(self.info.units(TILE_UNITS)),
+                cache.v.required_address_type(),
+                cache.v.clone().into_buffer_arg(),
+                cache.v_sum.clone().into_buffer_arg(),
+                sum.clone().into_buffer_arg(),
+                cache.spans.clone().into_buffer_arg(),
+                moves.clone().into_buffer_arg(),
+                sizes.batch_shape(),
+                sizes.capacity as u32,
+                sizes.head_dim,
+                dtype_to_storage_type(cache.v.dtype),
             );
         }
     }

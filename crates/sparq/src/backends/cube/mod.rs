@@ -36,6 +36,7 @@
 )]
 
 mod append;
+mod argmax;
 mod blueprint;
 mod kernels;
 mod launch;
@@ -46,11 +47,12 @@ mod prefill;
 mod products;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{StreamId, TensorMetadata};
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::backend::{ExecutionError, StreamId, TensorMetadata};
+use burn::tensor::{DType, FloatDType, IntDType, Tensor, TensorData};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::future::block_on;
 
 use self::append::Tokens;
 #[cfg(feature = "stages")]
@@ -66,7 +68,7 @@ use crate::ops::fallback;
 use crate::ops::primitive::{Primitive, lower};
 use crate::ops::{
     BlockFormat, CacheBuffers, CacheTensors, NormBuffers, PreparedBuffers, ProjectionBuffers,
-    ResidualBuffers, RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
+    ResidualBuffers, RolledBackBuffers, RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
 };
 
 impl SparqBackend for CubeBackend {
@@ -119,6 +121,25 @@ impl SparqBackend for CubeBackend {
             cache: contiguous(prepared.cache),
             ..prepared
         }
+    }
+
+    fn roll_back(
+        cache: CacheBuffers<Self>,
+        sum: FloatTensor<Self>,
+        moves: IntTensor<Self>,
+        mark: Spans,
+        spans: Spans,
+    ) -> RolledBackBuffers<Self> {
+        if !known(&cache.k, &cache.v) || moves.dtype != DType::U32 {
+            let back = fallback::roll_back(cache, sum, mark, spans);
+            return RolledBackBuffers {
+                cache: contiguous(back.cache),
+                ..back
+            };
+        }
+        let (cache, sum) = (owned(cache), own(sum));
+        Launcher::new(&cache.k).roll_back(&cache, &sum, &moves);
+        RolledBackBuffers { cache, sum }
     }
 
     fn range_sketch(
@@ -231,6 +252,16 @@ impl SparqBackend for CubeBackend {
         match packed::dequantize(&blocks, Some(&indices), format, dims, dtype.into()) {
             Some(weights) => weights,
             None => fallback::dequantize_rows::<Self>(blocks, indices, format, dims, dtype),
+        }
+    }
+
+    fn argmax(x: FloatTensor<Self>, dtype: IntDType) -> IntTensor<Self> {
+        match x.dtype {
+            DType::F32 => {
+                let x = into_contiguous(x);
+                Launcher::new(&x).argmax(&x, dtype.into())
+            }
+            _ => fallback::argmax::<Self>(x, dtype),
         }
     }
 
@@ -360,6 +391,25 @@ fn causal_step(
     Some((problem, step?))
 }
 
+/// Copies a tensor to the host while `work` runs; see [`read_while`](crate::ops::read_while). The
+/// copy is queued before `work` starts.
+pub(crate) fn read_while<T>(
+    tensor: CubeTensor,
+    work: impl FnOnce() -> T,
+) -> (Result<TensorData, ExecutionError>, T) {
+    let tensor = into_contiguous(tensor);
+    let (shape, dtype) = (tensor.shape(), tensor.dtype);
+    let reading = tensor.client.read_async(vec![tensor.handle.clone()]);
+    let found = work();
+    let read = match block_on(reading) {
+        Ok(mut bytes) => Ok(TensorData::from_bytes(bytes.swap_remove(0), shape, dtype)),
+        Err(error) => Err(ExecutionError::WithContext {
+            reason: error.to_string(),
+        }),
+    };
+    (read, found)
+}
+
 /// Returns whether the kernels cover attention over these buffers.
 fn attends(cache: &CacheBuffers<CubeBackend>, q: &CubeTensor) -> bool {
     known(&cache.k, q) && cache.softcap.is_none()
@@ -382,14 +432,16 @@ fn contiguous(cache: CacheBuffers<CubeBackend>) -> CacheBuffers<CubeBackend> {
 /// Returns contiguous buffers that can be written in place. Copies those that are shared, as burn's
 /// own operations do.
 fn owned(cache: CacheBuffers<CubeBackend>) -> CacheBuffers<CubeBackend> {
-    fn own(tensor: CubeTensor) -> CubeTensor {
-        match tensor.can_mut() {
-            true => tensor,
-            // The copy may have gaps between rows.
-            false => into_contiguous(tensor.copy()),
-        }
-    }
     contiguous(cache).map(own, own)
+}
+
+/// See [`owned`].
+fn own(tensor: CubeTensor) -> CubeTensor {
+    match tensor.can_mut() {
+        true => tensor,
+        // The copy may have gaps between rows.
+        false => into_contiguous(tensor.copy()),
+    }
 }
 
 #[cfg(test)]

@@ -21,8 +21,11 @@ use super::parts::warpgroup::{WIDTH, ptx_name};
 
 /// Bytes of K and V that the tiles in flight may share: about half of a large L2 cache.
 const SHARED_BYTES: usize = 24 << 20;
-/// Cubes of a processor that run at the same time.
+/// Cubes of a processor that run at the same time, and those of few rows if shared memory allows.
 const CUBES_AT_ONCE: usize = 2;
+const SMALL_CUBES_AT_ONCE: usize = 6;
+/// The largest number of rows of a KV head that count as few: two blocks of matrix units.
+const FEW_ROWS: usize = 32;
 /// Tiles of K and V that a split is worth.
 const TILES_OF_SPLIT: usize = 4;
 /// The largest head dimension for two blocks of rows in a plane: their outputs fill the registers.
@@ -87,7 +90,7 @@ impl PrefillStep {
         let (rows, keys) = kernel.tile();
         let sizes = &problem.sizes;
         let tiles = problem.rows().div_ceil(rows);
-        let slots = device.processors * CUBES_AT_ONCE;
+        let slots = device.processors * kernel.cubes_at_once(device);
         let splits = match kernel {
             PrefillKernel::Wgmma(_) => 1,
             _ => (slots / (tiles * sizes.batch_heads()))
@@ -119,7 +122,9 @@ fn with_wgmma(problem: &PrefillProblem, device: &DeviceInfo) -> Option<PrefillWg
     let cubes = sizes.batch_heads() * problem.rows().div_ceil(TILE_ROWS);
     // Vectors of outputs have a power of two of elements.
     let fits = [WIDTH, 2 * WIDTH, 4 * WIDTH].contains(&sizes.head_dim);
-    let suits = device.wgmma && fits && cubes >= device.processors;
+    // A tile takes the same time with one row as with all.
+    let fills = 2 * problem.rows() >= TILE_ROWS;
+    let suits = device.wgmma && fits && fills && cubes >= device.processors;
     (suits && plan.shared_bytes() <= device.max_shared_bytes).then_some(plan)
 }
 
@@ -149,7 +154,14 @@ fn with_matrix_units(problem: &PrefillProblem, device: &DeviceInfo) -> Option<Pr
         resident: true,
         ..large
     };
+    // Few rows are limited by the loads of K and V: small cubes keep more of them in flight.
+    let few = PrefillBlueprint {
+        planes: problem.rows().div_ceil(small.plane_rows()),
+        keys: 32,
+        ..small
+    };
     let plan = match sizes.head_dim > TWO_BLOCKS {
+        _ if problem.rows() <= FEW_ROWS => few,
         true => PrefillBlueprint {
             keys: 32,
             resident: false,
@@ -188,6 +200,17 @@ impl PrefillKernel {
             Self::Wgmma(plan) => (TILE_ROWS, plan.keys),
             Self::Matrix(plan) => (plan.rows(), plan.keys),
             Self::Plain(plan) => (plan.rows(), plan.tile_keys()),
+        }
+    }
+
+    /// Returns the cubes of a processor that run at the same time.
+    fn cubes_at_once(&self, device: &DeviceInfo) -> usize {
+        match self {
+            Self::Matrix(plan) if plan.rows() <= FEW_ROWS => {
+                let fit = device.max_shared_bytes / plan.shared_bytes();
+                fit.clamp(CUBES_AT_ONCE, SMALL_CUBES_AT_ONCE)
+            }
+            _ => CUBES_AT_ONCE,
         }
     }
 

@@ -18,6 +18,7 @@
 //! | [`prefill`] | causal attention of many queries |
 //! | [`team`], [`threads`], [`scratch`] | threads, division among them, working memory |
 //! | [`rope`], [`append`] | RoPE, and append of few tokens |
+//! | [`argmax`] | the most probable tokens |
 //! | [`pages`] | large pages for caches |
 //! | [`linear`] | linear layers with a norm, an activation and the residual stream |
 //!
@@ -27,6 +28,7 @@
 //! [`reference`](mod@crate::ops::reference).
 
 mod append;
+mod argmax;
 mod attend;
 mod decode;
 mod element;
@@ -46,7 +48,7 @@ mod topk;
 
 use burn::backend::Flex;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData, bf16, f16};
+use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData, bf16, f16};
 
 use self::decode::{Output, Problem};
 use self::element::Element;
@@ -226,6 +228,19 @@ impl SparqBackend for Flex {
 
     fn widen(x: FloatTensor<Self>) -> FloatTensor<Self> {
         cast(x, DType::F32)
+    }
+
+    fn argmax(x: FloatTensor<Self>, dtype: IntDType) -> IntTensor<Self> {
+        let [rows, width] = x.layout().shape().dims::<2>();
+        let Some(values) = f32::slice(&x) else {
+            return fallback::argmax::<Self>(x, dtype);
+        };
+        let found: Vec<_> = values.chunks_exact(width).map(argmax::argmax).collect();
+        let indices = found.iter().map(|&(index, _)| index as i64);
+        let valid = found.iter().map(|&(_, valid)| i64::from(valid));
+        let data = TensorData::new(indices.chain(valid).collect::<Vec<_>>(), [2, rows]);
+        let options = (&Device::flex(), DType::from(dtype));
+        Self::int_primitive(Tensor::<2, Int>::from_data(data, options))
     }
 
     fn dequantize_blocks(

@@ -130,6 +130,37 @@ fn append_equal(
     }
 }
 
+/// Takes back appends since a mark, and keeps the first of them; see
+/// [`SparqBackend::roll_back`](crate::ops::SparqBackend::roll_back).
+pub fn roll_back(
+    cache: CacheTensors,
+    mut sum: Tensor<3>,
+    mark: &Spans,
+    spans: &Spans,
+) -> (CacheTensors, Tensor<3>) {
+    let (batch, device) = (mark.batch(), sum.device());
+    let kept = |sequence: usize| spans.end[sequence] - mark.end[sequence];
+    for step in 0..(0..batch).map(kept).max().unwrap_or(0) {
+        for sequence in (0..batch).filter(|&sequence| step < kept(sequence)) {
+            let at = mark.end[sequence] + step;
+            if at >= mark.start[sequence] {
+                let one = sequence..sequence + 1;
+                let value = cache.v.clone().slice_dim(0, one.clone());
+                let value = value.slice_dim(2, at..at + 1).cast(FloatDType::F32);
+                let new = sum.clone().slice_dim(0, one.clone()) + value.squeeze_dim::<3>(2);
+                let [_, kv_heads, d] = sum.dims();
+                sum = sum.slice_assign([one, 0..kv_heads, 0..d], new);
+            }
+        }
+    }
+    let cache = CacheTensors {
+        v_sum: overwrite(cache.v_sum, sum.clone()),
+        spans: overwrite(cache.spans, spans.to_tensor(&device)),
+        ..cache
+    };
+    (cache, sum)
+}
+
 /// Sets the ranges of one sequence from its valid positions, and writes all its codes.
 ///
 /// Other sketches stay as they are.

@@ -28,10 +28,12 @@
 //! - A sequence without a valid position gives zeros.
 
 pub mod append;
+mod argmax;
 mod causal;
 mod linear;
 mod tensor;
 
+pub use argmax::argmax;
 pub use causal::causal_attention;
 pub(crate) use causal::{CHUNK, hidden};
 pub use linear::{decode_linear, normalize};

@@ -2,6 +2,7 @@
 
 pub(crate) mod append_rope;
 pub(crate) mod append_rows;
+pub(crate) mod argmax;
 pub(crate) mod choose_components;
 pub(crate) mod dense;
 pub(crate) mod dequantize_blocks;
@@ -15,6 +16,7 @@ pub(crate) mod pack_rows;
 pub(crate) mod prefill;
 pub(crate) mod prefill_plain;
 pub(crate) mod prefill_wgmma;
+pub(crate) mod roll_back;
 pub(crate) mod rows;
 pub(crate) mod score_tiles;
 pub(crate) mod select_attend;

@@ -51,7 +51,7 @@ impl PrefillBlueprint {
     }
 
     /// Rows of a plane.
-    fn plane_rows(&self) -> usize {
+    pub fn plane_rows(&self) -> usize {
         self.blocks * ROWS
     }
 

@@ -1,0 +1,151 @@
+//! The largest element of each row, in two launches: of parts of a row, then of its parts.
+
+use cubecl::prelude::*;
+
+/// The key of positive infinity. Those of positive NaN are larger.
+const INFINITY: u32 = 0xff80_0000;
+/// The key of negative infinity. Those of negative NaN are smaller.
+const NEG_INFINITY: u32 = 0x007f_ffff;
+/// Words of the result of a part: the largest key, its index, and 1 if an element has no rank.
+pub(crate) const PART: usize = 3;
+
+/// The largest element of some elements.
+#[derive(CubeType, Clone, Copy)]
+struct Largest {
+    key: u32,
+    index: u32,
+    /// 1 if an element is NaN or positive infinity.
+    unranked: u32,
+}
+
+/// Returns a key that orders as the number does. Both zeros have the same.
+#[cube]
+fn key_of(x: f32) -> u32 {
+    let bits = u32::reinterpret(select(x == 0.0f32, 0.0f32, x));
+    let negative = bits >> 31u32 == 1u32;
+    select(negative, bits ^ 0xffff_ffffu32, bits | 0x8000_0000u32)
+}
+
+/// Returns the larger one; of equal ones the one with the lower index.
+#[cube]
+fn larger(a: Largest, b: Largest) -> Largest {
+    let first = a.key > b.key || (a.key == b.key && a.index < b.index);
+    Largest {
+        key: select(first, a.key, b.key),
+        index: select(first, a.index, b.index),
+        unranked: a.unranked | b.unranked,
+    }
+}
+
+/// Returns the largest of all units to unit 0. `units` is a power of two.
+#[cube]
+fn largest_of_cube(own: Largest, #[comptime] units: usize) -> Largest {
+    let mut words = Shared::<[u32]>::new_slice(comptime!(PART * units));
+    let unit = UNIT_POS as usize;
+    let mut largest = own;
+    #[unroll]
+    for step in 0..comptime!(units.ilog2()) {
+        let half = comptime!(units >> (step + 1));
+        words[unit] = largest.key;
+        words[comptime!(units) + unit] = largest.index;
+        words[comptime!(2 * units) + unit] = largest.unranked;
+        sync_cube();
+        let other = (unit + half) % units;
+        largest = larger(
+            largest,
+            Largest {
+                key: words[other],
+                index: words[comptime!(units) + other],
+                unranked: words[comptime!(2 * units) + other],
+            },
+        );
+        sync_cube();
+    }
+    largest
+}
+
+/// Writes the largest element of each part of each row of x [rows, width] to `found`
+/// [rows, parts, [`PART`]]. One cube for each part.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(crate) fn largest_of_parts_kernel(
+    x: &[f32],
+    found: &mut [u32],
+    rows: u32,
+    width: u32,
+    parts: u32,
+    #[comptime] units: usize,
+) {
+    let (width, parts) = (width as usize, parts as usize);
+    let row = CUBE_POS / parts;
+    if row >= rows as usize {
+        terminate!();
+    }
+    let len = width.div_ceil(parts);
+    let from = CUBE_POS % parts * len;
+    let to = min(from + len, width);
+    let mut largest = Largest {
+        key: 0u32,
+        index: u32::MAX,
+        unranked: 0u32,
+    };
+    // Every unit runs the same number of rounds.
+    for round in 0..len.div_ceil(units) {
+        let i = from + round * units + UNIT_POS as usize;
+        if i < to {
+            let key = key_of(x[row * width + i]);
+            let unranked = key >= INFINITY || key < NEG_INFINITY;
+            let element = Largest {
+                key,
+                index: i as u32,
+                unranked: select(unranked, 1u32, 0u32),
+            };
+            largest = larger(largest, element);
+        }
+    }
+    let largest = largest_of_cube(largest, units);
+    if UNIT_POS == 0 {
+        let at = CUBE_POS * PART;
+        found[at] = largest.key;
+        found[at + 1] = largest.index;
+        found[at + 2] = largest.unranked;
+    }
+}
+
+/// Writes the index of the largest element of each row, and whether all elements have a rank and
+/// one of them is a candidate, to `out` [2, rows]. One cube for each row, with a unit for each of
+/// at most `units` parts.
+#[cube(launch_unchecked)]
+pub(crate) fn largest_of_rows_kernel<I: Int>(
+    found: &[u32],
+    out: &mut [I],
+    rows: u32,
+    parts: u32,
+    #[comptime] units: usize,
+    #[define(I)] _type: ElemType,
+) {
+    let (rows, parts) = (rows as usize, parts as usize);
+    let row = CUBE_POS;
+    if row >= rows {
+        terminate!();
+    }
+    let mut largest = Largest {
+        key: 0u32,
+        index: u32::MAX,
+        unranked: 0u32,
+    };
+    let part = UNIT_POS as usize;
+    if part < parts {
+        let at = (row * parts + part) * PART;
+        largest = Largest {
+            key: found[at],
+            index: found[at + 1],
+            unranked: found[at + 2],
+        };
+    }
+    let largest = largest_of_cube(largest, units);
+    if UNIT_POS == 0 {
+        let valid = largest.unranked == 0 && largest.key > NEG_INFINITY;
+        out[row] = I::cast_from(largest.index);
+        out[rows + row] = I::cast_from(select(valid, 1u32, 0u32));
+    }
+}

@@ -1,0 +1,48 @@
+//! Taking back appends: the spans and the sum of V of a cache.
+
+use cubecl::prelude::*;
+
+use crate::backends::cube::parts::batch_head::BatchShape;
+
+/// Sets the sum of V to that of a mark plus the values kept since, and moves the spans; see
+/// [`SparqBackend::roll_back`](crate::ops::SparqBackend::roll_back). One cube for each batch head.
+///
+/// `values` [B, H_kv, S_max, d], `v_sum` and `mark` [B, H_kv, d], `spans` and `moves` [3, B].
+#[cube(launch_unchecked, address_type = "dynamic")]
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn roll_back_kernel<E: Float>(
+    values: &[E],
+    v_sum: &mut [f32],
+    mark: &mut [f32],
+    spans: &mut [u32],
+    moves: &[u32],
+    shape: &BatchShape,
+    capacity: u32,
+    #[comptime] d: usize,
+    #[define(E)] _type: ElemType,
+) {
+    let index = CUBE_POS;
+    if index >= shape.count() {
+        terminate!();
+    }
+    let (batch, kv_heads) = (shape.batch as usize, shape.kv_heads as usize);
+    let sequence = index / kv_heads;
+    let start = moves[sequence];
+    let end = moves[2 * batch + sequence];
+    let first = max(start, moves[batch + sequence]) as usize;
+    let mut c = UNIT_POS as usize;
+    while c < d.runtime() {
+        let mut sum = mark[index * d + c];
+        for position in first..end as usize {
+            sum += f32::cast_from(values[(index * capacity as usize + position) * d + c]);
+        }
+        v_sum[index * d + c] = sum;
+        mark[index * d + c] = sum;
+        c += CUBE_DIM as usize;
+    }
+    if UNIT_POS == 0 && index % kv_heads == 0 {
+        spans[sequence] = start;
+        spans[batch + sequence] = end;
+        spans[2 * batch + sequence] = 0u32;
+    }
+}

@@ -158,6 +158,7 @@ fn with_matrix_units(problem: &PrefillProblem, device: &DeviceInfo) -> Option<Pr
     let few = PrefillBlueprint {
         planes: problem.rows().div_ceil(small.plane_rows()),
         keys: 32,
+        resident: sizes.head_dim <= TWO_BLOCKS,
         ..small
     };
     let plan = match sizes.head_dim > TWO_BLOCKS {

@@ -10,7 +10,7 @@ const NEG_INFINITY: u32 = 0x007f_ffff;
 pub(crate) const PART: usize = 3;
 
 /// The largest element of some elements.
-#[derive(CubeType, Clone, Copy)]
+#[derive(CubeType)]
 struct Largest {
     key: u32,
     index: u32,
@@ -26,42 +26,45 @@ fn key_of(x: f32) -> u32 {
     select(negative, bits ^ 0xffff_ffffu32, bits | 0x8000_0000u32)
 }
 
-/// Returns the larger one; of equal ones the one with the lower index.
 #[cube]
-fn larger(a: Largest, b: Largest) -> Largest {
-    let first = a.key > b.key || (a.key == b.key && a.index < b.index);
-    Largest {
-        key: select(first, a.key, b.key),
-        index: select(first, a.index, b.index),
-        unranked: a.unranked | b.unranked,
+impl Largest {
+    /// Of no element.
+    fn new() -> Largest {
+        Largest {
+            key: 0u32,
+            index: u32::MAX.runtime(),
+            unranked: 0u32,
+        }
     }
-}
 
-/// Returns the largest of all units to unit 0. `units` is a power of two.
-#[cube]
-fn largest_of_cube(own: Largest, #[comptime] units: usize) -> Largest {
-    let mut words = Shared::<[u32]>::new_slice(comptime!(PART * units));
-    let unit = UNIT_POS as usize;
-    let mut largest = own;
-    #[unroll]
-    for step in 0..comptime!(units.ilog2()) {
-        let half = comptime!(units >> (step + 1));
-        words[unit] = largest.key;
-        words[comptime!(units) + unit] = largest.index;
-        words[comptime!(2 * units) + unit] = largest.unranked;
-        sync_cube();
-        let other = (unit + half) % units;
-        largest = larger(
-            largest,
-            Largest {
-                key: words[other],
-                index: words[comptime!(units) + other],
-                unranked: words[comptime!(2 * units) + other],
-            },
-        );
-        sync_cube();
+    /// Takes over a larger element, or an equal one with a lower index.
+    fn add(&mut self, key: u32, index: u32, unranked: u32) {
+        let first = key > self.key || (key == self.key && index < self.index);
+        self.key = select(first, key, self.key);
+        self.index = select(first, index, self.index);
+        self.unranked |= unranked;
     }
-    largest
+
+    /// Adds those of all units; unit 0 has the result. `units` is a power of two.
+    fn add_cube(&mut self, #[comptime] units: usize) {
+        let mut words = Shared::<[u32]>::new_slice(comptime!(PART * units));
+        let unit = UNIT_POS as usize;
+        #[unroll]
+        for step in 0..comptime!(units.ilog2()) {
+            let half = comptime!(units >> (step + 1));
+            words[unit] = self.key;
+            words[comptime!(units) + unit] = self.index;
+            words[comptime!(2 * units) + unit] = self.unranked;
+            sync_cube();
+            let other = (unit + half) % units;
+            self.add(
+                words[other],
+                words[comptime!(units) + other],
+                words[comptime!(2 * units) + other],
+            );
+            sync_cube();
+        }
+    }
 }
 
 /// Writes the largest element of each part of each row of x [rows, width] to `found`
@@ -83,26 +86,17 @@ pub(crate) fn largest_of_parts_kernel(
     let len = width.div_ceil(parts);
     let from = CUBE_POS % parts * len;
     let to = min(from + len, width);
-    let mut largest = Largest {
-        key: 0u32,
-        index: u32::MAX,
-        unranked: 0u32,
-    };
+    let mut largest = Largest::new();
     // Every unit runs the same number of rounds.
     for round in 0..len.div_ceil(units) {
         let i = from + round * units + UNIT_POS as usize;
         if i < to {
             let key = key_of(x[row * width + i]);
             let unranked = key >= INFINITY || key < NEG_INFINITY;
-            let element = Largest {
-                key,
-                index: i as u32,
-                unranked: select(unranked, 1u32, 0u32),
-            };
-            largest = larger(largest, element);
+            largest.add(key, i as u32, select(unranked, 1u32, 0u32));
         }
     }
-    let largest = largest_of_cube(largest, units);
+    largest.add_cube(units);
     if UNIT_POS == 0 {
         let at = CUBE_POS * PART;
         found[at] = largest.key;
@@ -128,21 +122,13 @@ pub(crate) fn largest_of_rows_kernel<I: Int>(
     if row >= rows {
         terminate!();
     }
-    let mut largest = Largest {
-        key: 0u32,
-        index: u32::MAX,
-        unranked: 0u32,
-    };
+    let mut largest = Largest::new();
     let part = UNIT_POS as usize;
     if part < parts {
         let at = (row * parts + part) * PART;
-        largest = Largest {
-            key: found[at],
-            index: found[at + 1],
-            unranked: found[at + 2],
-        };
+        largest.add(found[at], found[at + 1], found[at + 2]);
     }
-    let largest = largest_of_cube(largest, units);
+    largest.add_cube(units);
     if UNIT_POS == 0 {
         let valid = largest.unranked == 0 && largest.key > NEG_INFINITY;
         out[row] = I::cast_from(largest.index);

@@ -3,12 +3,15 @@
 mod ahead;
 mod speculate;
 
+pub(super) use self::ahead::Queue;
+
 use std::{ops::ControlFlow, time::Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use sparq::{SparqError, ops};
 
 use super::{
+    cancel::CancelToken,
     generation::{FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated, OnEvent},
     output::Output,
     sampler::Sampler,
@@ -208,12 +211,11 @@ impl Session {
         options: &GenerateOptions,
         on_event: OnEvent<'_>,
     ) -> Result<FinishReason, GenerateError> {
-        let eos_ids = options.eos_ids.as_deref();
-        let eos_ids = eos_ids.unwrap_or(self.tokenizer.eos_ids());
+        let ends = Ends::new(options, &self.tokenizer);
         let mut decoder =
             CapturedLm::new(model, &mut self.cache, options.method).with_capture(options.capture);
         for step in 0..options.max_new_tokens {
-            if options.cancel.is_cancelled() {
+            if ends.cancel.is_cancelled() {
                 return Ok(FinishReason::Cancelled);
             }
             // The prompt's logits give the first token. Every other one needs a decode step.
@@ -233,11 +235,7 @@ impl Session {
                 turn.decode_steps += 1;
             }
             let token = turn.sampler.sample(&mut logits, &turn.sequence)?;
-            turn.sequence.push(token);
-            if eos_ids.contains(&token) {
-                return Ok(FinishReason::Eos);
-            }
-            if let ControlFlow::Break(reason) = turn.output.push(token, on_event)? {
+            if let ControlFlow::Break(reason) = turn.take(token, &ends, on_event)? {
                 return Ok(reason);
             }
         }
@@ -253,6 +251,37 @@ struct Turn {
     sequence: Vec<u32>,
     decode_steps: usize,
     speculative: Option<SpeculativeStats>,
+}
+
+impl Turn {
+    /// Adds a generated token and sends its text. Breaks if it ends the text.
+    fn take(
+        &mut self,
+        token: u32,
+        ends: &Ends<'_>,
+        on_event: OnEvent<'_>,
+    ) -> Result<ControlFlow<FinishReason>, GenerateError> {
+        self.sequence.push(token);
+        match ends.eos_ids.contains(&token) {
+            true => Ok(ControlFlow::Break(FinishReason::Eos)),
+            false => Ok(self.output.push(token, on_event)?),
+        }
+    }
+}
+
+/// The conditions that end a generation beside its text and its length.
+struct Ends<'a> {
+    eos_ids: &'a [u32],
+    cancel: &'a CancelToken,
+}
+
+impl<'a> Ends<'a> {
+    fn new(options: &'a GenerateOptions, tokenizer: &'a TextTokenizer) -> Self {
+        Self {
+            eos_ids: options.eos_ids.as_deref().unwrap_or(tokenizer.eos_ids()),
+            cancel: &options.cancel,
+        }
+    }
 }
 
 /// Checks the length and the token ids of a prompt.

@@ -4,6 +4,8 @@
 //!
 //! Every test runs on all available devices of the build; BURN_DEVICE selects one.
 
+// The most probable tokens of logits against a search on the host.
+mod argmax;
 // Prefill and decode steps of `SparqAttention` against dense attention over the whole sequence.
 mod attention;
 // The method `auto`: dense attention or SparQ, whichever the cost model predicts to be faster.

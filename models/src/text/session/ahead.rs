@@ -6,15 +6,15 @@ use burn::tensor::{Int, Tensor};
 use sparq::SparqError;
 
 use super::{
-    FinishReason, GenerateError, GenerateOptions, OnEvent, Session, Turn, download, upload,
+    Ends, FinishReason, GenerateError, GenerateOptions, OnEvent, Session, Turn, download, upload,
 };
 use crate::{CapturedLm, CausalLm, MostProbable};
 
 /// Decode steps that are queued on the device, one ahead of the tokens that the host knows.
-struct Queue<'a> {
-    decoder: CapturedLm<'a>,
+pub(in crate::text) struct Queue<'q, 'a> {
+    pub decoder: &'q mut CapturedLm<'a>,
     /// The steps that may still be queued.
-    left: usize,
+    pub left: usize,
 }
 
 /// The result of a queued step.
@@ -23,7 +23,7 @@ struct Queued {
     token: MostProbable,
 }
 
-impl Queue<'_> {
+impl Queue<'_, '_> {
     /// Queues the step that reads `token` [1, 1]; `None` if no step is left.
     fn push(&mut self, token: Tensor<2, Int>) -> Result<Option<Queued>, SparqError> {
         if self.left == 0 {
@@ -34,14 +34,50 @@ impl Queue<'_> {
         let token = MostProbable::of(&logits);
         Ok(Some(Queued { logits, token }))
     }
+
+    /// Takes all steps, from the last token of the sequence on. Returns the reason if one of them
+    /// ended it: the cache may then hold the position of one more.
+    ///
+    /// The device finds each token and goes on with the next step, while the host reads the token
+    /// and writes its text.
+    pub(super) fn run(
+        mut self,
+        model: &dyn CausalLm,
+        turn: &mut Turn,
+        ends: &Ends<'_>,
+        on_event: OnEvent<'_>,
+    ) -> Result<ControlFlow<FinishReason>, GenerateError> {
+        let last = turn.sequence[turn.sequence.len() - 1];
+        let mut queued = self.push(upload(model, &[last]))?;
+        while let Some(step) = queued {
+            if ends.cancel.is_cancelled() {
+                return Ok(ControlFlow::Break(FinishReason::Cancelled));
+            }
+            let next = step.token.ids();
+            let (found, pushed) = step.token.read_while(|| self.push(next));
+            queued = pushed?;
+            let found = found.map_err(|error| GenerateError::Device {
+                reason: error.to_string(),
+            })?;
+            let token = match found.first().copied().flatten() {
+                Some(token) => token,
+                // Without a candidate: the sampler tells why.
+                None => {
+                    let mut logits = download(Ok(step.logits), model)?;
+                    turn.sampler.sample(&mut logits, &turn.sequence)?
+                }
+            };
+            turn.decode_steps += 1;
+            if let ControlFlow::Break(reason) = turn.take(token, ends, on_event)? {
+                return Ok(ControlFlow::Break(reason));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
 }
 
 impl Session {
-    /// Takes the most probable tokens, as [`Session::decode`] does. The device finds them and goes
-    /// on with the next step, while the host reads a token and writes its text.
-    ///
-    /// A step is queued before its token is known to end the text. Its position is removed at the
-    /// end.
+    /// Takes the most probable tokens, as [`Session::decode`] does, with steps queued ahead.
     pub(super) fn decode_ahead(
         &mut self,
         model: &dyn CausalLm,
@@ -53,53 +89,31 @@ impl Session {
         let before = turn.sequence.len();
         let steps = options.max_new_tokens.saturating_sub(1);
         let room = model.context_len().saturating_sub(self.tokens.len());
-        let mut queue = Queue {
-            decoder: CapturedLm::new(model, &mut self.cache, options.method)
-                .with_capture(options.capture),
-            left: steps.min(room),
-        };
-        let eos_ids = options.eos_ids.as_deref();
-        let eos_ids = eos_ids.unwrap_or(self.tokenizer.eos_ids());
+        let decoder = CapturedLm::new(model, &mut self.cache, options.method);
+        let mut decoder = decoder.with_capture(options.capture);
+        let ends = Ends::new(options, &self.tokenizer);
         let finish = (|| {
             if options.max_new_tokens == 0 {
                 return Ok(FinishReason::MaxNewTokens);
             }
-            let mut token = turn.sampler.sample(&mut logits, &turn.sequence)?;
-            let mut queued = queue.push(upload(model, &[token]))?;
-            loop {
-                if options.cancel.is_cancelled() {
-                    return Ok(FinishReason::Cancelled);
-                }
-                turn.sequence.push(token);
-                if eos_ids.contains(&token) {
-                    return Ok(FinishReason::Eos);
-                }
-                if let ControlFlow::Break(reason) = turn.output.push(token, on_event)? {
-                    return Ok(reason);
-                }
-                let Some(step) = queued else {
-                    return Ok(match turn.decode_steps == steps {
-                        true => FinishReason::MaxNewTokens,
-                        false => FinishReason::ContextFull,
-                    });
-                };
-                let next = step.token.ids();
-                let (found, pushed) = step.token.read_while(|| queue.push(next));
-                queued = pushed?;
-                let found = found.map_err(|error| GenerateError::Device {
-                    reason: error.to_string(),
-                })?;
-                token = match found.first().copied().flatten() {
-                    Some(token) => token,
-                    None => {
-                        let mut logits = download(Ok(step.logits), model)?;
-                        turn.sampler.sample(&mut logits, &turn.sequence)?
-                    }
-                };
-                turn.decode_steps += 1;
+            if ends.cancel.is_cancelled() {
+                return Ok(FinishReason::Cancelled);
             }
+            let token = turn.sampler.sample(&mut logits, &turn.sequence)?;
+            if let ControlFlow::Break(reason) = turn.take(token, &ends, on_event)? {
+                return Ok(reason);
+            }
+            let queue = Queue {
+                decoder: &mut decoder,
+                left: steps.min(room),
+            };
+            Ok(match queue.run(model, turn, &ends, on_event)? {
+                ControlFlow::Break(reason) => reason,
+                ControlFlow::Continue(()) if room < steps => FinishReason::ContextFull,
+                ControlFlow::Continue(()) => FinishReason::MaxNewTokens,
+            })
         })();
-        drop(queue);
+        drop(decoder);
         let read = &turn.sequence[before..before + turn.decode_steps];
         self.tokens.extend_from_slice(read);
         self.cache.truncate(self.tokens.len());

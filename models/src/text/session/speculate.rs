@@ -1,8 +1,10 @@
 //! A generation with drafts and their verification.
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, time::Instant};
 
-use super::{FinishReason, GenerateError, GenerateOptions, OnEvent, Session, Turn};
+use sparq::ops;
+
+use super::{Ends, FinishReason, GenerateError, GenerateOptions, OnEvent, Session, Turn};
 use crate::CausalLm;
 use crate::text::speculative::{SpeculativeConfig, SpeculativeDecoder, SpeculativeRow};
 
@@ -19,40 +21,43 @@ impl Session {
         on_event: OnEvent<'_>,
     ) -> Result<FinishReason, GenerateError> {
         let before = turn.sequence.len();
-        let eos_ids = options.eos_ids.as_deref();
-        let eos_ids = eos_ids.unwrap_or(self.tokenizer.eos_ids()).to_vec();
+        let ends = Ends::new(options, &self.tokenizer);
         let decoder = SpeculativeDecoder::new(model, &mut self.cache, config)?;
-        let mut decoder = decoder.with_capture(options.capture).with_ends(&eos_ids);
+        let decoder = decoder.with_capture(options.capture);
+        let mut decoder = decoder.with_ends(ends.eos_ids);
+        let queues = turn.sampler.is_argmax() && ops::has_kernels(&model.device());
         let finish = (|| {
             let mut new = Vec::new();
-            let mut generated = 0;
-            while generated < options.max_new_tokens {
-                if options.cancel.is_cancelled() {
+            while turn.sequence.len() < before + options.max_new_tokens {
+                if ends.cancel.is_cancelled() {
                     return Ok(FinishReason::Cancelled);
                 }
-                if generated == 0 {
+                let limit = before + options.max_new_tokens - turn.sequence.len();
+                let room = (model.context_len() + 1).saturating_sub(turn.sequence.len());
+                if turn.sequence.len() == before {
                     new = vec![turn.sampler.sample(&mut logits, &turn.sequence)?];
-                } else {
-                    if turn.sequence.len() > model.context_len() {
-                        return Ok(FinishReason::ContextFull);
+                } else if room == 0 {
+                    return Ok(FinishReason::ContextFull);
+                } else if queues && let Some(queue) = decoder.queue(limit.min(room)) {
+                    let (started, steps) = (Instant::now(), turn.decode_steps);
+                    let ended = queue.run(model, turn, &ends, on_event)?;
+                    decoder.note_dense(turn.decode_steps - steps, started.elapsed());
+                    if let ControlFlow::Break(reason) = ended {
+                        return Ok(reason);
                     }
+                } else {
                     let row = SpeculativeRow {
                         sequence: &turn.sequence,
                         sampler: &mut turn.sampler,
-                        limit: options.max_new_tokens - generated,
+                        limit,
                     };
                     new.extend(decoder.step(&mut [row])?.remove(0));
                 }
                 for token in new.drain(..) {
-                    if options.cancel.is_cancelled() {
+                    if ends.cancel.is_cancelled() {
                         return Ok(FinishReason::Cancelled);
                     }
-                    turn.sequence.push(token);
-                    generated += 1;
-                    if eos_ids.contains(&token) {
-                        return Ok(FinishReason::Eos);
-                    }
-                    if let ControlFlow::Break(reason) = turn.output.push(token, on_event)? {
+                    if let ControlFlow::Break(reason) = turn.take(token, &ends, on_event)? {
                         return Ok(reason);
                     }
                 }

@@ -6,7 +6,7 @@ mod stats;
 mod verdict;
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -20,12 +20,16 @@ pub use self::stats::SpeculativeStats;
 pub use self::verdict::judge;
 use super::generation::GenerateError;
 use super::sampler::{Candidate, Sampler};
+use super::session::Queue;
 use crate::lm::ModelMark;
 use crate::{CapturedLm, CausalLm, ModelCache, MostProbable};
 
 /// The most tokens of a draft. The operations of a verification of one more token give the bits of
 /// decode steps on the CPU backend `flex`.
 const MOST_TOKENS: usize = 15;
+
+/// The most dense steps that are queued without a look at the policy.
+const QUEUED_STEPS: usize = 64;
 
 /// The settings of a [`SpeculativeDecoder`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -195,6 +199,32 @@ impl<'a> SpeculativeDecoder<'a> {
     pub fn cache_mut(&mut self) -> &mut ModelCache {
         self.mark = None;
         self.step.cache_mut()
+    }
+
+    /// Returns the queue of the next dense steps of a single greedy sequence, at most `most`; `None`
+    /// unless there are several before the next draft.
+    pub(super) fn queue(&mut self, most: usize) -> Option<Queue<'_, 'a>> {
+        let len = self.step.caches_mut().len();
+        let left = self.policy.dense_steps(len, most.min(QUEUED_STEPS));
+        if left < 2 {
+            return None;
+        }
+        self.mark = None;
+        self.step.set_method(Method::DENSE);
+        Some(Queue {
+            decoder: &mut self.step,
+            left,
+        })
+    }
+
+    /// Takes note of dense steps of a [queue](Self::queue).
+    pub(super) fn note_dense(&mut self, steps: usize, time: Duration) {
+        self.stats.tokens += steps;
+        self.stats.dense_steps += steps;
+        self.stats.dense_seconds += time.as_secs_f64();
+        for _ in 0..steps {
+            self.policy.rest();
+        }
     }
 
     /// Returns the next tokens of each sequence: at least one, at most `limit`, none after an end.

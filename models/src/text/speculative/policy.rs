@@ -72,6 +72,17 @@ impl Policy {
         best(self.acceptance, dense, draft, self.per_row)
     }
 
+    /// Returns the number of coming steps without a draft after `len` positions, at most `most`.
+    pub(super) fn dense_steps(&self, len: usize, most: usize) -> usize {
+        let mut policy = self.clone();
+        let dense = |step: &usize| {
+            let drafts = policy.tokens(len + step) > 0;
+            policy.rest();
+            !drafts
+        };
+        (0..most).take_while(dense).count()
+    }
+
     /// Takes note of a drafted token's fate.
     pub(super) fn note(&mut self, accepted: bool) {
         let verdict = f64::from(u8::from(accepted));

@@ -13,7 +13,8 @@ use sparq::ops;
 /// use burn::tensor::{Device, Tensor};
 /// use sparq_models::MostProbable;
 ///
-/// let logits = Tensor::<3>::from_floats([[[0.5, 2.0, 2.0], [1.0, f32::NAN, 0.0]]], &Device::default());
+/// let logits = [[[0.5, 2.0, 2.0], [1.0, f32::NAN, 0.0]]];
+/// let logits = Tensor::<3>::from_floats(logits, &Device::default());
 /// let found = MostProbable::of(&logits);
 /// assert_eq!(found.ids().dims(), [1, 2]);
 /// assert_eq!(found.read()?, [Some(1), None]);

@@ -11,6 +11,10 @@ use crate::report::{E2eReport, Head, PrefillReport, ProgramReport, Report, Start
 use crate::tables::{e2e, op, prefill, program, start, summary};
 use sparq_output::numbers::bytes;
 
+/// The acceptance of drafted tokens that tables of lossless decoding assume: with random weights it
+/// cannot be measured.
+const ACCEPTANCE: [f64; 2] = [0.90, 0.95];
+
 /// The rendered part of the page.
 ///
 /// # Errors
@@ -79,6 +83,13 @@ fn steps_section(report: &E2eReport) -> String {
     let parts = e2e::breakdown(run);
     if !parts.is_empty() {
         text += &format!("\nThe parts of each step:\n\n{}", parts.markdown());
+    }
+    let lossless = e2e::lossless(run, &ACCEPTANCE);
+    if !lossless.is_empty() {
+        text += &format!(
+            "\nLossless decoding, if a drafted token is accepted with these probabilities:\n\n{}",
+            lossless.markdown()
+        );
     }
     for line in e2e::skipped(run).iter().chain(&e2e::notes(run)) {
         text += &format!("\n{}\n", wrap(line, ""));

@@ -201,8 +201,8 @@ impl<'a> SpeculativeDecoder<'a> {
         self.step.cache_mut()
     }
 
-    /// Returns the queue of the next dense steps of a single greedy sequence, at most `most`; `None`
-    /// unless there are several before the next draft.
+    /// Returns the queue of the next dense steps of a single greedy sequence, at most `most`.
+    /// `None` unless there are several before the next draft.
     pub(super) fn queue(&mut self, most: usize) -> Option<Queue<'_, 'a>> {
         let len = self.step.caches_mut().len();
         let left = self.policy.dense_steps(len, most.min(QUEUED_STEPS));

@@ -86,6 +86,7 @@ pub fn measure(
         gb_per_s: run.bandwidth.reference_gb_per_s(),
         weights_gb_per_s,
         many_weights_gb_per_s: None,
+        dense_scores_per_us: None,
         tflops: setup.tflops,
         layer_us,
         costs: fit.costs,

@@ -160,12 +160,25 @@ impl Setup {
         }
     }
 
+    /// Microseconds of the attention of a layer over `attended` positions.
+    fn attention_us(&self, shape: &StepShape, attended: usize, method: &Method) -> f64 {
+        let costs = &self.machine.costs;
+        let us = costs.step_us(shape, attended, method);
+        match (method, self.machine.dense_scores_per_us) {
+            (Method::Dense(_), Some(rate)) => {
+                let scores = (shape.batch * shape.heads * attended) as f64;
+                us.max(costs.dense_us + scores / rate)
+            }
+            _ => us,
+        }
+    }
+
     /// Predicts the time of a step of `batch` sequences with `seq_len` positions each.
     pub fn step(&self, method: &Method, batch: usize, seq_len: usize) -> StepTime {
         let Self { model, machine, .. } = self;
         let shape = self.attention(batch);
         let attention = |(layers, attended): (usize, usize)| {
-            layers as f64 * machine.costs.step_us(&shape, attended, method)
+            layers as f64 * self.attention_us(&shape, attended, method)
         };
         let rate = machine.weights_rate(batch);
         let read = (model.read_parameters * self.element_bytes) as f64 / rate;
@@ -284,6 +297,7 @@ mod tests {
             weights_gb_per_s: 50.0,
             many_weights_gb_per_s: None,
             tflops: Some(1.0),
+            dense_scores_per_us: None,
             layer_us: 3.0,
             costs: StepCosts {
                 dense_us: 5.0,
@@ -324,6 +338,22 @@ mod tests {
         // a score per position for 2 x 8 query heads.
         let bytes = 8.0 * (1000.0 * 16.0 / 2.0 + 260.0 * 64.0 * 2.0);
         close(time.attention_us, 10.0 * (15.0 + bytes / 1e5 + 16.0));
+    }
+
+    #[test]
+    fn dense_attention_is_limited_by_its_scores() {
+        let free = setup();
+        let mut limited = setup();
+        limited.machine.dense_scores_per_us = Some(1e-3);
+        let us = |setup: &Setup, method| setup.step(&method, 3, 1000).attention_us;
+        let shape = free.attention(3);
+        let scores = (3 * shape.heads * 1000) as f64;
+        let layers = free.model.layers as f64;
+        close(us(&limited, Method::DENSE), layers * (5.0 + scores / 1e-3));
+        let sparq = Method::from(SparqConfig::new(8, 16));
+        close(us(&limited, sparq), us(&free, sparq));
+        limited.machine.dense_scores_per_us = Some(1e9);
+        close(us(&limited, Method::DENSE), us(&free, Method::DENSE));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod policy;
 mod stats;
+mod timing;
 mod verdict;
 
 use std::fmt;
@@ -210,7 +211,8 @@ impl<'a> SpeculativeDecoder<'a> {
         }
         let cache = self.step.caches_mut();
         let len = cache.len();
-        let tokens = self.policy.tokens(len);
+        let greedy = rows.iter().all(|row| row.sampler.is_greedy());
+        let tokens = self.policy.tokens(len, greedy);
         // A cache that grows is copied, and a draft must not be the reason.
         let capacity = cache
             .layers
@@ -256,9 +258,10 @@ impl<'a> SpeculativeDecoder<'a> {
         let found: Result<Vec<_>, GenerateError> =
             rows.iter_mut().zip(logits).map(sample).collect();
         let active = rows.iter().filter(|row| row.limit > 0).count();
+        let seconds = started.elapsed().as_secs_f64();
         self.stats.dense_steps += active;
-        self.stats.dense_seconds += started.elapsed().as_secs_f64();
-        self.policy.rest();
+        self.stats.dense_seconds += seconds;
+        self.policy.rest(seconds);
         found
     }
 
@@ -290,8 +293,11 @@ impl<'a> SpeculativeDecoder<'a> {
         {
             found.push(self.verify(row, draft, logits)?);
         }
-        self.stats.draft_seconds += (drafted - started).as_secs_f64();
-        self.stats.verify_seconds += drafted.elapsed().as_secs_f64();
+        let (draft, verification) = (drafted - started, drafted.elapsed());
+        let [draft, verification] = [draft, verification].map(|time| time.as_secs_f64());
+        self.stats.draft_seconds += draft;
+        self.stats.verify_seconds += verification;
+        self.policy.verified(tokens, draft, verification);
         Ok(found)
     }
 

@@ -28,7 +28,7 @@ const MARGIN: f64 = 0.02;
 pub(super) struct Timing {
     dense: Mean,
     draft: Mean,
-    /// What each further row adds to a verification over a dense step.
+    /// The time that each further row adds to a verification over a dense step.
     row: Mean,
     /// The dense steps since the last draft, and the drafts since the last dense step.
     since: [usize; 2],

@@ -156,8 +156,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn scale(self, a: Self::F, n: Self::F) -> Self::F;
 
     fn sum(self, a: Self::F) -> f32;
-    /// Returns the sum of the lanes of each vector. Its bits do not depend on the other vectors, nor
-    /// on its place among them.
+    /// Returns the sum of the lanes of each vector. Its bits do not depend on the other vectors,
+    /// nor on its place among them.
     fn sums(self, a: [Self::F; 4]) -> [f32; 4];
     /// Returns the largest lane. May ignore lanes that are NaN.
     fn largest(self, a: Self::F) -> f32;

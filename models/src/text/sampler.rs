@@ -91,6 +91,11 @@ impl Sampler {
         Ok(self.draw(&candidates))
     }
 
+    /// Returns whether sampling draws no random number.
+    pub(super) fn is_greedy(&self) -> bool {
+        self.config.is_greedy()
+    }
+
     /// Returns whether the token with the largest logit is always sampled.
     pub(super) fn is_argmax(&self) -> bool {
         self.config.is_greedy() && self.config.repetition_penalty == 1.0

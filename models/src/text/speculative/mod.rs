@@ -3,6 +3,7 @@
 mod pass;
 mod policy;
 mod stats;
+mod timing;
 mod verdict;
 
 use std::fmt;
@@ -246,7 +247,8 @@ impl<'a> SpeculativeDecoder<'a> {
         }
         let cache = self.step.caches_mut();
         let len = cache.len();
-        let tokens = self.policy.tokens(len);
+        let greedy = rows.iter().all(|row| row.sampler.is_greedy());
+        let tokens = self.policy.tokens(len, greedy);
         // A cache that grows is copied, and a draft must not be the reason.
         let capacity = cache
             .layers
@@ -302,9 +304,10 @@ impl<'a> SpeculativeDecoder<'a> {
         let found: Result<Vec<_>, GenerateError> =
             rows.iter_mut().enumerate().map(sample).collect();
         let active = rows.iter().filter(|row| row.limit > 0).count();
+        let seconds = started.elapsed().as_secs_f64();
         self.stats.dense_steps += active;
-        self.stats.dense_seconds += started.elapsed().as_secs_f64();
-        self.policy.rest();
+        self.stats.dense_seconds += seconds;
+        self.policy.rest(seconds);
         found
     }
 
@@ -331,8 +334,11 @@ impl<'a> SpeculativeDecoder<'a> {
         for (index, (row, draft)) in rows.iter_mut().zip(&drafts).enumerate() {
             found.push(self.verify(row, draft, &mut pass, index)?);
         }
-        self.stats.draft_seconds += (drafted - started).as_secs_f64();
-        self.stats.verify_seconds += drafted.elapsed().as_secs_f64();
+        let (draft, verification) = (drafted - started, drafted.elapsed());
+        let [draft, verification] = [draft, verification].map(|time| time.as_secs_f64());
+        self.stats.draft_seconds += draft;
+        self.stats.verify_seconds += verification;
+        self.policy.verified(tokens, draft, verification);
         Ok(found)
     }
 

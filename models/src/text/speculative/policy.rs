@@ -3,6 +3,7 @@
 use sparq::cost::{StepCosts, StepShape};
 use sparq::{KvCacheConfig, Method, SparqConfig, ops};
 
+use super::timing::Timing;
 use super::{MOST_TOKENS, SpeculativeConfig};
 use crate::{CausalLm, ModelCache};
 
@@ -16,7 +17,11 @@ const NEW: f64 = 0.02;
 /// some hundred such steps drafts are tried again.
 const FORGET: f64 = 0.003;
 
-/// Chooses the number of tokens to draft. It depends on no clock, so that seeds repeat.
+/// Chooses the number of tokens to draft.
+///
+/// By the cost model it depends on no clock, so that seeds repeat. Where the number changes no
+/// token, the times of the steps so far replace the cost model, which then only excludes lengths at
+/// which a draft step takes as long as a dense one.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
     tokens: Option<usize>,
@@ -28,6 +33,9 @@ pub(super) struct Policy {
     weights_us: [f64; 2],
     /// The part of a step's time that each further row of a verification adds.
     per_row: f64,
+    /// Whether a verification has the bits of dense steps.
+    exact: bool,
+    timing: Timing,
     acceptance: f64,
 }
 
@@ -42,6 +50,7 @@ impl Policy {
             let config = *layer.config();
             (draft.step(&config), config)
         };
+        let gpu = ops::has_kernels(&model.device());
         Self {
             tokens: config.tokens,
             sparq: draft.sparq,
@@ -49,17 +58,18 @@ impl Policy {
             layers: cache.layers.iter().map(layer).collect(),
             weights_us: [Method::DENSE, draft.sparq.into()]
                 .map(|method| model.weight_bytes(&method) as f64 / (1e3 * draft.costs.gb_per_s)),
-            per_row: match ops::has_kernels(&model.device()) {
-                true => 0.01,
-                // Five rows of SmolLM2-135M take twice the time of one on two cores.
-                false => 0.25,
-            },
+            // On two cores, five rows of SmolLM2-135M take 1.7 (F16) to 2.5 times (Q4_0) as long as
+            // one.
+            per_row: if gpu { 0.01 } else { 0.25 },
+            exact: !gpu,
+            timing: Timing::default(),
             acceptance: ASSUMED,
         }
     }
 
-    /// Returns the number of tokens to draft after `len` positions, 0 where no draft pays.
-    pub(super) fn tokens(&self, len: usize) -> usize {
+    /// Returns the number of tokens to draft after `len` positions, 0 where no draft pays. `greedy`
+    /// is whether each sequence takes the most probable token.
+    pub(super) fn tokens(&mut self, len: usize, greedy: bool) -> usize {
         let method = Method::from(self.sparq);
         let sparse = |(_, cache): &(StepShape, KvCacheConfig)| method.is_sparse(cache, len + 1);
         if !self.layers.iter().any(sparse) {
@@ -69,7 +79,11 @@ impl Policy {
             return tokens;
         }
         let [dense, draft] = self.step_us(len);
-        best(self.acceptance, dense, draft, self.per_row)
+        match self.exact && greedy {
+            true if draft >= dense => 0,
+            true => self.timing.tokens(self.acceptance),
+            false => best(self.acceptance, dense, draft, self.per_row),
+        }
     }
 
     /// Returns the number of coming steps without a draft after `len` positions, at most `most`.
@@ -89,9 +103,15 @@ impl Policy {
         self.acceptance += NEW * (verdict - self.acceptance);
     }
 
-    /// Takes note of a step without a draft.
-    pub(super) fn rest(&mut self) {
+    /// Takes note of the seconds of a step without a draft.
+    pub(super) fn rest(&mut self, seconds: f64) {
         self.acceptance += FORGET * (ASSUMED - self.acceptance);
+        self.timing.dense(seconds);
+    }
+
+    /// Takes note of the seconds of a draft of `tokens` tokens and of its verification.
+    pub(super) fn verified(&mut self, tokens: usize, draft: f64, verification: f64) {
+        self.timing.verified(tokens, draft, verification);
     }
 
     /// Returns the microseconds of a dense step and of a draft step at `len` positions.
@@ -115,7 +135,7 @@ impl Policy {
 ///
 /// n draft steps and a verification of n + 1 rows give (1 - a^(n + 1)) / (1 - a) tokens on average,
 /// if each drafted token is accepted with probability a.
-fn best(acceptance: f64, dense: f64, draft: f64, per_row: f64) -> usize {
+pub(super) fn best(acceptance: f64, dense: f64, draft: f64, per_row: f64) -> usize {
     let mut most = (0, 1.0 / dense);
     let (mut tokens, mut power) = (1.0, 1.0);
     for n in 1..=MOST_TOKENS {

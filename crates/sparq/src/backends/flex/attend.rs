@@ -151,7 +151,7 @@ impl<T: Element, P: Positions> Kernel for AttendKernel<'_, T, P> {
 /// Turns logits into weights in place, and updates a head's maximum and sum of weights. Returns the
 /// factor that the new maximum applies to earlier weights.
 #[inline(always)]
-fn update_softmax<S: Simd>(
+pub(super) fn update_softmax<S: Simd>(
     simd: S,
     logits: &mut [f32],
     largest: &mut f32,
@@ -162,7 +162,11 @@ fn update_softmax<S: Simd>(
         most = simd.max(simd.load(part), most);
     }
     let now = simd.largest(most);
-    let kept = (*largest - now).exp();
+    // Most blocks have no larger logit.
+    let kept = match *largest == now {
+        true => 1.0,
+        false => (*largest - now).exp(),
+    };
     let (shift, mut sum) = (simd.splat(now), simd.splat(0.0));
     for part in logits.chunks_exact_mut(S::LANES) {
         let weights = exp(simd, simd.sub(simd.load(part), shift));

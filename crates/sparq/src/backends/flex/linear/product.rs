@@ -30,7 +30,8 @@ const OUTPUTS: usize = 48;
 const MAX_OUTPUTS: usize = 384;
 
 /// The sums of each weight, in the order in which tasks write them: the outputs are divided into
-/// chunks, and the rows into blocks, [outputs of the chunk, rows of the block] each.
+/// chunks, and the rows into blocks, [outputs of the chunk, rows of the block] each. A weight that
+/// is multiplied with few rows has [rows, outputs of the chunk].
 pub(super) struct Sums<'a> {
     data: &'a [f32],
     rows: usize,
@@ -38,6 +39,8 @@ pub(super) struct Sums<'a> {
     starts: Vec<usize>,
     chunk: usize,
     outputs: Vec<usize>,
+    /// Whether the sums of a weight are row by row.
+    by_row: Vec<bool>,
 }
 
 /// The sums of consecutive outputs for one row.
@@ -86,14 +89,20 @@ impl Sums<'_> {
             self.starts[block],
             self.starts[block + 1] - self.starts[block],
         );
+        let by_row = self.by_row[weight];
         chunks(self.outputs[weight], self.chunk).map(move |outputs| {
-            let start = outputs.start * self.rows + first * outputs.len();
-            let block = &sums[start..][..outputs.len() * stride];
+            let len = outputs.len();
+            let start = outputs.start * self.rows + first * len;
+            let block = &sums[start..][..len * stride];
+            let (at, stride) = match by_row {
+                true => ((row - first) * len, 1),
+                false => (row - first, stride),
+            };
             Part {
-                sums: &block[row - first..],
+                sums: &block[at..],
                 stride,
                 start: outputs.start,
-                len: outputs.len(),
+                len,
             }
         })
     }
@@ -123,8 +132,19 @@ impl Input<'_> {
     }
 
     fn tile_rows(&self) -> usize {
-        let floats = self.floats.as_ref();
-        floats.map_or(TILE_ROWS, |rows| rows.tile_rows)
+        match &self.floats {
+            Some(rows) => rows.tile_rows,
+            None if self.count <= blocks::FEW_ROWS => self.count,
+            None => TILE_ROWS,
+        }
+    }
+
+    /// Returns whether the sums of a weight of blocks, or of floats, are row by row.
+    fn by_row(&self, blocks: bool) -> bool {
+        match blocks {
+            true => self.count <= blocks::FEW_ROWS,
+            false => self.tiles() == 1,
+        }
     }
 
     fn tiles(&self) -> usize {
@@ -164,12 +184,16 @@ pub(super) fn product<'a, T: Element>(
     if input.tiles() == 1 {
         ahead::note(weights);
     }
+    let by_row = weights
+        .iter()
+        .map(|weight| input.by_row(weight.is_blocks()));
     Sums {
         data,
         rows: input.count,
         starts,
         chunk,
         outputs,
+        by_row: by_row.collect(),
     }
 }
 
@@ -223,7 +247,7 @@ struct Task<'a, T> {
     tiles: Range<usize>,
     /// [outputs, in].
     weight: &'a [T],
-    /// [outputs, rows].
+    /// [outputs, rows], or [rows, outputs] if there is a single tile.
     sums: &'a mut [f32],
 }
 
@@ -257,16 +281,17 @@ impl<T: Element> Task<'_, T> {
     #[inline(always)]
     fn streams<S: Simd, const M: usize, const N: usize>(self, simd: S) {
         let inputs = self.rows.inputs;
+        let outputs = self.sums.len() / M;
         let mut groups = self.weight.chunks_exact(N * inputs);
         let mut output = 0;
         for group in &mut groups {
-            let sums = &mut self.sums[output * M..];
-            stream_blocks::<S, T, M, N>(simd, self.rows, group, sums);
+            let sums = &mut self.sums[output..];
+            stream_blocks::<S, T, M, N>(simd, self.rows, group, sums, outputs);
             output += N;
         }
         for row in groups.remainder().chunks_exact(inputs) {
-            let sums = &mut self.sums[output * M..];
-            stream_blocks::<S, T, M, 1>(simd, self.rows, row, sums);
+            let sums = &mut self.sums[output..];
+            stream_blocks::<S, T, M, 1>(simd, self.rows, row, sums, outputs);
             output += 1;
         }
     }
@@ -323,15 +348,6 @@ fn write<S: Simd, const M: usize, const N: usize>(
     stride: usize,
     add: bool,
 ) {
-    if M == 1 && N == STREAMS && to.len() >= N {
-        let mut four = [simd.splat(0.0); STREAMS];
-        four[..N].copy_from_slice(&tile[0]);
-        let sums = simd.sums(four);
-        for (to, sum) in to.iter_mut().zip(sums) {
-            *to = if add { *to + sum } else { sum };
-        }
-        return;
-    }
     for (n, to) in to.chunks_mut(stride).enumerate().take(N) {
         let mut first = 0;
         while first < M {
@@ -350,7 +366,29 @@ fn write<S: Simd, const M: usize, const N: usize>(
     }
 }
 
-/// Writes the sums of M rows of x, a whole tile, with N weight rows [N, in] in their own type.
+/// Adds the lanes of the sums of a tile with N weight rows, up to 4, and writes or adds them to N
+/// outputs of M rows that are `stride` apart.
+#[inline(always)]
+fn write_rows<S: Simd, const M: usize, const N: usize>(
+    simd: S,
+    tile: [[S::F; N]; M],
+    to: &mut [f32],
+    stride: usize,
+    add: bool,
+) {
+    for m in 0..M {
+        let mut four = [simd.splat(0.0); STREAMS];
+        four[..N].copy_from_slice(&tile[m]);
+        let sums = simd.sums(four);
+        let to = &mut to[m * stride..][..N];
+        for n in 0..N {
+            to[n] = if add { to[n] + sums[n] } else { sums[n] };
+        }
+    }
+}
+
+/// Writes the sums of M rows of x, a whole tile, with N weight rows [N, in] in their own type. The
+/// sums of rows are `stride` apart.
 ///
 /// Sums of blocks of inputs are added, as for many rows: the result of a row does not depend on the
 /// number of rows.
@@ -360,12 +398,13 @@ fn stream_blocks<S: Simd, T: Element, const M: usize, const N: usize>(
     rows: &Rows<'_>,
     weight: &[T],
     to: &mut [f32],
+    stride: usize,
 ) {
     for start in (0..rows.width).step_by(rows.block) {
         let block = start..rows.width.min(start + rows.block);
         let x = rows.part(0, &block);
         let sums = stream::<S, T, M, N>(simd, x, weight, rows.inputs, start);
-        write(simd, sums, to, M, start > 0);
+        write_rows(simd, sums, to, stride, start > 0);
     }
 }
 

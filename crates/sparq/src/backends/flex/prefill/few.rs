@@ -1,19 +1,20 @@
 //! Causal attention of few queries, each with the result of a decode step, bit for bit.
 //!
 //! Positions are divided and summed as a decode step of each query would do it. Queries that have
-//! their blocks of positions in common, and fill the lanes of vectors, share panels. These and the
-//! other queries take turns at short runs of positions, so that K and V are read from memory once
-//! for all of them.
+//! their [`blocks`] of positions in common attend to them together. These and the other queries
+//! take turns at short runs of positions, so that K and V are read from memory once for all of
+//! them.
 
-use std::collections::BTreeMap;
+mod blocks;
+
 use std::ops::Range;
 
-use super::panel::{KeyBlock, Panel};
-use super::{Prefill, Rows};
+use self::blocks::{Blocks, Memory};
+use super::Prefill;
 use crate::backends::flex::attend::{self, Attend, Positions, Span};
 use crate::backends::flex::element::Element;
 use crate::backends::flex::online_softmax::OnlineSoftmax;
-use crate::backends::flex::simd::{Level, MAX_LANES};
+use crate::backends::flex::simd::MAX_LANES;
 use crate::backends::flex::threads::Threads;
 
 /// The most queries of a sequence.
@@ -36,32 +37,30 @@ impl<T: Element> Prefill<'_, T> {
         } = *self;
         let batch_heads = self.spans.batch() * self.kv_heads;
         let reads: Vec<Threads> = (0..len).map(|query| self.threads(query)).collect();
+        let threads = reads[len - 1];
         let parts: Vec<Part> = (0..batch_heads)
             .flat_map(|batch_head| self.parts(batch_head, &reads))
             .collect();
         let mut states: Vec<Vec<OnlineSoftmax>> = vec![Vec::new(); parts.len()];
         let tasks = parts.iter().zip(&mut states).collect();
-        reads[len - 1].for_each(tasks, |(part, states): (&Part, &mut Vec<OnlineSoftmax>)| {
+        threads.for_each(tasks, |(part, states): (&Part, &mut Vec<OnlineSoftmax>)| {
             *states = self.attend_part(part);
         });
-        // Merged in the order of the positions, as in a decode step.
-        let mut merged: BTreeMap<(usize, usize), OnlineSoftmax> = BTreeMap::new();
-        for (part, states) in parts.iter().zip(states) {
-            for ((query, _), state) in part.queries.iter().zip(states) {
-                let key = (part.batch_head, *query);
-                let state = match merged.remove(&key) {
-                    Some(before) => before.merge(&state),
-                    None => state,
-                };
-                merged.insert(key, state);
+        let mut states = states.into_iter();
+        let heads = parts.chunk_by(|a, b| a.batch_head == b.batch_head);
+        let heads = heads.zip(output.chunks_exact_mut(group * len * dim));
+        let heads = heads.map(|(parts, output)| {
+            let states: Vec<_> = states.by_ref().take(parts.len()).collect();
+            (parts, states, output)
+        });
+        threads.for_each(heads.collect(), |(parts, states, output)| {
+            for (query, state) in merge(parts, states, len).into_iter().enumerate() {
+                for head in 0..group {
+                    let row = head * len + query;
+                    state.write(head, &mut output[row * dim..(row + 1) * dim]);
+                }
             }
-        }
-        for ((batch_head, query), state) in merged {
-            for head in 0..group {
-                let row = (batch_head * group + head) * len + query;
-                state.write(head, &mut output[row * dim..(row + 1) * dim]);
-            }
-        }
+        });
     }
 
     /// Returns the division among threads of a decode step at a query.
@@ -124,12 +123,24 @@ impl<T: Element> Prefill<'_, T> {
         };
         let new = |_: &_| OnlineSoftmax::new(group, width);
         let mut states: Vec<OnlineSoftmax> = part.queries.iter().map(new).collect();
-        let mut together = self.together(part, &rows);
+        let mut together = self.together(part, width);
         let first = together.as_ref().map_or(0, |together| together.queries);
         let longest = part.queries.iter().map(|(_, seen)| seen.len()).max();
         for turn in (0..longest.unwrap_or(0)).step_by(TURN) {
             if let Some(together) = &mut together {
-                together.turn(level, &rows, turn);
+                let start = together.positions.start + turn;
+                let end = together.positions.end.min(start + TURN);
+                let positions = start.min(end) * dim..end * dim;
+                level.run(Blocks {
+                    q: &q[..first * group * width],
+                    keys: &rows.keys[positions.clone()],
+                    values: &rows.values[positions],
+                    dim,
+                    width,
+                    softcap: self.softcap,
+                    state: &mut together.state,
+                    memory: &mut together.memory,
+                });
             }
             for (query, (_, seen)) in part.queries.iter().enumerate().skip(first) {
                 let start = (seen.start + turn).min(seen.end);
@@ -138,12 +149,8 @@ impl<T: Element> Prefill<'_, T> {
             }
         }
         if let Some(together) = together {
-            let mut all = OnlineSoftmax::new(first * group, width);
-            for panel in &together.panels {
-                panel.copy_to(&mut all, width, dim);
-            }
             for (query, state) in states[..first].iter_mut().enumerate() {
-                *state = all.heads(query * group..(query + 1) * group);
+                *state = together.state.heads(query * group..(query + 1) * group);
                 let end = part.queries[query].1.end;
                 attend(query, together.positions.end..end, state);
             }
@@ -151,60 +158,49 @@ impl<T: Element> Prefill<'_, T> {
         states
     }
 
-    /// Returns the first queries of a part that share panels, as many as fill them, and their
-    /// common whole blocks of positions.
-    fn together(&self, part: &Part, rows: &Rows<'_, T>) -> Option<Together> {
-        let lanes = self.level.lanes();
+    /// Returns the first queries of a part that have whole blocks of positions in common, if there
+    /// are several.
+    fn together(&self, part: &Part, width: usize) -> Option<Together> {
         let start = part.queries[0].1.start;
         let alike = part.queries.iter();
-        let alike = alike.take_while(|(_, seen)| seen.start == start).count();
-        let fills = |queries: &usize| {
-            let rest = queries * self.group % lanes;
-            rest == 0 || rest >= lanes * 5 / 8
-        };
-        let queries = (1..=alike).rev().find(fills)?;
-        let shortest = part.queries[..queries]
-            .iter()
-            .map(|(_, seen)| seen.len())
-            .min()?;
+        let alike = alike.take_while(|(_, seen)| seen.start == start);
+        let lens: Vec<usize> = alike.map(|(_, seen)| seen.len()).collect();
+        let (queries, shortest) = (lens.len(), lens.into_iter().min()?);
         let positions = start..start + shortest / attend::BLOCK * attend::BLOCK;
-        if positions.is_empty() || !self.dim.is_multiple_of(lanes) {
+        if queries == 1 || positions.is_empty() || !self.dim.is_multiple_of(self.level.lanes()) {
             return None;
         }
-        let (count, widest) = (queries * self.group, self.level.vectors() * lanes);
-        let panels = (0..count)
-            .step_by(widest)
-            .map(|first| Panel::new(rows, first..(first + widest).min(count), lanes));
+        let rows = queries * self.group;
         Some(Together {
             queries,
             positions,
-            panels: panels.collect(),
-            block: KeyBlock::new(self.dim),
-            weights: vec![0.0; attend::BLOCK * widest],
+            state: OnlineSoftmax::new(rows, width),
+            memory: Memory::new(rows),
         })
     }
 }
 
-/// Queries whose rows lie in the lanes of panels. A K row or V row is converted once for all.
+/// Returns the states of the queries of a batch head, merged in the order of the positions, as in a
+/// decode step.
+fn merge(parts: &[Part], states: Vec<Vec<OnlineSoftmax>>, queries: usize) -> Vec<OnlineSoftmax> {
+    let mut merged: Vec<Option<OnlineSoftmax>> = vec![None; queries];
+    for (part, states) in parts.iter().zip(states) {
+        for ((query, _), state) in part.queries.iter().zip(states) {
+            let before = merged[*query].take();
+            merged[*query] = Some(match before {
+                Some(before) => before.merge(&state),
+                None => state,
+            });
+        }
+    }
+    // Every query has at least one part.
+    merged.into_iter().flatten().collect()
+}
+
+/// Queries with common blocks of positions.
 struct Together {
     queries: usize,
     positions: Range<usize>,
-    panels: Vec<Panel>,
-    block: KeyBlock,
-    /// Working memory of the panels.
-    weights: Vec<f32>,
-}
-
-impl Together {
-    /// Attends to the positions of a turn.
-    fn turn<T: Element>(&mut self, level: Level, rows: &Rows<'_, T>, turn: usize) {
-        let start = self.positions.start + turn;
-        let end = self.positions.end.min(start + TURN);
-        for first in (start..end).step_by(attend::BLOCK) {
-            self.block.load(level, rows, first..first + attend::BLOCK);
-            for panel in &mut self.panels {
-                panel.attend_in_order(level, &self.block, &mut self.weights);
-            }
-        }
-    }
+    state: OnlineSoftmax,
+    memory: Memory,
 }

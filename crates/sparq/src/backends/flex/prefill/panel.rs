@@ -61,7 +61,7 @@ macro_rules! with_vectors {
     };
 }
 
-mod in_order;
+pub(super) use with_vectors;
 
 impl KeyBlock {
     pub(super) fn new(dim: usize) -> Self {

@@ -122,10 +122,6 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// The number of vectors, up to 4, that fit in the registers beside the sums of their products
     /// with four factors.
     const VECTORS: usize;
-    /// The lanes in the order in which [`Simd::sum`] adds them, as leaves of a balanced tree.
-    const SUM_ORDER: &'static [usize];
-    /// The lanes in the order in which [`Simd::sums`] adds them, as leaves of a balanced tree.
-    const SUMS_ORDER: &'static [usize];
     /// The largest x for which [`exp`](super::online_softmax::exp) returns 0, because
     /// [`Simd::scale`] by its power of two does.
     const EXP_UNDERFLOW: f32;
@@ -160,7 +156,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn scale(self, a: Self::F, n: Self::F) -> Self::F;
 
     fn sum(self, a: Self::F) -> f32;
-    /// Returns the sum of the lanes of each vector.
+    /// Returns the sum of the lanes of each vector. Its bits do not depend on the other vectors,
+    /// nor on its place among them.
     fn sums(self, a: [Self::F; 4]) -> [f32; 4];
     /// Returns the largest lane. May ignore lanes that are NaN.
     fn largest(self, a: Self::F) -> f32;

@@ -1,17 +1,25 @@
 //! Few rows of x: a dot product of each with every weight row.
+//!
+//! The rows of a tile are put side by side, group by group of blocks, so that a group of weights is
+//! decoded once for all of them.
 
-use super::activations::{FOUR, HALF};
+use std::cell::Cell;
+
+use super::activations::HALF;
 use super::formats::{Affine, Format};
 use super::{Activations, RUN, Task};
-use crate::backends::flex::simd::CACHE_LINE;
 use crate::backends::flex::simd::integers::Integers;
+use crate::backends::flex::simd::{CACHE_LINE, MAX_LANES};
 
 /// Weight rows that are multiplied at once with a single row of x. They share its loads, and the
 /// addition of the lanes.
 const STREAMS: usize = 4;
 
-/// The most sums of a tile.
-const MAX_TILE: usize = 4;
+/// Vectors whose lanes are added at once.
+const SUMS: usize = 4;
+
+/// Rows of a tile, at most, with the registers of the widest vectors.
+const MAX_ROWS: usize = 6;
 
 /// Bytes by which weights are fetched ahead, at least.
 const AHEAD: usize = 6144;
@@ -19,44 +27,74 @@ const AHEAD: usize = 6144;
 /// The largest group of blocks.
 const MAX_BYTES: usize = 210;
 
-/// Multiplies rows with weight rows, each of which stays in the L1 cache meanwhile.
+thread_local! {
+    static TILE: Cell<Tile> = Cell::default();
+}
+
+/// Multiplies rows with weight rows, each of which is read once for a tile.
 #[inline(always)]
 pub(super) fn multiply<S: Integers, F: Format>(simd: S, task: Task<'_>) {
-    let Task {
-        x,
-        rows,
-        weight,
-        mut sums,
-    } = task;
-    let mut weight = Weight {
-        bytes: weight.bytes,
-        row_bytes: weight.format.row_bytes(x.inputs),
-    };
-    let count = rows.len();
-    if count == 1 && weight.row_bytes >= F::BYTES {
-        let x = Rows::<1>::new::<F>(x, rows.start);
-        while sums.len() >= STREAMS {
-            tile::<S, F, 1, STREAMS>(simd, &x, &weight, sums);
-            sums = &mut sums[STREAMS..];
-            weight.skip(STREAMS);
+    let most = if S::LANES == MAX_LANES { MAX_ROWS } else { 4 };
+    let count = task.rows.len();
+    let tiles = count.div_ceil(most);
+    // Taken and put back: a closure would not be compiled for the instruction set.
+    let mut tile = TILE.take();
+    let mut first = 0;
+    for index in 0..tiles {
+        let rows = (count - first).div_ceil(tiles - index);
+        tile.fill::<S, F>(simd, task.x, task.rows.start + first, rows);
+        let outputs = task.sums.len() / count;
+        let sums = &mut task.sums[first * outputs..(first + rows) * outputs];
+        let weight = Weight {
+            bytes: task.weight.bytes,
+            row_bytes: task.weight.format.row_bytes(task.x.inputs),
+        };
+        match rows {
+            1 => multiply_tile::<S, F, 1, STREAMS>(simd, &tile, weight, sums),
+            2 => multiply_tile::<S, F, 2, 1>(simd, &tile, weight, sums),
+            3 => multiply_tile::<S, F, 3, 1>(simd, &tile, weight, sums),
+            5 if S::LANES == MAX_LANES => multiply_tile::<S, F, 5, 1>(simd, &tile, weight, sums),
+            MAX_ROWS if S::LANES == MAX_LANES => {
+                multiply_tile::<S, F, MAX_ROWS, 1>(simd, &tile, weight, sums);
+            }
+            _ => multiply_tile::<S, F, 4, 1>(simd, &tile, weight, sums),
         }
+        first += rows;
+    }
+    TILE.set(tile);
+}
+
+/// Writes the products of M rows with all weight rows, N at a time, to `sums` [M, outputs].
+#[inline(always)]
+fn multiply_tile<S: Integers, F: Format, const M: usize, const N: usize>(
+    simd: S,
+    x: &Tile,
+    mut weight: Weight<'_>,
+    sums: &mut [f32],
+) {
+    let outputs = sums.len() / M;
+    let whole = weight.row_bytes >= F::BYTES;
+    let mut output = 0;
+    while N > 1 && whole && output + N <= outputs {
+        let found = products::<S, F, M, N>(simd, x, &weight);
+        for (row, found) in found.iter().enumerate() {
+            sums[row * outputs + output..][..N].copy_from_slice(found);
+        }
+        weight.skip(N);
+        output += N;
     }
     let mut padded = [0; MAX_BYTES];
-    for sums in sums.chunks_exact_mut(count) {
-        let mut row = 0;
-        while row < count {
-            let (first, sums) = (rows.start + row, &mut sums[row..]);
-            let weight = match weight.row_bytes < F::BYTES {
-                true => weight.padded(&mut padded[..F::BYTES]),
-                false => weight.first(),
-            };
-            row += match sums.len() {
-                1 => tile::<S, F, 1, 1>(simd, &Rows::new::<F>(x, first), &weight, sums),
-                2 | 3 => tile::<S, F, 2, 1>(simd, &Rows::new::<F>(x, first), &weight, sums),
-                _ => tile::<S, F, 4, 1>(simd, &Rows::new::<F>(x, first), &weight, sums),
-            };
+    while output < outputs {
+        let row = match whole {
+            true => weight.first(),
+            false => weight.padded(&mut padded[..F::BYTES]),
+        };
+        let found = products::<S, F, M, 1>(simd, x, &row);
+        for (row, [found]) in found.into_iter().enumerate() {
+            sums[row * outputs + output] = found;
         }
         weight.skip(1);
+        output += 1;
     }
 }
 
@@ -94,109 +132,87 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// M rows of x.
-struct Rows<'a, const M: usize> {
-    x: Group<'a, M>,
-    /// The runs of the inputs.
-    runs: usize,
-    /// The last four runs if the last group is incomplete.
-    last: [Last; M],
+/// Rows of x side by side. A last group that is not whole begins within the group before it, and
+/// has scales of 0 there.
+#[derive(Default)]
+struct Tile {
+    /// [groups, rows, weights], in the order of the codes of weights.
+    codes: Vec<u8>,
+    /// [groups, rows, runs].
+    scales: Vec<f32>,
+    /// [groups, rows, runs of the format].
+    sums: Vec<f32>,
 }
 
-/// The x of a group, or of all groups.
-struct Group<'a, const M: usize> {
-    codes: [&'a [u8]; M],
-    /// The codes in halves.
-    halves: [&'a [u8]; M],
-    scales: [&'a [f32]; M],
-    sums: [&'a [f32]; M],
+/// The x of a group for some rows.
+struct Group<'a> {
+    codes: &'a [u8],
+    scales: &'a [f32],
+    sums: &'a [f32],
 }
 
-/// Four runs of x.
-#[derive(Clone, Copy)]
-struct Last {
-    halves: [u8; FOUR * RUN],
-    /// 0 for runs of whole groups.
-    scales: [f32; FOUR],
-    sums: [f32; FOUR],
-}
-
-impl<'a, const M: usize> Rows<'a, M> {
+impl Tile {
+    /// Takes `rows` rows from `first` on.
     #[inline(always)]
-    fn new<F: Format>(x: &'a Activations<'_>, first: usize) -> Self {
-        let mut rows = Rows {
-            x: Group::empty(),
-            runs: x.inputs / RUN,
-            last: [Last {
-                halves: [0; FOUR * RUN],
-                scales: [0.0; FOUR],
-                sums: [0.0; FOUR],
-            }; M],
-        };
-        let incomplete = rows.runs % FOUR;
-        for m in 0..M {
-            let (codes, scales) = (x.codes(first + m), x.scales(first + m));
-            let sums = x.sums(first + m, F::RUN);
-            rows.x.codes[m] = codes;
-            rows.x.halves[m] = x.halves(first + m);
-            rows.x.scales[m] = scales;
-            rows.x.sums[m] = sums;
-            // Larger blocks than those of 32 weights are groups of their own.
-            if incomplete == 0 || rows.runs < FOUR {
-                continue;
-            }
-            let last = &mut rows.last[m];
-            for i in FOUR - incomplete..FOUR {
-                let run = rows.runs - FOUR + i;
-                (last.scales[i], last.sums[i]) = (scales[run], sums[run]);
-            }
-            let codes = &codes[(rows.runs - FOUR) * RUN..][..FOUR * RUN];
-            for (i, half) in codes.chunks_exact(HALF).enumerate() {
-                let at = (i % 2 * FOUR + i / 2) * HALF;
-                last.halves[at..at + HALF].copy_from_slice(half);
+    fn fill<S: Integers, F: Format>(
+        &mut self,
+        simd: S,
+        x: &Activations<'_>,
+        first: usize,
+        rows: usize,
+    ) {
+        let (runs, parts) = (x.inputs / RUN, F::WEIGHTS / RUN);
+        let halved = F::halves(simd, &[0; MAX_BYTES]).is_some();
+        self.codes.clear();
+        self.scales.clear();
+        self.sums.clear();
+        for group in 0..runs.div_ceil(parts) {
+            // x is padded, so a single group is whole.
+            let whole = (group + 1) * parts <= runs || group == 0;
+            let run = if whole { group * parts } else { runs - parts };
+            let at = |run: usize| run * RUN / F::RUN;
+            for row in first..first + rows {
+                let codes = &x.codes(row)[run * RUN..][..F::WEIGHTS];
+                match (halved, whole) {
+                    (false, _) => self.codes.extend_from_slice(codes),
+                    (true, true) => {
+                        let halves = &x.halves(row)[run * RUN..][..F::WEIGHTS];
+                        self.codes.extend_from_slice(halves);
+                    }
+                    (true, false) => {
+                        for half in 0..2 {
+                            let halves = codes.chunks_exact(HALF).skip(half).step_by(2);
+                            halves.for_each(|half| self.codes.extend_from_slice(half));
+                        }
+                    }
+                }
+                let scales = self.scales.len();
+                let sums = self.sums.len();
+                self.scales
+                    .extend_from_slice(&x.scales(row)[run..run + parts]);
+                let of_runs = &x.sums(row, F::RUN)[at(run)..at(run + parts)];
+                self.sums.extend_from_slice(of_runs);
+                if !whole {
+                    let twice = group * parts - run;
+                    self.scales[scales..scales + twice].fill(0.0);
+                    self.sums[sums..sums + at(twice)].fill(0.0);
+                }
             }
         }
-        rows
     }
 
-    /// Returns the x of a group.
+    /// Returns the groups of `rows` rows.
     #[inline(always)]
-    fn group<F: Format>(&self, index: usize) -> Group<'_, M> {
-        let run = index * (F::WEIGHTS / RUN);
-        let mut group = Group::empty();
-        for m in 0..M {
-            group.codes[m] = &self.x.codes[m][run * RUN..];
-            group.halves[m] = &self.x.halves[m][run * RUN..];
-            group.scales[m] = &self.x.scales[m][run..];
-            group.sums[m] = &self.x.sums[m][run * (RUN / F::RUN)..];
-        }
-        group
-    }
-
-    /// Returns the x of the last four runs.
-    #[inline(always)]
-    fn last(&self) -> Group<'_, M> {
-        let mut group = Group::empty();
-        for m in 0..M {
-            let last = &self.last[m];
-            group.codes[m] = &self.x.codes[m][(self.runs - FOUR) * RUN..];
-            group.halves[m] = &last.halves;
-            group.scales[m] = &last.scales;
-            group.sums[m] = &last.sums;
-        }
-        group
-    }
-}
-
-impl<const M: usize> Group<'_, M> {
-    #[inline(always)]
-    fn empty() -> Self {
-        Group {
-            codes: [&[]; M],
-            halves: [&[]; M],
-            scales: [&[]; M],
-            sums: [&[]; M],
-        }
+    fn groups<F: Format>(&self, rows: usize) -> impl Iterator<Item = Group<'_>> {
+        let codes = self.codes.chunks_exact(rows * F::WEIGHTS);
+        let scales = self.scales.chunks_exact(rows * (F::WEIGHTS / RUN));
+        let sums = self.sums.chunks_exact(rows * (F::WEIGHTS / F::RUN));
+        let groups = codes.zip(scales).zip(sums);
+        groups.map(|((codes, scales), sums)| Group {
+            codes,
+            scales,
+            sums,
+        })
     }
 }
 
@@ -209,14 +225,13 @@ struct Partial<S: Integers, const M: usize> {
     constants: [S::Four; M],
 }
 
-/// Writes the products of M rows of x with the first N weight rows, [N, M]. Returns M.
+/// Returns the products of M rows of x with the first N weight rows.
 #[inline(always)]
-fn tile<S: Integers, F: Format, const M: usize, const N: usize>(
+fn products<S: Integers, F: Format, const M: usize, const N: usize>(
     simd: S,
-    x: &Rows<'_, M>,
+    x: &Tile,
     weight: &Weight<'_>,
-    sums: &mut [f32],
-) -> usize {
+) -> [[f32; N]; M] {
     let mut partial = [Partial::<S, M> {
         products: [[simd.splat(0.0); 2]; M],
         constants: [simd.four_splat(0.0); M],
@@ -224,36 +239,36 @@ fn tile<S: Integers, F: Format, const M: usize, const N: usize>(
     let row_bytes = weight.row_bytes;
     // From the start of a later tile on.
     let ahead = AHEAD.next_multiple_of(N * row_bytes);
-    for index in 0..row_bytes.div_ceil(F::BYTES) {
+    for (index, x) in x.groups::<F>(M).enumerate() {
         for line in 0..(N * F::BYTES).div_ceil(CACHE_LINE) {
             let at = index * N * F::BYTES + line * CACHE_LINE;
             simd.prefetch(weight.bytes, ahead + at);
         }
-        // The last group may begin within the group before it.
-        let (start, end) = (index * F::BYTES, (index + 1) * F::BYTES);
-        let (start, x) = match end <= row_bytes {
-            true => (start, x.group::<F>(index)),
-            false => (row_bytes - F::BYTES, x.last()),
-        };
+        let start = (index * F::BYTES).min(row_bytes - F::BYTES);
         for n in 0..N {
             let group = weight.group(n, start, F::BYTES);
             add_group::<S, F, M>(simd, group, &x, &mut partial[n]);
         }
     }
-    let mut products = [simd.splat(0.0); MAX_TILE];
-    let mut constants = [simd.four_splat(0.0); MAX_TILE];
-    for n in 0..N {
-        for m in 0..M {
+    let mut found = [[0.0; N]; M];
+    let mut first = 0;
+    while first < M * N {
+        let mut products = [simd.splat(0.0); SUMS];
+        let mut constants = [simd.four_splat(0.0); SUMS];
+        let count = (M * N - first).min(SUMS);
+        for i in 0..count {
+            let (m, n) = ((first + i) / N, (first + i) % N);
             let [even, odd] = partial[n].products[m];
-            products[n * M + m] = simd.add(even, odd);
-            constants[n * M + m] = partial[n].constants[m];
+            products[i] = simd.add(even, odd);
+            constants[i] = partial[n].constants[m];
         }
+        let (products, constants) = (simd.sums(products), simd.four_sums(constants));
+        for i in 0..count {
+            found[(first + i) / N][(first + i) % N] = products[i] + constants[i];
+        }
+        first += count;
     }
-    let (products, constants) = (simd.sums(products), simd.four_sums(constants));
-    for i in 0..M * N {
-        sums[i] = products[i] + constants[i];
-    }
-    M
+    found
 }
 
 /// Adds the products of M rows with a group of weights.
@@ -261,7 +276,7 @@ fn tile<S: Integers, F: Format, const M: usize, const N: usize>(
 fn add_group<S: Integers, F: Format, const M: usize>(
     simd: S,
     group: &[u8],
-    x: &Group<'_, M>,
+    x: &Group<'_>,
     partial: &mut Partial<S, M>,
 ) {
     let Affine { d, e } = F::affine(simd, group);
@@ -269,7 +284,8 @@ fn add_group<S: Integers, F: Format, const M: usize>(
     // d times the scales of x.
     let mut scales = [d; M];
     for m in 0..M {
-        let (of_x, sums) = (&x.scales[m][..parts], &x.sums[m][..4 * fours]);
+        let of_x = &x.scales[m * parts..][..parts];
+        let sums = &x.sums[m * 4 * fours..][..4 * fours];
         for four in 0..fours {
             let of_x = match F::RUN {
                 RUN => simd.four_load(&of_x[4 * four..]),
@@ -282,7 +298,7 @@ fn add_group<S: Integers, F: Format, const M: usize>(
     }
     if let Some(halves) = F::halves(simd, group) {
         for m in 0..M {
-            let x = &x.halves[m][..F::WEIGHTS];
+            let x = &x.codes[m * F::WEIGHTS..][..F::WEIGHTS];
             let first = F::products(simd, simd.zeros(), halves[0], simd.load_bytes(x));
             let x = simd.load_bytes(&x[F::WEIGHTS / 2..]);
             let products = F::products(simd, first, halves[1], x);
@@ -296,7 +312,7 @@ fn add_group<S: Integers, F: Format, const M: usize>(
         let codes = F::codes(simd, group, vector);
         let (part, step) = F::place::<S>(vector);
         for m in 0..M {
-            let x = &x.codes[m][..F::WEIGHTS];
+            let x = &x.codes[m * F::WEIGHTS..][..F::WEIGHTS];
             let x = match step {
                 1 => simd.load_bytes(&x[part * RUN..]),
                 _ => simd.load_parts(&x[part * RUN..], step * RUN),

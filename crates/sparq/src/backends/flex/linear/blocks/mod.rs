@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`activations`] | x in bytes |
 //! | [`formats`] | the codes, d and e of each format |
-//! | [`dot`] | few rows: every block is read once, as it is stored |
+//! | [`dot`] | few rows: every block is read once for a tile of rows, as it is stored |
 //! | [`panel`] | many rows: codes of a few weight rows are put in the order of the product |
 
 #![allow(
@@ -35,7 +35,7 @@ const RUN: usize = 32;
 /// The most rows of x for which the codes of a weight are not put in another order.
 ///
 /// A row of so few has the same sum as alone, bit for bit.
-const FEW_ROWS: usize = 16;
+pub(super) const FEW_ROWS: usize = 16;
 
 /// Consecutive rows of a weight in blocks.
 #[derive(Clone, Copy)]
@@ -66,7 +66,7 @@ pub(super) struct Task<'a> {
     pub(super) x: &'a Activations<'a>,
     pub(super) rows: Range<usize>,
     pub(super) weight: Blocks<'a>,
-    /// [outputs, rows].
+    /// [outputs, rows], or [rows, outputs] for at most [`FEW_ROWS`] rows of x.
     pub(super) sums: &'a mut [f32],
 }
 

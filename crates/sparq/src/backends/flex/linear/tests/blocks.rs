@@ -72,7 +72,19 @@ fn products_of_any_number_of_rows() {
 #[test]
 fn few_rows_have_the_bits_of_single_ones() {
     for format in BlockFormat::ALL {
-        for (rows, inputs) in [(2, 256), (5, 1536), (8, 512), (13, 768), (16, 256)] {
+        for (rows, inputs) in [
+            (2, 256),
+            (3, 96),
+            (5, 1536),
+            (6, 576),
+            (7, 160),
+            (8, 512),
+            (13, 768),
+            (16, 256),
+        ] {
+            if format.matrix_bytes([51, inputs]).is_err() {
+                continue;
+            }
             let x = random::<f32>(rows, rows * inputs);
             let blocks = random_blocks(format, 7, [51, inputs]);
             for level in Level::all() {

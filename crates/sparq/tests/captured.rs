@@ -203,7 +203,7 @@ fn outputs_and_clones_keep_their_values() {
         let first = captured.step(x(noise)).unwrap();
         let before = first.clone().into_data();
         let clone = captured.state().clone();
-        let keys = clone[0].tensors().k.clone().into_data();
+        let keys = clone[0].tensors().k.floats().into_data();
         let (next, mut others) = (x(noise), clone.clone());
         let want = layers.decode(&next, &mut others, &method).unwrap();
         drop(others);
@@ -216,7 +216,7 @@ fn outputs_and_clones_keep_their_values() {
         clone[0]
             .tensors()
             .k
-            .clone()
+            .floats()
             .into_data()
             .assert_eq(&keys, true);
         assert_eq!((clone[0].len(), captured.state()[0].len()), (22, 26));

@@ -89,7 +89,7 @@ impl Policy {
         let mut times = self.weights_us;
         for (shape, cache) in &self.layers {
             let attended = cache.attended(len + 1);
-            let dense = self.costs.dense_us(shape, attended);
+            let dense = self.costs.dense_rows_us(shape, attended, cache.rows);
             times[0] += dense;
             times[1] += match method.is_sparse(cache, len + 1) {
                 true => self.costs.sparq_us(shape, attended, &self.sparq),

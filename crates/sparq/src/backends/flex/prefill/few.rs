@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::panel::{KeyBlock, Panel};
 use super::{Prefill, Rows};
 use crate::backends::flex::attend::{self, Attend, Positions, Span};
-use crate::backends::flex::element::Element;
+use crate::backends::flex::element::RowElement;
 use crate::backends::flex::online_softmax::OnlineSoftmax;
 use crate::backends::flex::simd::{Level, MAX_LANES};
 use crate::backends::flex::threads::Threads;
@@ -28,7 +28,7 @@ struct Part {
     queries: Vec<(usize, Range<usize>)>,
 }
 
-impl<T: Element> Prefill<'_, T> {
+impl<T: RowElement> Prefill<'_, T> {
     /// Writes the attention of at most [`MOST`] queries per sequence, [B, H, T, d].
     pub(super) fn attend_few(&self, output: &mut [f32]) {
         let Self {
@@ -71,7 +71,7 @@ impl<T: Element> Prefill<'_, T> {
             let reach = self.reach(sequence * self.kv_heads);
             reach.of(&(query..query + 1)).len()
         });
-        let bytes = positions.sum::<usize>() * self.kv_heads * 2 * self.dim * size_of::<T>();
+        let bytes = positions.sum::<usize>() * self.kv_heads * 2 * self.keys.row_bytes();
         Threads::new(batch * self.kv_heads, bytes)
     }
 
@@ -197,7 +197,7 @@ struct Together {
 
 impl Together {
     /// Attends to the positions of a turn.
-    fn turn<T: Element>(&mut self, level: Level, rows: &Rows<'_, T>, turn: usize) {
+    fn turn<T: RowElement>(&mut self, level: Level, rows: &Rows<'_, T>, turn: usize) {
         let start = self.positions.start + turn;
         let end = self.positions.end.min(start + TURN);
         for first in (start..end).step_by(attend::BLOCK) {

@@ -61,8 +61,8 @@ impl KvCacheConfig {
     ///
     /// # Errors
     /// [`SparqError::Shape`] if a size is 0, [`SparqError::Value`] if the softcap is not
-    /// positive, the window is not 1 to 2^31 - 1, or rows are to be in 8 bits and the head_dim is no
-    /// multiple of 4, [`SparqError::Dtype`] if the device does not support the type.
+    /// positive, the window is not 1 to 2^31 - 1, or rows are to be in 8 bits and the head_dim is
+    /// no multiple of 4, [`SparqError::Dtype`] if the device does not support the type.
     pub fn init(&self, device: &Device) -> Result<KvCache, SparqError> {
         let sizes = [self.batch, self.kv_heads, self.head_dim];
         if sizes.contains(&0) {

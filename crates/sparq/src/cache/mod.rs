@@ -175,8 +175,9 @@ impl KvCache {
     /// Returns a cache with the same positions that holds what `method` reads and no more.
     ///
     /// One prefill then serves several methods. Keys and values are shared until one of the caches
-    /// appends, or are rounded if the method wants them in 8 bits. The key sketch is made from the keys, whatever sketch this cache has. If the method
-    /// reads received attention, this cache must have [recorded](Self::record_attention) it.
+    /// appends, or are rounded if the method wants them in 8 bits. The key sketch is made from the
+    /// keys, whatever sketch this cache has. If the method reads received attention, this cache
+    /// must have [recorded](Self::record_attention) it.
     ///
     /// ```
     /// use burn::tensor::{Device, Distribution, Tensor};
@@ -218,8 +219,8 @@ impl KvCache {
             copy.config.sketch = method.sketch();
             copy.buffers = BufferId::new();
             copy.ranged_at.fill(0);
-            // Without a sketch, the sum of V does not follow the window. Rounded values have another
-            // sum.
+            // Without a sketch, the sum of V does not follow the window. Rounded values have
+            // another sum.
             let sums = (rounds || self.config.window.is_some()) && !self.is_empty();
             let attended = copy.attended();
             let dtype = self.config.dtype;

@@ -67,9 +67,9 @@ macro_rules! words {
                 Ok(())
             }
 
-            $(fn is_implied(&self) -> bool {
-                *self == <$type>::$implied
-            })?
+            fn is_implied(&self) -> bool {
+                false $(|| *self == <$type>::$implied)?
+            }
         }
     };
 }

@@ -124,9 +124,10 @@ pub fn range_sketch(cache: CacheTensors, spans: &Spans, sequence: usize) -> Cach
 /// Causal attention of the last T positions of every sequence, q [B, H, T, d] -> [B, H, T, d] in
 /// q's type; see [`SparqBackend::causal_attention`].
 ///
-/// k and v, the rows of a cache or tensors [B, H_kv, S_max, d], already hold the T positions, and both kinds of spans count them. On
-/// an autodiff device the [reference](reference::causal_attention) computes it, differentiable in
-/// the tensors that are tracked.
+/// k and v, the rows of a cache or tensors [B, H_kv, S_max, d], already hold the T positions, and
+/// both kinds of spans count them. On an autodiff device the
+/// [reference](reference::causal_attention) computes it, differentiable in the tensors that are
+/// tracked.
 ///
 /// # Panics
 /// If the shapes do not fit each other or the spans, on some backends.

@@ -158,7 +158,7 @@ fn a_prefilled_cache_is_rounded_for_a_method() {
             let sums = [&rounded, &own].map(|cache| cache.tensors().v_sum.clone());
             assert!(max_difference(&sums[0], &sums[1]) < 1e-4, "{sketch:?}");
         }
-        // What has been rounded does not come back.
+        // Rounding cannot be undone.
         let rounded = prefilled.for_method(&method(None)).unwrap();
         let error = rounded.for_method(&Method::DENSE).unwrap_err().to_string();
         assert_eq!(error, "rows of the cache: expected float, found int8");

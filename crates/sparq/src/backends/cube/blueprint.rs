@@ -237,8 +237,8 @@ pub(super) struct DenseStep {
 }
 
 impl DenseStep {
-    /// Plans a step over at most `bound` positions of a cache with rows of type `dtype`, u32 if they
-    /// are words of codes.
+    /// Plans a step over at most `bound` positions of a cache with rows of type `dtype`, u32 if
+    /// they are words of codes.
     pub fn new(sizes: &Sizes, dtype: DType, bound: usize, device: &DeviceInfo) -> Self {
         let attend = device.attend(sizes, dtype, DENSE_UNITS, 4);
         // Enough cubes for all processors, however short the splits. With long splits more cubes,

@@ -10,8 +10,8 @@ use crate::ops::{CacheBuffers, RowBuffers, SketchBuffers};
 /// Smaller buffers are left alone.
 const MIN_BYTES: usize = 1 << 18;
 
-/// Asks the system to back the buffers of an empty cache in type T with large pages. Only speed depends on
-/// the answer.
+/// Asks the system to back the buffers of an empty cache in type T with large pages. Only speed
+/// depends on the answer.
 pub(super) fn advise_large<T: Element>(cache: &mut CacheBuffers<Flex>) {
     for rows in [&mut cache.k, &mut cache.v] {
         match rows {

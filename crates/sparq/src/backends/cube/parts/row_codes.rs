@@ -69,7 +69,8 @@ impl RowExtent {
     pub fn scale(&self, #[comptime] plane: u32) -> f32 {
         let scale = max_in_plane(self.largest, plane) / LARGEST_CODE;
         let usable = max_in_plane(self.unusable, plane) == 0.0f32;
-        select(usable, scale, f32::reinterpret(0x7FC0_0000u32.runtime()))
+        // The bits of NaN.
+        f32::reinterpret(select(usable, u32::reinterpret(scale), 0x7FC0_0000u32))
     }
 }
 

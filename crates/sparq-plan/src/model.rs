@@ -184,7 +184,8 @@ mod tests {
     use std::path::Path;
 
     use burn::tensor::{Device, FloatDType};
-    use sparq::SparqConfig;
+    use sparq::methods::Dense;
+    use sparq::{RowFormat, SparqConfig};
     use sparq_models::checkpoint::Checkpoint;
     use sparq_models::{CausalLm, Decoder};
 

@@ -111,8 +111,8 @@ impl CacheTensors {
     /// Moves the buffers to another device.
     pub fn to_device(self, device: &Device) -> Self {
         Self {
-            k: self.k.to_device(device),
-            v: self.v.to_device(device),
+            k: self.k.on_device(device),
+            v: self.v.on_device(device),
             v_sum: self.v_sum.to_device(device),
             spans: self.spans.to_device(device),
             softcap: self.softcap,

@@ -78,6 +78,7 @@ impl fmt::Display for RowFormat {
 
 /// K or V of a cache, with a capacity of S_max positions.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a few handles per layer")]
 pub enum RowTensors {
     /// Floats, [B, H_kv, S_max, d] in the cache's type.
     Float(Tensor<4>),
@@ -255,7 +256,7 @@ impl RowTensors {
     }
 
     /// Moves the buffers to another device.
-    pub(crate) fn to_device(self, device: &Device) -> Self {
+    pub(crate) fn on_device(self, device: &Device) -> Self {
         match self {
             RowTensors::Float(rows) => RowTensors::Float(rows.to_device(device)),
             RowTensors::Int8 { codes, scale } => RowTensors::Int8 {

@@ -133,8 +133,8 @@ fn convert<T: RowElement, S: Simd>(
         for at in (0..whole).step_by(S::LANES) {
             simd.store(row.load(simd, at), &mut to[at..]);
         }
-        for at in whole..dim {
-            to[at] = row.widen(at);
+        for (at, to) in (whole..dim).zip(&mut to[whole..]) {
+            *to = row.widen(at);
         }
     }
 }

@@ -139,6 +139,7 @@ impl Session<'_> {
         let RowTensors::Int8 { scale, .. } = rows else {
             return self.round(appended, self.plan.dtype);
         };
+        self.round(appended, self.plan.input)?;
         let (d, heads) = (self.plan.problem.head_dim, self.plan.problem.n_kv_heads);
         let len = self.cache.len();
         let stored = floats(rows.at(0..len))?;

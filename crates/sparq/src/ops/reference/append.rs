@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{FloatDType, Int, IntDType, Tensor};
+use burn::tensor::{DType, FloatDType, Int, IntDType, Tensor};
 
 use super::fill_invalid;
 use crate::attention::rotary::RotaryAngles;
@@ -213,6 +213,10 @@ pub fn sum_values(v: &RowTensors, spans: &Spans) -> Tensor<3> {
         start: within(&spans.start),
         end: within(&spans.end),
     };
+    if spans.longest() == 0 {
+        let [batch, kv_heads, _, d] = v.dims();
+        return Tensor::zeros([batch, kv_heads, d], (&v.device(), DType::F32));
+    }
     let values = v.at(first..first + spans.longest());
     let values = values.cast(FloatDType::F32);
     let values = fill_invalid(values, spans.valid(&v.device()), 0.0);

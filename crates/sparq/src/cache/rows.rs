@@ -309,18 +309,20 @@ pub fn quantize(rows: Tensor<4>) -> (Tensor<4, Int>, Tensor<3>) {
 /// Returns the rows in fp32 that words [.., d/4] and scales [B, H_kv, T] stand for, [.., d].
 pub fn dequantize(words: Tensor<4, Int>, scale: Tensor<3>) -> Tensor<4> {
     let [batch, heads, len, count] = words.dims();
+    let shape = [batch, heads, len, count * RowFormat::PER_WORD];
+    if len == 0 {
+        return Tensor::empty(shape, (&words.device(), DType::F32));
+    }
     // By numbers and not by a tensor of shifts: a captured step must not copy one from the host.
     let byte = |i: usize| {
         let shifted = words.clone().bitwise_right_shift_scalar((8 * i) as u32);
         shifted.bitwise_and_scalar(255u32).unsqueeze_dim::<5>(4)
     };
     let bytes = Tensor::cat((0..RowFormat::PER_WORD).map(byte).collect(), 4);
-    let bytes = bytes.reshape([batch, heads, len, count * RowFormat::PER_WORD]);
-    let bytes = bytes.float().cast(FloatDType::F32);
+    let bytes = bytes.reshape(shape).float().cast(FloatDType::F32);
     // A byte from 128 on stands for a negative code.
     let negative = bytes.clone().greater_equal_elem(128.0);
     let codes = bytes.clone().mask_where(negative, bytes - 256.0);
-    let shape = codes.dims();
     codes * scale.unsqueeze_dim::<4>(3).expand(shape)
 }
 

@@ -84,10 +84,7 @@ impl Method {
         let mut settings = self.strategy_mut().settings();
         let known: Vec<_> = settings.iter().map(|(key, _)| *key).collect();
         let Some((_, setting)) = settings.iter_mut().find(|(known, _)| *known == key) else {
-            let expected = match known.is_empty() {
-                true => "none".into(),
-                false => format!("one of {}", known.join(", ")),
-            };
+            let expected = format!("one of {}", known.join(", "));
             return Err(SparqError::value(WHAT, expected, key));
         };
         let set = setting.set(text);

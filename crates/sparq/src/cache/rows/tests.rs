@@ -70,6 +70,7 @@ fn rows_are_written_read_and_counted() {
     assert_eq!(floats(written.slice(place)), floats(stored.clone()));
     let at = written.at(5..7).slice_dim(0, 1..2);
     assert_eq!(floats(at), floats(stored.clone()));
+    assert_eq!(written.at(3..3).dims(), [2, 3, 0, 16]);
     let index = Tensor::<3, _>::from_ints([[[0, 6]; 3], [[6, 5]; 3]], &device);
     for read in [written.take(&index), written.gather(&index)] {
         let last = read.slice([1..2, 0..3, 0..1, 0..16]);

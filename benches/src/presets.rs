@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use sparq::methods::{Components, GroupScore};
-use sparq::{Sketch, SparqConfig};
+use sparq::{RowFormat, Sketch, SparqConfig};
 
 use sparq_measure::attention::{Case, Scope};
 use sparq_measure::shape::{CacheType, Shape};
@@ -61,6 +61,7 @@ impl Preset {
             shapes: vec![],
             dtypes: vec![CacheType::F16],
             sketches: vec![Sketch::Full, Sketch::Bits4],
+            rows: vec![RowFormat::Float],
             groups: vec![Group::PAPER],
             budget: Budget::Fixed {
                 rank: 32,
@@ -176,6 +177,8 @@ pub struct Grid {
     pub shapes: Vec<Shape>,
     pub dtypes: Vec<CacheType>,
     pub sketches: Vec<Sketch>,
+    /// Formats of K and V.
+    pub rows: Vec<RowFormat>,
     /// Group rules. With g = 1 all rules are equal, and only the first is measured.
     pub groups: Vec<Group>,
     pub budget: Budget,
@@ -187,9 +190,11 @@ impl Grid {
     /// # Errors
     /// If a list is empty, or if settings do not fit a shape; the message names both.
     pub fn cases(&self) -> Result<Vec<Case>> {
-        let (shapes, dtypes) = (self.shapes.len(), self.dtypes.len());
-        if [shapes, dtypes, self.sketches.len(), self.groups.len()].contains(&0) {
-            bail!("expected at least one shape, dtype, sketch and group rule, found none");
+        let (shapes, dtypes, rows) = (self.shapes.len(), self.dtypes.len(), self.rows.len());
+        if [shapes, dtypes, self.sketches.len(), rows, self.groups.len()].contains(&0) {
+            bail!(
+                "expected at least one shape, dtype, sketch, row format and group rule, found none"
+            );
         }
         let mut cases = Vec::new();
         for &shape in &self.shapes {
@@ -209,11 +214,14 @@ impl Grid {
             _ => &self.groups[..],
         };
         let mut all = Vec::new();
-        for &sketch in &self.sketches {
+        let pairs = self.sketches.iter();
+        let pairs = pairs.flat_map(|&sketch| self.rows.iter().map(move |&rows| (sketch, rows)));
+        for (sketch, rows) in pairs {
             for group in groups {
                 let with = |rank, top_k| {
                     SparqConfig::new(rank, top_k)
                         .with_sketch(sketch)
+                        .with_rows(rows)
                         .with_group_score(group.score)
                         .with_components(group.components)
                 };

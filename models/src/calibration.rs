@@ -127,11 +127,7 @@ fn attended_from(cache: &KvCache) -> usize {
 fn probabilities(q: Tensor<4>, cache: &KvCache) -> Result<Vec<f32>, CalibrationError> {
     let [_, _, _, d] = q.dims();
     let q = reference::group(q, cache.config().kv_heads);
-    let keys = cache
-        .tensors()
-        .k
-        .clone()
-        .slice_dim(2, attended_from(cache)..cache.len());
+    let keys = cache.tensors().k.at(attended_from(cache)..cache.len());
     let mut logits = q.matmul(keys.cast(FloatDType::F32).transpose()) / (d as f32).sqrt();
     if let Some(bound) = cache.config().softcap {
         logits = (logits / bound).tanh() * bound;

@@ -99,14 +99,14 @@ impl CausalLm for DraftedLm {
         cache: &mut ModelCache,
         method: &Method,
     ) -> Result<Tensor<3>, SparqError> {
-        match *method == Method::DENSE {
+        match matches!(method, Method::Dense(_)) {
             true => self.model.decode(tokens, cache, method),
             false => self.draft.decode(tokens, cache, method),
         }
     }
 
     fn weight_bytes(&self, method: &Method) -> usize {
-        match *method == Method::DENSE {
+        match matches!(method, Method::Dense(_)) {
             true => self.model.weight_bytes(method),
             false => self.draft.weight_bytes(method),
         }

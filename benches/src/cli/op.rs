@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use sparq::Sketch;
 use sparq::methods::{Components, GroupScore};
+use sparq::{RowFormat, Sketch};
 use sparq_device::DeviceChoice;
 use sparq_measure::attention::{self, Case, Row, Run, Scope, Setup};
 use sparq_measure::memory::DeviceMemory;
@@ -48,6 +48,14 @@ pub struct RunArgs {
         value_parser = name_of::<Sketch>(["full", "8bits", "4bits"])
     )]
     sketches: Vec<Sketch>,
+    /// Formats of K and V
+    #[arg(
+        long = "rows",
+        value_delimiter = ',',
+        value_name = "FORMATS",
+        value_parser = name_of::<RowFormat>(["float", "int8"])
+    )]
+    rows: Vec<RowFormat>,
     /// Group scores, instead of those of the preset
     #[arg(
         long = "group-score",
@@ -238,6 +246,7 @@ impl RunArgs {
             shapes: or(&self.shapes, preset.shapes),
             dtypes: or(&self.dtypes, preset.dtypes),
             sketches: or(&self.sketches, preset.sketches),
+            rows: or(&self.rows, preset.rows),
             groups: match self.group_scores.is_empty() && self.components.is_empty() {
                 true => preset.groups,
                 false => {

@@ -3,8 +3,8 @@
 use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
-use sparq::methods::{Auto, Components, GroupScore, MeanValue};
-use sparq::{Method, Sketch, SparqConfig};
+use sparq::methods::{Auto, Components, Dense, GroupScore, MeanValue};
+use sparq::{Method, RowFormat, Sketch, SparqConfig};
 use sparq_models::text::SpeculativeConfig;
 
 use crate::args::{named, whole};
@@ -58,11 +58,20 @@ pub struct SparqArgs {
     /// [default: sum-abs]
     #[arg(long, value_parser = named::<Components>(&["sum-abs", "abs-sum"]))]
     pub components: Option<Components>,
+    /// Storage of keys and values in the cache: floats, or codes of 8 bits with a scale for each
+    /// position and KV head [default: float]
+    #[arg(long, value_parser = rows_parser())]
+    pub kv_rows: Option<RowFormat>,
 }
 
 /// Returns the parser of `--sketch`.
 pub fn sketch_parser() -> impl clap::builder::TypedValueParser<Value = Sketch> {
     named::<Sketch>(&["full", "8bits", "4bits"])
+}
+
+/// Returns the parser of `--kv-rows`.
+pub fn rows_parser() -> impl clap::builder::TypedValueParser<Value = RowFormat> {
+    named::<RowFormat>(&["float", "int8"])
 }
 
 impl SparqArgs {
@@ -75,6 +84,7 @@ impl SparqArgs {
             || self.mean_value.is_some()
             || self.group_score.is_some()
             || self.components.is_some()
+            || self.kv_rows.is_some()
     }
 
     /// Returns the settings for a model.
@@ -105,6 +115,7 @@ impl SparqArgs {
             mean_value: self.mean_value.unwrap_or(base.mean_value),
             group_score: self.group_score.unwrap_or(base.group_score),
             components: self.components.unwrap_or(base.components),
+            rows: self.kv_rows.unwrap_or(base.rows),
         }
     }
 }
@@ -135,7 +146,11 @@ impl MethodArgs {
         Ok(match self.method.unwrap_or(default) {
             MethodName::Auto => Auto::new(config, model.heads / model.kv_heads, device).into(),
             MethodName::Sparq => config.into(),
-            MethodName::Dense | MethodName::Lossless => Method::DENSE,
+            // The settings of a model are those of SparQ.
+            MethodName::Dense | MethodName::Lossless => Dense {
+                rows: self.sparq.kv_rows.unwrap_or_default(),
+            }
+            .into(),
         })
     }
 

@@ -5,7 +5,8 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
-use sparq::{KvCacheConfig, SparqError, ops};
+use sparq::ops::RowTensors;
+use sparq::{KvCache, KvCacheConfig, RowFormat, SparqError, ops};
 
 use crate::judge::{Precision, TOLERANCE};
 use crate::observe::read;
@@ -26,6 +27,8 @@ pub(crate) struct Prefill {
     padding: Vec<usize>,
     /// The sliding window.
     window: Option<usize>,
+    /// How keys and values are stored.
+    rows: RowFormat,
     /// The type of keys and values.
     dtype: FloatDType,
     /// The type of the queries.
@@ -40,6 +43,8 @@ struct Content {
     old: [Vec<f32>; 2],
     /// Keys and values of the queries, [B, H_kv, T, d] each.
     new: [Vec<f32>; 2],
+    /// Keys and values as the cache holds them, [B, H_kv, S, d] each, if they are codes.
+    stored: Option<[Vec<f32>; 2]>,
 }
 
 /// Checks causal attention on a device, with queries, keys and values in `dtype`. Calls `done`
@@ -79,6 +84,7 @@ fn cases(dtype: FloatDType) -> Vec<(&'static str, Prefill)> {
             before: before.to_vec(),
             padding: vec![0; before.len()],
             window: None,
+            rows: RowFormat::Float,
             dtype,
             query: dtype,
         };
@@ -91,6 +97,10 @@ fn cases(dtype: FloatDType) -> Vec<(&'static str, Prefill)> {
     let padded = |(name, prefill), padding: &[usize]| {
         let padding = padding.to_vec();
         (name, Prefill { padding, ..prefill })
+    };
+    let int8 = |(name, prefill)| {
+        let rows = RowFormat::Int8;
+        (name, Prefill { rows, ..prefill })
     };
     vec![
         case("prefill_one_query", [4, 2, 64], 1, &[40]),
@@ -112,6 +122,13 @@ fn cases(dtype: FloatDType) -> Vec<(&'static str, Prefill)> {
         ),
         case("prefill_ragged", [4, 2, 64], 33, &[0, 70, 301]),
         window(case("prefill_ragged_few", [4, 2, 128], 3, &[2, 400]), 100),
+        int8(case("prefill_int8_few", [6, 2, 64], 5, &[300])),
+        int8(case("prefill_int8_gqa", [8, 2, 128], 200, &[70, 70])),
+        int8(window(
+            case("prefill_int8_window", [4, 2, 80], 90, &[100]),
+            33,
+        )),
+        int8(case("prefill_int8_ragged", [4, 2, 64], 33, &[0, 70, 301])),
     ]
 }
 
@@ -173,6 +190,10 @@ impl Prefill {
         });
         let padding = padding.collect();
         let window = rng.once_in(3).then(|| rng.doubling(1, longest + len));
+        let rows = match rng.once_in(4) {
+            true => RowFormat::Int8,
+            false => RowFormat::Float,
+        };
         Self {
             problem: Problem {
                 batch,
@@ -185,6 +206,7 @@ impl Prefill {
             before,
             padding,
             window,
+            rows,
             dtype,
             query,
         }
@@ -209,9 +231,11 @@ impl Prefill {
 
     /// Runs the case. An error describes the first wrong output.
     pub(crate) fn run(&self, rng: &mut Rng, device: &Device) -> Result<Worst, String> {
-        let content = self.content(rng)?;
-        let found = self.attend(&content, rng.within(1, 70), device);
-        let found = found.map_err(|error| error.to_string())?;
+        let mut content = self.content(rng)?;
+        let cache = self.fill(&content, rng.within(1, 70), device);
+        let cache = cache.map_err(|error| error.to_string())?;
+        content.stored = self.stored(&cache)?;
+        let found = self.attend(&content, &cache, device);
         let found: Array<f32> = read("output", found)?;
         let mut worst = Worst::default();
         for (at, found) in found.rows().enumerate() {
@@ -251,32 +275,43 @@ impl Prefill {
             q,
             old: rows(longest),
             new: rows(self.len),
+            stored: None,
         })
     }
 
-    /// Computes the outputs on the device, [B, H, T, d], from a cache with `extra` positions of NaN
-    /// after its end.
-    fn attend(
+    /// Makes a tensor [B, heads, len, d].
+    fn tensor(
+        &self,
+        values: &[f32],
+        heads: usize,
+        dtype: FloatDType,
+        device: &Device,
+    ) -> Tensor<4> {
+        let (batch, head_dim) = (self.problem.batch, self.problem.head_dim);
+        let len = values.len() / (batch * heads * head_dim);
+        let data = TensorData::new(values.to_vec(), [batch, heads, len, head_dim]);
+        Tensor::<4>::from_data(data, (device, DType::F32)).cast(dtype)
+    }
+
+    /// Makes a cache of the content with `extra` positions of NaN after its end.
+    fn fill(
         &self,
         content: &Content,
         extra: usize,
         device: &Device,
-    ) -> Result<Tensor<4>, SparqError> {
+    ) -> Result<KvCache, SparqError> {
         let Problem {
             batch,
-            n_heads,
             n_kv_heads,
             head_dim,
             seq,
+            ..
         } = self.problem;
-        let tensor = |values: &[f32], heads: usize, dtype: FloatDType| {
-            let len = values.len() / (batch * heads * head_dim);
-            let data = TensorData::new(values.to_vec(), [batch, heads, len, head_dim]);
-            Tensor::<4>::from_data(data, (device, DType::F32)).cast(dtype)
-        };
+        let tensor = |values: &[f32], heads, dtype| self.tensor(values, heads, dtype, device);
         let config = KvCacheConfig::new(batch, n_kv_heads, head_dim)
             .with_capacity(seq + extra)
             .with_dtype(self.dtype)
+            .with_rows(self.rows)
             .with_window(self.window);
         let mut cache = config.init(device)?;
         let nan = vec![f32::NAN; batch * n_kv_heads * cache.capacity() * head_dim];
@@ -292,12 +327,31 @@ impl Prefill {
         let [k, v] = content.new.each_ref();
         let [k, v] = [k, v].map(|rows| tensor(rows, n_kv_heads, self.dtype));
         cache.append(k, v)?;
+        Ok(cache)
+    }
+
+    /// Reads keys and values back if they are codes. The checks of decode steps compare codes with
+    /// what was appended.
+    fn stored(&self, cache: &KvCache) -> Result<Option<[Vec<f32>; 2]>, String> {
+        if self.rows == RowFormat::Float {
+            return Ok(None);
+        }
         let tensors = cache.tensors();
-        let q = tensor(&content.q, n_heads, self.query);
+        let read = |rows: &RowTensors| {
+            let array: Array<f32> = read("rows", rows.at(0..cache.len()))?;
+            Ok::<_, String>(array.values().to_vec())
+        };
+        Ok(Some([read(&tensors.k)?, read(&tensors.v)?]))
+    }
+
+    /// Computes the outputs on the device, [B, H, T, d].
+    fn attend(&self, content: &Content, cache: &KvCache, device: &Device) -> Tensor<4> {
+        let tensors = cache.tensors();
+        let q = self.tensor(&content.q, self.problem.n_heads, self.query, device);
         let rows = [tensors.k.clone(), tensors.v.clone()];
         let (device_spans, spans) = (tensors.spans.clone(), cache.spans());
         let y = ops::causal_attention(q, rows, device_spans, spans, self.window, None);
-        Ok(y.cast(FloatDType::F32))
+        y.cast(FloatDType::F32)
     }
 
     /// Judges the output [d] of one query of a sequence and head.
@@ -323,9 +377,10 @@ impl Prefill {
         let batch_head = sequence * n_kv_heads + head / (n_heads / n_kv_heads);
         // Part 0 are the keys, part 1 the values.
         let row = |part: usize, position: usize| {
-            let (rows, at) = match position < before {
-                true => (&content.old[part], batch_head * longest + position),
-                false => (&content.new[part], batch_head * len + position - before),
+            let (rows, at) = match &content.stored {
+                Some(stored) => (&stored[part], batch_head * self.problem.seq + position),
+                None if position < before => (&content.old[part], batch_head * longest + position),
+                None => (&content.new[part], batch_head * len + position - before),
             };
             &rows[at * d..(at + 1) * d]
         };
@@ -375,7 +430,10 @@ impl Prefill {
         let (of_query, of_cache) = error(self.query)
             .zip(error(self.dtype))
             .ok_or("expected F32, F16 or BF16")?;
-        let of_logits = match self.query == self.dtype {
+        // Codes become floats of the queries' type.
+        let coded = self.rows != RowFormat::Float;
+        let of_cache = if coded { of_query } else { of_cache };
+        let of_logits = match self.query == self.dtype && !coded {
             true => 0.0,
             false => (2.0 * of_cache * size).exp() - 1.0,
         };
@@ -391,6 +449,9 @@ impl Prefill {
 impl fmt::Display for Prefill {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} T{}", self.problem, self.len)?;
+        if self.rows != RowFormat::Float {
+            write!(f, " rows {}", self.rows)?;
+        }
         if let Some(window) = self.window {
             write!(f, " W{window}")?;
         }

@@ -143,7 +143,8 @@ impl ModelShape {
     /// position has received. A sliding window frees no positions.
     pub fn cache_bytes(&self, method: &Method, seq_len: usize, element_bytes: usize) -> f64 {
         let channels = self.layers * self.kv_heads * self.head_dim;
-        let kv = 2 * channels * seq_len * element_bytes;
+        let row = method.rows().row_bits(self.head_dim, element_bytes) / 8;
+        let kv = 2 * self.layers * self.kv_heads * seq_len * row;
         let sketch = match method.sketch() {
             None => 0,
             Some(Sketch::Full) => channels * seq_len * element_bytes,
@@ -183,7 +184,8 @@ mod tests {
     use std::path::Path;
 
     use burn::tensor::{Device, FloatDType};
-    use sparq::SparqConfig;
+    use sparq::methods::Dense;
+    use sparq::{RowFormat, SparqConfig};
     use sparq_models::checkpoint::Checkpoint;
     use sparq_models::{CausalLm, Decoder};
 
@@ -255,7 +257,12 @@ mod tests {
             let model = Decoder::load(&checkpoint, &config, FloatDType::F32, &device).unwrap();
             let sketches = [Sketch::Full, Sketch::Bits8, Sketch::Bits4];
             let methods = sketches.map(|sketch| SparqConfig::new(2, 8).with_sketch(sketch).into());
-            for method in methods.into_iter().chain([Method::DENSE]) {
+            let rows = RowFormat::Int8;
+            let rounded = [
+                SparqConfig::new(2, 8).with_rows(rows).into(),
+                Dense { rows }.into(),
+            ];
+            for method in methods.into_iter().chain([Method::DENSE]).chain(rounded) {
                 let cache = model.new_cache(1, seq_len, FloatDType::F32, &method);
                 let layers = cache.unwrap().layers;
                 let held: usize = layers.iter().map(|layer| layer.memory().total()).sum();

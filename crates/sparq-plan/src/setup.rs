@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use sparq::cost::StepShape;
+use sparq::methods::Dense;
 use sparq::{Method, SparqConfig, SparqError};
 
 use crate::{Machine, ModelShape};
@@ -215,7 +216,8 @@ impl Setup {
         seq_len: usize,
     ) -> Lossless {
         let draft_us = self.step(&Method::from(*draft), batch, seq_len).total_us();
-        let dense = self.step(&Method::DENSE, batch, seq_len);
+        let verify = Method::from(Dense { rows: draft.rows });
+        let dense = self.step(&verify, batch, seq_len);
         let with = |drafted: usize| {
             let rows = batch * (drafted + 1);
             let weights_us = self.step(&Method::DENSE, rows, 1).weights_us;
@@ -235,7 +237,7 @@ impl Setup {
         };
         let none = Lossless {
             token_us: dense.total_us(),
-            tokens_per_s: self.tokens_per_s(&Method::DENSE, batch, seq_len),
+            tokens_per_s: self.tokens_per_s(&verify, batch, seq_len),
             ..with(0)
         };
         (1..=15)

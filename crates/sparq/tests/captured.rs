@@ -10,10 +10,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use common::{Noise, devices, max_difference, method_for, new_cache};
+use sparq::methods::Dense;
 use sparq::ops::can_be_captured;
 use sparq::{
-    CapturedStep, KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig,
-    SparqConfig, SparqError,
+    CapturedStep, KvCache, Method, RotaryConfig, RowFormat, Sketch, SparqAttention,
+    SparqAttentionConfig, SparqConfig, SparqError,
 };
 
 const D_MODEL: usize = 32;
@@ -182,6 +183,14 @@ fn every_method_can_be_captured() {
             Method::DENSE,
             Method::from(SparqConfig::new(6, 24)),
             Method::from(SparqConfig::new(6, 24).with_sketch(Sketch::Bits8)),
+            Method::from(Dense {
+                rows: RowFormat::Int8,
+            }),
+            Method::from(
+                SparqConfig::new(6, 24)
+                    .with_sketch(Sketch::Bits4)
+                    .with_rows(RowFormat::Int8),
+            ),
         ] {
             let replays = compare(method, 1, 60, &device);
             assert!(
@@ -203,7 +212,7 @@ fn outputs_and_clones_keep_their_values() {
         let first = captured.step(x(noise)).unwrap();
         let before = first.clone().into_data();
         let clone = captured.state().clone();
-        let keys = clone[0].tensors().k.clone().into_data();
+        let keys = clone[0].tensors().k.floats().into_data();
         let (next, mut others) = (x(noise), clone.clone());
         let want = layers.decode(&next, &mut others, &method).unwrap();
         drop(others);
@@ -216,7 +225,7 @@ fn outputs_and_clones_keep_their_values() {
         clone[0]
             .tensors()
             .k
-            .clone()
+            .floats()
             .into_data()
             .assert_eq(&keys, true);
         assert_eq!((clone[0].len(), captured.state()[0].len()), (22, 26));
@@ -446,9 +455,14 @@ fn a_sliding_window_moves_on_the_device() {
             .with_window(Some(24))
             .init(&device)
             .unwrap();
-        for sketch in [Sketch::Full, Sketch::Bits4] {
+        for (sketch, rows) in [
+            (Sketch::Full, RowFormat::Float),
+            (Sketch::Bits4, RowFormat::Float),
+            (Sketch::Bits4, RowFormat::Int8),
+        ] {
             let method = method_for(Some(sketch), 6, 8);
             let config = attention.cache_config(1, 1, FloatDType::F32, &method);
+            let config = config.with_rows(rows);
             let mut noise = Noise(17);
             let mut cache = new_cache(&config, &device);
             let prompt = random(&mut noise, 1, 10, &device);

@@ -24,7 +24,7 @@ fn read(model: &Decoder, method: &Method) -> ModelCache {
 fn probabilities(cache: &KvCache) -> Vec<Vec<f64>> {
     let [_, kv_heads, capacity, d] = cache.tensors().k.dims();
     let floats = |data: burn::tensor::TensorData| data.try_to_vec::<f32>().unwrap();
-    let keys = floats(cache.tensors().k.to_data());
+    let keys = floats(cache.tensors().k.floats().into_data());
     let query = floats(cache.query().unwrap().to_data());
     let group = query.len() / d / kv_heads;
     let head = |(head, q): (usize, &[f32])| {

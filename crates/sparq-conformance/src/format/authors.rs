@@ -6,7 +6,7 @@
 //! valid ones.
 
 use sparq::methods::{Components, GroupScore, MeanValue};
-use sparq::{Sketch, SparqConfig};
+use sparq::{RowFormat, Sketch, SparqConfig};
 
 use super::Reader;
 use crate::case::{Expected, Kind};
@@ -56,6 +56,7 @@ fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, Conform
         },
         group_score: GroupScore::Logits,
         components: Components::SumAbs,
+        rows: RowFormat::Float,
     };
     super::validate(reader, &config, problem)?;
     Ok(config)

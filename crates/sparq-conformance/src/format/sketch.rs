@@ -4,7 +4,7 @@
 //! ranges of the codes cover all positions.
 
 use sparq::methods::{Components, GroupScore, MeanValue};
-use sparq::{Sketch, SparqConfig};
+use sparq::{RowFormat, Sketch, SparqConfig};
 
 use super::Reader;
 use crate::case::{Expected, ExpectedSketch, Kind};
@@ -64,6 +64,7 @@ fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, Conform
                 ("abs_sum", Components::AbsSum),
             ],
         )?,
+        rows: RowFormat::Float,
     };
     super::validate(reader, &config, problem)?;
     Ok(config)

@@ -2,7 +2,7 @@
 
 use burn::tensor::FloatDType;
 use sparq::methods::{Components, GroupScore, MeanValue};
-use sparq::{Sketch, SparqConfig};
+use sparq::{RowFormat, Sketch, SparqConfig};
 
 use super::Size;
 use super::content::Content;
@@ -121,7 +121,15 @@ impl Plan {
             mean_value: rng.pick(&[MeanValue::Always, MeanValue::Never, MeanValue::Paper]),
             group_score: rng.pick(&[GroupScore::Probabilities, GroupScore::Logits]),
             components: rng.pick(&[Components::SumAbs, Components::AbsSum]),
+            rows: RowFormat::Float,
         };
+        // A full sketch of 16 bits would round the rounded keys again.
+        let once = config.sketch != Sketch::Full || dtype == FloatDType::F32;
+        let rows = match size != Size::Large && once && rng.once_in(3) {
+            true => RowFormat::Int8,
+            false => RowFormat::Float,
+        };
+        let config = config.with_rows(rows);
         let padded = rng.once_in(4);
         let padding = (0..batch).map(|_| match padded {
             true => edge(rng, seq, top_k),
@@ -168,8 +176,12 @@ impl Plan {
             true => String::new(),
             false => format!("/{}", name(self.query)),
         };
+        let rows = match config.rows {
+            RowFormat::Float => String::new(),
+            rows => format!(" rows {rows}"),
+        };
         format!(
-            "{} r{} k{} l{} {:?} {:?} {:?} mean {:?} {}{mixed}",
+            "{} r{} k{} l{} {:?} {:?} {:?} mean {:?} {}{mixed}{rows}",
             self.problem,
             config.rank,
             config.top_k,

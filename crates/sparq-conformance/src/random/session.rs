@@ -4,7 +4,7 @@ use std::num::NonZero;
 use std::thread::available_parallelism;
 
 use burn::tensor::{Device, Float, FloatDType, Int, Tensor};
-use sparq::ops::{SketchTensors, sketch};
+use sparq::ops::{RowTensors, SketchTensors, sketch};
 use sparq::{KvCache, KvCacheConfig, Method};
 
 use super::layout::Layout;
@@ -31,6 +31,7 @@ pub(super) fn run(plan: &Plan, rng: &mut Rng, device: &Device) -> Result<Worst, 
     let config = KvCacheConfig::new(problem.batch, problem.n_kv_heads, problem.head_dim)
         .with_capacity(plan.capacity)
         .with_dtype(plan.dtype)
+        .with_rows(plan.config.rows)
         .with_sketch(Some(plan.config.sketch));
     let cache = config.init(device).and_then(|mut cache| {
         cache.set_left_padding(&plan.padding)?;
@@ -119,9 +120,42 @@ impl Session<'_> {
         let [keys, values] = tensors;
         let appended = self.cache.append_ragged(keys, values, counts);
         appended.map_err(|error| error.to_string())?;
-        self.round(&mut k, self.plan.dtype)?;
-        self.round(&mut v, self.plan.dtype)?;
+        let tensors = self.cache.tensors();
+        self.store("K", &tensors.k, &mut k, counts)?;
+        self.store("V", &tensors.v, &mut v, counts)?;
         self.mirror.append(&k, &v, len, counts);
+        Ok(())
+    }
+
+    /// Replaces appended keys or values [B, H_kv, T, d] by what the cache holds: rounds them to its
+    /// type, or reads codes back and checks them.
+    fn store(
+        &self,
+        name: &str,
+        rows: &RowTensors,
+        appended: &mut [f32],
+        counts: &[usize],
+    ) -> Result<(), String> {
+        let RowTensors::Int8 { scale, .. } = rows else {
+            return self.round(appended, self.plan.dtype);
+        };
+        self.round(appended, self.plan.input)?;
+        let (d, heads) = (self.plan.problem.head_dim, self.plan.problem.n_kv_heads);
+        let len = self.cache.len();
+        let stored = floats(rows.at(0..len))?;
+        let scales = floats(scale.clone().slice_dim(2, 0..len))?;
+        let tokens = appended.len() / (counts.len() * heads * d);
+        for (at, rows) in appended.chunks_exact_mut(tokens * d).enumerate() {
+            let first = at * len + self.mirror.spans.end[at / heads];
+            let rows = rows.chunks_exact_mut(d).take(counts[at / heads]);
+            for (row, appended) in (first..).zip(rows) {
+                let stored = &stored[row * d..(row + 1) * d];
+                check_row(appended, stored, scales[row]).map_err(|reason| {
+                    format!("{name} of [{at}], position {}: {reason}", row - at * len)
+                })?;
+                appended.copy_from_slice(stored);
+            }
+        }
         Ok(())
     }
 
@@ -224,7 +258,7 @@ impl Session<'_> {
     fn check_contents(&self) -> Result<(), String> {
         let tensors = self.cache.tensors();
         let len = self.mirror.len();
-        let latest = |t: &Tensor<4>| floats(t.clone().slice_dim(2, 0..len));
+        let latest = |rows: &RowTensors| floats(rows.at(0..len));
         let (k, v) = (latest(&tensors.k)?, latest(&tensors.v)?);
         let kt = match &tensors.sketch {
             SketchTensors::Full(kt) => {
@@ -302,6 +336,31 @@ impl Session<'_> {
         let precision = Precision::of(dtype).ok_or("expected F32, F16 or BF16")?;
         values.iter_mut().for_each(|x| *x = (precision.round)(*x));
         Ok(())
+    }
+}
+
+/// Checks the scale of a row in codes, and that the row is near the appended one.
+fn check_row(appended: &[f32], stored: &[f32], scale: f32) -> Result<(), String> {
+    if appended.iter().any(|x| !x.is_finite()) {
+        return match stored.iter().all(|x| x.is_nan()) {
+            true => Ok(()),
+            false => Err("expected NaN, of a row that is not finite".into()),
+        };
+    }
+    let largest = appended
+        .iter()
+        .fold(0f32, |largest, x| largest.max(x.abs()));
+    let expected = largest / 127.0;
+    // A device may round a quotient to a neighbour of the nearest number, and treat subnormal
+    // numbers as 0.
+    if (scale - expected).abs() > 4.0 * f32::EPSILON * expected + f32::MIN_POSITIVE {
+        return Err(format!("expected the scale {expected:e}, found {scale:e}"));
+    }
+    let most = 0.501 * scale + 255.0 * f32::MIN_POSITIVE;
+    let far = std::iter::zip(appended, stored).find(|(x, stored)| (*x - *stored).abs() > most);
+    match far {
+        None => Ok(()),
+        Some((x, stored)) => Err(format!("expected {x:e} within {most:e}, found {stored:e}")),
     }
 }
 

@@ -157,10 +157,8 @@ fn mass(
 ) -> Result<Vec<f32>, SparqError> {
     let [_, _, _, d] = q.dims();
     let first = attended_from(cache);
-    let k = cache.tensors().k.clone();
-    let keys = k
-        .slice_dim(1, kv_head..kv_head + 1)
-        .slice_dim(2, first..cache.len());
+    let keys = cache.tensors().k.at(first..cache.len());
+    let keys = keys.slice_dim(1, kv_head..kv_head + 1);
     let q = q
         .clone()
         .slice_dim(1, kv_head * group..(kv_head + 1) * group);

@@ -4,8 +4,8 @@
 use anyhow::Result;
 use burn::tensor::kind::Basic;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use sparq::ops::{CacheTensors, SketchTensors, Spans};
-use sparq::{KvCacheConfig, Sketch};
+use sparq::ops::{CacheTensors, RowTensors, SketchTensors, Spans};
+use sparq::{KvCacheConfig, RowFormat, Sketch};
 
 use super::case::Case;
 
@@ -44,11 +44,12 @@ impl Source {
     ///
     /// # Errors
     /// If the device cannot hold such a cache.
-    pub fn caches(&self, sketch: Option<Sketch>, count: usize) -> Result<Caches> {
+    pub fn caches(&self, rows: RowFormat, sketch: Option<Sketch>, count: usize) -> Result<Caches> {
         let [batch, kv_heads, len, head_dim] = self.k.dims();
         let config = KvCacheConfig::new(batch, kv_heads, head_dim)
             .with_capacity(len)
             .with_dtype(FloatDType::from(self.k.dtype()))
+            .with_rows(rows)
             .with_sketch(sketch);
         let mut cache = config.init(&self.k.device())?;
         cache.append(self.k.clone(), self.v.clone())?;
@@ -88,8 +89,8 @@ pub struct Caches {
 
 fn copied(cache: &CacheTensors) -> CacheTensors {
     CacheTensors {
-        k: copy(&cache.k),
-        v: copy(&cache.v),
+        k: copied_rows(&cache.k),
+        v: copied_rows(&cache.v),
         v_sum: copy(&cache.v_sum),
         spans: copy(&cache.spans),
         softcap: cache.softcap,
@@ -107,6 +108,16 @@ fn copied(cache: &CacheTensors) -> CacheTensors {
                 zero_point: copy(zero_point),
                 scale: copy(scale),
             },
+        },
+    }
+}
+
+fn copied_rows(rows: &RowTensors) -> RowTensors {
+    match rows {
+        RowTensors::Float(rows) => RowTensors::Float(copy(rows)),
+        RowTensors::Int8 { codes, scale } => RowTensors::Int8 {
+            codes: copy(codes),
+            scale: copy(scale),
         },
     }
 }

@@ -10,7 +10,7 @@ use burn::tensor::module::attention;
 #[cfg(feature = "stages")]
 use sparq::ops::Until;
 use sparq::ops::{CacheTensors, Spans};
-use sparq::{Sketch, SparqConfig, Transfers, ops};
+use sparq::{RowFormat, Sketch, SparqConfig, Transfers, ops};
 
 use super::buffers::{Source, copy};
 use super::case::{Case, Scope};
@@ -53,7 +53,10 @@ pub trait Implementation {
 /// Every implementation that is timed on a case. Dense attention of this project comes first: the
 /// others are compared with it.
 pub fn all(case: &Case, scope: &Scope) -> Vec<Box<dyn Implementation>> {
-    let mut all: Vec<Box<dyn Implementation>> = vec![Box::new(Dense)];
+    let mut all: Vec<Box<dyn Implementation>> = vec![Box::new(Dense(RowFormat::Float))];
+    if case.settings.iter().any(|one| one.rows == RowFormat::Int8) {
+        all.push(Box::new(Dense(RowFormat::Int8)));
+    }
     if DenseBurn.set_bytes(case) <= scope.dense_burn_bytes {
         all.push(Box::new(DenseBurn));
     }
@@ -93,33 +96,40 @@ const PREFIXES: &[(Stage, Prefix)] = &[
 #[cfg(not(feature = "stages"))]
 const PREFIXES: &[(Stage, Prefix)] = &[];
 
-/// Bytes of a whole cache with this sketch.
-fn cache_bytes(case: &Case, sketch: Option<Sketch>) -> f64 {
-    let kv = case.shape.kv_bytes(case.dtype);
-    let element_bits = (case.dtype.bytes() * 8) as f64;
+/// Bytes of a whole cache with these rows and this sketch.
+fn cache_bytes(case: &Case, rows: RowFormat, sketch: Option<Sketch>) -> f64 {
+    let (shape, bytes) = (&case.shape, case.dtype.bytes());
+    let count = 2 * shape.batch * shape.kv_heads * shape.seq_len;
+    let kv = (count * rows.row_bits(shape.head_dim, bytes)) as f64 / 8.0;
     let share = sketch.map_or(0.0, |sketch| {
-        sketch.bits().map_or(1.0, |bits| bits as f64 / element_bits)
+        sketch
+            .bits()
+            .map_or(1.0, |bits| bits as f64 / (8 * bytes) as f64)
     });
-    kv * (1.0 + share / 2.0)
+    kv + case.shape.kv_bytes(case.dtype) * share / 2.0
 }
 
-struct Dense;
+struct Dense(RowFormat);
 
 impl Implementation for Dense {
     fn method(&self) -> MethodName {
-        MethodName::Dense
+        match self.0 {
+            RowFormat::Float => MethodName::Dense,
+            RowFormat::Int8 => MethodName::DenseInt8,
+        }
     }
 
     fn transfers(&self, case: &Case) -> Transfers {
-        Transfers::dense(&case.shape.cache(case.dtype), case.shape.seq_len)
+        let cache = case.shape.cache(case.dtype);
+        Transfers::dense_rows(&cache, case.shape.seq_len, self.0)
     }
 
     fn set_bytes(&self, case: &Case) -> f64 {
-        cache_bytes(case, None)
+        cache_bytes(case, self.0, None)
     }
 
     fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared> {
-        let caches = source.caches(None, sets)?;
+        let caches = source.caches(self.0, None, sets)?;
         let q = source.q.clone();
         let whole: Calls = Box::new(move |set| {
             let cache = caches.sets[set].clone();
@@ -138,11 +148,11 @@ impl Implementation for DenseBurn {
     }
 
     fn transfers(&self, case: &Case) -> Transfers {
-        Dense.transfers(case)
+        Dense(RowFormat::Float).transfers(case)
     }
 
     fn set_bytes(&self, case: &Case) -> f64 {
-        cache_bytes(case, None) * case.shape.group_size() as f64
+        cache_bytes(case, RowFormat::Float, None) * case.shape.group_size() as f64
     }
 
     fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared> {
@@ -192,11 +202,11 @@ impl Implementation for Sparq {
     }
 
     fn set_bytes(&self, case: &Case) -> f64 {
-        cache_bytes(case, Some(self.0.sketch))
+        cache_bytes(case, self.0.rows, Some(self.0.sketch))
     }
 
     fn prepare(&self, source: &Source, sets: usize) -> Result<Prepared> {
-        let caches = Rc::new(source.caches(Some(self.0.sketch), sets)?);
+        let caches = Rc::new(source.caches(self.0.rows, Some(self.0.sketch), sets)?);
         let (q, config) = (source.q.clone(), self.0);
         let calls = |step: Prefix| -> Calls {
             let (q, caches) = (q.clone(), Rc::clone(&caches));

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use sparq::methods::{Components, GroupScore};
-use sparq::{Sketch, SparqConfig};
+use sparq::{RowFormat, Sketch, SparqConfig};
 
 use super::stage::StageTime;
 use crate::bandwidth::Bandwidth;
@@ -17,6 +17,8 @@ use crate::timing::Mode;
 pub enum MethodName {
     /// Dense attention of this project, [`sparq::ops::dense_decode`].
     Dense,
+    /// The same over K and V in codes of 8 bits.
+    DenseInt8,
     /// Dense attention of burn, `burn::tensor::module::attention`. It does not support groups: for
     /// g > 1, K and V are expanded to all heads before the measurement.
     DenseBurn,
@@ -102,6 +104,7 @@ impl Row {
     pub fn label(&self) -> String {
         match (self.method, &self.settings) {
             (MethodName::Dense, _) => "dense".into(),
+            (MethodName::DenseInt8, _) => "dense rows=int8".into(),
             (MethodName::DenseBurn, _) => "dense (burn)".into(),
             (MethodName::Sparq, None) => "SparQ".into(),
             (MethodName::Sparq, Some(settings)) => {
@@ -114,8 +117,9 @@ impl Row {
     pub fn family(&self) -> String {
         match &self.settings {
             Some(settings) => format!(
-                "SparQ {}{}",
+                "SparQ {}{}{}",
                 sketch_name(settings.sketch),
+                rows_label(settings),
                 self.group_label(settings)
             ),
             None => self.label(),
@@ -147,7 +151,19 @@ impl Row {
 /// The settings of SparQ without its group rules: `SparQ 4bits r=32 k=128`.
 pub fn sparq_label(settings: &SparqConfig) -> String {
     let sketch = sketch_name(settings.sketch);
-    format!("SparQ {sketch} r={} k={}", settings.rank, settings.top_k)
+    let rows = rows_label(settings);
+    format!(
+        "SparQ {sketch} r={} k={}{rows}",
+        settings.rank, settings.top_k
+    )
+}
+
+/// The format of K and V, unless they are floats.
+fn rows_label(settings: &SparqConfig) -> &'static str {
+    match settings.rows {
+        RowFormat::Float => "",
+        RowFormat::Int8 => " rows=int8",
+    }
 }
 
 /// The name of a sketch in JSON, tables and on the command line.

@@ -11,7 +11,9 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 
 use self::received::received_attention;
 use crate::cache::check_softcap;
-use crate::ops::{Norm, Projections, Rotary, Spans, causal_attention, decode_linear, normalize};
+use crate::ops::{
+    Norm, Projections, Rotary, RowTensors, Spans, causal_attention, decode_linear, normalize,
+};
 use crate::{KvCache, KvCacheConfig, LinearLayer, Method, RotaryConfig, SparqError};
 
 /// Configuration of a [`SparqAttention`].
@@ -197,7 +199,8 @@ pub struct SparqAttention {
 impl SparqAttention {
     /// Returns the configuration of a cache for this module.
     ///
-    /// It has `batch` sequences, `capacity` positions at first, and the sketch that `method` reads.
+    /// It has `batch` sequences, `capacity` positions at first, and the rows and the sketch that
+    /// `method` reads.
     pub fn cache_config(
         &self,
         batch: usize,
@@ -208,6 +211,7 @@ impl SparqAttention {
         KvCacheConfig::new(batch, self.n_kv_heads, self.head_dim)
             .with_capacity(capacity)
             .with_dtype(dtype)
+            .with_rows(method.rows())
             .with_sketch(method.sketch())
             .with_window(self.window)
             .with_softcap(self.softcap)
@@ -300,7 +304,7 @@ impl SparqAttention {
             let (q, k) = self.rotate(q, k, &Spans::empty(batch), 0);
             let spans = Spans::full(batch, len);
             let device_spans = spans.to_tensor(&q.device());
-            let rows = [k, v];
+            let rows = [k, v].map(RowTensors::from);
             let y = causal_attention(q, rows, device_spans, &spans, self.window, self.softcap);
             return Ok(self.output(y.swap_dims(1, 2), residual));
         };
@@ -323,7 +327,7 @@ impl SparqAttention {
         };
         if cache.states().observes_attention() {
             cache.check_not_capturing("a method that observes the attention of a prefill")?;
-            let k = cache.tensors().k.clone().slice_dim(2, 0..cache.len());
+            let k = cache.tensors().k.at(0..cache.len());
             let received = received_attention(&q, &k, &before, self.window, self.softcap);
             cache.states_mut().observe_attention(received);
         }

@@ -1,8 +1,9 @@
 //! The buffers of a KV cache as plain tensors.
 
 use burn::tensor::kind::{Basic, Numeric};
-use burn::tensor::{DType, Device, Float, FloatDType, Int, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 
+use super::{RowFormat, RowTensors};
 use crate::Sketch;
 use crate::ops::Spans;
 use crate::sketch::codes_per_word;
@@ -10,10 +11,10 @@ use crate::sketch::codes_per_word;
 /// The buffers of a KV cache, with a capacity of S_max positions.
 #[derive(Clone, Debug)]
 pub struct CacheTensors {
-    /// Keys after RoPE, [B, H_kv, S_max, d] in the cache's type.
-    pub k: Tensor<4>,
-    /// Values, [B, H_kv, S_max, d] in the cache's type.
-    pub v: Tensor<4>,
+    /// Keys after RoPE.
+    pub k: RowTensors,
+    /// Values.
+    pub v: RowTensors,
     /// Sum of V over the valid positions inside the sliding window, [B, H_kv, d] in fp32.
     pub v_sum: Tensor<3>,
     /// The span of valid positions of each sequence, for the kernels: [3, B] in u32.
@@ -74,12 +75,12 @@ impl SketchTensors {
         }
     }
 
-    /// Makes the sketch of keys [B, H_kv, S_max, d]. Codes have no ranges yet.
-    pub(crate) fn of_keys(k: &Tensor<4>, sketch: Option<Sketch>) -> Self {
-        let dtype = FloatDType::from(k.dtype());
+    /// Makes the sketch of keys, in `dtype` if it is full. Codes have no ranges yet.
+    pub(crate) fn of_keys(k: &RowTensors, dtype: FloatDType, sketch: Option<Sketch>) -> Self {
         match Self::zeros(k.dims(), dtype, sketch, &k.device()) {
             SketchTensors::Full(kt) => {
-                SketchTensors::Full(overwrite(kt, k.clone().swap_dims(2, 3)))
+                let columns = k.floats().cast(dtype).swap_dims(2, 3);
+                SketchTensors::Full(overwrite(kt, columns))
             }
             other => other,
         }
@@ -91,14 +92,15 @@ impl CacheTensors {
     pub fn zeros(
         shape: [usize; 4],
         dtype: FloatDType,
+        rows: RowFormat,
         sketch: Option<Sketch>,
         device: &Device,
     ) -> Self {
         let [batch, kv_heads, _, d] = shape;
-        let floats = || zeros::<4, Float>(shape, device, DType::from(dtype));
+        let rows = || RowTensors::zeros(shape, rows, dtype, device);
         Self {
-            k: floats(),
-            v: floats(),
+            k: rows(),
+            v: rows(),
             v_sum: zeros([batch, kv_heads, d], device, DType::F32),
             spans: Spans::empty(batch).to_tensor(device),
             sketch: SketchTensors::zeros(shape, dtype, sketch, device),
@@ -109,8 +111,8 @@ impl CacheTensors {
     /// Moves the buffers to another device.
     pub fn to_device(self, device: &Device) -> Self {
         Self {
-            k: self.k.to_device(device),
-            v: self.v.to_device(device),
+            k: self.k.on_device(device),
+            v: self.v.on_device(device),
             v_sum: self.v_sum.to_device(device),
             spans: self.spans.to_device(device),
             softcap: self.softcap,
@@ -134,18 +136,9 @@ impl CacheTensors {
 
     /// Returns the same contents in buffers for `capacity` positions.
     pub fn grown(self, capacity: usize) -> Self {
-        fn extend<K: Numeric>(old: Tensor<4, K>, dim: usize, size: usize) -> Tensor<4, K> {
-            let mut shape = old.dims();
-            if shape[dim] >= size {
-                return old;
-            }
-            let filled = shape.map(|size| 0..size);
-            shape[dim] = size;
-            zeros(shape, &old.device(), old.dtype()).slice_assign(filled, old)
-        }
         Self {
-            k: extend(self.k, 2, capacity),
-            v: extend(self.v, 2, capacity),
+            k: self.k.grown(capacity),
+            v: self.v.grown(capacity),
             v_sum: self.v_sum,
             spans: self.spans,
             softcap: self.softcap,
@@ -168,12 +161,27 @@ impl CacheTensors {
     }
 }
 
+/// Returns the same contents with at least `size` elements in a dimension; the new ones are 0.
+pub(super) fn extend<const D: usize, K: Numeric>(
+    old: Tensor<D, K>,
+    dim: usize,
+    size: usize,
+) -> Tensor<D, K> {
+    let mut shape = old.dims();
+    if shape[dim] >= size {
+        return old;
+    }
+    let filled = shape.map(|size| 0..size);
+    shape[dim] = size;
+    zeros(shape, &old.device(), old.dtype()).slice_assign(filled, old)
+}
+
 /// Zeros in a contiguous layout: a GPU may pad a tensor of several dimensions, which the kernels do
 /// not expect.
 ///
 /// They get memory of exactly their size. A GPU's allocator otherwise cuts buffers out of pages, of
 /// which a large cache wastes up to half.
-fn zeros<const D: usize, K: Numeric>(
+pub(super) fn zeros<const D: usize, K: Numeric>(
     shape: [usize; D],
     device: &Device,
     dtype: DType,

@@ -4,6 +4,7 @@ use burn::config::Config;
 use burn::tensor::{DType, Device, FloatDType};
 
 use super::KvCache;
+use super::rows::RowFormat;
 use crate::{Sketch, SparqError};
 
 /// Configuration of a [`KvCache`].
@@ -32,9 +33,12 @@ pub struct KvCacheConfig {
     /// The number of positions to allocate at first. The cache grows by doubling.
     #[config(default = 64)]
     pub capacity: usize,
-    /// The type of K, V and a full sketch.
+    /// The type of K and V in floats, and of a full sketch.
     #[config(default = "FloatDType::F32")]
     pub dtype: FloatDType,
+    /// How K and V are stored; see [`Method::rows`](crate::Method::rows).
+    #[config(default = "RowFormat::Float")]
+    pub rows: RowFormat,
     /// The key sketch that the method reads; see [`Method::sketch`](crate::Method::sketch).
     #[config(default = "None")]
     pub sketch: Option<Sketch>,
@@ -56,9 +60,9 @@ impl KvCacheConfig {
     /// Makes an empty cache.
     ///
     /// # Errors
-    /// [`SparqError::Shape`] if a size is 0, [`SparqError::Value`] if the softcap is not positive
-    /// or the window is not 1 to 2^31 - 1, [`SparqError::Dtype`] if the device does not support
-    /// the type.
+    /// [`SparqError::Shape`] if a size is 0, [`SparqError::Value`] if the softcap is not
+    /// positive, the window is not 1 to 2^31 - 1, or rows are to be in 8 bits and the head_dim is
+    /// no multiple of 4, [`SparqError::Dtype`] if the device does not support the type.
     pub fn init(&self, device: &Device) -> Result<KvCache, SparqError> {
         let sizes = [self.batch, self.kv_heads, self.head_dim];
         if sizes.contains(&0) {
@@ -72,6 +76,7 @@ impl KvCacheConfig {
             return Err(SparqError::value("window", expected, window));
         }
         check_softcap(self.softcap)?;
+        self.rows.check(self.head_dim)?;
         let device = &device.clone().inner();
         self.check_dtype(device)?;
         Ok(KvCache::empty(*self, device))

@@ -45,8 +45,8 @@ impl KvCache {
         }
         let tensors = self.tensors();
         CacheMemory {
-            keys: bytes(&tensors.k),
-            values: bytes(&tensors.v),
+            keys: tensors.k.bytes(),
+            values: tensors.v.bytes(),
             sketch: match &tensors.sketch {
                 SketchTensors::None => 0,
                 SketchTensors::Full(kt) => bytes(kt),

@@ -7,6 +7,7 @@ mod checks;
 mod config;
 mod memory;
 mod ranges;
+pub(crate) mod rows;
 mod spans;
 
 pub use buffers::{CacheTensors, SketchTensors};
@@ -14,6 +15,7 @@ pub use capture::CacheMark;
 pub use config::KvCacheConfig;
 pub(crate) use config::check_softcap;
 pub use memory::CacheMemory;
+pub use rows::{RowFormat, RowTensors};
 pub use spans::Spans;
 pub(crate) use spans::{indices, per_sequence};
 
@@ -36,6 +38,11 @@ use crate::{Method, SparqError};
 /// took, or at an earlier [`KvCache::refresh_sketch`]. It sets them again whenever the length has
 /// doubled since, and after a truncation to less than half. In between, keys outside the range of
 /// their channel are clamped to its ends.
+///
+/// # Rows in 8 bits
+/// With [`RowFormat::Int8`] each K row and V row is rounded to codes of 8 bits when it is appended.
+/// Everything else is computed from the rounded rows: attention of prompts and of decode steps, the
+/// key sketch, and the sum of V.
 ///
 /// # Sliding window
 /// With a window of W positions ([`KvCacheConfig::window`]), the valid span of a sequence in a
@@ -90,7 +97,7 @@ impl KvCache {
         let shape = [batch, config.kv_heads, capacity, config.head_dim];
         let tensors = CacheTensors {
             softcap: config.softcap,
-            ..CacheTensors::zeros(shape, config.dtype, config.sketch, device)
+            ..CacheTensors::zeros(shape, config.dtype, config.rows, config.sketch, device)
         };
         Self {
             config,
@@ -168,8 +175,9 @@ impl KvCache {
     /// Returns a cache with the same positions that holds what `method` reads and no more.
     ///
     /// One prefill then serves several methods. Keys and values are shared until one of the caches
-    /// appends. The key sketch is made from the keys, whatever sketch this cache has. If the method
-    /// reads received attention, this cache must have [recorded](Self::record_attention) it.
+    /// appends, or are rounded if the method wants them in 8 bits. The key sketch is made from the
+    /// keys, whatever sketch this cache has. If the method reads received attention, this cache
+    /// must have [recorded](Self::record_attention) it.
     ///
     /// ```
     /// use burn::tensor::{Device, Distribution, Tensor};
@@ -189,7 +197,9 @@ impl KvCache {
     ///
     /// # Errors
     /// [`SparqError::MissingAttention`] if the method reads received attention and this cache has
-    /// not recorded it, [`SparqError::Value`] if positions have been evicted that the method reads.
+    /// not recorded it, [`SparqError::Value`] if positions have been evicted that the method reads,
+    /// if this cache has rounded the rows that the method wants in floats, or if the head_dim is no
+    /// multiple of 4 and it wants them in 8 bits.
     pub fn for_method(&self, method: &Method) -> Result<Self, SparqError> {
         let mut copy = self.clone();
         if method.reads_attention() {
@@ -198,16 +208,29 @@ impl KvCache {
             copy.check_whole(method.name())?;
             copy.states.stop_observing();
         }
-        if method.sketch() != self.config.sketch {
+        copy.config.rows = method.rows();
+        copy.config.rows.check(self.config.head_dim)?;
+        let rounds = method.rows() != self.config.rows;
+        if rounds && self.config.rows != RowFormat::Float {
+            let (expected, found) = (method.rows().to_string(), self.config.rows);
+            return Err(SparqError::value("rows of the cache", expected, found));
+        }
+        if rounds || method.sketch() != self.config.sketch {
             copy.config.sketch = method.sketch();
             copy.buffers = BufferId::new();
             copy.ranged_at.fill(0);
-            // Without a sketch, the sum of V does not follow the window.
-            let windowed = self.config.window.is_some() && !self.is_empty();
+            // Without a sketch, the sum of V does not follow the window. Rounded values have
+            // another sum.
+            let sums = (rounds || self.config.window.is_some()) && !self.is_empty();
             let attended = copy.attended();
+            let dtype = self.config.dtype;
             copy.update(|mut tensors, _| {
-                tensors.sketch = SketchTensors::of_keys(&tensors.k, method.sketch());
-                if windowed {
+                if rounds {
+                    tensors.k = tensors.k.to_int8();
+                    tensors.v = tensors.v.to_int8();
+                }
+                tensors.sketch = SketchTensors::of_keys(&tensors.k, dtype, method.sketch());
+                if sums {
                     tensors.v_sum = write::sum_values(&tensors.v, &attended);
                 }
                 tensors

@@ -23,7 +23,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::methods::{Components, GroupScore};
-use crate::{Method, SparqConfig, SparqError};
+use crate::{Method, RowFormat, SparqConfig, SparqError};
 
 /// The sizes of one decode step apart from S: q [B, H, 1, d] on a cache [B, H_kv, S, d].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -161,15 +161,20 @@ impl StepCosts {
         Ok(())
     }
 
-    /// Microseconds of a dense step at `seq_len` positions.
+    /// Microseconds of a dense step at `seq_len` positions in floats.
     pub fn dense_us(&self, step: &StepShape, seq_len: usize) -> f64 {
-        self.dense_us + self.moving(Transfers::dense(&step.cache(), seq_len))
+        self.dense_rows_us(step, seq_len, RowFormat::Float)
+    }
+
+    /// [`StepCosts::dense_us`] of a cache that stores K and V as `rows`.
+    pub fn dense_rows_us(&self, step: &StepShape, seq_len: usize, rows: RowFormat) -> f64 {
+        self.dense_us + self.moving(Transfers::dense_rows(&step.cache(), seq_len, rows))
     }
 
     /// Microseconds of a SparQ step at `seq_len` positions. Up to top_k positions are read densely.
     pub fn sparq_us(&self, step: &StepShape, seq_len: usize, config: &SparqConfig) -> f64 {
         if seq_len <= config.top_k {
-            return self.dense_us(step, seq_len);
+            return self.dense_rows_us(step, seq_len, config.rows);
         }
         let scores = (seq_len * step.scores_per_position(config)) as f64;
         self.sparq_us
@@ -183,11 +188,12 @@ impl StepCosts {
     /// of a dense step and the time of their bytes, which is a lower bound.
     pub fn step_us(&self, step: &StepShape, seq_len: usize, method: &Method) -> f64 {
         match method {
-            Method::Dense(_) => self.dense_us(step, seq_len),
+            Method::Dense(dense) => self.dense_rows_us(step, seq_len, dense.rows),
             Method::Sparq(config) => self.sparq_us(step, seq_len, config),
             Method::Auto(auto) => {
                 let sparq = self.sparq_us(step, seq_len, &auto.sparq);
-                self.dense_us(step, seq_len).min(sparq)
+                let dense = self.dense_rows_us(step, seq_len, auto.sparq.rows);
+                dense.min(sparq)
             }
             other => self.dense_us + self.moving(other.transfers(&step.cache(), seq_len)),
         }
@@ -198,7 +204,8 @@ impl StepCosts {
     ///
     /// `None` if dense attention stays faster. The length is above top_k.
     pub fn break_even(&self, step: &StepShape, config: &SparqConfig) -> Option<usize> {
-        let saved = |seq_len| self.dense_us(step, seq_len) - self.sparq_us(step, seq_len, config);
+        let dense = |seq_len| self.dense_rows_us(step, seq_len, config.rows);
+        let saved = |seq_len| dense(seq_len) - self.sparq_us(step, seq_len, config);
         let (first, far) = (config.top_k + 1, config.top_k + 1 + FAR);
         let slope = (saved(far) - saved(first)) / FAR as f64;
         if saved(first) >= 0.0 && slope >= 0.0 {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::SparqConfig;
+use crate::{RowFormat, SparqConfig};
 
 /// The sizes of a cache that determine the bytes of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,22 +64,39 @@ impl Transfers {
         }
     }
 
-    /// Dense attention over `seq_len` (S) positions: 2 S d + 2 d elements per head.
+    /// This number of K rows or V rows per KV head, with their scales.
+    fn of_rows(shape: &CacheShape, count: usize, rows: RowFormat) -> Self {
+        let count = shape.kv_heads * count;
+        Self {
+            elements: count * shape.head_dim,
+            bits: count * rows.row_bits(shape.head_dim, shape.element_bytes),
+        }
+    }
+
+    /// Dense attention over `seq_len` (S) positions in floats: 2 S d + 2 d elements per head.
     pub fn dense(shape: &CacheShape, seq_len: usize) -> Self {
-        Self::of_head(shape, 2 * seq_len * shape.head_dim + 2 * shape.head_dim)
+        Self::dense_rows(shape, seq_len, RowFormat::Float)
+    }
+
+    /// [`Transfers::dense`] of a cache that stores K and V as `rows`.
+    pub fn dense_rows(shape: &CacheShape, seq_len: usize, rows: RowFormat) -> Self {
+        Self::of_rows(shape, 2 * seq_len + 2, rows)
     }
 
     /// SparQ: S r + 2 k d + 4 d elements per head, where the S r are codes if the sketch has codes.
     ///
-    /// A cache of up to top_k positions is read densely, as by [`Transfers::dense`].
+    /// K and V are stored as the settings say. A cache of up to top_k positions is read densely, as
+    /// by [`Transfers::dense_rows`].
     pub fn sparq(shape: &CacheShape, seq_len: usize, config: &SparqConfig) -> Self {
         if seq_len <= config.top_k {
-            return Self::dense(shape, seq_len);
+            return Self::dense_rows(shape, seq_len, config.rows);
         }
-        let rest = Self::of_head(
-            shape,
-            2 * config.top_k * shape.head_dim + 4 * shape.head_dim,
-        );
+        let rows = Self::of_rows(shape, 2 * config.top_k + 2, config.rows);
+        let sum = Self::of_head(shape, 2 * shape.head_dim);
+        let rest = Self {
+            elements: rows.elements + sum.elements,
+            bits: rows.bits + sum.bits,
+        };
         rest.and_codes(shape, seq_len * config.rank, config.sketch.bits())
     }
 

@@ -12,7 +12,7 @@ use burn::backend::{
 };
 
 pub use self::tensors::StepTensors;
-use crate::cache::{BufferId, CacheMark};
+use crate::cache::{BufferId, CacheMark, RowTensors};
 use crate::{KvCache, Method, SparqError, ops};
 
 /// Runs of a step before its capture.
@@ -255,7 +255,10 @@ where
             captured.plan.buffers == plan.buffers
                 && (captured.plan.kind != plan.kind || !captured.inputs.is_like(&inputs))
         });
-        let can = |cache: &KvCache| ops::can_be_captured(&cache.tensors().k);
+        let can = |cache: &KvCache| match &cache.tensors().k {
+            RowTensors::Float(rows) => ops::can_be_captured(rows),
+            RowTensors::Int8 { scale, .. } => ops::can_be_captured(scale),
+        };
         if !self.state.as_mut().iter().all(can) {
             self.capture = false;
             return self.run(&inputs);
@@ -288,7 +291,7 @@ where
         // Also without any cache, and so without a device to capture on.
         if !caches
             .first()
-            .is_some_and(|cache| ops::may_have_graphs(&cache.tensors().k))
+            .is_some_and(|cache| ops::may_have_graphs(&cache.tensors().v_sum))
         {
             self.capture = false;
             return None;
@@ -422,7 +425,7 @@ where
     fn device(&mut self) -> DispatchDevice {
         let caches = self.state.as_mut();
         let cache = caches.first().expect("a plan has a cache");
-        cache.tensors().k.clone().into_dispatch().device()
+        cache.tensors().v_sum.clone().into_dispatch().device()
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Budget, Dense, Method, Settings, SparqConfig, Strategy};
 use crate::cost::{CacheShape, StepCosts, StepShape};
-use crate::{KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
+use crate::{KvCache, KvCacheConfig, RowFormat, Sketch, SparqError, Transfers};
 
 /// SparQ for long caches and dense attention for short ones.
 ///
@@ -52,7 +52,9 @@ impl Auto {
         let (step, seq_len) = (self.step(cache), cache.attended(seq_len));
         match self.costs.sparq_pays(&step, seq_len, &self.sparq) {
             true => Method::Sparq(self.sparq),
-            false => Method::Dense(Dense),
+            false => Method::Dense(Dense {
+                rows: self.sparq.rows,
+            }),
         }
     }
 
@@ -95,6 +97,10 @@ impl Strategy for Auto {
     fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
         self.costs.validate()?;
         self.sparq.validate(head_dim)
+    }
+
+    fn rows(&self) -> RowFormat {
+        self.sparq.rows
     }
 
     fn sketch(&self) -> Option<Sketch> {

@@ -5,15 +5,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{Budget, Method, Settings, Strategy};
 use crate::cost::CacheShape;
-use crate::{KvCache, KvCacheConfig, SparqError, Transfers, ops};
+use crate::{KvCache, KvCacheConfig, RowFormat, SparqError, Transfers, ops};
 
-/// Dense attention. It has no settings.
+/// Dense attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dense;
+#[serde(deny_unknown_fields)]
+pub struct Dense {
+    /// How a cache made for this method stores K and V.
+    #[serde(default, skip_serializing_if = "RowFormat::is_float")]
+    pub rows: RowFormat,
+}
 
 impl Strategy for Dense {
     fn presets() -> Vec<(&'static str, Self)> {
-        vec![("dense", Dense)]
+        vec![("dense", Dense::default())]
     }
 
     fn name(&self) -> &'static str {
@@ -21,15 +26,19 @@ impl Strategy for Dense {
     }
 
     fn settings(&mut self) -> Settings<'_> {
-        Vec::new()
+        vec![("rows", &mut self.rows)]
     }
 
-    fn validate(&self, _head_dim: usize) -> Result<(), SparqError> {
-        Ok(())
+    fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
+        self.rows.check(head_dim)
+    }
+
+    fn rows(&self) -> RowFormat {
+        self.rows
     }
 
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
-        Transfers::dense(shape, seq_len)
+        Transfers::dense_rows(shape, seq_len, self.rows)
     }
 
     fn is_sparse(&self, _cache: &KvCacheConfig, _seq_len: usize) -> bool {
@@ -38,7 +47,7 @@ impl Strategy for Dense {
 
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
         match budget.fits(self) {
-            true => Ok(Method::DENSE),
+            true => Ok(Method::Dense(*self)),
             false => Err(budget.missed()),
         }
     }

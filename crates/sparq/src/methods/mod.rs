@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use self::step::Step;
 use crate::cost::CacheShape;
-use crate::{KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
+use crate::{KvCache, KvCacheConfig, RowFormat, Sketch, SparqError, Transfers};
 
 /// The paper's k: the top-k of a method by name.
 const TOP_K: usize = 128;
@@ -47,6 +47,11 @@ pub trait Strategy {
     /// # Errors
     /// [`SparqError::Config`] for the first setting out of range.
     fn validate(&self, head_dim: usize) -> Result<(), SparqError>;
+
+    /// How a cache made for this method stores K and V. Steps take the rows of any cache.
+    fn rows(&self) -> RowFormat {
+        RowFormat::Float
+    }
 
     /// The key sketch that a cache must hold for this method.
     fn sketch(&self) -> Option<Sketch> {
@@ -171,7 +176,9 @@ methods! {
 
 impl Method {
     /// Dense attention.
-    pub const DENSE: Method = Method::Dense(Dense);
+    pub const DENSE: Method = Method::Dense(Dense {
+        rows: RowFormat::Float,
+    });
 
     /// The method that a step takes on such a cache with `seq_len` positions.
     ///
@@ -194,6 +201,11 @@ impl Method {
     /// [`SparqError::Config`] for the first setting out of range.
     pub fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
         self.strategy().validate(head_dim)
+    }
+
+    /// See [`Strategy::rows`].
+    pub fn rows(&self) -> RowFormat {
+        self.strategy().rows()
     }
 
     /// See [`Strategy::sketch`].
@@ -249,7 +261,7 @@ impl Method {
         }
         match self.reads_attention() || self.is_sparse(cache.config(), cache.len()) {
             true => self.strategy().decode(q, cache),
-            false => Dense.decode(q, cache),
+            false => Dense::default().decode(q, cache),
         }
     }
 

@@ -84,10 +84,7 @@ impl Method {
         let mut settings = self.strategy_mut().settings();
         let known: Vec<_> = settings.iter().map(|(key, _)| *key).collect();
         let Some((_, setting)) = settings.iter_mut().find(|(known, _)| *known == key) else {
-            let expected = match known.is_empty() {
-                true => "none".into(),
-                false => format!("one of {}", known.join(", ")),
-            };
+            let expected = format!("one of {}", known.join(", "));
             return Err(SparqError::value(WHAT, expected, key));
         };
         let set = setting.set(text);
@@ -95,12 +92,14 @@ impl Method {
     }
 }
 
-/// Writes the name and all settings, as [`Method::from_str`] reads them.
+/// Writes the name and all settings but `rows=float`, as [`Method::from_str`] reads them.
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut copy = *self;
         f.write_str(self.name())?;
-        for (index, (key, value)) in copy.strategy_mut().settings().into_iter().enumerate() {
+        let settings = copy.strategy_mut().settings().into_iter();
+        let written = settings.filter(|(_, value)| !value.is_implied());
+        for (index, (key, value)) in written.enumerate() {
             let separator = if index == 0 { ':' } else { ',' };
             write!(f, "{separator}{key}={}", value.text())?;
         }

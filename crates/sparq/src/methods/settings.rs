@@ -15,6 +15,11 @@ pub trait Setting {
     /// # Errors
     /// A description of the words that are accepted.
     fn set(&mut self, text: &str) -> Result<(), String>;
+
+    /// Returns whether the words of a method leave the setting out.
+    fn is_implied(&self) -> bool {
+        false
+    }
 }
 
 impl Setting for usize {
@@ -46,9 +51,9 @@ impl Setting for Option<usize> {
     }
 }
 
-/// Implements [`Setting`] for an enum with one word per variant.
+/// Implements [`Setting`] for an enum with one word per variant, perhaps an implied one.
 macro_rules! words {
-    ($type:ty { $($value:ident = $word:literal),* $(,)? }) => {
+    ($type:ty { $($value:ident = $word:literal),* $(,)? } $(implies $implied:ident)?) => {
         impl $crate::methods::settings::Setting for $type {
             fn text(&self) -> String {
                 match self { $(<$type>::$value => $word.into()),* }
@@ -60,6 +65,10 @@ macro_rules! words {
                     _ => return Err(format!("one of {}", [$($word),*].join(", "))),
                 };
                 Ok(())
+            }
+
+            fn is_implied(&self) -> bool {
+                false $(|| *self == <$type>::$implied)?
             }
         }
     };

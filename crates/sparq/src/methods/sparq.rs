@@ -7,7 +7,7 @@ use super::settings::{Settings, at_least, words};
 use super::{Budget, Method, RANK, Strategy, TOP_K};
 use crate::cost::CacheShape;
 use crate::ops::{self, SparqOutput};
-use crate::{KvCache, KvCacheConfig, Sketch, SparqError, Transfers};
+use crate::{KvCache, KvCacheConfig, RowFormat, Sketch, SparqError, Transfers};
 
 /// When the mean of V stands for the positions that were not selected (stage 3 of Algorithm 1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -53,6 +53,7 @@ pub enum Components {
 }
 
 words!(Sketch { Full = "full", Bits8 = "8bits", Bits4 = "4bits" });
+words!(RowFormat { Float = "float", Int8 = "int8" } implies Float);
 words!(MeanValue { Always = "always", Never = "never", Paper = "paper" });
 words!(GroupScore { Probabilities = "probabilities", Logits = "logits" });
 words!(Components { SumAbs = "sum-abs", AbsSum = "abs-sum" });
@@ -88,6 +89,9 @@ pub struct SparqConfig {
     pub group_score: GroupScore,
     /// The magnitude by which a group of query heads selects components.
     pub components: Components,
+    /// How a cache made for this method stores K and V.
+    #[serde(default, skip_serializing_if = "RowFormat::is_float")]
+    pub rows: RowFormat,
 }
 
 impl SparqConfig {
@@ -104,6 +108,7 @@ impl SparqConfig {
             mean_value: MeanValue::Paper,
             group_score: GroupScore::Probabilities,
             components: Components::SumAbs,
+            rows: RowFormat::Float,
         }
     }
 
@@ -118,6 +123,11 @@ impl SparqConfig {
     /// Sets how the key sketch is stored.
     pub fn with_sketch(self, sketch: Sketch) -> Self {
         Self { sketch, ..self }
+    }
+
+    /// Sets how a cache made for this method stores K and V.
+    pub fn with_rows(self, rows: RowFormat) -> Self {
+        Self { rows, ..self }
     }
 
     /// Sets when the mean of V stands for the positions that were not selected.
@@ -158,7 +168,7 @@ impl SparqConfig {
             let advice = "lower the local window or raise top_k";
             return Err(SparqError::config("local_window", expected, window, advice));
         }
-        Ok(())
+        self.rows.check(head_dim)
     }
 
     /// Sets r and k so that a step reads at most `ratio` of the bytes of dense attention.
@@ -271,6 +281,7 @@ impl Strategy for SparqConfig {
             ("mean", &mut self.mean_value),
             ("score", &mut self.group_score),
             ("components", &mut self.components),
+            ("rows", &mut self.rows),
         ]
     }
 
@@ -280,6 +291,10 @@ impl Strategy for SparqConfig {
 
     fn validate(&self, head_dim: usize) -> Result<(), SparqError> {
         SparqConfig::validate(self, head_dim)
+    }
+
+    fn rows(&self) -> RowFormat {
+        self.rows
     }
 
     fn sketch(&self) -> Option<Sketch> {

@@ -44,8 +44,7 @@ impl Step {
 
     /// The keys, [B, H_kv, S, d] in fp32.
     pub fn keys(&self) -> Tensor<4> {
-        let keys = self.tensors.k.clone().slice_dim(2, 0..self.seq_len());
-        keys.cast(FloatDType::F32)
+        self.tensors.k.at(0..self.seq_len()).cast(FloatDType::F32)
     }
 
     /// The valid positions, [B, H_kv, S]; `None` if all are valid.
@@ -97,7 +96,7 @@ impl Step {
     ///
     /// Weights at positions that are not valid must be 0.
     pub fn mix(&self, weights: Tensor<4>) -> Tensor<4> {
-        let values = self.tensors.v.clone().slice_dim(2, 0..self.seq_len());
+        let values = self.tensors.v.at(0..self.seq_len());
         let values = fill_invalid(values.cast(FloatDType::F32), self.valid(), 0.0);
         self.output(weights.matmul(values))
     }

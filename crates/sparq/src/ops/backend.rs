@@ -15,9 +15,11 @@ use crate::ops::{NormBuffers, ProjectionBuffers, ResidualBuffers, Spans};
 #[derive(ExtensionType)]
 pub struct CacheBuffers<B: Backend> {
     /// Keys.
-    pub k: FloatTensor<B>,
+    #[extension_type]
+    pub k: RowBuffers<B>,
     /// Values.
-    pub v: FloatTensor<B>,
+    #[extension_type]
+    pub v: RowBuffers<B>,
     /// Sum of the valid values, in fp32.
     pub v_sum: FloatTensor<B>,
     /// The span of valid positions of each sequence.
@@ -38,8 +40,8 @@ impl<B: Backend> CacheBuffers<B> {
         int: impl Fn(IntTensor<B>) -> IntTensor<B>,
     ) -> Self {
         Self {
-            k: float(self.k),
-            v: float(self.v),
+            k: self.k.map(&float, &int),
+            v: self.v.map(&float, &int),
             v_sum: float(self.v_sum),
             spans: int(self.spans),
             softcap: self.softcap,
@@ -57,6 +59,38 @@ impl<B: Backend> CacheBuffers<B> {
                     zero_point: float(zero_point),
                     scale: float(scale),
                 },
+            },
+        }
+    }
+}
+
+/// K or V as primitives of a backend; [`RowTensors`](super::RowTensors) has the shapes.
+#[derive(ExtensionType)]
+pub enum RowBuffers<B: Backend> {
+    /// Floats.
+    Float(FloatTensor<B>),
+    /// Codes of 8 bits.
+    Int8 {
+        /// Packed codes.
+        codes: IntTensor<B>,
+        /// The scale of each row.
+        scale: FloatTensor<B>,
+    },
+}
+
+impl<B: Backend> RowBuffers<B> {
+    /// Applies `float` or `int` to every buffer.
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    pub(crate) fn map(
+        self,
+        float: impl Fn(FloatTensor<B>) -> FloatTensor<B>,
+        int: impl Fn(IntTensor<B>) -> IntTensor<B>,
+    ) -> Self {
+        match self {
+            RowBuffers::Float(rows) => RowBuffers::Float(float(rows)),
+            RowBuffers::Int8 { codes, scale } => RowBuffers::Int8 {
+                codes: int(codes),
+                scale: float(scale),
             },
         }
     }
@@ -197,7 +231,7 @@ pub trait SparqBackend: Backend + Primitive {
     /// Causal attention of the last T positions of every sequence, q [B, H, T, d] -> [B, H, T, d],
     /// in q's type.
     ///
-    /// k and v [B, H_kv, S_max, d] are whole buffers of a cache to which the T positions have been
+    /// k and v are the K rows and V rows of a cache to which the T positions have been
     /// appended. `device_spans` [3, B] in u32 are those of
     /// [`CacheTensors`](super::CacheTensors) after the append, `spans` the same on the host. If the
     /// device's spans are shorter than the host's, the host's only bound them.
@@ -212,8 +246,8 @@ pub trait SparqBackend: Backend + Primitive {
     /// no effect.
     fn causal_attention(
         q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        #[extension_type] k: RowBuffers<Self>,
+        #[extension_type] v: RowBuffers<Self>,
         device_spans: IntTensor<Self>,
         spans: Spans,
         window: Option<usize>,

@@ -7,11 +7,12 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Device, FloatDType, IntDType, Tensor, TensorData};
 
 use super::blocks::BlockFormat;
-use super::primitive::{Primitive, lift, lower};
+use super::primitive::{Primitive, lift, lift_rows, lower};
 use super::reference::{self, append as write};
 use super::{
     CacheBuffers, Norm, NormBuffers, PreparedBuffers, ProjectionBuffers, Projections,
-    ResidualBuffers, RolledBackBuffers, RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
+    ResidualBuffers, RolledBackBuffers, RotaryBuffers, RowBuffers, Spans, SparqBackend,
+    SparqOutputBuffers,
 };
 use crate::SparqConfig;
 
@@ -79,13 +80,15 @@ pub(crate) fn range_sketch<B: Primitive>(
 /// See [`SparqBackend::causal_attention`](super::SparqBackend::causal_attention).
 pub(crate) fn causal_attention<B: Primitive>(
     q: FloatTensor<B>,
-    k: FloatTensor<B>,
-    v: FloatTensor<B>,
+    k: RowBuffers<B>,
+    v: RowBuffers<B>,
     spans: Spans,
     window: Option<usize>,
     softcap: Option<f64>,
 ) -> FloatTensor<B> {
-    let [q, k, v] = [q, k, v].map(B::float::<4>);
+    let q = B::float::<4>(q);
+    let longest = spans.longest();
+    let [k, v] = [k, v].map(|rows| lift_rows(rows).at(0..longest));
     let dtype = FloatDType::from(q.dtype());
     let q = match dtype {
         FloatDType::F64 => q,

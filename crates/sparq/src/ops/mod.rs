@@ -15,6 +15,12 @@ mod linear;
 pub(crate) mod primitive;
 pub mod reference;
 
+/// Rows in codes of 8 bits.
+#[doc(hidden)]
+pub mod rows {
+    pub use crate::cache::rows::{dequantize, quantize};
+}
+
 /// The codes of key sketches: ranges, encoding and packing.
 #[doc(hidden)]
 pub mod sketch {
@@ -25,13 +31,13 @@ pub use crate::attention::rotary::{Rotary, RotaryAngles, RotaryScaling};
 #[cfg(feature = "stages")]
 #[doc(hidden)]
 pub use crate::backends::cube::{Until, sparq_decode_until};
-pub use crate::cache::{CacheTensors, SketchTensors, Spans};
+pub use crate::cache::{CacheTensors, RowTensors, SketchTensors, Spans};
 pub use crate::graph::StepTensors;
 pub use blocks::{BlockFormat, PackedWeight};
 
 pub use backend::{
-    CacheBuffers, PreparedBuffers, RolledBackBuffers, RotaryBuffers, SketchBuffers, SparqBackend,
-    SparqOutputBuffers,
+    CacheBuffers, PreparedBuffers, RolledBackBuffers, RotaryBuffers, RowBuffers, SketchBuffers,
+    SparqBackend, SparqOutputBuffers,
 };
 
 pub use linear::{
@@ -43,7 +49,7 @@ pub use linear::{
 use burn::backend::{Dispatch, ExecutionError};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use self::primitive::{lift, lower};
+use self::primitive::{lift, lower, lower_rows};
 use crate::SparqConfig;
 
 /// The result of a SparQ decode step.
@@ -136,27 +142,29 @@ pub fn range_sketch(cache: CacheTensors, spans: &Spans, sequence: usize) -> Cach
 /// Causal attention of the last T positions of every sequence, q [B, H, T, d] -> [B, H, T, d] in
 /// q's type; see [`SparqBackend::causal_attention`].
 ///
-/// k and v [B, H_kv, S_max, d] already hold the T positions, and both kinds of spans count them. On
-/// an autodiff device the [reference](reference::causal_attention) computes it, differentiable in
-/// the tensors that are tracked.
+/// k and v, the rows of a cache or tensors [B, H_kv, S_max, d], already hold the T positions, and
+/// both kinds of spans count them. On an autodiff device the
+/// [reference](reference::causal_attention) computes it, differentiable in the tensors that are
+/// tracked.
 ///
 /// # Panics
 /// If the shapes do not fit each other or the spans, on some backends.
 pub fn causal_attention(
     q: Tensor<4>,
-    [k, v]: [Tensor<4>; 2],
+    [k, v]: [RowTensors; 2],
     device_spans: Tensor<2, Int>,
     spans: &Spans,
     window: Option<usize>,
     softcap: Option<f64>,
 ) -> Tensor<4> {
     if q.is_autodiff() {
+        let [k, v] = [k, v].map(|rows| rows.floats());
         return reference::causal_attention(q, k, v, spans, window, softcap);
     }
     Tensor::from_dispatch(Dispatch::causal_attention(
         q.into_dispatch(),
-        k.into_dispatch(),
-        v.into_dispatch(),
+        lower_rows(k),
+        lower_rows(v),
         device_spans.into_dispatch(),
         spans.clone(),
         window,
@@ -269,7 +277,7 @@ pub fn memory_bytes(device: &Device) -> Option<u64> {
 }
 
 /// Returns whether the tensor's device may support graphs of launches. Only an attempt can tell.
-pub(crate) fn may_have_graphs(tensor: &Tensor<4>) -> bool {
+pub(crate) fn may_have_graphs<const D: usize>(tensor: &Tensor<D>) -> bool {
     #[cfg(feature = "cube")]
     return tensor
         .clone()

@@ -4,7 +4,9 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch};
 use burn::tensor::{Int, Tensor};
 
-use crate::ops::{CacheBuffers, CacheTensors, SketchBuffers, SketchTensors};
+use crate::ops::{
+    CacheBuffers, CacheTensors, RowBuffers, RowTensors, SketchBuffers, SketchTensors,
+};
 
 /// A backend whose primitives convert to plain tensors.
 #[doc(hidden)]
@@ -89,8 +91,8 @@ pub(crate) fn lift<B: Primitive>(cache: CacheBuffers<B>) -> CacheTensors {
         },
     };
     CacheTensors {
-        k: B::float(cache.k),
-        v: B::float(cache.v),
+        k: lift_rows(cache.k),
+        v: lift_rows(cache.v),
         v_sum: B::float(cache.v_sum),
         spans: B::int(cache.spans),
         sketch,
@@ -116,11 +118,33 @@ pub(crate) fn lower<B: Primitive>(cache: CacheTensors) -> CacheBuffers<B> {
         },
     };
     CacheBuffers {
-        k: B::float_primitive(cache.k),
-        v: B::float_primitive(cache.v),
+        k: lower_rows(cache.k),
+        v: lower_rows(cache.v),
         v_sum: B::float_primitive(cache.v_sum),
         spans: B::int_primitive(cache.spans),
         sketch,
         softcap: cache.softcap,
+    }
+}
+
+/// Returns rows as plain tensors.
+pub(crate) fn lift_rows<B: Primitive>(rows: RowBuffers<B>) -> RowTensors {
+    match rows {
+        RowBuffers::Float(rows) => RowTensors::Float(B::float(rows)),
+        RowBuffers::Int8 { codes, scale } => RowTensors::Int8 {
+            codes: B::int(codes),
+            scale: B::float(scale),
+        },
+    }
+}
+
+/// Returns rows of plain tensors as the backend's buffers.
+pub(crate) fn lower_rows<B: Primitive>(rows: RowTensors) -> RowBuffers<B> {
+    match rows {
+        RowTensors::Float(rows) => RowBuffers::Float(B::float_primitive(rows)),
+        RowTensors::Int8 { codes, scale } => RowBuffers::Int8 {
+            codes: B::int_primitive(codes),
+            scale: B::float_primitive(scale),
+        },
     }
 }

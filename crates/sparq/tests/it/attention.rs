@@ -3,12 +3,13 @@
 use burn::module::Param;
 use burn::nn::RmsNormConfig;
 use burn::tensor::{Device, Distribution, FloatDType, Int, Tensor, Tolerance};
+use sparq::ops::RowTensors;
 use sparq::{
     KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig, SparqConfig,
     SparqError,
 };
 
-use crate::common::{Noise, devices, new_cache, positions, sequence, tf32_error};
+use crate::common::{Noise, devices, new_cache, sequence, tf32_error};
 
 const D_MODEL: usize = 48;
 
@@ -174,8 +175,8 @@ fn ragged_sequences_equal_each_sequence_alone() {
             prefill(&attention, x, &mut alone[index]);
         }
         // One batch of both caches. Past its length, the shorter one holds unused memory.
-        let batch = |buffer: fn(&KvCache) -> &Tensor<4>| {
-            let parts = alone.iter().map(|cache| positions(buffer(cache), 0..9));
+        let batch = |rows: fn(&KvCache) -> &RowTensors| {
+            let parts = alone.iter().map(|cache| rows(cache).at(0..9));
             Tensor::cat(parts.collect(), 0)
         };
         let k = batch(|cache| &cache.tensors().k);

@@ -116,6 +116,19 @@ fn a_truncated_cache_equals_a_shorter_one() {
 }
 
 #[test]
+fn a_cache_can_be_truncated_into_its_padding() {
+    for device in devices() {
+        let mut cache = empty(2, 1, None, &device);
+        cache.set_left_padding(&[5, 6]).unwrap();
+        let [k, v] = Noise(2).tensors([2, 2, 10, 16], &device);
+        cache.append(k, v).unwrap();
+        cache.truncate(3);
+        assert_eq!(cache.len(), 3);
+        assert!(values(&cache.tensors().v_sum).iter().all(|&sum| sum == 0.0));
+    }
+}
+
+#[test]
 fn a_cleared_cache_keeps_its_buffers() {
     for device in devices() {
         let mut noise = Noise(13);

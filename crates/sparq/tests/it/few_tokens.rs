@@ -3,8 +3,10 @@
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use sparq::methods::Dense;
 use sparq::{
-    KvCache, Method, RotaryConfig, Sketch, SparqAttention, SparqAttentionConfig, SparqConfig,
+    KvCache, Method, RotaryConfig, RowFormat, Sketch, SparqAttention, SparqAttentionConfig,
+    SparqConfig,
 };
 
 use crate::common::{
@@ -77,8 +79,21 @@ impl Model {
 
 /// Compares a prefill of `len` tokens with as many dense decode steps, after `before` positions.
 fn compare(model: &Model, before: usize, len: usize, counts: &[usize], padding: &[usize]) {
+    for rows in [RowFormat::Float, RowFormat::Int8] {
+        compare_rows(model, rows, [before, len], counts, padding);
+    }
+}
+
+/// As [`compare`], for one format of rows.
+fn compare_rows(
+    model: &Model,
+    rows: RowFormat,
+    [before, len]: [usize; 2],
+    counts: &[usize],
+    padding: &[usize],
+) {
     let batch = counts.len();
-    let mut caches = model.caches(batch, &Method::DENSE);
+    let mut caches = model.caches(batch, &Dense { rows }.into());
     for cache in &mut caches {
         cache.set_left_padding(padding).unwrap();
     }
@@ -98,7 +113,7 @@ fn compare(model: &Model, before: usize, len: usize, counts: &[usize], padding: 
     });
     let steps = Tensor::cat(steps.collect(), 1);
     let whole = model.run(x, &mut caches, None);
-    let case = format!("{before} and {len}, {counts:?}, {:?}", model.dtype);
+    let case = format!("{before} and {len}, {counts:?}, {:?}, {rows}", model.dtype);
     let exact = format!("{:?}", model.device).contains("Flex");
     let alike = |a: &[f32], b: &[f32], what: &str| {
         let pairs = || std::iter::zip(a, b);
@@ -117,8 +132,16 @@ fn compare(model: &Model, before: usize, len: usize, counts: &[usize], padding: 
     alike(&values(&whole), &values(&steps), "outputs");
     for (whole, steps) in caches.iter().zip(&stepped) {
         let (whole, steps) = (whole.tensors(), steps.tensors());
-        alike(&values(&whole.k), &values(&steps.k), "keys");
-        alike(&values(&whole.v), &values(&steps.v), "values");
+        alike(
+            &values(&whole.k.floats()),
+            &values(&steps.k.floats()),
+            "keys",
+        );
+        alike(
+            &values(&whole.v.floats()),
+            &values(&steps.v.floats()),
+            "values",
+        );
         assert_eq!(whole.spans.to_data(), steps.spans.to_data());
     }
 }

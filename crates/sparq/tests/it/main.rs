@@ -35,4 +35,5 @@ mod prepare;
 // Properties of SparQ for random shapes and settings.
 mod properties;
 // Sliding windows: a windowed cache behaves like a cache of the window's positions alone.
+mod rows;
 mod window;

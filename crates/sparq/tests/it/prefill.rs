@@ -87,7 +87,7 @@ impl Case {
         let found = self.attend(q.clone(), &cache);
         assert_eq!(found.dims(), q.dims());
         assert_eq!(FloatDType::from(found.dtype()), self.dtypes[0]);
-        let rows = [&cache.tensors().k, &cache.tensors().v].map(values);
+        let rows = [&cache.tensors().k, &cache.tensors().v].map(|rows| values(&rows.floats()));
         let (q, found) = (values(&q), values(&found));
         // Matrix units round weights and queries to the type of the cache.
         let unit = |dtype: FloatDType| match dtype {

@@ -33,7 +33,7 @@ fn cache(batch: usize, dtype: FloatDType, sketch: Option<Sketch>, device: &Devic
 /// Asserts that the buffers agree up to rounding: half a unit of 16-bit types, one for codes.
 fn assert_alike(found: &CacheTensors, want: &CacheTensors, tolerance: f32, case: &str) {
     for (name, found, want) in [("keys", &found.k, &want.k), ("values", &found.v, &want.v)] {
-        let difference = max_difference(found, want);
+        let difference = max_difference(&found.floats(), &want.floats());
         assert!(
             difference < tolerance,
             "{case}: {name} differ by {difference}"

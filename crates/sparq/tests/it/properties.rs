@@ -6,7 +6,7 @@ use burn::tensor::{Device, Int, Tensor};
 use proptest::prelude::*;
 use sparq::methods::{Components, GroupScore, MeanValue};
 use sparq::reference::SparqTrace;
-use sparq::{Method, Sketch, SparqConfig, reference};
+use sparq::{Method, RowFormat, Sketch, SparqConfig, reference};
 
 use crate::common::{
     Noise, SKETCHES, cache_config, cache_f32, devices, max_difference, new_cache, sequence, values,
@@ -69,6 +69,7 @@ fn settings() -> impl Strategy<Value = SparqConfig> {
                 mean_value,
                 group_score,
                 components,
+                rows: RowFormat::Float,
             },
         )
 }

@@ -224,7 +224,7 @@ impl<'a> SpeculativeDecoder<'a> {
         self.stats.dense_steps += steps;
         self.stats.dense_seconds += time.as_secs_f64();
         for _ in 0..steps {
-            self.policy.rest();
+            self.policy.rest(time.as_secs_f64() / steps as f64);
         }
     }
 

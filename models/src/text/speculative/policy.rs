@@ -86,12 +86,13 @@ impl Policy {
         }
     }
 
-    /// Returns the number of coming steps without a draft after `len` positions, at most `most`.
+    /// Returns the number of coming steps without a draft after `len` positions, at most `most`, as
+    /// far as the cost model decides.
     pub(super) fn dense_steps(&self, len: usize, most: usize) -> usize {
         let mut policy = self.clone();
         let dense = |step: &usize| {
-            let drafts = policy.tokens(len + step) > 0;
-            policy.rest();
+            let drafts = policy.tokens(len + step, true) > 0;
+            policy.forget();
             !drafts
         };
         (0..most).take_while(dense).count()
@@ -105,8 +106,12 @@ impl Policy {
 
     /// Takes note of the seconds of a step without a draft.
     pub(super) fn rest(&mut self, seconds: f64) {
-        self.acceptance += FORGET * (ASSUMED - self.acceptance);
+        self.forget();
         self.timing.dense(seconds);
+    }
+
+    fn forget(&mut self) {
+        self.acceptance += FORGET * (ASSUMED - self.acceptance);
     }
 
     /// Takes note of the seconds of a draft of `tokens` tokens and of its verification.
@@ -120,7 +125,7 @@ impl Policy {
         let mut times = self.weights_us;
         for (shape, cache) in &self.layers {
             let attended = cache.attended(len + 1);
-            let dense = self.costs.dense_us(shape, attended);
+            let dense = self.costs.dense_rows_us(shape, attended, cache.rows);
             times[0] += dense;
             times[1] += match method.is_sparse(cache, len + 1) {
                 true => self.costs.sparq_us(shape, attended, &self.sparq),

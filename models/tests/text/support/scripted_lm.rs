@@ -56,7 +56,7 @@ impl ScriptedLm {
     /// Returns the tokens in a cache of this model.
     pub fn tokens_in(cache: &ModelCache) -> Vec<u32> {
         let layer = &cache.layers[0];
-        let keys: Vec<f32> = layer.tensors().k.clone().try_into_vec_as().unwrap();
+        let keys: Vec<f32> = layer.tensors().k.floats().try_into_vec_as().unwrap();
         let tokens = keys.iter().step_by(2).map(|&key| key as u32);
         tokens.take(layer.len()).collect()
     }

@@ -105,7 +105,7 @@ impl Lossless {
         let sparq = self.config.cache_method();
         let dense = self.stats.verifications + self.stats.dense_steps;
         self.stats.drafted as f64 * of(&|shape, len| sparq.transfers(shape, len))
-            + dense as f64 * of(&Transfers::dense)
+            + dense as f64 * of(&|shape, len| Transfers::dense_rows(shape, len, sparq.rows()))
     }
 }
 
@@ -194,6 +194,7 @@ impl Stats {
         let cache = KvCacheConfig::new(1, model.kv_heads, model.head_dim)
             .with_capacity(generated.prompt_tokens)
             .with_dtype(dtype)
+            .with_rows(method.rows())
             .with_sketch(method.sketch());
         let steps = 1..=generated.decode_steps;
         let lengths = steps.map(|step| generated.prompt_tokens + step);

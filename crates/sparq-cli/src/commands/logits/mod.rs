@@ -104,7 +104,7 @@ pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outc
     let shape = [tokens.batch, tokens.len, described.vocab_size];
     let mut file = LogitsWriter::create(&args.out, shape)?;
 
-    if decode_from == tokens.len && method != Method::DENSE {
+    if decode_from == tokens.len && !matches!(method, Method::Dense(_)) {
         tracing::warn!(
             "--method {} has no effect without --decode-from: a prefill uses dense attention",
             method.name()

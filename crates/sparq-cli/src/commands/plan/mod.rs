@@ -6,8 +6,8 @@ mod quality;
 mod view;
 
 use anyhow::{Context, Result};
-use sparq::methods::{Components, GroupScore};
-use sparq::{Method, Sketch, SparqConfig};
+use sparq::methods::{Components, Dense, GroupScore};
+use sparq::{Method, RowFormat, Sketch, SparqConfig};
 use sparq_device::DeviceChoice;
 use sparq_output::files::OutputFile;
 use sparq_plan::Setup;
@@ -102,7 +102,9 @@ fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<(Option<&'stat
 /// Returns the method of a name, with its own settings or those for a budget.
 fn named(name: &str, budget: Option<f64>, context: usize, head_dim: usize) -> Result<Method> {
     let method = name.parse::<Method>().and_then(|method| match budget {
-        Some(budget) if method != Method::DENSE => method.at_budget(head_dim, context, budget),
+        Some(budget) if !matches!(method, Method::Dense(_)) => {
+            method.at_budget(head_dim, context, budget)
+        }
         _ => Ok(method),
     });
     let method = method.and_then(|method| method.validate(head_dim).map(|()| method));
@@ -117,6 +119,9 @@ fn sparq_methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<Method>>
     }));
     base.validate(model.shape.head_dim)?;
     let mut methods = Vec::new();
+    if base.rows != RowFormat::Float {
+        methods.push(Dense { rows: base.rows }.into());
+    }
     if args.sparq.sketch.is_none() {
         methods.push(base.with_sketch(Sketch::Full).into());
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use sparq::methods::{Components, GroupScore};
-use sparq::{Method, Sketch};
+use sparq::{Method, RowFormat, Sketch};
 use sparq_output::numbers::{self, digits};
 use sparq_output::table::Table;
 use sparq_plan::Setup;
@@ -240,7 +240,14 @@ pub fn label(method: &Method, grouped: bool) -> String {
             } else {
                 ""
             };
-            format!("SparQ {sketch} r={} k={}{group}", config.rank, config.top_k)
+            let rows = match config.rows {
+                RowFormat::Float => String::new(),
+                rows => format!(" rows={rows}"),
+            };
+            format!(
+                "SparQ {sketch} r={} k={}{group}{rows}",
+                config.rank, config.top_k
+            )
         }
         other => other.to_string(),
     }

@@ -7,7 +7,6 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::blueprint::Sizes;
 use super::kernels::append_rope::{
     AppendBlueprint, CacheRowsLaunch, SketchColumnsLaunch, append_rope_kernel,
 };
@@ -18,7 +17,7 @@ use super::kernels::sketch_ranges::{
 };
 use super::launch::{Launcher, grid};
 use super::parts::codes::ChannelRangesLaunch;
-use crate::ops::{CacheBuffers, SketchBuffers, Spans};
+use crate::ops::{CacheBuffers, RowBuffers, SketchBuffers, Spans};
 
 /// The most units of the cubes that append one token.
 const TOKEN_UNITS: usize = 1024;
@@ -67,7 +66,7 @@ impl Launcher {
     /// Appends tokens to every sequence; see [`append_rope_kernel`] and [`append_rows_kernel`].
     /// `encode` writes the codes of a quantised sketch.
     pub fn append(&self, tokens: &Tokens<'_>, cache: &CacheBuffers<CubeBackend>, encode: bool) {
-        let sizes = Sizes::new(cache.k.shape()[1], &cache.k);
+        let sizes = cache.k.sizes(cache.k.elements().shape()[1]);
         let unused = |dtype| self.unused(dtype);
         let (mut full, mut bits) = (None, 0);
         let mut quantised = None;
@@ -90,8 +89,11 @@ impl Launcher {
             pairs: tokens.table.map_or(0, |table| table.shape()[1] / 2),
             full: full.is_some(),
             bits,
+            coded: cache.k.is_coded(),
+            plane: self.info.plane,
         };
-        let full = full.unwrap_or_else(|| unused(cache.k.dtype));
+        let full = full.unwrap_or_else(|| unused(DType::F32));
+        let elements = cache.k.elements();
         let (codes, zero_point, scale) = quantised.unwrap_or_else(|| {
             let [zero_point, scale] = [DType::F32; 2].map(unused);
             (unused(DType::U32), zero_point, scale)
@@ -101,11 +103,11 @@ impl Launcher {
             None => (tokens.k.clone(), unused(tokens.k.dtype)),
         };
         let table = tokens.table.cloned().unwrap_or_else(|| unused(DType::F32));
-        let address_type = [&cache.k, &table, &q, tokens.k]
+        let address_type = [elements, &table, &q, tokens.k]
             .map(CubeTensor::required_address_type)
             .into_iter()
             .fold(AddressType::U32, AddressType::max);
-        let types = [tokens.k.dtype, cache.k.dtype].map(dtype_to_storage_type);
+        let types = [tokens.k.dtype, elements.dtype, full.dtype].map(dtype_to_storage_type);
         let ranges =
             ChannelRangesLaunch::new(zero_point.into_buffer_arg(), scale.into_buffer_arg());
         let len = tokens.k.shape()[2];
@@ -126,6 +128,7 @@ impl Launcher {
                     table.into_tensor_arg(),
                     rotated.into_buffer_arg(),
                     rows(cache),
+                    self.row_scales(cache),
                     columns(full, codes),
                     ranges,
                     cache.spans.clone().into_buffer_arg(),
@@ -155,6 +158,7 @@ impl Launcher {
                 table.into_tensor_arg(),
                 rotated.into_buffer_arg(),
                 rows(cache),
+                self.row_scales(cache),
                 columns(full, codes),
                 ranges,
                 sums.clone().into_buffer_arg(),
@@ -185,7 +189,12 @@ impl Launcher {
         sum: &CubeTensor,
         moves: &CubeTensor,
     ) {
-        let sizes = Sizes::new(cache.k.shape()[1], &cache.k);
+        let values = cache.v.elements();
+        let sizes = cache.v.sizes(values.shape()[1]);
+        let scales = match &cache.v {
+            RowBuffers::Float(_) => self.unused(DType::F32),
+            RowBuffers::Int8 { scale, .. } => scale.clone(),
+        };
         // SAFETY: the kernel checks the number of the cube and of each component, and reads
         // positions before the new end only.
         unsafe {
@@ -193,8 +202,9 @@ impl Launcher {
                 &self.client,
                 grid(sizes.batch_heads()),
                 CubeDim::new_1d(self.info.units(TILE_UNITS)),
-                cache.v.required_address_type(),
-                cache.v.clone().into_buffer_arg(),
+                values.required_address_type(),
+                values.clone().into_buffer_arg(),
+                scales.into_buffer_arg(),
                 cache.v_sum.clone().into_buffer_arg(),
                 sum.clone().into_buffer_arg(),
                 cache.spans.clone().into_buffer_arg(),
@@ -202,7 +212,8 @@ impl Launcher {
                 sizes.batch_shape(),
                 sizes.capacity as u32,
                 sizes.head_dim,
-                dtype_to_storage_type(cache.v.dtype),
+                cache.v.is_coded(),
+                dtype_to_storage_type(values.dtype),
             );
         }
     }
@@ -219,7 +230,7 @@ impl Launcher {
         else {
             return;
         };
-        let sizes = Sizes::new(cache.k.shape()[1], &cache.k);
+        let sizes = cache.k.sizes(cache.k.elements().shape()[1]);
         let (kv_heads, end) = (sizes.kv_heads, spans.end[sequence]);
         let start = spans.start[sequence].min(end);
         let parts = (end - start)
@@ -230,6 +241,7 @@ impl Launcher {
         let plan = RangesBlueprint {
             head_dim: sizes.head_dim,
             bits: *bits,
+            coded: cache.k.is_coded(),
             units: units as usize,
         };
         let keys = || {
@@ -243,7 +255,12 @@ impl Launcher {
             )
         };
         let tiles = end.div_ceil(sketch_ranges::TILE);
-        let dtype = dtype_to_storage_type(cache.k.dtype);
+        let rows = cache.k.elements();
+        let dtype = dtype_to_storage_type(rows.dtype);
+        let scales = || match &cache.k {
+            RowBuffers::Float(_) => self.unused(DType::F32),
+            RowBuffers::Int8 { scale, .. } => scale.clone(),
+        };
         // SAFETY: the kernels check the number of the cube and of each channel, and read positions
         // before the end only.
         unsafe {
@@ -251,8 +268,9 @@ impl Launcher {
                 &self.client,
                 grid(kv_heads * parts),
                 CubeDim::new_1d(units),
-                cache.k.required_address_type(),
-                cache.k.clone().into_buffer_arg(),
+                rows.required_address_type(),
+                rows.clone().into_buffer_arg(),
+                scales().into_buffer_arg(),
                 extremes.clone().into_buffer_arg(),
                 keys(),
                 plan,
@@ -262,8 +280,9 @@ impl Launcher {
                 &self.client,
                 grid(kv_heads * tiles),
                 CubeDim::new_1d(units),
-                cache.k.required_address_type(),
-                cache.k.clone().into_buffer_arg(),
+                rows.required_address_type(),
+                rows.clone().into_buffer_arg(),
+                scales().into_buffer_arg(),
                 extremes.into_buffer_arg(),
                 ChannelRangesLaunch::new(
                     zero_point.clone().into_buffer_arg(),
@@ -279,14 +298,14 @@ impl Launcher {
     }
 }
 
-fn rows<E: Float>(cache: &CacheBuffers<CubeBackend>) -> CacheRowsLaunch<E> {
+fn rows<E: Numeric>(cache: &CacheBuffers<CubeBackend>) -> CacheRowsLaunch<E> {
     CacheRowsLaunch::new(
-        cache.k.clone().into_buffer_arg(),
-        cache.v.clone().into_buffer_arg(),
+        cache.k.elements().clone().into_buffer_arg(),
+        cache.v.elements().clone().into_buffer_arg(),
         cache.v_sum.clone().into_buffer_arg(),
     )
 }
 
-fn columns<E: Float>(full: CubeTensor, codes: CubeTensor) -> SketchColumnsLaunch<E> {
+fn columns<F: Float>(full: CubeTensor, codes: CubeTensor) -> SketchColumnsLaunch<F> {
     SketchColumnsLaunch::new(full.into_buffer_arg(), codes.into_buffer_arg())
 }

@@ -145,7 +145,8 @@ impl DeviceInfo {
         }
     }
 
-    /// Returns how cubes of `units` units attend to positions exactly. Each unit loads about
+    /// Returns how cubes of `units` units attend to positions exactly. `dtype` is the type of the
+    /// rows, u32 if they are words of codes. Each unit loads about
     /// `vectors_at_once` vectors of K before it uses the first.
     fn attend(
         &self,
@@ -154,7 +155,10 @@ impl DeviceInfo {
         units: u32,
         vectors_at_once: usize,
     ) -> AttendBlueprint {
-        let vector = (VECTOR_BYTES / dtype.size()).min(1 << sizes.head_dim.trailing_zeros());
+        // Words of codes, or floats.
+        let coded = dtype == DType::U32;
+        let bytes = if coded { 1 } else { dtype.size() };
+        let vector = (VECTOR_BYTES / bytes).min(1 << sizes.head_dim.trailing_zeros());
         let row = sizes.head_dim / vector;
         let lanes = row.next_power_of_two().min(self.plane as usize);
         let vectors = row.div_ceil(lanes);
@@ -167,6 +171,7 @@ impl DeviceInfo {
             head_dim: sizes.head_dim,
             heads: heads_per_pass(sizes.group, ACCUMULATORS / (vectors * vector)),
             vector,
+            coded,
             lanes,
             vectors,
             rows_at_once: (vectors_at_once / vectors).max(1),
@@ -232,7 +237,8 @@ pub(super) struct DenseStep {
 }
 
 impl DenseStep {
-    /// Plans a step over at most `bound` positions of a cache in type `dtype`.
+    /// Plans a step over at most `bound` positions of a cache with rows of type `dtype`, u32 if
+    /// they are words of codes.
     pub fn new(sizes: &Sizes, dtype: DType, bound: usize, device: &DeviceInfo) -> Self {
         let attend = device.attend(sizes, dtype, DENSE_UNITS, 4);
         // Enough cubes for all processors, however short the splits. With long splits more cubes,
@@ -268,8 +274,10 @@ pub enum Until {
 pub(super) struct SparqProblem<'a> {
     pub config: &'a SparqConfig,
     pub sizes: Sizes,
-    /// The type of the cache.
+    /// The type of the rows, u32 if they are words of codes.
     pub dtype: DType,
+    /// The type of the sketch.
+    pub sketch: DType,
     /// An upper bound on the length of the longest sequence.
     pub bound: usize,
     /// The selected positions and alpha are wanted.
@@ -438,7 +446,7 @@ impl Planner<'_> {
         let (units, positions) = self.tile_size(summed, mma);
         let query = self.query(summed, device.units(units));
         let vector = match bits {
-            0 => VECTOR_BYTES / self.problem.dtype.size(),
+            0 => VECTOR_BYTES / self.problem.sketch.size(),
             // Four lanes share words.
             4 if mma && query.heads() == 1 && rank <= 64 => 4,
             4 if mma => 2,

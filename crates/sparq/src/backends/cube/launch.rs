@@ -19,8 +19,8 @@ use super::kernels::softmax_heads::softmax_heads_kernel;
 use super::parts::batch_head::BatchShapeLaunch;
 use super::parts::group_softmax::HEAD_STATS;
 use super::parts::logits::{KeySketchLaunch, SketchBlueprint};
-use super::parts::online_softmax::KvRowsLaunch;
 use super::parts::query::ChosenComponentsLaunch;
+use super::rows::kv_rows;
 use crate::ops::{CacheBuffers, SketchBuffers, SparqOutputBuffers};
 
 /// A device that kernels are launched on.
@@ -94,8 +94,8 @@ impl Launcher {
         cache: &CacheBuffers<CubeBackend>,
         bound: usize,
     ) -> CubeTensor {
-        let sizes = Sizes::new(q.shape()[1], &cache.k);
-        let step = DenseStep::new(&sizes, cache.k.dtype, bound, &self.info);
+        let (sizes, dtype) = (cache.k.sizes(q.shape()[1]), cache.k.elements().dtype);
+        let step = DenseStep::new(&sizes, dtype, bound, &self.info);
         let (splits, single) = (step.splits, step.dense.single);
         let out = self.empty(q.shape().dims::<4>(), q.dtype);
         let states = match single {
@@ -110,10 +110,11 @@ impl Launcher {
                 &self.client,
                 grid(sizes.batch_heads() * splits),
                 CubeDim::new_1d(step.dense.attend.units),
-                cache.k.required_address_type(),
-                step.dense.attend.vector,
+                cache.k.elements().required_address_type(),
+                step.dense.attend.size(),
                 q.clone().into_tensor_arg(),
                 kv_rows(cache),
+                self.row_scales(cache),
                 cache.spans.clone().into_buffer_arg(),
                 out.clone().into_buffer_arg(),
                 states.clone().into_buffer_arg(),
@@ -121,7 +122,7 @@ impl Launcher {
                 sizes.capacity as u32,
                 splits as u32,
                 step.dense,
-                [q.dtype, cache.k.dtype].map(dtype_to_storage_type),
+                [q.dtype, dtype].map(dtype_to_storage_type),
             );
         }
         if !single {
@@ -158,13 +159,6 @@ impl Launcher {
             );
         }
     }
-}
-
-fn kv_rows<E: Float, N: Size>(cache: &CacheBuffers<CubeBackend>) -> KvRowsLaunch<E, N> {
-    KvRowsLaunch::new(
-        cache.k.clone().into_buffer_arg(),
-        cache.v.clone().into_buffer_arg(),
-    )
 }
 
 /// The launches of a SparQ decode step.
@@ -377,17 +371,19 @@ impl SparqLaunch<'_> {
     ) {
         let (launcher, step, sizes) = (self.launcher, &self.step, &self.sizes);
         let plan = step.select_attend;
-        let types = [self.q.dtype, self.cache.k.dtype, self.sketch().0.dtype];
-        let address_type = self.cache.k.required_address_type();
+        let rows = self.cache.k.elements();
+        let types = [self.q.dtype, rows.dtype, self.sketch().0.dtype];
+        let address_type = rows.required_address_type();
         unsafe {
             select_attend_kernel::launch_unchecked(
                 &launcher.client,
                 grid(sizes.batch_heads()),
                 CubeDim::new_1d(plan.attend.units),
                 address_type.max(candidates.scores.required_address_type()),
-                plan.attend.vector,
+                plan.attend.size(),
                 self.q.clone().into_tensor_arg(),
                 kv_rows(self.cache),
+                launcher.row_scales(self.cache),
                 self.cache.v_sum.clone().into_buffer_arg(),
                 self.sketch_arg(),
                 self.cache.spans.clone().into_buffer_arg(),

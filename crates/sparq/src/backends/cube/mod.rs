@@ -24,6 +24,9 @@
 //! the size of its grid. It reads nothing back and allocates the same buffers each time, so that a
 //! step can be captured once and replayed while the sequences grow.
 //!
+//! Rows in codes of 8 bits are read by the kernels of decode steps. For causal attention
+//! [they become floats](kernels::dequantize_rows) first.
+//!
 //! The [`reference`](mod@crate::ops::reference) covers the other cases: f64, a head dimension that
 //! is no multiple of 4, logits with a softcap, and a k that does not fit in a cube's shared memory.
 
@@ -45,6 +48,7 @@ mod packed;
 mod parts;
 mod prefill;
 mod products;
+mod rows;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{ExecutionError, StreamId, TensorMetadata};
@@ -59,16 +63,19 @@ use self::append::Tokens;
 pub use self::blueprint::Until;
 #[cfg(not(feature = "stages"))]
 use self::blueprint::Until;
-use self::blueprint::{Sizes, SparqProblem, SparqStep};
+use self::blueprint::{SparqProblem, SparqStep};
 use self::launch::{Launcher, SparqLaunch};
 use self::prefill::{PrefillBuffers, PrefillProblem, PrefillStep};
+use self::rows::Rows;
 use crate::SparqConfig;
 use crate::ops::fallback;
 #[cfg(feature = "stages")]
-use crate::ops::primitive::{Primitive, lower};
+use crate::ops::primitive::Primitive;
+use crate::ops::primitive::lower;
 use crate::ops::{
     BlockFormat, CacheBuffers, CacheTensors, NormBuffers, PreparedBuffers, ProjectionBuffers,
-    ResidualBuffers, RolledBackBuffers, RotaryBuffers, Spans, SparqBackend, SparqOutputBuffers,
+    ResidualBuffers, RolledBackBuffers, RotaryBuffers, RowBuffers, SketchBuffers, Spans,
+    SparqBackend, SparqOutputBuffers,
 };
 
 impl SparqBackend for CubeBackend {
@@ -82,7 +89,7 @@ impl SparqBackend for CubeBackend {
     ) -> CacheBuffers<Self> {
         let len = k.shape()[2];
         let equal = len > 0 && counts.iter().all(|&count| count == len);
-        if equal && k.dtype == v.dtype && known(&cache.k, &k) {
+        if equal && k.dtype == v.dtype && covers(&cache, &k) {
             let cache = owned(cache);
             let tokens = Tokens {
                 queries: None,
@@ -90,7 +97,7 @@ impl SparqBackend for CubeBackend {
                 v: &v,
                 table: None,
             };
-            Launcher::new(&cache.k).append(&tokens, &cache, encode);
+            Launcher::new(&cache.v_sum).append(&tokens, &cache, encode);
             return cache;
         }
         // If burn had to copy a buffer, the copy may have gaps between rows.
@@ -106,9 +113,9 @@ impl SparqBackend for CubeBackend {
         spans: Spans,
         encode: bool,
     ) -> PreparedBuffers<Self> {
-        if q.dtype == k.dtype && q.dtype == v.dtype && known(&cache.k, &q) {
+        if q.dtype == k.dtype && q.dtype == v.dtype && covers(&cache, &q) {
             let cache = owned(cache);
-            let launcher = Launcher::new(&cache.k);
+            let launcher = Launcher::new(&cache.v_sum);
             let table = match &rotary {
                 RotaryBuffers::None => None,
                 RotaryBuffers::Table(table) => Some(table),
@@ -130,7 +137,7 @@ impl SparqBackend for CubeBackend {
         mark: Spans,
         spans: Spans,
     ) -> RolledBackBuffers<Self> {
-        if !known(&cache.k, &cache.v) || moves.dtype != DType::U32 {
+        if !covers(&cache, &sum) || moves.dtype != DType::U32 {
             let back = fallback::roll_back(cache, sum, mark, spans);
             return RolledBackBuffers {
                 cache: contiguous(back.cache),
@@ -138,7 +145,7 @@ impl SparqBackend for CubeBackend {
             };
         }
         let (cache, sum) = (owned(cache), own(sum));
-        Launcher::new(&cache.k).roll_back(&cache, &sum, &moves);
+        Launcher::new(cache.k.elements()).roll_back(&cache, &sum, &moves);
         RolledBackBuffers { cache, sum }
     }
 
@@ -147,31 +154,39 @@ impl SparqBackend for CubeBackend {
         spans: Spans,
         sequence: usize,
     ) -> CacheBuffers<Self> {
-        if !known(&cache.k, &cache.k) || spans.end[sequence] == 0 {
+        if !covers(&cache, &cache.v_sum) || spans.end[sequence] == 0 {
             return contiguous(fallback::range_sketch(cache, spans, sequence));
         }
         let cache = owned(cache);
-        Launcher::new(&cache.k).range_sketch(&cache, &spans, sequence);
+        Launcher::new(&cache.v_sum).range_sketch(&cache, &spans, sequence);
         cache
     }
 
     fn causal_attention(
         q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        k: RowBuffers<Self>,
+        v: RowBuffers<Self>,
         device_spans: IntTensor<Self>,
         spans: Spans,
         window: Option<usize>,
         softcap: Option<f64>,
     ) -> FloatTensor<Self> {
-        let launcher = Launcher::new(&k);
-        let types = v.dtype == k.dtype && device_spans.dtype == DType::U32;
+        let launcher = Launcher::new(&q);
+        let types = v.elements().dtype == k.elements().dtype && device_spans.dtype == DType::U32;
         let bound = spans.longest();
-        let planned = types.then(|| causal_step(&launcher, [&q, &k], bound, window, softcap));
-        let Some((problem, step)) = planned.flatten() else {
+        let planned = types.then(|| causal_step(&launcher, &q, &k, bound, window, softcap));
+        let Some((mut problem, step)) = planned.flatten() else {
             return fallback::causal_attention::<Self>(q, k, v, spans, window, softcap);
         };
-        let [k, v, device_spans] = [k, v, device_spans].map(into_contiguous);
+        let len = bound.next_multiple_of(64).min(problem.sizes.capacity);
+        if k.is_coded() {
+            problem.sizes.capacity = len;
+        }
+        let [k, v] = [k, v].map(|rows| {
+            let rows = rows.map(into_contiguous, into_contiguous);
+            launcher.in_floats(rows, len, problem.dtype)
+        });
+        let device_spans = into_contiguous(device_spans);
         let buffers = PrefillBuffers {
             q: &q,
             k: &k,
@@ -189,7 +204,7 @@ impl SparqBackend for CubeBackend {
         if !attends(&cache, &q) {
             return fallback::dense_decode(q, cache, spans);
         }
-        Launcher::new(&cache.k).dense(&q, &contiguous(cache), spans.longest())
+        Launcher::new(&cache.v_sum).dense(&q, &contiguous(cache), spans.longest())
     }
 
     fn sparq_decode(
@@ -302,11 +317,12 @@ fn decode_until(
         return fallback::sparq_decode(q, cache, spans, config);
     }
     let cache = contiguous(cache);
-    let launcher = Launcher::new(&cache.k);
+    let launcher = Launcher::new(&cache.v_sum);
     let problem = SparqProblem {
         config: &config,
-        sizes: Sizes::new(q.shape()[1], &cache.k),
-        dtype: cache.k.dtype,
+        sizes: cache.k.sizes(q.shape()[1]),
+        dtype: cache.k.elements().dtype,
+        sketch: sketch_type(&cache.sketch),
         bound: spans.longest(),
         trace,
         until,
@@ -337,22 +353,40 @@ pub(crate) fn takes_lengths_from_device(
     cache: &CacheTensors,
     config: Option<&SparqConfig>,
 ) -> bool {
-    let primitive = |tensor: &Tensor<4>| tensor.clone().try_into_primitive::<CubeBackend>().ok();
-    let (Some(q), Some(k)) = (primitive(q), primitive(&cache.k)) else {
+    let Some((q, cache)) = primitives(q, cache) else {
         return false;
     };
+    let sizes = cache.k.sizes(q.shape()[1]);
     let fits = |config| {
         let problem = SparqProblem {
             config,
-            sizes: Sizes::new(q.shape()[1], &k),
-            dtype: k.dtype,
-            bound: k.shape()[2],
+            sizes,
+            dtype: cache.k.elements().dtype,
+            sketch: sketch_type(&cache.sketch),
+            bound: sizes.capacity,
             trace: true,
             until: Until::Output,
         };
-        SparqStep::new(&problem, &Launcher::new(&k).info).is_some()
+        SparqStep::new(&problem, &Launcher::new(&q).info).is_some()
     };
-    known(&k, &q) && cache.softcap.is_none() && config.is_none_or(fits)
+    attends(&cache, &q) && config.is_none_or(fits)
+}
+
+/// Returns a query and a cache as primitives, unless they are on another backend.
+fn primitives(
+    q: &Tensor<4>,
+    cache: &CacheTensors,
+) -> Option<(CubeTensor, CacheBuffers<CubeBackend>)> {
+    let q = q.clone().try_into_primitive::<CubeBackend>().ok()?;
+    Some((q, lower(cache.clone())))
+}
+
+/// Returns the type of a full sketch, or of the words of codes.
+fn sketch_type(sketch: &SketchBuffers<CubeBackend>) -> DType {
+    match sketch {
+        SketchBuffers::Full(kt) => kt.dtype,
+        _ => DType::U32,
+    }
 }
 
 /// As [`takes_lengths_from_device`], for causal attention.
@@ -362,26 +396,31 @@ pub(crate) fn causal_takes_lengths_from_device(
     window: Option<usize>,
     softcap: Option<f64>,
 ) -> bool {
-    let primitive = |tensor: &Tensor<4>| tensor.clone().try_into_primitive::<CubeBackend>().ok();
-    let (Some(q), Some(k)) = (primitive(q), primitive(&cache.k)) else {
+    let Some((q, cache)) = primitives(q, cache) else {
         return false;
     };
-    let bound = k.shape()[2];
-    causal_step(&Launcher::new(&k), [&q, &k], bound, window, softcap).is_some()
+    let (launcher, bound) = (Launcher::new(&q), cache.k.sizes(1).capacity);
+    causal_step(&launcher, &q, &cache.k, bound, window, softcap).is_some()
 }
 
 /// Plans causal attention of queries [B, H, T, d] over at most `bound` positions; `None` if the
 /// kernels do not cover it.
 fn causal_step(
     launcher: &Launcher,
-    [q, k]: [&CubeTensor; 2],
+    q: &CubeTensor,
+    k: &Rows,
     bound: usize,
     window: Option<usize>,
     softcap: Option<f64>,
 ) -> Option<(PrefillProblem, PrefillStep)> {
     let problem = PrefillProblem {
-        sizes: Sizes::new(q.shape()[1], k),
-        dtype: k.dtype,
+        sizes: k.sizes(q.shape()[1]),
+        // Codes become floats of the queries' type.
+        dtype: if k.is_coded() {
+            q.dtype
+        } else {
+            k.elements().dtype
+        },
         len: q.shape()[2],
         bound,
         window,
@@ -412,13 +451,21 @@ pub(crate) fn read_while<T>(
 
 /// Returns whether the kernels cover attention over these buffers.
 fn attends(cache: &CacheBuffers<CubeBackend>, q: &CubeTensor) -> bool {
-    known(&cache.k, q) && cache.softcap.is_none()
+    covers(cache, q) && cache.softcap.is_none()
+}
+
+/// Returns whether the kernels cover the types and the head dimension of a cache, and the type of
+/// another tensor.
+fn covers(cache: &CacheBuffers<CubeBackend>, other: &CubeTensor) -> bool {
+    let same = cache.k.elements().dtype == cache.v.elements().dtype;
+    same && known(&cache.k, other)
 }
 
 /// Returns whether the kernels cover the types and the head dimension.
-fn known(k: &CubeTensor, other: &CubeTensor) -> bool {
+fn known(k: &Rows, other: &CubeTensor) -> bool {
     let known = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-    known(k.dtype) && known(other.dtype) && k.meta.shape()[3].is_multiple_of(4)
+    let rows = k.is_coded() || known(k.elements().dtype);
+    rows && known(other.dtype) && k.sizes(1).head_dim.is_multiple_of(4)
 }
 
 /// Returns the buffers in the contiguous layout that the kernels index.

@@ -1,9 +1,10 @@
-//! Tests on the GPUs of this build: an append writes in place, linear layers, causal attention and
-//! top-k.
+//! Tests on the GPUs of this build: an append writes in place, linear layers, causal attention,
+//! rows in codes, and top-k.
 
 mod linear;
 mod packed;
 mod prefill;
+mod rows;
 mod topk;
 
 use burn::tensor::{Device, FloatDType, Tensor};
@@ -11,8 +12,8 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
 use crate::ops::primitive::lower;
-use crate::ops::{CacheBuffers, SketchBuffers};
-use crate::{KvCache, KvCacheConfig, Method, Sketch, SparqConfig};
+use crate::ops::{CacheBuffers, RowBuffers, SketchBuffers};
+use crate::{KvCache, KvCacheConfig, Method, RowFormat, Sketch, SparqConfig};
 
 /// Returns the runtime's number of each buffer's memory; the spans come last.
 fn memory(cache: &KvCache) -> Vec<usize> {
@@ -24,7 +25,14 @@ fn memory(cache: &KvCache) -> Vec<usize> {
         sketch,
         ..
     } = lower::<CubeBackend>(cache.tensors().clone());
-    let mut all = vec![k, v, v_sum];
+    let mut all = Vec::new();
+    for rows in [k, v] {
+        match rows {
+            RowBuffers::Float(rows) => all.push(rows),
+            RowBuffers::Int8 { codes, scale } => all.extend([codes, scale]),
+        }
+    }
+    all.push(v_sum);
     match sketch {
         SketchBuffers::None => {}
         SketchBuffers::Full(kt) => all.push(kt),
@@ -57,10 +65,15 @@ fn append_writes_in_place() {
         Some(Sketch::Bits4),
     ];
     for device in devices() {
-        for sketch in sketches {
+        let formats = [RowFormat::Float, RowFormat::Int8];
+        for (sketch, rows) in sketches
+            .iter()
+            .flat_map(|sketch| formats.map(|rows| (*sketch, rows)))
+        {
             let config = KvCacheConfig::new(2, kv_heads, head_dim)
                 .with_capacity(256)
                 .with_dtype(FloatDType::F32)
+                .with_rows(rows)
                 .with_sketch(sketch);
             let some = |len| Tensor::<4>::ones([2, kv_heads, len, head_dim], &device);
             let mut cache = config.init(&device).unwrap();
@@ -81,7 +94,7 @@ fn append_writes_in_place() {
                 assert_eq!(
                     before[..kept],
                     after[..kept],
-                    "{device:?} {sketch:?} {counts:?}"
+                    "{device:?} {sketch:?} {rows} {counts:?}"
                 );
                 method.decode(some(1).repeat_dim(1, 2), &mut cache).unwrap();
                 assert_eq!(

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::element::Element;
+use super::element::{Row, RowElement, Rows};
 use super::online_softmax::{OnlineSoftmax, bound, exp};
 use super::simd::{CACHE_LINE, Kernel, Level, Simd};
 
@@ -72,16 +72,16 @@ pub(super) struct Attend<'a, T> {
     /// The queries over sqrt(d), padded with zeros, [g, width].
     pub(super) q: &'a [f32],
     /// [S_max, d].
-    pub(super) keys: &'a [T],
+    pub(super) keys: Rows<'a, T>,
     /// [S_max, d].
-    pub(super) values: &'a [T],
+    pub(super) values: Rows<'a, T>,
     pub(super) dim: usize,
     /// d rounded up to whole vectors.
     pub(super) width: usize,
     pub(super) softcap: Option<f32>,
 }
 
-impl<T: Element> Attend<'_, T> {
+impl<T: RowElement> Attend<'_, T> {
     /// Returns the softmax state over the given positions.
     pub(super) fn over(&self, level: Level, positions: impl Positions) -> OnlineSoftmax {
         let mut state = OnlineSoftmax::new(self.q.len() / self.width, self.width);
@@ -107,7 +107,7 @@ struct AttendKernel<'a, T, P> {
     state: &'a mut OnlineSoftmax,
 }
 
-impl<T: Element, P: Positions> Kernel for AttendKernel<'_, T, P> {
+impl<T: RowElement, P: Positions> Kernel for AttendKernel<'_, T, P> {
     type Output = ();
 
     #[inline(always)]
@@ -120,8 +120,8 @@ impl<T: Element, P: Positions> Kernel for AttendKernel<'_, T, P> {
         }
         for index in (0..P::AHEAD).step_by(ROWS) {
             let starts = self.starts(index);
-            self.prefetch(simd, self.attend.keys, starts);
-            self.prefetch(simd, self.attend.values, starts);
+            self.prefetch(simd, self.attend.keys.elements, starts);
+            self.prefetch(simd, self.attend.values.elements, starts);
         }
         let mut first = 0;
         while first < self.positions.count() {
@@ -198,11 +198,10 @@ macro_rules! for_heads {
 }
 pub(super) use for_heads;
 
-impl<T: Element, P: Positions> AttendKernel<'_, T, P> {
+impl<T: RowElement, P: Positions> AttendKernel<'_, T, P> {
     #[inline(always)]
-    fn row<'r>(&self, rows: &'r [T], index: usize) -> &'r [T] {
-        let at = self.positions.at(index) * self.attend.dim;
-        &rows[at..at + self.attend.dim]
+    fn row<'r>(&self, rows: Rows<'r, T>, index: usize) -> Row<'r, T> {
+        rows.row(self.positions.at(index))
     }
 
     /// Returns the offsets of the four rows from `index` on. Past the end, repeats the last row's.
@@ -256,7 +255,7 @@ impl<T: Element, P: Positions> AttendKernel<'_, T, P> {
             ];
             let ahead = self.starts(first + P::AHEAD);
             if !P::SCATTERED {
-                self.prefetch(simd, self.attend.keys, ahead);
+                self.prefetch(simd, self.attend.keys.elements, ahead);
             }
             let logits = &mut logits[first - block.start..];
             for_heads!(S, heads, |head, HEADS| self
@@ -271,7 +270,7 @@ impl<T: Element, P: Positions> AttendKernel<'_, T, P> {
     fn dots<S: Simd, const HEADS: usize>(
         &self,
         simd: S,
-        rows: [&[T]; ROWS],
+        rows: [Row<'_, T>; ROWS],
         ahead: [usize; ROWS],
         head: usize,
         logits: &mut [f32],
@@ -282,11 +281,11 @@ impl<T: Element, P: Positions> AttendKernel<'_, T, P> {
         let mut at = 0;
         while at + S::LANES <= dim {
             if head == 0 {
-                self.prefetch_lines(simd, self.attend.keys, ahead, at);
+                self.prefetch_lines(simd, self.attend.keys.elements, ahead, at);
             }
             let mut keys = [simd.splat(0.0); ROWS];
             for i in 0..ROWS {
-                keys[i] = T::load(simd, &rows[i][at..at + S::LANES]);
+                keys[i] = rows[i].load(simd, at);
             }
             for h in 0..HEADS {
                 let q = simd.load(&q[h * width + at..]);
@@ -298,10 +297,10 @@ impl<T: Element, P: Positions> AttendKernel<'_, T, P> {
         }
         if at < dim {
             if head == 0 {
-                self.prefetch_lines(simd, self.attend.keys, ahead, at);
+                self.prefetch_lines(simd, self.attend.keys.elements, ahead, at);
             }
             for i in 0..ROWS {
-                let keys = T::load_partial(simd, &rows[i][at..]);
+                let keys = rows[i].load_partial(simd, at);
                 for h in 0..HEADS {
                     dots[h][i] = simd.mul_add(simd.load(&q[h * width + at..]), keys, dots[h][i]);
                 }
@@ -341,7 +340,7 @@ impl<T: Element, P: Positions> AttendKernel<'_, T, P> {
             ];
             let ahead = self.starts(first + P::AHEAD);
             if !P::SCATTERED {
-                self.prefetch(simd, self.attend.values, ahead);
+                self.prefetch(simd, self.attend.values.elements, ahead);
             }
             let weights = &weights[first - block.start..];
             let values = Values { rows, weights };
@@ -381,14 +380,14 @@ impl<T: Element, P: Positions> AttendKernel<'_, T, P> {
         let mut at = 0;
         while at < dim {
             if head == 0 && COUNT == ROWS {
-                self.prefetch_lines(simd, self.attend.values, ahead, at);
+                self.prefetch_lines(simd, self.attend.values.elements, ahead, at);
             }
             let mut values = [simd.splat(0.0); COUNT];
             for i in 0..COUNT {
                 values[i] = if at + S::LANES <= dim {
-                    T::load(simd, &rows[i][at..at + S::LANES])
+                    rows[i].load(simd, at)
                 } else {
-                    T::load_partial(simd, &rows[i][at..])
+                    rows[i].load_partial(simd, at)
                 };
             }
             for h in 0..HEADS {
@@ -406,6 +405,6 @@ impl<T: Element, P: Positions> AttendKernel<'_, T, P> {
 
 /// V rows and their weights, those of head h from `h * BLOCK` on.
 struct Values<'a, T, const COUNT: usize> {
-    rows: [&'a [T]; COUNT],
+    rows: [Row<'a, T>; COUNT],
     weights: &'a [f32],
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::attend::{Attend, Positions, Span};
-use super::element::Element;
+use super::element::{RowElement, Rows};
 use super::online_softmax::OnlineSoftmax;
 use super::query::{Columns, Query};
 use super::score::{GroupKeys, ScoreBlock, Scores};
@@ -20,9 +20,9 @@ pub(super) struct Problem<'a, T> {
     /// [B, H, d].
     pub(super) q: &'a [f32],
     /// [B, H_kv, S_max, d].
-    pub(super) keys: &'a [T],
+    pub(super) keys: Rows<'a, T>,
     /// [B, H_kv, S_max, d].
-    pub(super) values: &'a [T],
+    pub(super) values: Rows<'a, T>,
     pub(super) spans: &'a Spans,
     pub(super) kv_heads: usize,
     pub(super) group: usize,
@@ -41,12 +41,12 @@ pub(super) struct Output {
     pub(super) alpha: Vec<f32>,
 }
 
-impl<T: Element> Problem<'_, T> {
+impl<T: RowElement> Problem<'_, T> {
     /// Returns dense attention, [B, H, d].
     pub(super) fn dense(&self) -> Vec<f32> {
         let heads = self.batch_heads();
         let mut output = vec![0.0; heads * self.group * self.dim];
-        let bytes = self.valid() * self.kv_heads * 2 * self.dim * size_of::<T>();
+        let bytes = self.valid() * self.kv_heads * 2 * self.keys.row_bytes();
         let spans: Vec<Span> = (0..heads)
             .map(|head| self.span(head))
             .map(|(start, end)| Span(start, end))
@@ -70,7 +70,7 @@ impl<T: Element> Problem<'_, T> {
             alpha: vec![0.0; heads * self.group],
         };
         let scored = config.rank * size_of::<C::Cell>() / C::POSITIONS;
-        let attended = heads * k * 2 * self.dim * size_of::<T>();
+        let attended = heads * k * 2 * self.keys.row_bytes();
         let threads = Threads::new(heads, self.valid() * self.kv_heads * scored + attended);
         let needs_alpha = traced || config.mean_value.applies(self.group);
         let step = SparqStep {
@@ -136,12 +136,11 @@ impl<T: Element> Problem<'_, T> {
         threads.for_each(
             parts.iter().zip(&mut states).collect(),
             |(&(head, part), state)| {
-                let matrix = (first + head) * self.capacity * dim;
-                let matrix = matrix..matrix + self.capacity * dim;
+                let matrix = (first + head) * self.capacity;
                 let attend = Attend {
                     q: &q[head * group * width..(head + 1) * group * width],
-                    keys: &self.keys[matrix.clone()],
-                    values: &self.values[matrix],
+                    keys: self.keys.part(matrix, self.capacity),
+                    values: self.values.part(matrix, self.capacity),
                     dim,
                     width,
                     softcap: self.softcap,
@@ -238,7 +237,7 @@ impl<C: Storage> Scored<'_, C> {
     }
 }
 
-impl<T: Element, C: Storage> SparqStep<'_, T, C> {
+impl<T: RowElement, C: Storage> SparqStep<'_, T, C> {
     /// Runs all stages for some batch heads, each stage for all of them.
     fn run(&self, heads: Heads<'_>, threads: Threads, scratch: &mut Scratch) {
         let Heads {

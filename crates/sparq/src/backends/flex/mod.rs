@@ -51,7 +51,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData, bf16, f16};
 
 use self::decode::{Output, Problem};
-use self::element::Element;
+use self::element::{Element, RowElement, Rows};
 use self::prefill::Prefill;
 use self::simd::Level;
 use self::sketch::{Codes4, Codes8, Full, KeySketch};
@@ -60,7 +60,7 @@ use crate::ops::fallback;
 use crate::ops::primitive::Primitive;
 use crate::ops::{
     BlockFormat, CacheBuffers, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers,
-    RotaryBuffers, SketchBuffers, Spans, SparqBackend, SparqOutputBuffers,
+    RotaryBuffers, RowBuffers, SketchBuffers, Spans, SparqBackend, SparqOutputBuffers,
 };
 
 /// Evaluates an expression with a type alias for the cache's element type. Returns `None` for a
@@ -85,6 +85,36 @@ macro_rules! with_element {
     };
 }
 
+/// Evaluates an expression with K and V as [`Rows`](element::Rows). Returns `None` for types that
+/// the kernels do not support.
+macro_rules! with_rows {
+    ($k:expr, $v:expr, |$rows:ident| $value:expr) => {
+        match ($k, $v) {
+            (RowBuffers::Float(k), RowBuffers::Float(v)) => with_element!(k.dtype(), T => {
+                let rows = float_rows::<T>(k).zip(float_rows::<T>(v));
+                rows.and_then(|(k, v)| {
+                    let $rows = [k, v];
+                    $value
+                })
+            }),
+            (
+                RowBuffers::Int8 { codes, scale },
+                RowBuffers::Int8 {
+                    codes: v_codes,
+                    scale: v_scale,
+                },
+            ) => {
+                let rows = code_rows(codes, scale).zip(code_rows(v_codes, v_scale));
+                rows.and_then(|(k, v)| {
+                    let $rows = [k, v];
+                    $value
+                })
+            }
+            _ => None,
+        }
+    };
+}
+
 impl SparqBackend for Flex {
     fn append(
         mut cache: CacheBuffers<Self>,
@@ -94,22 +124,24 @@ impl SparqBackend for Flex {
         counts: Vec<usize>,
         encode: bool,
     ) -> CacheBuffers<Self> {
-        let dtype = cache.k.dtype();
-        if spans.longest() == 0 && cache.v.dtype() == dtype {
+        let Some((dtype, of_tokens)) = types(&cache) else {
+            return fallback::append(cache, k, v, spans, counts, encode);
+        };
+        if spans.longest() == 0 {
             with_element!(dtype, T => {
                 pages::advise_large::<T>(&mut cache);
                 Some(())
             });
         }
-        let few = k.layout().shape()[2] <= append::FEW;
-        let done = few && cache.v.dtype() == dtype && {
-            let (k, v) = (cast(k.clone(), dtype), cast(v.clone(), dtype));
-            with_element!(dtype, T => T::slice(&k).zip(T::slice(&v)).map(|(k, v)| {
-                append::append_few(&mut cache, k, v, &spans, &counts, encode)
-            }))
-            .unwrap_or(false)
-        };
-        if done {
+        let codes = matches!(cache.k, RowBuffers::Int8 { .. });
+        let few = codes || k.layout().shape()[2] <= append::FEW;
+        let done = few.then(|| {
+            let [k, v] = [&k, &v].map(|tokens| cast(tokens.clone(), of_tokens));
+            with_element!(dtype, T => {
+                append::append_few::<T>(&mut cache, [&k, &v], &spans, &counts, encode)
+            })
+        });
+        if done.flatten().is_some() {
             let grown = spans.grown(&counts);
             if !append::set_spans(&mut cache.spans, &grown) {
                 let device = Self::float::<4>(k).device();
@@ -144,18 +176,19 @@ impl SparqBackend for Flex {
 
     fn causal_attention(
         q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        k: RowBuffers<Self>,
+        v: RowBuffers<Self>,
         _device_spans: IntTensor<Self>,
         spans: Spans,
         window: Option<usize>,
         softcap: Option<f64>,
     ) -> FloatTensor<Self> {
-        let [k, v] = [k, v].map(|rows| rows.to_contiguous());
+        let [k, v] =
+            [k, v].map(|rows| rows.map(|float| float.to_contiguous(), |int| int.to_contiguous()));
         let found = match q.dtype() {
             DType::F64 => None,
-            _ => with_element!(k.dtype(), T => {
-                causal::<T>(Level::detect(), &q, [&k, &v], &spans, window, softcap)
+            _ => with_rows!(&k, &v, |rows| {
+                causal(Level::detect(), &q, rows, &spans, window, softcap)
             }),
         };
         match found {
@@ -170,8 +203,7 @@ impl SparqBackend for Flex {
         spans: Spans,
     ) -> FloatTensor<Self> {
         let cache = contiguous(cache);
-        let found =
-            with_element!(cache.k.dtype(), T => dense::<T>(Level::detect(), &q, &cache, &spans));
+        let found = dense(Level::detect(), &q, &cache, &spans);
         match found {
             Some(output) => like(&q, output),
             None => fallback::dense_decode(q, cache, spans),
@@ -186,13 +218,11 @@ impl SparqBackend for Flex {
         trace: bool,
     ) -> SparqOutputBuffers<Self> {
         let cache = contiguous(cache);
-        let found = with_element!(cache.k.dtype(), T => {
-            sparq::<T>(Level::detect(), &q, &cache, &spans, &config, trace)
-        });
+        let found = sparq(Level::detect(), &q, &cache, &spans, &config, trace);
         let (batch, heads) = (q.layout().shape()[0], q.layout().shape()[1]);
         match found {
             Some(found) => {
-                let kv_heads = cache.k.layout().shape()[1];
+                let kv_heads = cache.v_sum.layout().shape()[1];
                 let kept = found.positions.len() / (batch * kv_heads).max(1);
                 let device = Self::float::<4>(q.clone()).device();
                 let positions = TensorData::new(found.positions, [batch, kv_heads, kept]);
@@ -282,30 +312,69 @@ fn rotate(x: FloatTensor<Flex>, table: &FloatTensor<Flex>, spans: &Spans) -> Flo
     })
 }
 
+/// Returns the type of a cache and that of tokens to append, or `None` if K and V differ in type.
+fn types(cache: &CacheBuffers<Flex>) -> Option<(DType, DType)> {
+    match (&cache.k, &cache.v) {
+        (RowBuffers::Float(k), RowBuffers::Float(v)) if k.dtype() == v.dtype() => {
+            Some((k.dtype(), k.dtype()))
+        }
+        (RowBuffers::Int8 { .. }, RowBuffers::Int8 { .. }) => match &cache.sketch {
+            SketchBuffers::Full(kt) => Some((kt.dtype(), DType::F32)),
+            _ => Some((DType::F32, DType::F32)),
+        },
+        _ => None,
+    }
+}
+
+/// Returns rows in floats if they are contiguous and of this type.
+fn float_rows<T: Element>(rows: &FloatTensor<Flex>) -> Option<Rows<'_, T>> {
+    let [_, kv_heads, capacity, dim] = rows.layout().shape().dims::<4>();
+    Some(Rows {
+        elements: T::slice(rows)?,
+        scales: &[],
+        kv_heads,
+        capacity,
+        dim,
+    })
+}
+
+/// Returns rows in codes if they are contiguous.
+fn code_rows<'a>(codes: &'a IntTensor<Flex>, scale: &'a FloatTensor<Flex>) -> Option<Rows<'a, u8>> {
+    let (start, end) = codes.layout().contiguous_offsets()?;
+    // The first code of a word is its lowest byte.
+    let bytes = codes.dtype() == DType::U32 && cfg!(target_endian = "little");
+    let [_, kv_heads, capacity, words] = codes.layout().shape().dims::<4>();
+    Some(Rows {
+        elements: bytes.then(|| &codes.bytes()[4 * start..4 * end])?,
+        scales: f32::slice(scale)?,
+        kv_heads,
+        capacity,
+        dim: 4 * words,
+    })
+}
+
 /// Returns causal attention, [B, H, T, d], or `None` if the kernels do not support the buffers.
-fn causal<T: Element>(
+fn causal<T: RowElement>(
     level: Level,
     q: &FloatTensor<Flex>,
-    [k, v]: [&FloatTensor<Flex>; 2],
+    [keys, values]: [Rows<'_, T>; 2],
     spans: &Spans,
     window: Option<usize>,
     softcap: Option<f64>,
 ) -> Option<Vec<f32>> {
-    let (of_q, of_k) = (q.layout().shape(), k.layout().shape());
-    let (heads, len, kv_heads) = (of_q[1], of_q[2], of_k[1]);
-    let (capacity, dim) = (of_k[2], of_k[3]);
+    let [_, heads, len, dim] = q.layout().shape().dims::<4>();
     let q = cast(q.clone(), DType::F32);
     let prefill = Prefill {
         level,
         q: f32::slice(&q)?,
-        keys: T::slice(k)?,
-        values: T::slice(v)?,
+        keys,
+        values,
         spans,
         window,
-        kv_heads,
-        group: heads / kv_heads,
+        kv_heads: keys.kv_heads,
+        group: heads / keys.kv_heads,
         len,
-        capacity,
+        capacity: keys.capacity,
         dim,
         softcap: softcap.map(|bound| bound as f32),
     };
@@ -313,18 +382,20 @@ fn causal<T: Element>(
 }
 
 /// Returns dense attention, [B, H, d], or `None` if the kernels do not support the buffers.
-fn dense<T: Element>(
+fn dense(
     level: Level,
     q: &FloatTensor<Flex>,
     cache: &CacheBuffers<Flex>,
     spans: &Spans,
 ) -> Option<Vec<f32>> {
     let q = cast(q.clone(), DType::F32);
-    Some(problem::<T>(level, &q, cache, spans)?.dense())
+    with_rows!(&cache.k, &cache.v, |rows| {
+        Some(problem(level, &q, rows, cache, spans)?.dense())
+    })
 }
 
 /// Runs a SparQ step. Returns `None` if the kernels do not support the buffers.
-fn sparq<T: Element>(
+fn sparq(
     level: Level,
     q: &FloatTensor<Flex>,
     cache: &CacheBuffers<Flex>,
@@ -333,15 +404,28 @@ fn sparq<T: Element>(
     traced: bool,
 ) -> Option<Output> {
     let q = cast(q.clone(), DType::F32);
-    let problem = problem::<T>(level, &q, cache, spans)?;
+    with_rows!(&cache.k, &cache.v, |rows| {
+        let problem = problem(level, &q, rows, cache, spans)?;
+        select(&problem, cache, spans, config, traced)
+    })
+}
+
+/// Runs a SparQ step on the sketch of a cache.
+fn select<T: RowElement>(
+    problem: &Problem<'_, T>,
+    cache: &CacheBuffers<Flex>,
+    spans: &Spans,
+    config: &SparqConfig,
+    traced: bool,
+) -> Option<Output> {
     let k = config.top_k.min(spans.longest());
     let v_sum = f32::slice(&cache.v_sum)?;
     match &cache.sketch {
         SketchBuffers::None => None,
-        SketchBuffers::Full(kt) => {
-            let sketch = KeySketch::<Full<T>>::new(T::slice(kt)?, None, v_sum);
+        SketchBuffers::Full(kt) => with_element!(kt.dtype(), C => {
+            let sketch = KeySketch::<Full<C>>::new(C::slice(kt)?, None, v_sum);
             Some(problem.sparq(&sketch, config, k, traced))
-        }
+        }),
         SketchBuffers::Codes {
             bits, codes, scale, ..
         } => {
@@ -359,24 +443,24 @@ fn sparq<T: Element>(
     }
 }
 
-/// Returns the buffers as slices, or `None` if their types differ from each other.
-fn problem<'a, T: Element>(
+/// Returns a step on these rows; `None` if the query is not contiguous.
+fn problem<'a, T: RowElement>(
     level: Level,
     q: &'a FloatTensor<Flex>,
-    cache: &'a CacheBuffers<Flex>,
+    [keys, values]: [Rows<'a, T>; 2],
+    cache: &CacheBuffers<Flex>,
     spans: &'a Spans,
 ) -> Option<Problem<'a, T>> {
-    let shape = cache.k.layout().shape();
-    let (kv_heads, capacity, dim) = (shape[1], shape[2], shape[3]);
+    let [_, heads, _, dim] = q.layout().shape().dims::<4>();
     Some(Problem {
         level,
         q: f32::slice(q)?,
-        keys: T::slice(&cache.k)?,
-        values: T::slice(&cache.v)?,
+        keys,
+        values,
         spans,
-        kv_heads,
-        group: q.layout().shape()[1] / kv_heads,
-        capacity,
+        kv_heads: keys.kv_heads,
+        group: heads / keys.kv_heads,
+        capacity: keys.capacity,
         dim,
         softcap: cache.softcap.map(|bound| bound as f32),
     })

@@ -5,16 +5,23 @@ use burn::backend::Flex;
 use burn::tensor::DType;
 
 use super::element::Element;
-use crate::ops::{CacheBuffers, SketchBuffers};
+use crate::ops::{CacheBuffers, RowBuffers, SketchBuffers};
 
 /// Smaller buffers are left alone.
 const MIN_BYTES: usize = 1 << 18;
 
-/// Asks the system to back the buffers of an empty cache with large pages. Only speed depends on
-/// the answer.
+/// Asks the system to back the buffers of an empty cache in type T with large pages. Only speed
+/// depends on the answer.
 pub(super) fn advise_large<T: Element>(cache: &mut CacheBuffers<Flex>) {
-    advise(T::storage_mut(&mut cache.k));
-    advise(T::storage_mut(&mut cache.v));
+    for rows in [&mut cache.k, &mut cache.v] {
+        match rows {
+            RowBuffers::Float(rows) => advise(T::storage_mut(rows)),
+            RowBuffers::Int8 { codes, scale } => {
+                advise(codes.storage_mut::<u32>());
+                advise(f32::storage_mut(scale));
+            }
+        }
+    }
     match &mut cache.sketch {
         SketchBuffers::None => {}
         SketchBuffers::Full(kt) if T::slice(kt).is_some() => advise(T::storage_mut(kt)),

@@ -9,7 +9,7 @@ mod panel;
 use std::ops::Range;
 
 use self::panel::{BLOCK, KeyBlock, Panel};
-use super::element::Element;
+use super::element::{self, RowElement};
 use super::online_softmax::OnlineSoftmax;
 use super::simd::{Level, MAX_LANES};
 use super::threads::Threads;
@@ -29,9 +29,9 @@ pub(super) struct Prefill<'a, T> {
     /// [B, H, T, d].
     pub(super) q: &'a [f32],
     /// [B, H_kv, S_max, d].
-    pub(super) keys: &'a [T],
+    pub(super) keys: element::Rows<'a, T>,
     /// [B, H_kv, S_max, d].
-    pub(super) values: &'a [T],
+    pub(super) values: element::Rows<'a, T>,
     /// The spans with the queries.
     pub(super) spans: &'a Spans,
     pub(super) window: Option<usize>,
@@ -52,7 +52,7 @@ struct Tile<'a> {
     outputs: Vec<&'a mut [f32]>,
 }
 
-impl<T: Element> Prefill<'_, T> {
+impl<T: RowElement> Prefill<'_, T> {
     /// Returns the attention, [B, H, T, d].
     pub(super) fn attend(&self) -> Vec<f32> {
         let mut output = vec![0.0; self.q.len()];
@@ -67,7 +67,7 @@ impl<T: Element> Prefill<'_, T> {
         let scores: usize = tiles.iter().map(|tile| self.scores(tile)).sum();
         // A thread multiplies with about eight rows in the time that a decode step needs to read
         // the element.
-        let bytes = scores * self.dim * size_of::<T>() / 8;
+        let bytes = scores * self.keys.row_bytes() / 8;
         let threads = Threads::new(tiles.len(), bytes);
         match threads.divides_heads() {
             true => self.attend_parts(tiles, threads),
@@ -160,12 +160,11 @@ impl<T: Element> Prefill<'_, T> {
     /// Returns the rows of consecutive queries.
     fn rows(&self, batch_head: usize, queries: Range<usize>) -> Rows<'_, T> {
         let Self { group, dim, .. } = *self;
-        let matrix = batch_head * self.capacity * dim;
-        let matrix = matrix..matrix + self.capacity * dim;
+        let matrix = batch_head * self.capacity;
         Rows {
             q: &self.q[batch_head * group * self.len * dim..],
-            keys: &self.keys[matrix.clone()],
-            values: &self.values[matrix],
+            keys: self.keys.part(matrix, self.capacity),
+            values: self.values.part(matrix, self.capacity),
             queries,
             len: self.len,
             group,
@@ -222,9 +221,9 @@ struct Rows<'a, T> {
     /// The queries from the first head of the group on, [.., T, d].
     q: &'a [f32],
     /// [S_max, d].
-    keys: &'a [T],
+    keys: element::Rows<'a, T>,
     /// [S_max, d].
-    values: &'a [T],
+    values: element::Rows<'a, T>,
     queries: Range<usize>,
     len: usize,
     group: usize,
@@ -233,7 +232,7 @@ struct Rows<'a, T> {
     softcap: Option<f32>,
 }
 
-impl<T: Element> Rows<'_, T> {
+impl<T: RowElement> Rows<'_, T> {
     fn count(&self) -> usize {
         self.queries.len() * self.group
     }

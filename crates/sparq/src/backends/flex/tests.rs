@@ -10,7 +10,7 @@ use super::*;
 use crate::methods::{Components, GroupScore, MeanValue};
 use crate::ops::primitive::lower;
 use crate::ops::reference;
-use crate::{KvCacheConfig, Sketch};
+use crate::{KvCacheConfig, RowFormat, Sketch};
 
 /// Applies a vector function to a slice whose length is a multiple of every vector's.
 macro_rules! apply {
@@ -246,6 +246,10 @@ fn decode_matches_the_reference_on_every_level() {
                         .with_mean_value(MeanValue::Always)
                 };
                 decode_on_every_level(&device, dtype, [2, 2, 1400, dim], group, &config);
+                if dim.is_multiple_of(4) {
+                    let config = config.with_rows(RowFormat::Int8);
+                    decode_on_every_level(&device, dtype, [2, 2, 1400, dim], group, &config);
+                }
             }
         }
     }
@@ -266,6 +270,7 @@ fn decode_on_every_level(
     let cache = KvCacheConfig::new(batch, kv_heads, dim)
         .with_capacity(len)
         .with_dtype(dtype)
+        .with_rows(config.rows)
         .with_sketch(Some(config.sketch))
         // Small enough to bend every logit.
         .with_softcap(group.is_multiple_of(2).then_some(1.5));
@@ -294,12 +299,9 @@ fn decode_on_every_level(
     let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 2e-5);
     for level in Level::all() {
         let case = format!("{level:?} {dtype:?} {shape:?} g {group} {config:?}");
-        let dense =
-            with_element!(buffers.k.dtype(), T => dense::<T>(level, &q, &buffers, spans)).unwrap();
+        let dense = dense(level, &q, &buffers, spans).unwrap();
         assert!(close(&dense, &exact), "{case}");
-        let mut found =
-            with_element!(buffers.k.dtype(), T => sparq::<T>(level, &q, &buffers, spans, config, true))
-                .unwrap();
+        let mut found = sparq(level, &q, &buffers, spans, config, true).unwrap();
         sort(&mut found.positions);
         // Of scores that are equal up to the order of a sum, either may be selected.
         for (head, (found, expected)) in
@@ -361,7 +363,8 @@ fn causal_attention_equals_the_reference() {
             let exact = exact.into_data().try_to_vec::<f32>().unwrap();
             let [q, k, v] = [q, k, v].map(Flex::float_primitive);
             for level in Level::all() {
-                let found = causal::<f32>(level, &q, [&k, &v], &spans, window, softcap).unwrap();
+                let rows = [&k, &v].map(|rows| float_rows::<f32>(rows).unwrap());
+                let found = causal(level, &q, rows, &spans, window, softcap).unwrap();
                 let case = format!("{level:?} T{len} g{group} d{dim} {window:?} {softcap:?}");
                 let close = exact.iter().zip(&found).all(|(a, b)| (a - b).abs() < 2e-5);
                 assert!(close, "{case}");

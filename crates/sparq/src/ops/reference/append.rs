@@ -4,12 +4,12 @@
 
 use std::ops::Range;
 
-use burn::tensor::{FloatDType, Int, IntDType, Tensor};
+use burn::tensor::{DType, FloatDType, Int, IntDType, Tensor};
 
 use super::fill_invalid;
 use crate::attention::rotary::RotaryAngles;
 use crate::cache::buffers::overwrite;
-use crate::ops::{CacheTensors, SketchTensors, Spans};
+use crate::ops::{CacheTensors, RowTensors, SketchTensors, Spans};
 use crate::sketch;
 
 /// Appends keys and values [B, H_kv, T, d], the first `counts[b]` of them to sequence b.
@@ -29,8 +29,6 @@ pub fn append(
     encode: bool,
 ) -> CacheTensors {
     let [batch, _, len, _] = k.dims();
-    let dtype = FloatDType::from(cache.k.dtype());
-    let (k, v) = (k.cast(dtype), v.cast(dtype));
     let uniform = spans.common_end().is_some() && counts.iter().all(|&count| count == len);
     let cache = CacheTensors {
         spans: spans.grown(counts).to_tensor(&k.device()),
@@ -86,10 +84,14 @@ fn append_equal(
     let [_, kv_heads, len, d] = k.dims();
     let at = spans.end[batch.start];
     let to = at + len;
+    let place = [batch.clone(), 0..kv_heads, at..to, 0..d];
+    // From here on, the rows as the cache holds them.
+    let (keys, k) = cache.k.write(place.clone(), k);
+    let (values, v) = cache.v.write(place, v);
 
-    let mut new_values = v.clone().cast(FloatDType::F32);
+    let mut new_values = v.cast(FloatDType::F32);
     if spans.start[batch.clone()].iter().any(|&start| start > at) {
-        let padding = spans.padding(batch.clone(), at..to, &k.device());
+        let padding = spans.padding(batch.clone(), at..to, &keys.device());
         new_values = fill_invalid(new_values, Some(padding.bool_not()), 0.0);
     }
     let channels = [batch.clone(), 0..kv_heads, 0..d];
@@ -99,7 +101,8 @@ fn append_equal(
     let sketch = match cache.sketch {
         SketchTensors::Full(kt) => {
             let columns = [batch.clone(), 0..kv_heads, 0..d, at..to];
-            SketchTensors::Full(kt.slice_assign(columns, k.clone().swap_dims(2, 3)))
+            let k = k.cast(FloatDType::from(kt.dtype()));
+            SketchTensors::Full(kt.slice_assign(columns, k.swap_dims(2, 3)))
         }
         SketchTensors::Codes {
             bits,
@@ -108,8 +111,8 @@ fn append_equal(
             scale,
         } if encode => {
             let of = |range: &Tensor<3>| range.clone().slice(channels.clone());
-            let new = sketch::encode(k.clone(), of(&zero_point), of(&scale), bits);
-            let codes = sketch::write(codes, new, batch.clone(), at, bits);
+            let new = sketch::encode(k, of(&zero_point), of(&scale), bits);
+            let codes = sketch::write(codes, new, batch, at, bits);
             SketchTensors::Codes {
                 bits,
                 codes,
@@ -119,10 +122,9 @@ fn append_equal(
         }
         other => other,
     };
-    let place = [batch, 0..kv_heads, at..to, 0..d];
     CacheTensors {
-        k: cache.k.slice_assign(place.clone(), k),
-        v: cache.v.slice_assign(place, v),
+        k: keys,
+        v: values,
         v_sum: cache.v_sum.slice_assign(channels, sum),
         spans: cache.spans,
         sketch,
@@ -145,10 +147,10 @@ pub fn roll_back(
             let at = mark.end[sequence] + step;
             if at >= mark.start[sequence] {
                 let one = sequence..sequence + 1;
-                let value = cache.v.clone().slice_dim(0, one.clone());
-                let value = value.slice_dim(2, at..at + 1).cast(FloatDType::F32);
-                let new = sum.clone().slice_dim(0, one.clone()) + value.squeeze_dim::<3>(2);
                 let [_, kv_heads, d] = sum.dims();
+                let place = [one.clone(), 0..kv_heads, at..at + 1, 0..d];
+                let value = cache.v.slice(place).cast(FloatDType::F32);
+                let new = sum.clone().slice_dim(0, one.clone()) + value.squeeze_dim::<3>(2);
                 sum = sum.slice_assign([one, 0..kv_heads, 0..d], new);
             }
         }
@@ -178,7 +180,7 @@ pub fn range_sketch(mut cache: CacheTensors, spans: &Spans, sequence: usize) -> 
     let one = sequence..sequence + 1;
     let span = spans.select(one.clone());
     let filled = [one.clone(), 0..kv_heads, 0..span.end[0], 0..d];
-    let keys = cache.k.clone().slice(filled);
+    let keys = cache.k.slice(filled);
     let range = sketch::range(keys.clone(), span.valid(&keys.device()), bits);
     let new = sketch::encode(keys, range.0.clone(), range.1.clone(), bits);
     let channels = [one.clone(), 0..kv_heads, 0..d];
@@ -193,12 +195,12 @@ pub fn range_sketch(mut cache: CacheTensors, spans: &Spans, sequence: usize) -> 
 
 /// Subtracts from the sum of V [B, H_kv, d] the value that the last token pushed out of a window.
 ///
-/// The token was appended to every sequence. Takes V [B, H_kv, S_max, d] and the `spans` after the
+/// The token was appended to every sequence. Takes V and the `spans` after the
 /// append, as [`CacheTensors`] holds them. Writes in place if the sum is not shared. The device
 /// computes the position that leaves, so a captured step can contain this.
 pub fn slide_sum(
     sum: Tensor<3>,
-    v: &Tensor<4>,
+    v: &RowTensors,
     spans: &Tensor<2, Int>,
     window: usize,
 ) -> Tensor<3> {
@@ -208,9 +210,9 @@ pub fn slide_sum(
     let stays = end.clone().lower(start.add_scalar(behind));
     let leaving = (end.clamp_min(behind) - behind).cast(IntDType::I32);
     let shape = [batch, kv_heads, 1, d];
+    let index = leaving.reshape([batch, 1, 1]).expand([batch, kv_heads, 1]);
     let gone = v
-        .clone()
-        .gather(2, leaving.reshape([batch, 1, 1, 1]).expand(shape))
+        .gather(&index)
         .cast(FloatDType::F32)
         // Where no position leaves, another one was read instead.
         .mask_fill(stays.reshape([batch, 1, 1, 1]).expand(shape), 0.0);
@@ -231,7 +233,7 @@ pub fn last_spans(spans: Tensor<2, Int>, window: usize) -> Tensor<2, Int> {
 }
 
 /// Computes the sum of V over the valid positions, [B, H_kv, d].
-pub fn sum_values(v: &Tensor<4>, spans: &Spans) -> Tensor<3> {
+pub fn sum_values(v: &RowTensors, spans: &Spans) -> Tensor<3> {
     // The positions before a window may be many.
     let first = spans.start.iter().copied().min().unwrap_or(0);
     let within = |positions: &[usize]| -> Vec<usize> {
@@ -242,7 +244,11 @@ pub fn sum_values(v: &Tensor<4>, spans: &Spans) -> Tensor<3> {
         start: within(&spans.start),
         end: within(&spans.end),
     };
-    let values = v.clone().slice_dim(2, first..first + spans.longest());
+    if spans.longest() == 0 {
+        let [batch, kv_heads, _, d] = v.dims();
+        return Tensor::zeros([batch, kv_heads, d], (&v.device(), DType::F32));
+    }
+    let values = v.at(first..first + spans.longest());
     let values = values.cast(FloatDType::F32);
     let values = fill_invalid(values, spans.valid(&v.device()), 0.0);
     values.sum_dim(2).squeeze_dim::<3>(2)

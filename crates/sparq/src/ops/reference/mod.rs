@@ -149,8 +149,8 @@ pub(crate) fn select_and_attend(
 
     // Stage 3, exact attention.
     // y = alpha softmax(q . K[i2]^T / sqrt(d)) . V[i2] + (1 - alpha) v_bar.
-    let keys = take_rows(cache.k.clone(), &i2);
-    let values = take_rows(cache.v.clone(), &i2);
+    let keys = cache.k.take(&i2);
+    let values = cache.v.take(&i2);
     let y = attend(q, [keys, values], valid.clone(), cache.softcap);
     let v_bar = cache.v_sum.clone() / spans.counts(&device).clamp_min(1.0);
     let y = if config.mean_value.applies(g) {
@@ -176,10 +176,9 @@ pub fn dense_decode(q: Tensor<4>, cache: &CacheTensors, spans: &Spans) -> Tensor
     let seq_len = spans.longest();
     let valid = spans.valid(&device);
     let valid = valid.map(|valid| valid.expand([batch, kv_heads, seq_len]));
-    let filled = |rows: &Tensor<4>| rows.clone().slice_dim(2, 0..seq_len);
     let y = attend(
         &group(q, kv_heads),
-        [filled(&cache.k), filled(&cache.v)],
+        [cache.k.at(0..seq_len), cache.v.at(0..seq_len)],
         valid,
         cache.softcap,
     );

@@ -84,7 +84,11 @@ impl Head {
 fn heads(cache: &KvCache, q: &Tensor<4>, dtype: FloatDType) -> Vec<Head> {
     let [batch, kv_heads, capacity, dim] = cache.tensors().k.dims();
     let group = q.dims()[1] / kv_heads;
-    let (q, k, v) = (wide(q), wide(&cache.tensors().k), wide(&cache.tensors().v));
+    let (q, k, v) = (
+        wide(q),
+        wide(&cache.tensors().k.floats()),
+        wide(&cache.tensors().v.floats()),
+    );
     let (v_sum, spans) = (wide(&cache.tensors().v_sum), cache.spans());
     let rows = |all: &[f64], count: usize, head: usize| -> Vec<Vec<f64>> {
         let matrix = &all[head * count * dim..(head + 1) * count * dim];

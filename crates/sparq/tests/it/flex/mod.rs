@@ -6,7 +6,7 @@ mod fp64;
 use burn::tensor::{Device, FloatDType, Tensor};
 use sparq::methods::{Components, GroupScore, MeanValue};
 use sparq::ops::{CacheTensors, SketchTensors, Spans};
-use sparq::{KvCache, Method, Sketch, SparqConfig, ops, reference};
+use sparq::{KvCache, Method, RowFormat, Sketch, SparqConfig, ops, reference};
 
 use self::fp64::{check_dense, check_sparq, read};
 use crate::common::{ALL_SKETCHES, Noise, SKETCHES, cache_config, new_cache, values};
@@ -67,7 +67,8 @@ fn problem(shape: Shape, config: &SparqConfig, choice: &mut Choice) -> (KvCache,
     } = shape;
     let config = cache_config([batch, kv_heads, dim], Some(config.sketch))
         .with_capacity(len)
-        .with_dtype(dtype);
+        .with_dtype(dtype)
+        .with_rows(config.rows);
     let mut cache = new_cache(&config, &device);
     let mut noise = Noise(choice.0);
     let mut counts = vec![len; batch];
@@ -94,6 +95,7 @@ fn random_config(choice: &mut Choice, dim: usize, len: usize) -> SparqConfig {
         mean_value: choice.of(&[MeanValue::Always, MeanValue::Never, MeanValue::Paper]),
         group_score: choice.of(&[GroupScore::Probabilities, GroupScore::Logits]),
         components: choice.of(&[Components::SumAbs, Components::AbsSum]),
+        rows: RowFormat::Float,
     }
 }
 
@@ -110,7 +112,12 @@ fn check_random_problems(cases: u64, longest: usize, dims: &[usize]) {
             dtype: choice.of(&DTYPES),
             ragged: choice.below(2) == 0,
         };
-        let config = random_config(&mut choice, shape.dim, shape.len);
+        let mut config = random_config(&mut choice, shape.dim, shape.len);
+        // A full sketch of 16 bits would round the rounded keys again.
+        let once = config.sketch != Sketch::Full || shape.dtype == FloatDType::F32;
+        if shape.dim.is_multiple_of(4) && once {
+            config.rows = choice.of(&[RowFormat::Float, RowFormat::Int8]);
+        }
         let (mut cache, q) = problem(shape, &config, &mut choice);
         check_dense(shape, &mut cache, &q);
         check_sparq(shape, &mut cache, &q, &config);
@@ -222,8 +229,8 @@ fn contents(tensors: &CacheTensors) -> Vec<Vec<u32>> {
     let floats =
         |tensor: Tensor<1>| -> Vec<u32> { values(&tensor).into_iter().map(f32::to_bits).collect() };
     let mut all = vec![
-        floats(tensors.k.clone().flatten(0, 3)),
-        floats(tensors.v.clone().flatten(0, 3)),
+        floats(tensors.k.floats().flatten(0, 3)),
+        floats(tensors.v.floats().flatten(0, 3)),
         floats(tensors.v_sum.clone().flatten(0, 2)),
         read(tensors.spans.clone()),
     ];
@@ -249,16 +256,20 @@ fn append_equals_tensor_operations() {
     for dtype in DTYPES {
         for sketch in ALL_SKETCHES {
             for encode in [false, true] {
-                check_appends(dtype, sketch, encode);
+                for rows in [RowFormat::Float, RowFormat::Int8] {
+                    check_appends(dtype, rows, sketch, encode);
+                }
             }
         }
     }
 }
 
 /// Compares the buffers after each of several ragged appends.
-fn check_appends(dtype: FloatDType, sketch: Option<Sketch>, encode: bool) {
+fn check_appends(dtype: FloatDType, rows: RowFormat, sketch: Option<Sketch>, encode: bool) {
     let device = Device::flex();
-    let config = cache_config([3, 2, 20], sketch).with_dtype(dtype);
+    let config = cache_config([3, 2, 20], sketch)
+        .with_dtype(dtype)
+        .with_rows(rows);
     let mut noise = Noise(3);
     let mut cache = new_cache(&config.with_capacity(64), &device);
     // The third sequence is still in its padding, so its token must not change the sum of V.
@@ -286,7 +297,7 @@ fn check_appends(dtype: FloatDType, sketch: Option<Sketch>, encode: bool) {
         assert_eq!(
             contents(&native),
             contents(&expected),
-            "{dtype:?} {sketch:?} encode {encode}"
+            "{dtype:?} {rows} {sketch:?} encode {encode}"
         );
     }
 }

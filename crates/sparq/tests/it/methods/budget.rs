@@ -137,7 +137,10 @@ fn methods_round_trip_through_text_and_json() {
     );
     for (text, message) in [
         ("h3o", "method: expected one of dense, sparq, sparq-8bit"),
-        ("dense:k=1", "setting of the method: expected none, found k"),
+        (
+            "dense:k=1",
+            "setting of the method: expected one of rows, found k",
+        ),
         ("h2o:k", "setting of a method: expected key=value, found k"),
         (
             "h2o:k=many",

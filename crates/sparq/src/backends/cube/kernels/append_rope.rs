@@ -5,7 +5,11 @@ use cubecl::prelude::*;
 
 use crate::backends::cube::parts::batch_head::BatchShape;
 use crate::backends::cube::parts::codes::{ChannelRanges, code_of};
+use crate::backends::cube::parts::reduce::{plane_dim, plane_index, plane_lane};
 use crate::backends::cube::parts::rotary::{Angles, rotate};
+use crate::backends::cube::parts::row_codes::{
+    PER_WORD, RowExtent, RowScales, bits_of, row_code, word_of,
+};
 
 /// The settings that an append is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,11 +24,15 @@ pub(crate) struct AppendBlueprint {
     pub full: bool,
     /// Bits of the sketch's codes; 0 if no codes are written.
     pub bits: usize,
+    /// Keys and values are stored as codes of 8 bits.
+    pub coded: bool,
+    /// See [`reduce`](crate::backends::cube::parts::reduce).
+    pub plane: u32,
 }
 
-/// The buffers of a cache in type E.
+/// The buffers of a cache in type E, or in words of codes.
 #[derive(CubeLaunch, CubeType)]
-pub(crate) struct CacheRows<E: Float> {
+pub(crate) struct CacheRows<E: Numeric> {
     /// K, [B, H_kv, S_max, d].
     pub keys: Box<[E]>,
     /// V, [B, H_kv, S_max, d].
@@ -35,9 +43,9 @@ pub(crate) struct CacheRows<E: Float> {
 
 /// The elements of a key sketch: one of the two is in use.
 #[derive(CubeLaunch, CubeType)]
-pub(crate) struct SketchColumns<E: Float> {
+pub(crate) struct SketchColumns<F: Float> {
     /// A full copy of K, [B, H_kv, d, S_max].
-    pub full: Box<[E]>,
+    pub full: Box<[F]>,
     /// Words of codes, [B, H_kv, d, S_max / (32 / bits)].
     pub codes: Box<[u32]>,
 }
@@ -51,20 +59,21 @@ pub(crate) struct SketchColumns<E: Float> {
 /// is.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn append_rope_kernel<X: Float, E: Float>(
+pub(crate) fn append_rope_kernel<X: Float, E: Numeric, F: Float>(
     q: &Tensor<X>,
     k: &Tensor<X>,
     v: &Tensor<X>,
     table: &Tensor<f32>,
     rotated: &mut [X],
     cache: &mut CacheRows<E>,
-    sketch: &mut SketchColumns<E>,
+    scales: &mut RowScales,
+    sketch: &mut SketchColumns<F>,
     ranges: &ChannelRanges,
     spans: &mut [Atomic<u32>],
     shape: &BatchShape,
     capacity: u32,
     #[comptime] plan: AppendBlueprint,
-    #[define(X, E)] _types: [ElemType; 2],
+    #[define(X, E, F)] _types: [ElemType; 3],
 ) {
     let d = comptime!(plan.head_dim);
     let group = comptime!(plan.group);
@@ -85,6 +94,8 @@ pub(crate) fn append_rope_kernel<X: Float, E: Float>(
     let position = span[1] as usize;
     let room = position < capacity;
     let angles = Angles::new(table, start, position, room, plan.pairs);
+    // The key and the value, before they are codes.
+    let mut staged = Shared::<[f32]>::new_slice(comptime!(if plan.coded { 2 * d } else { 1 }));
     // Queries and key in one loop: with a unit for each component, all loads are in flight at once.
     let queries = comptime!(group * d).runtime();
     let q_head = sequence * q.stride(0) + kv_head * group * q.stride(1);
@@ -103,20 +114,37 @@ pub(crate) fn append_rope_kernel<X: Float, E: Float>(
             let c = i - queries;
             // The rotation rounds to the queries' type first, as for queries.
             let key = X::cast_from(rotate::<X>(k, k_head, k.stride(3), c, &angles));
-            let key = E::cast_from(key);
-            let value = E::cast_from(v[v_head + c * v.stride(3)]);
-            let channel = batch_head * d + c;
-            cache.keys[(batch_head * capacity + position) * d + c] = key;
-            cache.values[(batch_head * capacity + position) * d + c] = value;
-            if position >= start {
-                cache.v_sum[channel] += f32::cast_from(value);
+            let value = v[v_head + c * v.stride(3)];
+            if comptime!(plan.coded) {
+                staged[c] = f32::cast_from(key);
+                staged[d + c] = f32::cast_from(value);
+            } else {
+                let key = E::cast_from(key);
+                let value = E::cast_from(value);
+                let row = batch_head * capacity + position;
+                cache.keys[row * d + c] = key;
+                cache.values[row * d + c] = value;
+                let token = AppendedToken {
+                    batch_head,
+                    position,
+                    counts: position >= start,
+                    capacity,
+                };
+                let key = f32::cast_from(key);
+                let value = f32::cast_from(value);
+                token.add_component::<E, F>(key, value, c, cache, sketch, ranges, plan);
             }
-            if comptime!(plan.full) {
-                sketch.full[channel * capacity + position] = key;
-            }
-            if comptime!(plan.bits > 0) {
-                write_code(sketch, ranges, key, channel, capacity, position, plan.bits);
-            }
+        }
+    }
+    if comptime!(plan.coded) {
+        if room {
+            let token = AppendedToken {
+                batch_head,
+                position,
+                counts: position >= start,
+                capacity,
+            };
+            token.store_codes::<E, F>(&mut staged, cache, scales, sketch, ranges, plan);
         }
     }
     // The last cube of a sequence moves its end. Each cube counts itself after it has read the
@@ -132,12 +160,123 @@ pub(crate) fn append_rope_kernel<X: Float, E: Float>(
     }
 }
 
+/// The place of a token of a batch head.
+#[derive(CubeType)]
+struct AppendedToken {
+    batch_head: usize,
+    position: usize,
+    /// The position is not left padding, so that its value counts in the sum of V.
+    counts: bool,
+    /// S_max.
+    capacity: usize,
+}
+
+#[cube]
+impl AppendedToken {
+    /// Adds component `c` of the key and value, as the cache holds them, to the sketch and the sum.
+    #[allow(clippy::too_many_arguments)]
+    fn add_component<E: Numeric, F: Float>(
+        &self,
+        key: f32,
+        value: f32,
+        c: usize,
+        cache: &mut CacheRows<E>,
+        sketch: &mut SketchColumns<F>,
+        ranges: &ChannelRanges,
+        #[comptime] plan: AppendBlueprint,
+    ) {
+        let channel = self.batch_head * plan.head_dim + c;
+        if self.counts {
+            cache.v_sum[channel] += value;
+        }
+        if comptime!(plan.full) {
+            sketch.full[channel * self.capacity + self.position] = F::cast_from(key);
+        }
+        if comptime!(plan.bits > 0) {
+            let (capacity, position) = (self.capacity, self.position);
+            write_code::<F>(sketch, ranges, key, channel, capacity, position, plan.bits);
+        }
+    }
+
+    /// Writes the key and the value in `staged` [2, d] as codes, and adds what the codes stand for
+    /// to the sketch and the sum. All units of the cube take part.
+    fn store_codes<E: Numeric, F: Float>(
+        &self,
+        staged: &mut Shared<[f32]>,
+        cache: &mut CacheRows<E>,
+        scales: &mut RowScales,
+        sketch: &mut SketchColumns<F>,
+        ranges: &ChannelRanges,
+        #[comptime] plan: AppendBlueprint,
+    ) {
+        let d = comptime!(plan.head_dim);
+        let words = comptime!(d / PER_WORD);
+        let units = CUBE_DIM as usize;
+        let lanes = plane_dim(plan.plane) as usize;
+        let lane = plane_lane(plan.plane) as usize;
+        let planes = units / lanes;
+        let row = self.batch_head * self.capacity + self.position;
+        let mut of_rows = Shared::<[f32]>::new_slice(2usize);
+        sync_cube();
+        for round in 0..comptime!(2usize).runtime().div_ceil(planes) {
+            let part = round * planes + plane_index(plan.plane) as usize;
+            if part < 2 {
+                let mut extent = RowExtent::new();
+                let mut c = lane;
+                while c < d.runtime() {
+                    extent.add(staged[part * d + c]);
+                    c += lanes;
+                }
+                let scale = extent.scale(plan.plane);
+                if lane == 0 {
+                    of_rows[part] = scale;
+                }
+            }
+        }
+        sync_cube();
+        for round in 0..comptime!(2 * words).runtime().div_ceil(units) {
+            let i = round * units + UNIT_POS as usize;
+            if i < comptime!(2 * words).runtime() {
+                let part = i / words;
+                let scale = of_rows[part];
+                let mut bits = 0u32;
+                #[unroll]
+                for e in 0..PER_WORD {
+                    let code = row_code(staged[i * PER_WORD + e], scale);
+                    bits |= bits_of(code, e);
+                    staged[i * PER_WORD + e] = code * scale;
+                }
+                let at = row * words + i % words;
+                if part == 0 {
+                    cache.keys[at] = E::cast_from(word_of(bits));
+                } else {
+                    cache.values[at] = E::cast_from(word_of(bits));
+                }
+                if i == 0 {
+                    scales.keys[row] = scale;
+                }
+                if i == words {
+                    scales.values[row] = scale;
+                }
+            }
+        }
+        sync_cube();
+        for round in 0..comptime!(d).runtime().div_ceil(units) {
+            let c = round * units + UNIT_POS as usize;
+            if c < d {
+                let (key, value) = (staged[c], staged[d + c]);
+                self.add_component::<E, F>(key, value, c, cache, sketch, ranges, plan);
+            }
+        }
+    }
+}
+
 /// Writes the code of one component of a key to its word.
 #[cube]
-fn write_code<E: Float>(
-    sketch: &mut SketchColumns<E>,
+fn write_code<F: Float>(
+    sketch: &mut SketchColumns<F>,
     ranges: &ChannelRanges,
-    key: E,
+    key: f32,
     channel: usize,
     capacity: usize,
     position: usize,
@@ -147,7 +286,7 @@ fn write_code<E: Float>(
     let word = (channel * capacity + position) / per_word;
     let shift = ((position % per_word) * bits) as u32;
     let (zero_point, scale) = (ranges.zero_point[channel], ranges.scale[channel]);
-    let code = code_of(f32::cast_from(key), zero_point, scale, bits);
+    let code = code_of(key, zero_point, scale, bits);
     // Later positions of the word hold no token, and their codes become 0.
     let before = sketch.codes[word] & ((1u32 << shift) - 1u32);
     sketch.codes[word] = before | (code << shift);

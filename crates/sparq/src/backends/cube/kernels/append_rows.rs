@@ -6,7 +6,11 @@ use cubecl::prelude::*;
 use super::append_rope::{AppendBlueprint, CacheRows, SketchColumns};
 use crate::backends::cube::parts::batch_head::BatchShape;
 use crate::backends::cube::parts::codes::{ChannelRanges, code_of};
+use crate::backends::cube::parts::reduce::{plane_dim, plane_index, plane_lane};
 use crate::backends::cube::parts::rotary::{Angles, rotate, rotate_pair};
+use crate::backends::cube::parts::row_codes::{
+    PER_WORD, RowExtent, RowScales, bits_of, row_code, word_of,
+};
 
 /// Positions of a tile. A tile begins at a multiple of it, so that it holds whole words of codes.
 pub(crate) const TILE: usize = 32;
@@ -75,21 +79,22 @@ impl TileTokens {
 /// without room for all tokens stays as it is.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn append_rows_kernel<X: Float, E: Float>(
+pub(crate) fn append_rows_kernel<X: Float, E: Numeric, F: Float>(
     q: &Tensor<X>,
     k: &Tensor<X>,
     v: &Tensor<X>,
     table: &Tensor<f32>,
     rotated: &mut [X],
     cache: &mut CacheRows<E>,
-    sketch: &mut SketchColumns<E>,
+    scales: &mut RowScales,
+    sketch: &mut SketchColumns<F>,
     ranges: &ChannelRanges,
     sums: &mut [f32],
     spans: &mut [Atomic<u32>],
     shape: &BatchShape,
     new: &NewTokens,
     #[comptime] plan: AppendBlueprint,
-    #[define(X, E)] _types: [ElemType; 2],
+    #[define(X, E, F)] _types: [ElemType; 3],
 ) {
     let tiles = new.tiles as usize;
     let index = CUBE_POS / tiles;
@@ -121,14 +126,26 @@ pub(crate) fn append_rows_kernel<X: Float, E: Float>(
     if comptime!(plan.group > 0) {
         rotate_queries::<X>(q, table, rotated, &tile, new.len as usize, plan);
     }
-    append_values::<X, E>(v, cache, sums, &tile, plan);
+    // The scales of the tile's keys, and those of its values.
+    let mut of_rows = Shared::<[f32]>::new_slice(comptime!(if plan.coded { 2 * TILE } else { 1 }));
+    if comptime!(plan.coded) {
+        if tile.room {
+            scale_rows::<X>(k, v, table, &mut of_rows, &tile, plan);
+            append_words::<X, E>(k, v, table, cache, scales, &of_rows, &tile, plan);
+        }
+        sum_stored_values::<X>(v, &of_rows, sums, &tile, plan);
+    } else {
+        append_values::<X, E>(v, cache, sums, &tile, plan);
+        if tile.room {
+            append_keys::<X, E>(k, table, cache, &tile, plan);
+        }
+    }
     if tile.room {
-        append_keys::<X, E>(k, table, cache, &tile, plan);
         if comptime!(plan.full) {
-            append_columns::<X, E>(k, table, sketch, &tile, plan);
+            append_columns::<X, E, F>(k, table, sketch, &of_rows, &tile, plan);
         }
         if comptime!(plan.bits > 0) {
-            append_codes::<X, E>(k, table, sketch, ranges, &tile, plan);
+            append_codes::<X, E, F>(k, table, sketch, ranges, &of_rows, &tile, plan);
         }
     }
     // The last cube of a sequence moves its end. Each cube counts itself after it has read the
@@ -182,8 +199,159 @@ fn rotate_queries<X: Float>(
     }
 }
 
+/// Returns component `c` of a key, rotated and rounded to its type.
 #[cube]
-fn append_keys<X: Float, E: Float>(
+fn rotated<X: Float>(
+    k: &Tensor<X>,
+    table: &Tensor<f32>,
+    tile: &TileTokens,
+    position: usize,
+    c: usize,
+    #[comptime] plan: AppendBlueprint,
+) -> X {
+    let from = tile.head::<X>(k, tile.kv_head, position);
+    let angles = tile.angles(table, position, plan.pairs);
+    X::cast_from(rotate::<X>(k, from, k.stride(3), c, &angles))
+}
+
+/// Returns component `c` of the key (part 0) or of the value (part 1) at `position` in fp32.
+#[cube]
+fn new_component<X: Float>(
+    k: &Tensor<X>,
+    v: &Tensor<X>,
+    table: &Tensor<f32>,
+    tile: &TileTokens,
+    part: usize,
+    position: usize,
+    c: usize,
+    #[comptime] plan: AppendBlueprint,
+) -> f32 {
+    let mut x = 0.0f32;
+    if part == 0 {
+        x = f32::cast_from(rotated::<X>(k, table, tile, position, c, plan));
+    }
+    if part == 1 {
+        let from = tile.head::<X>(v, tile.kv_head, position);
+        x = f32::cast_from(v[from + c * v.stride(3)]);
+    }
+    x
+}
+
+/// Writes the scales of the tile's keys and values to `of_rows` [2, TILE]. Ends with a barrier.
+#[cube]
+fn scale_rows<X: Float>(
+    k: &Tensor<X>,
+    v: &Tensor<X>,
+    table: &Tensor<f32>,
+    of_rows: &mut Shared<[f32]>,
+    tile: &TileTokens,
+    #[comptime] plan: AppendBlueprint,
+) {
+    let d = comptime!(plan.head_dim);
+    let lanes = plane_dim(plan.plane) as usize;
+    let lane = plane_lane(plan.plane) as usize;
+    let planes = CUBE_DIM as usize / lanes;
+    for round in 0..comptime!(2 * TILE).runtime().div_ceil(planes) {
+        let row = round * planes + plane_index(plan.plane) as usize;
+        let position = tile.base + row % TILE;
+        if row < comptime!(2 * TILE).runtime() && position >= tile.from && position < tile.to {
+            let mut extent = RowExtent::new();
+            let mut c = lane;
+            while c < d.runtime() {
+                extent.add(new_component::<X>(
+                    k,
+                    v,
+                    table,
+                    tile,
+                    row / TILE,
+                    position,
+                    c,
+                    plan,
+                ));
+                c += lanes;
+            }
+            let scale = extent.scale(plan.plane);
+            if lane == 0 {
+                of_rows[row] = scale;
+            }
+        }
+    }
+    sync_cube();
+}
+
+/// Writes the keys and values of the tile as words of codes, with their scales.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn append_words<X: Float, E: Numeric>(
+    k: &Tensor<X>,
+    v: &Tensor<X>,
+    table: &Tensor<f32>,
+    cache: &mut CacheRows<E>,
+    scales: &mut RowScales,
+    of_rows: &Shared<[f32]>,
+    tile: &TileTokens,
+    #[comptime] plan: AppendBlueprint,
+) {
+    let words = comptime!(plan.head_dim / PER_WORD);
+    let tokens = tile.to - min(tile.from, tile.to);
+    let mut i = UNIT_POS as usize;
+    while i < tokens * comptime!(2 * words) {
+        let part = i / (tokens * words);
+        let position = tile.from + i / words % tokens;
+        let word = i % words;
+        let scale = of_rows[part * TILE + position - tile.base];
+        let mut bits = 0u32;
+        #[unroll]
+        for e in 0..PER_WORD {
+            let c = word * PER_WORD + e;
+            let x = new_component::<X>(k, v, table, tile, part, position, c, plan);
+            bits |= bits_of(row_code(x, scale), e);
+        }
+        let row = tile.index * tile.capacity + position;
+        if part == 0 {
+            cache.keys[row * words + word] = E::cast_from(word_of(bits));
+            if word == 0 {
+                scales.keys[row] = scale;
+            }
+        } else {
+            cache.values[row * words + word] = E::cast_from(word_of(bits));
+            if word == 0 {
+                scales.values[row] = scale;
+            }
+        }
+        i += CUBE_DIM as usize;
+    }
+}
+
+/// Writes the sum of the tile's values as the codes hold them, without left padding.
+#[cube]
+fn sum_stored_values<X: Float>(
+    v: &Tensor<X>,
+    of_rows: &Shared<[f32]>,
+    sums: &mut [f32],
+    tile: &TileTokens,
+    #[comptime] plan: AppendBlueprint,
+) {
+    let d = comptime!(plan.head_dim);
+    let mut c = UNIT_POS as usize;
+    while c < d.runtime() {
+        let mut sum = 0.0f32;
+        if tile.room {
+            let mut position = max(tile.from, tile.start);
+            while position < tile.to {
+                let from = tile.head::<X>(v, tile.kv_head, position);
+                let scale = of_rows[TILE + position - tile.base];
+                sum += row_code(f32::cast_from(v[from + c * v.stride(3)]), scale) * scale;
+                position += 1;
+            }
+        }
+        sums[CUBE_POS * d + c] = sum;
+        c += CUBE_DIM as usize;
+    }
+}
+
+#[cube]
+fn append_keys<X: Float, E: Numeric>(
     k: &Tensor<X>,
     table: &Tensor<f32>,
     cache: &mut CacheRows<E>,
@@ -214,7 +382,7 @@ fn append_keys<X: Float, E: Float>(
 
 /// Appends the values of the tile, and writes their sum without left padding.
 #[cube]
-fn append_values<X: Float, E: Float>(
+fn append_values<X: Float, E: Numeric>(
     v: &Tensor<X>,
     cache: &mut CacheRows<E>,
     sums: &mut [f32],
@@ -254,24 +422,30 @@ fn append_values<X: Float, E: Float>(
 
 /// Returns a component of a key as the cache holds it.
 #[cube]
-fn key<X: Float, E: Float>(
+fn key<X: Float, E: Numeric>(
     k: &Tensor<X>,
     table: &Tensor<f32>,
+    of_rows: &Shared<[f32]>,
     tile: &TileTokens,
     position: usize,
     c: usize,
     #[comptime] plan: AppendBlueprint,
-) -> E {
-    let from = tile.head::<X>(k, tile.kv_head, position);
-    let angles = tile.angles(table, position, plan.pairs);
-    E::cast_from(X::cast_from(rotate::<X>(k, from, k.stride(3), c, &angles)))
+) -> f32 {
+    let x = rotated::<X>(k, table, tile, position, c, plan);
+    if comptime!(plan.coded) {
+        let scale = of_rows[position - tile.base];
+        row_code(f32::cast_from(x), scale) * scale
+    } else {
+        f32::cast_from(E::cast_from(x))
+    }
 }
 
 #[cube]
-fn append_columns<X: Float, E: Float>(
+fn append_columns<X: Float, E: Numeric, F: Float>(
     k: &Tensor<X>,
     table: &Tensor<f32>,
-    sketch: &mut SketchColumns<E>,
+    sketch: &mut SketchColumns<F>,
+    of_rows: &Shared<[f32]>,
     tile: &TileTokens,
     #[comptime] plan: AppendBlueprint,
 ) {
@@ -282,18 +456,19 @@ fn append_columns<X: Float, E: Float>(
     while i < tokens * d {
         let position = tile.from + i % tokens;
         let c = i / tokens;
-        let value = key::<X, E>(k, table, tile, position, c, plan);
-        sketch.full[(tile.index * d + c) * tile.capacity + position] = value;
+        let value = key::<X, E>(k, table, of_rows, tile, position, c, plan);
+        sketch.full[(tile.index * d + c) * tile.capacity + position] = F::cast_from(value);
         i += CUBE_DIM as usize;
     }
 }
 
 #[cube]
-fn append_codes<X: Float, E: Float>(
+fn append_codes<X: Float, E: Numeric, F: Float>(
     k: &Tensor<X>,
     table: &Tensor<f32>,
-    sketch: &mut SketchColumns<E>,
+    sketch: &mut SketchColumns<F>,
     ranges: &ChannelRanges,
+    of_rows: &Shared<[f32]>,
     tile: &TileTokens,
     #[comptime] plan: AppendBlueprint,
 ) {
@@ -315,7 +490,7 @@ fn append_codes<X: Float, E: Float>(
                 codes = sketch.codes[word] & ((1u32 << kept) - 1u32);
             }
             for position in from..to {
-                let value = f32::cast_from(key::<X, E>(k, table, tile, position, c, plan));
+                let value = key::<X, E>(k, table, of_rows, tile, position, c, plan);
                 let shift = ((position - first) * bits) as u32;
                 codes |= code_of(value, zero_point, scale, bits) << shift;
             }

@@ -10,6 +10,7 @@ use crate::backends::cube::parts::online_softmax::{
 use crate::backends::cube::parts::query::load_queries;
 use crate::backends::cube::parts::query_rows::output_row;
 use crate::backends::cube::parts::reduce::{cube_max, cube_sum};
+use crate::backends::cube::parts::row_codes::RowScales;
 use crate::backends::cube::parts::score::LARGEST_SCORE;
 
 /// The most splits of a sequence.
@@ -33,9 +34,10 @@ pub(crate) struct DenseBlueprint {
 /// [B, H_kv, splits, g, 2 + d], for [`merge_splits_kernel`].
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn dense_kernel<Q: Float, E: Float, N: Size>(
+pub(crate) fn dense_kernel<Q: Float, E: Numeric, N: Size>(
     q: &Tensor<Q>,
     rows: &KvRows<E, N>,
+    scales: &RowScales,
     spans: &[u32],
     out: &mut [Q],
     states: &mut [f32],
@@ -71,7 +73,15 @@ pub(crate) fn dense_kernel<Q: Float, E: Float, N: Size>(
         if count > 0 {
             let base = index * capacity as usize;
             let positions = Positions::range(base, from, count, &unused);
-            attend::<E, N>(&queries, rows, &positions, head, &mut result, plan.attend);
+            attend::<E, N>(
+                &queries,
+                rows,
+                scales,
+                &positions,
+                head,
+                &mut result,
+                plan.attend,
+            );
         }
         for round in 0..comptime!(plan.attend.heads * plan.attend.head_dim).div_ceil(units) {
             let i = round * units + UNIT_POS as usize;

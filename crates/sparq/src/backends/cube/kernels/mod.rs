@@ -6,6 +6,7 @@ pub(crate) mod argmax;
 pub(crate) mod choose_components;
 pub(crate) mod dense;
 pub(crate) mod dequantize_blocks;
+pub(crate) mod dequantize_rows;
 pub(crate) mod linear_blocks;
 pub(crate) mod linear_blocks_plain;
 pub(crate) mod linear_mma;

@@ -3,15 +3,18 @@
 use cubecl::prelude::*;
 
 use crate::backends::cube::parts::batch_head::BatchShape;
+use crate::backends::cube::parts::row_codes::component;
 
 /// Sets the sum of V to that of a mark plus the values kept since, and moves the spans; see
 /// [`SparqBackend::roll_back`](crate::ops::SparqBackend::roll_back). One cube for each batch head.
 ///
-/// `values` [B, H_kv, S_max, d], `v_sum` and `mark` [B, H_kv, d], `spans` and `moves` [3, B].
+/// `values` [B, H_kv, S_max, d] in floats or in codes with `scales` [B, H_kv, S_max], `v_sum` and
+/// `mark` [B, H_kv, d], `spans` and `moves` [3, B].
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn roll_back_kernel<E: Float>(
+pub(crate) fn roll_back_kernel<E: Numeric>(
     values: &[E],
+    scales: &[f32],
     v_sum: &mut [f32],
     mark: &mut [f32],
     spans: &mut [u32],
@@ -19,6 +22,7 @@ pub(crate) fn roll_back_kernel<E: Float>(
     shape: &BatchShape,
     capacity: u32,
     #[comptime] d: usize,
+    #[comptime] coded: bool,
     #[define(E)] _type: ElemType,
 ) {
     let index = CUBE_POS;
@@ -34,7 +38,8 @@ pub(crate) fn roll_back_kernel<E: Float>(
     while c < d.runtime() {
         let mut sum = mark[index * d + c];
         for position in first..end as usize {
-            sum += f32::cast_from(values[(index * capacity as usize + position) * d + c]);
+            let row = index * capacity as usize + position;
+            sum += component::<E>(values, scales, row, c, d, coded);
         }
         v_sum[index * d + c] = sum;
         mark[index * d + c] = sum;

@@ -13,6 +13,7 @@ use crate::backends::cube::parts::query::{QueryBlueprint, choose_components, loa
 use crate::backends::cube::parts::reduce::{
     cube_sum, max_in_plane, plane_dim, plane_lane, sum_in_plane,
 };
+use crate::backends::cube::parts::row_codes::RowScales;
 use crate::backends::cube::parts::score::{LARGEST_SCORE, element_of, finite, no_score};
 use crate::backends::cube::parts::topk::{TopKBlueprint, empty_counts, select_top_k};
 use crate::backends::cube::parts::topk_memory::{MemoryTopKBlueprint, select_top_k_in_memory};
@@ -131,9 +132,10 @@ type CandidateVectors = Candidates<Vector<f32, Const<4>>, Vector<u32, Const<4>>>
 /// [`Alpha::Selected`].
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
-pub(crate) fn select_attend_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
+pub(crate) fn select_attend_kernel<Q: Float, E: Numeric, K: Numeric, N: Size>(
     q: &Tensor<Q>,
     rows: &KvRows<E, N>,
+    scales: &RowScales,
     v_sum: &[f32],
     sketch: &KeySketch<K>,
     spans: &[u32],
@@ -222,7 +224,7 @@ pub(crate) fn select_attend_kernel<Q: Float, E: Float, K: Numeric, N: Size>(
     sync_cube();
     if comptime!(plan.attends) {
         attend_to_selected::<Q, E, N>(
-            &queries, rows, capacity, &selected, count, &mean, output, index, plan,
+            &queries, rows, scales, capacity, &selected, count, &mean, output, index, plan,
         );
     }
     write_selection(output, index, &selected, count, tiling, plan);
@@ -571,9 +573,10 @@ fn alpha_of_selected<Q: Float, K: Numeric>(
 /// value.
 #[cube]
 #[allow(clippy::too_many_arguments)]
-fn attend_to_selected<Q: Float, E: Float, N: Size>(
+fn attend_to_selected<Q: Float, E: Numeric, N: Size>(
     queries: &Shared<[f32]>,
     rows: &KvRows<E, N>,
+    scales: &RowScales,
     capacity: usize,
     selected: &Selected,
     count: usize,
@@ -590,7 +593,15 @@ fn attend_to_selected<Q: Float, E: Float, N: Size>(
         let head = pass * comptime!(plan.attend.heads);
         if count > 0 {
             let positions = Positions::gathered(batch_head * capacity, &selected.positions, count);
-            attend::<E, N>(queries, rows, &positions, head, &mut result, plan.attend);
+            attend::<E, N>(
+                queries,
+                rows,
+                scales,
+                &positions,
+                head,
+                &mut result,
+                plan.attend,
+            );
         }
         for round in 0..comptime!(plan.attend.heads * plan.attend.head_dim).div_ceil(units) {
             let i = round * units + UNIT_POS as usize;

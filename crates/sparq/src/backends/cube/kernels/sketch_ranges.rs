@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::backends::cube::parts::codes::{ChannelRanges, code_of};
+use crate::backends::cube::parts::row_codes::component;
 
 /// Positions whose codes a cube writes: at least 32 bytes of each channel.
 pub(crate) const TILE: usize = 64;
@@ -14,6 +15,8 @@ pub(crate) struct RangesBlueprint {
     pub head_dim: usize,
     /// Bits of a code.
     pub bits: usize,
+    /// The keys are codes of 8 bits.
+    pub coded: bool,
     /// Units of a cube.
     pub units: usize,
 }
@@ -45,8 +48,9 @@ pub(crate) struct SequenceKeys {
 /// Writes the least and the largest finite component of each channel in each part to `extremes`,
 /// [H_kv, parts, 2, d]. One cube for each part.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn channel_extremes_kernel<E: Float>(
+pub(crate) fn channel_extremes_kernel<E: Numeric>(
     keys: &[E],
+    scales: &[f32],
     extremes: &mut [f32],
     sequence: &SequenceKeys,
     #[comptime] plan: RangesBlueprint,
@@ -72,7 +76,8 @@ pub(crate) fn channel_extremes_kernel<E: Float>(
         let mut high = f32::MIN.runtime();
         let mut position = from + i / d;
         while position < to {
-            let key = f32::cast_from(keys[(first + position) * d + i % d]);
+            let row = first + position;
+            let key = component::<E>(keys, scales, row, i % d, d, plan.coded);
             // A comparison with NaN is false.
             let finite = key.abs() <= f32::MAX;
             low = select(finite, min(low, key), low);
@@ -101,8 +106,10 @@ pub(crate) fn channel_extremes_kernel<E: Float>(
 /// Sets the ranges of every channel from `extremes`, and writes the codes of all positions up to
 /// the end. One cube for each KV head and tile; the codes that the last word lacks become 0.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn encode_kernel<E: Float>(
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn encode_kernel<E: Numeric>(
     keys: &[E],
+    scales: &[f32],
     extremes: &[f32],
     ranges: &mut ChannelRanges,
     codes: &mut [u32],
@@ -148,8 +155,9 @@ pub(crate) fn encode_kernel<E: Float>(
                 #[unroll]
                 for i in 0..per_word {
                     let position = first + i;
-                    let at = (index * capacity + min(position, end - 1)) * d + c;
-                    let code = code_of(f32::cast_from(keys[at]), zero_point, scale, bits);
+                    let row = index * capacity + min(position, end - 1);
+                    let key = component::<E>(keys, scales, row, c, d, plan.coded);
+                    let code = code_of(key, zero_point, scale, bits);
                     let code = select(position < end, code, 0u32);
                     word |= code << comptime!((i * bits) as u32);
                 }

@@ -26,7 +26,7 @@ pub(crate) fn code_of(key: f32, zero_point: f32, scale: f32, #[comptime] bits: u
 }
 
 #[cube]
-fn round_half_to_even(x: f32) -> f32 {
+pub(crate) fn round_half_to_even(x: f32) -> f32 {
     let down = x.floor();
     let rest = x - down;
     let odd = down - 2.0f32 * (down * 0.5f32).floor();

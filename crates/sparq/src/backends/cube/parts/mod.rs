@@ -17,6 +17,7 @@ pub(crate) mod query;
 pub(crate) mod query_rows;
 pub(crate) mod reduce;
 pub(crate) mod rotary;
+pub(crate) mod row_codes;
 pub(crate) mod score;
 pub(crate) mod stage_ring;
 pub(crate) mod staged_rows;

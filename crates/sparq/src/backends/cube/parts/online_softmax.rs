@@ -8,6 +8,7 @@
 use cubecl::prelude::*;
 
 use super::reduce::group_sum;
+use super::row_codes::{PER_WORD, RowScales, element};
 use super::score::LARGEST_SCORE;
 
 /// The sizes that exact attention is compiled for.
@@ -19,8 +20,10 @@ pub(crate) struct AttendBlueprint {
     pub head_dim: usize,
     /// Query heads that one pass over the positions serves.
     pub heads: usize,
-    /// Elements of a vector of K and V: N.
+    /// Elements of a vector of K and V: N floats, or the codes of N words.
     pub vector: usize,
+    /// K and V are codes of 8 bits.
+    pub coded: bool,
     /// Units that share a K row.
     pub lanes: usize,
     /// Vectors of a row that each of them holds.
@@ -38,6 +41,14 @@ impl AttendBlueprint {
     pub fn shared_bytes(&self) -> usize {
         let numbers = (self.group + self.heads) * self.head_dim + 2 * self.heads;
         4 * (numbers + self.sets() * self.heads * (self.head_dim + 3))
+    }
+
+    /// Returns N.
+    pub fn size(&self) -> usize {
+        match self.coded {
+            true => self.vector / PER_WORD,
+            false => self.vector,
+        }
     }
 
     /// Groups of units with a row of their own.
@@ -62,9 +73,9 @@ impl AttendBlueprint {
     }
 }
 
-/// K and V of the cache, [B, H_kv, S_max, d], in vectors of N elements.
+/// K and V of the cache, [B, H_kv, S_max, d], in vectors of N floats, or of N words of codes.
 #[derive(CubeLaunch, CubeType)]
-pub(crate) struct KvRows<E: Float, N: Size> {
+pub(crate) struct KvRows<E: Numeric, N: Size> {
     /// K.
     pub keys: Box<[Vector<E, N>]>,
     /// V.
@@ -214,11 +225,15 @@ struct OnlineSoftmax {
 
 /// Rows that a group of units loaded, `rows_at_once` of them.
 #[derive(CubeType)]
-struct LoadedRows<E: Float, N: Size> {
+struct LoadedRows<E: Numeric, N: Size> {
     /// [rows_at_once, vectors].
     keys: Array<Vector<E, N>>,
     /// [rows_at_once, vectors].
     values: Array<Vector<E, N>>,
+    /// [rows_at_once], if the rows are codes.
+    key_scales: Array<f32>,
+    /// [rows_at_once], if the rows are codes.
+    value_scales: Array<f32>,
     /// The first position that the cube loaded, counted among the positions of the call.
     begin: usize,
     /// The number of this group of units.
@@ -228,7 +243,7 @@ struct LoadedRows<E: Float, N: Size> {
 }
 
 #[cube]
-impl<E: Float, N: Size> LoadedRows<E, N> {
+impl<E: Numeric, N: Size> LoadedRows<E, N> {
     /// Returns whether row `t` is one of the call's positions.
     fn is_valid(&self, #[comptime] t: usize, #[comptime] plan: AttendBlueprint) -> bool {
         self.begin + t * plan.groups() + self.group < self.count
@@ -259,14 +274,14 @@ impl OnlineSoftmax {
     }
 
     /// Adds the loaded rows to the state of head `h`.
-    fn update<E: Float, N: Size>(
+    fn update<E: Numeric, N: Size>(
         &mut self,
         query: &Array<f32>,
         rows: &LoadedRows<E, N>,
         #[comptime] h: usize,
         #[comptime] plan: AttendBlueprint,
     ) {
-        let n = N::value();
+        let n = comptime!(plan.vector);
         let vectors = comptime!(plan.vectors);
         let at_once = comptime!(plan.rows_at_once);
         let width = comptime!(vectors * n);
@@ -280,8 +295,11 @@ impl OnlineSoftmax {
                 #[unroll]
                 for e in 0..n {
                     dot += query[h * width + x * n + e]
-                        * f32::cast_from(rows.keys[t * vectors + x].extract(e));
+                        * element::<E, N>(rows.keys[t * vectors + x], e, plan.coded);
                 }
+            }
+            if comptime!(plan.coded) {
+                dot *= rows.key_scales[t];
             }
             let valid = rows.is_valid(t, plan);
             logits[t] = select(valid, group_sum(dot, plan.lanes as u32), -LARGEST_SCORE);
@@ -298,12 +316,16 @@ impl OnlineSoftmax {
             let valid = rows.is_valid(t, plan);
             let weight = select(valid, (logits[t] - top).exp(), 0.0f32);
             total += weight;
+            let mut factor = weight;
+            if comptime!(plan.coded) {
+                factor *= rows.value_scales[t];
+            }
             #[unroll]
             for x in 0..vectors {
                 #[unroll]
                 for e in 0..n {
                     self.output[h * width + x * n + e] +=
-                        weight * f32::cast_from(rows.values[t * vectors + x].extract(e));
+                        factor * element::<E, N>(rows.values[t * vectors + x], e, plan.coded);
                 }
             }
         }
@@ -396,22 +418,23 @@ pub(crate) fn store_queries(
 /// Attends to `positions` with the heads from `head` on, `queries` [g, d] as [`store_queries`]
 /// writes them. Ends with a barrier.
 #[cube]
-pub(crate) fn attend<E: Float, N: Size>(
+pub(crate) fn attend<E: Numeric, N: Size>(
     queries: &Shared<[f32]>,
     rows: &KvRows<E, N>,
+    scales: &RowScales,
     positions: &Positions<'_>,
     head: usize,
     result: &mut CubeSoftmax,
     #[comptime] plan: AttendBlueprint,
 ) {
-    let n = N::value();
+    let n = comptime!(plan.vector);
     let width = comptime!(plan.vectors * n);
     let query = load_query_part(queries, head, n, plan);
     let mut state = OnlineSoftmax::new(plan.heads, width);
     let group = UNIT_POS as usize / plan.lanes;
     let mut begin = 0usize;
     while begin < positions.count {
-        let loaded = load_rows::<E, N>(rows, positions, begin, group, plan);
+        let loaded = load_rows::<E, N>(rows, scales, positions, begin, group, plan);
         #[unroll]
         for h in 0..comptime!(plan.heads) {
             state.update::<E, N>(&query, &loaded, h, plan);
@@ -469,21 +492,23 @@ fn load_query_part(
 /// Loads the rows of this unit's `group` from `begin` on. Past the last position it loads the last
 /// one again, which is not valid.
 #[cube]
-fn load_rows<E: Float, N: Size>(
+fn load_rows<E: Numeric, N: Size>(
     rows: &KvRows<E, N>,
+    scales: &RowScales,
     positions: &Positions<'_>,
     begin: usize,
     group: usize,
     #[comptime] plan: AttendBlueprint,
 ) -> LoadedRows<E, N> {
-    let n = N::value();
-    let row = comptime!(plan.head_dim / n);
+    let row = comptime!(plan.head_dim / plan.vector);
     let lanes = comptime!(plan.lanes);
     let vectors = comptime!(plan.vectors);
     let at_once = comptime!(plan.rows_at_once);
     let lane = UNIT_POS as usize % lanes;
     let mut keys = Array::<Vector<E, N>>::new(comptime!(at_once * vectors));
     let mut values = Array::<Vector<E, N>>::new(comptime!(at_once * vectors));
+    let mut key_scales = Array::<f32>::new(at_once);
+    let mut value_scales = Array::<f32>::new(at_once);
     #[unroll]
     for t in 0..at_once {
         let j = min(begin + t * plan.groups() + group, positions.count - 1);
@@ -493,6 +518,10 @@ fn load_rows<E: Float, N: Size>(
             positions.from + j
         };
         let at = (positions.base + position) * row;
+        if comptime!(plan.coded) {
+            key_scales[t] = scales.keys[positions.base + position];
+            value_scales[t] = scales.values[positions.base + position];
+        }
         #[unroll]
         for x in 0..vectors {
             let mut part = x * lanes + lane;
@@ -506,6 +535,8 @@ fn load_rows<E: Float, N: Size>(
     LoadedRows::<E, N> {
         keys,
         values,
+        key_scales,
+        value_scales,
         begin,
         group,
         count: positions.count,

@@ -10,7 +10,7 @@ use crate::backends::cube::parts::fragments::{
     COLUMNS, DEPTH, ROWS, VECTOR, address_by_columns, address_by_rows, result_column, result_row,
     row_stride,
 };
-use crate::ops::primitive::Primitive;
+use crate::ops::primitive::{Primitive, lower_rows};
 use crate::ops::{Spans, SparqBackend};
 
 /// Elements past the end of a sequence in its buffers.
@@ -131,8 +131,8 @@ impl Case {
         let spans = self.spans.to_tensor(device);
         let y = CubeBackend::float(CubeBackend::causal_attention(
             CubeBackend::float_primitive(view.swap_dims(1, 2)),
-            CubeBackend::float_primitive(k),
-            CubeBackend::float_primitive(v),
+            lower_rows(k.into()),
+            lower_rows(v.into()),
             CubeBackend::int_primitive(spans),
             self.spans.clone(),
             self.window,

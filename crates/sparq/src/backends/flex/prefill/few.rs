@@ -12,7 +12,7 @@ use std::ops::Range;
 use self::blocks::{Blocks, Memory};
 use super::Prefill;
 use crate::backends::flex::attend::{self, Attend, Positions, Span};
-use crate::backends::flex::element::Element;
+use crate::backends::flex::element::RowElement;
 use crate::backends::flex::online_softmax::OnlineSoftmax;
 use crate::backends::flex::simd::MAX_LANES;
 use crate::backends::flex::threads::Threads;
@@ -29,7 +29,7 @@ struct Part {
     queries: Vec<(usize, Range<usize>)>,
 }
 
-impl<T: Element> Prefill<'_, T> {
+impl<T: RowElement> Prefill<'_, T> {
     /// Writes the attention of at most [`MOST`] queries per sequence, [B, H, T, d].
     pub(super) fn attend_few(&self, output: &mut [f32]) {
         let Self {
@@ -70,7 +70,7 @@ impl<T: Element> Prefill<'_, T> {
             let reach = self.reach(sequence * self.kv_heads);
             reach.of(&(query..query + 1)).len()
         });
-        let bytes = positions.sum::<usize>() * self.kv_heads * 2 * self.dim * size_of::<T>();
+        let bytes = positions.sum::<usize>() * self.kv_heads * 2 * self.keys.row_bytes();
         Threads::new(batch * self.kv_heads, bytes)
     }
 
@@ -130,11 +130,11 @@ impl<T: Element> Prefill<'_, T> {
             if let Some(together) = &mut together {
                 let start = together.positions.start + turn;
                 let end = together.positions.end.min(start + TURN);
-                let positions = start.min(end) * dim..end * dim;
+                let start = start.min(end);
                 level.run(Blocks {
                     q: &q[..first * group * width],
-                    keys: &rows.keys[positions.clone()],
-                    values: &rows.values[positions],
+                    keys: rows.keys.part(start, end - start),
+                    values: rows.values.part(start, end - start),
                     dim,
                     width,
                     softcap: self.softcap,

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::super::element::Element;
+use super::super::element::{self, RowElement};
 use super::super::online_softmax::{LOWEST, OnlineSoftmax, bound, exp};
 use super::super::simd::{Kernel, Level, Simd};
 use super::{Reach, Rows};
@@ -76,7 +76,7 @@ impl KeyBlock {
     }
 
     /// Loads the K rows and V rows of up to [`BLOCK`] positions.
-    pub(super) fn load<T: Element>(
+    pub(super) fn load<T: RowElement>(
         &mut self,
         level: Level,
         rows: &Rows<'_, T>,
@@ -93,37 +93,49 @@ struct LoadKernel<'a, T> {
     block: &'a mut KeyBlock,
 }
 
-impl<T: Element> Kernel for LoadKernel<'_, T> {
+impl<T: RowElement> Kernel for LoadKernel<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let KeyBlock { dim, depth, .. } = *self.block;
-        let positions = &self.block.positions;
-        let part = positions.start * dim..positions.end * dim;
-        convert(simd, &self.rows.keys[part.clone()], &mut self.block.keys);
-        let values = &self.rows.values[part];
-        if depth == dim {
-            return convert(simd, values, &mut self.block.values);
-        }
-        let to = self.block.values.chunks_exact_mut(depth);
-        for (from, to) in values.chunks_exact(dim).zip(to) {
-            convert(simd, from, to);
-        }
+        let positions = self.block.positions.clone();
+        convert(
+            simd,
+            self.rows.keys,
+            positions.clone(),
+            dim,
+            &mut self.block.keys,
+        );
+        convert(
+            simd,
+            self.rows.values,
+            positions,
+            depth,
+            &mut self.block.values,
+        );
     }
 }
 
-/// Converts elements to fp32.
+/// Converts rows to fp32, one to each `depth` elements.
 #[inline(always)]
-fn convert<T: Element, S: Simd>(simd: S, from: &[T], to: &mut [f32]) {
-    let to = &mut to[..from.len()];
-    let whole = from.len() - from.len() % S::LANES;
-    let vectors = to.chunks_exact_mut(S::LANES);
-    for (from, to) in from.chunks_exact(S::LANES).zip(vectors) {
-        simd.store(T::load(simd, from), to);
-    }
-    for (from, to) in from[whole..].iter().zip(&mut to[whole..]) {
-        *to = from.widen();
+fn convert<T: RowElement, S: Simd>(
+    simd: S,
+    from: element::Rows<'_, T>,
+    positions: Range<usize>,
+    depth: usize,
+    to: &mut [f32],
+) {
+    let dim = from.dim;
+    let whole = dim - dim % S::LANES;
+    for (position, to) in positions.zip(to.chunks_exact_mut(depth)) {
+        let row = from.row(position);
+        for at in (0..whole).step_by(S::LANES) {
+            simd.store(row.load(simd, at), &mut to[at..]);
+        }
+        for (at, to) in (whole..dim).zip(&mut to[whole..]) {
+            *to = row.widen(at);
+        }
     }
 }
 
@@ -163,7 +175,7 @@ impl Kernel for PanelKernel<'_> {
 
 impl Panel {
     /// Makes the panel of some rows of a tile, with vectors of `lanes`.
-    pub(super) fn new<T: Element>(from: &Rows<'_, T>, rows: Range<usize>, lanes: usize) -> Self {
+    pub(super) fn new<T: RowElement>(from: &Rows<'_, T>, rows: Range<usize>, lanes: usize) -> Self {
         let vectors = rows.len().div_ceil(lanes);
         let width = vectors * lanes;
         let (dim, scale) = (from.dim, (from.dim as f32).sqrt());

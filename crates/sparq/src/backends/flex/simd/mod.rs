@@ -130,6 +130,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn load(self, from: &[f32]) -> Self::F;
     fn load_f16(self, from: &[f16]) -> Self::F;
     fn load_bf16(self, from: &[bf16]) -> Self::F;
+    /// Loads signed 8-bit codes.
+    fn load_i8(self, from: &[u8]) -> Self::F;
     /// Loads 8-bit codes in the order of their positions from `LANES / 4` words.
     fn load_u8(self, words: &[u32]) -> Self::F;
     /// Loads the 4-bit code number `code` of each of `LANES` words.

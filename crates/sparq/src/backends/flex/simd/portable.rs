@@ -53,6 +53,11 @@ impl Simd for Portable {
         lanes!(i => f32::from_bits((from[i].to_bits() as u32) << 16))
     }
     #[inline(always)]
+    fn load_i8(self, from: &[u8]) -> Lanes {
+        let from = &from[..8];
+        lanes!(i => f32::from(from[i] as i8))
+    }
+    #[inline(always)]
     fn load_u8(self, words: &[u32]) -> Lanes {
         let words = &words[..2];
         lanes!(i => ((words[i / 4] >> (8 * (i % 4))) & 255) as f32)

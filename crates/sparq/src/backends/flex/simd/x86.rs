@@ -134,6 +134,10 @@ impl Simd for Avx2 {
             let halves = _mm_loadu_si128(from[..8].as_ptr().cast());
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
         }
+        fn load_i8(self, from: &[u8]) -> __m256 {
+            let bytes = _mm_loadl_epi64(from[..8].as_ptr().cast());
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))
+        }
         fn load_u8(self, words: &[u32]) -> __m256 {
             let bytes = _mm_loadl_epi64(words[..2].as_ptr().cast());
             _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
@@ -271,6 +275,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         fn load_bf16(self, from: &[bf16]) -> __m512 {
             let halves = _mm256_loadu_si256(from[..16].as_ptr().cast());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+        }
+        fn load_i8(self, from: &[u8]) -> __m512 {
+            let bytes = _mm_loadu_si128(from[..16].as_ptr().cast());
+            _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))
         }
         fn load_u8(self, words: &[u32]) -> __m512 {
             let bytes = _mm_loadu_si128(words[..4].as_ptr().cast());

@@ -9,7 +9,7 @@
 )]
 
 use crate::backends::flex::attend::{BLOCK, update_softmax};
-use crate::backends::flex::element::Element;
+use crate::backends::flex::element::{RowElement, Rows};
 use crate::backends::flex::online_softmax::{OnlineSoftmax, bound};
 use crate::backends::flex::prefill::panel::with_vectors;
 use crate::backends::flex::simd::{Kernel, MAX_LANES, Simd};
@@ -23,9 +23,9 @@ pub(super) struct Blocks<'a, T> {
     /// The queries over sqrt(d), [rows, width].
     pub(super) q: &'a [f32],
     /// [positions, d], with whole vectors in d.
-    pub(super) keys: &'a [T],
+    pub(super) keys: Rows<'a, T>,
     /// [positions, d].
-    pub(super) values: &'a [T],
+    pub(super) values: Rows<'a, T>,
     pub(super) dim: usize,
     pub(super) width: usize,
     pub(super) softcap: Option<f32>,
@@ -51,20 +51,19 @@ impl Memory {
     }
 }
 
-impl<T: Element> Kernel for Blocks<'_, T> {
+impl<T: RowElement> Kernel for Blocks<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let block = BLOCK * self.dim;
-        let keys = self.keys.chunks_exact(block);
-        for (keys, values) in keys.zip(self.values.chunks_exact(block)) {
+        let positions = self.keys.elements.len() / self.dim;
+        for block in (0..positions / BLOCK * BLOCK).step_by(BLOCK) {
             for first in (0..BLOCK).step_by(ROWS) {
-                let keys = &keys[first * self.dim..(first + ROWS) * self.dim];
+                let place = Place { block, first };
                 let mut at = 0;
                 while at < self.dim {
                     let count = ((self.dim - at) / S::LANES).min(S::VECTORS);
-                    with_vectors!(S, count, N => self.add_dots::<S, N>(simd, keys, first, at));
+                    with_vectors!(S, count, N => self.add_dots::<S, N>(simd, place, at));
                     at += count * S::LANES;
                 }
             }
@@ -73,11 +72,11 @@ impl<T: Element> Kernel for Blocks<'_, T> {
             }
             self.update(simd);
             for first in (0..BLOCK).step_by(ROWS) {
-                let values = &values[first * self.dim..(first + ROWS) * self.dim];
+                let place = Place { block, first };
                 let mut at = 0;
                 while at < self.dim {
                     let count = ((self.dim - at) / S::LANES).min(S::VECTORS);
-                    with_vectors!(S, count, N => self.add_values::<S, N>(simd, values, first, at));
+                    with_vectors!(S, count, N => self.add_values::<S, N>(simd, place, at));
                     at += count * S::LANES;
                 }
             }
@@ -85,12 +84,13 @@ impl<T: Element> Kernel for Blocks<'_, T> {
     }
 }
 
-impl<T: Element> Blocks<'_, T> {
+impl<T: RowElement> Blocks<'_, T> {
     /// Adds N vectors of components from `at` on to the dot products of all rows with four keys,
     /// [ROWS, d], and writes the logits from `first` on after the last components.
     #[inline(always)]
-    fn add_dots<S: Simd, const N: usize>(&mut self, simd: S, keys: &[T], first: usize, at: usize) {
-        let of_keys = load::<S, T, N>(simd, keys, self.dim, at);
+    fn add_dots<S: Simd, const N: usize>(&mut self, simd: S, place: Place, at: usize) {
+        let of_keys = load::<S, T, N>(simd, self.keys, place, at);
+        let first = place.first;
         let end = at + N * S::LANES;
         let Memory { weights, dots } = &mut *self.memory;
         let rows = self.q.chunks_exact(self.width);
@@ -145,14 +145,9 @@ impl<T: Element> Blocks<'_, T> {
     /// Adds N vectors of components from `at` on of four weighted values, [ROWS, d], to the sums of
     /// all rows.
     #[inline(always)]
-    fn add_values<S: Simd, const N: usize>(
-        &mut self,
-        simd: S,
-        values: &[T],
-        first: usize,
-        at: usize,
-    ) {
-        let of_values = load::<S, T, N>(simd, values, self.dim, at);
+    fn add_values<S: Simd, const N: usize>(&mut self, simd: S, place: Place, at: usize) {
+        let of_values = load::<S, T, N>(simd, self.values, place, at);
+        let first = place.first;
         let weights = self.memory.weights.chunks_exact(BLOCK);
         for (weights, sum) in weights.zip(self.state.sum.chunks_exact_mut(self.width)) {
             let weights = &weights[first..first + ROWS];
@@ -174,19 +169,28 @@ impl<T: Element> Blocks<'_, T> {
     }
 }
 
-/// Loads N vectors from `at` on of four rows [ROWS, d].
+/// Four rows of a block.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The first position of the block.
+    block: usize,
+    /// The first row in the block.
+    first: usize,
+}
+
+/// Loads N vectors from `at` on of four rows.
 #[inline(always)]
-fn load<S: Simd, T: Element, const N: usize>(
+fn load<S: Simd, T: RowElement, const N: usize>(
     simd: S,
-    rows: &[T],
-    dim: usize,
+    rows: Rows<'_, T>,
+    place: Place,
     at: usize,
 ) -> [[S::F; N]; ROWS] {
     let mut loaded = [[simd.splat(0.0); N]; ROWS];
     for i in 0..ROWS {
-        let row = &rows[i * dim + at..][..N * S::LANES];
+        let row = rows.row(place.block + place.first + i);
         for v in 0..N {
-            loaded[i][v] = T::load(simd, &row[v * S::LANES..]);
+            loaded[i][v] = row.load(simd, at + v * S::LANES);
         }
     }
     loaded

@@ -88,10 +88,10 @@ fn steps_equal_those_of_the_rounded_rows_in_floats() {
                     twins.append(&part(&k, at, 1), &part(&v, at, 1), &[1, 1]);
                     twins.assert_step(&method, &q, &case);
                 }
-                let marks = [twins.codes.mark(), twins.floats.mark()];
+                let mut marks = [twins.codes.mark(), twins.floats.mark()];
                 twins.append(&part(&k, 110, 4), &part(&v, 110, 4), &[4, 4]);
-                twins.codes.roll_back(&marks[0], &[1, 3]).unwrap();
-                twins.floats.roll_back(&marks[1], &[1, 3]).unwrap();
+                twins.codes.roll_back(&mut marks[0], &[1, 3]).unwrap();
+                twins.floats.roll_back(&mut marks[1], &[1, 3]).unwrap();
                 twins.assert_step(&method, &q, &case);
                 twins.each(|cache| cache.truncate(60));
                 twins.assert_step(&method, &q, &case);

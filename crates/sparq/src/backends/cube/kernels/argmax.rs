@@ -92,8 +92,9 @@ pub(crate) fn largest_of_parts_kernel(
         let i = from + round * units + UNIT_POS as usize;
         if i < to {
             let key = key_of(x[row * width + i]);
-            let unranked = key >= INFINITY || key < NEG_INFINITY;
-            largest.add(key, i as u32, select(unranked, 1u32, 0u32));
+            let infinite = select(key >= INFINITY, 1u32, 0u32);
+            let negative_nan = select(key < NEG_INFINITY, 1u32, 0u32);
+            largest.add(key, i as u32, infinite | negative_nan);
         }
     }
     largest.add_cube(units);

@@ -19,7 +19,8 @@ use crate::method::transfer_share;
 use crate::score::Judge;
 use crate::steps::{check_tokens, negative_log_likelihood, read_while, step};
 use crate::{
-    BudgetedMethod, EvalError, FORMAT, Kind, Passage, Question, Record, Setup, TaskName, Work,
+    BudgetedMethod, EvalError, FORMAT, Kind, Passage, Protocol, Question, Record, Setup, TaskName,
+    Work,
 };
 
 /// The tokens of a draft of lossless decoding.
@@ -141,8 +142,8 @@ impl<'a> Evaluation<'a> {
         })
     }
 
-    /// Reads the text of a job once, then each question once after it. The methods answer from
-    /// there.
+    /// Reads the text of a job once, densely. The methods read the questions from there, or answer
+    /// them after a dense pass over each; see [`Protocol`].
     fn finish(
         &self,
         job: &Job<'_>,
@@ -171,14 +172,22 @@ impl<'a> Evaluation<'a> {
                 text.clone()
             };
             let prompt = question.prompt.split_last();
-            let (&first, before) = prompt.expect("a question has a token");
-            read_while(self.model, &mut asked, before, &continues)?;
-            if stop() {
-                return Ok(Ending::Cancelled);
+            let (&first, mut unread) = prompt.expect("a question has a token");
+            if self.setup.question == Protocol::Dense {
+                read_while(self.model, &mut asked, unread, &continues)?;
+                unread = &[];
             }
             for method in methods {
                 let settings = self.settings(job.passage, question, method)?;
                 let mut cache = asked.for_method(&settings)?;
+                let reader = match method.is_lossless() {
+                    true => Method::DENSE,
+                    false => settings,
+                };
+                self.read_question(&mut cache, unread, &reader, stop)?;
+                if stop() {
+                    return Ok(Ending::Cancelled);
+                }
                 let answer = match (settings, &question.work) {
                     (Method::Sparq(draft), Work::Answer { max_tokens, judge })
                         if method.is_lossless() =>
@@ -186,13 +195,7 @@ impl<'a> Evaluation<'a> {
                         let goal = (*max_tokens, judge);
                         self.answer_lossless(goal, first, &mut cache, draft, stop)?
                     }
-                    _ => {
-                        let settings = match method.is_lossless() {
-                            true => Method::DENSE,
-                            false => settings,
-                        };
-                        self.answer(question, first, &mut cache, &settings, stop)?
-                    }
+                    _ => self.answer(question, first, &mut cache, &reader, stop)?,
                 };
                 let Some(answer) = answer else {
                     return Ok(Ending::Cancelled);
@@ -201,6 +204,27 @@ impl<'a> Evaluation<'a> {
             }
         }
         Ok(Ending::Finished)
+    }
+
+    /// Reads the tokens of a question with a method: dense attention in one pass, the others token
+    /// by token. Stops early if cancelled.
+    fn read_question(
+        &self,
+        cache: &mut ModelCache,
+        tokens: &[u32],
+        method: &Method,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), EvalError> {
+        if *method == Method::DENSE {
+            return read_while(self.model, cache, tokens, &|_| !stop());
+        }
+        for &token in tokens {
+            if stop() {
+                break;
+            }
+            step(self.model, cache, token, method)?;
+        }
+        Ok(())
     }
 
     fn all_settings(&self, job: &Job<'_>) -> Result<Vec<Method>, EvalError> {
@@ -358,6 +382,7 @@ impl<'a> Evaluation<'a> {
             device: self.setup.device.clone(),
             dtype: self.setup.dtype.clone(),
             seed: self.setup.seed,
+            question: self.setup.question,
             task: job.task,
             example: question.example.clone(),
             context: passage.context,

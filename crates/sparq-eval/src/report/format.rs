@@ -11,6 +11,7 @@ pub fn axis(metric: Metric) -> &'static str {
         Metric::Characters => "characters before the first error",
         Metric::BitsPerCharacter => "bits per character",
         Metric::RougeL => "ROUGE-L F",
+        Metric::StringMatch => "share of references found",
     }
 }
 
@@ -21,6 +22,7 @@ pub fn difference_axis(metric: Metric) -> &'static str {
         Metric::Characters => "characters before the first error, less dense",
         Metric::BitsPerCharacter => "bits per character, less dense (left is better)",
         Metric::RougeL => "ROUGE-L F, less dense",
+        Metric::StringMatch => "share of references found, less dense",
     }
 }
 
@@ -28,7 +30,7 @@ pub fn difference_axis(metric: Metric) -> &'static str {
 pub fn digits(metric: Metric) -> usize {
     match metric {
         Metric::Characters => 1,
-        Metric::PrefixMatch | Metric::RougeL | Metric::BitsPerCharacter => 3,
+        _ => 3,
     }
 }
 

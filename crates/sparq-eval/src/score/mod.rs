@@ -3,10 +3,12 @@
 mod matching_characters;
 mod prefix_match;
 mod rouge;
+mod string_match;
 
 pub use matching_characters::matching_characters;
 pub use prefix_match::prefix_match;
 pub use rouge::rouge_l;
+pub use string_match::{string_match_all, string_match_part};
 
 /// The scoring of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +19,10 @@ pub enum Judge {
     Continuation(String),
     /// Compares with this summary by [`rouge_l`].
     Summary(String),
+    /// Counts these references by [`string_match_all`].
+    AllOf(Vec<String>),
+    /// Searches these references by [`string_match_part`].
+    AnyOf(Vec<String>),
 }
 
 impl Judge {
@@ -26,6 +32,8 @@ impl Judge {
             Judge::Answers(answers) => f64::from(u8::from(prefix_match(answer, answers))),
             Judge::Continuation(reference) => matching_characters(answer, reference) as f64,
             Judge::Summary(reference) => rouge_l(answer, reference),
+            Judge::AllOf(references) => string_match_all(answer, references),
+            Judge::AnyOf(references) => string_match_part(answer, references),
         }
     }
 
@@ -42,6 +50,8 @@ impl Judge {
                 !reference.starts_with(answer) || answer.len() == reference.len()
             }
             Judge::Summary(_) => false,
+            // A reference that occurs once stays.
+            Judge::AllOf(_) | Judge::AnyOf(_) => self.score(answer) >= 1.0,
         }
     }
 }
@@ -76,7 +86,13 @@ mod tests {
     proptest! {
         #[test]
         fn settled_scores_do_not_change(answer in text(), rest in text(), reference in text()) {
-            for judge in [Judge::Answers(vec![reference.clone()]), Judge::Continuation(reference)] {
+            let references = vec![reference.clone()];
+            for judge in [
+                Judge::Answers(references.clone()),
+                Judge::Continuation(reference),
+                Judge::AllOf(references.clone()),
+                Judge::AnyOf(references),
+            ] {
                 if judge.is_settled(&answer) {
                     prop_assert_eq!(judge.score(&answer), judge.score(&format!("{answer}{rest}")), "{:?}", judge);
                 }

@@ -6,10 +6,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use sparq_models::text::TextTokenizer;
 
-use super::{LENGTHS, Task, TaskOptions, choose};
+use super::{Asked, LENGTHS, Task, TaskOptions, choose};
 use crate::datasets::{self, Row};
 use crate::score::Judge;
-use crate::{EvalError, Metric, Passage, Question, TaskName, Work};
+use crate::{EvalError, Metric, Passage, TaskName, Work};
 
 /// The most tokens of a summary.
 const MAX_TOKENS: usize = 128;
@@ -49,18 +49,17 @@ fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Pass
     let task = TaskName::CnnDailymail;
     let path = options.data(task)?;
     let rows: Vec<Story> = datasets::rows(path)?;
-    choose(options, task, path, rows.len(), |index, _| {
+    choose(options, tokenizer, task, rows.len(), |index, _| {
         let row = &rows[index];
-        let prompt = format!("Article: {}\nSummary:", row.article);
         let reference = tokenizer.encode(&row.highlights, false)?;
-        Ok(Some(Question {
+        Ok(Some(Asked {
             example: row.id.clone(),
-            prompt: tokenizer.encode(&prompt, true)?,
+            text: format!("Article: {}", row.article),
+            question: "\nSummary:".into(),
             work: Work::Answer {
                 max_tokens: reference.len().clamp(1, MAX_TOKENS),
                 judge: Judge::Summary(row.highlights.clone()),
             },
-            detail: serde_json::Map::new(),
         }))
     })
 }

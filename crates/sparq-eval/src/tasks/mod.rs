@@ -53,6 +53,14 @@ tasks! {
     needle: Needle,
     bpc: Bpc,
     key_value: KeyValue,
+    niah_single_1: NiahSingle1,
+    niah_single_2: NiahSingle2,
+    niah_single_3: NiahSingle3,
+    niah_multikey_1: NiahMultikey1,
+    niah_multikey_2: NiahMultikey2,
+    niah_multikey_3: NiahMultikey3,
+    niah_multivalue: NiahMultivalue,
+    niah_multiquery: NiahMultiquery,
     squad: Squad,
     trivia_qa: TriviaQa,
     cnn_dailymail: CnnDailymail,
@@ -130,7 +138,7 @@ pub struct TaskOptions {
 
 impl TaskOptions {
     /// Returns the contexts, after checking that none is longer than the model's.
-    fn checked_contexts(&self, task: TaskName) -> Result<&[usize], EvalError> {
+    pub(crate) fn checked_contexts(&self, task: TaskName) -> Result<&[usize], EvalError> {
         match self.contexts.iter().find(|&&context| context > self.most) {
             Some(&found) => Err(EvalError::Context {
                 task: task.name(),
@@ -158,7 +166,7 @@ impl TaskOptions {
 
     /// Returns the random numbers of example `index` of a task at a context. Other examples have
     /// independent ones.
-    fn rng(&self, task: TaskName, context: usize, index: usize) -> SmallRng {
+    pub(crate) fn rng(&self, task: TaskName, context: usize, index: usize) -> SmallRng {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(task.name().as_bytes());
         for number in [context, index] {
@@ -178,38 +186,55 @@ const MAX_TOKENS: usize = 30;
 /// The tokens of a short answer beyond the longest correct one.
 const SPARE_TOKENS: usize = 5;
 
-/// Makes a question whose correct answers begin with one of `answers`.
-fn short_answer(
-    tokenizer: &TextTokenizer,
+/// A text and a question about it, not yet encoded.
+struct Asked {
+    /// The name of the example.
     example: String,
-    prompt: &str,
-    answers: &[String],
-) -> Result<Question, EvalError> {
+    /// The text, which is read densely.
+    text: String,
+    /// The question, which begins with a line break.
+    question: String,
+    /// The work after the question.
+    work: Work,
+}
+
+impl Asked {
+    fn passage(self, tokenizer: &TextTokenizer) -> Result<Passage, EvalError> {
+        Ok(Passage {
+            context: None,
+            text: tokenizer.encode(&self.text, true)?,
+            questions: vec![Question {
+                example: self.example,
+                prompt: tokenizer.encode(&self.question, false)?,
+                work: self.work,
+                detail: serde_json::Map::new(),
+            }],
+        })
+    }
+}
+
+/// Returns the work of a short answer that begins with one of `answers`.
+fn short_answer(tokenizer: &TextTokenizer, answers: &[String]) -> Result<Work, EvalError> {
     let mut longest = 0;
     for answer in answers {
         longest = longest.max(tokenizer.encode(answer, false)?.len());
     }
-    Ok(Question {
-        example,
-        prompt: tokenizer.encode(prompt, true)?,
-        work: Work::Answer {
-            max_tokens: MAX_TOKENS.min(longest + SPARE_TOKENS),
-            judge: Judge::Answers(answers.to_vec()),
-        },
-        detail: serde_json::Map::new(),
+    Ok(Work::Answer {
+        max_tokens: MAX_TOKENS.min(longest + SPARE_TOKENS),
+        judge: Judge::Answers(answers.to_vec()),
     })
 }
 
 /// Chooses examples among the `count` rows of a data set, in an order that depends on the seed.
 ///
-/// Skips a row if `question` returns `None` or a question longer than the model's context. Cutting
-/// the text could remove the answer.
+/// Skips a row if `ask` returns `None` or a passage longer than the model's context. Cutting the
+/// text could remove the answer.
 fn choose(
     options: &TaskOptions,
+    tokenizer: &TextTokenizer,
     task: TaskName,
-    path: &Path,
     count: usize,
-    mut question: impl FnMut(usize, &mut SmallRng) -> Result<Option<Question>, EvalError>,
+    mut ask: impl FnMut(usize, &mut SmallRng) -> Result<Option<Asked>, EvalError>,
 ) -> Result<Vec<Passage>, EvalError> {
     let mut order: Vec<usize> = (0..count).collect();
     order.shuffle(&mut options.rng(task, 0, 0));
@@ -218,14 +243,10 @@ fn choose(
         if passages.len() == options.examples {
             break;
         }
-        let Some(question) = question(index, &mut options.rng(task, 0, index + 1))? else {
+        let Some(asked) = ask(index, &mut options.rng(task, 0, index + 1))? else {
             continue;
         };
-        let passage = Passage {
-            context: None,
-            text: Vec::new(),
-            questions: vec![question],
-        };
+        let passage = asked.passage(tokenizer)?;
         if passage.positions(&passage.questions[0]) <= options.most {
             passages.push(passage);
         }
@@ -235,7 +256,11 @@ fn choose(
             "expected one that fits the model's context of {} tokens, found none",
             options.most
         );
-        return Err(wrong(path, format!("{count} usable rows"), reason));
+        return Err(wrong(
+            options.data(task)?,
+            format!("{count} usable rows"),
+            reason,
+        ));
     }
     Ok(passages)
 }

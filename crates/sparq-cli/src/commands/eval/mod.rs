@@ -12,7 +12,8 @@ use serde::Serialize;
 use sparq_device::DeviceChoice;
 use sparq_eval::tasks::TaskOptions;
 use sparq_eval::{
-    BudgetedMethod, Ending, Evaluation, ResultsFile, Setup, SummaryRow, TaskName, summarize,
+    BudgetedMethod, Ending, Evaluation, Protocol, ResultsFile, Setup, SummaryRow, TaskName,
+    summarize,
 };
 use sparq_models::embedded;
 
@@ -30,8 +31,9 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// The arguments of `sparq eval`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-Every example is read once with dense attention, and every method answers from a copy of the cache. Each \
-answer becomes a line of JSON in the file --out. The same command continues an unfinished file. Ctrl-C \
+The text of every example is read once with dense attention. Every method reads the question from a copy \
+of the cache, token by token, and answers. With --question dense, dense attention reads the question too, \
+which often finds the answer already. Each answer becomes a line of JSON in the file --out. The same command continues an unfinished file. Ctrl-C \
 drops unfinished answers; a second Ctrl-C ends the program at once.
 
 A budget is a share of the bytes that dense attention moves per decode step at the length of the \
@@ -64,6 +66,9 @@ pub struct EvalArgs {
     /// Budgets: shares of dense attention's bytes, such as 1/8 or 0.125
     #[arg(long, value_delimiter = ',', default_value = "1/8", value_parser = share, value_name = "SHARE,...")]
     budgets: Vec<f64>,
+    /// Attention that reads the questions. The text before them is always read densely
+    #[arg(long, default_value = Protocol::default().name(), value_parser = question_parser(), value_name = "WHO")]
+    question: Protocol,
     /// Number of tokens of text, question and answer [default: 4096, or the model's context if
     /// shorter]
     #[arg(long, value_delimiter = ',', value_parser = at_least_one, value_name = "TOKENS,...")]
@@ -109,6 +114,18 @@ fn task_parser() -> impl TypedValueParser<Value = TaskName> {
     })
 }
 
+/// Returns the parser of protocols.
+fn question_parser() -> impl TypedValueParser<Value = Protocol> {
+    let values = Protocol::ALL.iter();
+    let values = values.map(|protocol| PossibleValue::new(protocol.name()).help(protocol.about()));
+    PossibleValuesParser::new(values).try_map(|name| {
+        let found = Protocol::ALL
+            .iter()
+            .find(|protocol| protocol.name() == name);
+        found.copied().ok_or("unknown protocol")
+    })
+}
+
 #[derive(Serialize)]
 struct Document<'a> {
     #[serde(flatten)]
@@ -136,6 +153,7 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         device: device.to_string(),
         dtype: dtype_name(dtype).into(),
         seed: args.seed,
+        question: args.question,
     };
     let tokenizer = source.tokenizer()?;
     let options = args.options(described.context);

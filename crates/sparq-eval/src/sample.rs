@@ -8,6 +8,7 @@ use crate::tasks::TaskOptions;
 use crate::{EvalError, Passage, Question, TaskName, Work};
 
 /// A text and a question about it, not yet encoded.
+#[derive(Clone, Debug)]
 pub(crate) struct Sample {
     /// The text, which is read densely.
     pub text: String,
@@ -46,8 +47,8 @@ impl Sample {
 /// Makes the examples of a generated task: for each the longest sample that fits its context with
 /// the answer.
 ///
-/// `make` makes a sample of a size in units of its own, such as sentences, from the same random
-/// numbers for every size. Sizes begin at `least`.
+/// `make` makes the sample of an index and a size in units of its own, such as sentences, from the
+/// same random numbers for every size. Sizes begin at `least`.
 ///
 /// # Errors
 /// If a context is longer than the model's or too short for a sample of size `least`.
@@ -56,7 +57,7 @@ pub(crate) fn passages(
     options: &TaskOptions,
     tokenizer: &TextTokenizer,
     least: usize,
-    make: &dyn Fn(&mut SmallRng, usize) -> Result<Sample, EvalError>,
+    make: &dyn Fn(usize, &mut SmallRng, usize) -> Result<Sample, EvalError>,
 ) -> Result<Vec<Passage>, EvalError> {
     let mut passages = Vec::new();
     for &context in options.checked_contexts(task)? {
@@ -64,7 +65,7 @@ pub(crate) fn passages(
             let rng = options.rng(task, context, index);
             let sample = |size| {
                 let example = format!("context={context} text={index}");
-                let sample = make(&mut rng.clone(), size)?;
+                let sample = make(index, &mut rng.clone(), size)?;
                 sample.passage(tokenizer, Some(context), example)
             };
             passages.push(longest(task, context, least, &sample)?);
@@ -97,6 +98,10 @@ fn longest(
             Some(_) => return Ok(best),
         };
         let passage = sample(size)?;
+        // Some texts end.
+        if high.is_none() && positions(&passage) == positions(&best) {
+            return Ok(best);
+        }
         if positions(&passage) <= context {
             (low, best) = (size, passage);
         } else {
@@ -124,6 +129,13 @@ mod tests {
                 detail: Map::new(),
             }],
         })
+    }
+
+    #[test]
+    fn texts_that_end_are_whole() {
+        let ending = |size: usize| passage(size.min(20));
+        let found = longest(TaskName::Bpc, 500, 1, &ending).unwrap();
+        assert_eq!(found.text.len(), 40);
     }
 
     #[test]

@@ -4,7 +4,12 @@
 //! The texts differ from RULER's in two ways. Its essays are replaced by the embedded plays or
 //! `--text`, from a random place instead of the beginning. Its words come from other lists.
 
+pub(crate) mod common;
+pub(crate) mod documents;
+pub(crate) mod frequent;
+pub(crate) mod lines;
 pub(crate) mod niah;
+pub(crate) mod variables;
 pub(crate) mod words;
 
 use crate::Work;

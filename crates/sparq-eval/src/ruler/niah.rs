@@ -72,7 +72,7 @@ impl Niah {
         let filler = Filler::new(options.text.as_deref(), PLAYS)?;
         // Every needle in noise and among needles has a sentence of its own.
         let least = self.key_count * self.value_count;
-        sample::passages(task, options, tokenizer, least, &|rng, size| {
+        sample::passages(task, options, tokenizer, least, &|_, rng, size| {
             Ok(self.sample(&filler, rng, size))
         })
     }

@@ -6,8 +6,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use sparq_models::text::TextTokenizer;
 
-use super::{Asked, LENGTHS, Task, TaskOptions, choose};
+use super::{LENGTHS, Task, TaskOptions, choose};
 use crate::datasets::{self, Row};
+use crate::sample::Sample;
 use crate::score::Judge;
 use crate::{EvalError, Metric, Passage, TaskName, Work};
 
@@ -52,14 +53,15 @@ fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Pass
     choose(options, tokenizer, task, rows.len(), |index, _| {
         let row = &rows[index];
         let reference = tokenizer.encode(&row.highlights, false)?;
-        Ok(Some(Asked {
-            example: row.id.clone(),
+        let sample = Sample {
             text: format!("Article: {}", row.article),
             question: "\nSummary:".into(),
             work: Work::Answer {
                 max_tokens: reference.len().clamp(1, MAX_TOKENS),
                 judge: Judge::Summary(row.highlights.clone()),
             },
-        }))
+            detail: serde_json::Map::new(),
+        };
+        Ok(Some((row.id.clone(), sample)))
     })
 }

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use sparq_models::text::TextTokenizer;
 
 use crate::datasets::wrong;
+use crate::sample::Sample;
 use crate::score::Judge;
-use crate::{EvalError, Metric, Passage, Question, Work};
+use crate::{EvalError, Metric, Passage, Work};
 
 /// Declares the tasks, each by its file and its name in code. The file gives the name in records.
 macro_rules! tasks {
@@ -23,7 +24,7 @@ macro_rules! tasks {
         #[derive(
             Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
         )]
-        #[serde(rename_all = "snake_case")]
+        #[serde(into = "&'static str", try_from = "String")]
         pub enum TaskName {
             $(#[doc = concat!("The task of the file `tasks/", stringify!($file), ".rs`.")] $name,)*
         }
@@ -61,6 +62,11 @@ tasks! {
     niah_multikey_3: NiahMultikey3,
     niah_multivalue: NiahMultivalue,
     niah_multiquery: NiahMultiquery,
+    variable_tracking: VariableTracking,
+    common_words: CommonWords,
+    frequent_words: FrequentWords,
+    ruler_qa: RulerQa,
+    ruler_file: RulerFile,
     squad: Squad,
     trivia_qa: TriviaQa,
     cnn_dailymail: CnnDailymail,
@@ -105,6 +111,24 @@ impl TaskName {
         tokenizer: &TextTokenizer,
     ) -> Result<Vec<Passage>, EvalError> {
         (self.task().passages)(options, tokenizer)
+    }
+}
+
+impl From<TaskName> for &'static str {
+    fn from(task: TaskName) -> Self {
+        task.name()
+    }
+}
+
+impl TryFrom<String> for TaskName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let found = Self::ALL.iter().find(|task| task.name() == name);
+        found.copied().ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|task| task.name()).collect();
+            format!("expected one of {}, found {name}", names.join(", "))
+        })
     }
 }
 
@@ -158,7 +182,7 @@ impl TaskOptions {
     }
 
     /// Returns the file of the data set, or an error if none was given.
-    fn data(&self, task: TaskName) -> Result<&Path, EvalError> {
+    pub(crate) fn data(&self, task: TaskName) -> Result<&Path, EvalError> {
         self.data
             .as_deref()
             .ok_or(EvalError::NoData { task: task.name() })
@@ -186,33 +210,6 @@ const MAX_TOKENS: usize = 30;
 /// The tokens of a short answer beyond the longest correct one.
 const SPARE_TOKENS: usize = 5;
 
-/// A text and a question about it, not yet encoded.
-struct Asked {
-    /// The name of the example.
-    example: String,
-    /// The text, which is read densely.
-    text: String,
-    /// The question, which begins with a line break.
-    question: String,
-    /// The work after the question.
-    work: Work,
-}
-
-impl Asked {
-    fn passage(self, tokenizer: &TextTokenizer) -> Result<Passage, EvalError> {
-        Ok(Passage {
-            context: None,
-            text: tokenizer.encode(&self.text, true)?,
-            questions: vec![Question {
-                example: self.example,
-                prompt: tokenizer.encode(&self.question, false)?,
-                work: self.work,
-                detail: serde_json::Map::new(),
-            }],
-        })
-    }
-}
-
 /// Returns the work of a short answer that begins with one of `answers`.
 fn short_answer(tokenizer: &TextTokenizer, answers: &[String]) -> Result<Work, EvalError> {
     let mut longest = 0;
@@ -227,14 +224,14 @@ fn short_answer(tokenizer: &TextTokenizer, answers: &[String]) -> Result<Work, E
 
 /// Chooses examples among the `count` rows of a data set, in an order that depends on the seed.
 ///
-/// Skips a row if `ask` returns `None` or a passage longer than the model's context. Cutting the
+/// `ask` makes the name and the sample of a row. Skips a row if it returns `None` or a passage longer than the model's context. Cutting the
 /// text could remove the answer.
-fn choose(
+pub(crate) fn choose(
     options: &TaskOptions,
     tokenizer: &TextTokenizer,
     task: TaskName,
     count: usize,
-    mut ask: impl FnMut(usize, &mut SmallRng) -> Result<Option<Asked>, EvalError>,
+    mut ask: impl FnMut(usize, &mut SmallRng) -> Result<Option<(String, Sample)>, EvalError>,
 ) -> Result<Vec<Passage>, EvalError> {
     let mut order: Vec<usize> = (0..count).collect();
     order.shuffle(&mut options.rng(task, 0, 0));
@@ -243,10 +240,10 @@ fn choose(
         if passages.len() == options.examples {
             break;
         }
-        let Some(asked) = ask(index, &mut options.rng(task, 0, index + 1))? else {
+        let Some((example, sample)) = ask(index, &mut options.rng(task, 0, index + 1))? else {
             continue;
         };
-        let passage = asked.passage(tokenizer)?;
+        let passage = sample.passage(tokenizer, None, example)?;
         if passage.positions(&passage.questions[0]) <= options.most {
             passages.push(passage);
         }

@@ -9,8 +9,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use sparq_models::text::TextTokenizer;
 
-use super::{Asked, Task, TaskOptions, choose, short_answer};
+use super::{Task, TaskOptions, choose, short_answer};
 use crate::datasets::{self, Row};
+use crate::sample::Sample;
 use crate::{EvalError, Metric, Passage, TaskName};
 
 /// The number of paragraphs beside the one with the answer.
@@ -127,12 +128,13 @@ fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Pass
         let Some(shot) = shot(row, &of_context[row.context.as_str()], &rows, rng) else {
             return Ok(None);
         };
-        Ok(Some(Asked {
-            example: row.id.clone(),
+        let sample = Sample {
             text: text(row, &contexts, rng),
             question: question(row, shot),
             work: short_answer(tokenizer, &row.answers.text)?,
-        }))
+            detail: serde_json::Map::new(),
+        };
+        Ok(Some((row.id.clone(), sample)))
     })
 }
 

@@ -7,8 +7,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use sparq_models::text::TextTokenizer;
 
-use super::{Asked, LENGTHS, Task, TaskOptions, choose, short_answer};
+use super::{LENGTHS, Task, TaskOptions, choose, short_answer};
 use crate::datasets::{self, Row};
+use crate::sample::Sample;
 use crate::{EvalError, Metric, Passage, TaskName};
 
 /// A question. The fields are named as the columns of the data set `rc` on the Hugging Face Hub.
@@ -140,12 +141,13 @@ fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Pass
         let Some(page) = row.pages()?.choose(rng).cloned() else {
             return Ok(None);
         };
-        Ok(Some(Asked {
-            // The data may contain a question twice.
-            example: format!("{} row={index}", row.question_id),
+        let sample = Sample {
             text: page,
             question: format!("\nQuestion: {}\nAnswer:", row.question),
             work: short_answer(tokenizer, &row.answer.aliases)?,
-        }))
+            detail: serde_json::Map::new(),
+        };
+        // The data may contain a question twice.
+        Ok(Some((format!("{} row={index}", row.question_id), sample)))
     })
 }

@@ -10,6 +10,8 @@
 //!    pairs of the same example. [`report`] turns them into tables, figures and a page.
 #![deny(missing_docs)]
 
+mod babi;
+mod continuation;
 mod datasets;
 mod error;
 mod filler;

@@ -33,6 +33,14 @@ pub enum Metric {
     RougeL,
     /// The share of references that occur in the answer.
     StringMatch,
+    /// The data set's own score of an answer, from 0 to 1.
+    Accuracy,
+    /// The share of the fields of an object that are right.
+    FieldMatch,
+    /// The similarity to the reference, from 0 to 1.
+    Similarity,
+    /// The share of positions whose most probable token is that of dense attention.
+    Agreement,
 }
 
 impl Metric {
@@ -44,6 +52,10 @@ impl Metric {
             Metric::BitsPerCharacter => "bits_per_character",
             Metric::RougeL => "rouge_l",
             Metric::StringMatch => "string_match",
+            Metric::Accuracy => "accuracy",
+            Metric::FieldMatch => "field_match",
+            Metric::Similarity => "similarity",
+            Metric::Agreement => "agreement",
         }
     }
 

@@ -177,6 +177,7 @@ impl<'a> Evaluation<'a> {
                 read_while(self.model, &mut asked, unread, &continues)?;
                 unread = &[];
             }
+            let mut dense = None;
             for method in methods {
                 let settings = self.settings(job.passage, question, method)?;
                 let mut cache = asked.for_method(&settings)?;
@@ -188,7 +189,18 @@ impl<'a> Evaluation<'a> {
                 if stop() {
                     return Ok(Ending::Cancelled);
                 }
+                if let (Work::Continue { tokens }, None) = (&question.work, &dense) {
+                    let mut cache = asked.for_method(&Method::DENSE)?;
+                    self.read_question(&mut cache, unread, &Method::DENSE, stop)?;
+                    dense = self.generated(first, &mut cache, &Method::DENSE, *tokens, stop)?;
+                }
                 let answer = match (settings, &question.work) {
+                    (_, Work::Continue { tokens }) => match &dense {
+                        Some(dense) => {
+                            self.follow(dense, first, &mut cache, &reader, *tokens, stop)?
+                        }
+                        None => None,
+                    },
                     (Method::Sparq(draft), Work::Answer { max_tokens, judge })
                         if method.is_lossless() =>
                     {
@@ -273,6 +285,8 @@ impl<'a> Evaluation<'a> {
                 answer.score = judge.score(&text);
                 answer.detail.insert("answer".into(), text.into());
             }
+            // The caller compares these with dense attention.
+            Work::Continue { .. } => {}
             Work::Predict { tokens, characters } => {
                 check_tokens(self.model, tokens)?;
                 let mut nll = 0.0;
@@ -355,7 +369,7 @@ impl<'a> Evaluation<'a> {
 
     /// Excludes the end of the text as the first token. Models trained on conversations often end a
     /// text that is not a conversation at once.
-    fn forbid_end(&self, logits: &mut [f32]) {
+    pub(crate) fn forbid_end(&self, logits: &mut [f32]) {
         for &id in self.tokenizer.eos_ids() {
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = f32::MIN;
@@ -406,11 +420,11 @@ impl<'a> Evaluation<'a> {
 
 /// The result of a method on an example.
 #[derive(Default)]
-struct Answer {
-    score: f64,
-    detail: Map<String, Value>,
-    steps: usize,
-    seconds: f64,
+pub(crate) struct Answer {
+    pub score: f64,
+    pub detail: Map<String, Value>,
+    pub steps: usize,
+    pub seconds: f64,
 }
 
 /// Runs `work` in a thread pool with an equal share of the processors, at least one.

@@ -12,6 +12,10 @@ pub fn axis(metric: Metric) -> &'static str {
         Metric::BitsPerCharacter => "bits per character",
         Metric::RougeL => "ROUGE-L F",
         Metric::StringMatch => "share of references found",
+        Metric::Accuracy => "accuracy",
+        Metric::FieldMatch => "share of fields",
+        Metric::Similarity => "similarity to the reference",
+        Metric::Agreement => "share of dense attention's tokens",
     }
 }
 
@@ -23,6 +27,10 @@ pub fn difference_axis(metric: Metric) -> &'static str {
         Metric::BitsPerCharacter => "bits per character, less dense (left is better)",
         Metric::RougeL => "ROUGE-L F, less dense",
         Metric::StringMatch => "share of references found, less dense",
+        Metric::Accuracy => "accuracy, less dense",
+        Metric::FieldMatch => "share of fields, less dense",
+        Metric::Similarity => "similarity to the reference, less dense",
+        Metric::Agreement => "share of dense attention's tokens, less 1",
     }
 }
 

@@ -67,9 +67,19 @@ tasks! {
     frequent_words: FrequentWords,
     ruler_qa: RulerQa,
     ruler_file: RulerFile,
+    babilong_qa1: BabilongQa1,
+    babilong_qa2: BabilongQa2,
+    babilong_qa3: BabilongQa3,
+    babilong_qa4: BabilongQa4,
+    babilong_qa5: BabilongQa5,
+    extraction: Extraction,
+    long_generation: LongGeneration,
     squad: Squad,
     trivia_qa: TriviaQa,
     cnn_dailymail: CnnDailymail,
+    longbench_v2: LongbenchV2,
+    infinitebench: Infinitebench,
+    mrcr: Mrcr,
 }
 
 /// A kind of test for a model.
@@ -150,11 +160,13 @@ pub struct TaskOptions {
     pub contexts: Vec<usize>,
     /// The number of facts in a text, each the subject of a question (needle, key_value).
     pub needles: usize,
+    /// The number of tokens to generate (long_generation).
+    pub generated: usize,
     /// The number of depths at which needles are placed, from the beginning to the end (needle).
     pub depths: usize,
-    /// A text in UTF-8 instead of the embedded one (repetition, needle, bpc).
+    /// A text in UTF-8 instead of the embedded one, for tasks made of prose.
     pub text: Option<PathBuf>,
-    /// The file of the data set (squad, trivia_qa, cnn_dailymail).
+    /// The file of the data set, for tasks that read one.
     pub data: Option<PathBuf>,
     /// The most positions a question may take: the model's context.
     pub most: usize,
@@ -280,6 +292,7 @@ mod tests {
             examples,
             contexts: contexts.to_vec(),
             needles: 4,
+            generated: 300,
             depths: 17,
             text: None,
             data: None,
@@ -334,6 +347,51 @@ mod tests {
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), 18, "{task}");
+        }
+    }
+
+    /// The other generated tasks.
+    const GENERATED: [TaskName; 18] = [
+        TaskName::NiahSingle1,
+        TaskName::NiahSingle2,
+        TaskName::NiahSingle3,
+        TaskName::NiahMultikey1,
+        TaskName::NiahMultikey2,
+        TaskName::NiahMultikey3,
+        TaskName::NiahMultivalue,
+        TaskName::NiahMultiquery,
+        TaskName::VariableTracking,
+        TaskName::CommonWords,
+        TaskName::FrequentWords,
+        TaskName::BabilongQa1,
+        TaskName::BabilongQa2,
+        TaskName::BabilongQa3,
+        TaskName::BabilongQa4,
+        TaskName::BabilongQa5,
+        TaskName::Extraction,
+        TaskName::LongGeneration,
+    ];
+
+    #[test]
+    fn generated_tasks_fill_their_contexts() {
+        let mut options = options(&[4096, 6000], 2);
+        options.generated = 500;
+        for task in GENERATED {
+            let passages = made(task, &options);
+            assert_eq!(passages.len(), 4, "{task}");
+            for passage in &passages {
+                let positions = passage.positions(&passage.questions[0]);
+                let context = passage.context.unwrap();
+                let fills = positions <= context && 10 * positions > 9 * context;
+                assert!(fills, "{task}: {positions} of {context}");
+            }
+            options.seed += 1;
+            assert_ne!(made(task, &options)[0].text, passages[0].text, "{task}");
+            options.contexts[0] = 9000;
+            let tokenizer = sparq_models::embedded::tokenizer().unwrap();
+            let error = task.passages(&options, &tokenizer).unwrap_err();
+            assert!(error.to_string().contains("at most 8192"), "{error}");
+            options.contexts[0] = 4096;
         }
     }
 

@@ -41,11 +41,14 @@ example, with a 16-bit cache. Other settings of a method follow its name: sparq:
 
 Data sets are read from their published files: SQuAD v1.1 (dev-v1.1.json), TriviaQA rc \
 (qa/wikipedia-dev.json beside evidence/), or the parquet or JSON lines files of SQuAD, TriviaQA rc and \
-CNN/DailyMail 3.0.0 on the Hugging Face Hub.
+CNN/DailyMail 3.0.0 on the Hugging Face Hub. ruler-qa reads the JSON of SQuAD or HotpotQA, ruler-file the \
+lines that RULER's scripts write (input, outputs, answer_prefix), longbench-v2 its data.json, infinitebench \
+its files by their names (passkey.jsonl, ...), and mrcr its parquet files.
 
 Examples:
   sparq eval --task needle --methods dense,sparq,h2o --budgets 1/8,1/16 --out runs/needle.jsonl
   sparq eval --model DIR --task bpc --context 1024,2048 --examples 50 --out runs/bpc.jsonl
+  sparq eval --model DIR --task niah-multikey-1,variable-tracking --context 32768 --out runs/ruler.jsonl
   sparq eval --model DIR --task squad --data dev-v1.1.json --out runs/squad.jsonl")]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -82,14 +85,18 @@ pub struct EvalArgs {
     /// Number of facts in a text, with a question for each (needle, key-value)
     #[arg(long, default_value_t = 4, value_parser = at_least_one, value_name = "N")]
     needles: usize,
+    /// Number of tokens to generate (long-generation)
+    #[arg(long, default_value_t = 2000, value_parser = at_least_one, value_name = "N")]
+    generated: usize,
     /// Number of depths at which needles are placed, from the beginning of a text to its end
     /// (needle)
     #[arg(long, default_value_t = 17, value_parser = at_least_one, value_name = "N")]
     depths: usize,
-    /// Text file to use instead of the embedded texts (repetition, needle, bpc)
+    /// Text file to use instead of the embedded texts, for tasks made of prose
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// File of the data set (squad, trivia-qa, cnn-dailymail)
+    /// File of the data set (ruler-qa, ruler-file, squad, trivia-qa, cnn-dailymail, longbench-v2,
+    /// infinitebench, mrcr)
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Number of examples to run in parallel, each on an equal share of the processors [default:
@@ -224,6 +231,7 @@ impl EvalArgs {
             examples: self.examples,
             contexts,
             needles: self.needles,
+            generated: self.generated,
             depths: self.depths,
             text: self.text.clone(),
             data: self.data.clone(),

@@ -209,7 +209,10 @@ fn long_generation_is_compared_with_dense() {
         let (score, detail) = (record["score"].as_f64().unwrap(), &record["detail"]);
         let parts = detail["agreement"].as_array().unwrap();
         assert_eq!((parts.len(), &record["steps"]), (10, &json!(40)));
-        assert_eq!((&detail["dense_tokens"], &detail["own_tokens"]), (&json!(40), &json!(40)));
+        assert_eq!(
+            (&detail["dense_tokens"], &detail["own_tokens"]),
+            (&json!(40), &json!(40))
+        );
         match record["method"].as_str().unwrap() {
             "dense" => {
                 assert_eq!((score, &detail["first_difference"]), (1.0, &Value::Null));

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_with_their_last_carrier_or_where_dropped() {
+    fn objects_are_with_their_last_carrier() {
         for seed in 0..200 {
             let facts = of_object(&mut SmallRng::seed_from_u64(seed));
             let object = facts

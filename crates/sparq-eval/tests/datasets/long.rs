@@ -32,7 +32,10 @@ fn ruler_lines_are_read_and_split() {
     let path = folder.lines("validation.jsonl", &[line]);
     let (passage, text, judge, max_tokens) = one(TaskName::RulerFile, &path);
     assert_eq!(passage.text.len(), "Memorize the list.\n1. a 2. b".len());
-    assert!(text.ends_with("list? Answer: The top 10 words are:"), "{text}");
+    assert!(
+        text.ends_with("list? Answer: The top 10 words are:"),
+        "{text}"
+    );
     assert_eq!(judge, Judge::AllOf(vec!["a".into(), "b".into()]));
     assert_eq!(max_tokens, 120);
 }
@@ -73,7 +76,10 @@ fn ruler_questions_have_their_documents() {
         let number = question.detail["id"].as_str().unwrap()[1..].to_owned();
         // All documents fit.
         assert_eq!(text.matches("This is person ").count(), 6, "{text}");
-        assert!(text.ends_with(&format!("\n\nQuestion: Who is {number}? Answer:")), "{text}");
+        assert!(
+            text.ends_with(&format!("\n\nQuestion: Who is {number}? Answer:")),
+            "{text}"
+        );
         let expected = Judge::AnyOf(vec![format!("person {number}")]);
         assert!(matches!(&question.work, Work::Answer { judge, .. } if *judge == expected));
         let [short] = ruler_qa(path, 480).unwrap().try_into().unwrap();
@@ -82,7 +88,10 @@ fn ruler_questions_have_their_documents() {
         assert!(prompt(&short).contains(&format!("This is person {number}.")));
     }
     let error = message(ruler_qa(&squad, 300).unwrap_err());
-    assert!(error.contains("ruler_qa") && error.contains("found 300"), "{error}");
+    assert!(
+        error.contains("ruler_qa") && error.contains("found 300"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -96,8 +105,14 @@ fn longbench_v2_asks_for_a_letter() {
     let path = folder.write("data.json", &Value::from(vec![row.clone()]).to_string());
     let (passage, text, judge, _) = one(TaskName::LongbenchV2, &path);
     assert_eq!(passage.questions[0].example, "x1");
-    assert!(text.contains("<text>\nA long text.\n</text>\n\nWhat is the correct"), "{text}");
-    assert!(text.ends_with("(D) four\n\nThe correct answer is ("), "{text}");
+    assert!(
+        text.contains("<text>\nA long text.\n</text>\n\nWhat is the correct"),
+        "{text}"
+    );
+    assert!(
+        text.ends_with("(D) four\n\nThe correct answer is ("),
+        "{text}"
+    );
     assert_eq!((judge.score("C) three"), judge.score("D")), (1.0, 0.0));
     let mut bad = row;
     bad["answer"] = "E".into();
@@ -112,32 +127,67 @@ fn longbench_v2_asks_for_a_letter() {
 fn infinitebench_files_are_known_by_name() {
     let folder = Folder::new();
     let row = |answer: Value, options: Value| {
-        json!({"id": 3, "context": "Text.", "input": "The question of it?", "answer": answer, "options": options})
+        let input = "The question of it?";
+        json!({"id": 3, "context": "Text.", "input": input, "answer": answer, "options": options})
     };
     let none = json!([]);
     let four = json!(["f", "g", "h", "i"]);
     let cases = [
         ("passkey", json!(["71432"]), &none, " 71432.", "71433"),
         ("kv_retrieval", json!("ab-c"), &none, " \"ab-c\"", "ab-d"),
-        ("longbook_qa_eng", json!(["The king", "he"]), &none, "king", "queen"),
+        (
+            "longbook_qa_eng",
+            json!(["The king", "he"]),
+            &none,
+            "king",
+            "queen",
+        ),
         ("longbook_choice_eng", json!(["g"]), &four, " B", "A"),
         ("code_debug", json!(["h", "C"]), &four, "C. h", "D"),
-        ("longdialogue_qa_eng", json!(["JACK"]), &none, " Jack:", "Jim"),
+        (
+            "longdialogue_qa_eng",
+            json!(["JACK"]),
+            &none,
+            " Jack:",
+            "Jim",
+        ),
         ("math_find", json!([4.5]), &none, "4.5", "4"),
-        ("longbook_sum_eng", json!("A king lives"), &none, "a king lives", "x"),
+        (
+            "longbook_sum_eng",
+            json!("A king lives"),
+            &none,
+            "a king lives",
+            "x",
+        ),
     ];
     for (name, answer, options, right, wrong) in cases {
         let row = row(answer, options.clone());
         let path = folder.lines(&format!("{name}.jsonl"), &[row]);
         let (_, text, judge, _) = one(TaskName::Infinitebench, &path);
         assert!(text.contains("Text."), "{text}");
-        assert_eq!((judge.score(right), judge.score(wrong)), (1.0, 0.0), "{name}");
+        assert_eq!(
+            (judge.score(right), judge.score(wrong)),
+            (1.0, 0.0),
+            "{name}"
+        );
     }
     for (name, row, part) in [
         ("other.jsonl", row(json!("x"), none.clone()), "found other"),
-        ("code_debug.jsonl", row(json!("h"), none.clone()), "expected 4, found 0"),
-        ("code_debug2.jsonl", row(json!("z"), four), "expected one of the options"),
-        ("passkey.jsonl", row(json!("ten"), none), "expected a number"),
+        (
+            "code_debug.jsonl",
+            row(json!("h"), none.clone()),
+            "expected 4, found 0",
+        ),
+        (
+            "code_debug2.jsonl",
+            row(json!("z"), four),
+            "expected one of the options",
+        ),
+        (
+            "passkey.jsonl",
+            row(json!("ten"), none),
+            "expected a number",
+        ),
     ] {
         let path = folder.lines(name, &[row]);
         let error = message(made(TaskName::Infinitebench, &path).unwrap_err());
@@ -165,8 +215,14 @@ fn mrcr_repeats_a_message_after_its_prefix() {
     let columns = keys.map(|key| column(&rows, |row| &row[key]));
     let path = folder.parquet("2needle.parquet", schema, &columns);
     let (passage, text, judge, max_tokens) = one(TaskName::Mrcr, &path);
-    assert_eq!(passage.text.len(), "User: Write a poem\n\nAssistant: Roses".len());
-    assert!(text.ends_with("User: Prepend Xy to the first poem\n\nAssistant:"), "{text}");
+    assert_eq!(
+        passage.text.len(),
+        "User: Write a poem\n\nAssistant: Roses".len()
+    );
+    assert!(
+        text.ends_with("User: Prepend Xy to the first poem\n\nAssistant:"),
+        "{text}"
+    );
     assert_eq!(max_tokens, 7 + 16);
     assert_eq!((judge.score(" XyRoses"), judge.score("Roses")), (1.0, 0.0));
     let mut bad = row;

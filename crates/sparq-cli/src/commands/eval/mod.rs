@@ -33,8 +33,9 @@ const DEFAULT_CONTEXT: usize = 4096;
 #[command(after_help = "\
 The text of every example is read once with dense attention. Every method reads the question from a copy \
 of the cache, token by token, and answers. With --question dense, dense attention reads the question too, \
-which often finds the answer already. Each answer becomes a line of JSON in the file --out. The same command continues an unfinished file. Ctrl-C \
-drops unfinished answers; a second Ctrl-C ends the program at once.
+which often finds the answer already. Each answer becomes a line of JSON in the file --out. The same \
+command continues an unfinished file. Ctrl-C drops unfinished answers; a second Ctrl-C ends the program \
+at once.
 
 A budget is a share of the bytes that dense attention moves per decode step at the length of the \
 example, with a 16-bit cache. Other settings of a method follow its name: sparq:mean=never.

@@ -44,10 +44,19 @@ impl Sample {
     }
 }
 
+/// The place of an example among those of a task.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// The number of positions to fill.
+    pub context: usize,
+    /// The number of the example at this context.
+    pub index: usize,
+}
+
 /// Makes the examples of a generated task: for each the longest sample that fits its context with
 /// the answer.
 ///
-/// `make` makes the sample of an index and a size in units of its own, such as sentences, from the
+/// `make` makes the sample of a place and a size in units of its own, such as sentences, from the
 /// same random numbers for every size. Sizes begin at `least`.
 ///
 /// # Errors
@@ -57,7 +66,7 @@ pub(crate) fn passages(
     options: &TaskOptions,
     tokenizer: &TextTokenizer,
     least: usize,
-    make: &dyn Fn(usize, &mut SmallRng, usize) -> Result<Sample, EvalError>,
+    make: &dyn Fn(Place, &mut SmallRng, usize) -> Result<Sample, EvalError>,
 ) -> Result<Vec<Passage>, EvalError> {
     let mut passages = Vec::new();
     for &context in options.checked_contexts(task)? {
@@ -65,7 +74,7 @@ pub(crate) fn passages(
             let rng = options.rng(task, context, index);
             let sample = |size| {
                 let example = format!("context={context} text={index}");
-                let sample = make(index, &mut rng.clone(), size)?;
+                let sample = make(Place { context, index }, &mut rng.clone(), size)?;
                 sample.passage(tokenizer, Some(context), example)
             };
             passages.push(longest(task, context, least, &sample)?);

@@ -40,21 +40,9 @@ pub(crate) fn passages(
     tokenizer: &TextTokenizer,
 ) -> Result<Vec<Passage>, EvalError> {
     let task = TaskName::CommonWords;
-    let mut passages = Vec::new();
-    for &context in options.checked_contexts(task)? {
-        let options = TaskOptions {
-            contexts: vec![context],
-            ..options.clone()
-        };
-        passages.extend(sample::passages(
-            task,
-            &options,
-            tokenizer,
-            1,
-            &|_, rng, size| Ok(of_size(rng, context, size)),
-        )?);
-    }
-    Ok(passages)
+    sample::passages(task, options, tokenizer, 1, &|place, rng, size| {
+        Ok(of_size(rng, place.context, size))
+    })
 }
 
 fn of_size(rng: &mut SmallRng, context: usize, others: usize) -> Sample {

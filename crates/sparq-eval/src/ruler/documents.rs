@@ -145,8 +145,8 @@ pub(crate) fn passages(
     let all = Vec::from_iter(all);
     let mut order: Vec<usize> = (0..found).collect();
     order.shuffle(&mut options.rng(task, 0, 0));
-    sample::passages(task, options, tokenizer, 0, &|index, rng, size| {
-        Ok(of_size(&entries[order[index]], &all, rng, size))
+    sample::passages(task, options, tokenizer, 0, &|place, rng, size| {
+        Ok(of_size(&entries[order[place.index]], &all, rng, size))
     })
 }
 

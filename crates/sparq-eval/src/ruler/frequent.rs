@@ -34,22 +34,10 @@ pub(crate) fn passages(
     tokenizer: &TextTokenizer,
 ) -> Result<Vec<Passage>, EvalError> {
     let task = TaskName::FrequentWords;
-    let mut passages = Vec::new();
-    for &context in options.checked_contexts(task)? {
-        let options = TaskOptions {
-            contexts: vec![context],
-            ..options.clone()
-        };
-        let vocabulary = (context.saturating_sub(ANSWER_TOKENS) / TOKENS_PER_WORD).max(8);
-        passages.extend(sample::passages(
-            task,
-            &options,
-            tokenizer,
-            LEAST,
-            &|_, rng, size| Ok(of_size(rng, vocabulary, size)),
-        )?);
-    }
-    Ok(passages)
+    sample::passages(task, options, tokenizer, LEAST, &|place, rng, size| {
+        let tokens = place.context.saturating_sub(ANSWER_TOKENS);
+        Ok(of_size(rng, (tokens / TOKENS_PER_WORD).max(8), size))
+    })
 }
 
 /// Makes a text of about `size` words from a vocabulary. The most frequent word is noise, `...`.

@@ -236,8 +236,8 @@ fn short_answer(tokenizer: &TextTokenizer, answers: &[String]) -> Result<Work, E
 
 /// Chooses examples among the `count` rows of a data set, in an order that depends on the seed.
 ///
-/// `ask` makes the name and the sample of a row. Skips a row if it returns `None` or a passage longer
-/// than the model's context. Cutting the text could remove the answer.
+/// `ask` makes the name and the sample of a row. Skips a row if it returns `None` or a passage
+/// longer than the model's context. Cutting the text could remove the answer.
 pub(crate) fn choose(
     options: &TaskOptions,
     tokenizer: &TextTokenizer,

@@ -374,7 +374,7 @@ mod tests {
 
     #[test]
     fn generated_tasks_fill_their_contexts() {
-        let mut options = options(&[4096, 6000], 2);
+        let mut options = options(&[7168, 8000], 2);
         options.generated = 500;
         for task in GENERATED {
             let passages = made(task, &options);
@@ -391,7 +391,7 @@ mod tests {
             let tokenizer = sparq_models::embedded::tokenizer().unwrap();
             let error = task.passages(&options, &tokenizer).unwrap_err();
             assert!(error.to_string().contains("at most 8192"), "{error}");
-            options.contexts[0] = 4096;
+            options.contexts[0] = 7168;
         }
     }
 

@@ -179,10 +179,10 @@ fn truncated_file_continues_to_the_same_scores() {
 
 #[test]
 fn methods_that_read_the_question_answer_otherwise() {
-    let needle = "--task needle --budgets 1/16 --methods dense,sparq --context 1024";
+    let task = "--task repetition --budgets 1/16 --methods dense,sparq --context 1024";
     let answers = |question: &str| {
         let results = Results::new();
-        document(&results.line(&format!("{needle} --question {question}")));
+        document(&results.line(&format!("{task} --question {question}")));
         let records = results.records();
         assert!(records.iter().all(|record| record["question"] == question));
         let of = |method: &str| {

@@ -49,7 +49,7 @@ its files by their names (passkey.jsonl, ...), and mrcr its parquet files.
 Examples:
   sparq eval --task needle --methods dense,sparq,h2o --budgets 1/8,1/16 --out runs/needle.jsonl
   sparq eval --model DIR --task bpc --context 1024,2048 --examples 50 --out runs/bpc.jsonl
-  sparq eval --model DIR --task niah-multikey-1,variable-tracking --context 32768 --out runs/ruler.jsonl
+  sparq eval --model DIR --task niah-multikey-1 --context 32768 --out runs/ruler.jsonl
   sparq eval --model DIR --task squad --data dev-v1.1.json --out runs/squad.jsonl")]
 pub struct EvalArgs {
     #[command(flatten)]

@@ -46,6 +46,11 @@ pub enum Work {
         /// The number of characters they decode to.
         characters: usize,
     },
+    /// Generate the most probable tokens of dense attention, and compare each with the method's.
+    Continue {
+        /// The most tokens to generate.
+        tokens: usize,
+    },
 }
 
 impl Work {
@@ -54,6 +59,7 @@ impl Work {
         match self {
             Work::Answer { max_tokens, .. } => *max_tokens,
             Work::Predict { tokens, .. } => tokens.len(),
+            Work::Continue { tokens } => *tokens,
         }
     }
 }
@@ -74,7 +80,7 @@ impl Passage {
     /// [`Record::prompt_crc32`](crate::Record::prompt_crc32).
     pub fn crc32(&self, question: &Question) -> u32 {
         let reference: &[u32] = match &question.work {
-            Work::Answer { .. } => &[],
+            Work::Answer { .. } | Work::Continue { .. } => &[],
             Work::Predict { tokens, .. } => tokens,
         };
         let mut hasher = crc32fast::Hasher::new();

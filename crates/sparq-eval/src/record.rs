@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sparq::Method;
 
-use crate::TaskName;
+use crate::{Protocol, TaskName};
 
 /// The version of the format of a [`Record`].
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The kind of a line of a results file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -31,6 +31,16 @@ pub enum Metric {
     BitsPerCharacter,
     /// The F score of the longest common subsequence of words, from 0 to 1.
     RougeL,
+    /// The share of references that occur in the answer.
+    StringMatch,
+    /// The data set's own score of an answer, from 0 to 1.
+    Accuracy,
+    /// The share of the fields of an object that are right.
+    FieldMatch,
+    /// The similarity to the reference, from 0 to 1.
+    Similarity,
+    /// The share of positions whose most probable token is that of dense attention.
+    Agreement,
 }
 
 impl Metric {
@@ -41,6 +51,11 @@ impl Metric {
             Metric::Characters => "characters",
             Metric::BitsPerCharacter => "bits_per_character",
             Metric::RougeL => "rouge_l",
+            Metric::StringMatch => "string_match",
+            Metric::Accuracy => "accuracy",
+            Metric::FieldMatch => "field_match",
+            Metric::Similarity => "similarity",
+            Metric::Agreement => "agreement",
         }
     }
 
@@ -48,7 +63,7 @@ impl Metric {
     pub fn better(self) -> Better {
         match self {
             Metric::BitsPerCharacter => Better::Lower,
-            Metric::PrefixMatch | Metric::Characters | Metric::RougeL => Better::Higher,
+            _ => Better::Higher,
         }
     }
 }
@@ -74,7 +89,7 @@ pub enum Better {
 /// A results file holds JSON lines, one record per line, in the order in which the examples
 /// finished. Every line is complete in itself, so files can be cut, joined and sorted. Model, task,
 /// example, method and budget identify a record. Records that differ only in method and budget have
-/// the same tokens, so their scores can be compared in pairs.
+/// the same tokens, so their scores can be compared in pairs, within a protocol.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
@@ -90,6 +105,9 @@ pub struct Record {
     pub dtype: String,
     /// The seed that the examples were drawn with.
     pub seed: u64,
+    /// The attention that read the question.
+    #[serde(default = "Protocol::of_format_1")]
+    pub question: Protocol,
     /// The task.
     pub task: TaskName,
     /// The name of the example within the task, the same for all methods and budgets.
@@ -97,7 +115,7 @@ pub struct Record {
     /// The number of positions the example was made to fill. `None` if the data determine the
     /// length.
     pub context: Option<usize>,
-    /// The number of tokens read before the first was decoded.
+    /// The number of tokens of text and question before the first token of the answer's first step.
     pub prompt_tokens: usize,
     /// The CRC-32 of these tokens as little-endian u32, followed by the reference tokens if the
     /// task has them.
@@ -119,7 +137,7 @@ pub struct Record {
     pub score: f64,
     /// Details of the task: the answer, the depth of a needle, the nats and characters of a text.
     pub detail: Map<String, Value>,
-    /// The number of tokens decoded with the method.
+    /// The number of decode steps of the answer, without those of the question.
     pub steps: usize,
     /// The time of these decode steps.
     pub seconds: f64,
@@ -138,6 +156,7 @@ impl Record {
             device: "flex".into(),
             dtype: "f32".into(),
             seed: 0,
+            question: Protocol::Method,
             task,
             example: "text=0".into(),
             context: Some(1024),
@@ -163,8 +182,9 @@ mod tests {
     use super::*;
 
     const LINE: &str = concat!(
-        r#"{"kind":"example","format":1,"model":"embedded","device":"flex","dtype":"f32","#,
-        r#""seed":0,"task":"needle","example":"context=4096 text=0 depth=0.25","context":4096,"#,
+        r#"{"kind":"example","format":2,"model":"embedded","device":"flex","dtype":"f32","#,
+        r#""seed":0,"question":"method","task":"needle","#,
+        r#""example":"context=4096 text=0 depth=0.25","context":4096,"#,
         r#""prompt_tokens":4088,"prompt_crc32":7,"method":"sparq","settings":{"method":"sparq","#,
         r#""rank":16,"top_k":128,"local_window":32,"sketch":"4bits","mean_value":"paper","#,
         r#""group_score":"probabilities","components":"sum_abs"},"budget":0.125,"#,
@@ -176,6 +196,13 @@ mod tests {
     fn records_serialize_to_the_line_they_were_read_from() {
         let record: Record = serde_json::from_str(LINE).unwrap();
         assert_eq!(serde_json::to_string(&record).unwrap(), LINE);
+    }
+
+    #[test]
+    fn records_without_a_protocol_are_of_the_first() {
+        let line = LINE.replace(r#""question":"method","#, "");
+        let record: Record = serde_json::from_str(&line).unwrap();
+        assert_eq!(record.question, Protocol::Dense);
     }
 
     #[test]

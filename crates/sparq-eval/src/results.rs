@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::lines::whole_lines;
-use crate::{BudgetedMethod, EvalError, FORMAT, Passage, Question, Record, TaskName};
+use crate::{BudgetedMethod, EvalError, FORMAT, Passage, Protocol, Question, Record, TaskName};
 
 /// The fields common to all records of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,6 +22,8 @@ pub struct Setup {
     pub dtype: String,
     /// The seed that the examples are drawn with.
     pub seed: u64,
+    /// The attention that reads questions.
+    pub question: Protocol,
 }
 
 impl Setup {
@@ -32,6 +34,7 @@ impl Setup {
             device: record.device.clone(),
             dtype: record.dtype.clone(),
             seed: record.seed,
+            question: record.question,
         }
     }
 
@@ -43,6 +46,11 @@ impl Setup {
             ("device", self.device.clone(), record.device.clone()),
             ("dtype", self.dtype.clone(), record.dtype.clone()),
             ("seed", self.seed.to_string(), record.seed.to_string()),
+            (
+                "question",
+                self.question.to_string(),
+                record.question.to_string(),
+            ),
         ];
         let different = pairs
             .into_iter()
@@ -241,6 +249,7 @@ mod tests {
             device: "flex".into(),
             dtype: "f32".into(),
             seed: 7,
+            question: Protocol::Method,
         }
     }
 
@@ -321,12 +330,13 @@ mod tests {
         let mut results = ResultsFile::open(&path, &setup()).unwrap();
         results.append(record(0)).unwrap();
         drop(results);
-        for key in ["model", "device", "dtype", "seed"] {
+        for key in ["model", "device", "dtype", "seed", "question"] {
             let mut other = setup();
             match key {
                 "model" => other.model = "x".into(),
                 "device" => other.device = "x".into(),
                 "dtype" => other.dtype = "x".into(),
+                "question" => other.question = Protocol::Dense,
                 _ => other.seed = 8,
             }
             let error = ResultsFile::open(&path, &other).unwrap_err().to_string();

@@ -19,7 +19,8 @@ use crate::method::transfer_share;
 use crate::score::Judge;
 use crate::steps::{check_tokens, negative_log_likelihood, read_while, step};
 use crate::{
-    BudgetedMethod, EvalError, FORMAT, Kind, Passage, Question, Record, Setup, TaskName, Work,
+    BudgetedMethod, EvalError, FORMAT, Kind, Passage, Protocol, Question, Record, Setup, TaskName,
+    Work,
 };
 
 /// The tokens of a draft of lossless decoding.
@@ -141,8 +142,8 @@ impl<'a> Evaluation<'a> {
         })
     }
 
-    /// Reads the text of a job once, then each question once after it. The methods answer from
-    /// there.
+    /// Reads the text of a job once, densely. The methods read the questions from there, or answer
+    /// them after a dense pass over each; see [`Protocol`].
     fn finish(
         &self,
         job: &Job<'_>,
@@ -171,28 +172,42 @@ impl<'a> Evaluation<'a> {
                 text.clone()
             };
             let prompt = question.prompt.split_last();
-            let (&first, before) = prompt.expect("a question has a token");
-            read_while(self.model, &mut asked, before, &continues)?;
-            if stop() {
-                return Ok(Ending::Cancelled);
+            let (&first, mut unread) = prompt.expect("a question has a token");
+            if self.setup.question == Protocol::Dense {
+                read_while(self.model, &mut asked, unread, &continues)?;
+                unread = &[];
             }
+            let mut dense = None;
             for method in methods {
                 let settings = self.settings(job.passage, question, method)?;
                 let mut cache = asked.for_method(&settings)?;
+                let reader = match method.is_lossless() {
+                    true => Method::DENSE,
+                    false => settings,
+                };
+                self.read_question(&mut cache, unread, &reader, stop)?;
+                if stop() {
+                    return Ok(Ending::Cancelled);
+                }
+                if let (Work::Continue { tokens }, None) = (&question.work, &dense) {
+                    let mut cache = asked.for_method(&Method::DENSE)?;
+                    self.read_question(&mut cache, unread, &Method::DENSE, stop)?;
+                    dense = self.generated(first, &mut cache, &Method::DENSE, *tokens, stop)?;
+                }
                 let answer = match (settings, &question.work) {
+                    (_, Work::Continue { tokens }) => match &dense {
+                        Some(dense) => {
+                            self.follow(dense, first, &mut cache, &reader, *tokens, stop)?
+                        }
+                        None => None,
+                    },
                     (Method::Sparq(draft), Work::Answer { max_tokens, judge })
                         if method.is_lossless() =>
                     {
                         let goal = (*max_tokens, judge);
                         self.answer_lossless(goal, first, &mut cache, draft, stop)?
                     }
-                    _ => {
-                        let settings = match method.is_lossless() {
-                            true => Method::DENSE,
-                            false => settings,
-                        };
-                        self.answer(question, first, &mut cache, &settings, stop)?
-                    }
+                    _ => self.answer(question, first, &mut cache, &reader, stop)?,
                 };
                 let Some(answer) = answer else {
                     return Ok(Ending::Cancelled);
@@ -201,6 +216,27 @@ impl<'a> Evaluation<'a> {
             }
         }
         Ok(Ending::Finished)
+    }
+
+    /// Reads the tokens of a question with a method: dense attention in one pass, the others token
+    /// by token. Stops early if cancelled.
+    fn read_question(
+        &self,
+        cache: &mut ModelCache,
+        tokens: &[u32],
+        method: &Method,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<(), EvalError> {
+        if *method == Method::DENSE {
+            return read_while(self.model, cache, tokens, &|_| !stop());
+        }
+        for &token in tokens {
+            if stop() {
+                break;
+            }
+            step(self.model, cache, token, method)?;
+        }
+        Ok(())
     }
 
     fn all_settings(&self, job: &Job<'_>) -> Result<Vec<Method>, EvalError> {
@@ -249,6 +285,8 @@ impl<'a> Evaluation<'a> {
                 answer.score = judge.score(&text);
                 answer.detail.insert("answer".into(), text.into());
             }
+            // The caller compares these with dense attention.
+            Work::Continue { .. } => {}
             Work::Predict { tokens, characters } => {
                 check_tokens(self.model, tokens)?;
                 let mut nll = 0.0;
@@ -331,7 +369,7 @@ impl<'a> Evaluation<'a> {
 
     /// Excludes the end of the text as the first token. Models trained on conversations often end a
     /// text that is not a conversation at once.
-    fn forbid_end(&self, logits: &mut [f32]) {
+    pub(crate) fn forbid_end(&self, logits: &mut [f32]) {
         for &id in self.tokenizer.eos_ids() {
             if let Some(logit) = logits.get_mut(id as usize) {
                 *logit = f32::MIN;
@@ -358,6 +396,7 @@ impl<'a> Evaluation<'a> {
             device: self.setup.device.clone(),
             dtype: self.setup.dtype.clone(),
             seed: self.setup.seed,
+            question: self.setup.question,
             task: job.task,
             example: question.example.clone(),
             context: passage.context,
@@ -381,11 +420,11 @@ impl<'a> Evaluation<'a> {
 
 /// The result of a method on an example.
 #[derive(Default)]
-struct Answer {
-    score: f64,
-    detail: Map<String, Value>,
-    steps: usize,
-    seconds: f64,
+pub(crate) struct Answer {
+    pub score: f64,
+    pub detail: Map<String, Value>,
+    pub steps: usize,
+    pub seconds: f64,
 }
 
 /// Runs `work` in a thread pool with an equal share of the processors, at least one.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Better, Estimate, Metric, Record, TaskName};
+use crate::{Better, Estimate, Metric, Protocol, Record, TaskName};
 
 /// The mean scores of one method at one budget in one task and context.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,6 +12,8 @@ use crate::{Better, Estimate, Metric, Record, TaskName};
 pub struct SummaryRow {
     /// The model.
     pub model: String,
+    /// The attention that read the questions.
+    pub question: Protocol,
     /// The task.
     pub task: TaskName,
     /// The number of positions the examples fill. `None` if the data determine the length.
@@ -37,20 +39,36 @@ pub struct SummaryRow {
 pub const REFERENCE: &str = "dense";
 
 /// The key of the records that are averaged together.
-type Group<'a> = (&'a str, TaskName, Option<usize>, &'a str, Option<u64>);
+type Group<'a> = (
+    &'a str,
+    Protocol,
+    TaskName,
+    Option<usize>,
+    &'a str,
+    Option<u64>,
+);
 
-/// Averages records. Rows are sorted by model, task and context, then from large budgets to small
-/// ones, with methods in order of appearance.
+/// The key of an example, whose records are compared.
+type Example<'a> = (&'a str, Protocol, TaskName, &'a str);
+
+/// Returns the key of the example of a record.
+fn example(record: &Record) -> Example<'_> {
+    (&record.model, record.question, record.task, &record.example)
+}
+
+/// Averages records, those of each protocol apart. Rows are sorted by model, protocol, task and
+/// context, then from large budgets to small ones, with methods in order of appearance.
 pub fn summarize(records: &[Record]) -> Vec<SummaryRow> {
-    let mut reference: HashMap<(&str, TaskName, &str), f64> = HashMap::new();
+    let mut reference: HashMap<Example<'_>, f64> = HashMap::new();
     let mut groups: Vec<(Group<'_>, Vec<&Record>)> = Vec::new();
     let mut place: HashMap<Group<'_>, usize> = HashMap::new();
     for record in records {
         if record.method == REFERENCE {
-            reference.insert((&record.model, record.task, &record.example), record.score);
+            reference.insert(example(record), record.score);
         }
         let group = (
             record.model.as_str(),
+            record.question,
             record.task,
             record.context,
             record.method.as_str(),
@@ -68,24 +86,21 @@ pub fn summarize(records: &[Record]) -> Vec<SummaryRow> {
         .collect();
     // Stable: rows with equal keys keep the order of their first records.
     rows.sort_by(|a, b| {
-        let key = |row: &SummaryRow| (row.model.clone(), row.task, row.context);
+        let key = |row: &SummaryRow| (row.model.clone(), row.question, row.task, row.context);
         let budget = |row: &SummaryRow| row.budget.unwrap_or(f64::INFINITY);
         key(a).cmp(&key(b)).then(budget(b).total_cmp(&budget(a)))
     });
     rows
 }
 
-fn row(
-    records: &[&Record],
-    reference: &HashMap<(&str, TaskName, &str), f64>,
-) -> Option<SummaryRow> {
+fn row(records: &[&Record], reference: &HashMap<Example<'_>, f64>) -> Option<SummaryRow> {
     let first = records.first()?;
-    let pairs = records.iter().filter_map(|record| {
-        let key = (record.model.as_str(), record.task, record.example.as_str());
-        Some((record.score, *reference.get(&key)?))
-    });
+    let pairs = records
+        .iter()
+        .filter_map(|record| Some((record.score, *reference.get(&example(record))?)));
     Some(SummaryRow {
         model: first.model.clone(),
+        question: first.question,
         task: first.task,
         context: first.context,
         method: first.method.clone(),
@@ -146,6 +161,35 @@ mod tests {
         let difference = rows[2].difference.unwrap();
         assert_eq!((difference.n, difference.mean), (2, 0.75));
         assert_eq!(difference.standard_error, Some(0.25));
+    }
+
+    #[test]
+    fn protocols_are_apart() {
+        let dense_question = Record {
+            question: Protocol::Dense,
+            ..record(0, "sparq", Some(0.125), 9.0)
+        };
+        let rows = summarize(&[
+            record(0, "dense", None, 3.0),
+            record(0, "sparq", Some(0.125), 3.5),
+            dense_question,
+        ]);
+        let found: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                (
+                    row.question,
+                    row.score.n,
+                    row.difference.map(|row| row.mean),
+                )
+            })
+            .collect();
+        let expected = [
+            (Protocol::Method, 1, Some(0.0)),
+            (Protocol::Method, 1, Some(0.5)),
+            (Protocol::Dense, 1, None),
+        ];
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! Tasks on miniatures of the data sets, in every published format.
 
+#[path = "datasets/long.rs"]
+mod long;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +22,7 @@ fn options(data: &Path, examples: usize) -> TaskOptions {
         examples,
         contexts: Vec::new(),
         needles: 1,
+        generated: 1,
         depths: 1,
         text: None,
         data: Some(data.to_owned()),

@@ -83,7 +83,7 @@ fn records_are_complete() {
     for record in &records {
         let expected = json!({
             "model": "embedded", "device": "flex", "dtype": "f32", "kind": "example",
-            "seed": 5, "context": 640,
+            "seed": 5, "context": 640, "question": "method",
         });
         has_fields(record, &expected);
         let share = record["transfer"].as_f64().unwrap();
@@ -178,6 +178,55 @@ fn truncated_file_continues_to_the_same_scores() {
 }
 
 #[test]
+fn methods_that_read_the_question_answer_otherwise() {
+    let task = "--task repetition --budgets 1/16 --methods dense,sparq --context 1024";
+    let answers = |question: &str| {
+        let results = Results::new();
+        document(&results.line(&format!("{task} --question {question}")));
+        let records = results.records();
+        assert!(records.iter().all(|record| record["question"] == question));
+        let of = |method: &str| {
+            let records = records.iter().filter(|record| record["method"] == method);
+            records
+                .map(|record| record["detail"]["answer"].to_string())
+                .collect::<Vec<_>>()
+        };
+        (of("dense"), of("sparq"))
+    };
+    let (by_method, by_dense) = (answers("method"), answers("dense"));
+    assert_eq!(by_method.0, by_dense.0);
+    assert_ne!(by_method.1, by_dense.1);
+}
+
+#[test]
+fn long_generation_is_compared_with_dense() {
+    let results = Results::new();
+    let line = "--task long-generation --generated 40 --methods dense,sparq-4bit --budgets 1/8";
+    document(&results.line(line));
+    let records = results.records();
+    assert_eq!(records.len(), 4);
+    for record in records {
+        let (score, detail) = (record["score"].as_f64().unwrap(), &record["detail"]);
+        let parts = detail["agreement"].as_array().unwrap();
+        assert_eq!((parts.len(), &record["steps"]), (10, &json!(40)));
+        assert_eq!(
+            (&detail["dense_tokens"], &detail["own_tokens"]),
+            (&json!(40), &json!(40))
+        );
+        match record["method"].as_str().unwrap() {
+            "dense" => {
+                assert_eq!((score, &detail["first_difference"]), (1.0, &Value::Null));
+                assert_eq!(detail["outside"], Value::Null);
+            }
+            _ => {
+                assert!((0.3..=1.0).contains(&score), "{record}");
+                assert!(detail["outside"].as_f64().unwrap() < 0.2, "{record}");
+            }
+        }
+    }
+}
+
+#[test]
 fn more_methods_and_tasks_are_appended() {
     let results = Results::new();
     results.run("--task bpc --methods dense", 0, 2);
@@ -210,6 +259,10 @@ fn file_of_another_evaluation_is_refused() {
     for (more, parts) in [
         ("--seed 6", ["line 1", "seed", "expected 6", "found 5"]),
         (
+            "--question dense",
+            ["line 1", "question", "expected dense", "found method"],
+        ),
+        (
             "--dtype f16",
             ["line 1", "dtype", "expected f16", "found f32"],
         ),
@@ -239,6 +292,12 @@ fn invalid_options_are_refused_before_writing() {
         ("--budgets 2", &["--budgets", "at most 1"]),
         ("--task squad", &["--data", "squad", "found none"]),
         ("--task sqad", &["--task", "squad"]),
+        ("--task mrcr", &["--data", "mrcr", "found none"]),
+        ("--question me", &["--question", "method", "dense"]),
+        (
+            "--task long-generation",
+            &["context of long_generation", "--generated"],
+        ),
         ("--needles 99", &["--needles", "found 99"]),
         ("--text /no/such/text", &["/no/such/text", "cannot be read"]),
     ] {

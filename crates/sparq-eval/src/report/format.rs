@@ -11,6 +11,11 @@ pub fn axis(metric: Metric) -> &'static str {
         Metric::Characters => "characters before the first error",
         Metric::BitsPerCharacter => "bits per character",
         Metric::RougeL => "ROUGE-L F",
+        Metric::StringMatch => "share of references found",
+        Metric::Accuracy => "accuracy",
+        Metric::FieldMatch => "share of fields",
+        Metric::Similarity => "similarity to the reference",
+        Metric::Agreement => "share of dense attention's tokens",
     }
 }
 
@@ -21,6 +26,11 @@ pub fn difference_axis(metric: Metric) -> &'static str {
         Metric::Characters => "characters before the first error, less dense",
         Metric::BitsPerCharacter => "bits per character, less dense (left is better)",
         Metric::RougeL => "ROUGE-L F, less dense",
+        Metric::StringMatch => "share of references found, less dense",
+        Metric::Accuracy => "accuracy, less dense",
+        Metric::FieldMatch => "share of fields, less dense",
+        Metric::Similarity => "similarity to the reference, less dense",
+        Metric::Agreement => "share of dense attention's tokens, less 1",
     }
 }
 
@@ -28,7 +38,7 @@ pub fn difference_axis(metric: Metric) -> &'static str {
 pub fn digits(metric: Metric) -> usize {
     match metric {
         Metric::Characters => 1,
-        Metric::PrefixMatch | Metric::RougeL | Metric::BitsPerCharacter => 3,
+        _ => 3,
     }
 }
 

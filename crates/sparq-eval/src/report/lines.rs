@@ -124,9 +124,7 @@ fn axis(metric: Metric) -> Axis {
         label: format::axis(metric),
         format: match metric {
             Metric::Characters => |value| format!("{value:.0}"),
-            Metric::PrefixMatch | Metric::RougeL | Metric::BitsPerCharacter => {
-                |value| format!("{value:.2}")
-            }
+            _ => |value| format!("{value:.2}"),
         },
     }
 }
@@ -141,13 +139,13 @@ fn scale(metric: Metric, series: &[Series]) -> Scale {
     let low = points.clone().fold(f64::INFINITY, f64::min);
     let high = points.fold(f64::NEG_INFINITY, f64::max);
     match metric {
-        Metric::PrefixMatch => Scale::Between(0.0, 1.05),
         Metric::BitsPerCharacter if high > low => {
             let room = 0.1 * (high - low);
             Scale::Between(low - room, high + room)
         }
         Metric::Characters | Metric::RougeL => Scale::Between(0.0, (1.1 * high).max(1e-3)),
         Metric::BitsPerCharacter => Scale::FromZero,
+        _ => Scale::Between(0.0, 1.05),
     }
 }
 

@@ -20,7 +20,7 @@ pub use roofline::Roofline;
 use sparq_output::charts::ChartError;
 use sparq_output::table::Table;
 
-use crate::{Estimate, Record, TaskName, summarize};
+use crate::{Estimate, Protocol, Record, TaskName, summarize};
 use palette::Palette;
 
 /// A report: facts and sections.
@@ -52,12 +52,17 @@ impl Report {
         let records = &results.examples;
         let palette = Palette::of(results);
         let mut sections = Vec::new();
-        for model in distinct(records.iter().map(|record| &record.model)) {
+        let series = records
+            .iter()
+            .map(|record| (&record.model, record.question));
+        for (model, question) in distinct(series) {
             for &task in TaskName::ALL {
-                let of_task = |record: &&Record| record.model == *model && record.task == task;
+                let of_task = |record: &&Record| {
+                    (&record.model, record.question, record.task) == (model, question, task)
+                };
                 let records: Vec<Record> = records.iter().filter(of_task).cloned().collect();
                 if !records.is_empty() {
-                    sections.push(section(model, task, &records, &palette));
+                    sections.push(section(&subject(model, question), task, &records, &palette));
                 }
             }
         }
@@ -111,6 +116,14 @@ impl Report {
     }
 }
 
+/// Returns the model of a section, with the protocol unless it is the default.
+fn subject(model: &str, question: Protocol) -> String {
+    match question {
+        Protocol::Method => model.to_owned(),
+        Protocol::Dense => format!("{model}, question read densely"),
+    }
+}
+
 /// Makes the section of a task and model.
 fn section(model: &str, task: TaskName, records: &[Record], palette: &Palette) -> Section {
     let pooled = format::pooled(records);
@@ -146,6 +159,7 @@ fn facts(results: &Results) -> Vec<(String, String)> {
         ("Device", list(|record| record.device.clone())),
         ("Weights and cache", list(|record| record.dtype.clone())),
         ("Seed", list(|record| record.seed.to_string())),
+        ("Question", list(|record| record.question.about().into())),
         ("Version", list(|record| record.version.clone())),
         ("Finished examples", records.len().to_string()),
     ];

@@ -44,10 +44,12 @@ fn passage(prose: &Prose, context: usize, index: usize, at: f64) -> Result<Passa
         });
     };
     let (read, scored) = window.split_at(window.len() - scored);
-    let prompt = [prose.opening(), read].concat();
+    let mut text = [prose.opening(), read].concat();
+    // The last token predicts the first one scored.
+    let prompt = text.split_off(text.len() - 1);
     Ok(Passage {
         context: Some(context),
-        text: Vec::new(),
+        text,
         questions: vec![Question {
             example: format!("context={context} text={index}"),
             prompt,
@@ -103,9 +105,10 @@ mod tests {
                 panic!("{:?}", question.work);
             };
             assert_eq!((tokens.len(), *characters), (SCORED, SCORED));
-            assert_eq!(question.prompt.len() + tokens.len(), context);
-            let text: Vec<u8> = question
-                .prompt
+            assert_eq!(question.prompt.len(), 1);
+            let read = [passage.text.as_slice(), &question.prompt].concat();
+            assert_eq!(read.len() + tokens.len(), context);
+            let text: Vec<u8> = read
                 .iter()
                 .chain(tokens)
                 .map(|&token| token as u8)

@@ -8,8 +8,9 @@ use sparq_models::text::TextTokenizer;
 
 use super::{LENGTHS, Task, TaskOptions, choose};
 use crate::datasets::{self, Row};
+use crate::sample::Sample;
 use crate::score::Judge;
-use crate::{EvalError, Metric, Passage, Question, TaskName, Work};
+use crate::{EvalError, Metric, Passage, TaskName, Work};
 
 /// The most tokens of a summary.
 const MAX_TOKENS: usize = 128;
@@ -49,18 +50,18 @@ fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Pass
     let task = TaskName::CnnDailymail;
     let path = options.data(task)?;
     let rows: Vec<Story> = datasets::rows(path)?;
-    choose(options, task, path, rows.len(), |index, _| {
+    choose(options, tokenizer, task, rows.len(), |index, _| {
         let row = &rows[index];
-        let prompt = format!("Article: {}\nSummary:", row.article);
         let reference = tokenizer.encode(&row.highlights, false)?;
-        Ok(Some(Question {
-            example: row.id.clone(),
-            prompt: tokenizer.encode(&prompt, true)?,
+        let sample = Sample {
+            text: format!("Article: {}", row.article),
+            question: "\nSummary:".into(),
             work: Work::Answer {
                 max_tokens: reference.len().clamp(1, MAX_TOKENS),
                 judge: Judge::Summary(row.highlights.clone()),
             },
             detail: serde_json::Map::new(),
-        }))
+        };
+        Ok(Some((row.id.clone(), sample)))
     })
 }

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use sparq_models::text::TextTokenizer;
 
 use crate::datasets::wrong;
+use crate::sample::Sample;
 use crate::score::Judge;
-use crate::{EvalError, Metric, Passage, Question, Work};
+use crate::{EvalError, Metric, Passage, Work};
 
 /// Declares the tasks, each by its file and its name in code. The file gives the name in records.
 macro_rules! tasks {
@@ -23,7 +24,7 @@ macro_rules! tasks {
         #[derive(
             Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
         )]
-        #[serde(rename_all = "snake_case")]
+        #[serde(into = "&'static str", try_from = "String")]
         pub enum TaskName {
             $(#[doc = concat!("The task of the file `tasks/", stringify!($file), ".rs`.")] $name,)*
         }
@@ -53,9 +54,32 @@ tasks! {
     needle: Needle,
     bpc: Bpc,
     key_value: KeyValue,
+    niah_single_1: NiahSingle1,
+    niah_single_2: NiahSingle2,
+    niah_single_3: NiahSingle3,
+    niah_multikey_1: NiahMultikey1,
+    niah_multikey_2: NiahMultikey2,
+    niah_multikey_3: NiahMultikey3,
+    niah_multivalue: NiahMultivalue,
+    niah_multiquery: NiahMultiquery,
+    variable_tracking: VariableTracking,
+    common_words: CommonWords,
+    frequent_words: FrequentWords,
+    ruler_qa: RulerQa,
+    ruler_file: RulerFile,
+    babilong_qa1: BabilongQa1,
+    babilong_qa2: BabilongQa2,
+    babilong_qa3: BabilongQa3,
+    babilong_qa4: BabilongQa4,
+    babilong_qa5: BabilongQa5,
+    extraction: Extraction,
+    long_generation: LongGeneration,
     squad: Squad,
     trivia_qa: TriviaQa,
     cnn_dailymail: CnnDailymail,
+    longbench_v2: LongbenchV2,
+    infinitebench: Infinitebench,
+    mrcr: Mrcr,
 }
 
 /// A kind of test for a model.
@@ -100,6 +124,24 @@ impl TaskName {
     }
 }
 
+impl From<TaskName> for &'static str {
+    fn from(task: TaskName) -> Self {
+        task.name()
+    }
+}
+
+impl TryFrom<String> for TaskName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let found = Self::ALL.iter().find(|task| task.name() == name);
+        found.copied().ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|task| task.name()).collect();
+            format!("expected one of {}, found {name}", names.join(", "))
+        })
+    }
+}
+
 impl fmt::Display for TaskName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
@@ -118,11 +160,13 @@ pub struct TaskOptions {
     pub contexts: Vec<usize>,
     /// The number of facts in a text, each the subject of a question (needle, key_value).
     pub needles: usize,
+    /// The number of tokens to generate (long_generation).
+    pub generated: usize,
     /// The number of depths at which needles are placed, from the beginning to the end (needle).
     pub depths: usize,
-    /// A text in UTF-8 instead of the embedded one (repetition, needle, bpc).
+    /// A text in UTF-8 instead of the embedded one, for tasks made of prose.
     pub text: Option<PathBuf>,
-    /// The file of the data set (squad, trivia_qa, cnn_dailymail).
+    /// The file of the data set, for tasks that read one.
     pub data: Option<PathBuf>,
     /// The most positions a question may take: the model's context.
     pub most: usize,
@@ -130,7 +174,7 @@ pub struct TaskOptions {
 
 impl TaskOptions {
     /// Returns the contexts, after checking that none is longer than the model's.
-    fn checked_contexts(&self, task: TaskName) -> Result<&[usize], EvalError> {
+    pub(crate) fn checked_contexts(&self, task: TaskName) -> Result<&[usize], EvalError> {
         match self.contexts.iter().find(|&&context| context > self.most) {
             Some(&found) => Err(EvalError::Context {
                 task: task.name(),
@@ -150,7 +194,7 @@ impl TaskOptions {
     }
 
     /// Returns the file of the data set, or an error if none was given.
-    fn data(&self, task: TaskName) -> Result<&Path, EvalError> {
+    pub(crate) fn data(&self, task: TaskName) -> Result<&Path, EvalError> {
         self.data
             .as_deref()
             .ok_or(EvalError::NoData { task: task.name() })
@@ -158,7 +202,7 @@ impl TaskOptions {
 
     /// Returns the random numbers of example `index` of a task at a context. Other examples have
     /// independent ones.
-    fn rng(&self, task: TaskName, context: usize, index: usize) -> SmallRng {
+    pub(crate) fn rng(&self, task: TaskName, context: usize, index: usize) -> SmallRng {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(task.name().as_bytes());
         for number in [context, index] {
@@ -178,38 +222,28 @@ const MAX_TOKENS: usize = 30;
 /// The tokens of a short answer beyond the longest correct one.
 const SPARE_TOKENS: usize = 5;
 
-/// Makes a question whose correct answers begin with one of `answers`.
-fn short_answer(
-    tokenizer: &TextTokenizer,
-    example: String,
-    prompt: &str,
-    answers: &[String],
-) -> Result<Question, EvalError> {
+/// Returns the work of a short answer that begins with one of `answers`.
+fn short_answer(tokenizer: &TextTokenizer, answers: &[String]) -> Result<Work, EvalError> {
     let mut longest = 0;
     for answer in answers {
         longest = longest.max(tokenizer.encode(answer, false)?.len());
     }
-    Ok(Question {
-        example,
-        prompt: tokenizer.encode(prompt, true)?,
-        work: Work::Answer {
-            max_tokens: MAX_TOKENS.min(longest + SPARE_TOKENS),
-            judge: Judge::Answers(answers.to_vec()),
-        },
-        detail: serde_json::Map::new(),
+    Ok(Work::Answer {
+        max_tokens: MAX_TOKENS.min(longest + SPARE_TOKENS),
+        judge: Judge::Answers(answers.to_vec()),
     })
 }
 
 /// Chooses examples among the `count` rows of a data set, in an order that depends on the seed.
 ///
-/// Skips a row if `question` returns `None` or a question longer than the model's context. Cutting
-/// the text could remove the answer.
-fn choose(
+/// `ask` makes the name and the sample of a row. Skips a row if it returns `None` or a passage
+/// longer than the model's context. Cutting the text could remove the answer.
+pub(crate) fn choose(
     options: &TaskOptions,
+    tokenizer: &TextTokenizer,
     task: TaskName,
-    path: &Path,
     count: usize,
-    mut question: impl FnMut(usize, &mut SmallRng) -> Result<Option<Question>, EvalError>,
+    mut ask: impl FnMut(usize, &mut SmallRng) -> Result<Option<(String, Sample)>, EvalError>,
 ) -> Result<Vec<Passage>, EvalError> {
     let mut order: Vec<usize> = (0..count).collect();
     order.shuffle(&mut options.rng(task, 0, 0));
@@ -218,14 +252,10 @@ fn choose(
         if passages.len() == options.examples {
             break;
         }
-        let Some(question) = question(index, &mut options.rng(task, 0, index + 1))? else {
+        let Some((example, sample)) = ask(index, &mut options.rng(task, 0, index + 1))? else {
             continue;
         };
-        let passage = Passage {
-            context: None,
-            text: Vec::new(),
-            questions: vec![question],
-        };
+        let passage = sample.passage(tokenizer, None, example)?;
         if passage.positions(&passage.questions[0]) <= options.most {
             passages.push(passage);
         }
@@ -235,7 +265,11 @@ fn choose(
             "expected one that fits the model's context of {} tokens, found none",
             options.most
         );
-        return Err(wrong(path, format!("{count} usable rows"), reason));
+        return Err(wrong(
+            options.data(task)?,
+            format!("{count} usable rows"),
+            reason,
+        ));
     }
     Ok(passages)
 }
@@ -258,6 +292,7 @@ mod tests {
             examples,
             contexts: contexts.to_vec(),
             needles: 4,
+            generated: 300,
             depths: 17,
             text: None,
             data: None,
@@ -312,6 +347,51 @@ mod tests {
             names.sort_unstable();
             names.dedup();
             assert_eq!(names.len(), 18, "{task}");
+        }
+    }
+
+    /// The other generated tasks.
+    const GENERATED: [TaskName; 18] = [
+        TaskName::NiahSingle1,
+        TaskName::NiahSingle2,
+        TaskName::NiahSingle3,
+        TaskName::NiahMultikey1,
+        TaskName::NiahMultikey2,
+        TaskName::NiahMultikey3,
+        TaskName::NiahMultivalue,
+        TaskName::NiahMultiquery,
+        TaskName::VariableTracking,
+        TaskName::CommonWords,
+        TaskName::FrequentWords,
+        TaskName::BabilongQa1,
+        TaskName::BabilongQa2,
+        TaskName::BabilongQa3,
+        TaskName::BabilongQa4,
+        TaskName::BabilongQa5,
+        TaskName::Extraction,
+        TaskName::LongGeneration,
+    ];
+
+    #[test]
+    fn generated_tasks_fill_their_contexts() {
+        let mut options = options(&[7168, 8000], 2);
+        options.generated = 500;
+        for task in GENERATED {
+            let passages = made(task, &options);
+            assert_eq!(passages.len(), 4, "{task}");
+            for passage in &passages {
+                let positions = passage.positions(&passage.questions[0]);
+                let context = passage.context.unwrap();
+                let fills = positions <= context && 10 * positions > 9 * context;
+                assert!(fills, "{task}: {positions} of {context}");
+            }
+            options.seed += 1;
+            assert_ne!(made(task, &options)[0].text, passages[0].text, "{task}");
+            options.contexts[0] = 9000;
+            let tokenizer = sparq_models::embedded::tokenizer().unwrap();
+            let error = task.passages(&options, &tokenizer).unwrap_err();
+            assert!(error.to_string().contains("at most 8192"), "{error}");
+            options.contexts[0] = 7168;
         }
     }
 

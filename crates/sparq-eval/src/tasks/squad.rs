@@ -11,6 +11,7 @@ use sparq_models::text::TextTokenizer;
 
 use super::{Task, TaskOptions, choose, short_answer};
 use crate::datasets::{self, Row};
+use crate::sample::Sample;
 use crate::{EvalError, Metric, Passage, TaskName};
 
 /// The number of paragraphs beside the one with the answer.
@@ -121,14 +122,19 @@ fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Pass
         );
         return Err(datasets::wrong(path, "rows", reason));
     }
-    choose(options, TaskName::Squad, path, rows.len(), |index, rng| {
+    let task = TaskName::Squad;
+    choose(options, tokenizer, task, rows.len(), |index, rng| {
         let row = &rows[index];
         let Some(shot) = shot(row, &of_context[row.context.as_str()], &rows, rng) else {
             return Ok(None);
         };
-        let prompt = prompt(row, shot, &contexts, rng);
-        let example = row.id.clone();
-        short_answer(tokenizer, example, &prompt, &row.answers.text).map(Some)
+        let sample = Sample {
+            text: text(row, &contexts, rng),
+            question: question(row, shot),
+            work: short_answer(tokenizer, &row.answers.text)?,
+            detail: serde_json::Map::new(),
+        };
+        Ok(Some((row.id.clone(), sample)))
     })
 }
 
@@ -156,13 +162,8 @@ fn shot<'a>(
     (0..100).filter_map(|_| all.choose(rng)).find(is_other)
 }
 
-/// Writes the prompt: the paragraphs, shuffled, the question with its answer, and the question.
-fn prompt(
-    row: &QuestionRow,
-    shot: &QuestionRow,
-    contexts: &[String],
-    rng: &mut SmallRng,
-) -> String {
+/// Writes the paragraphs, shuffled.
+fn text(row: &QuestionRow, contexts: &[String], rng: &mut SmallRng) -> String {
     let own = paragraph(row);
     // One more than needed, because the own one may be among them.
     let drawn = contexts.choose_multiple(rng, OTHERS + 1);
@@ -170,16 +171,19 @@ fn prompt(
     paragraphs.push(&own);
     paragraphs.shuffle(rng);
     let paragraphs: Vec<&str> = paragraphs.into_iter().map(String::as_str).collect();
+    paragraphs.join("\n")
+}
+
+/// Writes a question with its answer, and the question.
+fn question(row: &QuestionRow, shot: &QuestionRow) -> String {
     let shortest = shot
         .answers
         .text
         .iter()
         .min_by_key(|answer| answer.chars().count());
     format!(
-        "{}\n\
-         From what you've just read about {}, please answer the following questions.\n\
+        "\nFrom what you've just read about {}, please answer the following questions.\n\
          Question: {}\nAnswer: {}\nQuestion: {}\nAnswer:",
-        paragraphs.join("\n"),
         row.title.replace('_', " "),
         shot.question,
         shortest.map_or("", String::as_str),

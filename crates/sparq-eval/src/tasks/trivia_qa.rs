@@ -9,6 +9,7 @@ use sparq_models::text::TextTokenizer;
 
 use super::{LENGTHS, Task, TaskOptions, choose, short_answer};
 use crate::datasets::{self, Row};
+use crate::sample::Sample;
 use crate::{EvalError, Metric, Passage, TaskName};
 
 /// A question. The fields are named as the columns of the data set `rc` on the Hugging Face Hub.
@@ -135,14 +136,18 @@ fn passages(options: &TaskOptions, tokenizer: &TextTokenizer) -> Result<Vec<Pass
     let task = TaskName::TriviaQa;
     let path = options.data(task)?;
     let rows: Vec<QuestionRow> = datasets::rows(path)?;
-    choose(options, task, path, rows.len(), |index, rng| {
+    choose(options, tokenizer, task, rows.len(), |index, rng| {
         let row = &rows[index];
         let Some(page) = row.pages()?.choose(rng).cloned() else {
             return Ok(None);
         };
-        let prompt = format!("{page}\nQuestion: {}\nAnswer:", row.question);
+        let sample = Sample {
+            text: page,
+            question: format!("\nQuestion: {}\nAnswer:", row.question),
+            work: short_answer(tokenizer, &row.answer.aliases)?,
+            detail: serde_json::Map::new(),
+        };
         // The data may contain a question twice.
-        let example = format!("{} row={index}", row.question_id);
-        short_answer(tokenizer, example, &prompt, &row.answer.aliases).map(Some)
+        Ok(Some((format!("{} row={index}", row.question_id), sample)))
     })
 }

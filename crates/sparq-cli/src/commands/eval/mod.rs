@@ -12,7 +12,8 @@ use serde::Serialize;
 use sparq_device::DeviceChoice;
 use sparq_eval::tasks::TaskOptions;
 use sparq_eval::{
-    BudgetedMethod, Ending, Evaluation, ResultsFile, Setup, SummaryRow, TaskName, summarize,
+    BudgetedMethod, Ending, Evaluation, Protocol, ResultsFile, Setup, SummaryRow, TaskName,
+    summarize,
 };
 use sparq_models::embedded;
 
@@ -30,20 +31,25 @@ const DEFAULT_CONTEXT: usize = 4096;
 /// The arguments of `sparq eval`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-Every example is read once with dense attention, and every method answers from a copy of the cache. Each \
-answer becomes a line of JSON in the file --out. The same command continues an unfinished file. Ctrl-C \
-drops unfinished answers; a second Ctrl-C ends the program at once.
+The text of every example is read once with dense attention. Every method reads the question from a copy \
+of the cache, token by token, and answers. With --question dense, dense attention reads the question too, \
+which often finds the answer already. Each answer becomes a line of JSON in the file --out. The same \
+command continues an unfinished file. Ctrl-C drops unfinished answers; a second Ctrl-C ends the program \
+at once.
 
 A budget is a share of the bytes that dense attention moves per decode step at the length of the \
 example, with a 16-bit cache. Other settings of a method follow its name: sparq:mean=never.
 
 Data sets are read from their published files: SQuAD v1.1 (dev-v1.1.json), TriviaQA rc \
 (qa/wikipedia-dev.json beside evidence/), or the parquet or JSON lines files of SQuAD, TriviaQA rc and \
-CNN/DailyMail 3.0.0 on the Hugging Face Hub.
+CNN/DailyMail 3.0.0 on the Hugging Face Hub. ruler-qa reads the JSON of SQuAD or HotpotQA, ruler-file the \
+lines that RULER's scripts write (input, outputs, answer_prefix), longbench-v2 its data.json, infinitebench \
+its files by their names (passkey.jsonl, ...), and mrcr its parquet files.
 
 Examples:
   sparq eval --task needle --methods dense,sparq,h2o --budgets 1/8,1/16 --out runs/needle.jsonl
   sparq eval --model DIR --task bpc --context 1024,2048 --examples 50 --out runs/bpc.jsonl
+  sparq eval --model DIR --task niah-multikey-1 --context 32768 --out runs/ruler.jsonl
   sparq eval --model DIR --task squad --data dev-v1.1.json --out runs/squad.jsonl")]
 pub struct EvalArgs {
     #[command(flatten)]
@@ -64,6 +70,9 @@ pub struct EvalArgs {
     /// Budgets: shares of dense attention's bytes, such as 1/8 or 0.125
     #[arg(long, value_delimiter = ',', default_value = "1/8", value_parser = share, value_name = "SHARE,...")]
     budgets: Vec<f64>,
+    /// Attention that reads the questions. The text before them is always read densely
+    #[arg(long, default_value = Protocol::default().name(), value_parser = question_parser(), value_name = "WHO")]
+    question: Protocol,
     /// Number of tokens of text, question and answer [default: 4096, or the model's context if
     /// shorter]
     #[arg(long, value_delimiter = ',', value_parser = at_least_one, value_name = "TOKENS,...")]
@@ -77,14 +86,18 @@ pub struct EvalArgs {
     /// Number of facts in a text, with a question for each (needle, key-value)
     #[arg(long, default_value_t = 4, value_parser = at_least_one, value_name = "N")]
     needles: usize,
+    /// Number of tokens to generate (long-generation)
+    #[arg(long, default_value_t = 2000, value_parser = at_least_one, value_name = "N")]
+    generated: usize,
     /// Number of depths at which needles are placed, from the beginning of a text to its end
     /// (needle)
     #[arg(long, default_value_t = 17, value_parser = at_least_one, value_name = "N")]
     depths: usize,
-    /// Text file to use instead of the embedded texts (repetition, needle, bpc)
+    /// Text file to use instead of the embedded texts, for tasks made of prose
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// File of the data set (squad, trivia-qa, cnn-dailymail)
+    /// File of the data set (ruler-qa, ruler-file, squad, trivia-qa, cnn-dailymail, longbench-v2,
+    /// infinitebench, mrcr)
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// Number of examples to run in parallel, each on an equal share of the processors [default:
@@ -106,6 +119,18 @@ fn task_parser() -> impl TypedValueParser<Value = TaskName> {
     PossibleValuesParser::new(values).try_map(move |name| {
         let found = TaskName::ALL.iter().find(|task| argument(task) == name);
         found.copied().ok_or("unknown task")
+    })
+}
+
+/// Returns the parser of protocols.
+fn question_parser() -> impl TypedValueParser<Value = Protocol> {
+    let values = Protocol::ALL.iter();
+    let values = values.map(|protocol| PossibleValue::new(protocol.name()).help(protocol.about()));
+    PossibleValuesParser::new(values).try_map(|name| {
+        let found = Protocol::ALL
+            .iter()
+            .find(|protocol| protocol.name() == name);
+        found.copied().ok_or("unknown protocol")
     })
 }
 
@@ -136,6 +161,7 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
         device: device.to_string(),
         dtype: dtype_name(dtype).into(),
         seed: args.seed,
+        question: args.question,
     };
     let tokenizer = source.tokenizer()?;
     let options = args.options(described.context);
@@ -206,6 +232,7 @@ impl EvalArgs {
             examples: self.examples,
             contexts,
             needles: self.needles,
+            generated: self.generated,
             depths: self.depths,
             text: self.text.clone(),
             data: self.data.clone(),

@@ -38,8 +38,8 @@ pub fn table(rows: &[SummaryRow]) -> Table {
 fn estimate(estimate: &Estimate, metric: Metric, signed: bool) -> String {
     let digits = match metric {
         Metric::BitsPerCharacter | Metric::RougeL => 4,
-        Metric::PrefixMatch => 3,
         Metric::Characters => 1,
+        _ => 3,
     };
     estimate.text(digits, signed)
 }

@@ -30,7 +30,10 @@ pub fn cheapest(
     let mut groups: BTreeMap<(String, u64), Vec<&SummaryRow>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.budget.is_some()) {
         let budget = row.budget.unwrap_or(0.0).to_bits();
-        let key = (format!("{} {}", row.model, row.method), budget);
+        let key = (
+            format!("{} {} {}", row.model, row.question, row.method),
+            budget,
+        );
         groups.entry(key).or_default().push(row);
     }
     let candidates: Vec<Candidate> = groups
@@ -75,8 +78,12 @@ fn candidate(
         context.abs_diff(args.context)
     };
     let own = |record: &&Record| {
-        (&record.method, record.budget, &record.model)
-            == (&first.method, first.budget, &first.model)
+        (
+            &record.method,
+            record.budget,
+            &record.model,
+            record.question,
+        ) == (&first.method, first.budget, &first.model, first.question)
     };
     let settings = records.iter().filter(own).min_by_key(far)?.settings;
     let fits = settings.validate(setup.model.head_dim).is_ok();

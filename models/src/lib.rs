@@ -56,6 +56,7 @@ pub mod calibration;
 pub mod checkpoint;
 pub mod config;
 mod decoder;
+mod drafted;
 pub mod embedded;
 mod families;
 #[cfg(feature = "hub")]
@@ -67,6 +68,7 @@ pub mod text;
 mod weights;
 
 pub use decoder::{Decoder, DecoderConfig};
+pub use drafted::DraftedLm;
 #[doc(hidden)]
 pub use linear::linear;
-pub use lm::{CapturedLm, CausalLm, ModelCache};
+pub use lm::{CapturedLm, CausalLm, ModelCache, ModelMark};

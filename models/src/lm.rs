@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::cost::CacheMemory;
-use sparq::{CapturedStep, KvCache, Method, SparqError};
+use sparq::{CacheMark, CapturedStep, KvCache, Method, SparqError};
 
 /// A decoder-only language model.
 ///
@@ -77,6 +77,13 @@ pub trait CausalLm: Send + Sync {
         method: &Method,
     ) -> Result<Tensor<3>, SparqError>;
 
+    /// Returns the bytes of weights that a decode step with `method` reads, 0 if unknown. The
+    /// default is 0.
+    fn weight_bytes(&self, method: &Method) -> usize {
+        let _ = method;
+        0
+    }
+
     /// Returns whether [`CausalLm::decode`] can be captured by a [`CapturedStep`]. The default is
     /// false.
     ///
@@ -119,6 +126,21 @@ impl ModelCache {
         }
     }
 
+    /// Marks the current lengths, for [`ModelCache::roll_back`].
+    pub fn mark(&self) -> ModelMark {
+        ModelMark(self.layers.iter().map(KvCache::mark).collect())
+    }
+
+    /// Takes back the appends since a mark, except the first `kept[b]` positions of sequence b. See
+    /// [`KvCache::roll_back`].
+    ///
+    /// # Errors
+    /// As [`KvCache::roll_back`].
+    pub fn roll_back(&mut self, mark: &ModelMark, kept: &[usize]) -> Result<(), SparqError> {
+        let mut layers = self.layers.iter_mut().zip(&mark.0);
+        layers.try_for_each(|(layer, mark)| layer.roll_back(mark, kept))
+    }
+
     /// Sets the ranges and codes of the key sketches, if they are due. Call it after the last
     /// prefill of a prompt; see [`KvCache::refresh_sketch`].
     pub fn finish_prompt(&mut self) {
@@ -144,6 +166,10 @@ impl ModelCache {
         self.layers.iter().map(KvCache::memory).sum()
     }
 }
+
+/// The lengths of a [`ModelCache`] to roll back to.
+#[derive(Debug)]
+pub struct ModelMark(Vec<CacheMark>);
 
 /// Gives a [`CapturedStep`] access to the caches.
 impl AsMut<[KvCache]> for ModelCache {
@@ -179,7 +205,7 @@ pub struct CapturedLm<'a> {
         CapturedStep<Tensor<2, Int>, &'a mut ModelCache, Tensor<3>, Decode<'a, &'a mut ModelCache>>,
 }
 
-/// A decode step: tokens [B, 1] to logits [B, 1, vocab].
+/// A decode step, or a prefill of a few tokens: tokens [B, T] to logits [B, T, vocab].
 type Decode<'a, S> =
     Box<dyn Fn(&Tensor<2, Int>, &mut S, &Method) -> Result<Tensor<3>, SparqError> + 'a>;
 
@@ -187,7 +213,10 @@ impl<'a> CapturedLm<'a> {
     /// Makes the decode step of `model` on `cache` with `method`.
     pub fn new(model: &'a dyn CausalLm, cache: &'a mut ModelCache, method: Method) -> Self {
         let decode: Decode<'a, &'a mut ModelCache> =
-            Box::new(|tokens, cache, method| model.decode(tokens.clone(), cache, method));
+            Box::new(|tokens, cache, method| match tokens.dims()[1] {
+                1 => model.decode(tokens.clone(), cache, method),
+                len => model.prefill(tokens.clone(), cache, len),
+            });
         Self {
             step: CapturedStep::new(cache, method, decode).with_capture(model.is_capturable()),
         }
@@ -212,6 +241,30 @@ impl<'a> CapturedLm<'a> {
     /// As [`CausalLm::decode`] and [`CapturedStep::step`].
     pub fn step(&mut self, tokens: Tensor<2, Int>) -> Result<Tensor<3>, SparqError> {
         self.step.step(tokens)
+    }
+
+    /// Appends a few tokens to every sequence, `tokens` [B, T], with dense attention. Returns the
+    /// logits [B, T, vocab]. Passes of each T are captured like steps.
+    ///
+    /// # Errors
+    /// As [`CausalLm::prefill`] and [`CapturedStep::step`].
+    pub fn prefill(&mut self, tokens: Tensor<2, Int>) -> Result<Tensor<3>, SparqError> {
+        let [_, len] = tokens.dims();
+        let method = self.step.method();
+        self.step.set_method(Method::DENSE);
+        let logits = self.step.step_by(tokens, len);
+        self.step.set_method(method);
+        logits
+    }
+
+    /// Sets the method of the next steps. See [`CapturedStep::set_method`].
+    pub fn set_method(&mut self, method: Method) {
+        self.step.set_method(method);
+    }
+
+    /// Returns the cache, for changes in place. See [`CapturedStep::caches_mut`].
+    pub fn caches_mut(&mut self) -> &mut ModelCache {
+        self.step.caches_mut()
     }
 
     /// Returns the cache. The next steps are captured anew, because the caller may change it.

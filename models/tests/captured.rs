@@ -6,8 +6,9 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
+use sparq::methods::Auto;
 use sparq::{Method, Sketch, SparqConfig};
-use sparq_models::text::{GenerateOptions, Session};
+use sparq_models::text::{GenerateOptions, Session, SpeculativeConfig};
 use sparq_models::{CapturedLm, CausalLm, Decoder, DecoderConfig, embedded};
 
 const PROMPT: &str = "And it came to pass in those days, that there went out a decree";
@@ -129,6 +130,39 @@ fn capture_changes_no_session_of_several_turns() {
             sequence
         });
         assert_eq!(sequences[0], sequences[1], "{device:?}");
+    }
+}
+
+#[test]
+fn captured_drafts_give_the_tokens_of_dense_steps() {
+    let _lock = lock_devices();
+    for device in devices() {
+        let model = load(FloatDType::F32, &device);
+        let prompt: Vec<u32> = PROMPT.bytes().map(u32::from).collect();
+        let sparq = SparqConfig::new(8, 24).with_sketch(Sketch::Bits4);
+        let draft = SpeculativeConfig::new(Auto::new(sparq, 1, &device)).with_tokens(Some(4));
+        let generate = |speculative: Option<SpeculativeConfig>, capture| {
+            let method = speculative.map_or(Method::DENSE, |config| config.cache_method());
+            let cache = model.new_cache(1, 256, FloatDType::F32, &method).unwrap();
+            let mut session = Session::new(cache, embedded::tokenizer().unwrap());
+            let options = GenerateOptions {
+                speculative,
+                capture,
+                max_new_tokens: 100,
+                ..GenerateOptions::default()
+            };
+            let mut on_event = |_: sparq_models::text::GenerateEvent<'_>| ControlFlow::Continue(());
+            let generated = session.generate(&model, &prompt, &options, &mut on_event);
+            generated.unwrap().tokens
+        };
+        let dense = generate(None, false);
+        for capture in [false, true] {
+            assert_eq!(
+                generate(Some(draft), capture),
+                dense,
+                "{device:?} {capture}"
+            );
+        }
     }
 }
 

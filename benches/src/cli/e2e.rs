@@ -16,6 +16,18 @@ use crate::baselines::Baselines;
 use crate::report::{self, Bench, E2eReport, Head};
 use crate::tables::e2e as tables;
 
+/// The rows of the verifications that are timed: drafts of 1 to 11 tokens.
+const VERIFIED_ROWS: [usize; 6] = [2, 3, 5, 7, 9, 12];
+
+/// Parses a share of accepted tokens.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text
+        .parse::<f64>()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "expected a number from 0 to 1".to_owned())
+}
+
 /// Arguments of `sparq-bench e2e`.
 #[derive(Args, Debug)]
 pub struct E2eArgs {
@@ -46,6 +58,10 @@ pub struct E2eArgs {
     /// k
     #[arg(long, default_value_t = 128, value_name = "K")]
     top_k: usize,
+    /// Also time the verification of drafts by SparQ, and show lossless decoding if a drafted token
+    /// is accepted with these probabilities. With random weights they cannot be measured
+    #[arg(long, value_delimiter = ',', value_name = "SHARES", value_parser = share)]
+    acceptance: Vec<f64>,
     /// GiB of memory for weights and caches [default: 76 on a GPU, half of the free memory on a
     /// CPU]
     #[arg(long, value_name = "GIB")]
@@ -80,6 +96,10 @@ pub fn e2e(args: &E2eArgs, command: String) -> Result<()> {
         dtype: args.dtype,
         weights: args.weights,
         settings,
+        verified_rows: match args.acceptance.is_empty() {
+            true => Vec::new(),
+            false => VERIFIED_ROWS.to_vec(),
+        },
     };
     let progress = |row: &StepRow| eprintln!("{device}: {}", progress(row));
     let run = model::run(&setup, &runs, progress).with_context(|| device.to_string())?;
@@ -97,6 +117,12 @@ pub fn e2e(args: &E2eArgs, command: String) -> Result<()> {
         tables::breakdown(&report.run).text(),
         tables::COLUMNS
     ))?;
+    if !args.acceptance.is_empty() {
+        print(&format!(
+            "\n{}",
+            tables::lossless(&report.run, &args.acceptance).text()
+        ))?;
+    }
     let skipped = tables::skipped(&report.run);
     for line in skipped.into_iter().chain(tables::notes(&report.run)) {
         print(&format!("{line}\n"))?;

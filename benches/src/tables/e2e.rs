@@ -17,11 +17,7 @@ pub fn steps(run: &DeviceRun, baselines: Option<&Baselines<StepBaseline>>) -> Ta
     }
     let mut table = Table::new(headings);
     for row in run.rows.iter().filter(|row| row.step_us().is_some()) {
-        let dense = run
-            .rows
-            .iter()
-            .find(|other| other.run == row.run && other.method == MethodName::Dense)
-            .and_then(StepRow::step_us);
+        let dense = dense_us(run, row);
         let us = row.step_us();
         let ratio = |other: Option<f64>| or_dash(other.zip(us).map(|(other, us)| other / us));
         let mut cells = shape_cells(row);
@@ -63,6 +59,42 @@ pub fn breakdown(run: &DeviceRun) -> Table {
         table.row(cells);
     }
     table
+}
+
+/// Lossless decoding with drafts by each SparQ row, for the given shares of accepted tokens.
+pub fn lossless(run: &DeviceRun, acceptance: &[f64]) -> Table {
+    let headings = "model | B | S | type | drafts by | accepted | tokens per draft \
+        | tokens per verification | draft step ms | verification ms | ms per token | dense / this";
+    let mut table = Table::new(headings.split(" | "));
+    for row in &run.rows {
+        for &acceptance in acceptance {
+            let Some(found) = row.lossless(acceptance) else {
+                continue;
+            };
+            let rows = found.drafted + 1;
+            let verification = row.verifications.iter().find(|one| one.rows == rows);
+            let dense = dense_us(run, row);
+            let mut cells = shape_cells(row);
+            cells.extend([
+                percent(acceptance),
+                found.drafted.to_string(),
+                digits(found.tokens),
+                milliseconds(row.step_us()),
+                milliseconds(verification.map(|one| one.time.median_us)),
+                milliseconds(Some(found.token_us)),
+                or_dash(dense.map(|dense| dense / found.token_us)),
+            ]);
+            table.row(cells);
+        }
+    }
+    table
+}
+
+/// The time of the dense step of a row's run.
+fn dense_us(run: &DeviceRun, row: &StepRow) -> Option<f64> {
+    let mut rows = run.rows.iter();
+    let dense = rows.find(|other| other.run == row.run && other.method == MethodName::Dense);
+    dense.and_then(StepRow::step_us)
 }
 
 /// The explanation of the columns of [`steps`] and [`breakdown`].

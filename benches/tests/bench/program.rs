@@ -182,9 +182,9 @@ fn program_e2e_is_measured_and_rendered() {
         {"model": "tiny", "B": 2, "S": 300, "flash_ms_per_step": 123.0}]}"#;
     fs::write(at("e2e.json"), baselines).unwrap();
     let json = at("benches/results/small.json");
-    shown(&format!(
+    let tables = shown(&format!(
         "e2e --device {} --dtype f32 --run tiny,2,300 --run tiny,1,40 --rank 4 --top-k 32 \
-         --compare {} --json {}",
+         --acceptance 0.5,0.9 --compare {} --json {}",
         device(),
         at("e2e.json").display(),
         json.display()
@@ -204,6 +204,8 @@ fn program_e2e_is_measured_and_rendered() {
         assert_eq!(row.settings.is_some(), row.method == MethodName::Sparq);
     }
     assert!(rows[1].cache_bytes < rows[0].cache_bytes / 2.0);
+    assert_contains(&tables, &["tokens per verification"]);
+    assert!(rows[0].verifications.is_empty() && rows[1].lossless(0.9).is_some());
 
     let folder = root.path().to_str().unwrap();
     shown(&format!("render --root {folder}"));

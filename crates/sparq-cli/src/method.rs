@@ -1,10 +1,11 @@
 //! The options that choose the method of decode steps.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 use sparq::methods::{Auto, Components, GroupScore, MeanValue};
 use sparq::{Method, Sketch, SparqConfig};
+use sparq_models::text::SpeculativeConfig;
 
 use crate::args::{named, whole};
 use crate::model::Description;
@@ -25,6 +26,9 @@ pub enum MethodName {
     Sparq,
     /// Attend to every position
     Dense,
+    /// The tokens of dense attention in less time: SparQ drafts some, and one dense pass verifies
+    /// all of them
+    Lossless,
 }
 
 /// The settings of SparQ. Settings not given come from the model's `sparq.json`, or are the
@@ -131,7 +135,63 @@ impl MethodArgs {
         Ok(match self.method.unwrap_or(default) {
             MethodName::Auto => Auto::new(config, model.heads / model.kv_heads, device).into(),
             MethodName::Sparq => config.into(),
-            MethodName::Dense => Method::DENSE,
+            MethodName::Dense | MethodName::Lossless => Method::DENSE,
         })
+    }
+
+    /// Returns the settings of drafts and their verification, `None` with another method.
+    ///
+    /// # Errors
+    /// If the settings do not fit the model's head_dim, or are given with another method.
+    pub fn speculative(
+        &self,
+        draft: &DraftArgs,
+        model: &Description,
+        device: &Device,
+    ) -> Result<Option<SpeculativeConfig>> {
+        if self.method != Some(MethodName::Lossless) {
+            if draft.is_given() {
+                bail!(
+                    "--draft-rank, --draft-top-k, --draft-tokens, --draft-model: expected \
+                     --method lossless"
+                );
+            }
+            return Ok(None);
+        }
+        let sparq = SparqArgs {
+            rank: draft.draft_rank.or(self.sparq.rank),
+            top_k: draft.draft_top_k.or(self.sparq.top_k),
+            ..self.sparq
+        };
+        let draft_method = Auto::new(sparq.config(model)?, model.heads / model.kv_heads, device);
+        let config = SpeculativeConfig::new(draft_method).with_tokens(draft.draft_tokens);
+        config.validate(model.head_dim)?;
+        Ok(Some(config))
+    }
+}
+
+/// The settings of drafts.
+#[derive(Args, Clone, Debug)]
+pub struct DraftArgs {
+    /// With --method lossless: r of draft steps [default: that of --rank]
+    #[arg(long, value_name = "R")]
+    draft_rank: Option<usize>,
+    /// With --method lossless: k of draft steps [default: that of --top-k]
+    #[arg(long, value_name = "K")]
+    draft_top_k: Option<usize>,
+    /// With --method lossless: number of tokens that a draft has, 1 to 15 [default: as many as pay,
+    /// by the cost model and the share of tokens accepted so far]
+    #[arg(long, value_name = "N")]
+    draft_tokens: Option<usize>,
+    /// With --method lossless: a model of the same layers whose weights draft, such as the same
+    /// model in Q4_0. The text is still that of --model
+    #[arg(long, value_name = "DIR|FILE.gguf|HUB-ID")]
+    pub draft_model: Option<String>,
+}
+
+impl DraftArgs {
+    fn is_given(&self) -> bool {
+        let settings = [self.draft_rank, self.draft_top_k, self.draft_tokens];
+        self.draft_model.is_some() || settings.iter().any(Option::is_some)
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use sparq::SparqError;
-use sparq_models::text::{SamplingError, TokenizerError};
+use sparq_models::text::{GenerateError, SamplingError, TokenizerError};
 
 /// An error of an evaluation.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,9 @@ pub enum EvalError {
     /// The model's logits are not finite.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// Lossless decoding failed.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
     /// The tokenizer has a token that the model lacks.
     #[error(
         "tokens: expected token ids below {vocab} (the model's vocabulary), found {found}; \

@@ -1,20 +1,29 @@
 //! [`Evaluation`]: runs methods on examples and records their scores.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::time::Instant;
 
 use burn::tensor::FloatDType;
 use serde_json::{Map, Value};
-use sparq::Method;
-use sparq_models::text::{CancelToken, Sampler, SamplingConfig, TextTokenizer};
+use sparq::methods::Auto;
+use sparq::{Method, SparqConfig};
+use sparq_models::text::{
+    CancelToken, Sampler, SamplingConfig, SpeculativeConfig, SpeculativeDecoder, SpeculativeRow,
+    TextTokenizer,
+};
 use sparq_models::{CausalLm, ModelCache};
 
 use crate::method::transfer_share;
+use crate::score::Judge;
 use crate::steps::{check_tokens, negative_log_likelihood, read_while, step};
 use crate::{
     BudgetedMethod, EvalError, FORMAT, Kind, Passage, Question, Record, Setup, TaskName, Work,
 };
+
+/// The tokens of a draft of lossless decoding.
+const LOSSLESS_TOKENS: usize = 4;
 
 /// A model and the methods to evaluate on it.
 pub struct Evaluation<'a> {
@@ -170,8 +179,22 @@ impl<'a> Evaluation<'a> {
             for method in methods {
                 let settings = self.settings(job.passage, question, method)?;
                 let mut cache = asked.for_method(&settings)?;
-                let Some(answer) = self.answer(question, first, &mut cache, &settings, stop)?
-                else {
+                let answer = match (settings, &question.work) {
+                    (Method::Sparq(draft), Work::Answer { max_tokens, judge })
+                        if method.is_lossless() =>
+                    {
+                        let goal = (*max_tokens, judge);
+                        self.answer_lossless(goal, first, &mut cache, draft, stop)?
+                    }
+                    _ => {
+                        let settings = match method.is_lossless() {
+                            true => Method::DENSE,
+                            false => settings,
+                        };
+                        self.answer(question, first, &mut cache, &settings, stop)?
+                    }
+                };
+                let Some(answer) = answer else {
                     return Ok(Ending::Cancelled);
                 };
                 on_record(self.record(job, question, method, settings, answer));
@@ -244,6 +267,65 @@ impl<'a> Evaluation<'a> {
             }
         }
         answer.seconds = begin.elapsed().as_secs_f64();
+        Ok(Some(answer))
+    }
+
+    /// Answers with drafts that dense attention verifies. Returns `None` if cancelled.
+    fn answer_lossless(
+        &self,
+        (max_tokens, judge): (usize, &Judge),
+        first: u32,
+        cache: &mut ModelCache,
+        draft: SparqConfig,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Answer>, EvalError> {
+        let begin = Instant::now();
+        let mut sampler = Sampler::new(SamplingConfig::default())?;
+        let mut logits = step(self.model, cache, first, &Method::DENSE)?;
+        self.forbid_end(&mut logits);
+        let mut next = VecDeque::from([sampler.sample(&mut logits, &[])?]);
+        // The number of tokens is fixed, so the costs do not matter.
+        let costs = Auto::new(draft, 1, &self.model.device());
+        let config = SpeculativeConfig::new(costs).with_tokens(Some(LOSSLESS_TOKENS));
+        let mut decoder = SpeculativeDecoder::new(self.model, cache, config)?;
+        let (mut sequence, mut text) = (vec![first], String::new());
+        while sequence.len() <= max_tokens && !judge.is_settled(&text) {
+            if stop() {
+                return Ok(None);
+            }
+            if next.is_empty() {
+                let row = SpeculativeRow {
+                    sequence: &sequence,
+                    sampler: &mut sampler,
+                    limit: max_tokens + 1 - sequence.len(),
+                };
+                next.extend(decoder.step(&mut [row])?.remove(0));
+            }
+            let token = next.pop_front().unwrap_or(first);
+            if self.tokenizer.eos_ids().contains(&token) {
+                break;
+            }
+            sequence.push(token);
+            text = self.tokenizer.decode(&sequence[1..], true)?;
+        }
+        let stats = *decoder.stats();
+        let mut answer = Answer {
+            score: judge.score(&text),
+            steps: 1 + stats.tokens,
+            seconds: begin.elapsed().as_secs_f64(),
+            ..Answer::default()
+        };
+        let details = [
+            ("answer", Value::from(text)),
+            ("acceptance", stats.acceptance().into()),
+            (
+                "tokens_per_verification",
+                stats.tokens_per_verification().into(),
+            ),
+        ];
+        answer
+            .detail
+            .extend(details.map(|(key, value)| (key.to_owned(), value)));
         Ok(Some(answer))
     }
 

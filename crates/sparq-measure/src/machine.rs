@@ -152,6 +152,7 @@ fn layer_us(setup: &Setup) -> Result<f64> {
         dtype: *dtype,
         weights: None,
         settings: vec![],
+        verified_rows: vec![],
     };
     let run = RunShape {
         model: ModelName::Tiny,

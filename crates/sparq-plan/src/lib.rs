@@ -27,4 +27,4 @@ pub use machine::{MANY_PRODUCTS_REACHED, MANY_SEQUENCES, Machine, MachineError, 
 pub use memory::{Demand, Memory};
 pub use model::ModelShape;
 pub use roofline::Work;
-pub use setup::{PlanError, Setup, StepTime};
+pub use setup::{Lossless, PlanError, Setup, StepTime};

@@ -67,6 +67,21 @@ pub struct StepTime {
     pub all_reduce_us: f64,
 }
 
+/// A prediction of lossless decoding.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Lossless {
+    /// The share of drafted tokens that are accepted.
+    pub acceptance: f64,
+    /// n: the tokens of a draft, 0 if dense steps are faster.
+    pub drafted: usize,
+    /// The mean number of tokens that a draft and its verification give.
+    pub tokens: f64,
+    /// Microseconds per token of each sequence.
+    pub token_us: f64,
+    /// The tokens per second of all sequences together.
+    pub tokens_per_s: f64,
+}
+
 impl StepTime {
     /// The sum of the parts.
     pub fn total_us(&self) -> f64 {
@@ -173,6 +188,51 @@ impl Setup {
         batch as f64 * 1e6 / self.step(method, batch, seq_len).total_us()
     }
 
+    /// Predicts lossless decoding: drafts of n tokens by `draft`, each accepted with probability
+    /// `acceptance`, and dense passes over n + 1 tokens that verify them. Chooses the n up to 15
+    /// with the most tokens per second, 0 where no draft pays.
+    ///
+    /// A verification reads weights and caches once, as a dense step. Its arithmetic is that of n +
+    /// 1 times the sequences.
+    pub fn lossless(
+        &self,
+        draft: &SparqConfig,
+        acceptance: f64,
+        batch: usize,
+        seq_len: usize,
+    ) -> Lossless {
+        let draft_us = self.step(&Method::from(*draft), batch, seq_len).total_us();
+        let dense = self.step(&Method::DENSE, batch, seq_len);
+        let with = |drafted: usize| {
+            let rows = batch * (drafted + 1);
+            let weights_us = self.step(&Method::DENSE, rows, 1).weights_us;
+            let verification = StepTime {
+                weights_us,
+                ..dense
+            };
+            let tokens: f64 = (0..=drafted).map(|n| acceptance.powi(n as i32)).sum();
+            let us = drafted as f64 * draft_us + verification.total_us();
+            Lossless {
+                acceptance,
+                drafted,
+                tokens,
+                token_us: us / tokens,
+                tokens_per_s: batch as f64 * tokens * 1e6 / us,
+            }
+        };
+        let none = Lossless {
+            token_us: dense.total_us(),
+            tokens_per_s: self.tokens_per_s(&Method::DENSE, batch, seq_len),
+            ..with(0)
+        };
+        (1..=15)
+            .map(with)
+            .fold(none, |best, next| match next.token_us < best.token_us {
+                true => next,
+                false => best,
+            })
+    }
+
     /// The bytes of the weights on one GPU.
     pub fn weight_bytes(&self) -> f64 {
         (self.model.parameters * self.element_bytes) as f64 / self.gpus as f64
@@ -264,6 +324,32 @@ mod tests {
         // a score per position for 2 x 8 query heads.
         let bytes = 8.0 * (1000.0 * 16.0 / 2.0 + 260.0 * 64.0 * 2.0);
         close(time.attention_us, 10.0 * (15.0 + bytes / 1e5 + 16.0));
+    }
+
+    #[test]
+    fn setup_lossless_matches_a_calculation() {
+        let (setup, draft) = (
+            setup(),
+            SparqConfig::new(16, 128).with_sketch(Sketch::Bits4),
+        );
+        let [dense, step] =
+            [Method::DENSE, draft.into()].map(|method| setup.step(&method, 2, 50_000).total_us());
+        assert!(step < 0.5 * dense);
+        let found = setup.lossless(&draft, 0.8, 2, 50_000);
+        let (n, tokens) = (
+            found.drafted,
+            (1.0 - 0.8f64.powi(found.drafted as i32 + 1)) / 0.2,
+        );
+        // 2 (n + 1) vectors of 10^6 weights are multiplied at 10^12 operations per second, which is
+        // faster than reading the weights up to 10 of them.
+        let slower = ((4 * (n + 1)) as f64 - 40.0).max(0.0);
+        close(found.tokens, tokens);
+        close(found.token_us, (n as f64 * step + dense + slower) / tokens);
+        close(found.tokens_per_s, 2e6 / found.token_us);
+        assert!(found.token_us < dense && (1..15).contains(&n));
+        // Drafts of dense steps' time never pay.
+        let found = setup.lossless(&draft, 0.99, 2, 100);
+        assert_eq!((found.drafted, found.tokens), (0, 1.0));
     }
 
     #[test]

@@ -91,7 +91,7 @@ mod sketch;
 
 pub use attention::rotary::RotaryConfig;
 pub use attention::{SparqAttention, SparqAttentionConfig};
-pub use cache::{KvCache, KvCacheConfig};
+pub use cache::{CacheMark, KvCache, KvCacheConfig};
 pub use cost::Transfers;
 pub use error::SparqError;
 pub use graph::CapturedStep;

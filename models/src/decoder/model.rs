@@ -1,6 +1,6 @@
 //! The model: [`Decoder`].
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::ops::{BlockFormat, Projections, decode_linear, widen};
 use sparq::{EmbeddingLayer, LinearLayer, Method, RotaryConfig, SparqError};
@@ -315,10 +315,37 @@ impl CausalLm for Decoder {
         self.forward(tokens, cache, Some(method), 1)
     }
 
+    fn weight_bytes(&self, _method: &Method) -> usize {
+        let bytes = |weights: &dyn Fn(&mut WeightBytes)| {
+            let mut count = WeightBytes(0);
+            weights(&mut count);
+            count.0
+        };
+        // Of an embedding table that is not also the head, a step reads one row.
+        let table = bytes(&|count| self.embed.visit(count));
+        let all = bytes(&|count| self.visit(count));
+        all - if self.head.is_some() { table } else { 0 }
+    }
+
     fn is_capturable(&self) -> bool {
         // One thread loads all weights, so one of them answers for all.
         let on_device = self.layers.iter().all(Layer::is_capturable);
         on_device && sparq::ops::can_be_captured(&self.norm.weight())
+    }
+}
+
+/// Counts the bytes of the parameters it visits.
+struct WeightBytes(usize);
+
+impl ModuleVisitor for WeightBytes {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let tensor = param.val();
+        self.0 += tensor.shape().num_elements() * tensor.dtype().size();
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        let tensor = param.val();
+        self.0 += tensor.shape().num_elements() * tensor.dtype().size();
     }
 }
 

@@ -6,8 +6,12 @@ use serde::Serialize;
 use sparq::{Method, SparqError};
 
 use super::{
-    cancel::CancelToken, sampler::SamplingError, sampling_config::SamplingConfig,
-    stop_strings::EmptyStopString, tokenizer::TokenizerError,
+    cancel::CancelToken,
+    sampler::SamplingError,
+    sampling_config::SamplingConfig,
+    speculative::{SpeculativeConfig, SpeculativeStats},
+    stop_strings::EmptyStopString,
+    tokenizer::TokenizerError,
 };
 
 /// Receives the events of a generation. Breaking ends the generation.
@@ -18,6 +22,9 @@ pub(super) type OnEvent<'a> = &'a mut dyn FnMut(GenerateEvent<'_>) -> ControlFlo
 pub struct GenerateOptions {
     /// The method of decode steps. Prefill is always dense.
     pub method: Method,
+    /// Decodes with drafts by these settings, verified by dense attention, in place of steps of
+    /// `method`. See [`SpeculativeDecoder`](super::SpeculativeDecoder).
+    pub speculative: Option<SpeculativeConfig>,
     /// The settings of sampling.
     pub sampling: SamplingConfig,
     /// The maximum number of tokens to generate. With 0, only the prompt is read into the cache.
@@ -58,6 +65,7 @@ impl Default for GenerateOptions {
     fn default() -> Self {
         Self {
             method: Method::DENSE,
+            speculative: None,
             sampling: SamplingConfig::default(),
             max_new_tokens: 256,
             stop: Vec::new(),
@@ -115,8 +123,11 @@ pub struct Generated {
     pub cached_tokens: usize,
     /// The number of prompt tokens that the model read: those not cached, or fewer if cancelled.
     pub prefill_tokens: usize,
-    /// The number of decode steps: usually one less than the tokens, since prefill gives the first.
+    /// The number of tokens that decode steps gave: usually one less than all, since prefill gives
+    /// the first. Each is from a step of its own, unless drafts were verified.
     pub decode_steps: usize,
+    /// The counts and times of drafts and verifications, if there were to be any.
+    pub speculative: Option<SpeculativeStats>,
     /// The time until the last logits of the prompt arrived.
     pub prefill_time: Duration,
     /// The time after that: decode steps, sampling, decoding tokens to text, and the callback.
@@ -187,7 +198,7 @@ pub enum GenerateError {
     /// The model's logits have the wrong shape.
     #[error("logits: expected shape {expected:?}, found {found:?}")]
     LogitsShape {
-        /// [1, 1, vocab].
+        /// [B, T, vocab].
         expected: [usize; 3],
         /// The shape found.
         found: [usize; 3],

@@ -10,7 +10,8 @@
 //! | tokens to text, while they arrive | [`TokenStream`] |
 //! | end of the text | [`StopStrings`] |
 //!
-//! A [`Session`] connects them with a model and its cache.
+//! A [`Session`] connects them with a model and its cache. [`SpeculativeDecoder`] decodes with
+//! drafts by SparQ that dense attention verifies.
 
 mod cancel;
 mod chat;
@@ -20,6 +21,7 @@ mod output;
 mod sampler;
 mod sampling_config;
 mod session;
+mod speculative;
 mod stop_strings;
 mod token_stream;
 mod tokenizer;
@@ -33,6 +35,9 @@ pub use sampler::Candidate;
 pub use sampler::{Sampler, SamplingError};
 pub use sampling_config::SamplingConfig;
 pub use session::Session;
+#[doc(hidden)]
+pub use speculative::judge;
+pub use speculative::{SpeculativeConfig, SpeculativeDecoder, SpeculativeRow, SpeculativeStats};
 pub use stop_strings::{EmptyStopString, Released, StopStrings};
 pub use token_stream::TokenStream;
 pub use tokenizer::{TextTokenizer, TokenizerError};

@@ -88,15 +88,34 @@ impl Sampler {
             return Ok(argmax(logits));
         }
         let candidates = self.candidates(logits, history)?;
-        let mut left = self.rng.random::<f64>();
-        for candidate in &candidates {
+        Ok(self.draw(&candidates))
+    }
+
+    /// Returns whether the token with the largest logit is always sampled.
+    pub(super) fn is_argmax(&self) -> bool {
+        self.config.is_greedy() && self.config.repetition_penalty == 1.0
+    }
+
+    /// Draws one of the candidates, of which there is at least one.
+    pub(super) fn draw(&mut self, candidates: &[Candidate]) -> u32 {
+        let last = candidates[candidates.len() - 1].id;
+        if candidates.len() == 1 {
+            return last;
+        }
+        let mut left = self.uniform();
+        for candidate in candidates {
             left -= candidate.probability;
             if left < 0.0 {
-                return Ok(candidate.id);
+                return candidate.id;
             }
         }
         // Rounding can leave the sum of the probabilities below the number drawn.
-        Ok(candidates[candidates.len() - 1].id)
+        last
+    }
+
+    /// Draws a number from [0, 1).
+    pub(super) fn uniform(&mut self) -> f64 {
+        self.rng.random()
     }
 
     /// Returns the distribution that [`Sampler::sample`] draws from, most probable first. Greedy

@@ -1,5 +1,7 @@
 //! Generating text over several turns: [`Session`].
 
+mod speculate;
+
 use std::{ops::ControlFlow, time::Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
@@ -9,6 +11,7 @@ use super::{
     generation::{FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated, OnEvent},
     output::Output,
     sampler::Sampler,
+    speculative::SpeculativeStats,
     tokenizer::TextTokenizer,
 };
 use crate::{CapturedLm, CausalLm, ModelCache};
@@ -91,6 +94,7 @@ impl Session {
             output: Output::new(self.tokenizer.clone(), &options.stop)?,
             sequence: prompt_tokens.to_vec(),
             decode_steps: 0,
+            speculative: None,
         };
 
         let started = Instant::now();
@@ -101,9 +105,12 @@ impl Session {
         tracing::debug!(cached_tokens, prefill_tokens, ?prefill_time, "prefill");
 
         let started = Instant::now();
-        let finish = match logits {
-            Some(logits) => self.decode(model, logits, &mut turn, options, on_event)?,
-            None => FinishReason::Cancelled,
+        let finish = match (logits, options.speculative) {
+            (None, _) => FinishReason::Cancelled,
+            (Some(logits), None) => self.decode(model, logits, &mut turn, options, on_event)?,
+            (Some(logits), Some(config)) => {
+                self.speculate(model, logits, config, &mut turn, options, on_event)?
+            }
         };
         let (text, finish) = turn.output.finish(finish, on_event)?;
         let decode_time = started.elapsed();
@@ -117,6 +124,7 @@ impl Session {
             cached_tokens,
             prefill_tokens,
             decode_steps,
+            speculative: turn.speculative,
             prefill_time,
             decode_time,
         })
@@ -238,6 +246,7 @@ struct Turn {
     /// The prompt and the generated tokens.
     sequence: Vec<u32>,
     decode_steps: usize,
+    speculative: Option<SpeculativeStats>,
 }
 
 /// Checks the length and the token ids of a prompt.

@@ -8,6 +8,8 @@
 //! | `stop_strings` | `StopStrings`: the end of a text |
 //! | `sampling` | `Sampler`, compared with the definitions of its settings |
 //! | `session` | `Session` over several turns, with a scripted model |
+//! | `speculative` | drafts and their verification: scripted, embedded and small random models |
+//! | `speculative_sampling` | the distribution of verified tokens |
 //! | `cancellation` | generations that are cancelled, fail or are refused |
 //! | `support` | a scripted model and small vocabularies |
 
@@ -19,6 +21,8 @@ mod files;
 mod jinja;
 mod sampling;
 mod session;
+mod speculative;
+mod speculative_sampling;
 mod stop_strings;
 mod support {
     pub mod scripted_lm;

@@ -288,6 +288,14 @@ fn settings_out_of_range_are_refused() {
         ),
         ("generate --prompt x --stop ''", &["stop", "empty"]),
         (
+            "generate --prompt x --draft-tokens 3",
+            &["--draft-tokens", "expected --method lossless"],
+        ),
+        (
+            "generate --prompt x --method lossless --draft-tokens 16",
+            &["draft tokens", "expected 1 to 15", "found 16"],
+        ),
+        (
             "generate --chat hello",
             &["chat template", "expected", "found none"],
         ),

@@ -134,6 +134,29 @@ fn records_are_complete() {
 }
 
 #[test]
+fn lossless_answers_are_those_of_dense() {
+    let results = Results::new();
+    results.run("--methods dense,lossless", 0, ANSWERS);
+    let records = results.records();
+    let of = |method: &str| -> Vec<&Value> {
+        let mut found: Vec<_> = records
+            .iter()
+            .filter(|one| one["method"] == method)
+            .collect();
+        found.sort_by_key(|one| (one["task"].to_string(), one["example"].to_string()));
+        found
+    };
+    for (dense, lossless) in of("dense").into_iter().zip(of("lossless")) {
+        assert_eq!(dense["score"], lossless["score"]);
+        assert_eq!(lossless["settings"]["method"], "sparq");
+        assert_eq!(dense["detail"]["answer"], lossless["detail"]["answer"]);
+        if lossless["task"] == "needle" {
+            assert!(lossless["detail"]["acceptance"].as_f64().unwrap() > 0.0);
+        }
+    }
+}
+
+#[test]
 fn truncated_file_continues_to_the_same_scores() {
     let results = Results::new();
     results.run("", 0, ANSWERS);

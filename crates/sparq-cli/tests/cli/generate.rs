@@ -30,6 +30,28 @@ fn text_equals_the_document() {
 }
 
 #[test]
+fn lossless_text_is_that_of_dense_attention() {
+    let line = "generate --prompt 'In the beginning God created the heaven and the' \
+                --max-new-tokens 60 --stats";
+    let dense = document(&format!("{line} --method dense"));
+    assert!(dense["lossless"].is_null());
+    let drafts = "--method lossless --draft-rank 8 --draft-top-k 12 --draft-tokens 3";
+    let found = document(&format!("{line} {drafts}"));
+    assert_eq!(found["tokens"], dense["tokens"]);
+    let settings = json!({ "rank": 8, "top_k": 12, "local_window": 3 });
+    has_fields(&found["lossless"]["config"]["draft"]["sparq"], &settings);
+    let stats = &found["lossless"];
+    assert_eq!(stats["tokens"], 59);
+    let of = |key: &str| stats[key].as_f64().unwrap();
+    assert!(of("acceptance") > 0.1 && of("tokens_per_verification") > 1.0);
+    assert!(found["stats"]["share_of_dense"].as_f64().unwrap() < 3.0);
+    // At so few positions no draft pays.
+    let found = document(&format!("{line} --method lossless"));
+    assert_eq!(found["tokens"], dense["tokens"]);
+    assert_eq!(found["lossless"]["dense_steps"], 59);
+}
+
+#[test]
 fn seed_and_stop_string_determine_the_text() {
     let generate = |more: &str| {
         document(&format!(

@@ -74,6 +74,19 @@ impl<'a> FilledModel<'a> {
         })
     }
 
+    /// Times dense passes over `rows` tokens of each sequence that verify a draft, captured where
+    /// the device can, and taking them back.
+    pub fn verification(&mut self, device: &Device, rows: usize) -> Result<Summary> {
+        let batch = self.token.dims()[0];
+        let (tokens, none) = (Tensor::zeros([batch, rows], device), vec![0; batch]);
+        let mark = self.cache.mark();
+        let mut decode = CapturedLm::new(self.model, &mut self.cache, Method::DENSE);
+        sample(device, || {
+            most_probable(decode.prefill(tokens.clone())?);
+            Ok(decode.caches_mut().roll_back(&mark, &none)?)
+        })
+    }
+
     /// Times captured steps, each on the token of the step before. Token selection runs outside the
     /// graph.
     pub fn captured(&mut self, device: &Device) -> Result<Captured> {
@@ -91,7 +104,7 @@ impl<'a> FilledModel<'a> {
     }
 }
 
-/// Selects the most probable tokens [B, 1] from logits [B, 1, vocab], on the device.
+/// Selects the most probable tokens [B, T] from logits [B, T, vocab], on the device.
 fn most_probable(logits: Tensor<3>) -> Tensor<2, Int> {
     logits.argmax(2).squeeze_dim::<2>(2)
 }

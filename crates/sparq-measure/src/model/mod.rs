@@ -27,7 +27,7 @@ use crate::timing::Pace;
 use filled::{FilledModel, SLACK};
 pub(crate) use name::layer_matrices;
 pub use name::{ModelName, RunShape};
-pub use record::{Captured, DeviceRun, Parts, StepRow};
+pub use record::{Captured, DeviceRun, Lossless, Parts, StepRow, Verification};
 
 /// The settings that all runs share.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub struct Setup {
     pub weights: Option<BlockFormat>,
     /// SparQ's settings, each compared with dense attention.
     pub settings: Vec<SparqConfig>,
+    /// The numbers of rows of verifications to time after drafts by SparQ.
+    pub verified_rows: Vec<usize>,
 }
 
 impl Setup {
@@ -89,10 +91,11 @@ pub fn run(
         for settings in std::iter::once(None).chain(sparq) {
             let mut row = StepRow::new(run, setup, settings, &bandwidth);
             match measure(setup, model, &run, settings, &device) {
-                Ok((eager, captured, parts)) => {
-                    row.eager = Some(eager);
-                    row.captured = captured;
-                    row.parts = parts;
+                Ok(times) => {
+                    row.eager = Some(times.eager);
+                    row.captured = times.captured;
+                    row.parts = times.parts;
+                    row.verifications = times.verifications;
                 }
                 Err(why) => row.skipped = Some(why),
             }
@@ -109,7 +112,13 @@ pub fn run(
     })
 }
 
-type Times = (Summary, Option<Captured>, Option<Parts>);
+/// The measurements of a row.
+struct Times {
+    eager: Summary,
+    captured: Option<Captured>,
+    parts: Option<Parts>,
+    verifications: Vec<Verification>,
+}
 
 fn measure(
     setup: &Setup,
@@ -130,12 +139,23 @@ fn measure(
             true => Some(filled.captured(device)?),
             false => None,
         };
+        let rows = settings.map_or(&[][..], |_| &setup.verified_rows);
+        let verifications = rows.iter().map(|&rows| {
+            let time = filled.verification(device, rows)?;
+            Ok(Verification { rows, time })
+        });
+        let verifications = verifications.collect::<Result<_>>()?;
         // The parts are products with floats.
         let parts = match setup.weights {
             None => Some(parts::measure(setup, device, filled, run)?),
             Some(_) => None,
         };
-        Ok((eager, captured, parts))
+        Ok(Times {
+            eager,
+            captured,
+            parts,
+            verifications,
+        })
     })
 }
 

@@ -50,6 +50,9 @@ pub struct StepRow {
     pub captured: Option<Captured>,
     /// Parts of a step, timed separately; captured on GPUs. `None` with packed weights.
     pub parts: Option<Parts>,
+    /// Passes that verify drafts of this method, if they were to be timed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verifications: Vec<Verification>,
     /// The reason why the row was not measured.
     pub skipped: Option<String>,
 }
@@ -61,6 +64,26 @@ pub struct Captured {
     pub time: Summary,
     /// True if the device captured a graph, false if each replay repeats the calls.
     pub hardware_graph: bool,
+}
+
+/// A dense pass over the tokens of a draft and the one before them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verification {
+    /// The tokens of each sequence.
+    pub rows: usize,
+    /// Time of the pass, captured where the device can, and of taking its positions back.
+    pub time: Summary,
+}
+
+/// Lossless decoding with drafts of one length.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lossless {
+    /// The tokens of a draft.
+    pub drafted: usize,
+    /// The mean number of tokens that a draft and its verification give.
+    pub tokens: f64,
+    /// Microseconds per token of each sequence.
+    pub token_us: f64,
 }
 
 /// Times of the parts of a step.
@@ -100,8 +123,27 @@ impl StepRow {
             eager: None,
             captured: None,
             parts: None,
+            verifications: Vec::new(),
             skipped: None,
         }
+    }
+
+    /// Returns lossless decoding with drafts by this method, if each drafted token is accepted with
+    /// probability `acceptance`: at the timed length of drafts that takes the least time.
+    pub fn lossless(&self, acceptance: f64) -> Option<Lossless> {
+        let step_us = self.step_us()?;
+        let of = |verification: &Verification| {
+            let drafted = verification.rows - 1;
+            let tokens: f64 = (0..=drafted).map(|n| acceptance.powi(n as i32)).sum();
+            let us = drafted as f64 * step_us + verification.time.median_us;
+            Lossless {
+                drafted,
+                tokens,
+                token_us: us / tokens,
+            }
+        };
+        let all = self.verifications.iter().map(of);
+        all.min_by(|a, b| a.token_us.total_cmp(&b.token_us))
     }
 
     /// Median time of a step in microseconds: captured if a graph was captured, otherwise eager.
@@ -141,6 +183,33 @@ impl StepRow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lossless_takes_the_best_length_of_a_draft() {
+        let bandwidth = Bandwidth {
+            copy_gb_per_s: 1000.0,
+            read_gb_per_s: None,
+            buffer_bytes: 1,
+        };
+        let run: RunShape = "tiny,1,64".parse().unwrap();
+        let mut row = StepRow::new(run, CacheType::F16, None, &bandwidth);
+        row.eager = Some(Summary::single(10.0));
+        assert_eq!(row.lossless(0.5), None);
+        row.verifications = [2, 4]
+            .map(|rows| Verification {
+                rows,
+                time: Summary::single(100.0),
+            })
+            .to_vec();
+        let found = row.lossless(1.0).unwrap();
+        assert_eq!(
+            (found.drafted, found.tokens, found.token_us),
+            (3, 4.0, 32.5)
+        );
+        // 110 us for 1.1 tokens, or 130 us for 1.111.
+        let found = row.lossless(0.1).unwrap();
+        assert_eq!((found.drafted, found.token_us), (1, 100.0));
+    }
 
     #[test]
     fn step_row_splits_time_into_parts_and_rest() {

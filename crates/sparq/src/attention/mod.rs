@@ -314,6 +314,7 @@ impl SparqAttention {
         let grows = self.rotary.as_ref().is_some_and(Rotary::grows);
         let q = match q.is_autodiff() || grows {
             true => {
+                cache.check_not_capturing("angles of RoPE that depend on the prompt")?;
                 let (q, k) = self.rotate(q, k, &before, cache.capacity());
                 cache.append(k, v)?;
                 q
@@ -321,17 +322,18 @@ impl SparqAttention {
             false => cache.prepare(q, k, v, self.rotary.as_ref())?,
         };
         if cache.states().observes_attention() {
+            cache.check_not_capturing("a method that observes the attention of a prefill")?;
             let k = cache.tensors().k.clone().slice_dim(2, 0..cache.len());
             let received = received_attention(&q, &k, &before, self.window, self.softcap);
             cache.states_mut().observe_attention(received);
         }
+        let spans = cache.causal_spans(&q)?;
         let tensors = cache.tensors();
         let (rows, device_spans) = (
             [tensors.k.clone(), tensors.v.clone()],
             tensors.spans.clone(),
         );
-        let spans = cache.spans();
-        let y = causal_attention(q, rows, device_spans, spans, self.window, self.softcap);
+        let y = causal_attention(q, rows, device_spans, &spans, self.window, self.softcap);
         Ok(self.output(y.swap_dims(1, 2), residual))
     }
 

@@ -2,7 +2,8 @@
 
 use burn::tensor::Tensor;
 
-use super::{KvCache, Spans, round_up};
+use super::buffers::overwrite;
+use super::{BufferId, KvCache, Spans, round_up};
 use crate::ops::Rotary;
 use crate::ops::reference::append as write;
 use crate::{SparqError, ops};
@@ -76,7 +77,7 @@ impl KvCache {
     /// Rotates q [B, H, T, d] and k [B, H_kv, T, d] to the positions after the cached ones, and
     /// appends k and v [B, H_kv, T, d]. Without `rotary` nothing is rotated. The returned queries
     /// are outside autodiff. The device reads the positions, so a
-    /// [`CapturedStep`](crate::CapturedStep) can contain this for one token.
+    /// [`CapturedStep`](crate::CapturedStep) can contain this.
     ///
     /// # Errors
     /// [`SparqError::Shape`] if q, k and v do not fit the cache or each other.
@@ -98,6 +99,9 @@ impl KvCache {
         if len == 0 {
             return Ok(q.inner());
         }
+        if len > 1 && self.config.window.is_some() && self.config.sketch.is_some() {
+            self.check_not_capturing("several tokens that push values out of a sliding window")?;
+        }
         let counts = vec![len; self.batch()];
         self.make_room(&counts)?;
         let table = rotary.map(|rotary| rotary.table(self.capacity()));
@@ -116,6 +120,7 @@ impl KvCache {
         let now = self.capacity();
         if capacity > now {
             let device = self.tensors().k.device();
+            self.buffers = BufferId::new();
             self.update(|tensors, _| tensors.grown(round_up(capacity.max(2 * now))));
             // A GPU's allocator would keep the smaller buffers for other caches of their size.
             device.memory_cleanup();
@@ -127,7 +132,7 @@ impl KvCache {
         let needed = self.spans.grown(counts).longest();
         if self.capturing && needed > self.capacity() {
             return Err(SparqError::NotCapturable {
-                what: "a step that appends more than one position",
+                what: "a step that appends more positions than announced",
             });
         }
         self.reserve(needed);
@@ -143,20 +148,17 @@ impl KvCache {
         }
         for sequence in 0..self.batch() {
             self.spans.end[sequence] = self.spans.end[sequence].min(len);
-            // New ranges are due if less than half of the positions is left that determined them.
-            let (at, from) = (self.ranged_at[sequence], self.ranged_from(sequence));
-            if 2 * self.spans.count(sequence) + from < 2 * at {
-                self.ranged_at[sequence] = 0;
-            }
         }
+        self.drop_ranges();
         let attended = self.attended();
         self.update(|mut tensors, _| {
             // Subtracting the removed values would leave their rounding error, or their NaN, in the
             // sum.
-            tensors.v_sum = match len {
+            let sum = match len {
                 0 => tensors.v_sum.zeros_like(),
                 _ => write::sum_values(&tensors.v, &attended),
             };
+            tensors.v_sum = overwrite(tensors.v_sum, sum);
             tensors
         });
         self.renew_spans();
@@ -174,7 +176,8 @@ impl KvCache {
     /// Copies the host's spans to the device after a change other than an append.
     fn renew_spans(&mut self) {
         self.update(|mut tensors, spans| {
-            tensors.spans = spans.to_tensor(&tensors.spans.device());
+            let new = spans.to_tensor(&tensors.spans.device());
+            tensors.spans = overwrite(tensors.spans, new);
             tensors
         });
     }

@@ -10,12 +10,14 @@ mod ranges;
 mod spans;
 
 pub use buffers::{CacheTensors, SketchTensors};
-pub(crate) use capture::CacheMark;
+pub use capture::CacheMark;
 pub use config::KvCacheConfig;
 pub(crate) use config::check_softcap;
 pub use memory::CacheMemory;
 pub use spans::Spans;
 pub(crate) use spans::{indices, per_sequence};
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::{Device, Tensor};
 
@@ -74,6 +76,7 @@ pub struct KvCache {
     ranged_at: Vec<usize>,
     /// Whether launches are being captured; see [`CapturedStep`](crate::CapturedStep).
     capturing: bool,
+    buffers: BufferId,
     keeps_query: bool,
     query: Option<Tensor<4>>,
     /// The state that methods keep with the cache.
@@ -95,6 +98,7 @@ impl KvCache {
             spans: Spans::empty(batch),
             ranged_at: vec![0; batch],
             capturing: false,
+            buffers: BufferId::new(),
             keeps_query: false,
             query: None,
             states: MethodStates::default(),
@@ -196,6 +200,7 @@ impl KvCache {
         }
         if method.sketch() != self.config.sketch {
             copy.config.sketch = method.sketch();
+            copy.buffers = BufferId::new();
             copy.ranged_at.fill(0);
             // Without a sketch, the sum of V does not follow the window.
             let windowed = self.config.window.is_some() && !self.is_empty();
@@ -212,13 +217,32 @@ impl KvCache {
     }
 
     /// Replaces the buffers by the result of an operation that owns them alone.
+    ///
+    /// The operation writes in place, unless another tensor shares a buffer.
     fn update(&mut self, operation: impl FnOnce(CacheTensors, &Spans) -> CacheTensors) {
         let tensors = self.take();
         self.tensors = Some(operation(tensors, &self.spans));
     }
 
+    /// Takes the buffers for an operation that writes in place where it can.
     fn take(&mut self) -> CacheTensors {
+        if !self.owns_buffers() {
+            self.buffers = BufferId::new();
+        }
         self.tensors.take().expect(BUFFERS)
+    }
+}
+
+/// The identity of the buffers of a cache. It changes with every operation that may replace one.
+///
+/// A clone of a cache has the same buffers and the same identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BufferId(u64);
+
+impl BufferId {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The ranges of a sketch in codes, and the sum of V under a sliding window.
 
-use super::KvCache;
+use super::buffers::overwrite;
+use super::{BufferId, KvCache};
 use crate::ops;
 use crate::ops::Spans;
 use crate::ops::reference::append as write;
@@ -21,6 +22,7 @@ impl KvCache {
         for sequence in 0..self.batch() {
             // A sequence without positions has no range; it stays due.
             if self.range_is_due(sequence, 0) && self.spans.count(sequence) > 0 {
+                self.buffers = BufferId::new();
                 self.update(|tensors, _| ops::range_sketch(tensors, &attended, sequence));
                 self.ranged_at[sequence] = self.spans.count(sequence);
                 slid |= attended.start[sequence] > self.spans.start[sequence];
@@ -52,6 +54,17 @@ impl KvCache {
     /// The number of positions that determined the ranges of a sequence.
     pub(super) fn ranged_from(&self, sequence: usize) -> usize {
         self.config.attended(self.ranged_at[sequence])
+    }
+
+    /// After a rollback, makes new ranges due where less than half of the positions is left that
+    /// determined them.
+    pub(super) fn drop_ranges(&mut self) {
+        for sequence in 0..self.batch() {
+            let (at, from) = (self.ranged_at[sequence], self.ranged_from(sequence));
+            if 2 * self.spans.count(sequence) + from < 2 * at {
+                self.ranged_at[sequence] = 0;
+            }
+        }
     }
 
     /// Returns whether an append writes codes.
@@ -86,7 +99,7 @@ impl KvCache {
         self.update(|mut tensors, _| {
             tensors.v_sum = match one_token {
                 true => write::slide_sum(tensors.v_sum, &tensors.v, &tensors.spans, window),
-                false => write::sum_values(&tensors.v, &attended),
+                false => overwrite(tensors.v_sum, write::sum_values(&tensors.v, &attended)),
             };
             tensors
         });

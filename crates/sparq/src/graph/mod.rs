@@ -12,7 +12,7 @@ use burn::backend::{
 };
 
 pub use self::tensors::StepTensors;
-use crate::cache::CacheMark;
+use crate::cache::{BufferId, CacheMark};
 use crate::{KvCache, Method, SparqError, ops};
 
 /// Runs of a step before its capture.
@@ -34,13 +34,14 @@ static CAPTURING: Mutex<()> = Mutex::new(());
 /// the caches.
 ///
 /// # When a step is captured
-/// A captured step is dropped where it cannot be replayed. The step then runs uncaptured, and a
-/// later step is captured again. The caller sees no difference. This happens if
+/// Steps of each method and each shape of inputs have a graph of their own, so that they can take
+/// turns. All graphs are dropped where they cannot be replayed. The step then runs uncaptured, and
+/// a later step is captured again. The caller sees no difference. This happens if
 ///
 /// - a cache has to grow, or the ranges of its sketch are due,
-/// - the method changes between dense and sparse,
-/// - inputs have a new shape,
 /// - a buffer of a cache is shared.
+///
+/// A change between dense and sparse reads of a method captures its steps again.
 ///
 /// The first thread that takes a step captures; steps on other threads run uncaptured, since each
 /// thread has its own stream of launches. On CUDA and ROCm that thread must also have created
@@ -49,11 +50,11 @@ static CAPTURING: Mutex<()> = Mutex::new(());
 /// steps on caches of another thread uncaptured.
 ///
 /// # The step
-/// `step(inputs, state, method)` appends one position to every cache of `state`, with
+/// `step(inputs, state, method)` appends positions to every cache of `state`, with
 /// [`SparqAttention::decode`](crate::SparqAttention::decode) or with [`KvCache::prepare`] and
-/// [`Method::decode`], and returns its outputs. It must be a function of its inputs and the caches:
-/// it may run several times for one token (its appends are taken back), and a replay does not run
-/// it.
+/// [`Method::decode`], and returns its outputs. It appends one position, or as many as
+/// [`step_by`](Self::step_by) tells. It must be a function of its inputs and the caches: it may run
+/// several times for one token (its appends are taken back), and a replay does not run it.
 ///
 /// During a capture the step must not upload to the device or read back from it. If the device
 /// refuses such a step, the contents of the buffers that it writes are lost
@@ -93,12 +94,14 @@ static CAPTURING: Mutex<()> = Mutex::new(());
 /// ```
 pub struct CapturedStep<I, S, O, F> {
     /// Dropped first: a running replay writes to the fields below.
-    captured: Option<Captured<I, O>>,
+    captured: Vec<Captured<I, O>>,
     step: F,
     state: S,
     method: Method,
-    /// Whether to capture. False also once the device or the step turned out not to support it.
+    /// Whether to capture. False also once the device turned out not to support it.
     capture: bool,
+    /// The steps that turned out not to support it.
+    refused: Vec<Kind>,
     /// The thread that captures: the first that took a step.
     thread: Option<ThreadId>,
 }
@@ -113,11 +116,18 @@ struct Captured<I, O> {
     plan: Plan,
 }
 
+/// The method of a step, and the number of positions that it appends.
+type Kind = (Method, usize);
+
 /// The conditions under which launches can be replayed, beside the shapes of the inputs.
-///
-/// They are the capacity of every cache, and whether it is read sparsely.
 #[derive(PartialEq)]
-struct Plan(Vec<(usize, bool)>);
+struct Plan {
+    kind: Kind,
+    /// The buffers of every cache.
+    buffers: Vec<BufferId>,
+    /// Whether each cache is read sparsely.
+    sparse: Vec<bool>,
+}
 
 /// One cache as a state.
 impl AsMut<[KvCache]> for KvCache {
@@ -139,11 +149,12 @@ where
     /// them, owned or as `&mut`.
     pub fn new(state: S, method: Method, step: F) -> Self {
         Self {
-            captured: None,
+            captured: Vec::new(),
             step,
             state,
             method,
             capture: true,
+            refused: Vec::new(),
             thread: None,
         }
     }
@@ -158,12 +169,22 @@ where
     ///
     /// False also once the device or the step turned out not to support it.
     pub fn captures(&self) -> bool {
-        self.capture
+        self.capture && !self.refused.contains(&(self.method, 1))
     }
 
-    /// Returns whether the next step would be a replay, as far as is known without its inputs.
+    /// Returns whether the next step by one position would be a replay, as far as is known without
+    /// its inputs.
     pub fn is_captured(&self) -> bool {
-        self.captured.is_some()
+        self.is_captured_by(1)
+    }
+
+    /// Returns whether the next step by as many positions would be a replay, as far as is known
+    /// without its inputs.
+    pub fn is_captured_by(&self, positions: usize) -> bool {
+        let kind = (self.method, positions);
+        self.captured
+            .iter()
+            .any(|captured| captured.plan.kind == kind)
     }
 
     /// Returns the state with the caches.
@@ -173,8 +194,27 @@ where
 
     /// Returns mutable access to the state. The next steps are captured again.
     pub fn state_mut(&mut self) -> &mut S {
-        self.captured = None;
+        self.captured.clear();
         &mut self.state
+    }
+
+    /// Returns mutable access to the caches of the state.
+    ///
+    /// Nothing else in the state may be replaced. The next step is a replay only if all caches
+    /// still have their buffers, as after [`KvCache::roll_back`], or after an append within the
+    /// capacity.
+    pub fn caches_mut(&mut self) -> &mut S {
+        &mut self.state
+    }
+
+    /// Returns the method of the next steps.
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Sets the method of the next steps. Captured steps of other methods are kept.
+    pub fn set_method(&mut self, method: Method) {
+        self.method = method;
     }
 
     /// Returns the state.
@@ -191,17 +231,30 @@ where
     /// The errors of the step, and [`SparqError::Capture`] if the device fails to capture or
     /// replay.
     pub fn step(&mut self, inputs: I) -> Result<O, SparqError> {
-        let Some(plan) = self.plan() else {
-            // The buffers of the caches are about to change.
-            self.captured = None;
+        self.step_by(inputs, 1)
+    }
+
+    /// Takes a step that appends `positions` positions to every sequence of every cache.
+    ///
+    /// # Errors
+    /// As [`CapturedStep::step`].
+    pub fn step_by(&mut self, inputs: I, positions: usize) -> Result<O, SparqError> {
+        let Some(plan) = self.plan(positions) else {
             return self.run(&inputs);
         };
         let current =
             |captured: &Captured<I, O>| captured.plan == plan && captured.inputs.is_like(&inputs);
-        if self.captured.as_ref().is_some_and(current) && self.owns_caches() {
-            return self.replay(inputs);
+        let found = self.captured.iter().position(current);
+        if let Some(index) = found
+            && self.owns_caches()
+        {
+            return self.replay(index, inputs);
         }
-        self.captured = None;
+        // Graphs of buffers that are gone, and those that this one replaces.
+        self.captured.retain(|captured| {
+            captured.plan.buffers == plan.buffers
+                && (captured.plan.kind != plan.kind || !captured.inputs.is_like(&inputs))
+        });
         let can = |cache: &KvCache| ops::can_be_captured(&cache.tensors().k);
         if !self.state.as_mut().iter().all(can) {
             self.capture = false;
@@ -210,18 +263,24 @@ where
         match self.capture(inputs, plan)? {
             Attempt::Ran(outputs) => Ok(outputs),
             Attempt::Captured(captured) => {
-                self.captured = Some(captured);
-                self.launch()
+                self.captured.push(captured);
+                self.launch(self.captured.len() - 1)
             }
         }
     }
 
-    /// Returns the conditions of the next step's launches; `None` if they cannot be captured.
-    fn plan(&mut self) -> Option<Plan> {
+    /// Returns the conditions of the next step's launches; `None` if they cannot be captured. Drops
+    /// the graphs if the buffers of the caches are about to change.
+    fn plan(&mut self, positions: usize) -> Option<Plan> {
+        let kind = (self.method, positions);
+        if self.refused.contains(&kind) {
+            return None;
+        }
         // A thread has to wait for the last launches of another one. On CUDA, a wait for launches
         // outside of a capture aborts it.
         let here = thread::current().id();
         if !self.capture || *self.thread.get_or_insert(here) != here {
+            self.captured.clear();
             return None;
         }
         let method = self.method;
@@ -234,16 +293,22 @@ where
             self.capture = false;
             return None;
         }
-        let plan: Option<Vec<_>> = caches
-            .iter()
-            .map(|cache| {
-                let sparse = method.is_sparse(cache.config(), cache.len() + 1);
-                let grows = cache.len() == cache.capacity();
-                let due = sparse && cache.refresh_is_due(1);
-                (!grows && !due).then(|| (cache.capacity(), sparse))
-            })
-            .collect();
-        plan.map(Plan)
+        let mut plan = Plan {
+            kind,
+            buffers: Vec::with_capacity(caches.len()),
+            sparse: Vec::with_capacity(caches.len()),
+        };
+        for cache in caches {
+            let sparse = method.is_sparse(cache.config(), cache.len() + positions);
+            let grows = cache.len() + positions > cache.capacity();
+            if grows || sparse && cache.refresh_is_due(positions) {
+                self.captured.clear();
+                return None;
+            }
+            plan.buffers.push(cache.buffer_id());
+            plan.sparse.push(sparse);
+        }
+        Some(plan)
     }
 
     /// Returns whether the caches alone own their buffers. An append would copy shared ones.
@@ -255,24 +320,23 @@ where
         (self.step)(inputs, &mut self.state, &self.method)
     }
 
-    fn replay(&mut self, inputs: I) -> Result<O, SparqError> {
-        let mut captured = self.captured.take().expect("checked by the caller");
-        if captured.inputs.overwrite(inputs) {
-            self.captured = Some(captured);
-            return self.launch();
+    fn replay(&mut self, index: usize, inputs: I) -> Result<O, SparqError> {
+        if self.captured[index].inputs.overwrite(inputs) {
+            return self.launch(index);
         }
         // The step returned its inputs as outputs. They had to move, which invalidates the graph.
-        let inputs = captured.inputs;
+        let inputs = self.captured.swap_remove(index).inputs;
         self.run(&inputs)
     }
 
-    /// Replays the captured step on the inputs in its buffers.
-    fn launch(&mut self) -> Result<O, SparqError> {
-        let captured = self.captured.as_ref().expect("checked by the callers");
+    /// Replays a captured step on the inputs in its buffers.
+    fn launch(&mut self, index: usize) -> Result<O, SparqError> {
+        let captured = &self.captured[index];
         // SAFETY:
         // - All memory that the graph reads and writes is alive and has not moved. Inputs and
         //   outputs belong to the captured step, and nothing else holds their buffers. The caches
-        //   belong to this type, and are handed out mutably only after the graph is dropped. The
+        //   belong to this type. If a caller has changed or replaced one, its buffers have another
+        //   identity, and the callers of this function checked that it is that of the graph. The
         //   step holds the weights. The device's allocator keeps the pages of temporary tensors for
         //   the graph.
         // - Nobody uses this memory at the same time: the caches alone own their buffers, which is
@@ -280,11 +344,11 @@ where
         // - Inputs and outputs are copied by this thread, which is the one that captured.
         let replayed = unsafe { Dispatch::graph_replay(&captured.device, &captured.graph) };
         if let Err(error) = replayed {
-            self.captured = None;
+            self.captured.clear();
             return Err(failed(&error));
         }
         for cache in self.state.as_mut() {
-            cache.advance();
+            cache.advance(captured.plan.kind.1);
         }
         Ok(captured.outputs.duplicate())
     }
@@ -295,7 +359,8 @@ where
         let marks: Vec<_> = self.state.as_mut().iter().map(KvCache::mark).collect();
         let device = self.device();
         let _alone = CAPTURING.lock().unwrap_or_else(PoisonError::into_inner);
-        let attempt = self.capture_in(CaptureScope::new(&device), &inputs, &marks);
+        let scope = CaptureScope::new(&device);
+        let attempt = self.capture_in(scope, &inputs, &marks, plan.kind.1);
         return_to(&mut self.state, &marks);
         match attempt {
             Ok(Some((graph, outputs))) => Ok(Attempt::Captured(Captured {
@@ -305,8 +370,12 @@ where
                 outputs,
                 plan,
             })),
-            Ok(None) | Err(SparqError::NotCapturable { .. }) => {
+            Ok(None) => {
                 self.capture = false;
+                self.run(&inputs).map(Attempt::Ran)
+            }
+            Err(SparqError::NotCapturable { .. }) => {
+                self.refused.push(plan.kind);
                 self.run(&inputs).map(Attempt::Ran)
             }
             Err(error) => Err(error),
@@ -319,15 +388,16 @@ where
         scope: CaptureScope<'_>,
         inputs: &I,
         marks: &[CacheMark],
+        positions: usize,
     ) -> Result<Option<(BackendGraph<Dispatch>, O)>, SparqError> {
         let mut state = Capturing::new(&mut self.state);
         let run = |state: &mut Capturing<'_, S>| {
             let outputs = (self.step)(inputs, state.0, &self.method)?;
             let mut caches = state.0.as_mut().iter().zip(marks);
-            match caches.all(|(cache, mark)| cache.is_one_past(mark)) {
+            match caches.all(|(cache, mark)| cache.is_past(mark, positions)) {
                 true => Ok(outputs),
                 false => Err(SparqError::NotCapturable {
-                    what: "a step that does not append one position to every cache",
+                    what: "a step that appends another number of positions than announced",
                 }),
             }
         };
@@ -434,7 +504,7 @@ impl<I, S: fmt::Debug, O, F> fmt::Debug for CapturedStep<I, S, O, F> {
         f.debug_struct("CapturedStep")
             .field("state", &self.state)
             .field("method", &self.method)
-            .field("captured", &self.captured.is_some())
+            .field("captured", &self.captured.len())
             .finish_non_exhaustive()
     }
 }

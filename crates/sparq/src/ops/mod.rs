@@ -269,3 +269,19 @@ pub(crate) fn takes_lengths_from_device(
         false
     }
 }
+
+/// As [`takes_lengths_from_device`], for causal attention of queries [B, H, T, d].
+pub(crate) fn causal_takes_lengths_from_device(
+    q: &Tensor<4>,
+    cache: &CacheTensors,
+    window: Option<usize>,
+    softcap: Option<f64>,
+) -> bool {
+    #[cfg(feature = "cube")]
+    return crate::backends::cube::causal_takes_lengths_from_device(q, cache, window, softcap);
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = (q, cache, window, softcap);
+        false
+    }
+}

@@ -14,6 +14,8 @@ mod cache;
 mod common;
 // Inputs at the edges of arithmetic: zeros, ties, NaN, infinities, a single position.
 mod edge_cases;
+// Prefills of few tokens equal decode steps, bit for bit on `flex`; rolling a cache back.
+mod few_tokens;
 // The native kernels of the `flex` backend against fp64 and against tensor operations.
 #[cfg(feature = "flex")]
 mod flex;

@@ -18,6 +18,8 @@ pub enum Call {
 /// Its cache has one layer whose keys are the tokens, so tests can read the tokens from the cache.
 pub struct ScriptedLm {
     pub script: Vec<u32>,
+    /// The script of sparse decode steps, if they have their own.
+    pub drafts: Option<Vec<u32>>,
     pub context_len: usize,
     /// A token nearly as probable as that of the script.
     pub second: Option<u32>,
@@ -37,6 +39,7 @@ impl ScriptedLm {
         script.extend_from_slice(reply);
         Self {
             script,
+            drafts: None,
             context_len: 1_000,
             second: None,
             fails_at: None,
@@ -58,7 +61,14 @@ impl ScriptedLm {
         tokens.take(layer.len()).collect()
     }
 
-    fn read(&self, tokens: Vec<u32>, cache: &mut ModelCache) -> Result<Tensor<3>, SparqError> {
+    /// Appends tokens and returns the logits of the last `last` positions.
+    fn read(
+        &self,
+        tokens: Vec<u32>,
+        cache: &mut ModelCache,
+        last: usize,
+        script: &[u32],
+    ) -> Result<Tensor<3>, SparqError> {
         let device = self.device();
         let keys: Vec<f32> = tokens.iter().flat_map(|&id| [id as f32; 2]).collect();
         let keys = Tensor::<4>::from_data(TensorData::new(keys, [1, 1, tokens.len(), 2]), &device);
@@ -72,15 +82,17 @@ impl ScriptedLm {
                 found: len.to_string(),
             });
         }
-        let mut logits = vec![0.0f32; Self::VOCAB];
-        if let Some(second) = self.second {
-            logits[second as usize] = 0.75;
+        let mut logits = vec![0.0f32; last * Self::VOCAB];
+        for (row, len) in logits.chunks_exact_mut(Self::VOCAB).zip(len + 1 - last..) {
+            if let Some(second) = self.second {
+                row[second as usize] = 0.75;
+            }
+            row[script.get(len).copied().unwrap_or(0) as usize] = 1.0;
+            if self.nan_at == Some(len) {
+                row[7] = f32::NAN;
+            }
         }
-        logits[self.script.get(len).copied().unwrap_or(0) as usize] = 1.0;
-        if self.nan_at == Some(len) {
-            logits[7] = f32::NAN;
-        }
-        let logits = TensorData::new(logits, [1, 1, Self::VOCAB]);
+        let logits = TensorData::new(logits, [1, last, Self::VOCAB]);
         Ok(Tensor::from_data(logits, &device))
     }
 }
@@ -127,24 +139,24 @@ impl CausalLm for ScriptedLm {
         cache: &mut ModelCache,
         last: usize,
     ) -> Result<Tensor<3>, SparqError> {
-        assert_eq!(last, 1);
         let tokens = ids(tokens);
         self.calls
             .lock()
             .unwrap()
             .push(Call::Prefill(tokens.clone()));
-        self.read(tokens, cache)
+        self.read(tokens, cache, last, &self.script)
     }
 
     fn decode(
         &self,
         tokens: Tensor<2, Int>,
         cache: &mut ModelCache,
-        _method: &Method,
+        method: &Method,
     ) -> Result<Tensor<3>, SparqError> {
         let tokens = ids(tokens);
         assert_eq!(tokens.len(), 1);
         self.calls.lock().unwrap().push(Call::Decode(tokens[0]));
-        self.read(tokens, cache)
+        let drafts = self.drafts.as_ref().filter(|_| *method != Method::DENSE);
+        self.read(tokens, cache, 1, drafts.unwrap_or(&self.script))
     }
 }

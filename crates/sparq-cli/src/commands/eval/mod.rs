@@ -57,7 +57,8 @@ pub struct EvalArgs {
         value_parser = task_parser()
     )]
     task: Vec<TaskName>,
-    /// Methods to compare. The others are compared with dense
+    /// Methods to compare. The others are compared with dense. lossless has dense attention's
+    /// answers, and drafts at its budget
     #[arg(long, default_value = "dense,sparq", value_name = "METHOD,...")]
     methods: String,
     /// Budgets: shares of dense attention's bytes, such as 1/8 or 0.125

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Args};
 use sparq_device::DeviceChoice;
+use sparq_models::DraftedLm;
 use sparq_models::text::{
     ChatMessage, ChatTemplate, FinishReason, GenerateEvent, GenerateOptions, Generated, Session,
 };
@@ -20,7 +21,7 @@ use crate::clock;
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::memory::MemoryArgs;
-use crate::method::{MethodArgs, MethodName};
+use crate::method::{DraftArgs, MethodArgs, MethodName};
 use crate::model::{LoadedModel, ModelSource, read_text};
 use crate::output::Output;
 use crate::progress;
@@ -32,7 +33,8 @@ use report::{Report, Start};
 #[command(group = ArgGroup::new("input").required(true).args(["prompt", "prompt_file", "chat"]))]
 #[command(after_help = "\
 The default method is auto: dense attention if that is faster, as at short contexts, else SparQ. With \
---method sparq, SparQ attends at any length above k.
+--method sparq, SparQ attends at any length above k. With --method lossless, it only drafts tokens, \
+which dense attention verifies: the text is that of --method dense, faster at long contexts.
 
 Ctrl-C ends the text after the current token; a second Ctrl-C ends the program at once.
 
@@ -40,7 +42,8 @@ Examples:
   sparq generate --prompt 'In the beginning' --max-new-tokens 64 --stats
   sparq generate --model DIR --chat 'What is the capital of France?'
   sparq generate --model org/name --chat
-  sparq generate --model DIR --prompt-file book.txt --method sparq --rank 16 --top-k 256 --json")]
+  sparq generate --model DIR --prompt-file book.txt --method sparq --rank 16 --top-k 256 --json
+  sparq generate --model DIR --prompt-file book.txt --method lossless --stats")]
 pub struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -64,6 +67,8 @@ pub struct GenerateArgs {
     system: Option<String>,
     #[command(flatten)]
     method: MethodArgs,
+    #[command(flatten)]
+    draft: DraftArgs,
     #[command(flatten)]
     dtype: DtypeArgs,
     #[command(flatten)]
@@ -104,7 +109,11 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
         .method
         .method(MethodName::Auto, &description, &device.open())?;
     let dtype = args.dtype.of(description.stored_float, device);
+    let speculative = args
+        .method
+        .speculative(&args.draft, &description, &device.open())?;
     let mut options = args.sampling.options(method)?;
+    options.speculative = speculative;
     options.capture = !args.no_graph;
     let chunk = || GenerateOptions::prefill_chunk_of(device.is_gpu());
     options.prefill_chunk = args.prefill_chunk.unwrap_or_else(chunk);
@@ -130,15 +139,28 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
     // The cache has all positions from the start: one that grows is copied, and exists twice
     // meanwhile.
     let capacity = wanted.min(description.context);
-    let demand = source.demand(device, dtype, method)?;
+    let cached = speculative.map_or(method, |config| config.cache_method());
+    let drafting = args.draft.draft_model.as_deref();
+    let drafting = drafting.map(|name| ModelSource::find(Some(name)));
+    let drafting = drafting.transpose().context("--draft-model")?;
+    let mut demand = source.demand(device, dtype, cached)?;
+    if let Some(drafting) = &drafting {
+        let more = drafting.demand(device, dtype, cached)?.memory().weights;
+        let weights = demand.memory().weights + more;
+        demand = demand.with_weight_bytes(weights);
+    }
     let demand = demand
         .with_positions(capacity)
         .with_chunk(options.prefill_chunk);
     args.memory.check(&demand, dtype, device)?;
     let loading = clock::elapsed();
-    let loaded = source.load(&device.open(), dtype)?;
+    let mut loaded = source.load(&device.open(), dtype)?;
+    if let Some(drafting) = drafting {
+        let drafting = drafting.load(&device.open(), dtype)?.model;
+        loaded.model = Box::new(DraftedLm::new(loaded.model, drafting)?);
+    }
     let load_time = clock::elapsed() - loading;
-    let cache = loaded.model.new_cache(1, capacity, dtype, &method)?;
+    let cache = loaded.model.new_cache(1, capacity, dtype, &cached)?;
     let mut writer = Writer {
         session: Session::new(cache, tokenizer),
         loaded: &loaded,

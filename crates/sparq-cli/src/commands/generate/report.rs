@@ -7,7 +7,9 @@ use serde::Serialize;
 use sparq::cost::CacheShape;
 use sparq::{KvCacheConfig, Method, Transfers};
 use sparq_device::DeviceChoice;
-use sparq_models::text::{FinishReason, GenerateOptions, Generated, SamplingConfig};
+use sparq_models::text::{
+    FinishReason, GenerateOptions, Generated, SamplingConfig, SpeculativeConfig, SpeculativeStats,
+};
 use sparq_output::numbers;
 
 use crate::args::dtype_name;
@@ -21,6 +23,8 @@ pub struct Report {
     device: String,
     dtype: &'static str,
     attention: Method,
+    /// `null` but with `--method lossless`.
+    lossless: Option<Lossless>,
     sampling: SamplingConfig,
     text: String,
     tokens: Vec<u32>,
@@ -50,6 +54,61 @@ impl Start {
     }
 }
 
+/// Drafts and their verification.
+#[derive(Debug, Serialize)]
+struct Lossless {
+    config: SpeculativeConfig,
+    #[serde(flatten)]
+    stats: SpeculativeStats,
+    /// `null` without drafts.
+    acceptance: Option<f64>,
+    /// `null` without drafts.
+    tokens_per_verification: Option<f64>,
+    /// An estimate; `null` without drafts.
+    seconds_saved: Option<f64>,
+}
+
+impl Lossless {
+    fn new(config: SpeculativeConfig, stats: SpeculativeStats) -> Self {
+        Self {
+            config,
+            acceptance: stats.acceptance(),
+            tokens_per_verification: stats.tokens_per_verification(),
+            seconds_saved: stats.seconds_saved(),
+            stats,
+        }
+    }
+
+    /// Returns the statistics as a line of text.
+    fn line(&self) -> String {
+        let (Some(acceptance), Some(tokens), Some(saved)) = (
+            self.acceptance,
+            self.tokens_per_verification,
+            self.seconds_saved,
+        ) else {
+            return "drafts  none: dense steps are faster at this length\n".to_owned();
+        };
+        format!(
+            "drafts  {:.1}% of {} tokens accepted, {tokens:.2} tokens per verification, about \
+             {saved:.2} s saved\n",
+            100.0 * acceptance,
+            self.stats.judged,
+        )
+    }
+
+    /// Returns the bytes of cache that draft steps, verifications and dense steps moved at the mean
+    /// length of the text.
+    fn bytes(&self, model: &Description, dtype: FloatDType, len: usize) -> f64 {
+        let of = |transfers: &dyn Fn(&CacheShape, usize) -> Transfers| {
+            model.step_bytes(element_bytes(dtype), len, transfers)
+        };
+        let sparq = self.config.cache_method();
+        let dense = self.stats.verifications + self.stats.dense_steps;
+        self.stats.drafted as f64 * of(&|shape, len| sparq.transfers(shape, len))
+            + dense as f64 * of(&Transfers::dense)
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Stats {
     prompt_tokens: usize,
@@ -75,17 +134,21 @@ impl Report {
         device: &DeviceChoice,
         dtype: FloatDType,
     ) -> Self {
+        let lossless = options.speculative.zip(generated.speculative);
+        let lossless = lossless.map(|(config, stats)| Lossless::new(config, stats));
+        let stats = Stats::new(generated, model, dtype, &options.method, lossless.as_ref());
         Self {
             model: model.name.clone(),
             device: device.to_string(),
             dtype: dtype_name(dtype),
             attention: options.method,
+            lossless,
             sampling: options.sampling,
             text: generated.text.clone(),
             tokens: generated.tokens.clone(),
             finish: generated.finish.clone(),
             start,
-            stats: Stats::new(generated, model, dtype, &options.method),
+            stats,
         }
     }
 
@@ -95,17 +158,20 @@ impl Report {
         let traffic = match stats.share_of_dense {
             Some(share) => format!(
                 "{} moved {} of cache per token, {:.1}% of dense",
-                self.attention.name(),
+                self.lossless
+                    .as_ref()
+                    .map_or(self.attention.name(), |_| "lossless"),
                 numbers::binary_bytes(stats.cache_bytes_per_token),
                 100.0 * share,
             ),
             None => "no decode step".to_owned(),
         };
+        let drafts = self.lossless.as_ref().map_or(String::new(), Lossless::line);
         format!(
             "start   model loaded in {:.2} s, first token after {:.2} s\n\
              prompt  {} tokens ({} from the cache), {:.1} tokens/s\n\
              text    {} tokens, {:.1} tokens/s\n\
-             {traffic}\n",
+             {drafts}{traffic}\n",
             start.load_seconds,
             start.first_token_seconds,
             stats.prompt_tokens,
@@ -118,7 +184,13 @@ impl Report {
 }
 
 impl Stats {
-    fn new(generated: &Generated, model: &Description, dtype: FloatDType, method: &Method) -> Self {
+    fn new(
+        generated: &Generated,
+        model: &Description,
+        dtype: FloatDType,
+        method: &Method,
+        lossless: Option<&Lossless>,
+    ) -> Self {
         let cache = KvCacheConfig::new(1, model.kv_heads, model.head_dim)
             .with_capacity(generated.prompt_tokens)
             .with_dtype(dtype)
@@ -134,6 +206,8 @@ impl Stats {
                 dense + of(&Transfers::dense),
             )
         });
+        let mean = generated.prompt_tokens + generated.decode_steps.div_ceil(2);
+        let bytes = lossless.map_or(bytes, |lossless| lossless.bytes(model, dtype, mean));
         Self {
             prompt_tokens: generated.prompt_tokens,
             cached_tokens: generated.cached_tokens,

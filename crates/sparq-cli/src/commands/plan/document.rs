@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 use sparq::Method;
-use sparq_plan::{Setup, StepTime};
+use sparq_plan::{Lossless, Setup, StepTime};
 
 use crate::model::ModelSource;
 
@@ -49,6 +49,8 @@ pub struct Row {
     /// `step_bytes` divided by dense attention's.
     pub share_of_dense: f64,
     pub at_batch: Prediction,
+    /// Lossless decoding with drafts by this method, `null` but for SparQ.
+    pub lossless: Option<Lossless>,
     /// Whether the caches of the batch fit into memory.
     pub fits: bool,
     /// The largest batch that fits, and its step. `None` if not even one sequence fits.

@@ -144,6 +144,10 @@ fn row(args: &PlanArgs, setup: &Setup, method: &Method, dense: f64) -> Row {
         step_bytes,
         share_of_dense: step_bytes / dense,
         at_batch: predict(args, setup, method, batch),
+        lossless: match method {
+            Method::Sparq(config) => Some(setup.lossless(config, args.acceptance, batch, context)),
+            _ => None,
+        },
         fits: largest >= batch,
         largest: (largest > 0).then(|| predict(args, setup, method, largest)),
         break_even: match method {

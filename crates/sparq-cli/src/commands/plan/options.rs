@@ -17,7 +17,7 @@ use sparq_models::DecoderConfig;
 use sparq_plan::{Machine, ModelShape, Setup};
 
 use super::document::Measured;
-use crate::args::{at_least_one, dtype_parser, positive};
+use crate::args::{at_least_one, dtype_parser, positive, share};
 use crate::method::SparqArgs;
 use crate::model::{ModelSource, element_bytes};
 
@@ -68,6 +68,9 @@ pub struct PlanArgs {
     /// Microseconds of an all-reduce between the GPUs. A layer has two [default: not counted]
     #[arg(long, value_name = "US")]
     all_reduce_us: Option<f64>,
+    /// Share of drafted tokens that dense attention accepts, to predict lossless decoding
+    #[arg(long, value_parser = share, default_value = "0.9", value_name = "SHARE")]
+    pub acceptance: f64,
     /// Price of a GPU per hour, in any currency
     #[arg(long, value_parser = positive, value_name = "PRICE")]
     pub price: Option<f64>,

@@ -50,6 +50,21 @@ pub fn print(document: &Document, out: Output) -> Result<()> {
         )?;
     }
 
+    let drafts: Vec<&Row> = rows(document)
+        .filter(|row| row.lossless.is_some())
+        .collect();
+    if let Some(first) = drafts.first().and_then(|row| row.lossless) {
+        out.line(&format!(
+            "\nThe tokens of dense attention, drafted and verified, with {:.0}% of drafts accepted",
+            100.0 * first.acceptance
+        ))?;
+        let mut table = Table::new(["drafts by", "draft", "tokens/draft", "tokens/s", "x dense"]);
+        for row in drafts {
+            table.row(lossless_cells(row, dense));
+        }
+        out.text(&table.text())?;
+    }
+
     out.line(&format!(
         "\nThe largest batch that fits into {} ({:.0}% of memory) beside the weights",
         numbers::binary_bytes(document.setup.memory_bytes()),
@@ -171,6 +186,22 @@ fn step_cells(row: &Row, dense: Option<Prediction>) -> Vec<String> {
             _ => "-".into(),
         },
     ]
+}
+
+fn lossless_cells(row: &Row, dense: Option<Prediction>) -> Vec<String> {
+    let mut cells = vec![row.label.clone()];
+    if let Some(lossless) = row.lossless {
+        cells.extend([
+            match lossless.drafted {
+                0 => "none pays".into(),
+                drafted => counted(drafted, "token"),
+            },
+            digits(lossless.tokens),
+            digits(lossless.tokens_per_s),
+            gain(lossless.tokens_per_s, dense),
+        ]);
+    }
+    cells
 }
 
 fn batch_cells(row: &Row, dense: Option<Prediction>, priced: bool) -> Vec<String> {

@@ -143,18 +143,11 @@ impl SparqBackend for CubeBackend {
         window: Option<usize>,
         softcap: Option<f64>,
     ) -> FloatTensor<Self> {
-        let problem = PrefillProblem {
-            sizes: Sizes::new(q.shape()[1], &k),
-            dtype: k.dtype,
-            len: q.shape()[2],
-            bound: spans.longest(),
-            window,
-        };
         let launcher = Launcher::new(&k);
         let types = v.dtype == k.dtype && device_spans.dtype == DType::U32;
-        let covered = known(&k, &q) && types && softcap.is_none();
-        let step = (covered && problem.len > 0).then(|| PrefillStep::new(&problem, &launcher.info));
-        let Some(step) = step.flatten() else {
+        let bound = spans.longest();
+        let planned = types.then(|| causal_step(&launcher, [&q, &k], bound, window, softcap));
+        let Some((problem, step)) = planned.flatten() else {
             return fallback::causal_attention::<Self>(q, k, v, spans, window, softcap);
         };
         let [k, v, device_spans] = [k, v, device_spans].map(into_contiguous);
@@ -329,6 +322,42 @@ pub(crate) fn takes_lengths_from_device(
         SparqStep::new(&problem, &Launcher::new(&k).info).is_some()
     };
     known(&k, &q) && cache.softcap.is_none() && config.is_none_or(fits)
+}
+
+/// As [`takes_lengths_from_device`], for causal attention.
+pub(crate) fn causal_takes_lengths_from_device(
+    q: &Tensor<4>,
+    cache: &CacheTensors,
+    window: Option<usize>,
+    softcap: Option<f64>,
+) -> bool {
+    let primitive = |tensor: &Tensor<4>| tensor.clone().try_into_primitive::<CubeBackend>().ok();
+    let (Some(q), Some(k)) = (primitive(q), primitive(&cache.k)) else {
+        return false;
+    };
+    let bound = k.shape()[2];
+    causal_step(&Launcher::new(&k), [&q, &k], bound, window, softcap).is_some()
+}
+
+/// Plans causal attention of queries [B, H, T, d] over at most `bound` positions; `None` if the
+/// kernels do not cover it.
+fn causal_step(
+    launcher: &Launcher,
+    [q, k]: [&CubeTensor; 2],
+    bound: usize,
+    window: Option<usize>,
+    softcap: Option<f64>,
+) -> Option<(PrefillProblem, PrefillStep)> {
+    let problem = PrefillProblem {
+        sizes: Sizes::new(q.shape()[1], k),
+        dtype: k.dtype,
+        len: q.shape()[2],
+        bound,
+        window,
+    };
+    let covered = known(k, q) && softcap.is_none() && problem.len > 0;
+    let step = covered.then(|| PrefillStep::new(&problem, &launcher.info))?;
+    Some((problem, step?))
 }
 
 /// Returns whether the kernels cover attention over these buffers.

@@ -1,4 +1,6 @@
-//! Appends one token to each sequence, in place.
+//! Appends few tokens to each sequence, in place.
+
+use std::ops::Range;
 
 use burn::backend::Flex;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -10,12 +12,15 @@ use crate::ops::Spans;
 use crate::ops::{CacheBuffers, SketchBuffers};
 use crate::sketch::codes_per_word;
 
-/// Appends keys and values [B, H_kv, 1, d] of the cache's type to each sequence b with
-/// `counts[b]` = 1, as [`write::append`](crate::ops::reference::append::append) does. Copies the
-/// buffers that another tensor shares.
+/// The most tokens of a sequence that are appended one by one, as decode steps append them.
+pub(super) const FEW: usize = 16;
+
+/// Appends the first `counts[b]` of T keys and values [B, H_kv, T, d] of the cache's type to each
+/// sequence b, as [`write::append`](crate::ops::reference::append::append) does. Copies the buffers
+/// that another tensor shares.
 ///
 /// Writes nothing and returns false if a buffer is not contiguous from the start of its storage.
-pub(super) fn append_token<T: Element>(
+pub(super) fn append_few<T: Element>(
     cache: &mut CacheBuffers<Flex>,
     k: &[T],
     v: &[T],
@@ -28,29 +33,35 @@ pub(super) fn append_token<T: Element>(
     }
     let shape = cache.k.layout().shape();
     let (kv_heads, capacity, dim) = (shape[1], shape[2], shape[3]);
-    let targets: Vec<Target> = (0..spans.batch())
-        .filter(|&sequence| counts[sequence] > 0)
-        .flat_map(|sequence| (0..kv_heads).map(move |head| (sequence, sequence * kv_heads + head)))
-        .map(|(sequence, head)| Target {
-            position: spans.end[sequence],
-            padding: spans.end[sequence] < spans.start[sequence],
-            channels: head * dim..(head + 1) * dim,
+    let heads = spans.batch() * kv_heads;
+    let len = k.len() / (heads * dim).max(1);
+    let targets: Vec<Target> = (0..heads)
+        .flat_map(|head| (0..counts[head / kv_heads]).map(move |token| (head, token)))
+        .map(|(head, token)| {
+            let sequence = head / kv_heads;
+            let position = spans.end[sequence] + token;
+            Target {
+                position,
+                padding: position < spans.start[sequence],
+                channels: head * dim..(head + 1) * dim,
+                source: (head * len + token) * dim..(head * len + token + 1) * dim,
+            }
         })
         .collect();
 
-    for (buffer, token) in [(&mut cache.k, k), (&mut cache.v, v)] {
+    for (buffer, tokens) in [(&mut cache.k, k), (&mut cache.v, v)] {
         let buffer = T::storage_mut(buffer);
         for target in &targets {
             let at = target.channels.start * capacity + target.position * dim;
-            buffer[at..at + dim].copy_from_slice(&token[target.channels.clone()]);
+            buffer[at..at + dim].copy_from_slice(&tokens[target.source.clone()]);
         }
     }
     let level = Level::detect();
     let values: Vec<f32> = convert(level, v);
     let v_sum = f32::storage_mut(&mut cache.v_sum);
     for target in targets.iter().filter(|target| !target.padding) {
-        let channels = target.channels.clone();
-        for (sum, value) in v_sum[channels.clone()].iter_mut().zip(&values[channels]) {
+        let sums = &mut v_sum[target.channels.clone()];
+        for (sum, value) in sums.iter_mut().zip(&values[target.source.clone()]) {
             *sum += value;
         }
     }
@@ -77,13 +88,15 @@ pub(super) fn set_spans(tensor: &mut IntTensor<Flex>, spans: &Spans) -> bool {
     true
 }
 
-/// The place of a batch head's new token.
+/// The place of a new token of a batch head.
 struct Target {
     position: usize,
     /// True if the position is left padding, which the sum of V leaves out.
     padding: bool,
     /// The channels of the batch head among those of all, [B, H_kv, d].
-    channels: std::ops::Range<usize>,
+    channels: Range<usize>,
+    /// The token's elements among those of all, [B, H_kv, T, d].
+    source: Range<usize>,
 }
 
 /// Returns whether all buffers to be written are contiguous from the start of their storage.
@@ -113,8 +126,8 @@ fn append_to_sketch<T: Element>(
         SketchBuffers::Full(kt) => {
             let kt = T::storage_mut(kt);
             for target in targets {
-                for channel in target.channels.clone() {
-                    kt[channel * capacity + target.position] = k[channel];
+                for (channel, source) in target.channels.clone().zip(target.source.clone()) {
+                    kt[channel * capacity + target.position] = k[source];
                 }
             }
         }
@@ -130,24 +143,24 @@ fn append_to_sketch<T: Element>(
                 unreachable!("to_contiguous returns contiguous fp32 tensors")
             };
             let mut new: Vec<f32> = convert(level, k);
-            level.run(Encode {
-                keys: &mut new,
-                zero_points,
-                scales,
-                largest: ((1u32 << *bits) - 1) as f32,
-            });
             let words = codes.layout().shape()[3];
             let codes = codes.storage_mut::<u32>();
             for target in targets {
+                level.run(Encode {
+                    keys: &mut new[target.source.clone()],
+                    zero_points: &zero_points[target.channels.clone()],
+                    scales: &scales[target.channels.clone()],
+                    largest: ((1u32 << *bits) - 1) as f32,
+                });
                 let per_word = codes_per_word(*bits);
                 let word = target.position / per_word;
                 let shift = target.position % per_word * *bits;
-                for channel in target.channels.clone() {
+                for (channel, source) in target.channels.clone().zip(target.source.clone()) {
                     let word = &mut codes[channel * words + word];
                     // A range of no width, whose keys all have code 0, is divided by.
                     let code = match scales[channel] == 0.0 {
                         true => 0,
-                        false => new[channel] as u32,
+                        false => new[source] as u32,
                     };
                     *word = *word & ((1 << shift) - 1) | code << shift;
                 }

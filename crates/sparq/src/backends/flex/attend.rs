@@ -8,7 +8,7 @@ use super::online_softmax::{OnlineSoftmax, bound, exp};
 use super::simd::{CACHE_LINE, Kernel, Level, Simd};
 
 /// Positions per update of the online softmax.
-const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 
 /// K rows or V rows that are read at once. Four K rows share one reduction over the lanes, and four
 /// V rows share one load of the output sums.
@@ -84,9 +84,19 @@ pub(super) struct Attend<'a, T> {
 impl<T: Element> Attend<'_, T> {
     /// Returns the softmax state over the given positions.
     pub(super) fn over(&self, level: Level, positions: impl Positions) -> OnlineSoftmax {
+        let mut state = OnlineSoftmax::new(self.q.len() / self.width, self.width);
+        self.add(level, positions, &mut state);
+        state
+    }
+
+    /// Adds positions to a softmax state.
+    ///
+    /// Several calls give the bits of a single one, if each but the last has whole [`BLOCK`]s.
+    pub(super) fn add(&self, level: Level, positions: impl Positions, state: &mut OnlineSoftmax) {
         level.run(AttendKernel {
             attend: self,
             positions,
+            state,
         })
     }
 }
@@ -94,20 +104,19 @@ impl<T: Element> Attend<'_, T> {
 struct AttendKernel<'a, T, P> {
     attend: &'a Attend<'a, T>,
     positions: P,
+    state: &'a mut OnlineSoftmax,
 }
 
 impl<T: Element, P: Positions> Kernel for AttendKernel<'_, T, P> {
-    type Output = OnlineSoftmax;
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> OnlineSoftmax {
-        let Attend { q, width, .. } = *self.attend;
-        let heads = q.len() / width;
-        let mut state = OnlineSoftmax::new(heads, width);
+    fn run<S: Simd>(self, simd: S) {
+        let heads = self.attend.q.len() / self.attend.width;
         let mut weights = vec![0.0; heads * BLOCK];
         let mut kept = vec![0.0; heads];
         if self.positions.count() == 0 {
-            return state;
+            return;
         }
         for index in (0..P::AHEAD).step_by(ROWS) {
             let starts = self.starts(index);
@@ -127,14 +136,15 @@ impl<T: Element, P: Positions> Kernel for AttendKernel<'_, T, P> {
                 kept[head] = update_softmax(
                     simd,
                     weights,
-                    &mut state.largest[head],
-                    &mut state.weight[head],
+                    &mut self.state.largest[head],
+                    &mut self.state.weight[head],
                 );
             }
-            self.add_values(simd, &block, &weights, &kept, &mut state.sum);
+            let mut sums = std::mem::take(&mut self.state.sum);
+            self.add_values(simd, &block, &weights, &kept, &mut sums);
+            self.state.sum = sums;
             first = block.end;
         }
-        state
     }
 }
 

@@ -17,8 +17,7 @@
 //! | [`decode`] | decode steps over a whole batch |
 //! | [`prefill`] | causal attention of many queries |
 //! | [`team`], [`threads`], [`scratch`] | threads, division among them, working memory |
-//! | [`rope`] | RoPE |
-//! | [`append`] | append of one token |
+//! | [`rope`], [`append`] | RoPE, and append of few tokens |
 //! | [`pages`] | large pages for caches |
 //! | [`linear`] | linear layers with a norm, an activation and the residual stream |
 //!
@@ -100,11 +99,11 @@ impl SparqBackend for Flex {
                 Some(())
             });
         }
-        let one = k.layout().shape()[2] == 1;
-        let done = one && cache.v.dtype() == dtype && {
+        let few = k.layout().shape()[2] <= append::FEW;
+        let done = few && cache.v.dtype() == dtype && {
             let (k, v) = (cast(k.clone(), dtype), cast(v.clone(), dtype));
             with_element!(dtype, T => T::slice(&k).zip(T::slice(&v)).map(|(k, v)| {
-                append::append_token(&mut cache, k, v, &spans, &counts, encode)
+                append::append_few(&mut cache, k, v, &spans, &counts, encode)
             }))
             .unwrap_or(false)
         };

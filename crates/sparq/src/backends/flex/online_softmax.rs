@@ -1,5 +1,7 @@
 //! Online softmax: the exponential on vectors, and a state that merges.
 
+use std::ops::Range;
+
 use super::simd::Simd;
 
 /// The maximum of a softmax before its first logit. With it, logits that are all -inf have weights
@@ -100,27 +102,32 @@ impl OnlineSoftmax {
         }
     }
 
-    /// Returns the state over the values of both.
-    pub(super) fn merge(mut self, other: &Self) -> Self {
-        self.merge_heads(0, other);
-        self
+    /// Returns the state of some of the heads.
+    pub(super) fn heads(&self, heads: Range<usize>) -> Self {
+        let width = self.width;
+        Self {
+            largest: self.largest[heads.clone()].to_vec(),
+            weight: self.weight[heads.clone()].to_vec(),
+            sum: self.sum[heads.start * width..heads.end * width].to_vec(),
+            width,
+        }
     }
 
-    /// Merges the state of some heads, the first of which is `first` here.
-    pub(super) fn merge_heads(&mut self, first: usize, other: &Self) {
-        for others_head in 0..other.largest.len() {
-            let head = first + others_head;
-            let (mine, others) = (self.largest[head], other.largest[others_head]);
+    /// Returns the state over the values of both.
+    pub(super) fn merge(mut self, other: &Self) -> Self {
+        for head in 0..other.largest.len() {
+            let (mine, others) = (self.largest[head], other.largest[head]);
             let largest = mine.max(others);
             let (keep, take) = ((mine - largest).exp(), (others - largest).exp());
             self.largest[head] = largest;
-            self.weight[head] = self.weight[head] * keep + other.weight[others_head] * take;
-            let row = |head: usize| head * self.width..(head + 1) * self.width;
-            let others = &other.sum[row(others_head)];
-            for (mine, others) in self.sum[row(head)].iter_mut().zip(others) {
+            self.weight[head] = self.weight[head] * keep + other.weight[head] * take;
+            let row = head * self.width..(head + 1) * self.width;
+            let others = &other.sum[row.clone()];
+            for (mine, others) in self.sum[row].iter_mut().zip(others) {
                 *mine = *mine * keep + others * take;
             }
         }
+        self
     }
 
     /// Writes the weighted mean of a head's values to `output` [d], or zeros if there were none.

@@ -3,12 +3,12 @@
 //! A row is one query of one head. All heads of a group read the same K rows and V rows, so a tile
 //! has the rows of a few queries times the group.
 
+mod few;
 mod panel;
 
 use std::ops::Range;
 
 use self::panel::{BLOCK, KeyBlock, Panel};
-use super::attend::{Attend, Span};
 use super::element::Element;
 use super::online_softmax::OnlineSoftmax;
 use super::simd::{Level, MAX_LANES};
@@ -19,9 +19,6 @@ use crate::ops::Spans;
 ///
 /// Converting an element of the cache costs as much as multiplying it with a few rows.
 const TILE: usize = 96;
-
-/// The largest number of rows that are faster along the rows of the cache, as in a decode step.
-const FEW: usize = 8;
 
 /// The keys of one tile are not divided among threads below this number of positions.
 const MIN_POSITIONS: usize = 256;
@@ -62,6 +59,10 @@ impl<T: Element> Prefill<'_, T> {
         if output.is_empty() {
             return output;
         }
+        if self.len <= few::MOST {
+            self.attend_few(&mut output);
+            return output;
+        }
         let tiles = self.tiles(&mut output);
         let scores: usize = tiles.iter().map(|tile| self.scores(tile)).sum();
         // A thread multiplies with about eight rows in the time that a decode step needs to read
@@ -71,8 +72,8 @@ impl<T: Element> Prefill<'_, T> {
         match threads.divides_heads() {
             true => self.attend_parts(tiles, threads),
             false => threads.for_each(tiles, |mut tile| {
-                let rows = self.rows(&tile);
-                let state = rows.state(self.level, rows.seen());
+                let rows = self.rows(tile.batch_head, tile.queries.clone());
+                let state = rows.over(self.level, rows.seen());
                 self.write(&state, &mut tile);
             }),
         }
@@ -82,7 +83,7 @@ impl<T: Element> Prefill<'_, T> {
     /// Attends with few tiles, the positions of each divided among threads.
     fn attend_parts(&self, tiles: Vec<Tile<'_>>, threads: Threads) {
         let parts = tiles.iter().enumerate().flat_map(|(index, tile)| {
-            let seen = self.rows(tile).seen();
+            let seen = self.reach(tile.batch_head).of(&tile.queries);
             let parts = threads.parts(seen.len(), MIN_POSITIONS);
             parts.map(move |part| (index, seen.start + part.start..seen.start + part.end))
         });
@@ -92,7 +93,13 @@ impl<T: Element> Prefill<'_, T> {
         threads.for_each(
             tasks,
             |((index, part), state): (&(usize, Range<usize>), _)| {
-                *state = Some(self.rows(&tiles[*index]).state(self.level, part.clone()));
+                let Tile {
+                    batch_head,
+                    queries,
+                    ..
+                } = &tiles[*index];
+                let rows = self.rows(*batch_head, queries.clone());
+                *state = Some(rows.over(self.level, part.clone()));
             },
         );
         // Merged in the order of the positions, so that the result does not depend on which thread
@@ -150,20 +157,20 @@ impl<T: Element> Prefill<'_, T> {
         }
     }
 
-    /// Returns the rows of a tile.
-    fn rows(&self, tile: &Tile<'_>) -> Rows<'_, T> {
+    /// Returns the rows of consecutive queries.
+    fn rows(&self, batch_head: usize, queries: Range<usize>) -> Rows<'_, T> {
         let Self { group, dim, .. } = *self;
-        let matrix = tile.batch_head * self.capacity * dim;
+        let matrix = batch_head * self.capacity * dim;
         let matrix = matrix..matrix + self.capacity * dim;
         Rows {
-            q: &self.q[tile.batch_head * group * self.len * dim..],
+            q: &self.q[batch_head * group * self.len * dim..],
             keys: &self.keys[matrix.clone()],
             values: &self.values[matrix],
-            queries: tile.queries.clone(),
+            queries,
             len: self.len,
             group,
             dim,
-            reach: self.reach(tile.batch_head),
+            reach: self.reach(batch_head),
             softcap: self.softcap,
         }
     }
@@ -236,14 +243,6 @@ impl<T: Element> Rows<'_, T> {
         self.reach.of(&self.queries)
     }
 
-    /// Returns the softmax state over the given positions.
-    fn state(&self, level: Level, positions: Range<usize>) -> OnlineSoftmax {
-        match self.count() <= FEW {
-            true => self.over_common(level, positions),
-            false => self.over(level, positions),
-        }
-    }
-
     /// Returns the query vector of a row.
     fn query(&self, row: usize) -> &[f32] {
         let query = self.queries.start + row / self.group;
@@ -251,53 +250,7 @@ impl<T: Element> Rows<'_, T> {
         &self.q[at..at + self.dim]
     }
 
-    /// Returns the softmax state over the given positions, as decode steps compute it.
-    ///
-    /// One pass serves all rows at the positions that all of them attend to. Each query attends to
-    /// its few others by itself.
-    fn over_common(&self, level: Level, positions: Range<usize>) -> OnlineSoftmax {
-        let (dim, group) = (self.dim, self.group);
-        let width = dim.next_multiple_of(MAX_LANES);
-        let scale = (dim as f32).sqrt();
-        let mut q = vec![0.0; self.count() * width];
-        for (row, to) in q.chunks_exact_mut(width).enumerate() {
-            for (to, from) in to.iter_mut().zip(self.query(row)) {
-                *to = from / scale;
-            }
-        }
-        let over = |q: &[f32], seen: Range<usize>| {
-            let (start, end) = (seen.start.max(positions.start), seen.end.min(positions.end));
-            let attend = Attend {
-                q,
-                keys: self.keys,
-                values: self.values,
-                dim,
-                width,
-                softcap: self.softcap,
-            };
-            attend.over(level, Span(start, end.max(start)))
-        };
-        let Range { start, end } = self.queries;
-        let first = self.reach.first(end - 1);
-        let common = first..(self.reach.last(start) + 1).max(first);
-        let mut state = over(&q, common.clone());
-        for query in start..end {
-            let own = self.reach.of(&(query..query + 1));
-            let row = (query - start) * group;
-            let q = &q[row * width..(row + group) * width];
-            for rest in [
-                own.start..common.start.min(own.end),
-                common.end.max(own.start)..own.end,
-            ] {
-                if !rest.is_empty() {
-                    state.merge_heads(row, &over(q, rest));
-                }
-            }
-        }
-        state
-    }
-
-    /// Returns the softmax state over the given positions, with the rows in the lanes of vectors.
+    /// Returns the softmax state over the given positions.
     fn over(&self, level: Level, positions: Range<usize>) -> OnlineSoftmax {
         let count = self.count();
         let widest = level.vectors() * level.lanes();

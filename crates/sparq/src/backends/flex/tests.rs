@@ -398,3 +398,34 @@ fn group_scores(
     }
     scores
 }
+
+#[test]
+fn lanes_are_added_in_the_order_of_their_trees() {
+    struct Orders<'a>(&'a [f32]);
+    impl Kernel for Orders<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let tree = |order: &[usize]| {
+                let mut sums: Vec<f32> = order.iter().map(|&lane| self.0[lane]).collect();
+                while sums.len() > 1 {
+                    sums = sums.chunks_exact(2).map(|pair| pair[0] + pair[1]).collect();
+                }
+                sums[0].to_bits()
+            };
+            let lanes = simd.load(self.0);
+            assert_eq!(simd.sum(lanes).to_bits(), tree(S::SUM_ORDER));
+            for sum in simd.sums([lanes; 4]) {
+                assert_eq!(sum.to_bits(), tree(S::SUMS_ORDER));
+            }
+        }
+    }
+    for seed in 0..50 {
+        let values: Vec<f32> = (0..16)
+            .map(|lane| ((seed * 16 + lane) as f32 * 12.9898).sin() * 10f32.powi(lane % 5))
+            .collect();
+        for level in Level::all() {
+            level.run(Orders(&values));
+        }
+    }
+}

@@ -8,6 +8,10 @@ use super::team;
 /// reading.
 const MIN_PARALLEL_BYTES: usize = 1 << 16;
 
+/// Parts start at multiples of it. So one position more moves few parts, and several queries can
+/// share the blocks of positions of a decode step.
+const GRAIN: usize = 32;
+
 /// The number of threads that share a decode step.
 #[derive(Clone, Copy)]
 pub(super) struct Threads {
@@ -60,10 +64,14 @@ impl Threads {
         }
     }
 
-    /// Divides the indices below `count` into equal parts of at least `min_part`, one if batch
-    /// heads are not divided.
+    /// Divides the indices below `count` into equal parts of at least `min_part`, but for their
+    /// rounding to whole grains; one if batch heads are not divided.
     pub(super) fn parts(self, count: usize, min_part: usize) -> impl Iterator<Item = Range<usize>> {
         let parts = self.per_head.min(count / min_part).max(1);
-        (0..parts).map(move |part| count * part / parts..count * (part + 1) / parts)
+        let start = move |part: usize| match part == parts {
+            true => count,
+            false => count * part / parts / GRAIN * GRAIN,
+        };
+        (0..parts).map(move |part| start(part)..start(part + 1))
     }
 }

@@ -239,30 +239,34 @@ impl<T: Element> Kernel for Task<'_, T> {
             };
         }
         match self.rows.count {
-            1 => self.streams::<S, 1>(simd),
-            2 => self.streams::<S, 2>(simd),
-            3 => self.streams::<S, 3>(simd),
-            _ => self.streams::<S, TILE_ROWS>(simd),
+            1 => self.streams::<S, 1, STREAMS>(simd),
+            2 => self.streams::<S, 2, STREAMS>(simd),
+            3 => self.streams::<S, 3, STREAMS>(simd),
+            5 if S::LANES == MAX_LANES => self.streams::<S, 5, STREAMS>(simd),
+            6 if S::LANES == MAX_LANES => self.streams::<S, 6, STREAMS>(simd),
+            7 if S::LANES == MAX_LANES => self.streams::<S, 7, 3>(simd),
+            8 if S::LANES == MAX_LANES => self.streams::<S, 8, 3>(simd),
+            _ => self.streams::<S, TILE_ROWS, STREAMS>(simd),
         }
     }
 }
 
 impl<T: Element> Task<'_, T> {
-    /// Multiplies a single tile of M rows, and reads each weight from memory once.
+    /// Multiplies a single tile of M rows with N weight rows at once, and reads each weight from
+    /// memory once.
     #[inline(always)]
-    fn streams<S: Simd, const M: usize>(self, simd: S) {
-        let x = self.rows.part(0, &(0..self.rows.width));
+    fn streams<S: Simd, const M: usize, const N: usize>(self, simd: S) {
         let inputs = self.rows.inputs;
-        let mut groups = self.weight.chunks_exact(STREAMS * inputs);
+        let mut groups = self.weight.chunks_exact(N * inputs);
         let mut output = 0;
         for group in &mut groups {
-            let sums = stream::<S, T, M, STREAMS>(simd, x, group, inputs);
-            write(simd, sums, &mut self.sums[output * M..], M, false);
-            output += STREAMS;
+            let sums = &mut self.sums[output * M..];
+            stream_blocks::<S, T, M, N>(simd, self.rows, group, sums);
+            output += N;
         }
         for row in groups.remainder().chunks_exact(inputs) {
-            let sums = stream::<S, T, M, 1>(simd, x, row, inputs);
-            write(simd, sums, &mut self.sums[output * M..], M, false);
+            let sums = &mut self.sums[output * M..];
+            stream_blocks::<S, T, M, 1>(simd, self.rows, row, sums);
             output += 1;
         }
     }
@@ -319,36 +323,65 @@ fn write<S: Simd, const M: usize, const N: usize>(
     stride: usize,
     add: bool,
 ) {
-    if M == 1 && N == STREAMS && !add && to.len() >= N {
+    if M == 1 && N == STREAMS && to.len() >= N {
         let mut four = [simd.splat(0.0); STREAMS];
         four[..N].copy_from_slice(&tile[0]);
-        return to[..STREAMS].copy_from_slice(&simd.sums(four));
+        let sums = simd.sums(four);
+        for (to, sum) in to.iter_mut().zip(sums) {
+            *to = if add { *to + sum } else { sum };
+        }
+        return;
     }
     for (n, to) in to.chunks_mut(stride).enumerate().take(N) {
-        let mut four = [simd.splat(0.0); TILE_ROWS];
-        for m in 0..M {
-            four[m] = tile[m][n];
-        }
-        let sums = simd.sums(four);
-        let to = &mut to[..M];
-        for m in 0..M {
-            to[m] = if add { to[m] + sums[m] } else { sums[m] };
+        let mut first = 0;
+        while first < M {
+            let mut four = [simd.splat(0.0); 4];
+            let count = (M - first).min(4);
+            for m in 0..count {
+                four[m] = tile[first + m][n];
+            }
+            let sums = simd.sums(four);
+            let to = &mut to[first..first + count];
+            for m in 0..count {
+                to[m] = if add { to[m] + sums[m] } else { sums[m] };
+            }
+            first += count;
         }
     }
 }
 
-/// Returns the sums of M rows of x, a whole tile, with N weight rows [N, in] in their own type.
+/// Writes the sums of M rows of x, a whole tile, with N weight rows [N, in] in their own type.
+///
+/// Sums of blocks of inputs are added, as for many rows: the result of a row does not depend on the
+/// number of rows.
+#[inline(always)]
+fn stream_blocks<S: Simd, T: Element, const M: usize, const N: usize>(
+    simd: S,
+    rows: &Rows<'_>,
+    weight: &[T],
+    to: &mut [f32],
+) {
+    for start in (0..rows.width).step_by(rows.block) {
+        let block = start..rows.width.min(start + rows.block);
+        let x = rows.part(0, &block);
+        let sums = stream::<S, T, M, N>(simd, x, weight, rows.inputs, start);
+        write(simd, sums, to, M, start > 0);
+    }
+}
+
+/// Returns the sums of a block of inputs, from input `index` on.
 #[inline(always)]
 fn stream<S: Simd, T: Element, const M: usize, const N: usize>(
     simd: S,
     x: &[f32],
     weight: &[T],
     inputs: usize,
+    mut index: usize,
 ) -> [[S::F; N]; M] {
     let mut sums = [[simd.splat(0.0); N]; M];
-    let mut index = 0;
     // x may have one vector of zeros more.
-    for x in x.chunks_exact(M * S::LANES).take(inputs.div_ceil(S::LANES)) {
+    let vectors = (inputs - index).div_ceil(S::LANES);
+    for x in x.chunks_exact(M * S::LANES).take(vectors) {
         let mut vectors = [simd.splat(0.0); N];
         for (n, vector) in vectors.iter_mut().enumerate() {
             // The next rows, which the processor would not fetch ahead across pages.

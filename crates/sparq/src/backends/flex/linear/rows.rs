@@ -6,8 +6,11 @@ use crate::backends::flex::element::Element;
 use crate::backends::flex::simd::{CACHE_LINE, Kernel, Level, MAX_LANES, Simd};
 use crate::backends::flex::threads::Threads;
 
-/// Rows of x in a tile of the product, at most.
+/// Rows of x in a tile of the product, at most, if there are several tiles.
 pub(super) const TILE_ROWS: usize = 4;
+
+/// The most rows of a single tile, with the registers of the widest vectors.
+const FEW_ROWS: usize = 8;
 
 /// Inputs of a block, at most. A group of weight rows, widened, then stays in the L1 cache.
 pub(super) const BLOCK_INPUTS: usize = 768;
@@ -75,7 +78,11 @@ impl Norm<'_> {
     ) -> Rows<'a> {
         let count = x.len() / inputs;
         // As few tiles as possible, of equal height.
-        let tile_rows = count.div_ceil(count.div_ceil(TILE_ROWS));
+        let tiles = match level.lanes() == MAX_LANES && count <= FEW_ROWS {
+            true => 1,
+            false => count.div_ceil(TILE_ROWS),
+        };
+        let tile_rows = count.div_ceil(tiles);
         let width = inputs.next_multiple_of(MAX_LANES);
         let block = width.div_ceil(width.div_ceil(BLOCK_INPUTS));
         let block = block.next_multiple_of(MAX_LANES);

@@ -61,6 +61,8 @@ macro_rules! with_vectors {
     };
 }
 
+mod in_order;
+
 impl KeyBlock {
     pub(super) fn new(dim: usize) -> Self {
         let depth = dim.next_multiple_of(ELEMENTS);

@@ -122,6 +122,10 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// The number of vectors, up to 4, that fit in the registers beside the sums of their products
     /// with four factors.
     const VECTORS: usize;
+    /// The lanes in the order in which [`Simd::sum`] adds them, as leaves of a balanced tree.
+    const SUM_ORDER: &'static [usize];
+    /// The lanes in the order in which [`Simd::sums`] adds them, as leaves of a balanced tree.
+    const SUMS_ORDER: &'static [usize];
     /// The largest x for which [`exp`](super::online_softmax::exp) returns 0, because
     /// [`Simd::scale`] by its power of two does.
     const EXP_UNDERFLOW: f32;

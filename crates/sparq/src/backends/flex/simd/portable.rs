@@ -30,6 +30,8 @@ impl Simd for Portable {
     // AArch64 has twice the vector registers of x86-64 without AVX-512.
     const TILE: usize = if cfg!(target_arch = "aarch64") { 3 } else { 1 };
     const VECTORS: usize = 2;
+    const SUM_ORDER: &'static [usize] = &[0, 4, 2, 6, 1, 5, 3, 7];
+    const SUMS_ORDER: &'static [usize] = Self::SUM_ORDER;
     // At n = -127 the exponent field is 0.
     const EXP_UNDERFLOW: f32 = -88.03;
 

@@ -118,6 +118,8 @@ impl Simd for Avx2 {
     const HEADS: usize = 2;
     const TILE: usize = 3;
     const VECTORS: usize = 2;
+    const SUM_ORDER: &'static [usize] = &[0, 4, 2, 6, 1, 5, 3, 7];
+    const SUMS_ORDER: &'static [usize] = &[0, 1, 2, 3, 4, 5, 6, 7];
     const EXP_UNDERFLOW: f32 = Portable::EXP_UNDERFLOW;
 
     intrinsics! {
@@ -255,6 +257,8 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     const HEADS: usize = 4;
     const TILE: usize = 6;
     const VECTORS: usize = 4;
+    const SUM_ORDER: &'static [usize] = &[0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15];
+    const SUMS_ORDER: &'static [usize] = &[0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15];
     // Half of the smallest subnormal number rounds to 0.
     const EXP_UNDERFLOW: f32 = -104.0;
 

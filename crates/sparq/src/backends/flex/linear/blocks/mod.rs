@@ -33,7 +33,9 @@ use crate::ops::BlockFormat;
 const RUN: usize = 32;
 
 /// The most rows of x for which the codes of a weight are not put in another order.
-const FEW_ROWS: usize = 8;
+///
+/// A row of so few has the same sum as alone, bit for bit.
+const FEW_ROWS: usize = 16;
 
 /// Consecutive rows of a weight in blocks.
 #[derive(Clone, Copy)]

@@ -69,4 +69,4 @@ mod weights;
 pub use decoder::{Decoder, DecoderConfig};
 #[doc(hidden)]
 pub use linear::linear;
-pub use lm::{CapturedLm, CausalLm, ModelCache};
+pub use lm::{CapturedLm, CausalLm, ModelCache, SequenceStep};

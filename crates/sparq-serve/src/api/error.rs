@@ -13,7 +13,7 @@ pub struct ApiError {
     /// The seconds after which a retry may succeed.
     #[serde(skip)]
     pub retry_seconds: Option<u64>,
-    /// What was expected and found.
+    /// The message, with the expected and the found value.
     pub message: String,
     /// The kind of error.
     #[serde(rename = "type")]

@@ -237,11 +237,11 @@ fn part(part: &Value) -> Option<&str> {
 pub struct TokenizeRequest {
     /// The model.
     pub model: Option<String>,
-    /// What to encode.
+    /// The input to encode.
     pub input: TokenizeInput,
 }
 
-/// What to encode.
+/// The input to encode.
 #[derive(Clone, Debug)]
 pub enum TokenizeInput {
     /// A text, with the special tokens of the tokenizer or without.

@@ -15,7 +15,7 @@ pub enum Kind {
     Chat,
 }
 
-/// What all documents of one response share.
+/// The part that all documents of one response share.
 #[derive(Clone, Debug)]
 pub struct Head {
     /// The kind.
@@ -223,7 +223,7 @@ fn finish_name(finish: Option<Finish>) -> Option<&'static str> {
     })
 }
 
-/// What the decode steps of a response moved: the field `sparq`, beside those of OpenAI's API.
+/// The bytes that the decode steps of a response moved: the field `sparq` beside OpenAI's.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct SparqStats {
     /// The method.

@@ -11,7 +11,7 @@
 //!
 //! Keys and values of ended sequences are kept for prompts that begin with the same tokens. Only
 //! positions that dense attention determined are kept: prompts, and the answers of dense attention.
-//! What a request gets does not depend on the method of an earlier one.
+//! The answer to a request does not depend on the method of an earlier one.
 
 mod logprobs;
 mod penalties;
@@ -67,7 +67,7 @@ pub struct Engine {
     shared: Arc<Shared>,
 }
 
-/// What the thread and the handles of an engine share.
+/// The part that the thread and the handles of an engine share.
 pub(crate) struct Shared {
     pub(crate) model: Box<dyn CausalLm>,
     pub(crate) tokenizer: TextTokenizer,

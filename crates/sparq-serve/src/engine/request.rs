@@ -42,7 +42,7 @@ pub enum Finish {
     Length,
 }
 
-/// What happens to a request.
+/// A step in the life of a request.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The prompt is read. `cached` of its tokens were known already.
@@ -67,7 +67,7 @@ pub enum Event {
         finish: Finish,
         /// The number of its tokens, an end-of-sequence token included.
         tokens: usize,
-        /// What its decode steps moved.
+        /// The bytes that its decode steps moved.
         traffic: Traffic,
     },
     /// The request failed. No event follows.
@@ -177,7 +177,7 @@ pub enum EngineError {
     /// The prompt is empty or not in the vocabulary.
     #[error("{reason}")]
     Prompt {
-        /// What was expected and found.
+        /// The expected and the found value.
         reason: String,
     },
     /// Prompt and answer do not fit the context.
@@ -218,7 +218,7 @@ pub enum EngineError {
     /// A setting is wrong.
     #[error("{reason}")]
     Request {
-        /// What was expected and found.
+        /// The expected and the found value.
         reason: String,
     },
     /// The queue is full.

@@ -16,7 +16,7 @@ use super::request::{EngineError, Event, Submitted};
 use super::sequence::Sequence;
 use super::{Finish, Shared};
 
-/// What handles send to the thread.
+/// A message of a handle to the thread.
 pub(super) enum Message {
     Submit(Box<Submitted>),
     Stop,

@@ -14,12 +14,12 @@ use crate::api::ApiError;
 use crate::api::response::{Head, Kind, Piece, SparqStats, Usage};
 use crate::engine::{Event, Generation, Request, Traffic};
 
-/// What a request asks for.
+/// The work of a request.
 pub(super) struct Job {
     pub(super) kind: Kind,
     /// One per prompt.
     pub(super) requests: Vec<Request>,
-    /// What the answers to each prompt begin with.
+    /// The beginning of the answers to each prompt.
     pub(super) beginnings: Vec<String>,
     pub(super) stream: bool,
     pub(super) stream_usage: bool,

@@ -15,7 +15,7 @@ use crate::api::response::Kind;
 use crate::api::{ApiError, ChatRequest, CompletionRequest, Params, Prompt, TokenizeRequest};
 use crate::engine::Request;
 
-/// What a request asks for.
+/// The resource of a request.
 enum Route {
     Page,
     Health,

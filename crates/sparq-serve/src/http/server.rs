@@ -43,7 +43,7 @@ impl Default for ServerConfig {
     }
 }
 
-/// What a server tells about its model.
+/// The model as the server shows it.
 pub struct ServerModel {
     /// The name in requests and responses.
     pub name: String,
@@ -53,7 +53,7 @@ pub struct ServerModel {
     pub methods: Vec<(String, Method)>,
 }
 
-/// What all connections share.
+/// The part that all connections share.
 pub(super) struct State {
     pub(super) engine: Engine,
     pub(super) model: ServerModel,

@@ -183,7 +183,7 @@ fn requests_that_cannot_be_served_are_refused() {
 }
 
 #[test]
-fn full_queue_refuses_and_a_client_that_leaves_frees_its_place() {
+fn full_queue_refuses_and_leaving_frees_a_place() {
     let running = start(EngineConfig {
         max_batch: 1,
         max_queue: 2,

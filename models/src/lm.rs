@@ -84,8 +84,8 @@ pub trait CausalLm: Send + Sync {
     /// takes a step after the other.
     ///
     /// # Errors
-    /// As [`CausalLm::decode`], and if there is not one cache of one sequence per token. Some caches
-    /// may have grown then: truncate them.
+    /// As [`CausalLm::decode`], and if there is not one cache of one sequence per token. Some
+    /// caches may have grown then: truncate them.
     fn decode_each(
         &self,
         tokens: Tensor<2, Int>,

@@ -163,8 +163,8 @@ impl Sequence {
     /// Returns the tokens in the cache, and how many of them may serve other prompts: positions
     /// that dense attention determined. `None` for an answer beside the first.
     pub(super) fn reusable(&self) -> Option<(Vec<u32>, usize)> {
-        let len = match self.method {
-            Method::Dense(_) => self.tokens.len() - 1,
+        let len = match self.traffic.sparse_steps {
+            0 => self.tokens.len() - 1,
             _ => self.prompt,
         };
         (self.choice == 0).then(|| (self.tokens.clone(), len))

@@ -9,6 +9,8 @@ use sparq_models::ModelCache;
 pub struct Traffic {
     /// The decode steps.
     pub steps: usize,
+    /// Those that did not read every position.
+    pub sparse_steps: usize,
     /// The bytes of the method, as the cost model counts them.
     pub bytes: f64,
     /// The bytes of dense attention.
@@ -19,6 +21,9 @@ impl Traffic {
     /// Adds a step with `method` that has just appended to `cache`.
     pub(super) fn add(&mut self, cache: &ModelCache, method: &Method) {
         self.steps += 1;
+        let mut layers = cache.layers.iter();
+        let is_sparse = layers.any(|layer| method.is_sparse(layer.config(), layer.len()));
+        self.sparse_steps += usize::from(is_sparse);
         for layer in &cache.layers {
             let config = layer.config();
             let shape = CacheShape {
@@ -38,6 +43,7 @@ impl Traffic {
 impl std::ops::AddAssign for Traffic {
     fn add_assign(&mut self, other: Self) {
         self.steps += other.steps;
+        self.sparse_steps += other.sparse_steps;
         self.bytes += other.bytes;
         self.dense_bytes += other.dense_bytes;
     }

@@ -253,9 +253,9 @@ impl Worker {
         match finish {
             Ok(None) => return self.running.push(sequence),
             Ok(Some(finish)) => {
-                let finish = sequence.end(finish);
                 metrics.generated_tokens.add(sequence.generated() as u64);
                 metrics.request_time.observe(sequence.arrived.elapsed());
+                let finish = sequence.end(finish);
                 metrics.finished(finish).add(1);
             }
             Err(error) => {

@@ -184,15 +184,30 @@ impl StepRow {
 mod tests {
     use super::*;
 
-    #[test]
-    fn lossless_takes_the_best_length_of_a_draft() {
+    /// A row of dense attention without measurements.
+    fn empty_row() -> StepRow {
         let bandwidth = Bandwidth {
             copy_gb_per_s: 1000.0,
             read_gb_per_s: None,
             buffer_bytes: 1,
         };
         let run: RunShape = "tiny,1,64".parse().unwrap();
-        let mut row = StepRow::new(run, CacheType::F16, None, &bandwidth);
+        let device = sparq_device::available()[0].clone();
+        let setup = Setup {
+            memory: crate::memory::DeviceMemory::estimate(&device, None, None, true),
+            device,
+            pace: crate::timing::Pace::BRIEF,
+            dtype: CacheType::F16,
+            weights: None,
+            settings: Vec::new(),
+            verified_rows: Vec::new(),
+        };
+        StepRow::new(run, &setup, None, &bandwidth)
+    }
+
+    #[test]
+    fn lossless_takes_the_best_length_of_a_draft() {
+        let mut row = empty_row();
         row.eager = Some(Summary::single(10.0));
         assert_eq!(row.lossless(0.5), None);
         row.verifications = [2, 4]
@@ -213,22 +228,7 @@ mod tests {
 
     #[test]
     fn step_row_splits_time_into_parts_and_rest() {
-        let bandwidth = Bandwidth {
-            copy_gb_per_s: 1000.0,
-            read_gb_per_s: None,
-            buffer_bytes: 1,
-        };
-        let run: RunShape = "tiny,1,64".parse().unwrap();
-        let device = sparq_device::available()[0].clone();
-        let setup = Setup {
-            memory: crate::memory::DeviceMemory::estimate(&device, None, None, true),
-            device,
-            pace: crate::timing::Pace::BRIEF,
-            dtype: CacheType::F16,
-            weights: None,
-            settings: Vec::new(),
-        };
-        let mut row = StepRow::new(run, &setup, None, &bandwidth);
+        let mut row = empty_row();
         assert_eq!((row.step_us(), row.rest_us()), (None, None));
         row.eager = Some(Summary::single(100.0));
         row.parts = Some(Parts {

@@ -13,7 +13,7 @@ use crate::backends::flex::team::{self, Areas};
 /// The most products that are remembered.
 const MAX_PRODUCTS: usize = 4096;
 
-/// What followed each product.
+/// The product that followed each one.
 #[derive(Default)]
 struct Order {
     next: HashMap<Areas, Areas>,

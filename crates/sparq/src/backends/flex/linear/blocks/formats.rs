@@ -176,13 +176,15 @@ macro_rules! blocks_of_32 {
                 $codes
             }
 
-            $(#[inline(always)]
-            fn halves<S: Integers>($simd_of_halves: S, $halved: &[u8]) -> Option<[S::Bytes; 2]> {
-                match S::PARTS {
-                    2 => Some($halves),
-                    _ => None,
-                }
-            })?
+            #[inline(always)]
+            fn halves<S: Integers>(simd: S, group: &[u8]) -> Option<[S::Bytes; 2]> {
+                $(if S::PARTS == 2 {
+                    let ($simd_of_halves, $halved) = (simd, group);
+                    return Some($halves);
+                })?
+                let _ = (simd, group);
+                None
+            }
         }
     };
 }

@@ -5,6 +5,20 @@ use std::arch::x86_64::*;
 use super::{IntegerKernel, Integers};
 use crate::backends::flex::simd::x86::{Avx2, Avx512};
 
+/// Defines methods whose bodies use intrinsics.
+///
+/// SAFETY of every `unsafe` block here: `self` proves that the CPU has the instructions. Each
+/// pointer comes from a slice or an array of at least the length of the access, and no access needs
+/// alignment.
+macro_rules! intrinsics {
+    ($(fn $name:ident(self $(, $arg:ident: $kind:ty)*) $(-> $out:ty)? $body:block)*) => {
+        $(#[inline(always)]
+        fn $name(self $(, $arg: $kind)*) $(-> $out)? {
+            unsafe { $body }
+        })*
+    };
+}
+
 impl Avx2 {
     #[inline]
     pub(super) fn run_integers<K: IntegerKernel>(self, kernel: K) {
@@ -27,20 +41,6 @@ impl Avx512<true> {
         // SAFETY: an `Avx512<true>` exists only on a CPU with these instructions.
         unsafe { compiled(self, kernel) }
     }
-}
-
-/// Defines methods whose bodies use intrinsics.
-///
-/// SAFETY of every `unsafe` block here: `self` proves that the CPU has the instructions. Each
-/// pointer comes from a slice or an array of at least the length of the access, and no access needs
-/// alignment.
-macro_rules! intrinsics {
-    ($(fn $name:ident(self $(, $arg:ident: $kind:ty)*) $(-> $out:ty)? $body:block)*) => {
-        $(#[inline(always)]
-        fn $name(self $(, $arg: $kind)*) $(-> $out)? {
-            unsafe { $body }
-        })*
-    };
 }
 
 /// Joins four numbers, with shifts: the units for vectors have other work.

@@ -70,13 +70,16 @@ pub fn performance(results: &Results) -> Result<String> {
 fn steps_section(report: &E2eReport) -> String {
     let run = &report.run;
     let mut text = format!(
-        "\n### `{}` ({})\n\nMemory bandwidth: {}.\n\n{}\nThe parts of each step:\n\n{}",
+        "\n### `{}` ({})\n\nMemory bandwidth: {}.\n\n{}",
         run.device,
         machine(run.gpu.as_deref(), &report.head),
         op::bandwidth(&run.bandwidth),
-        e2e::steps(run, report.baselines.as_ref()).markdown(),
-        e2e::breakdown(run).markdown()
+        e2e::steps(run, report.baselines.as_ref()).markdown()
     );
+    let parts = e2e::breakdown(run);
+    if !parts.is_empty() {
+        text += &format!("\nThe parts of each step:\n\n{}", parts.markdown());
+    }
     for line in e2e::skipped(run).iter().chain(&e2e::notes(run)) {
         text += &format!("\n{}\n", wrap(line, ""));
     }

@@ -92,8 +92,12 @@ pub fn unseen(run: &Run) -> Option<Errors> {
     Some(Errors(errors))
 }
 
-/// The predicted time of a whole step. `None` if the library does not know the GPU.
+/// The predicted time of a whole step. `None` if the library does not know the GPU, or products with
+/// packed weights.
 pub fn prediction(report: &E2eReport, row: &StepRow) -> Option<StepTime> {
+    if row.weights.is_some() {
+        return None;
+    }
     let gpu = Gpu::named(report.run.gpu.as_deref()?)?;
     let setup = Setup::new(row.run.model.plan(), Machine::gpu(gpu), row.dtype.bytes());
     let method = row.settings.map_or(Method::DENSE, Method::from);

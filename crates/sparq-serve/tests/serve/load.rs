@@ -44,7 +44,7 @@ fn clients_lose_nothing_under_load() {
             let prompt = &text[..8 + 37 * (round % 15)];
             let tokens = 4 + round % 29;
             let body = json!({ "prompt": prompt, "max_tokens": tokens, "temperature": 0,
-                "method": if round % 2 == 0 { "dense" } else { "sparq" } });
+                "method": (["dense", "sparq"][round % 2]) });
             let begun = Instant::now();
             let mut stream = TcpStream::connect(server.address).unwrap();
             stream

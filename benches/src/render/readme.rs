@@ -1,4 +1,4 @@
-//! The table of the README: whole models, and attention alone beside PyTorch.
+//! The table of the README: whole models beside PyTorch and llama.cpp, and attention alone.
 
 use sparq::{Sketch, SparqConfig};
 use sparq_measure::attention::{MethodName, Row};
@@ -9,7 +9,8 @@ use sparq_measure::stats::percentile;
 use super::performance::{commit, day, machine};
 use super::text::wrap;
 use super::{Named, Results};
-use crate::report::{E2eReport, Head, PrefillReport, Report, StartReport};
+use crate::baselines::ProgramKey;
+use crate::report::{E2eReport, Head, PrefillReport, ProgramReport, Report, StartReport};
 use crate::start::CacheState;
 use crate::tables::{prefill, start, summary};
 use sparq_output::numbers::{digits, or_dash};
@@ -19,7 +20,7 @@ use sparq_output::table::Table;
 type Wanted = (&'static str, Measurement);
 
 /// The rows of the table that have a result.
-const WANTED: [Wanted; 9] = [
+const WANTED: [Wanted; 11] = [
     ("h200-e2e", step(ModelName::Llama3, 1, 4096)),
     ("h200-e2e", step(ModelName::Llama3, 1, 131_072)),
     ("h200-e2e", step(ModelName::Llama2, 1, 65_536)),
@@ -29,6 +30,8 @@ const WANTED: [Wanted; 9] = [
     ("h200-start", Measurement::Start(CacheState::Cold)),
     ("h200-start", Measurement::Start(CacheState::Warm)),
     ("h100-field", attention(8, 131_072, CacheType::F16)),
+    ("cpu-llama-f16", Measurement::Program(7680)),
+    ("cpu-llama-q4_0", Measurement::Program(7680)),
 ];
 
 const SKETCH: Sketch = Sketch::Bits4;
@@ -42,6 +45,8 @@ enum Measurement {
     Attention(Shape, CacheType),
     /// The prefill of a prompt of this length.
     Prefill(usize),
+    /// A decode step of a checkpoint in the program, at this depth.
+    Program(usize),
     /// The time to the first token of a fresh process.
     Start(CacheState),
 }
@@ -70,7 +75,7 @@ struct Line<'a> {
     dense: Option<f64>,
     /// The time of SparQ and its settings, if it takes part.
     sparq: Option<(f64, SparqConfig)>,
-    torch: Option<f64>,
+    baseline: Option<f64>,
     floor: Option<f64>,
 }
 
@@ -80,12 +85,12 @@ pub fn readme(results: &Results) -> String {
     if lines.is_empty() {
         return "No results yet.\n".into();
     }
-    let headings = "machine | what | B | S | dense | SparQ | PyTorch dense | gain | floor";
+    let headings = "machine | what | B | S | dense | SparQ | baseline | gain | floor";
     let mut table = Table::new(headings.split(" | "));
     let shown = |us: Option<f64>| us.map_or("-".into(), time);
     for line in &lines {
         let sparq = line.sparq.map(|(us, _)| us);
-        let gain = line.torch.zip(sparq.or(line.dense));
+        let gain = line.baseline.zip(sparq.or(line.dense));
         table.row([
             line.machine.clone(),
             line.what.clone(),
@@ -93,8 +98,8 @@ pub fn readme(results: &Results) -> String {
             line.seq_len.to_string(),
             shown(line.dense),
             shown(sparq),
-            shown(line.torch),
-            or_dash(gain.map(|(torch, us)| torch / us)),
+            shown(line.baseline),
+            or_dash(gain.map(|(baseline, us)| baseline / us)),
             shown(line.floor),
         ]);
     }
@@ -110,6 +115,9 @@ fn lines<'a>(wanted: &[Wanted], results: &'a Results) -> Vec<Line<'a>> {
         }),
         Measurement::Prefill(seq_len) => first(&results.prefills, prefix, |report| {
             prefill_line(report, seq_len)
+        }),
+        Measurement::Program(depth) => first(&results.programs, prefix, |report| {
+            program_line(report, depth)
         }),
         Measurement::Start(cache) => {
             first(&results.starts, prefix, |report| start_line(report, cache))
@@ -144,7 +152,7 @@ fn step_line(report: &E2eReport, run: RunShape) -> Option<Line<'_>> {
         seq_len: run.seq_len,
         dense: dense.and_then(StepRow::step_us),
         sparq: Some((sparq.step_us()?, sparq.settings?)),
-        torch: report
+        baseline: report
             .baselines
             .as_ref()
             .and_then(|rows| rows.best_us(&run)),
@@ -173,7 +181,7 @@ fn attention_line(report: &Report, case: (Shape, CacheType)) -> Option<Line<'_>>
         seq_len: shape.seq_len,
         dense: dense.map(|(_, us)| us),
         sparq: Some((sparq_us, sparq.settings?)),
-        torch: report
+        baseline: report
             .baselines
             .as_ref()
             .and_then(|rows| rows.best_us(&case)),
@@ -196,11 +204,31 @@ fn prefill_line(report: &PrefillReport, seq_len: usize) -> Option<Line<'_>> {
         seq_len,
         dense: Some(row.median_us()?),
         sparq: None,
-        torch: report
+        baseline: report
             .baselines
             .as_ref()
             .and_then(|rows| rows.best_us(&key)),
         floor: Some(floor),
+    })
+}
+
+fn program_line(report: &ProgramReport, depth: usize) -> Option<Line<'_>> {
+    let run = &report.run;
+    let row = run.decode.iter().find(|row| row.depth == depth)?;
+    Some(Line {
+        measurement: Measurement::Program(depth),
+        head: &report.head,
+        machine: machine(run.gpu.as_deref(), &report.head),
+        what: format!("{} decode step", run.model),
+        batch: 1,
+        seq_len: depth,
+        dense: Some(row.dense.median_us),
+        sparq: Some((row.sparq.median_us, run.settings)),
+        baseline: report
+            .baselines
+            .as_ref()
+            .and_then(|rows| rows.best_us(&ProgramKey::Decode { depth })),
+        floor: None,
     })
 }
 
@@ -225,7 +253,7 @@ fn start_line(report: &StartReport, cache: CacheState) -> Option<Line<'_>> {
         seq_len: run.prompt_tokens?,
         dense: Some(percentile(&times, 0.5)?),
         sparq: None,
-        torch: start::torch_us(report),
+        baseline: start::torch_us(report),
         floor: None,
     })
 }
@@ -265,9 +293,14 @@ fn notes(lines: &[Line<'_>]) -> String {
     if !sparq.is_empty() {
         text += &format!("; SparQ reads a 4-bit sketch, with {sparq}");
     }
-    text += ". Gain: PyTorch divided by SparQ, or by dense without SparQ. Floor: the bytes that \
-             SparQ has to move, divided by the memory bandwidth measured in the same run";
     let has = |wanted: fn(&Measurement) -> bool| lines.iter().any(|line| wanted(&line.measurement));
+    let program = has(|measurement| matches!(measurement, Measurement::Program(_)));
+    text += match program {
+        true => ". Baseline: dense attention of PyTorch; of llama.cpp for GGUF files",
+        false => ". Baseline: dense attention of PyTorch",
+    };
+    text += ". Gain: baseline divided by SparQ, or by dense without SparQ. Floor: the bytes that \
+             SparQ has to move, divided by the memory bandwidth measured in the same run";
     if has(|measurement| matches!(measurement, Measurement::Prefill(_))) {
         text += "; of a prefill, its operations at the rate of a large product";
     }
@@ -275,7 +308,11 @@ fn notes(lines: &[Line<'_>]) -> String {
     if has(|measurement| matches!(measurement, Measurement::Start(_))) {
         text += " First token: of a fresh process, with an empty (cold) or filled kernel cache.";
     }
-    text += " Models have random weights. All results: [docs/performance.md](docs/performance.md).";
+    text += match program {
+        true => " Other models than GGUF files have random weights.",
+        false => " Models have random weights.",
+    };
+    text += " All results: [docs/performance.md](docs/performance.md).";
     let mut text = wrap(&text, "") + "\n\n";
     for (source, commands) in sources {
         text += &wrap(&format!("- {source}: {}", commands.join(", ")), "  ");

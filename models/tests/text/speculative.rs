@@ -341,7 +341,7 @@ fn greedy_tokens_are_those_of_dense_decoding() {
 }
 
 #[test]
-fn two_thousand_greedy_tokens_are_those_of_dense_decoding() {
+fn two_thousand_greedy_tokens_are_those_of_dense() {
     let (model, config) = load(&Device::default(), FloatDType::F32);
     let greedy = SamplingConfig::default();
     let want = generated(&model, None, 2000, greedy).tokens;

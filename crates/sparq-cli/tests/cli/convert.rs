@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// The folder of the embedded model as a checkpoint with a tokenizer.
-const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/embedded");
+pub const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/embedded");
 
 /// Returns a temporary folder, and a path in it for a result.
 fn place() -> (TempDir, String) {

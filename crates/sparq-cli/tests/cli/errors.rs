@@ -292,6 +292,10 @@ fn settings_out_of_range_are_refused() {
             &["--draft-tokens", "expected --method lossless"],
         ),
         (
+            "generate --prompt x --draft-model y",
+            &["--draft-model", "expected --method lossless"],
+        ),
+        (
             "generate --prompt x --method lossless --draft-tokens 16",
             &["draft tokens", "expected 1 to 15", "found 16"],
         ),

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::convert::EMBEDDED;
 use crate::support::{Checkpoint, VOCAB, document, has_fields, sparq, stdout, words};
 
 #[test]
@@ -49,6 +50,19 @@ fn lossless_text_is_that_of_dense_attention() {
     let found = document(&format!("{line} --method lossless"));
     assert_eq!(found["tokens"], dense["tokens"]);
     assert_eq!(found["lossless"]["dense_steps"], 59);
+}
+
+#[test]
+fn other_weights_draft_the_same_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let rounded = folder.path().join("rounded").display().to_string();
+    document(&format!("convert {EMBEDDED} {rounded} --dtype f16"));
+    let line = "generate --prompt 'And it came to pass in those days' --max-new-tokens 40";
+    let dense = document(&format!("{line} --method dense"));
+    let drafts = "--method lossless --draft-top-k 12 --draft-tokens 3 --draft-model";
+    let found = document(&format!("{line} {drafts} {rounded}"));
+    assert_eq!(found["tokens"], dense["tokens"]);
+    assert!(found["lossless"]["acceptance"].as_f64().unwrap() > 0.1);
 }
 
 #[test]

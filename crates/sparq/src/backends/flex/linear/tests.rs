@@ -234,6 +234,68 @@ fn assert_exact<T: Rounded>(problem: &Problem<'_, T>, case: &str) {
     }
 }
 
+/// Asserts that each row has the bits that it has alone.
+fn assert_rows_alone<T: Rounded>(problem: &Problem<'_, T>, case: &str) {
+    let bits = |values: &[T]| {
+        values
+            .iter()
+            .map(|x| x.widen().to_bits())
+            .collect::<Vec<_>>()
+    };
+    let whole = problem.run();
+    let rows = problem.x.chunks_exact(problem.inputs);
+    let outputs = whole.len() / rows.len();
+    for (row, (x, found)) in rows.zip(whole.chunks_exact(outputs)).enumerate() {
+        let alone = Problem { x, ..*problem }.run();
+        let alike = bits(found) == bits(&alone);
+        assert!(alike, "{:?} {case}, row {row}", problem.level);
+    }
+}
+
+/// The rows of a verification have the results of decode steps.
+#[test]
+fn few_rows_have_the_bits_of_single_ones() {
+    few_rows_alone::<f32>();
+    few_rows_alone::<f16>();
+}
+
+fn few_rows_alone<T: Rounded>() {
+    for (rows, inputs) in [
+        (2, 100),
+        (4, 1700),
+        (5, 801),
+        (6, 768),
+        (7, 100),
+        (8, 1700),
+        (16, 801),
+    ] {
+        let (x, weight) = (
+            random::<T>(rows, rows * inputs),
+            random::<T>(7, 51 * inputs),
+        );
+        let scale = random::<f32>(1, inputs);
+        for level in Level::all() {
+            let layers = [Layer {
+                weight: Matrix::Floats(&weight),
+                bias: None,
+            }];
+            let problem = Problem {
+                level,
+                x: &x,
+                inputs,
+                norm: Norm::Rms {
+                    weight: &scale,
+                    epsilon: 1e-5,
+                },
+                layers: &layers,
+                combine: Combine::Concatenate,
+                residual: None,
+            };
+            assert_rows_alone(&problem, &format!("{rows} x {inputs}"));
+        }
+    }
+}
+
 /// Multiplies x [rows, in] with one weight [out, in] on each level.
 fn product<T: Rounded>(rows: usize, inputs: usize, outputs: usize) {
     let (x, weight) = (

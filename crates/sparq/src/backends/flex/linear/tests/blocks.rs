@@ -76,6 +76,33 @@ fn products_of_any_number_of_rows() {
     }
 }
 
+/// The rows of a verification have the results of decode steps.
+#[test]
+fn few_rows_have_the_bits_of_single_ones() {
+    for format in BlockFormat::ALL {
+        for (rows, inputs) in [(2, 256), (5, 1536), (8, 512), (13, 768), (16, 256)] {
+            let x = random::<f32>(rows, rows * inputs);
+            let blocks = random_blocks(format, 7, [51, inputs]);
+            for level in Level::all() {
+                let layers = [Layer {
+                    weight: matrix(format, &blocks),
+                    bias: None,
+                }];
+                let problem = Problem {
+                    level,
+                    x: &x,
+                    inputs,
+                    norm: Norm::None,
+                    layers: &layers,
+                    combine: Combine::Concatenate,
+                    residual: None,
+                };
+                assert_rows_alone(&problem, &format!("{format} {rows} x {inputs}"));
+            }
+        }
+    }
+}
+
 #[test]
 fn kinds_of_weights_mix() {
     let inputs = 256;

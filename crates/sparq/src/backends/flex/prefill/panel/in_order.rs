@@ -1,8 +1,13 @@
-//! The sums of a panel in the order of decode steps, so that each row has the bits of a decode step.
+//! The sums of a panel in the order of decode steps: each row has the bits of a decode step.
 //!
 //! A decode step has the components of a query, and later the positions of a block, along the lanes
 //! of vectors, and adds the lanes at the end. Here the rows lie along the lanes. The sum of a lane
 //! of a decode step is then a vector of its own, and these are added as a decode step adds lanes.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "a closure or an iterator would not reliably be compiled for the instruction set"
+)]
 
 use super::{ELEMENTS, KeyBlock, Panel};
 use crate::backends::flex::attend;

@@ -92,8 +92,8 @@ pub fn unseen(run: &Run) -> Option<Errors> {
     Some(Errors(errors))
 }
 
-/// The predicted time of a whole step. `None` if the library does not know the GPU, or products with
-/// packed weights.
+/// The predicted time of a whole step. `None` if the library does not know the GPU, or the products
+/// with packed weights.
 pub fn prediction(report: &E2eReport, row: &StepRow) -> Option<StepTime> {
     if row.weights.is_some() {
         return None;

@@ -35,7 +35,10 @@ const MOST_COLUMN_TILES: usize = 4;
 const MOST_PLANES: usize = 16;
 /// Tiles of each processor from which on it waits little for the first and for the last.
 const MANY_ROUNDS: usize = 16;
-/// The most bytes of tiles on their way to a cube, unless those of one step have more.
+/// The most tiles of a plane of which only one is on its way. On an H200, 4096 outputs of 4096
+/// features in Q4_K, two tiles of each plane, took 5.1 us instead of 6.2 with both at once.
+const FEW_TILES: usize = 4;
+/// The most bytes of tiles on their way to a cube, unless a tile of each plane has more.
 const BYTES_ON_THE_WAY: usize = 80 * 1024;
 /// The most bytes of shared memory for sums.
 const BYTES_OF_SUMS: usize = 32 * 1024;
@@ -379,8 +382,12 @@ fn plan(launcher: &Launcher, packed: &Packed, run: (usize, usize)) -> LinearBloc
     let left = most - plan.shared_bytes().min(most);
     if plan.bulk {
         let fit = 1 + left / (plan.bytes_of_slots() + 8 * plan.planes());
-        let least = plan.weight_tiles / plan.beside;
-        plan.slots = fit.min((BYTES_ON_THE_WAY / plan.bytes_of_slots()).max(least));
+        let tiles = rounds * steps.div_ceil(plan.planes()) * plan.weight_tiles;
+        let wanted = match tiles > FEW_TILES {
+            true => BYTES_ON_THE_WAY / plan.bytes_of_slots(),
+            false => 1,
+        };
+        plan.slots = fit.min(wanted.max(1));
     }
     plan
 }

@@ -2,8 +2,8 @@
 //! which the zero points and the minima of the weights are multiplied.
 //!
 //! The rows, or each 256 of their features, are scaled by a power of two, so that the largest
-//! magnitude is in [2^14, 2^15). Numbers in f16 and bf16 then lose nothing above 2^-25 of it. Numbers in f32, and the sums,
-//! are two halves: their error is 2^-22.
+//! magnitude is in [2^14, 2^15). Numbers in f16 and bf16 then lose nothing above 2^-25 of it.
+//! Numbers in f32, and the sums, are two halves: their error is 2^-22.
 //!
 //! A column is a row of x, or one of its two halves. For each 256 features, the vectors of 16 bytes
 //! are [9, columns, members]. The first eight are groups: the two runs of a member. The last has

@@ -235,7 +235,8 @@ fn copy_bulk(source: &[Words], target: u32, barrier: u32, #[comptime] bytes: u32
     let target = value_of::<u32>(target);
     let barrier = value_of::<u32>(barrier);
     gpu_asm!(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{target}], [{source}], {bytes}, [{barrier}];",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [{target}], [{source}],",
+        "{bytes}, [{barrier}];",
         target = in(_) target, source = in(_) source, bytes = const bytes, barrier = in(_) barrier,
     );
 }
@@ -270,9 +271,8 @@ fn copy_vectors(
     #[unroll]
     for i in 0..comptime!(vectors.div_ceil(LANES)) {
         let at = comptime!(i * LANES) + lane;
-        if comptime!((i + 1) * LANES <= vectors) {
-            copy_vector(weight, slots, from + at, to + at);
-        } else if at < vectors {
+        let whole = comptime!((i + 1) * LANES <= vectors).runtime();
+        if whole || at < vectors {
             copy_vector(weight, slots, from + at, to + at);
         }
     }

@@ -34,6 +34,8 @@ pub(crate) const COLUMNS: usize = 8;
 const COPIES: usize = 8;
 /// Numbers that a lane holds of a result.
 const HELD: usize = 4;
+/// Products of a tile at the same time.
+const PRODUCTS: usize = 4;
 
 /// The settings that the kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,6 +96,20 @@ impl LinearBlocksBlueprint {
     /// Sums of a plane for an item.
     fn sums(&self) -> usize {
         self.weight_tiles * self.column_tiles * self.sums_of_tile()
+    }
+
+    /// Whether a plane loads x of a step before its tiles have come. Codes of 8 bits leave no
+    /// registers for it.
+    fn loads_x_ahead(&self) -> bool {
+        self.column_tiles == 1 && self.layout().code_bits == 4
+    }
+
+    /// Groups whose products follow each other, for each of which a lane holds codes and results.
+    fn groups_at_once(&self) -> usize {
+        match self.layout().code_bits {
+            4 => (PRODUCTS / self.column_tiles).max(1),
+            _ => 1,
+        }
     }
 
     /// Bytes of the sums of an item.

@@ -13,9 +13,6 @@ use crate::backends::cube::parts::half_rows::{SUM_UNIT, VECTORS};
 use crate::backends::cube::parts::projection::LinearShape;
 use crate::backends::cube::parts::warpgroup::{lane, plane};
 
-/// Products of a tile at the same time.
-const PRODUCTS: usize = 4;
-
 /// Where a lane's columns of x are.
 #[derive(CubeType)]
 pub(super) struct Columns {
@@ -63,14 +60,14 @@ impl Columns {
         }
     }
 
-    /// Loads the lane's vectors of x of step `step`, if there is one tile of columns.
+    /// Loads the lane's vectors of x of step `step`, if the plane loads them ahead.
     pub fn load_step(
         &self,
         halves: &[Words],
         step: usize,
         #[comptime] plan: LinearBlocksBlueprint,
     ) -> Array<Words> {
-        let count = comptime!(if plan.column_tiles == 1 { VECTORS } else { 0 });
+        let count = comptime!(if plan.loads_x_ahead() { VECTORS } else { 0 });
         self.load(halves, step, 0usize, count, plan)
     }
 
@@ -172,7 +169,7 @@ impl Sums {
         }
         let of_tile = comptime!(plan.column_tiles * HELD);
         let mut products = zeros(comptime!(plan.beside * of_tile));
-        let groups = comptime!((PRODUCTS / plan.column_tiles).max(1));
+        let groups = comptime!(plan.groups_at_once());
         #[unroll]
         for batch in 0..comptime!(GROUPS / groups) {
             let first = comptime!(batch * groups);
@@ -294,7 +291,7 @@ fn x_of_groups(
     #[comptime] count: usize,
     #[comptime] plan: LinearBlocksBlueprint,
 ) -> Array<Words> {
-    if comptime!(plan.column_tiles == 1) {
+    if comptime!(plan.loads_x_ahead()) {
         let mut x = Array::<Words>::new(count);
         #[unroll]
         for i in 0..count {
@@ -374,7 +371,8 @@ fn add_groups(
     }
 }
 
-/// Adds four results from `from` on, two of each row, by the rows' factors to the sums from `to` on.
+/// Adds four results from `from` on, two of each row, by the rows' factors to the sums from `to`
+/// on.
 #[cube]
 fn add_scaled(
     sums: &mut Array<f32>,

@@ -60,6 +60,7 @@ fn serves_until_a_signal() {
         assert!(child.wait().unwrap().success());
     } else {
         child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
 

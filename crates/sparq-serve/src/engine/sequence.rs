@@ -1,0 +1,172 @@
+//! An answer while it is generated: [`Sequence`].
+
+use std::time::Instant;
+
+use sparq::Method;
+use sparq_models::ModelCache;
+use sparq_models::text::{GeneratedText, Released, Sampler};
+
+use super::penalties::PenaltyState;
+use super::request::{EngineError, Event, Finish, Reply, Submitted};
+use super::{Shared, TokenLogprobs, Traffic};
+
+/// One answer to a prompt.
+pub(super) struct Sequence {
+    choice: usize,
+    reply: Reply,
+    pub(super) cache: ModelCache,
+    pub(super) method: Method,
+    /// The prompt and the answer. The cache lacks the last one.
+    tokens: Vec<u32>,
+    prompt: usize,
+    answer: usize,
+    sampler: Sampler,
+    penalties: PenaltyState,
+    text: GeneratedText,
+    eos: Vec<u32>,
+    logprobs: Option<usize>,
+    /// The tokens whose text is held back.
+    unsent: Vec<TokenLogprobs>,
+    traffic: Traffic,
+    /// The reserved bytes of the cache.
+    pub(super) bytes: usize,
+    pub(super) arrived: Instant,
+    /// When the last token was there.
+    pub(super) last: Instant,
+}
+
+impl Sequence {
+    /// Begins answer `choice` of a request with a cache that holds the prompt.
+    pub(super) fn new(
+        shared: &Shared,
+        submitted: &Submitted,
+        choice: usize,
+        cache: ModelCache,
+    ) -> Result<Self, EngineError> {
+        let request = &submitted.request;
+        let mut sampling = request.sampling;
+        sampling.seed = sampling.seed.wrapping_add(choice as u64);
+        let text = GeneratedText::new(shared.tokenizer.clone(), &request.stop);
+        Ok(Self {
+            choice,
+            reply: submitted.reply.clone(),
+            cache,
+            method: request.method,
+            tokens: request.prompt.clone(),
+            prompt: request.prompt.len(),
+            answer: submitted.answer,
+            sampler: Sampler::new(sampling).map_err(EngineError::request)?,
+            penalties: PenaltyState::new(request.penalties.clone()),
+            text: text.map_err(EngineError::request)?,
+            eos: match request.ignore_eos {
+                true => Vec::new(),
+                false => shared.tokenizer.eos_ids().to_vec(),
+            },
+            logprobs: request.logprobs,
+            unsent: Vec::new(),
+            traffic: Traffic::default(),
+            bytes: submitted.bytes,
+            arrived: submitted.arrived,
+            last: Instant::now(),
+        })
+    }
+
+    /// The token that the next step appends.
+    pub(super) fn next(&self) -> u32 {
+        self.tokens[self.tokens.len() - 1]
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.reply.is_cancelled()
+    }
+
+    /// Counts a decode step that has appended to the cache.
+    pub(super) fn count_step(&mut self) {
+        self.traffic.add(&self.cache, &self.method);
+    }
+
+    /// Samples the next token from logits [vocab]. Returns whether it ends the answer.
+    pub(super) fn accept(&mut self, logits: &[f32]) -> Result<Option<Finish>, EngineError> {
+        if self.answer == 0 {
+            return Ok(Some(Finish::Length));
+        }
+        let mut changed = logits.to_vec();
+        self.penalties.apply(&mut changed);
+        let token = self.sampler.sample(&mut changed, &self.tokens);
+        let token = token.map_err(EngineError::model)?;
+        self.tokens.push(token);
+        self.penalties.count(token);
+        if self.eos.contains(&token) {
+            return Ok(Some(Finish::Stop));
+        }
+        if let Some(count) = self.logprobs {
+            self.unsent.push(TokenLogprobs::new(logits, token, count));
+        }
+        let released = self.text.push(token).map_err(EngineError::model)?;
+        if self.release(released) {
+            return Ok(Some(Finish::Stop));
+        }
+        let is_last = self.generated() >= self.answer;
+        Ok(is_last.then_some(Finish::Length))
+    }
+
+    /// Sends text. Returns whether a stop string ends it.
+    fn release(&mut self, Released { text, stop }: Released) -> bool {
+        if stop.is_some() {
+            // They are the tokens of the stop string.
+            self.unsent.clear();
+        }
+        if !text.is_empty() {
+            let logprobs = std::mem::take(&mut self.unsent);
+            self.reply.send(Event::Text {
+                choice: self.choice,
+                text,
+                logprobs,
+            });
+        }
+        stop.is_some()
+    }
+
+    /// The number of tokens of the answer.
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// Sends what was held back and the end. Returns the final reason.
+    pub(super) fn end(&mut self, finish: Finish) -> Finish {
+        let rest = self.text.finish().unwrap_or_default();
+        let finish = match self.release(rest) {
+            true => Finish::Stop,
+            false => finish,
+        };
+        if !self.unsent.is_empty() {
+            // Tokens without text, such as half a character.
+            self.reply.send(Event::Text {
+                choice: self.choice,
+                text: String::new(),
+                logprobs: std::mem::take(&mut self.unsent),
+            });
+        }
+        self.reply.send(Event::End {
+            choice: self.choice,
+            finish,
+            tokens: self.generated(),
+            traffic: self.traffic,
+        });
+        finish
+    }
+
+    pub(super) fn fail(&self, error: EngineError) {
+        self.reply.send(Event::Failed(error));
+    }
+
+    /// Returns the tokens in the cache, and how many of them may serve other prompts: positions
+    /// that dense attention determined. `None` for an answer beside the first.
+    pub(super) fn reusable(&self) -> Option<(Vec<u32>, usize)> {
+        let len = match self.traffic.sparse_steps {
+            0 => self.tokens.len() - 1,
+            _ => self.prompt,
+        };
+        (self.choice == 0).then(|| (self.tokens.clone(), len))
+    }
+}

@@ -8,8 +8,8 @@
 //! | [`api`] | OpenAI's requests, responses and errors, as JSON |
 //! | [`http`] | connections, routes, server-sent events, limits and keys |
 //!
-//! [`metrics`] counts for all of them. A connection is a thread: their number is bounded, and each
-//! waits for the one thread that computes.
+//! [`metrics`] counts for all of them. One thread computes and another one serves all connections:
+//! the two share a queue of bounded length, and a channel per request.
 
 pub mod api;
 pub mod engine;

@@ -1,131 +1,112 @@
-//! Counts of a server in Prometheus' text format: [`Metrics`].
+//! Metrics of a server, in Prometheus' text format: [`Metrics`].
 //!
 //! Names are those of vLLM where it has the same metric, so that its dashboards and routers of the
 //! Kubernetes Gateway API's inference extension read them.
 
-use std::fmt::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::engine::Finish;
 
-/// A number that only grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds to the number.
-    pub fn add(&self, more: u64) {
-        self.0.fetch_add(more, Ordering::Relaxed);
-    }
-
-    /// Returns the number.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A number that is set.
-#[derive(Debug, Default)]
-pub struct Gauge(AtomicU64);
-
-impl Gauge {
-    /// Sets the number.
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-
-    /// Returns the number.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// The upper bounds of the buckets of a [`Histogram`], in seconds.
+/// The upper bounds of the buckets of times, in seconds.
 const BOUNDS: [f64; 16] = [
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
 
-/// Times in buckets.
-#[derive(Debug, Default)]
-pub struct Histogram {
-    buckets: [AtomicU64; BOUNDS.len()],
-    count: AtomicU64,
-    nanoseconds: AtomicU64,
-}
-
-impl Histogram {
-    /// Adds a time.
-    pub fn observe(&self, time: Duration) {
-        let seconds = time.as_secs_f64();
-        if let Some(index) = BOUNDS.iter().position(|&bound| seconds <= bound) {
-            self.buckets[index].fetch_add(1, Ordering::Relaxed);
-        }
-        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
-        self.count.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Returns the mean in seconds, 0 without any time.
-    pub fn mean(&self) -> f64 {
-        match self.count.load(Ordering::Relaxed) {
-            0 => 0.0,
-            count => self.seconds() / count as f64,
-        }
-    }
-
-    fn seconds(&self) -> f64 {
-        self.nanoseconds.load(Ordering::Relaxed) as f64 / 1e9
-    }
-}
+const FINISHED: &str = "vllm:request_success_total";
 
 /// The metrics of a server.
-#[derive(Debug, Default)]
 pub struct Metrics {
-    model: String,
+    handle: PrometheusHandle,
     /// The sequences that decode or whose prompts are read.
-    pub running: Gauge,
+    pub(crate) running: Gauge,
     /// The requests in the queue.
-    pub waiting: Gauge,
-    /// Millionths of the memory for caches that are reserved.
+    pub(crate) waiting: Gauge,
     cache_share: Gauge,
     reserved_bytes: Gauge,
     kept_bytes: Gauge,
     /// The tokens of prompts.
-    pub prompt_tokens: Counter,
+    pub(crate) prompt_tokens: Counter,
     /// The tokens of ended answers.
-    pub generated_tokens: Counter,
+    pub(crate) generated_tokens: Counter,
     /// The tokens of prompts that were looked up among those kept.
-    pub prefix_queries: Counter,
+    pub(crate) prefix_queries: Counter,
     /// Those that were found.
-    pub prefix_hits: Counter,
+    pub(crate) prefix_hits: Counter,
     stopped: Counter,
     at_length: Counter,
     /// The requests whose client left.
-    pub cancelled: Counter,
+    pub(crate) cancelled: Counter,
     /// The requests that failed.
-    pub failed: Counter,
+    pub(crate) failed: Counter,
     /// From arrival to admission.
-    pub queue_time: Histogram,
+    pub(crate) queue_time: Histogram,
     /// From arrival to the first token.
-    pub first_token_time: Histogram,
+    pub(crate) first_token_time: Histogram,
     /// From one token of an answer to the next.
-    pub token_time: Histogram,
+    pub(crate) token_time: Histogram,
     /// From arrival to the end of an answer.
-    pub request_time: Histogram,
+    pub(crate) request_time: Histogram,
 }
 
 impl Metrics {
     /// Makes the metrics of a server for this model, their label.
     pub fn new(model: &str) -> Self {
+        let builder = PrometheusBuilder::new().add_global_label("model_name", model);
+        let builder = builder.set_buckets(&BOUNDS).expect("there are buckets");
+        let page = Page(builder.build_recorder());
+        let finished = |reason| page.finished(reason);
         Self {
-            model: model.to_owned(),
-            ..Self::default()
+            handle: page.0.handle(),
+            running: page.gauge("vllm:num_requests_running", "Sequences in the batch."),
+            waiting: page.gauge("vllm:num_requests_waiting", "Requests in the queue."),
+            cache_share: page.gauge(
+                "vllm:kv_cache_usage_perc",
+                "Share of the cache memory that is reserved, 0 to 1.",
+            ),
+            reserved_bytes: page.gauge(
+                "sparq:cache_reserved_bytes",
+                "Bytes of caches of running sequences.",
+            ),
+            kept_bytes: page.gauge(
+                "sparq:cache_kept_bytes",
+                "Bytes of caches kept for later prompts.",
+            ),
+            prompt_tokens: page.counter("vllm:prompt_tokens_total", "Tokens of prompts."),
+            generated_tokens: page.counter("vllm:generation_tokens_total", "Tokens of answers."),
+            prefix_queries: page.counter(
+                "vllm:prefix_cache_queries_total",
+                "Prompt tokens looked up among those kept.",
+            ),
+            prefix_hits: page.counter(
+                "vllm:prefix_cache_hits_total",
+                "Prompt tokens found among those kept.",
+            ),
+            stopped: finished("stop"),
+            at_length: finished("length"),
+            cancelled: finished("abort"),
+            failed: finished("error"),
+            queue_time: page.times(
+                "vllm:request_queue_time_seconds",
+                "From arrival to admission.",
+            ),
+            first_token_time: page.times(
+                "vllm:time_to_first_token_seconds",
+                "From arrival to the first token.",
+            ),
+            token_time: page.times(
+                "vllm:inter_token_latency_seconds",
+                "From one token of an answer to the next.",
+            ),
+            request_time: page.times(
+                "vllm:e2e_request_latency_seconds",
+                "From arrival to the end of an answer.",
+            ),
         }
     }
 
     /// Returns the counter of answers that ended so.
-    pub fn finished(&self, finish: Finish) -> &Counter {
+    pub(crate) fn finished(&self, finish: Finish) -> &Counter {
         match finish {
             Finish::Stop => &self.stopped,
             Finish::Length => &self.at_length,
@@ -134,180 +115,73 @@ impl Metrics {
 
     /// Sets the bytes of caches.
     pub(crate) fn set_cache(&self, reserved: usize, kept: usize, available: usize) {
-        self.reserved_bytes.set(reserved as u64);
-        self.kept_bytes.set(kept as u64);
-        let share = reserved as f64 / available.max(1) as f64;
-        self.cache_share.set((share * 1e6) as u64);
+        self.reserved_bytes.set(reserved as f64);
+        self.kept_bytes.set(kept as f64);
+        self.cache_share
+            .set(reserved as f64 / available.max(1) as f64);
+    }
+
+    /// Moves the times recorded so far to their buckets. Until then, each takes memory.
+    pub(crate) fn run_upkeep(&self) {
+        self.handle.run_upkeep();
     }
 
     /// Returns all metrics in Prometheus' text format.
     pub fn render(&self) -> String {
-        let mut page = Page::new(&self.model);
-        page.gauge(
-            "vllm:num_requests_running",
-            "Sequences in the batch.",
-            self.running.get() as f64,
-        );
-        page.gauge(
-            "vllm:num_requests_waiting",
-            "Requests in the queue.",
-            self.waiting.get() as f64,
-        );
-        let share = self.cache_share.get() as f64 / 1e6;
-        page.gauge(
-            "vllm:kv_cache_usage_perc",
-            "Share of the cache memory that is reserved, 0 to 1.",
-            share,
-        );
-        let bytes = self.reserved_bytes.get() as f64;
-        page.gauge(
-            "sparq:cache_reserved_bytes",
-            "Bytes of caches of running sequences.",
-            bytes,
-        );
-        let bytes = self.kept_bytes.get() as f64;
-        page.gauge(
-            "sparq:cache_kept_bytes",
-            "Bytes of caches kept for later prompts.",
-            bytes,
-        );
-        page.counter(
-            "vllm:prompt_tokens_total",
-            "Tokens of prompts.",
-            &self.prompt_tokens,
-        );
-        page.counter(
-            "vllm:generation_tokens_total",
-            "Tokens of answers.",
-            &self.generated_tokens,
-        );
-        page.counter(
-            "vllm:prefix_cache_queries_total",
-            "Prompt tokens looked up.",
-            &self.prefix_queries,
-        );
-        page.counter(
-            "vllm:prefix_cache_hits_total",
-            "Prompt tokens found.",
-            &self.prefix_hits,
-        );
-        page.finished([
-            ("stop", &self.stopped),
-            ("length", &self.at_length),
-            ("abort", &self.cancelled),
-            ("error", &self.failed),
-        ]);
-        for (name, help, histogram) in [
-            (
-                "vllm:request_queue_time_seconds",
-                "Arrival to admission.",
-                &self.queue_time,
-            ),
-            (
-                "vllm:time_to_first_token_seconds",
-                "Arrival to first token.",
-                &self.first_token_time,
-            ),
-            (
-                "vllm:inter_token_latency_seconds",
-                "Token to token.",
-                &self.token_time,
-            ),
-            (
-                "vllm:e2e_request_latency_seconds",
-                "Arrival to end.",
-                &self.request_time,
-            ),
-        ] {
-            page.histogram(name, help, histogram);
-        }
-        page.text
+        self.handle.render()
     }
 }
 
-/// A page in Prometheus' text format.
-struct Page {
-    text: String,
-    label: String,
-}
+/// Registers metrics.
+struct Page(PrometheusRecorder);
 
 impl Page {
-    fn new(model: &str) -> Self {
-        let escaped = model
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('\n', "\\n");
-        Self {
-            text: String::new(),
-            label: format!("model_name=\"{escaped}\""),
-        }
+    const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+    fn gauge(&self, name: &'static str, help: &'static str) -> Gauge {
+        self.0.describe_gauge(name.into(), None, help.into());
+        let gauge = self
+            .0
+            .register_gauge(&Key::from_static_name(name), &Self::METADATA);
+        gauge.set(0.0);
+        gauge
     }
 
-    fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        // Writing to a string does not fail.
-        let _ = writeln!(self.text, "{line}");
+    fn counter(&self, name: &'static str, help: &'static str) -> Counter {
+        self.0.describe_counter(name.into(), None, help.into());
+        self.0
+            .register_counter(&Key::from_static_name(name), &Self::METADATA)
     }
 
-    fn begin(&mut self, name: &str, help: &str, kind: &str) {
-        self.line(format_args!("# HELP {name} {help}"));
-        self.line(format_args!("# TYPE {name} {kind}"));
+    fn finished(&self, reason: &'static str) -> Counter {
+        let help = "Answers by the reason of their end.";
+        self.0.describe_counter(FINISHED.into(), None, help.into());
+        let labels = vec![Label::new("finished_reason", reason)];
+        self.0
+            .register_counter(&Key::from_parts(FINISHED, labels), &Self::METADATA)
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: f64) {
-        self.begin(name, help, "gauge");
-        let label = self.label.clone();
-        self.line(format_args!("{name}{{{label}}} {value}"));
-    }
-
-    fn counter(&mut self, name: &str, help: &str, counter: &Counter) {
-        self.begin(name, help, "counter");
-        let label = self.label.clone();
-        self.line(format_args!("{name}{{{label}}} {}", counter.get()));
-    }
-
-    fn finished(&mut self, reasons: [(&str, &Counter); 4]) {
-        let (name, label) = ("vllm:request_success_total", self.label.clone());
-        self.begin(name, "Answers by the reason of their end.", "counter");
-        for (reason, counter) in reasons {
-            let count = counter.get();
-            self.line(format_args!(
-                "{name}{{{label},finished_reason=\"{reason}\"}} {count}"
-            ));
-        }
-    }
-
-    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
-        self.begin(name, help, "histogram");
-        let label = self.label.clone();
-        // Read first: a time that arrives meanwhile is in no bucket above it.
-        let count = histogram.count.load(Ordering::Relaxed);
-        let mut below = 0;
-        for (bound, bucket) in BOUNDS.iter().zip(&histogram.buckets) {
-            below += bucket.load(Ordering::Relaxed);
-            self.line(format_args!(
-                "{name}_bucket{{{label},le=\"{bound}\"}} {below}"
-            ));
-        }
-        let count = count.max(below);
-        self.line(format_args!("{name}_bucket{{{label},le=\"+Inf\"}} {count}"));
-        self.line(format_args!(
-            "{name}_sum{{{label}}} {}",
-            histogram.seconds()
-        ));
-        self.line(format_args!("{name}_count{{{label}}} {count}"));
+    fn times(&self, name: &'static str, help: &'static str) -> Histogram {
+        self.0.describe_histogram(name.into(), None, help.into());
+        self.0
+            .register_histogram(&Key::from_static_name(name), &Self::METADATA)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn page_has_cumulative_buckets() {
         let metrics = Metrics::new("a \"model\"");
-        metrics.token_time.observe(Duration::from_millis(4));
-        metrics.token_time.observe(Duration::from_secs(2));
-        metrics.token_time.observe(Duration::from_secs(1000));
+        metrics.token_time.record(Duration::from_millis(4));
+        metrics.token_time.record(Duration::from_secs(2));
+        metrics.run_upkeep();
+        metrics.token_time.record(Duration::from_secs(1000));
+        metrics.cancelled.increment(2);
         let page = metrics.render();
         let name = "vllm:inter_token_latency_seconds";
         let label = "model_name=\"a \\\"model\\\"\"";
@@ -317,9 +191,10 @@ mod tests {
             format!("{name}_bucket{{{label},le=\"+Inf\"}} 3"),
             format!("{name}_count{{{label}}} 3"),
             format!("{name}_sum{{{label}}} 1002.004"),
+            format!("vllm:request_success_total{{{label},finished_reason=\"abort\"}} 2"),
+            format!("vllm:num_requests_running{{{label}}} 0"),
         ] {
             assert!(page.lines().any(|found| found == line), "{line}\n{page}");
         }
-        assert!((metrics.token_time.mean() - 334.0013).abs() < 1e-3);
     }
 }

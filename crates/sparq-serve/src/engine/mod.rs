@@ -26,14 +26,16 @@ pub use penalties::Penalties;
 pub use request::{EngineError, Event, Finish, Generation, Request};
 pub use traffic::Traffic;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use burn::tensor::FloatDType;
 use sparq::{Method, SparqError};
 use sparq_models::CausalLm;
 use sparq_models::text::{CancelToken, GeneratedText, Sampler, TextTokenizer, check_prompt};
+use tokio::sync::mpsc::unbounded_channel;
 
 use self::request::{Reply, Submitted};
 use self::worker::{Message, Worker};
@@ -75,11 +77,33 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// The bytes of a cache for each method of the configuration.
     sizes: Vec<CacheSize>,
+    /// The time of a request of late.
+    pub(crate) request_time: MeanTime,
     /// The requests that were sent and are not admitted yet.
     pub(crate) queued: AtomicUsize,
     stopping: AtomicBool,
     /// Whether the thread has ended.
     ended: AtomicBool,
+}
+
+/// A mean of times in which each new one has a tenth of the weight.
+#[derive(Default)]
+pub(crate) struct MeanTime(AtomicU64);
+
+impl MeanTime {
+    /// Adds a time. Only the engine's thread does.
+    pub(crate) fn add(&self, time: Duration) {
+        let new = match self.seconds() {
+            0.0 => time.as_secs_f64(),
+            mean => 0.9 * mean + 0.1 * time.as_secs_f64(),
+        };
+        self.0.store(new.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Returns the mean, 0 without any time.
+    pub(crate) fn seconds(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
 }
 
 /// The bytes of a cache of one sequence, by capacity.
@@ -145,6 +169,7 @@ impl Engine {
             config,
             metrics,
             sizes,
+            request_time: MeanTime::default(),
             queued: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -249,7 +274,7 @@ impl Engine {
             });
         }
         self.enter_queue()?;
-        let (events, receiver) = mpsc::channel();
+        let (events, receiver) = unbounded_channel();
         let cancel = CancelToken::new();
         let reply = Reply::new(events, cancel.clone());
         let prompt_tokens = request.prompt.len();
@@ -270,11 +295,11 @@ impl Engine {
         let one_more = |waiting: usize| (waiting < most).then_some(waiting + 1);
         match queued.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more) {
             Ok(waiting) => {
-                self.shared.metrics.waiting.set(waiting as u64 + 1);
+                self.shared.metrics.waiting.set(waiting as f64 + 1.0);
                 Ok(())
             }
             Err(waiting) => {
-                let seconds = self.shared.metrics.request_time.mean();
+                let seconds = self.shared.request_time.seconds();
                 let rounds = waiting as f64 / self.shared.config.max_batch as f64;
                 Err(EngineError::QueueFull {
                     most,

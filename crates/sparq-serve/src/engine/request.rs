@@ -1,11 +1,12 @@
 //! Requests to the engine, their events and errors.
 
 use std::fmt::Display;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll};
+use std::time::Instant;
 
 use sparq::Method;
 use sparq_models::text::{CancelToken, SamplingConfig};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use super::{Penalties, TokenLogprobs, Traffic};
 
@@ -75,15 +76,22 @@ pub enum Event {
 }
 
 /// The events of a request. Dropping it cancels what has not ended.
+///
+/// The engine does not wait for a reader. The events that nobody has read are at most those of the
+/// longest answers that the request may have.
 #[derive(Debug)]
 pub struct Generation {
-    events: Receiver<Event>,
+    events: UnboundedReceiver<Event>,
     cancel: CancelToken,
     prompt_tokens: usize,
 }
 
 impl Generation {
-    pub(super) fn new(events: Receiver<Event>, cancel: CancelToken, prompt_tokens: usize) -> Self {
+    pub(super) fn new(
+        events: UnboundedReceiver<Event>,
+        cancel: CancelToken,
+        prompt_tokens: usize,
+    ) -> Self {
         Self {
             events,
             cancel,
@@ -96,16 +104,32 @@ impl Generation {
         self.prompt_tokens
     }
 
-    /// Waits for the next event. Returns `None` after `timeout`.
-    pub fn next(&self, timeout: Duration) -> Option<Event> {
-        match self.events.recv_timeout(timeout) {
-            Ok(event) => Some(event),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(Event::Failed(EngineError::Failed {
-                reason: "the engine has ended".into(),
-            })),
-        }
+    /// Polls for the next event.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Event> {
+        self.events.poll_recv(context).map(or_ended)
     }
+
+    /// Waits for the next event.
+    pub async fn next(&mut self) -> Event {
+        or_ended(self.events.recv().await)
+    }
+
+    /// Blocks the thread until the next event.
+    ///
+    /// # Panics
+    /// In an asynchronous context.
+    pub fn wait(&mut self) -> Event {
+        or_ended(self.events.blocking_recv())
+    }
+}
+
+/// A thread that has ended sends no events.
+fn or_ended(event: Option<Event>) -> Event {
+    event.unwrap_or_else(|| {
+        Event::Failed(EngineError::Failed {
+            reason: "the engine has ended".into(),
+        })
+    })
 }
 
 impl Drop for Generation {
@@ -117,12 +141,12 @@ impl Drop for Generation {
 /// The engine's end of a [`Generation`].
 #[derive(Clone, Debug)]
 pub(super) struct Reply {
-    events: Sender<Event>,
+    events: UnboundedSender<Event>,
     cancel: CancelToken,
 }
 
 impl Reply {
-    pub(super) fn new(events: Sender<Event>, cancel: CancelToken) -> Self {
+    pub(super) fn new(events: UnboundedSender<Event>, cancel: CancelToken) -> Self {
         Self { events, cancel }
     }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use sparq::SparqError;
@@ -15,6 +15,9 @@ use super::prefix::Kept;
 use super::request::{EngineError, Event, Submitted};
 use super::sequence::Sequence;
 use super::{Finish, Shared};
+
+/// The time between two upkeeps of the metrics.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// A message of a handle to the thread.
 pub(super) enum Message {
@@ -39,6 +42,7 @@ pub(super) struct Worker {
     running: Vec<Sequence>,
     kept: Kept,
     stopping: bool,
+    last_upkeep: Instant,
 }
 
 impl Worker {
@@ -51,6 +55,7 @@ impl Worker {
             running: Vec::new(),
             kept: Kept::default(),
             stopping: false,
+            last_upkeep: Instant::now(),
         }
     }
 
@@ -115,7 +120,7 @@ impl Worker {
         self.waiting.retain(|submitted| !cancelled(submitted));
         for _ in self.waiting.len()..before {
             self.leave_queue();
-            self.shared.metrics.cancelled.add(1);
+            self.shared.metrics.cancelled.increment(1);
         }
         while let Some(submitted) = self.waiting.front() {
             let config = &self.shared.config;
@@ -155,15 +160,15 @@ impl Worker {
             metrics,
             ..
         } = &*self.shared;
-        metrics.queue_time.observe(submitted.arrived.elapsed());
+        metrics.queue_time.record(submitted.arrived.elapsed());
         let (prompt, positions) = (&submitted.request.prompt, submitted.positions());
         let kept = &mut self.kept;
         let begun = guarded(|| kept.begin(&**model, config.dtype, prompt, positions));
         match begun {
             Ok((cache, cached)) => {
-                metrics.prompt_tokens.add(prompt.len() as u64);
-                metrics.prefix_queries.add(prompt.len() as u64);
-                metrics.prefix_hits.add(cached as u64);
+                metrics.prompt_tokens.increment(prompt.len() as u64);
+                metrics.prefix_queries.increment(prompt.len() as u64);
+                metrics.prefix_hits.increment(cached as u64);
                 submitted.reply.send(Event::Prompt { cached });
                 self.reading.push_back(Reading {
                     submitted,
@@ -176,7 +181,7 @@ impl Worker {
     }
 
     fn fail(&self, submitted: &Submitted, error: EngineError) {
-        self.shared.metrics.failed.add(1);
+        self.shared.metrics.failed.increment(1);
         tracing::error!("a request failed: {error}");
         submitted.reply.send(Event::Failed(error));
     }
@@ -187,7 +192,7 @@ impl Worker {
             return;
         };
         if reading.submitted.reply.is_cancelled() {
-            self.shared.metrics.cancelled.add(1);
+            self.shared.metrics.cancelled.increment(1);
             return;
         }
         let (model, chunk) = (&*self.shared.model, self.shared.config.prefill_chunk);
@@ -232,7 +237,7 @@ impl Worker {
         let metrics = &self.shared.metrics;
         metrics
             .first_token_time
-            .observe(submitted.arrived.elapsed());
+            .record(submitted.arrived.elapsed());
         let mut caches = vec![cache.clone(); request.choices - 1];
         caches.push(cache);
         let mut started = Vec::new();
@@ -253,13 +258,14 @@ impl Worker {
         match finish {
             Ok(None) => return self.running.push(sequence),
             Ok(Some(finish)) => {
-                metrics.generated_tokens.add(sequence.generated() as u64);
-                metrics.request_time.observe(sequence.arrived.elapsed());
+                metrics.generated_tokens.increment(sequence.generated() as u64);
+                metrics.request_time.record(sequence.arrived.elapsed());
+                self.shared.request_time.add(sequence.arrived.elapsed());
                 let finish = sequence.end(finish);
-                metrics.finished(finish).add(1);
+                metrics.finished(finish).increment(1);
             }
             Err(error) => {
-                metrics.failed.add(1);
+                metrics.failed.increment(1);
                 tracing::error!("a request failed: {error}");
                 return sequence.fail(error);
             }
@@ -286,7 +292,7 @@ impl Worker {
         let running = std::mem::take(&mut self.running);
         let (cancelled, mut running): (Vec<_>, Vec<_>) =
             running.into_iter().partition(Sequence::is_cancelled);
-        self.shared.metrics.cancelled.add(cancelled.len() as u64);
+        self.shared.metrics.cancelled.increment(cancelled.len() as u64);
         if running.is_empty() {
             cancelled.iter().for_each(|sequence| self.keep(sequence));
             return;
@@ -322,20 +328,24 @@ impl Worker {
     fn take(&mut self, mut sequence: Sequence, logits: &[f32]) {
         sequence.count_step();
         let metrics = &self.shared.metrics;
-        metrics.token_time.observe(sequence.last.elapsed());
+        metrics.token_time.record(sequence.last.elapsed());
         sequence.last = Instant::now();
         let finish = sequence.accept(logits);
         self.settle(sequence, finish);
     }
 
     /// Updates the gauges.
-    fn report(&self) {
+    fn report(&mut self) {
+        if self.last_upkeep.elapsed() > UPKEEP {
+            self.last_upkeep = Instant::now();
+            self.shared.metrics.run_upkeep();
+        }
         let Shared {
             metrics, config, ..
         } = &*self.shared;
-        metrics.running.set(self.sequences() as u64);
+        metrics.running.set(self.sequences() as f64);
         let queued = self.shared.queued.load(Ordering::SeqCst);
-        metrics.waiting.set(queued as u64);
+        metrics.waiting.set(queued as f64);
         metrics.set_cache(self.reserved(), self.kept.bytes(), config.cache_bytes);
     }
 }

@@ -1,14 +1,17 @@
 //! Answers, whole or as a stream of events: [`answer`].
 
 use std::collections::VecDeque;
-use std::io;
-use std::time::Duration;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
 use serde_json::Value;
 
-use super::connection::Connection;
-use super::message::HttpResponse;
-use super::routes::Failure;
+use super::response::json;
 use super::server::{State, now};
 use crate::api::ApiError;
 use crate::api::response::{Head, Kind, Piece, SparqStats, Usage};
@@ -25,19 +28,13 @@ pub(super) struct Job {
     pub(super) stream_usage: bool,
 }
 
-/// A connection that may become a stream of events.
-pub(super) struct Stream<'a> {
-    pub(super) connection: &'a mut Connection,
-    pub(super) in_chunks: bool,
-    pub(super) keep_alive: bool,
-}
-
-/// The time between two looks at whether the client has left.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// The state of a response.
-struct Answers<'a> {
-    state: &'a State,
+/// The state of a response. Dropping it cancels what has not ended.
+struct Answers {
+    state: Arc<State>,
+    /// One per prompt.
+    generations: Vec<Generation>,
+    /// The prompt whose events are looked for first.
+    turn: usize,
     head: Head,
     pieces: Vec<Piece>,
     /// The answers that have not ended.
@@ -48,94 +45,83 @@ struct Answers<'a> {
     method: &'static str,
 }
 
-/// Lets the engine answer. Returns a whole response, or nothing after a stream.
-pub(super) fn answer(
-    state: &State,
-    mut job: Job,
-    stream: &mut Stream<'_>,
-) -> Result<Option<HttpResponse>, Failure> {
-    let choices = job.requests[0].choices;
-    let prefix = match job.kind {
-        Kind::Completion => "cmpl",
-        Kind::Chat => "chatcmpl",
-    };
-    let with_logprobs = job.requests[0].logprobs.is_some();
-    let piece = |index: usize| Piece {
-        index,
-        text: job.beginnings[index / choices].clone(),
-        logprobs: with_logprobs.then(Vec::new),
-        ..Piece::default()
-    };
-    let mut answers = Answers {
-        state,
-        head: Head {
+/// Lets the engine answer.
+///
+/// # Errors
+/// If the engine refuses a request, or fails before a stream begins.
+pub(super) async fn answer(state: Arc<State>, job: Job) -> Result<Response, ApiError> {
+    let (stream, with_usage) = (job.stream, job.stream_usage);
+    let answers = Answers::begin(state, job)?;
+    match stream {
+        false => Ok(json(&answers.whole().await?)),
+        true => answers.streamed(with_usage).await,
+    }
+}
+
+impl Answers {
+    /// Gives the engine the requests of a job.
+    fn begin(state: Arc<State>, job: Job) -> Result<Self, ApiError> {
+        let choices = job.requests[0].choices;
+        let prefix = match job.kind {
+            Kind::Completion => "cmpl",
+            Kind::Chat => "chatcmpl",
+        };
+        let with_logprobs = job.requests[0].logprobs.is_some();
+        let piece = |index: usize| Piece {
+            index,
+            text: job.beginnings[index / choices].clone(),
+            logprobs: with_logprobs.then(Vec::new),
+            ..Piece::default()
+        };
+        let open = job.requests.len() * choices;
+        let pieces = (0..open).map(piece).collect();
+        let head = Head {
             kind: job.kind,
             id: format!("{prefix}-{}", state.next_id()),
             created: now(),
             model: state.model.name.clone(),
-        },
-        pieces: (0..job.requests.len() * choices).map(piece).collect(),
-        open: job.requests.len() * choices,
-        choices,
-        usage: Usage::default(),
-        traffic: Traffic::default(),
-        method: job.requests[0].method.name(),
-    };
-    let requests = std::mem::take(&mut job.requests);
-    let submit = |request| state.engine.submit(request);
-    let generations: Vec<Generation> =
-        requests.into_iter().map(submit).collect::<Result<_, _>>()?;
-    for generation in &generations {
-        answers.usage.add_prompt(generation.prompt_tokens());
-    }
-    match job.stream {
-        false => answers.whole(&generations, stream.connection).map(Some),
-        true => answers
-            .streamed(&generations, stream, job.stream_usage)
-            .map(|()| None),
-    }
-}
-
-impl Answers<'_> {
-    /// Waits for the next event of a request, and looks from time to time whether the client has
-    /// left.
-    fn next(&self, generation: &Generation, connection: &Connection) -> Result<Event, Failure> {
-        loop {
-            if let Some(event) = generation.next(LOOK) {
-                return Ok(event);
-            }
-            if connection.has_left() {
-                return Err(Failure::Connection(io::ErrorKind::ConnectionAborted.into()));
-            }
+        };
+        let method = job.requests[0].method.name();
+        let requests = job.requests.into_iter();
+        let generations: Vec<Generation> = requests
+            .map(|request| state.engine.submit(request))
+            .collect::<Result<_, _>>()?;
+        let mut usage = Usage::default();
+        for generation in &generations {
+            usage.add_prompt(generation.prompt_tokens());
         }
+        Ok(Self {
+            state,
+            generations,
+            turn: 0,
+            head,
+            pieces,
+            open,
+            choices,
+            usage,
+            traffic: Traffic::default(),
+            method,
+        })
     }
 
-    /// Returns all answers in one document.
-    fn whole(
-        mut self,
-        generations: &[Generation],
-        connection: &Connection,
-    ) -> Result<HttpResponse, Failure> {
-        for (prompt, generation) in generations.iter().enumerate() {
-            let mut open = self.choices;
-            while open > 0 {
-                let event = self.next(generation, connection)?;
-                if let Some(piece) = self.take(prompt, event)? {
-                    open -= usize::from(piece.finish.is_some());
-                    let whole = &mut self.pieces[piece.index];
-                    whole.text += &piece.text;
-                    if let (Some(all), Some(more)) = (&mut whole.logprobs, piece.logprobs) {
-                        all.extend(more);
-                    }
-                }
+    /// Waits for the next event of any prompt.
+    async fn next(&mut self) -> (usize, Event) {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<(usize, Event)> {
+        let prompts = self.generations.len();
+        for prompt in (0..prompts).map(|step| (self.turn + step) % prompts) {
+            let answers = prompt * self.choices..(prompt + 1) * self.choices;
+            if self.pieces[answers].iter().all(|piece| piece.finish.is_some()) {
+                continue;
+            }
+            if let Poll::Ready(event) = self.generations[prompt].poll_next(context) {
+                self.turn = prompt + 1;
+                return Poll::Ready((prompt, event));
             }
         }
-        let stats = SparqStats::new(self.method, &self.traffic);
-        let tokenizer = self.state.engine.tokenizer();
-        let document = self
-            .head
-            .whole(&self.pieces, &self.usage, &stats, tokenizer);
-        Ok(HttpResponse::json(&document))
+        Poll::Pending
     }
 
     /// Takes an event of a prompt. Returns the piece of an answer that it has.
@@ -183,110 +169,118 @@ impl Answers<'_> {
         })
     }
 
-    /// Sends the answers as they arrive.
-    fn streamed(
-        mut self,
-        generations: &[Generation],
-        stream: &mut Stream<'_>,
-        with_usage: bool,
-    ) -> Result<(), Failure> {
+    fn stats(&self) -> SparqStats {
+        SparqStats::new(self.method, &self.traffic)
+    }
+
+    /// Waits for all answers and returns them in one document.
+    async fn whole(mut self) -> Result<Value, ApiError> {
+        while self.open > 0 {
+            let (prompt, event) = self.next().await;
+            if let Some(piece) = self.take(prompt, event)? {
+                let whole = &mut self.pieces[piece.index];
+                whole.text += &piece.text;
+                if let (Some(all), Some(more)) = (&mut whole.logprobs, piece.logprobs) {
+                    all.extend(more);
+                }
+            }
+        }
+        let tokenizer = self.state.engine.tokenizer();
+        let Self {
+            head,
+            pieces,
+            usage,
+            ..
+        } = &self;
+        Ok(head.whole(pieces, usage, &self.stats(), tokenizer))
+    }
+
+    /// Returns a response that sends the answers as they arrive.
+    async fn streamed(mut self, with_usage: bool) -> Result<Response, ApiError> {
         // Until the prompt is being read, a failure still has its status.
-        let mut pending: VecDeque<(usize, Event)> = VecDeque::new();
-        let first = self.next(&generations[0], stream.connection)?;
+        let (prompt, first) = self.next().await;
         if let Event::Failed(error) = first {
             return Err(error.into());
         }
-        pending.push_back((0, first));
-        let sent = stream
-            .connection
-            .begin_events(stream.in_chunks, stream.keep_alive);
-        sent.map_err(Failure::Connection)?;
-        self.begin(stream)?;
-        while self.open > 0 {
-            let (prompt, event) = match pending.pop_front() {
-                Some(event) => event,
-                None => self.next_of_all(generations, stream.connection)?,
-            };
-            match self.take(prompt, event) {
-                Ok(None) => {}
-                Ok(Some(piece)) => {
-                    let document = self.head.chunk(&piece, self.state.engine.tokenizer());
-                    stream.send(&document)?;
-                }
-                Err(error) => {
-                    stream.send(&error.document())?;
-                    return stream.end();
-                }
-            }
-        }
-        let stats = SparqStats::new(self.method, &self.traffic);
-        if with_usage {
-            stream.send(&self.head.closing(&self.usage, &stats))?;
-        }
-        stream.send_text("[DONE]")?;
-        stream.end()
+        let mut events = Events {
+            unsent: self.opening(),
+            answers: self,
+            with_usage,
+            ended: false,
+        };
+        events.take(prompt, first);
+        let events = stream::unfold(events, |mut events| async move {
+            let data = events.next().await?;
+            let event = sse::Event::default().data(data);
+            Some((Ok::<_, Infallible>(event), events))
+        });
+        Ok(Sse::new(events)
+            .keep_alive(KeepAlive::default())
+            .into_response())
     }
 
-    /// Sends what answers begin with: roles in chats, prompts if they were asked for.
-    fn begin(&mut self, stream: &mut Stream<'_>) -> Result<(), Failure> {
-        for piece in &self.pieces {
-            match self.head.kind {
-                Kind::Chat => stream.send(&self.head.opening(piece.index))?,
-                Kind::Completion if piece.text.is_empty() => {}
-                Kind::Completion => {
-                    stream.send(&self.head.chunk(piece, self.state.engine.tokenizer()))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for the next event of any prompt.
-    fn next_of_all(
-        &self,
-        generations: &[Generation],
-        connection: &Connection,
-    ) -> Result<(usize, Event), Failure> {
-        if let [only] = generations {
-            return Ok((0, self.next(only, connection)?));
-        }
-        // The channels of several prompts have no common wait.
-        let step = Duration::from_millis(2);
-        let mut looked = std::time::Instant::now();
-        loop {
-            for (prompt, generation) in generations.iter().enumerate() {
-                let ended = (0..self.choices)
-                    .all(|choice| self.pieces[prompt * self.choices + choice].finish.is_some());
-                if ended {
-                    continue;
-                }
-                if let Some(event) = generation.next(Duration::ZERO) {
-                    return Ok((prompt, event));
-                }
-            }
-            std::thread::sleep(step);
-            if looked.elapsed() > LOOK {
-                looked = std::time::Instant::now();
-                if connection.has_left() {
-                    return Err(Failure::Connection(io::ErrorKind::ConnectionAborted.into()));
-                }
-            }
-        }
+    /// Returns the documents that answers begin with: roles in chats, prompts if they were asked
+    /// for.
+    fn opening(&self) -> VecDeque<String> {
+        let opening = |piece: &Piece| match self.head.kind {
+            Kind::Chat => Some(self.head.opening(piece.index)),
+            Kind::Completion if piece.text.is_empty() => None,
+            Kind::Completion => Some(self.head.chunk(piece, self.state.engine.tokenizer())),
+        };
+        let documents = self.pieces.iter().filter_map(opening);
+        documents.map(|document| document.to_string()).collect()
     }
 }
 
-impl Stream<'_> {
-    fn send(&mut self, document: &Value) -> Result<(), Failure> {
-        self.send_text(&document.to_string())
+/// The events of a response, one document each.
+struct Events {
+    answers: Answers,
+    unsent: VecDeque<String>,
+    with_usage: bool,
+    /// Whether `unsent` has the last event.
+    ended: bool,
+}
+
+impl Events {
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some(data) = self.unsent.pop_front() {
+                return Some(data);
+            }
+            if self.ended {
+                return None;
+            }
+            let (prompt, event) = self.answers.next().await;
+            self.take(prompt, event);
+        }
     }
 
-    fn send_text(&mut self, data: &str) -> Result<(), Failure> {
-        let sent = self.connection.write_event(data, self.in_chunks);
-        sent.map_err(Failure::Connection)
+    fn push(&mut self, document: &Value) {
+        self.unsent.push_back(document.to_string());
     }
 
-    fn end(&mut self) -> Result<(), Failure> {
-        let ended = self.connection.end_events(self.in_chunks);
-        ended.map_err(Failure::Connection)
+    fn take(&mut self, prompt: usize, event: Event) {
+        match self.answers.take(prompt, event) {
+            Ok(None) => {}
+            Ok(Some(piece)) => {
+                let tokenizer = self.answers.state.engine.tokenizer();
+                let document = self.answers.head.chunk(&piece, tokenizer);
+                self.push(&document);
+            }
+            Err(error) => {
+                self.push(&error.document());
+                self.ended = true;
+                return;
+            }
+        }
+        if self.answers.open == 0 {
+            if self.with_usage {
+                let answers = &self.answers;
+                let document = answers.head.closing(&answers.usage, &answers.stats());
+                self.push(&document);
+            }
+            self.unsent.push_back("[DONE]".into());
+            self.ended = true;
+        }
     }
 }

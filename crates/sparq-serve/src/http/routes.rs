@@ -1,179 +1,166 @@
-//! The routes, from a request to a response: [`handle`].
+//! The routes, from a request to a response: [`router`].
 
-use std::io;
+use std::any::Any;
+use std::sync::Arc;
 
-use serde_json::json;
+use axum::Router;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{self, Path, Request as HttpRequest};
+use axum::http::{HeaderValue, Method as HttpMethod, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde_json::{Value, json};
 use sparq::Method;
 use sparq_models::text::ChatMessage;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
+use tower_http::trace::TraceLayer;
 
 use super::answer::{self, Job};
-use super::connection::Connection;
-use super::message::{HttpRequest, HttpResponse};
+use super::body;
+use super::response::json;
 use super::server::State;
 use crate::api::request::TokenizeInput;
 use crate::api::response::Kind;
 use crate::api::{ApiError, ChatRequest, CompletionRequest, Params, Prompt, TokenizeRequest};
 use crate::engine::Request;
 
-/// The resource of a request.
-enum Route {
-    Page,
-    Health,
-    Metrics,
-    Models,
-    Model(String),
-    Completions,
-    Chat,
-    Tokenize,
+type Shared = extract::State<Arc<State>>;
+
+/// Returns the routes of the server.
+pub(super) fn router(state: Arc<State>) -> Router {
+    // Probes and scrapers have no key, and the page is public.
+    let open = Router::new()
+        .route("/", get(page))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics));
+    let guarded = Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*name}", get(model))
+        .route("/v1/completions", post(completions))
+        .route("/v1/chat/completions", post(chat))
+        .route("/tokenize", post(tokenize))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&state), check_key));
+    let routes = open
+        .merge(guarded)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method);
+    with_layers(routes.with_state(state))
 }
 
-impl Route {
-    /// Finds the route of a request.
-    fn of(request: &HttpRequest) -> Result<Self, ApiError> {
-        let (route, expected) = match request.path.as_str() {
-            "/" => (Route::Page, "GET"),
-            "/health" => (Route::Health, "GET"),
-            "/metrics" => (Route::Metrics, "GET"),
-            "/v1/models" => (Route::Models, "GET"),
-            "/v1/completions" => (Route::Completions, "POST"),
-            "/v1/chat/completions" => (Route::Chat, "POST"),
-            "/tokenize" => (Route::Tokenize, "POST"),
-            path => match path.strip_prefix("/v1/models/") {
-                Some(name) => (Route::Model(percent_decoded(name)), "GET"),
-                None => {
-                    let path: String = path.chars().take(80).collect();
-                    let message = format!("expected a path of this server, found {path:?}");
-                    return Err(ApiError::new(404, Some("unknown_url"), message));
-                }
-            },
+/// Returns the routes of a connection beyond the limit: none.
+pub(super) fn refusal(most: usize) -> Router {
+    let refuse = move || async move {
+        let message = format!("expected at most {most} connections, found more");
+        let error = ApiError {
+            retry_seconds: Some(1),
+            ..ApiError::new(503, Some("too_many_connections"), message)
         };
-        let found = request.method.as_str();
-        match found == expected || (expected == "GET" && found == "HEAD") {
-            true => Ok(route),
-            false => {
-                let found: String = found.chars().take(20).collect();
-                let message = format!(
-                    "method of {}: expected {expected}, found {found}",
-                    request.path
-                );
-                Err(ApiError::new(405, None, message))
-            }
-        }
-    }
-
-    /// Returns whether clients need a key. Probes and scrapers have none, and the page is public.
-    fn needs_key(&self) -> bool {
-        !matches!(self, Route::Page | Route::Health | Route::Metrics)
-    }
-}
-
-/// Responds to a request.
-///
-/// # Errors
-/// If the connection ends.
-pub(super) fn handle(
-    state: &State,
-    request: &HttpRequest,
-    connection: &mut Connection,
-    keep_alive: bool,
-) -> io::Result<()> {
-    let response = match respond(state, request, connection, keep_alive) {
-        Ok(Some(response)) => response,
-        // It has been streamed.
-        Ok(None) => return Ok(()),
-        Err(Failure::Api(error)) => HttpResponse::from(&*error),
-        Err(Failure::Connection(error)) => return Err(error),
+        ([(header::CONNECTION, "close")], error)
     };
-    connection.write(&response, request.method != "HEAD", keep_alive)
+    with_layers(Router::new().fallback(refuse))
 }
 
-/// Why there is no response yet.
-pub(super) enum Failure {
-    /// The client gets this error.
-    Api(Box<ApiError>),
-    /// There is no client any more.
-    Connection(io::Error),
+fn with_layers(router: Router) -> Router {
+    let set = |name, value| {
+        SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value))
+    };
+    router
+        .layer(set(header::CACHE_CONTROL, "no-store"))
+        .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(TraceLayer::new_for_http())
 }
 
-impl<E: Into<ApiError>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self::Api(Box::new(error.into()))
-    }
+/// The response to a request whose handler panicked. The panic itself is on stderr.
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    server_failed().into_response()
 }
 
-fn respond(
-    state: &State,
-    request: &HttpRequest,
-    connection: &mut Connection,
-    keep_alive: bool,
-) -> Result<Option<HttpResponse>, Failure> {
-    let route = Route::of(request)?;
-    if route.needs_key() && !state.config.keys.allow(request.authorization.as_deref()) {
-        let found = request.authorization.as_ref().map_or("none", |_| "another");
+fn server_failed() -> ApiError {
+    ApiError::new(500, None, "the server failed; see its log")
+}
+
+async fn unknown_path(uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(80).collect();
+    let message = format!("expected a path of this server, found {path:?}");
+    ApiError::new(404, Some("unknown_url"), message)
+}
+
+async fn wrong_method(method: HttpMethod, uri: Uri) -> ApiError {
+    let path: String = uri.path().chars().take(80).collect();
+    let takes_body = path == "/tokenize" || path.ends_with("/completions");
+    let expected = if takes_body { "POST" } else { "GET" };
+    let found: String = method.as_str().chars().take(20).collect();
+    let message = format!("method of {path}: expected {expected}, found {found}");
+    ApiError::new(405, None, message)
+}
+
+/// Refuses requests without a key.
+async fn check_key(
+    extract::State(state): Shared,
+    request: HttpRequest,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let header = request.headers().get(header::AUTHORIZATION);
+    let given = header.and_then(|value| value.to_str().ok());
+    if !state.config.keys.allow(given) {
+        let found = header.map_or("none", |_| "another");
         let message = format!(
-            "expected the header \"authorization: Bearer KEY\" with a key of this server, found {found}"
+            "expected the header \"authorization: Bearer KEY\" with a key of this server, found \
+             {found}"
         );
-        return Err(ApiError::new(401, Some("invalid_api_key"), message).into());
+        return Err(ApiError::new(401, Some("invalid_api_key"), message));
     }
-    let mut stream = answer::Stream {
-        connection,
-        in_chunks: request.takes_chunks,
-        keep_alive,
-    };
-    Ok(Some(match route {
-        Route::Page => page(),
-        Route::Health => health(state)?,
-        Route::Metrics => HttpResponse::new(
-            "text/plain; version=0.0.4; charset=utf-8",
-            state.metrics.render(),
-        ),
-        Route::Models => {
-            HttpResponse::json(&json!({ "object": "list", "data": [model_document(state)] }))
-        }
-        Route::Model(name) => {
-            check_model(state, Some(&name))?;
-            HttpResponse::json(&model_document(state))
-        }
-        Route::Tokenize => tokenize(state, &request.body)?,
-        Route::Completions => {
-            let job = completion_job(state, &request.body)?;
-            return answer::answer(state, job, &mut stream);
-        }
-        Route::Chat => {
-            let job = chat_job(state, &request.body)?;
-            return answer::answer(state, job, &mut stream);
-        }
-    }))
+    Ok(next.run(request).await)
 }
 
 /// The chat page, which loads nothing else.
-fn page() -> HttpResponse {
+async fn page() -> Response {
     let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                   connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'";
-    HttpResponse {
-        headers: vec![("content-security-policy", policy.into())],
-        ..HttpResponse::new("text/html; charset=utf-8", include_str!("page.html"))
-    }
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, policy),
+    ];
+    (headers, include_str!("page.html")).into_response()
 }
 
-fn health(state: &State) -> Result<HttpResponse, ApiError> {
+async fn health(extract::State(state): Shared) -> Result<Response, ApiError> {
     match state.engine.is_running() {
-        true => Ok(HttpResponse::json(&json!({ "status": "ok" }))),
+        true => Ok(json(&json!({ "status": "ok" }))),
         false => Err(ApiError::new(
             503,
             Some("stopping"),
-            "the server takes no requests",
+            "expected a server that takes requests, found one that has stopped",
         )),
     }
 }
 
-fn model_document(state: &State) -> serde_json::Value {
-    let methods: Vec<&str> = state
-        .model
-        .methods
-        .iter()
-        .map(|(name, _)| name.as_str())
-        .collect();
+async fn metrics(extract::State(state): Shared) -> Response {
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    let headers = [(header::CONTENT_TYPE, content_type)];
+    (headers, state.metrics.render()).into_response()
+}
+
+async fn models(extract::State(state): Shared) -> Response {
+    json(&json!({ "object": "list", "data": [model_document(&state)] }))
+}
+
+async fn model(
+    extract::State(state): Shared,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    // A name that is no UTF-8 is not that of the model.
+    let name = name.map_or_else(|_| "\u{fffd}".into(), |Path(name)| name);
+    check_model(&state, Some(&name))?;
+    Ok(json(&model_document(&state)))
+}
+
+fn model_document(state: &State) -> Value {
+    let methods = state.model.methods.iter();
+    let methods: Vec<&str> = methods.map(|(name, _)| name.as_str()).collect();
     json!({
         "id": state.model.name,
         "object": "model",
@@ -182,6 +169,35 @@ fn model_document(state: &State) -> serde_json::Value {
         "max_model_len": state.engine.config().context,
         "methods": methods,
     })
+}
+
+async fn completions(state: Shared, request: HttpRequest) -> Result<Response, ApiError> {
+    let job = read(&state, request, completion_job).await?;
+    answer::answer(state.0, job).await
+}
+
+async fn chat(state: Shared, request: HttpRequest) -> Result<Response, ApiError> {
+    let job = read(&state, request, chat_job).await?;
+    answer::answer(state.0, job).await
+}
+
+async fn tokenize(state: Shared, request: HttpRequest) -> Result<Response, ApiError> {
+    let document = read(&state, request, token_document).await?;
+    Ok(json(&document))
+}
+
+/// Reads the body of a request and lets a thread of its own parse it and encode its texts, which
+/// may take long.
+async fn read<T: Send + 'static>(
+    state: &Arc<State>,
+    request: HttpRequest,
+    parse: fn(&State, &[u8]) -> Result<T, ApiError>,
+) -> Result<T, ApiError> {
+    let body = body::read(state, request).await?;
+    let (bytes, of_thread) = (body.bytes, Arc::clone(state));
+    let parsed = tokio::task::spawn_blocking(move || parse(&of_thread, &bytes)).await;
+    drop(body.permit);
+    parsed.unwrap_or_else(|_| Err(server_failed()))
 }
 
 /// Checks the name of a model. None stands for the only one.
@@ -314,48 +330,16 @@ fn encode_chat(state: &State, messages: &[ChatMessage]) -> Result<Vec<u32>, ApiE
     }
 }
 
-fn tokenize(state: &State, body: &[u8]) -> Result<HttpResponse, ApiError> {
+fn token_document(state: &State, body: &[u8]) -> Result<Value, ApiError> {
     let TokenizeRequest { model, input } = TokenizeRequest::parse(body)?;
     check_model(state, model.as_deref())?;
     let tokens = match input {
         TokenizeInput::Text { text, special } => encode(state, &text, special)?,
         TokenizeInput::Chat(messages) => encode_chat(state, &messages)?,
     };
-    Ok(HttpResponse::json(&json!({
+    Ok(json!({
         "count": tokens.len(),
         "max_model_len": state.engine.config().context,
         "tokens": tokens,
-    })))
-}
-
-/// Decodes the escapes of a part of a path.
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let hex = after.get(..2).filter(|_| first == b'%');
-        let hex = hex.and_then(|digits| std::str::from_utf8(digits).ok());
-        match hex.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn escapes_of_a_path_are_decoded() {
-        assert_eq!(percent_decoded("org%2Fname"), "org/name");
-        assert_eq!(percent_decoded("a%zz%4"), "a%zz%4");
-    }
+    }))
 }

@@ -1,22 +1,38 @@
 //! The listener and its connections: [`Server`].
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
 use sparq::Method;
 use sparq_models::text::ChatTemplate;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{sleep, timeout};
 
-use super::ApiKeys;
-use super::connection::{Closed, Connection};
-use super::message::HttpResponse;
-use crate::api::ApiError;
+use super::write_limit::WriteLimit;
+use super::{ApiKeys, body, routes};
 use crate::engine::Engine;
 use crate::metrics::Metrics;
+
+/// The time for the headers of a request, and the time that a connection waits for its next one.
+const HEAD_TIME: Duration = Duration::from_secs(30);
+/// The most bytes of a request before its body.
+const MOST_HEAD: usize = 32 << 10;
+/// The time that a client may take to accept bytes.
+const WRITE_TIME: Duration = Duration::from_secs(30);
+/// The most connections beyond the limit that are told so. Others are closed at once.
+const MOST_REFUSALS: usize = 64;
+/// The threads that read JSON and encode texts.
+const ENCODERS: usize = 4;
 
 /// The settings of a [`Server`].
 #[derive(Clone)]
@@ -61,9 +77,10 @@ pub(super) struct State {
     pub(super) config: ServerConfig,
     /// When the server began, in seconds since 1970.
     pub(super) created: u64,
+    /// The memory for bodies.
+    pub(super) body_memory: Semaphore,
     requests: AtomicU64,
-    connections: AtomicUsize,
-    stopping: AtomicBool,
+    stopping: watch::Sender<bool>,
 }
 
 impl State {
@@ -71,10 +88,6 @@ impl State {
     pub(super) fn next_id(&self) -> String {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         format!("{:x}-{number:08x}", self.created)
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst)
     }
 }
 
@@ -86,6 +99,7 @@ pub(super) fn now() -> u64 {
 
 /// A server that listens.
 pub struct Server {
+    runtime: Runtime,
     listener: TcpListener,
     address: SocketAddr,
     state: Arc<State>,
@@ -93,26 +107,14 @@ pub struct Server {
 
 /// Stops a [`Server`] from another thread.
 #[derive(Clone)]
-pub struct ServerHandle {
-    address: SocketAddr,
-    state: Arc<State>,
-}
+pub struct ServerHandle(Arc<State>);
 
 impl ServerHandle {
     /// Stops the server: no new connections and requests. [`Server::run`] returns when the running
     /// ones have ended.
     pub fn stop(&self) {
-        self.state.stopping.store(true, Ordering::SeqCst);
-        self.state.engine.stop();
-        // The listener waits for a connection.
-        let mut address = self.address;
-        if address.ip().is_unspecified() {
-            address.set_ip(match address.is_ipv4() {
-                true => std::net::Ipv4Addr::LOCALHOST.into(),
-                false => std::net::Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        let _ = TcpStream::connect_timeout(&address, Duration::from_secs(1));
+        self.0.stopping.send_replace(true);
+        self.0.engine.stop();
     }
 }
 
@@ -132,21 +134,29 @@ impl Server {
         config: ServerConfig,
     ) -> io::Result<Self> {
         assert!(!model.methods.is_empty(), "expected a method, found none");
-        let listener = TcpListener::bind(address)?;
+        // One thread is enough: requests are few and long. The cores are the engine's.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .max_blocking_threads(ENCODERS)
+            .build()?;
+        let listener = runtime.block_on(TcpListener::bind(address))?;
         let address = listener.local_addr()?;
+        let state = Arc::new(State {
+            engine,
+            model,
+            metrics,
+            body_memory: Semaphore::new(body::permits(config.max_body)),
+            config,
+            created: now(),
+            requests: AtomicU64::new(0),
+            stopping: watch::Sender::new(false),
+        });
         Ok(Self {
+            runtime,
             listener,
             address,
-            state: Arc::new(State {
-                engine,
-                model,
-                metrics,
-                config,
-                created: now(),
-                requests: AtomicU64::new(0),
-                connections: AtomicUsize::new(0),
-                stopping: AtomicBool::new(false),
-            }),
+            state,
         })
     }
 
@@ -157,106 +167,100 @@ impl Server {
 
     /// Returns a handle to stop it.
     pub fn handle(&self) -> ServerHandle {
-        ServerHandle {
-            address: self.address,
-            state: Arc::clone(&self.state),
-        }
+        ServerHandle(Arc::clone(&self.state))
     }
 
     /// Serves connections until a handle stops the server. Then waits for running requests, up to
     /// the time of the configuration. Returns whether all of them ended.
     pub fn run(self) -> bool {
-        for stream in self.listener.incoming() {
-            if self.state.is_stopping() {
-                break;
-            }
-            match stream {
-                Ok(stream) => accept(&self.state, stream),
-                // Too many open files, for one. Others may be closed meanwhile.
-                Err(error) => {
-                    tracing::warn!("a connection cannot be accepted: {error}");
-                    thread::sleep(Duration::from_millis(50));
-                }
-            }
-        }
-        drop(self.listener);
-        let deadline = Instant::now() + self.state.config.grace;
-        let is_busy = || {
-            let connections = self.state.connections.load(Ordering::SeqCst);
-            connections > 0 || !self.state.engine.has_ended()
-        };
-        while is_busy() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(10));
-        }
-        !is_busy()
+        let Self {
+            runtime,
+            listener,
+            state,
+            ..
+        } = self;
+        let ended = runtime.block_on(serve(listener, state));
+        // A thread may still encode a prompt that nobody waits for.
+        runtime.shutdown_background();
+        ended
     }
 }
 
-/// The most connections beyond the limit that are told so. Others are closed at once.
-const MOST_REFUSALS: usize = 64;
-
-/// Counts a connection for as long as it lives.
-struct Counted(Arc<State>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// Starts the thread of a connection.
-fn accept(state: &Arc<State>, stream: TcpStream) {
-    let open = state.connections.fetch_add(1, Ordering::SeqCst) + 1;
-    let counted = Counted(Arc::clone(state));
-    let most = state.config.max_connections;
-    if open > most + MOST_REFUSALS {
-        return;
-    }
-    let run = move || {
-        let state = &counted.0;
-        let Ok(mut connection) = Connection::new(stream, state.config.max_body) else {
-            return;
-        };
-        if open > most {
-            let message = format!("expected at most {most} connections, found more");
-            let error = ApiError {
-                retry_seconds: Some(1),
-                ..ApiError::new(503, Some("too_many_connections"), message)
-            };
-            let _ = connection.write(&HttpResponse::from(&error), true, false);
-            return connection.linger();
-        }
-        serve(state, connection);
-    };
-    let started = thread::Builder::new().name("connection".into()).spawn(run);
-    if let Err(error) = started {
-        tracing::warn!("the thread of a connection cannot be started: {error}");
-    }
-}
-
-/// Serves the requests of a connection, one after the other.
-fn serve(state: &State, mut connection: Connection) {
+async fn serve(listener: TcpListener, state: Arc<State>) -> bool {
+    let connections = Connections::new(&state);
+    let mut stopping = state.stopping.subscribe();
     loop {
-        let request = match connection.read(|| state.is_stopping()) {
-            Ok(request) => request,
-            Err(Closed::Quietly) => return,
-            Err(Closed::Refused(error)) => {
-                let _ = connection.write(&HttpResponse::from(&error), true, false);
-                return connection.linger();
-            }
+        let accepted = tokio::select! {
+            biased;
+            _ = stopping.wait_for(|&stops| stops) => break,
+            accepted = listener.accept() => accepted,
         };
-        let keep_alive = request.keep_alive && !state.is_stopping();
-        let handled = catch_unwind(AssertUnwindSafe(|| {
-            super::routes::handle(state, &request, &mut connection, keep_alive)
-        }));
-        match handled {
-            Ok(Ok(())) if keep_alive => {}
-            Ok(_) => return,
-            Err(_) => {
-                let error = ApiError::new(500, None, "the server failed; see its log");
-                let _ = connection.write(&HttpResponse::from(&error), true, false);
-                return;
+        match accepted {
+            Ok((stream, _)) => connections.begin(stream),
+            // Too many open files, for one. Others may be closed meanwhile.
+            Err(error) => {
+                tracing::warn!("a connection cannot be accepted: {error}");
+                sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+    drop(listener);
+    let ended = async {
+        connections.graceful.shutdown().await;
+        while !state.engine.has_ended() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(state.config.grace, ended).await.is_ok()
+}
+
+/// The open connections.
+struct Connections {
+    graceful: GracefulShutdown,
+    router: Router,
+    places: Arc<Semaphore>,
+    /// Answers connections for which there is no place.
+    refusal: Router,
+    refusals: Arc<Semaphore>,
+}
+
+impl Connections {
+    fn new(state: &Arc<State>) -> Self {
+        let most = state.config.max_connections;
+        Self {
+            graceful: GracefulShutdown::new(),
+            router: routes::router(Arc::clone(state)),
+            places: Arc::new(Semaphore::new(most)),
+            refusal: routes::refusal(most),
+            refusals: Arc::new(Semaphore::new(MOST_REFUSALS)),
+        }
+    }
+
+    fn begin(&self, stream: TcpStream) {
+        let place = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_owned();
+        if let Ok(place) = place(&self.places) {
+            self.spawn(stream, self.router.clone(), place);
+        } else if let Ok(place) = place(&self.refusals) {
+            self.spawn(stream, self.refusal.clone(), place);
+        }
+    }
+
+    /// Starts the task of a connection.
+    fn spawn(&self, stream: TcpStream, router: Router, place: OwnedSemaphorePermit) {
+        // It only saves time.
+        let _ = stream.set_nodelay(true);
+        let io = TokioIo::new(WriteLimit::new(stream, WRITE_TIME));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIME)
+            .max_header_size(MOST_HEAD)
+            .serve_connection(io, TowerToHyperService::new(router));
+        let connection = self.graceful.watch(connection);
+        tokio::spawn(async move {
+            let _place = place;
+            if let Err(error) = connection.await {
+                tracing::debug!("a connection ended: {error}");
+            }
+        });
     }
 }

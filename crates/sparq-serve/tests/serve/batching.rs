@@ -1,7 +1,6 @@
 //! Answers under load equal those of a session. Queue, cancellation and failures.
 
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::{Method, SparqError};
@@ -9,9 +8,9 @@ use sparq_models::text::{GenerateOptions, SamplingConfig, Session};
 use sparq_models::{CausalLm, Decoder, ModelCache, SequenceStep};
 use sparq_serve::engine::{EngineConfig, EngineError, Event, Finish, Penalties, Request};
 
-use crate::support::wait_until;
 use crate::support::{
-    answer, collect, config, model, request, sparq, start, start_with, tokenizer,
+    CANCELLED, FAILED, RUNNING, answer, collect, config, metric, model, request, sparq, start,
+    start_with, tokenizer, wait_until,
 };
 
 const TEXT: &str = "In the beginning God created the heaven and the earth. And the earth was \
@@ -51,7 +50,7 @@ fn answers_under_load_equal_those_alone() {
     let cases: Vec<_> = cases
         .map(|(at, prompt)| (prompt, 8 + 3 * at, methods[at % 2]))
         .collect();
-    let generations: Vec<_> = cases
+    let mut generations: Vec<_> = cases
         .iter()
         .map(|&(ref prompt, tokens, method)| {
             let request = Request {
@@ -61,7 +60,7 @@ fn answers_under_load_equal_those_alone() {
             running.engine.submit(request).unwrap()
         })
         .collect();
-    for ((prompt, tokens, method), generation) in cases.iter().zip(&generations) {
+    for ((prompt, tokens, method), generation) in cases.iter().zip(&mut generations) {
         let answer = collect(generation, 1).0.remove(0);
         assert_eq!(
             answer.text,
@@ -73,8 +72,9 @@ fn answers_under_load_equal_those_alone() {
             (*tokens, Some(Finish::Length))
         );
     }
-    wait_until(|| running.metrics.running.get() == 0);
-    assert_eq!(running.metrics.finished(Finish::Length).get(), 20);
+    wait_until(|| metric(&running.metrics, RUNNING) == 0.0);
+    let length = "vllm:request_success_total length";
+    assert_eq!(metric(&running.metrics, length), 20.0);
 }
 
 #[test]
@@ -89,8 +89,8 @@ fn choices_share_a_prompt_and_differ_by_seed() {
         },
         ..request(TEXT, 24)
     };
-    let generation = running.engine.submit(sampled(5, 3)).unwrap();
-    let (answers, _) = collect(&generation, 3);
+    let mut generation = running.engine.submit(sampled(5, 3)).unwrap();
+    let (answers, _) = collect(&mut generation, 3);
     for (index, expected) in answers.iter().enumerate() {
         let found = answer(&running.engine, sampled(5 + index as u64, 1));
         assert_eq!(&found, expected);
@@ -192,7 +192,7 @@ fn full_queue_refuses_and_leaving_frees_a_place() {
     });
     let long = || running.engine.submit(request("a", 8000));
     let first = long().unwrap();
-    wait_until(|| running.metrics.running.get() == 1);
+    wait_until(|| metric(&running.metrics, RUNNING) == 1.0);
     let (second, third) = (long().unwrap(), long().unwrap());
     let error = long().unwrap_err();
     assert!(
@@ -201,8 +201,8 @@ fn full_queue_refuses_and_leaving_frees_a_place() {
     );
     drop((first, second, third));
     assert_eq!(answer(&running.engine, request("a", 3)).tokens, 3);
-    wait_until(|| running.metrics.running.get() == 0);
-    assert_eq!(running.metrics.cancelled.get(), 3);
+    wait_until(|| metric(&running.metrics, RUNNING) == 0.0);
+    assert_eq!(metric(&running.metrics, CANCELLED), 3.0);
 }
 
 #[test]
@@ -211,14 +211,14 @@ fn stopped_engine_finishes_what_runs() {
         max_batch: 1,
         ..config()
     });
-    let first = running.engine.submit(request(TEXT, 200)).unwrap();
-    wait_until(|| running.metrics.running.get() == 1);
-    let second = running.engine.submit(request(TEXT, 200)).unwrap();
+    let mut first = running.engine.submit(request(TEXT, 200)).unwrap();
+    wait_until(|| metric(&running.metrics, RUNNING) == 1.0);
+    let mut second = running.engine.submit(request(TEXT, 200)).unwrap();
     running.engine.stop();
-    assert_eq!(collect(&first, 1).0[0].tokens, 200);
-    let event = second.next(Duration::from_secs(60));
+    assert_eq!(collect(&mut first, 1).0[0].tokens, 200);
+    let event = second.wait();
     assert!(
-        matches!(event, Some(Event::Failed(EngineError::Stopping))),
+        matches!(event, Event::Failed(EngineError::Stopping)),
         "{event:?}"
     );
     let error = running.engine.submit(request(TEXT, 1)).unwrap_err();
@@ -296,7 +296,7 @@ impl CausalLm for Fragile {
 fn failed_request_harms_no_other() {
     let running = start_with(Box::new(Fragile(model())), config());
     let expected = alone(&model(), TEXT, 40, Method::DENSE);
-    let good = running.engine.submit(request(TEXT, 40)).unwrap();
+    let mut good = running.engine.submit(request(TEXT, 40)).unwrap();
     // The first token of its answer is the one that the model cannot read.
     let in_step = running.engine.submit(Request {
         penalties: Penalties {
@@ -306,9 +306,9 @@ fn failed_request_harms_no_other() {
         ..request("And", 10)
     });
     let in_prompt = running.engine.submit(request("Alas!", 10)).unwrap();
-    for bad in [in_step.unwrap(), in_prompt] {
+    for mut bad in [in_step.unwrap(), in_prompt] {
         loop {
-            match bad.next(Duration::from_secs(60)).unwrap() {
+            match bad.wait() {
                 Event::Failed(error) => {
                     assert!(error.to_string().contains("a bad token"), "{error}");
                     break;
@@ -318,7 +318,7 @@ fn failed_request_harms_no_other() {
             }
         }
     }
-    assert_eq!(collect(&good, 1).0[0].text, expected);
+    assert_eq!(collect(&mut good, 1).0[0].text, expected);
     assert_eq!(answer(&running.engine, request(TEXT, 40)).text, expected);
-    assert_eq!(running.metrics.failed.get(), 2);
+    assert_eq!(metric(&running.metrics, FAILED), 2.0);
 }

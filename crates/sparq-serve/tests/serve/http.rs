@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sparq_serve::engine::EngineConfig;
 
-use crate::support::{TestServer, config, post, serve, wait_until};
+use crate::support::{
+    CANCELLED, FAILED, RUNNING, TestServer, WAITING, config, metric, post, serve, wait_until,
+};
 
 const PROMPT: &str = "In the beginning";
 
@@ -298,11 +300,11 @@ fn client_that_hangs_up_frees_its_place() {
         connection
             .write_all(post("/v1/completions", &body).as_bytes())
             .unwrap();
-        wait_until(|| server.metrics.running.get() == 1);
+        wait_until(|| metric(&server.metrics, RUNNING) == 1.0);
         connection.shutdown(Shutdown::Both).unwrap();
-        wait_until(|| server.metrics.running.get() == 0);
+        wait_until(|| metric(&server.metrics, RUNNING) == 0.0);
     }
-    assert_eq!(server.metrics.cancelled.get(), 2);
+    assert_eq!(metric(&server.metrics, CANCELLED), 2.0);
 }
 
 #[test]
@@ -323,14 +325,14 @@ fn full_queue_tells_when_to_retry() {
         connection
     };
     let first = begin();
-    wait_until(|| server.metrics.running.get() == 1);
+    wait_until(|| metric(&server.metrics, RUNNING) == 1.0);
     let second = begin();
-    wait_until(|| server.metrics.waiting.get() == 1);
+    wait_until(|| metric(&server.metrics, WAITING) == 1.0);
     let refused = server.post("/v1/completions", &greedy(1).to_string());
     assert_eq!(refused.status, 429);
     assert!(refused.head.contains("retry-after: "), "{}", refused.head);
     drop((first, second));
-    wait_until(|| server.metrics.running.get() == 0 && server.metrics.waiting.get() == 0);
+    wait_until(|| metric(&server.metrics, RUNNING) == 0.0 && metric(&server.metrics, WAITING) == 0.0);
 }
 
 #[test]
@@ -347,7 +349,7 @@ fn stopping_server_finishes_what_runs() {
         connection.read_to_string(&mut response).unwrap();
         response
     });
-    wait_until(|| server.metrics.running.get() == 1);
+    wait_until(|| metric(&server.metrics, RUNNING) == 1.0);
     assert!(server.stop());
     let response = client.join().unwrap();
     assert!(
@@ -413,5 +415,5 @@ fn damaged_requests_get_errors() {
         completion(&server, greedy(4))["usage"]["completion_tokens"],
         4
     );
-    assert_eq!(server.metrics.failed.get(), 0);
+    assert_eq!(metric(&server.metrics, FAILED), 0.0);
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use sparq_serve::engine::EngineConfig;
 
-use crate::support::{Response, config, post, serve, wait_until};
+use crate::support::{FAILED, RUNNING, Response, WAITING, config, metric, post, serve, wait_until};
 
 const CLIENTS: usize = 64;
 
@@ -80,7 +80,7 @@ fn clients_lose_nothing_under_load() {
             scope.spawn(move || client(index));
         }
     });
-    wait_until(|| server.metrics.running.get() == 0 && server.metrics.waiting.get() == 0);
+    wait_until(|| metric(&server.metrics, RUNNING) == 0.0 && metric(&server.metrics, WAITING) == 0.0);
     let mut times = times.into_inner().unwrap();
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
@@ -94,7 +94,7 @@ fn clients_lose_nothing_under_load() {
         at(0.99),
     );
     assert!(times.len() >= CLIENTS / 2);
-    assert_eq!(server.metrics.failed.get(), 0);
+    assert_eq!(metric(&server.metrics, FAILED), 0.0);
     if let Some((before, after)) = before.zip(after) {
         assert!(
             after < before + before / 4 + (64 << 10),

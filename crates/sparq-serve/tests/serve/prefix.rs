@@ -3,7 +3,7 @@
 use sparq::Method;
 use sparq_serve::engine::{Engine, EngineConfig, Request};
 
-use crate::support::{collect, config, request, sparq, start};
+use crate::support::{collect, config, metric, request, sparq, start};
 
 const SYSTEM: &str = "Thou shalt answer in the manner of the elders, and shalt not lie. ";
 
@@ -13,8 +13,8 @@ fn ask(engine: &Engine, prompt: &str, method: Method) -> (String, usize) {
         method,
         ..request(prompt, 12)
     };
-    let generation = engine.submit(request).unwrap();
-    let (mut answers, known) = collect(&generation, 1);
+    let mut generation = engine.submit(request).unwrap();
+    let (mut answers, known) = collect(&mut generation, 1);
     (answers.remove(0).text, known)
 }
 
@@ -39,7 +39,8 @@ fn common_beginning_is_read_once() {
     let next = format!("{first}{answer} And who made the sky?");
     let (_, known) = ask(&fresh.engine, &next, Method::DENSE);
     assert_eq!(known, first.len() + 11);
-    assert!(used.metrics.prefix_hits.get() >= 3 * SYSTEM.len() as u64);
+    let hits = metric(&used.metrics, "vllm:prefix_cache_hits_total");
+    assert!(hits >= 3.0 * SYSTEM.len() as f64);
 }
 
 #[test]

@@ -85,11 +85,10 @@ pub struct Answer {
 }
 
 /// All answers of a request, and the tokens of its prompt that were known.
-pub fn collect(generation: &Generation, choices: usize) -> (Vec<Answer>, usize) {
+pub fn collect(generation: &mut Generation, choices: usize) -> (Vec<Answer>, usize) {
     let (mut answers, mut known) = (vec![Answer::default(); choices], 0);
     while answers.iter().any(|answer| answer.finish.is_none()) {
-        let event = generation.next(Duration::from_secs(120));
-        match event.expect("an event within two minutes") {
+        match generation.wait() {
             Event::Prompt { cached } => known = cached,
             Event::Text {
                 choice,
@@ -116,9 +115,24 @@ pub fn collect(generation: &Generation, choices: usize) -> (Vec<Answer>, usize) 
 
 /// Submits a request of one answer and waits for it.
 pub fn answer(engine: &Engine, request: Request) -> Answer {
-    let generation = engine.submit(request).unwrap();
-    collect(&generation, 1).0.remove(0)
+    let mut generation = engine.submit(request).unwrap();
+    collect(&mut generation, 1).0.remove(0)
 }
+
+/// Reads a metric. `name` may have a label of its own: `vllm:request_success_total stop`.
+pub fn metric(metrics: &Metrics, name: &str) -> f64 {
+    let (name, label) = name.split_once(' ').unwrap_or((name, ""));
+    let page = metrics.render();
+    let mut lines = page.lines().filter_map(|line| line.split_once('{'));
+    let line = lines.find(|(found, rest)| *found == name && rest.contains(label));
+    let (_, rest) = line.unwrap_or_else(|| panic!("expected {name} {label}, found {page}"));
+    rest.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+pub const RUNNING: &str = "vllm:num_requests_running";
+pub const WAITING: &str = "vllm:num_requests_waiting";
+pub const CANCELLED: &str = "vllm:request_success_total abort";
+pub const FAILED: &str = "vllm:request_success_total error";
 
 /// Waits until something holds, for a minute at most.
 pub fn wait_until(holds: impl Fn() -> bool) {

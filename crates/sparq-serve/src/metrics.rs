@@ -25,6 +25,7 @@ pub struct Metrics {
     cache_share: Gauge,
     reserved_bytes: Gauge,
     kept_bytes: Gauge,
+    resident_bytes: Gauge,
     /// The tokens of prompts.
     pub(crate) prompt_tokens: Counter,
     /// The tokens of ended answers.
@@ -71,6 +72,10 @@ impl Metrics {
             kept_bytes: page.gauge(
                 "sparq:cache_kept_bytes",
                 "Bytes of caches kept for later prompts.",
+            ),
+            resident_bytes: page.gauge(
+                "process_resident_memory_bytes",
+                "Resident memory of the process, 0 if the system does not tell it.",
             ),
             prompt_tokens: page.counter("vllm:prompt_tokens_total", "Tokens of prompts."),
             generated_tokens: page.counter("vllm:generation_tokens_total", "Tokens of answers."),
@@ -128,8 +133,17 @@ impl Metrics {
 
     /// Returns all metrics in Prometheus' text format.
     pub fn render(&self) -> String {
+        self.resident_bytes.set(resident_bytes().unwrap_or(0.0));
         self.handle.render()
     }
+}
+
+/// Returns the resident memory of this process, if the system tells it.
+fn resident_bytes() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024.0)
 }
 
 /// Registers metrics.

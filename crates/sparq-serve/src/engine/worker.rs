@@ -235,9 +235,7 @@ impl Worker {
             Ok::<_, SparqError>(())
         })?;
         let metrics = &self.shared.metrics;
-        metrics
-            .first_token_time
-            .record(submitted.arrived.elapsed());
+        metrics.first_token_time.record(submitted.arrived.elapsed());
         let mut caches = vec![cache.clone(); request.choices - 1];
         caches.push(cache);
         let mut started = Vec::new();
@@ -258,7 +256,9 @@ impl Worker {
         match finish {
             Ok(None) => return self.running.push(sequence),
             Ok(Some(finish)) => {
-                metrics.generated_tokens.increment(sequence.generated() as u64);
+                metrics
+                    .generated_tokens
+                    .increment(sequence.generated() as u64);
                 metrics.request_time.record(sequence.arrived.elapsed());
                 self.shared.request_time.add(sequence.arrived.elapsed());
                 let finish = sequence.end(finish);
@@ -292,7 +292,10 @@ impl Worker {
         let running = std::mem::take(&mut self.running);
         let (cancelled, mut running): (Vec<_>, Vec<_>) =
             running.into_iter().partition(Sequence::is_cancelled);
-        self.shared.metrics.cancelled.increment(cancelled.len() as u64);
+        self.shared
+            .metrics
+            .cancelled
+            .increment(cancelled.len() as u64);
         if running.is_empty() {
             cancelled.iter().for_each(|sequence| self.keep(sequence));
             return;

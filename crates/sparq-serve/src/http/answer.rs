@@ -113,7 +113,10 @@ impl Answers {
         let prompts = self.generations.len();
         for prompt in (0..prompts).map(|step| (self.turn + step) % prompts) {
             let answers = prompt * self.choices..(prompt + 1) * self.choices;
-            if self.pieces[answers].iter().all(|piece| piece.finish.is_some()) {
+            if self.pieces[answers]
+                .iter()
+                .all(|piece| piece.finish.is_some())
+            {
                 continue;
             }
             if let Poll::Ready(event) = self.generations[prompt].poll_next(context) {

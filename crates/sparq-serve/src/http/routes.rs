@@ -41,7 +41,10 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat))
         .route("/tokenize", post(tokenize))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&state), check_key));
+        .route_layer(middleware::from_fn_with_state(
+            Arc::clone(&state),
+            check_key,
+        ));
     let routes = open
         .merge(guarded)
         .fallback(unknown_path)
@@ -63,9 +66,8 @@ pub(super) fn refusal(most: usize) -> Router {
 }
 
 fn with_layers(router: Router) -> Router {
-    let set = |name, value| {
-        SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value))
-    };
+    let set =
+        |name, value| SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value));
     router
         .layer(set(header::CACHE_CONTROL, "no-store"))
         .layer(set(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))

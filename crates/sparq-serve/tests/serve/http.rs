@@ -332,7 +332,9 @@ fn full_queue_tells_when_to_retry() {
     assert_eq!(refused.status, 429);
     assert!(refused.head.contains("retry-after: "), "{}", refused.head);
     drop((first, second));
-    wait_until(|| metric(&server.metrics, RUNNING) == 0.0 && metric(&server.metrics, WAITING) == 0.0);
+    wait_until(|| {
+        metric(&server.metrics, RUNNING) == 0.0 && metric(&server.metrics, WAITING) == 0.0
+    });
 }
 
 #[test]

@@ -80,7 +80,9 @@ fn clients_lose_nothing_under_load() {
             scope.spawn(move || client(index));
         }
     });
-    wait_until(|| metric(&server.metrics, RUNNING) == 0.0 && metric(&server.metrics, WAITING) == 0.0);
+    wait_until(|| {
+        metric(&server.metrics, RUNNING) == 0.0 && metric(&server.metrics, WAITING) == 0.0
+    });
     let mut times = times.into_inner().unwrap();
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];

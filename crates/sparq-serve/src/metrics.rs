@@ -17,6 +17,7 @@ const FINISHED: &str = "vllm:request_success_total";
 
 /// The metrics of a server.
 pub struct Metrics {
+    page: Page,
     handle: PrometheusHandle,
     /// The sequences that decode or whose prompts are read.
     pub(crate) running: Gauge,
@@ -56,7 +57,6 @@ impl Metrics {
         let builder = PrometheusBuilder::new().add_global_label("model_name", model);
         let builder = builder.set_buckets(&BOUNDS).expect("there are buckets");
         let page = Page(builder.build_recorder());
-        let finished = |reason| page.finished(reason);
         Self {
             handle: page.0.handle(),
             running: page.gauge("vllm:num_requests_running", "Sequences in the batch."),
@@ -87,10 +87,10 @@ impl Metrics {
                 "vllm:prefix_cache_hits_total",
                 "Prompt tokens found among those kept.",
             ),
-            stopped: finished("stop"),
-            at_length: finished("length"),
-            cancelled: finished("abort"),
-            failed: finished("error"),
+            stopped: page.finished("stop"),
+            at_length: page.finished("length"),
+            cancelled: page.finished("abort"),
+            failed: page.finished("error"),
             queue_time: page.times(
                 "vllm:request_queue_time_seconds",
                 "From arrival to admission.",
@@ -107,7 +107,24 @@ impl Metrics {
                 "vllm:e2e_request_latency_seconds",
                 "From arrival to the end of an answer.",
             ),
+            page,
         }
+    }
+
+    /// Tells how many blocks of how many positions the memory for caches has, as routers that
+    /// foresee prefixes ask.
+    pub(crate) fn set_blocks(&self, positions: usize, blocks: usize) {
+        let name = "vllm:cache_config_info";
+        let help = "Positions of a block of a cache, and blocks of the memory for caches.";
+        let labels = vec![
+            Label::new("block_size", positions.to_string()),
+            Label::new("num_gpu_blocks", blocks.to_string()),
+        ];
+        let recorder = &self.page.0;
+        recorder.describe_gauge(name.into(), None, help.into());
+        recorder
+            .register_gauge(&Key::from_parts(name, labels), &Page::METADATA)
+            .set(1.0);
     }
 
     /// Returns the counter of answers that ended so.

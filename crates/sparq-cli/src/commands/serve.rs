@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Serialize;
 use sparq::Method;
 use sparq_device::DeviceChoice;
-use sparq_serve::engine::{Engine, EngineConfig};
+use sparq_serve::engine::{Decoding, Engine, EngineConfig};
 use sparq_serve::http::{ApiKeys, Server, ServerConfig, ServerModel};
 use sparq_serve::metrics::Metrics;
 
@@ -19,7 +19,7 @@ use crate::args::{DtypeArgs, ModelArgs, at_least_one, positive};
 use crate::exit::Outcome;
 use crate::interrupt;
 use crate::memory;
-use crate::method::{MethodArgs, MethodName};
+use crate::method::{DraftArgs, MethodArgs, MethodName};
 use crate::model::{Description, ModelSource};
 use crate::output::Output;
 
@@ -33,7 +33,7 @@ const CACHE_BYTES: f64 = 4.0 * (1u64 << 30) as f64;
 #[command(after_help = "\
 The server speaks OpenAI's API: /v1/completions, /v1/chat/completions and /v1/models, and has /health, \
 /metrics (Prometheus), /tokenize and a chat page at /. A request may choose the method of its decode steps \
-by \"method\": \"auto\", \"sparq\" or \"dense\".
+by \"method\": \"auto\", \"sparq\", \"lossless\" or \"dense\".
 
 Ctrl-C or SIGTERM ends the server when the running requests have ended; a second one at once.
 
@@ -104,7 +104,7 @@ pub fn run(args: &ServeArgs, device: &DeviceChoice, out: Output) -> Result<Outco
     let methods = args.methods(&description, device)?;
     let dtype = args.dtype.of(description.stored_float, device);
     let context = args.context(&description)?;
-    let cache_bytes = args.cache_bytes(&source, dtype, methods[0].1, device)?;
+    let cache_bytes = args.cache_bytes(&source, dtype, device)?;
     let template = source.chat_template()?;
     if template.is_none() {
         tracing::info!("{source} has no chat template: the texts of a chat are joined");
@@ -114,7 +114,7 @@ pub fn run(args: &ServeArgs, device: &DeviceChoice, out: Output) -> Result<Outco
     let metrics = Arc::new(Metrics::new(&name));
     let config = EngineConfig {
         dtype,
-        methods: methods.iter().map(|&(_, method)| method).collect(),
+        decodings: methods.iter().map(|&(_, decoding)| decoding).collect(),
         context,
         default_tokens: args.max_tokens,
         max_batch: args.max_batch,
@@ -175,27 +175,32 @@ impl ServeArgs {
         &self,
         description: &Description,
         device: &DeviceChoice,
-    ) -> Result<Vec<(String, Method)>> {
+    ) -> Result<Vec<(String, Decoding)>> {
         let names = [
             ("auto", MethodName::Auto),
             ("sparq", MethodName::Sparq),
+            ("lossless", MethodName::Lossless),
             ("dense", MethodName::Dense),
         ];
-        let default = self.method.method.unwrap_or(MethodName::Auto);
-        let of = |&(text, name): &(&str, MethodName)| {
+        let device = device.open();
+        let of = |(text, name): (&str, MethodName)| {
             let args = MethodArgs {
                 method: Some(name),
                 ..self.method
             };
-            let method = args.method(name, description, &device.open())?;
-            Ok((text.to_owned(), method, name != default))
+            let drafts = args.speculative(&DraftArgs::default(), description, &device)?;
+            let decoding = match drafts {
+                Some(config) => Decoding::Lossless(config),
+                None => args.method(name, description, &device)?.into(),
+            };
+            Ok((text.to_owned(), decoding))
         };
-        let mut methods = names.iter().map(of).collect::<Result<Vec<_>>>()?;
-        methods.sort_by_key(|&(.., is_other)| is_other);
-        Ok(methods
-            .into_iter()
-            .map(|(name, method, _)| (name, method))
-            .collect())
+        let mut methods = names.map(of).into_iter().collect::<Result<Vec<_>>>()?;
+        let default = self.method.method.unwrap_or(MethodName::Auto);
+        let is_default = |&(_, name): &(&str, MethodName)| name == default;
+        let first = names.iter().position(is_default).unwrap_or(0);
+        methods[..=first].rotate_right(1);
+        Ok(methods)
     }
 
     fn context(&self, description: &Description) -> Result<usize> {
@@ -213,13 +218,15 @@ impl ServeArgs {
         &self,
         source: &ModelSource,
         dtype: FloatDType,
-        method: Method,
         device: &DeviceChoice,
     ) -> Result<usize> {
         if let Some(gib) = self.cache_memory {
             return Ok((gib * (1u64 << 30) as f64) as usize);
         }
-        let weights = source.demand(device, dtype, method)?.memory().weights;
+        let weights = source
+            .demand(device, dtype, Method::DENSE)?
+            .memory()
+            .weights;
         let free = memory::of_device(device).map(|bytes| bytes - weights);
         Ok(free.map_or(CACHE_BYTES, |free| (free * CACHE_SHARE).max(0.0)) as usize)
     }

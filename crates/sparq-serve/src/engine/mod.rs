@@ -13,6 +13,7 @@
 //! positions that dense attention determined are kept: prompts, and the answers of dense attention.
 //! The answer to a request does not depend on the method of an earlier one.
 
+mod decoding;
 mod logprobs;
 mod penalties;
 mod prefix;
@@ -21,6 +22,7 @@ mod sequence;
 mod traffic;
 mod worker;
 
+pub use decoding::Decoding;
 pub use logprobs::TokenLogprobs;
 pub use penalties::Penalties;
 pub use request::{EngineError, Event, Finish, Generation, Request};
@@ -46,8 +48,8 @@ use crate::metrics::Metrics;
 pub struct EngineConfig {
     /// The type of the caches.
     pub dtype: FloatDType,
-    /// The methods that requests may choose.
-    pub methods: Vec<Method>,
+    /// The ways to decode that requests may choose.
+    pub decodings: Vec<Decoding>,
     /// The most positions of a sequence, prompt and answer together.
     pub context: usize,
     /// The most tokens of an answer whose request gives no number.
@@ -75,7 +77,7 @@ pub(crate) struct Shared {
     pub(crate) tokenizer: TextTokenizer,
     pub(crate) config: EngineConfig,
     pub(crate) metrics: Arc<Metrics>,
-    /// The bytes of a cache for each method of the configuration.
+    /// The bytes of a cache for each way to decode of the configuration.
     sizes: Vec<CacheSize>,
     /// The time of a request of late.
     pub(crate) request_time: MeanTime,
@@ -158,11 +160,15 @@ impl Engine {
         config: EngineConfig,
         metrics: Arc<Metrics>,
     ) -> Result<Self, EngineError> {
-        let size = |method| CacheSize::of(&*model, config.dtype, method);
-        let sizes = config.methods.iter().map(size);
+        let size =
+            |decoding: &Decoding| CacheSize::of(&*model, config.dtype, &decoding.cache_method());
+        let sizes = config.decodings.iter().map(size);
         let sizes = sizes
-            .collect::<Result<_, _>>()
+            .collect::<Result<Vec<CacheSize>, _>>()
             .map_err(EngineError::model)?;
+        if let Some(size) = sizes.first() {
+            metrics.set_blocks(BLOCK, config.cache_bytes / size.per_block.max(1));
+        }
         let shared = Arc::new(Shared {
             model,
             tokenizer,
@@ -259,10 +265,14 @@ impl Engine {
                 found: request.choices,
             });
         }
-        let method = config.methods.iter().position(|&m| m == request.method);
-        let size = method.map(|index| self.shared.sizes[index]);
+        let mut decodings = config.decodings.iter();
+        let decoding = decodings.position(|&decoding| decoding == request.decoding);
+        let size = decoding.map(|index| self.shared.sizes[index]);
         let size = size.ok_or_else(|| EngineError::Request {
-            reason: format!("method: {} is not one of this engine", request.method),
+            reason: format!(
+                "method: expected one of this engine, found {}",
+                request.decoding.name()
+            ),
         })?;
         let positions = request.prompt.len() + answer;
         let bytes = size.bytes(positions);

@@ -28,6 +28,11 @@ impl PenaltyState {
         }
     }
 
+    /// Returns whether logits never change.
+    pub(super) fn is_none(&self) -> bool {
+        self.penalties == Penalties::default()
+    }
+
     /// Changes logits [vocab].
     pub(super) fn apply(&self, logits: &mut [f32]) {
         let Penalties {

@@ -4,11 +4,10 @@ use std::fmt::Display;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use sparq::Method;
 use sparq_models::text::{CancelToken, SamplingConfig};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
-use super::{Penalties, TokenLogprobs, Traffic};
+use super::{Decoding, Penalties, TokenLogprobs, Traffic};
 
 /// A prompt to continue.
 #[derive(Clone, Debug)]
@@ -30,8 +29,8 @@ pub struct Request {
     pub ignore_eos: bool,
     /// The number of most probable tokens to report with each token. `None` reports nothing.
     pub logprobs: Option<usize>,
-    /// The method of decode steps.
-    pub method: Method,
+    /// The way to decode.
+    pub decoding: Decoding,
 }
 
 /// Why an answer ended.

@@ -4,18 +4,20 @@ use std::time::Instant;
 
 use sparq::Method;
 use sparq_models::ModelCache;
-use sparq_models::text::{GeneratedText, Released, Sampler};
+use sparq_models::text::{
+    GeneratedText, Released, Sampler, SpeculativeConfig, SpeculativeDecoder, SpeculativeRow,
+};
 
 use super::penalties::PenaltyState;
 use super::request::{EngineError, Event, Finish, Reply, Submitted};
-use super::{Shared, TokenLogprobs, Traffic};
+use super::{Decoding, Shared, TokenLogprobs, Traffic};
 
 /// One answer to a prompt.
 pub(super) struct Sequence {
     choice: usize,
     reply: Reply,
     pub(super) cache: ModelCache,
-    pub(super) method: Method,
+    decoding: Decoding,
     /// The prompt and the answer. The cache lacks the last one.
     tokens: Vec<u32>,
     prompt: usize,
@@ -51,7 +53,7 @@ impl Sequence {
             choice,
             reply: submitted.reply.clone(),
             cache,
-            method: request.method,
+            decoding: request.decoding,
             tokens: request.prompt.clone(),
             prompt: request.prompt.len(),
             answer: submitted.answer,
@@ -80,9 +82,74 @@ impl Sequence {
         self.reply.is_cancelled()
     }
 
+    /// Returns the method of a step in a batch.
+    pub(super) fn step_method(&self) -> Method {
+        self.decoding.step_method()
+    }
+
     /// Counts a decode step that has appended to the cache.
     pub(super) fn count_step(&mut self) {
-        self.traffic.add(&self.cache, &self.method);
+        let method = self.step_method();
+        self.traffic.add(&self.cache, &method);
+    }
+
+    /// Returns the settings of drafts. Penalties and log-probabilities need the logits of every
+    /// step, so such answers have none.
+    pub(super) fn drafts(&self) -> Option<SpeculativeConfig> {
+        match self.decoding {
+            Decoding::Lossless(config) => {
+                (self.logprobs.is_none() && self.penalties.is_none()).then_some(config)
+            }
+            Decoding::Steps(_) => None,
+        }
+    }
+
+    /// Decodes with drafts until the answer ends, or `goes_on` returns false after a step.
+    pub(super) fn speculate(
+        &mut self,
+        shared: &Shared,
+        config: SpeculativeConfig,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<Option<Finish>, EngineError> {
+        let mut cache = std::mem::replace(&mut self.cache, ModelCache { layers: Vec::new() });
+        let decoder = SpeculativeDecoder::new(&*shared.model, &mut cache, config);
+        let mut decoder = decoder.map_err(EngineError::model)?.with_ends(&self.eos);
+        let finish = loop {
+            let row = SpeculativeRow {
+                sequence: &self.tokens,
+                sampler: &mut self.sampler,
+                limit: self.answer - (self.tokens.len() - self.prompt),
+            };
+            let found = decoder.step(&mut [row]).map_err(EngineError::model);
+            let finish = found.and_then(|found| self.take_drafts(shared, &found[0]));
+            if !matches!(finish, Ok(None)) || !goes_on() || self.is_cancelled() {
+                break finish;
+            }
+        };
+        let stats = *decoder.stats();
+        drop(decoder);
+        self.cache = cache;
+        self.traffic
+            .add_drafts(&self.cache, &config.cache_method(), &stats);
+        finish
+    }
+
+    /// Takes tokens that were verified together.
+    fn take_drafts(
+        &mut self,
+        shared: &Shared,
+        tokens: &[u32],
+    ) -> Result<Option<Finish>, EngineError> {
+        let each = self.last.elapsed() / tokens.len().max(1) as u32;
+        self.last = Instant::now();
+        for &token in tokens {
+            shared.metrics.token_time.record(each);
+            let finish = self.push(token, None)?;
+            if finish.is_some() {
+                return Ok(finish);
+            }
+        }
+        Ok(None)
     }
 
     /// Samples the next token from logits [vocab]. Returns whether it ends the answer.
@@ -94,12 +161,18 @@ impl Sequence {
         self.penalties.apply(&mut changed);
         let token = self.sampler.sample(&mut changed, &self.tokens);
         let token = token.map_err(EngineError::model)?;
+        self.push(token, Some(logits))
+    }
+
+    /// Appends a token, and its log-probabilities under logits [vocab] if the request asked for
+    /// them. Returns whether it ends the answer.
+    fn push(&mut self, token: u32, logits: Option<&[f32]>) -> Result<Option<Finish>, EngineError> {
         self.tokens.push(token);
         self.penalties.count(token);
         if self.eos.contains(&token) {
             return Ok(Some(Finish::Stop));
         }
-        if let Some(count) = self.logprobs {
+        if let Some((count, logits)) = self.logprobs.zip(logits) {
             self.unsent.push(TokenLogprobs::new(logits, token, count));
         }
         let released = self.text.push(token).map_err(EngineError::model)?;

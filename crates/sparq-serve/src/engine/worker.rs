@@ -63,7 +63,7 @@ impl Worker {
     pub(super) fn run(mut self) {
         while self.receive() {
             self.admit();
-            self.read_chunk();
+            self.read_chunks();
             self.step();
             self.report();
         }
@@ -186,11 +186,25 @@ impl Worker {
         submitted.reply.send(Event::Failed(error));
     }
 
-    /// Reads a chunk of the prompt whose turn it is.
-    fn read_chunk(&mut self) {
-        let Some(mut reading) = self.reading.pop_front() else {
-            return;
-        };
+    /// Reads a chunk of the prompt whose turn it is, and as many more as are no longer together.
+    ///
+    /// The limits of the chunks of a prompt do not depend on other prompts, so that its sums do not
+    /// either.
+    fn read_chunks(&mut self) {
+        let chunk = self.shared.config.prefill_chunk;
+        let mut left = chunk;
+        while let Some(reading) = self.reading.pop_front() {
+            let next = chunk.min(reading.submitted.request.prompt.len() - reading.read);
+            if next > left {
+                return self.reading.push_front(reading);
+            }
+            left -= next;
+            self.read_chunk(reading);
+        }
+    }
+
+    /// Reads a chunk of a prompt.
+    fn read_chunk(&mut self, mut reading: Reading) {
         if reading.submitted.reply.is_cancelled() {
             self.shared.metrics.cancelled.increment(1);
             return;
@@ -227,7 +241,7 @@ impl Worker {
         logits: &[f32],
     ) -> Result<(), EngineError> {
         let request = &submitted.request;
-        let mut cache = guarded(|| prompt.for_method(&request.method))?;
+        let mut cache = guarded(|| prompt.for_method(&request.decoding.cache_method()))?;
         // The first append would otherwise copy the buffers that both share.
         drop(prompt);
         guarded(|| {
@@ -301,6 +315,19 @@ impl Worker {
             return;
         }
         let shared = Arc::clone(&self.shared);
+        if let ([only], true) = (&mut running[..], self.reading.is_empty())
+            && let Some(config) = only.drafts()
+        {
+            // Alone, until another request comes.
+            shared.metrics.running.set(1.0);
+            let none_waits = || shared.queued.load(Ordering::SeqCst) == 0;
+            let finish = caught(|| only.speculate(&shared, config, none_waits));
+            running
+                .into_iter()
+                .for_each(|only| self.settle(only, finish.clone()));
+            cancelled.iter().for_each(|sequence| self.keep(sequence));
+            return;
+        }
         let logits = step_of(&*shared.model, &mut running);
         match logits {
             Ok(logits) => {
@@ -363,8 +390,8 @@ fn step_of(model: &dyn CausalLm, sequences: &mut [Sequence]) -> Result<Vec<f32>,
         .collect();
     let logits = guarded(|| {
         let rows = sequences.iter_mut().map(|sequence| SequenceStep {
+            method: sequence.step_method(),
             cache: &mut sequence.cache,
-            method: sequence.method,
         });
         let mut rows: Vec<_> = rows.collect();
         let logits = model.decode_each(upload(model, &tokens, [tokens.len(), 1]), &mut rows)?;
@@ -408,12 +435,16 @@ fn download(logits: Tensor<3>, model: &dyn CausalLm, rows: usize) -> Result<Vec<
 
 /// Runs work on the device. A panic in it is an error of the request, not the end of the thread.
 fn guarded<T>(work: impl FnOnce() -> Result<T, SparqError>) -> Result<T, EngineError> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(EngineError::model),
-        Err(panic) => Err(EngineError::Failed {
+    caught(|| work().map_err(EngineError::model))
+}
+
+/// As [`guarded`], for work with other errors.
+fn caught<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(EngineError::Failed {
             reason: format!("the model failed: {}", message_of(&*panic)),
-        }),
-    }
+        })
+    })
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> &str {

@@ -81,7 +81,7 @@ impl Answers {
             created: now(),
             model: state.model.name.clone(),
         };
-        let method = job.requests[0].method.name();
+        let method = job.requests[0].decoding.name();
         let requests = job.requests.into_iter();
         let generations: Vec<Generation> = requests
             .map(|request| state.engine.submit(request))

@@ -11,7 +11,6 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::{Value, json};
-use sparq::Method;
 use sparq_models::text::ChatMessage;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
@@ -24,7 +23,7 @@ use super::server::State;
 use crate::api::request::TokenizeInput;
 use crate::api::response::Kind;
 use crate::api::{ApiError, ChatRequest, CompletionRequest, Params, Prompt, TokenizeRequest};
-use crate::engine::Request;
+use crate::engine::{Decoding, Request};
 
 type Shared = extract::State<Arc<State>>;
 
@@ -217,13 +216,13 @@ fn check_model(state: &State, name: Option<&str>) -> Result<(), ApiError> {
     }
 }
 
-fn method(state: &State, name: Option<&str>) -> Result<Method, ApiError> {
+fn decoding(state: &State, name: Option<&str>) -> Result<Decoding, ApiError> {
     let methods = &state.model.methods;
     let Some(name) = name else {
         return Ok(methods[0].1);
     };
     let method = methods.iter().find(|(other, _)| other == name);
-    method.map(|&(_, method)| method).ok_or_else(|| {
+    method.map(|&(_, decoding)| decoding).ok_or_else(|| {
         let names: Vec<&str> = methods.iter().map(|(name, _)| name.as_str()).collect();
         let found: String = name.chars().take(40).collect();
         let message = format!("expected one of {}, found {found:?}", names.join(", "));
@@ -248,7 +247,7 @@ fn engine_request(
         stop: params.stop.clone(),
         ignore_eos: params.ignore_eos,
         logprobs,
-        method: method(state, params.method.as_deref())?,
+        decoding: decoding(state, params.method.as_deref())?,
     })
 }
 

@@ -11,7 +11,6 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use sparq::Method;
 use sparq_models::text::ChatTemplate;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
@@ -20,7 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::write_limit::WriteLimit;
 use super::{ApiKeys, body, routes};
-use crate::engine::Engine;
+use crate::engine::{Decoding, Engine};
 use crate::metrics::Metrics;
 
 /// The time for the headers of a request, and the time that a connection waits for its next one.
@@ -66,7 +65,7 @@ pub struct ServerModel {
     /// The template of conversations. Without one, their texts are joined by empty lines.
     pub template: Option<ChatTemplate>,
     /// The methods that a request may name. The first is the default.
-    pub methods: Vec<(String, Method)>,
+    pub methods: Vec<(String, Decoding)>,
 }
 
 /// The part that all connections share.

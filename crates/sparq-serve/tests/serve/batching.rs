@@ -9,8 +9,8 @@ use sparq_models::{CausalLm, Decoder, ModelCache, SequenceStep};
 use sparq_serve::engine::{EngineConfig, EngineError, Event, Finish, Penalties, Request};
 
 use crate::support::{
-    CANCELLED, FAILED, RUNNING, answer, collect, config, metric, model, request, sparq, start,
-    start_with, tokenizer, wait_until,
+    CANCELLED, FAILED, RUNNING, answer, collect, config, lossless, metric, model, request, sparq,
+    start, start_with, tokenizer, wait_until,
 };
 
 const TEXT: &str = "In the beginning God created the heaven and the earth. And the earth was \
@@ -54,7 +54,7 @@ fn answers_under_load_equal_those_alone() {
         .iter()
         .map(|&(ref prompt, tokens, method)| {
             let request = Request {
-                method,
+                decoding: method.into(),
                 ..request(prompt, tokens)
             };
             running.engine.submit(request).unwrap()
@@ -75,6 +75,32 @@ fn answers_under_load_equal_those_alone() {
     wait_until(|| metric(&running.metrics, RUNNING) == 0.0);
     let length = "vllm:request_success_total length";
     assert_eq!(metric(&running.metrics, length), 20.0);
+}
+
+#[test]
+fn lossless_answers_are_those_of_dense_attention() {
+    let running = start(config());
+    let model = model();
+    let lossless = |prompt: &str| Request {
+        decoding: lossless(),
+        ..request(prompt, 40)
+    };
+    // Alone with drafts, then in a batch.
+    let expected = |prompt: &str| alone(&model, prompt, 40, Method::DENSE);
+    let mut drafted = running.engine.submit(lossless(TEXT)).unwrap();
+    assert_eq!(collect(&mut drafted, 1).0[0].text, expected(TEXT));
+    let prompts = prompts();
+    let requests = prompts.iter().map(|prompt| lossless(prompt));
+    let generations = requests.map(|request| running.engine.submit(request).unwrap());
+    let generations: Vec<_> = generations.collect();
+    for (prompt, mut generation) in prompts.iter().zip(generations) {
+        let found = collect(&mut generation, 1).0.remove(0);
+        assert_eq!(
+            (found.text, found.tokens),
+            (expected(prompt), 40),
+            "{prompt}"
+        );
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ const SYSTEM: &str = "Thou shalt answer in the manner of the elders, and shalt n
 /// The text, and the tokens of the prompt that were known.
 fn ask(engine: &Engine, prompt: &str, method: Method) -> (String, usize) {
     let request = Request {
-        method,
+        decoding: method.into(),
         ..request(prompt, 12)
     };
     let mut generation = engine.submit(request).unwrap();

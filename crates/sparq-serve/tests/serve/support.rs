@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use burn::tensor::{Device, FloatDType};
 use serde_json::Value;
-use sparq::Method;
-use sparq_models::text::{SamplingConfig, TextTokenizer};
+use sparq::methods::Auto;
+use sparq::{Method, SparqConfig};
+use sparq_models::text::{SamplingConfig, SpeculativeConfig, TextTokenizer};
 use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded};
 use sparq_serve::engine::{
-    Engine, EngineConfig, Event, Finish, Generation, Penalties, Request, TokenLogprobs,
+    Decoding, Engine, EngineConfig, Event, Finish, Generation, Penalties, Request, TokenLogprobs,
 };
 use sparq_serve::http::{ApiKeys, Server, ServerConfig, ServerHandle, ServerModel};
 use sparq_serve::metrics::Metrics;
@@ -20,6 +21,12 @@ use sparq_serve::metrics::Metrics;
 /// SparQ with so few positions that every prompt of a test is longer.
 pub fn sparq() -> Method {
     "sparq:r=8,k=16".parse().unwrap()
+}
+
+/// Drafts of three tokens with this SparQ.
+pub fn lossless() -> Decoding {
+    let draft = Auto::new(SparqConfig::new(8, 16), 1, &Device::default());
+    Decoding::Lossless(SpeculativeConfig::new(draft).with_tokens(Some(3)))
 }
 
 pub fn model() -> Decoder {
@@ -35,7 +42,7 @@ pub fn tokenizer() -> TextTokenizer {
 pub fn config() -> EngineConfig {
     EngineConfig {
         dtype: FloatDType::F32,
-        methods: vec![Method::DENSE, sparq()],
+        decodings: vec![Method::DENSE.into(), sparq().into(), lossless()],
         context: 1024,
         default_tokens: 32,
         max_batch: 8,
@@ -71,7 +78,7 @@ pub fn request(prompt: &str, tokens: usize) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
-        method: Method::DENSE,
+        decoding: Method::DENSE.into(),
     }
 }
 
@@ -158,7 +165,11 @@ pub fn serve(config: EngineConfig, keys: &str) -> TestServer {
     let model = ServerModel {
         name: "embedded".into(),
         template: None,
-        methods: vec![("dense".into(), Method::DENSE), ("sparq".into(), sparq())],
+        methods: vec![
+            ("dense".into(), Method::DENSE.into()),
+            ("sparq".into(), sparq().into()),
+            ("lossless".into(), lossless()),
+        ],
     };
     let config = ServerConfig {
         keys: ApiKeys::from_lines(keys),

@@ -57,7 +57,7 @@ impl SparqAttention {
             self.check_window(cache)?;
             method.check(cache)?;
         }
-        let heads = self.heads(x, norm).map(|y| y.swap_dims(1, 2));
+        let heads = self.heads(x, norm);
         let attend = |(row, (cache, method)): (usize, &mut (&mut KvCache, &Method))| {
             let [q, k, v] = heads.clone().map(|y| y.slice_dim(0, row..row + 1));
             let q = cache.prepare(q, k, v, self.rotary.as_ref())?;

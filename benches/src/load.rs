@@ -11,9 +11,6 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-/// The most time of an answer, until its first byte and after it.
-const MOST_TIME: Duration = Duration::from_secs(3600);
-
 /// The load to put on a server.
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -102,15 +99,11 @@ impl Load {
     /// # Errors
     /// If the server does not answer, or has no model.
     pub fn run(&self) -> Result<LoadReport> {
-        let agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(Duration::from_secs(10)))
-            .timeout_recv_response(Some(MOST_TIME))
-            .timeout_recv_body(Some(MOST_TIME))
-            .max_idle_connections(self.clients)
+        let agent = ureq::AgentBuilder::new()
+            .timeout_connect(Duration::from_secs(10))
+            .timeout_read(Duration::from_secs(600))
             .max_idle_connections_per_host(self.clients)
-            .build()
-            .into();
+            .build();
         let model = self.model(&agent)?;
         let report = Mutex::new(LoadReport {
             model: model.clone(),
@@ -145,31 +138,34 @@ impl Load {
         Ok(report)
     }
 
-    fn get(&self, agent: &ureq::Agent, path: &str) -> Result<String> {
-        let request = self.with_key(agent.get(format!("{}{path}", self.url)));
-        Ok(request.call()?.body_mut().read_to_string()?)
+    fn get(&self, agent: &ureq::Agent, path: &str) -> ureq::Request {
+        self.with_key(agent.get(&format!("{}{path}", self.url)))
     }
 
-    fn with_key<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+    fn with_key(&self, request: ureq::Request) -> ureq::Request {
         match &self.key {
-            Some(key) => request.header("authorization", format!("Bearer {key}")),
+            Some(key) => request.set("authorization", &format!("Bearer {key}")),
             None => request,
         }
     }
 
     fn model(&self, agent: &ureq::Agent) -> Result<String> {
-        let text = self.get(agent, "/v1/models");
-        let text = text.with_context(|| format!("--url: no server at {}", self.url))?;
-        let document: Value = serde_json::from_str(&text)
-            .with_context(|| format!("--url: expected JSON at {}/v1/models", self.url))?;
+        let response = self.get(agent, "/v1/models").call();
+        let response = response.with_context(|| format!("--url: no server at {}", self.url))?;
+        let document: Value = serde_json::from_str(&response.into_string()?)?;
         let name = document["data"][0]["id"].as_str();
         name.map(str::to_owned)
-            .with_context(|| format!("--url: expected a model, found {document}"))
+            .context("/v1/models: expected a model, found none")
     }
 
     /// The resident memory of the server in bytes.
     fn resident(&self, agent: &ureq::Agent) -> Option<f64> {
-        let page = self.get(agent, "/metrics").ok()?;
+        let page = self
+            .get(agent, "/metrics")
+            .call()
+            .ok()?
+            .into_string()
+            .ok()?;
         let mut lines = page.lines();
         let line = lines.find(|line| line.starts_with("process_resident_memory_bytes"))?;
         line.rsplit(' ').next()?.parse().ok()
@@ -241,32 +237,34 @@ impl Load {
         }
         let hangs_up = self.hang_up > 0 && turn % self.hang_up == self.hang_up - 1;
         let started = Instant::now();
-        let request = self.with_key(agent.post(format!("{}/v1/completions", self.url)));
-        let request = request.header("content-type", "application/json");
-        let mut response = request.send(&body.to_string())?;
-        match response.status().as_u16() {
-            200 => {}
-            429 => {
-                let seconds = response.headers().get("retry-after");
-                let seconds = seconds.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
+        let request = self.with_key(agent.post(&format!("{}/v1/completions", self.url)));
+        let request = request.set("content-type", "application/json");
+        let response = match request.send_string(&body.to_string()) {
+            Ok(response) => response,
+            Err(ureq::Error::Status(429, response)) => {
+                let seconds = response.header("retry-after");
+                let seconds = seconds.and_then(|seconds| seconds.parse().ok());
                 return Ok(Ended::Refused(seconds.unwrap_or(1)));
             }
-            status => bail!("status {status}: {}", response.body_mut().read_to_string()?),
-        }
+            Err(ureq::Error::Status(status, response)) => {
+                bail!("status {status}: {}", response.into_string()?)
+            }
+            Err(error) => return Err(error.into()),
+        };
         read(response, started, tokens, hangs_up.then_some(turn % 7))
     }
 }
 
 /// Reads a stream of events. `most` are the pieces after which a client hangs up.
 fn read(
-    response: ureq::http::Response<ureq::Body>,
+    response: ureq::Response,
     started: Instant,
     tokens: usize,
     most: Option<usize>,
 ) -> Result<Ended> {
     let (mut first, mut pieces, mut usage, mut finish) = (None, 0, Value::Null, Value::Null);
     let mut done = false;
-    for line in BufReader::new(response.into_body().into_reader()).lines() {
+    for line in BufReader::new(response.into_reader()).lines() {
         let line = line?;
         let Some(data) = line.strip_prefix("data: ") else {
             continue;

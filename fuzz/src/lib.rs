@@ -1,5 +1,5 @@
-//! Fuzz targets for the untrusted files of a checkpoint, one function for each kind of file, and for
-//! the requests of a server.
+//! Fuzz targets for the untrusted files of a checkpoint and for the requests of a server: one
+//! function for each kind.
 //!
 //! Each function returns whether the bytes were accepted. They may also be refused, with an error
 //! that names the file. The functions assert this, that no file outside of the folder is opened,

@@ -311,7 +311,7 @@ fn notes(lines: &[Line<'_>]) -> String {
         true => " Only GGUF files have trained weights.",
         false => " Models have random weights.",
     };
-    text += " All results: [docs/performance.md](docs/performance.md).";
+    text += " Results: [docs/performance.md](docs/performance.md).";
     let mut text = wrap(&text, "") + "\n\n";
     for (source, commands) in sources {
         text += &wrap(&format!("- {source}: {}", commands.join(", ")), "  ");

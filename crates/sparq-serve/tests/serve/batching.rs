@@ -226,6 +226,7 @@ fn full_queue_refuses_and_leaving_frees_a_place() {
         "{error}"
     );
     drop((first, second, third));
+    wait_until(|| metric(&running.metrics, CANCELLED) == 3.0);
     assert_eq!(answer(&running.engine, request("a", 3)).tokens, 3);
     wait_until(|| metric(&running.metrics, RUNNING) == 0.0);
     assert_eq!(metric(&running.metrics, CANCELLED), 3.0);

@@ -7,6 +7,7 @@ mod make_model;
 mod op;
 mod prefill;
 mod program;
+mod serve;
 mod start;
 
 use std::ffi::OsString;
@@ -39,6 +40,7 @@ Examples:
   sparq-bench program smollm2.gguf --compare llama.json  prompts and decode steps beside llama.cpp
   sparq-bench make-model llama3-8b llama3-8b       a checkpoint with random weights, and prompts
   sparq-bench start --device cuda --model llama3-8b --prompt llama3-8b/p4096.txt
+  sparq-bench serve --clients 64 --hang-up 10      load on a running `sparq serve`
   sparq-bench fit benches/results/h100.json        the figures of the cost model for these results
   sparq-bench render                               tables and plots from benches/results/*.json
   sparq-bench render --check                       fails if the tables and plots are out of date
@@ -77,6 +79,8 @@ enum Command {
     /// The time to the first token of the program `sparq` in a fresh process, with an empty and
     /// with a filled kernel cache
     Start(start::StartArgs),
+    /// Load on a running server: tokens per second, latencies, and whether every request succeeds
+    Serve(serve::ServeArgs),
     /// Write a Hugging Face checkpoint with random weights in a published shape, and prompts for it
     MakeModel(make_model::MakeModelArgs),
     /// Fit the cost model that selects dense attention or SparQ to results of `op`
@@ -139,6 +143,7 @@ fn run(command: &Command, line: &str) -> Result<ExitCode> {
         Command::Prefill(args) => prefill::prefill(args, line.to_owned())?,
         Command::Program(args) => program::program(args, line.to_owned())?,
         Command::Start(args) => start::start(args, line.to_owned())?,
+        Command::Serve(args) => serve::serve(args)?,
         Command::MakeModel(args) => make_model::make_model(args)?,
         Command::Fit(args) => fit(args)?,
         Command::Render(args) => return render(args),

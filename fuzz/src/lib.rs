@@ -1,4 +1,5 @@
-//! Fuzz targets for the untrusted files of a checkpoint: one function for each kind of file.
+//! Fuzz targets for the untrusted files of a checkpoint and for the requests of a server: one
+//! function for each kind.
 //!
 //! Each function returns whether the bytes were accepted. They may also be refused, with an error
 //! that names the file. The functions assert this, that no file outside of the folder is opened,
@@ -12,6 +13,7 @@ mod converted;
 mod gguf;
 mod index;
 mod memory;
+mod request;
 mod safetensors;
 mod tensors;
 mod tokenizer;
@@ -20,16 +22,17 @@ mod torch;
 
 pub use memory::Limited;
 
-/// Reads bytes as one kind of file. Returns whether they were accepted.
+/// Reads bytes as one kind of file or request. Returns whether they were accepted.
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("chat", chat::run),
     ("config", config::run),
     ("converted", converted::run),
     ("gguf", gguf::run),
     ("index", index::run),
+    ("request", request::run),
     ("safetensors", safetensors::run),
     ("tokenizer", tokenizer::run),
     ("tokenizer_config", tokenizer_config::run),

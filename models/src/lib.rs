@@ -73,5 +73,5 @@ pub use decoder::{Decoder, DecoderConfig};
 pub use drafted::DraftedLm;
 #[doc(hidden)]
 pub use linear::linear;
-pub use lm::{CapturedLm, CausalLm, ModelCache, ModelMark};
+pub use lm::{CapturedLm, CausalLm, ModelCache, ModelMark, SequenceStep};
 pub use most_probable::MostProbable;

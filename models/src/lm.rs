@@ -84,6 +84,35 @@ pub trait CausalLm: Send + Sync {
         0
     }
 
+    /// Appends one token to each of B sequences with a cache each, `tokens` [B, 1]. Returns the
+    /// logits [B, 1, vocab].
+    ///
+    /// Sequences of different lengths and methods share the reading of the weights. The default
+    /// takes a step after the other.
+    ///
+    /// # Errors
+    /// As [`CausalLm::decode`], and if there is not one cache of one sequence per token. Some
+    /// caches may have grown then: truncate them.
+    fn decode_each(
+        &self,
+        tokens: Tensor<2, Int>,
+        sequences: &mut [SequenceStep<'_>],
+    ) -> Result<Tensor<3>, SparqError> {
+        if tokens.dims() != [sequences.len(), 1] {
+            return Err(SparqError::Shape {
+                what: "tokens [sequences, 1]",
+                expected: vec![sequences.len(), 1],
+                found: tokens.dims().to_vec(),
+            });
+        }
+        let step = |(row, sequence): (usize, &mut SequenceStep<'_>)| {
+            let token = tokens.clone().slice_dim(0, row..row + 1);
+            self.decode(token, sequence.cache, &sequence.method)
+        };
+        let rows = sequences.iter_mut().enumerate().map(step);
+        Ok(Tensor::cat(rows.collect::<Result<Vec<_>, _>>()?, 0))
+    }
+
     /// Returns whether [`CausalLm::decode`] can be captured by a [`CapturedStep`]. The default is
     /// false.
     ///
@@ -92,6 +121,15 @@ pub trait CausalLm: Send + Sync {
     fn is_capturable(&self) -> bool {
         false
     }
+}
+
+/// A sequence in a decode step of several; see [`CausalLm::decode_each`].
+#[derive(Debug)]
+pub struct SequenceStep<'a> {
+    /// Its cache, which holds this sequence alone.
+    pub cache: &'a mut ModelCache,
+    /// Its method.
+    pub method: Method,
 }
 
 /// The caches of a model, one per layer, with the same positions in each.

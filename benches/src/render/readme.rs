@@ -299,19 +299,19 @@ fn notes(lines: &[Line<'_>]) -> String {
         false => ". Baseline: dense attention of PyTorch",
     };
     text += ". Gain: baseline divided by SparQ, or by dense without SparQ. Floor: the bytes that \
-             SparQ has to move, divided by the memory bandwidth measured in the same run";
+             SparQ has to move, divided by the bandwidth measured in the same run";
     if has(|measurement| matches!(measurement, Measurement::Prefill(_))) {
         text += "; of a prefill, its operations at the rate of a large product";
     }
     text += ".";
     if has(|measurement| matches!(measurement, Measurement::Start(_))) {
-        text += " First token: of a fresh process, with an empty (cold) or filled kernel cache.";
+        text += " First token: of a process with an empty (cold) or filled kernel cache.";
     }
     text += match program {
-        true => " Other models than GGUF files have random weights.",
+        true => " Only GGUF files have trained weights.",
         false => " Models have random weights.",
     };
-    text += " All results: [docs/performance.md](docs/performance.md).";
+    text += " Results: [docs/performance.md](docs/performance.md).";
     let mut text = wrap(&text, "") + "\n\n";
     for (source, commands) in sources {
         text += &wrap(&format!("- {source}: {}", commands.join(", ")), "  ");

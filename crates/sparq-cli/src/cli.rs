@@ -8,7 +8,7 @@ use sparq_device::DeviceChoice;
 
 use crate::commands::{
     attention, cache, check, completions, convert, demo, eval, generate, inspect, logits, plan,
-    report,
+    report, serve,
 };
 use crate::compiling;
 use crate::exit::{self, Outcome};
@@ -25,6 +25,7 @@ Examples:
   sparq logits --model DIR --tokens 1,2,3 --out logits.safetensors
   sparq convert org/name DIR --dtype f16       write a folder that loads without conversion
   sparq plan DIR --machine H100 --batch 8      predict the cost of a decode step on a machine
+  sparq serve --model org/name                 answer requests of OpenAI's API, many at a time
   sparq report runs.jsonl --out report.html    show results as tables and figures
   sparq check --device flex                    compare this machine with the reference cases";
 
@@ -73,6 +74,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Continue a text, or answer in a conversation
     Generate(generate::GenerateArgs),
+    /// Answer requests over HTTP with OpenAI's API, many at a time
+    Serve(serve::ServeArgs),
     /// Describe a model, the cost of its cache, and the settings of SparQ for a budget
     Inspect(inspect::InspectArgs),
     /// Write the logits of given tokens to a file, to compare with another implementation
@@ -124,6 +127,7 @@ impl Cli {
             Some(Command::Demo(args)) => demo::run(args, device, out),
             Some(Command::Eval(args)) => eval::run(args, device, out),
             Some(Command::Generate(args)) => generate::run(args, device, out),
+            Some(Command::Serve(args)) => serve::run(args, device, out),
             Some(Command::Inspect(args)) => inspect::run(args, out),
             Some(Command::Logits(args)) => logits::run(args, device, out),
             Some(Command::Convert(args)) => convert::run(args, device, out),

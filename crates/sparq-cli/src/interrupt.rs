@@ -1,4 +1,4 @@
-//! Handlers of Ctrl-C.
+//! Handlers of Ctrl-C and SIGTERM.
 
 use std::path::PathBuf;
 
@@ -21,6 +21,15 @@ pub fn install() -> Result<CancelToken> {
         switch.cancel();
     })?;
     Ok(token)
+}
+
+/// Makes the first Ctrl-C call `stop` and the second end the program. Call it once.
+pub fn stop_on_interrupt(stop: impl FnOnce() + Send + 'static) -> Result<()> {
+    let mut stop = Some(stop);
+    handle(move || match stop.take() {
+        Some(stop) => stop(),
+        None => std::process::exit(i32::from(EXIT_CODE)),
+    })
 }
 
 /// Makes Ctrl-C remove an unfinished folder and end the program. Call it once.

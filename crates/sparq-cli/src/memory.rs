@@ -40,7 +40,7 @@ impl MemoryArgs {
 }
 
 /// Returns the bytes that a model may take on a device, if the device tells.
-fn of_device(device: &DeviceChoice) -> Option<f64> {
+pub fn of_device(device: &DeviceChoice) -> Option<f64> {
     let bytes = match device.is_gpu() {
         true => sparq::ops::memory_bytes(&device.open()),
         false => available_memory(),

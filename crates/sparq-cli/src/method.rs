@@ -186,7 +186,7 @@ impl MethodArgs {
 }
 
 /// The settings of drafts.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct DraftArgs {
     /// With --method lossless: r of draft steps [default: that of --rank]
     #[arg(long, value_name = "R", value_parser = whole::<usize>)]

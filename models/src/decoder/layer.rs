@@ -3,12 +3,13 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use sparq::ops::{self, Rotary};
-use sparq::{KvCache, LinearLayer, Method, SparqAttention, SparqError};
+use sparq::{LinearLayer, SparqAttention, SparqError};
 
 use super::branch::Branch;
 use super::experts::ExpertsMlp;
 use super::mlp::Mlp;
 use super::norm::Norm;
+use super::pass::LayerPass;
 use super::{DecoderConfig, QkNorm, QkvKeys, Residual};
 use crate::checkpoint::CheckpointError;
 use crate::linear::select_outputs;
@@ -104,14 +105,13 @@ impl Layer {
         matches!(self.mlp, FeedForward::One(_))
     }
 
-    /// Maps x [B, T, D] to [B, T, D]: a decode step with `method`, a prefill without.
+    /// Maps x [B, T, D] to [B, T, D].
     pub(super) fn forward(
         &self,
         x: Tensor<3>,
-        cache: &mut KvCache,
-        method: Option<&Method>,
+        pass: LayerPass<'_, '_>,
     ) -> Result<Tensor<3>, SparqError> {
-        let attended = self.attend(x.clone(), cache, method)?;
+        let attended = self.attend(x.clone(), pass)?;
         let input = match self.residual {
             Residual::Serial => attended.clone(),
             Residual::Parallel => x,
@@ -133,22 +133,21 @@ impl Layer {
     }
 
     /// Maps x [B, T, D] to x + attention(x).
-    fn attend(
-        &self,
-        x: Tensor<3>,
-        cache: &mut KvCache,
-        method: Option<&Method>,
-    ) -> Result<Tensor<3>, SparqError> {
+    fn attend(&self, x: Tensor<3>, pass: LayerPass<'_, '_>) -> Result<Tensor<3>, SparqError> {
         let (attention, norm) = (&self.attention, optional(&self.input_norm));
         if self.attention_branch.is_plain() {
-            return match method {
-                None => attention.forward_residual(x, norm, Some(cache)),
-                Some(method) => attention.decode_residual(x, norm, cache, method),
+            return match pass {
+                LayerPass::Prompt(cache) => attention.forward_residual(x, norm, Some(cache)),
+                LayerPass::Step(cache, method) => attention.decode_residual(x, norm, cache, method),
+                LayerPass::Each(rows) => attention.decode_each(x.clone(), norm, Some(x), rows),
             };
         }
-        let y = match method {
-            None => attention.forward_normed(x.clone(), norm, Some(cache))?,
-            Some(method) => attention.decode_normed(x.clone(), norm, cache, method)?,
+        let y = match pass {
+            LayerPass::Prompt(cache) => attention.forward_normed(x.clone(), norm, Some(cache))?,
+            LayerPass::Step(cache, method) => {
+                attention.decode_normed(x.clone(), norm, cache, method)?
+            }
+            LayerPass::Each(rows) => attention.decode_each(x.clone(), norm, None, rows)?,
         };
         Ok(self.attention_branch.add(x, y))
     }

@@ -11,6 +11,7 @@ mod layer;
 mod mlp;
 mod model;
 mod norm;
+mod pass;
 
 pub use config::{DecoderConfig, Experts, NormKind, QkNorm, Residual};
 pub use keys::{ExpertKeys, Keys, MlpKeys, QkvKeys};

@@ -8,9 +8,10 @@ use sparq::{EmbeddingLayer, LinearLayer, Method, RotaryConfig, SparqError};
 use super::DecoderConfig;
 use super::layer::Layer;
 use super::norm::Norm;
+use super::pass::{LayerPass, Pass};
 use crate::checkpoint::{Checkpoint, CheckpointError, Loader, check_device};
 use crate::weights::{RandomWeights, Weights};
-use crate::{CausalLm, ModelCache};
+use crate::{CausalLm, ModelCache, SequenceStep};
 
 /// A decoder-only transformer with a language model head.
 ///
@@ -208,19 +209,17 @@ impl Decoder {
         }
     }
 
-    /// Maps tokens [B, T] to the logits [B, last, vocab] of the last positions, in f32: a decode
-    /// step with `method`, a prefill without.
+    /// Maps tokens [B, T] to the logits [B, last, vocab] of the last positions, in f32.
     fn forward(
         &self,
         tokens: Tensor<2, Int>,
-        cache: &mut ModelCache,
-        method: Option<&Method>,
+        mut pass: Pass<'_, '_>,
         last: usize,
     ) -> Result<Tensor<3>, SparqError> {
         let [_, len] = tokens.dims();
-        if cache.layers.len() != self.layers.len() {
+        if let Some(found) = pass.other_than(self.layers.len()) {
             let expected = format!("{} layers", self.layers.len());
-            return Err(wrong_value("cache", expected, cache.layers.len()));
+            return Err(wrong_value("cache", expected, found));
         }
         if last == 0 || last > len {
             let expected = format!("1 to {len} (the number of tokens)");
@@ -230,9 +229,24 @@ impl Decoder {
         if let Some(scale) = self.embed_scale {
             x = x * scale;
         }
-        for (index, (layer, cache)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
-            let method = method.map(|method| self.method_of(index, method));
-            x = layer.forward(x, cache, method)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = match &mut pass {
+                Pass::Prompt(cache) => {
+                    layer.forward(x, LayerPass::Prompt(&mut cache.layers[index]))
+                }
+                Pass::Step(cache, method) => {
+                    let method = self.method_of(index, method);
+                    layer.forward(x, LayerPass::Step(&mut cache.layers[index], method))
+                }
+                Pass::Each(sequences) => {
+                    let rows = sequences.iter_mut().map(|sequence| {
+                        let method = self.method_of(index, &sequence.method);
+                        (&mut sequence.cache.layers[index], method)
+                    });
+                    let mut rows: Vec<_> = rows.collect();
+                    layer.forward(x, LayerPass::Each(&mut rows))
+                }
+            }?;
         }
         let x = match last == len {
             true => x,
@@ -303,7 +317,7 @@ impl CausalLm for Decoder {
         cache: &mut ModelCache,
         last: usize,
     ) -> Result<Tensor<3>, SparqError> {
-        self.forward(tokens, cache, None, last)
+        self.forward(tokens, Pass::Prompt(cache), last)
     }
 
     fn decode(
@@ -312,7 +326,15 @@ impl CausalLm for Decoder {
         cache: &mut ModelCache,
         method: &Method,
     ) -> Result<Tensor<3>, SparqError> {
-        self.forward(tokens, cache, Some(method), 1)
+        self.forward(tokens, Pass::Step(cache, method), 1)
+    }
+
+    fn decode_each(
+        &self,
+        tokens: Tensor<2, Int>,
+        sequences: &mut [SequenceStep<'_>],
+    ) -> Result<Tensor<3>, SparqError> {
+        self.forward(tokens, Pass::Each(sequences), 1)
     }
 
     fn weight_bytes(&self, _method: &Method) -> usize {

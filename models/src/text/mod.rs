@@ -9,6 +9,7 @@
 //! | logits to the next token | [`Sampler`] |
 //! | tokens to text, while they arrive | [`TokenStream`] |
 //! | end of the text | [`StopStrings`] |
+//! | the last two together | [`GeneratedText`] |
 //!
 //! A [`Session`] connects them with a model and its cache. [`SpeculativeDecoder`] decodes with
 //! drafts by SparQ that dense attention verifies.
@@ -30,11 +31,12 @@ mod tokenizer_json;
 pub use cancel::CancelToken;
 pub use chat::{ChatMessage, ChatTemplate, ChatTemplateError};
 pub use generation::{FinishReason, GenerateError, GenerateEvent, GenerateOptions, Generated};
+pub use output::GeneratedText;
 #[doc(hidden)]
 pub use sampler::Candidate;
 pub use sampler::{Sampler, SamplingError};
 pub use sampling_config::SamplingConfig;
-pub use session::Session;
+pub use session::{Session, check_prompt};
 #[doc(hidden)]
 pub use speculative::judge;
 pub use speculative::{SpeculativeConfig, SpeculativeDecoder, SpeculativeRow, SpeculativeStats};

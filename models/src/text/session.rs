@@ -285,7 +285,10 @@ impl<'a> Ends<'a> {
 }
 
 /// Checks the length and the token ids of a prompt.
-fn check_prompt(model: &dyn CausalLm, prompt: &[u32]) -> Result<(), GenerateError> {
+///
+/// # Errors
+/// If it is empty, longer than the context, or not in the vocabulary.
+pub fn check_prompt(model: &dyn CausalLm, prompt: &[u32]) -> Result<(), GenerateError> {
     let (context, vocab) = (model.context_len(), model.vocab_size());
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);

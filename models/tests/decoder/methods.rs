@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::{Method, SparqError};
-use sparq_models::{CausalLm, Decoder, ModelCache};
+use sparq_models::{CausalLm, Decoder, ModelCache, SequenceStep};
 
 use crate::embedded_model;
 
@@ -84,4 +84,60 @@ fn first_layers_can_stay_dense() {
     let (first, sketched) = logits(1, &method);
     assert_eq!(sketched, layers - 1);
     assert!(first != none && first != dense && none != dense);
+}
+
+/// Returns the logits of a sequence after `len` bytes and four decode steps alone.
+fn alone(model: &Decoder, len: i64, method: &Method) -> Vec<f32> {
+    let mut cache = new_cache(model, method);
+    model.prefill(tokens(0..len, model), &mut cache, 1).unwrap();
+    let mut logits = None;
+    for at in len..len + 4 {
+        let token = tokens(at..at + 1, model);
+        logits = Some(model.decode(token, &mut cache, method).unwrap());
+    }
+    logits.unwrap().into_data().try_to_vec::<f32>().unwrap()
+}
+
+#[test]
+fn sequences_with_a_cache_each_decode_together() {
+    let model = embedded_model(&Device::default());
+    let methods: [Method; 3] = [
+        Method::DENSE,
+        "sparq:r=8,k=16".parse().unwrap(),
+        Method::DENSE,
+    ];
+    let lengths = [70, 200, 1];
+    let mut caches: Vec<ModelCache> = methods.map(|method| new_cache(&model, &method)).into();
+    for (cache, len) in caches.iter_mut().zip(lengths) {
+        model.prefill(tokens(0..len, &model), cache, 1).unwrap();
+    }
+    let mut logits = None;
+    for step in 0..4 {
+        let rows = lengths.map(|len| tokens(len + step..len + step + 1, &model));
+        let pairs = caches.iter_mut().zip(methods);
+        let steps = pairs.map(|(cache, method)| SequenceStep { cache, method });
+        let mut steps: Vec<_> = steps.collect();
+        let rows = Tensor::cat(rows.into(), 0);
+        logits = Some(model.decode_each(rows, &mut steps).unwrap());
+    }
+    let logits = logits.unwrap();
+    for (row, (len, method)) in lengths.into_iter().zip(methods).enumerate() {
+        let found = logits.clone().slice_dim(0, row..row + 1).into_data();
+        let found = found.try_to_vec::<f32>().unwrap();
+        let expected = alone(&model, len, &method);
+        let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        let worst = differences.fold(0.0, f32::max);
+        assert!(worst < 1e-3, "{method} at {len}: {worst}");
+        assert_eq!(caches[row].len(), len as usize + 4);
+    }
+    let mut two = model
+        .new_cache(2, 64, FloatDType::F32, &Method::DENSE)
+        .unwrap();
+    let method = Method::DENSE;
+    let steps = &mut [SequenceStep {
+        cache: &mut two,
+        method,
+    }];
+    let error = model.decode_each(tokens(0..1, &model), steps).unwrap_err();
+    assert!(matches!(error, SparqError::Shape { .. }), "{error}");
 }

@@ -28,11 +28,40 @@ pub fn all() -> BTreeMap<String, Vec<u8>> {
     add("converted", converted());
     add("gguf", gguf());
     add("index", index());
+    add("request", request());
     add("safetensors", safetensors());
     add("tokenizer", tokenizer());
     add("tokenizer_config", tokenizer_config());
     add("torch", torch());
     seeds
+}
+
+/// Requests with every parameter, one per route and form of the prompt.
+fn request() -> Vec<(String, Vec<u8>)> {
+    let shared = json!({"model": "m", "n": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 40,
+        "repetition_penalty": 1.1, "presence_penalty": -1, "frequency_penalty": 1e-1,
+        "logit_bias": {"7": -100}, "seed": -3, "stop": ["a", "\u{2603}"], "ignore_eos": true,
+        "stream": true, "stream_options": {"include_usage": true}, "method": "sparq", "user": "u"});
+    let with = |more: Value| {
+        let mut all = shared.clone();
+        let more = more.as_object().unwrap().clone();
+        all.as_object_mut().unwrap().extend(more);
+        all.to_string().into_bytes()
+    };
+    let text = json!({"prompt": "a\n\"b", "max_tokens": 9, "logprobs": 3});
+    let tokens = json!({"prompt": [[1, 2], "x", [4294967295u32]], "echo": true, "best_of": 2});
+    let chat = json!({"messages": [{"role": "developer", "content": "a"},
+        {"role": "user", "content": [{"type": "text", "text": "b"}], "name": "n"},
+        {"role": "assistant", "content": "c", "tool_calls": null}],
+        "max_completion_tokens": 5, "logprobs": true, "top_logprobs": 20, "tools": [],
+        "response_format": {"type": "text"}});
+    let tokenize = json!({"prompt": "a b", "add_special_tokens": false}).to_string();
+    vec![
+        ("text".into(), with(text)),
+        ("tokens".into(), with(tokens)),
+        ("chat".into(), with(chat)),
+        ("tokenize".into(), tokenize.into_bytes()),
+    ]
 }
 
 fn chat() -> Vec<(String, Vec<u8>)> {

@@ -12,3 +12,4 @@ pub mod inspect;
 pub mod logits;
 pub mod plan;
 pub mod report;
+pub mod serve;

@@ -2,7 +2,7 @@
 
 use crate::support::{contains, document, stdout, words};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "demo",
     "eval",
     "generate",
@@ -12,6 +12,7 @@ const COMMANDS: [&str; 11] = [
     "plan",
     "attention",
     "report",
+    "serve",
     "check",
     "completions",
 ];

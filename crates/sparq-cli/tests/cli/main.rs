@@ -37,3 +37,5 @@ mod memory;
 mod plan;
 /// `sparq attention` and `sparq report`, and the tables of docs/quality.md.
 mod report;
+/// `sparq serve`: a request, a signal and refusals.
+mod serve;

@@ -1,5 +1,6 @@
 //! The attention module for models in burn: [`SparqAttention`].
 
+mod each;
 mod projections;
 mod received;
 pub mod rotary;

@@ -1,0 +1,245 @@
+//! An answer while it is generated: [`Sequence`].
+
+use std::time::Instant;
+
+use sparq::Method;
+use sparq_models::ModelCache;
+use sparq_models::text::{
+    GeneratedText, Released, Sampler, SpeculativeConfig, SpeculativeDecoder, SpeculativeRow,
+};
+
+use super::penalties::PenaltyState;
+use super::request::{EngineError, Event, Finish, Reply, Submitted};
+use super::{Decoding, Shared, TokenLogprobs, Traffic};
+
+/// One answer to a prompt.
+pub(super) struct Sequence {
+    choice: usize,
+    reply: Reply,
+    pub(super) cache: ModelCache,
+    decoding: Decoding,
+    /// The prompt and the answer. The cache lacks the last one.
+    tokens: Vec<u32>,
+    prompt: usize,
+    answer: usize,
+    sampler: Sampler,
+    penalties: PenaltyState,
+    text: GeneratedText,
+    eos: Vec<u32>,
+    logprobs: Option<usize>,
+    /// The tokens whose text is held back.
+    unsent: Vec<TokenLogprobs>,
+    traffic: Traffic,
+    /// The reserved bytes of the cache.
+    pub(super) bytes: usize,
+    pub(super) arrived: Instant,
+    /// When the last token was there.
+    pub(super) last: Instant,
+}
+
+impl Sequence {
+    /// Begins answer `choice` of a request with a cache that holds the prompt.
+    pub(super) fn new(
+        shared: &Shared,
+        submitted: &Submitted,
+        choice: usize,
+        cache: ModelCache,
+    ) -> Result<Self, EngineError> {
+        let request = &submitted.request;
+        let mut sampling = request.sampling;
+        sampling.seed = sampling.seed.wrapping_add(choice as u64);
+        let text = GeneratedText::new(shared.tokenizer.clone(), &request.stop);
+        Ok(Self {
+            choice,
+            reply: submitted.reply.clone(),
+            cache,
+            decoding: request.decoding,
+            tokens: request.prompt.clone(),
+            prompt: request.prompt.len(),
+            answer: submitted.answer,
+            sampler: Sampler::new(sampling).map_err(EngineError::request)?,
+            penalties: PenaltyState::new(request.penalties.clone()),
+            text: text.map_err(EngineError::request)?,
+            eos: match request.ignore_eos {
+                true => Vec::new(),
+                false => shared.tokenizer.eos_ids().to_vec(),
+            },
+            logprobs: request.logprobs,
+            unsent: Vec::new(),
+            traffic: Traffic::default(),
+            bytes: submitted.bytes,
+            arrived: submitted.arrived,
+            last: Instant::now(),
+        })
+    }
+
+    /// The token that the next step appends.
+    pub(super) fn next(&self) -> u32 {
+        self.tokens[self.tokens.len() - 1]
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.reply.is_cancelled()
+    }
+
+    /// Returns the method of a step in a batch.
+    pub(super) fn step_method(&self) -> Method {
+        self.decoding.step_method()
+    }
+
+    /// Counts a decode step that has appended to the cache.
+    pub(super) fn count_step(&mut self) {
+        let method = self.step_method();
+        self.traffic.add(&self.cache, &method);
+    }
+
+    /// Returns the settings of drafts. Penalties and log-probabilities need the logits of every
+    /// step, so such answers have none.
+    pub(super) fn drafts(&self) -> Option<SpeculativeConfig> {
+        match self.decoding {
+            Decoding::Lossless(config) => {
+                (self.logprobs.is_none() && self.penalties.is_none()).then_some(config)
+            }
+            Decoding::Steps(_) => None,
+        }
+    }
+
+    /// Decodes with drafts until the answer ends, or `goes_on` returns false after a step.
+    pub(super) fn speculate(
+        &mut self,
+        shared: &Shared,
+        config: SpeculativeConfig,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<Option<Finish>, EngineError> {
+        let mut cache = std::mem::replace(&mut self.cache, ModelCache { layers: Vec::new() });
+        let decoder = SpeculativeDecoder::new(&*shared.model, &mut cache, config);
+        let mut decoder = decoder.map_err(EngineError::model)?.with_ends(&self.eos);
+        let finish = loop {
+            let row = SpeculativeRow {
+                sequence: &self.tokens,
+                sampler: &mut self.sampler,
+                limit: self.answer - (self.tokens.len() - self.prompt),
+            };
+            let found = decoder.step(&mut [row]).map_err(EngineError::model);
+            let finish = found.and_then(|found| self.take_drafts(shared, &found[0]));
+            if !matches!(finish, Ok(None)) || !goes_on() || self.is_cancelled() {
+                break finish;
+            }
+        };
+        let stats = *decoder.stats();
+        drop(decoder);
+        self.cache = cache;
+        self.traffic
+            .add_drafts(&self.cache, &config.cache_method(), &stats);
+        finish
+    }
+
+    /// Takes tokens that were verified together.
+    fn take_drafts(
+        &mut self,
+        shared: &Shared,
+        tokens: &[u32],
+    ) -> Result<Option<Finish>, EngineError> {
+        let each = self.last.elapsed() / tokens.len().max(1) as u32;
+        self.last = Instant::now();
+        for &token in tokens {
+            shared.metrics.token_time.record(each);
+            let finish = self.push(token, None)?;
+            if finish.is_some() {
+                return Ok(finish);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Samples the next token from logits [vocab]. Returns whether it ends the answer.
+    pub(super) fn accept(&mut self, logits: &[f32]) -> Result<Option<Finish>, EngineError> {
+        if self.answer == 0 {
+            return Ok(Some(Finish::Length));
+        }
+        let mut changed = logits.to_vec();
+        self.penalties.apply(&mut changed);
+        let token = self.sampler.sample(&mut changed, &self.tokens);
+        let token = token.map_err(EngineError::model)?;
+        self.push(token, Some(logits))
+    }
+
+    /// Appends a token, and its log-probabilities under logits [vocab] if the request asked for
+    /// them. Returns whether it ends the answer.
+    fn push(&mut self, token: u32, logits: Option<&[f32]>) -> Result<Option<Finish>, EngineError> {
+        self.tokens.push(token);
+        self.penalties.count(token);
+        if self.eos.contains(&token) {
+            return Ok(Some(Finish::Stop));
+        }
+        if let Some((count, logits)) = self.logprobs.zip(logits) {
+            self.unsent.push(TokenLogprobs::new(logits, token, count));
+        }
+        let released = self.text.push(token).map_err(EngineError::model)?;
+        if self.release(released) {
+            return Ok(Some(Finish::Stop));
+        }
+        let is_last = self.generated() >= self.answer;
+        Ok(is_last.then_some(Finish::Length))
+    }
+
+    /// Sends text. Returns whether a stop string ends it.
+    fn release(&mut self, Released { text, stop }: Released) -> bool {
+        if stop.is_some() {
+            // They are the tokens of the stop string.
+            self.unsent.clear();
+        }
+        if !text.is_empty() {
+            let logprobs = std::mem::take(&mut self.unsent);
+            self.reply.send(Event::Text {
+                choice: self.choice,
+                text,
+                logprobs,
+            });
+        }
+        stop.is_some()
+    }
+
+    /// The number of tokens of the answer.
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt
+    }
+
+    /// Sends what was held back and the end. Returns the final reason.
+    pub(super) fn end(&mut self, finish: Finish) -> Finish {
+        let rest = self.text.finish().unwrap_or_default();
+        let finish = match self.release(rest) {
+            true => Finish::Stop,
+            false => finish,
+        };
+        if !self.unsent.is_empty() {
+            // Tokens without text, such as half a character.
+            self.reply.send(Event::Text {
+                choice: self.choice,
+                text: String::new(),
+                logprobs: std::mem::take(&mut self.unsent),
+            });
+        }
+        self.reply.send(Event::End {
+            choice: self.choice,
+            finish,
+            tokens: self.generated(),
+            traffic: self.traffic,
+        });
+        finish
+    }
+
+    pub(super) fn fail(&self, error: EngineError) {
+        self.reply.send(Event::Failed(error));
+    }
+
+    /// Returns the tokens in the cache, and how many of them may serve other prompts: positions
+    /// that dense attention determined. `None` for an answer beside the first.
+    pub(super) fn reusable(&self) -> Option<(Vec<u32>, usize)> {
+        let len = match self.traffic.sparse_steps {
+            0 => self.tokens.len() - 1,
+            _ => self.prompt,
+        };
+        (self.choice == 0).then(|| (self.tokens.clone(), len))
+    }
+}

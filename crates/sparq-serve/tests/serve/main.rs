@@ -1,0 +1,15 @@
+//! Tests of the server, in one binary.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `batching` | answers under load equal those of a session; queue, cancellation, failures |
+//! | `prefix` | prompts that begin as an earlier one |
+//! | `http` | routes, streams, errors, keys, limits, shutdown |
+//! | `load` | many clients, some of which hang up |
+//! | `support` | an engine and a server on the embedded model, and a client |
+
+mod batching;
+mod http;
+mod load;
+mod prefix;
+mod support;

@@ -90,9 +90,8 @@ impl Kept {
         }
         let entry = self.entries.remove(index);
         for (to, from) in cache.layers.iter_mut().zip(&entry.cache.layers) {
-            let rows = |rows: &burn::tensor::Tensor<4>| rows.clone().slice_dim(2, 0..length);
             let tensors = from.tensors();
-            to.append(rows(&tensors.k), rows(&tensors.v))?;
+            to.append(tensors.k.at(0..length), tensors.v.at(0..length))?;
         }
         self.entries.push(entry);
         Ok((cache, length))

@@ -273,16 +273,17 @@ fn read(
             done = true;
             continue;
         }
-        let mut event: Value = serde_json::from_str(data)?;
+        let event: Value = serde_json::from_str(data)?;
         if !event["error"].is_null() {
             bail!("{}", event["error"]);
         }
         if !event["usage"].is_null() {
-            usage = event["usage"].take();
+            usage = event["usage"].clone();
         }
-        let choice = &mut event["choices"][0];
+        // The last event has no choice, and indexing gives `null`.
+        let choice = &event["choices"][0];
         if !choice["finish_reason"].is_null() {
-            finish = choice["finish_reason"].take();
+            finish = choice["finish_reason"].clone();
         }
         if choice["text"].is_string() {
             first.get_or_insert_with(|| started.elapsed().as_secs_f64());

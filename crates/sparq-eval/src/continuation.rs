@@ -153,9 +153,7 @@ fn outside(cache: &ModelCache, start: usize) -> Option<f64> {
         else {
             return None;
         };
-        let [batch, heads, _, d] = tensors.k.dims();
-        let new = [0..batch, 0..heads, start..layer.len(), 0..d];
-        let keys = tensors.k.clone().slice(new).cast(FloatDType::F32);
+        let keys = tensors.k.at(start..layer.len()).cast(FloatDType::F32);
         // In codes, the range is [0, 2^bits - 1]. A channel of one value has a scale of 0.
         let scale: Tensor<4> = scale.clone().unsqueeze_dim(2);
         let zero_point: Tensor<4> = zero_point.clone().unsqueeze_dim(2);

@@ -295,22 +295,24 @@ fn notes(lines: &[Line<'_>]) -> String {
     let has = |wanted: fn(&Measurement) -> bool| lines.iter().any(|line| wanted(&line.measurement));
     let program = has(|measurement| matches!(measurement, Measurement::Program(_)));
     text += match program {
-        true => ". Baseline: dense attention of PyTorch; of llama.cpp for GGUF files",
+        true => {
+            ". Baseline: dense attention of PyTorch; of llama.cpp for GGUF files, with trained \
+             weights"
+        }
         false => ". Baseline: dense attention of PyTorch",
     };
-    text += ". Gain: baseline divided by SparQ, or by dense without SparQ. Floor: the bytes that \
-             SparQ has to move, divided by the bandwidth measured in the same run";
+    text += ". Gain: baseline over SparQ, else over dense. Floor: the bytes that SparQ moves over \
+             the measured bandwidth";
     if has(|measurement| matches!(measurement, Measurement::Prefill(_))) {
-        text += "; of a prefill, its operations at the rate of a large product";
+        text += "; of a prefill, its operations at the peak of products";
     }
     text += ".";
     if has(|measurement| matches!(measurement, Measurement::Start(_))) {
-        text += " First token: of a process with an empty (cold) or filled kernel cache.";
+        text += " First token: cold with an empty kernel cache.";
     }
-    text += match program {
-        true => " Only GGUF files have trained weights.",
-        false => " Models have random weights.",
-    };
+    if !program {
+        text += " Models have random weights.";
+    }
     text += " Results: [docs/performance.md](docs/performance.md).";
     let mut text = wrap(&text, "") + "\n\n";
     for (source, commands) in sources {

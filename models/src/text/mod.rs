@@ -27,6 +27,7 @@ mod stop_strings;
 mod token_stream;
 mod tokenizer;
 mod tokenizer_json;
+mod transfer;
 
 pub use cancel::CancelToken;
 pub use chat::{ChatMessage, ChatTemplate, ChatTemplateError};

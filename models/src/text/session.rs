@@ -7,8 +7,7 @@ pub(super) use self::ahead::Queue;
 
 use std::{ops::ControlFlow, time::Instant};
 
-use burn::tensor::{Int, Tensor, TensorData};
-use sparq::{SparqError, ops};
+use sparq::ops;
 
 use super::{
     cancel::CancelToken,
@@ -17,6 +16,7 @@ use super::{
     sampler::Sampler,
     speculative::SpeculativeStats,
     tokenizer::TextTokenizer,
+    transfer::{download, upload},
 };
 use crate::{CapturedLm, CausalLm, ModelCache};
 
@@ -192,8 +192,9 @@ impl Session {
         model: &dyn CausalLm,
         tokens: &[u32],
     ) -> Result<Vec<f32>, GenerateError> {
-        let logits = model.prefill(upload(model, tokens), &mut self.cache, 1);
-        let logits = download(logits, model);
+        let logits = model.prefill(upload(model, &[tokens]), &mut self.cache, 1);
+        let logits = logits.map_err(GenerateError::from);
+        let logits = logits.and_then(|logits| download(logits, model, [1, 1]));
         match logits {
             Ok(_) => self.tokens.extend_from_slice(tokens),
             // A model that fails in one layer has already appended to the caches of earlier ones.
@@ -224,7 +225,9 @@ impl Session {
                     return Ok(FinishReason::ContextFull);
                 }
                 let last = turn.sequence[turn.sequence.len() - 1];
-                logits = match download(decoder.step(upload(model, &[last])), model) {
+                let step = decoder.step(upload(model, &[&[last]]));
+                let step = step.map_err(GenerateError::from);
+                logits = match step.and_then(|logits| download(logits, model, [1, 1])) {
                     Ok(logits) => logits,
                     Err(error) => {
                         decoder.cache_mut().truncate(self.tokens.len());
@@ -307,28 +310,4 @@ pub fn check_prompt(model: &dyn CausalLm, prompt: &[u32]) -> Result<(), Generate
         }),
         None => Ok(()),
     }
-}
-
-/// Copies the tokens of one sequence to the device, as [1, T].
-fn upload(model: &dyn CausalLm, tokens: &[u32]) -> Tensor<2, Int> {
-    let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
-    let ids = TensorData::new(ids, [1, tokens.len()]);
-    Tensor::from_data(ids, &model.device())
-}
-
-/// Copies logits [1, 1, vocab] from the device.
-fn download(
-    logits: Result<Tensor<3>, SparqError>,
-    model: &dyn CausalLm,
-) -> Result<Vec<f32>, GenerateError> {
-    let logits = logits?;
-    let (expected, found) = ([1, 1, model.vocab_size()], logits.dims());
-    if found != expected {
-        return Err(GenerateError::LogitsShape { expected, found });
-    }
-    logits
-        .try_into_vec_as::<f32>()
-        .map_err(|error| GenerateError::Device {
-            reason: error.to_string(),
-        })
 }

@@ -5,9 +5,8 @@ use std::ops::ControlFlow;
 use burn::tensor::{Int, Tensor};
 use sparq::SparqError;
 
-use super::{
-    Ends, FinishReason, GenerateError, GenerateOptions, OnEvent, Session, Turn, download, upload,
-};
+use super::{Ends, FinishReason, GenerateError, GenerateOptions, OnEvent, Session, Turn};
+use crate::text::transfer::{download, failed, upload};
 use crate::{CapturedLm, CausalLm, MostProbable};
 
 /// Decode steps that are queued on the device, one ahead of the tokens that the host knows.
@@ -48,7 +47,7 @@ impl Queue<'_, '_> {
         on_event: OnEvent<'_>,
     ) -> Result<ControlFlow<FinishReason>, GenerateError> {
         let last = turn.sequence[turn.sequence.len() - 1];
-        let mut queued = self.push(upload(model, &[last]))?;
+        let mut queued = self.push(upload(model, &[&[last]]))?;
         while let Some(step) = queued {
             if ends.cancel.is_cancelled() {
                 return Ok(ControlFlow::Break(FinishReason::Cancelled));
@@ -56,14 +55,11 @@ impl Queue<'_, '_> {
             let next = step.token.ids();
             let (found, pushed) = step.token.read_while(|| self.push(next));
             queued = pushed?;
-            let found = found.map_err(|error| GenerateError::Device {
-                reason: error.to_string(),
-            })?;
-            let token = match found.first().copied().flatten() {
+            let token = match found.map_err(failed)?.first().copied().flatten() {
                 Some(token) => token,
                 // Without a candidate: the sampler tells why.
                 None => {
-                    let mut logits = download(Ok(step.logits), model)?;
+                    let mut logits = download(step.logits, model, [1, 1])?;
                     turn.sampler.sample(&mut logits, &turn.sequence)?
                 }
             };

@@ -9,7 +9,7 @@ mod verdict;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 use serde::{Deserialize, Serialize};
 use sparq::methods::Auto;
 use sparq::{Method, SparqError};
@@ -22,6 +22,7 @@ pub use self::verdict::judge;
 use super::generation::GenerateError;
 use super::sampler::{Candidate, Sampler};
 use super::session::Queue;
+use super::transfer::{download, failed, upload};
 use crate::lm::ModelMark;
 use crate::{CapturedLm, CausalLm, ModelCache, MostProbable};
 
@@ -465,21 +466,11 @@ fn last(sequence: &[u32]) -> &[u32] {
     &sequence[sequence.len() - 1..]
 }
 
-/// Copies equally many tokens of each sequence to the device, as [B, T].
-fn upload(model: &dyn CausalLm, rows: &[&[u32]]) -> Tensor<2, Int> {
-    let len = rows.first().map_or(0, |row| row.len());
-    let ids = rows.iter().flat_map(|row| row.iter());
-    let ids: Vec<i64> = ids.map(|&id| i64::from(id)).collect();
-    Tensor::from_data(TensorData::new(ids, [rows.len(), len]), &model.device())
-}
-
 /// Copies drafts of the most probable tokens from the device, from [B, 1 + tokens].
 fn most_probable(read: Tensor<2, Int>) -> Result<Vec<Draft>, GenerateError> {
     let [_, len] = read.dims();
     let ids = read.try_into_vec_as::<i64>();
-    let ids = ids.map_err(|error| GenerateError::Device {
-        reason: error.to_string(),
-    })?;
+    let ids = ids.map_err(failed)?;
     let candidate = |&id: &i64| Candidate {
         id: id as u32,
         probability: 1.0,
@@ -489,21 +480,4 @@ fn most_probable(read: Tensor<2, Int>) -> Result<Vec<Draft>, GenerateError> {
         candidates: row[1..].iter().map(|id| vec![candidate(id)]).collect(),
     };
     Ok(ids.chunks_exact(len).map(draft).collect())
-}
-
-/// Copies logits [B, T, vocab] from the device.
-fn download(
-    logits: Tensor<3>,
-    model: &dyn CausalLm,
-    [batch, len]: [usize; 2],
-) -> Result<Vec<f32>, GenerateError> {
-    let (expected, found) = ([batch, len, model.vocab_size()], logits.dims());
-    if found != expected {
-        return Err(GenerateError::LogitsShape { expected, found });
-    }
-    logits
-        .try_into_vec_as::<f32>()
-        .map_err(|error| GenerateError::Device {
-            reason: error.to_string(),
-        })
 }

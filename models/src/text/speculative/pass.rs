@@ -2,8 +2,9 @@
 
 use burn::tensor::Tensor;
 
-use super::{Candidate, GenerateError, SpeculativeRow, download};
+use super::{Candidate, GenerateError, SpeculativeRow};
 use crate::text::sampler::Sampler;
+use crate::text::transfer::{check, download, failed};
 use crate::{CausalLm, MostProbable};
 
 /// The logits of a pass over a few tokens of every sequence, on the device until the host needs
@@ -34,16 +35,10 @@ impl<'m> Pass<'m> {
             most_probable: None,
             downloaded: None,
         };
-        let (expected, found) = ([rows.len(), len, model.vocab_size()], pass.logits.dims());
-        if found != expected {
-            return Err(GenerateError::LogitsShape { expected, found });
-        }
+        check(&pass.logits, model, pass.dims)?;
         if rows.iter().all(|row| row.sampler.is_argmax()) {
             let found = MostProbable::of(&pass.logits).read();
-            let found = found.map_err(|error| GenerateError::Device {
-                reason: error.to_string(),
-            })?;
-            pass.most_probable = Some(found);
+            pass.most_probable = Some(found.map_err(failed)?);
         }
         Ok(pass)
     }

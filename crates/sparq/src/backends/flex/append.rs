@@ -6,7 +6,7 @@ use burn::backend::Flex;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::DType;
 
-use super::element::{Element, convert};
+use super::element::{Element, RowElement, Rows, convert};
 use super::simd::{Kernel, Level, Simd};
 use crate::cache::rows::LARGEST_CODE;
 use crate::ops::Spans;
@@ -152,6 +152,37 @@ impl Kernel for Quantize<'_> {
         }
         scale
     }
+}
+
+/// Adds the values that a roll back keeps to the sum of V at the mark, [B, H_kv, d], in the order of
+/// their positions, and copies it to the sum of the cache. Writes nothing and returns `None` if a
+/// sum is not contiguous from the start of its storage.
+pub(super) fn add_kept<T: RowElement>(
+    [sum, of_cache]: [&mut FloatTensor<Flex>; 2],
+    values: Rows<'_, T>,
+    mark: &Spans,
+    spans: &Spans,
+) -> Option<()> {
+    let len = mark.batch() * values.kv_heads * values.dim;
+    let whole = |tensor: &FloatTensor<Flex>| {
+        tensor.dtype() == DType::F32 && tensor.layout().contiguous_offsets() == Some((0, len))
+    };
+    if !whole(sum) || !whole(of_cache) {
+        return None;
+    }
+    let sum = &mut f32::storage_mut(sum)[..len];
+    for (head, sums) in sum.chunks_exact_mut(values.dim).enumerate() {
+        let sequence = head / values.kv_heads;
+        let first = mark.end[sequence].max(mark.start[sequence]);
+        for position in first..spans.end[sequence] {
+            let value = values.row(head * values.capacity + position);
+            for (component, sum) in sums.iter_mut().enumerate() {
+                *sum += value.widen(component);
+            }
+        }
+    }
+    f32::storage_mut(of_cache)[..len].copy_from_slice(sum);
+    Some(())
 }
 
 /// Writes the spans of a cache [3, B] in place. Returns false, and writes nothing, for a tensor

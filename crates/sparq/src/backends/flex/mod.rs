@@ -60,7 +60,8 @@ use crate::ops::fallback;
 use crate::ops::primitive::Primitive;
 use crate::ops::{
     BlockFormat, CacheBuffers, NormBuffers, PreparedBuffers, ProjectionBuffers, ResidualBuffers,
-    RotaryBuffers, RowBuffers, SketchBuffers, Spans, SparqBackend, SparqOutputBuffers,
+    RolledBackBuffers, RotaryBuffers, RowBuffers, SketchBuffers, Spans, SparqBackend,
+    SparqOutputBuffers,
 };
 
 /// Evaluates an expression with a type alias for the cache's element type. Returns `None` for a
@@ -142,14 +143,29 @@ impl SparqBackend for Flex {
             })
         });
         if done.flatten().is_some() {
-            let grown = spans.grown(&counts);
-            if !append::set_spans(&mut cache.spans, &grown) {
-                let device = Self::float::<4>(k).device();
-                cache.spans = Self::int_primitive(grown.to_tensor(&device));
-            }
+            set_spans(&mut cache.spans, &spans.grown(&counts));
             return cache;
         }
         fallback::append(cache, k, v, spans, counts, encode)
+    }
+
+    fn roll_back(
+        mut cache: CacheBuffers<Self>,
+        mut sum: FloatTensor<Self>,
+        _moves: IntTensor<Self>,
+        mark: Spans,
+        spans: Spans,
+    ) -> RolledBackBuffers<Self> {
+        let of_cache = &mut cache.v_sum;
+        let added = with_rows!(&cache.k, &cache.v, |rows| {
+            let [_, values] = rows;
+            append::add_kept([&mut sum, of_cache], values, &mark, &spans)
+        });
+        if added.is_none() {
+            return fallback::roll_back(cache, sum, mark, spans);
+        }
+        set_spans(&mut cache.spans, &spans);
+        RolledBackBuffers { cache, sum }
     }
 
     fn prepare(
@@ -310,6 +326,13 @@ fn rotate(x: FloatTensor<Flex>, table: &FloatTensor<Flex>, spans: &Spans) -> Flo
         let x = rotated(&x).expect("cast returns contiguous fp32 tensors");
         cast(x, dtype)
     })
+}
+
+/// Writes the spans of a cache [3, B], in place where that is possible.
+fn set_spans(tensor: &mut IntTensor<Flex>, spans: &Spans) {
+    if !append::set_spans(tensor, spans) {
+        *tensor = Flex::int_primitive(spans.to_tensor(&Device::flex()));
+    }
 }
 
 /// Returns the type of a cache and that of tokens to append, or `None` if K and V differ in type.

@@ -152,16 +152,17 @@ impl Sequence {
         Ok(None)
     }
 
-    /// Samples the next token from logits [vocab]. Returns whether it ends the answer.
-    pub(super) fn accept(&mut self, logits: &[f32]) -> Result<Option<Finish>, EngineError> {
+    /// Samples the next token from logits [vocab], to which penalties are applied in place. Returns
+    /// whether it ends the answer.
+    pub(super) fn accept(&mut self, logits: &mut [f32]) -> Result<Option<Finish>, EngineError> {
         if self.answer == 0 {
             return Ok(Some(Finish::Length));
         }
-        let mut changed = logits.to_vec();
-        self.penalties.apply(&mut changed);
-        let token = self.sampler.sample(&mut changed, &self.tokens);
+        let before = self.logprobs.map(|_| logits.to_vec());
+        self.penalties.apply(logits);
+        let token = self.sampler.sample(logits, &self.tokens);
         let token = token.map_err(EngineError::model)?;
-        self.push(token, Some(logits))
+        self.push(token, before.as_deref())
     }
 
     /// Appends a token, and its log-probabilities under logits [vocab] if the request asked for

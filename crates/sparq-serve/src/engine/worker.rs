@@ -255,7 +255,7 @@ impl Worker {
         let mut started = Vec::new();
         for (choice, cache) in caches.into_iter().enumerate() {
             let mut sequence = Sequence::new(&self.shared, submitted, choice, cache)?;
-            let finish = sequence.accept(logits)?;
+            let finish = sequence.accept(&mut logits.to_vec())?;
             started.push((sequence, finish));
         }
         for (sequence, finish) in started {
@@ -330,8 +330,8 @@ impl Worker {
         }
         let logits = step_of(&*shared.model, &mut running);
         match logits {
-            Ok(logits) => {
-                let rows = logits.chunks(shared.model.vocab_size());
+            Ok(mut logits) => {
+                let rows = logits.chunks_mut(shared.model.vocab_size());
                 for (sequence, logits) in running.into_iter().zip(rows) {
                     self.take(sequence, logits);
                 }
@@ -340,7 +340,7 @@ impl Worker {
             Err(_) if running.len() > 1 => {
                 for mut sequence in running {
                     match step_of(&*shared.model, std::slice::from_mut(&mut sequence)) {
-                        Ok(logits) => self.take(sequence, &logits),
+                        Ok(mut logits) => self.take(sequence, &mut logits),
                         Err(error) => self.settle(sequence, Err(error)),
                     }
                 }
@@ -355,7 +355,7 @@ impl Worker {
     }
 
     /// Gives a sequence the logits [vocab] of its step.
-    fn take(&mut self, mut sequence: Sequence, logits: &[f32]) {
+    fn take(&mut self, mut sequence: Sequence, logits: &mut [f32]) {
         sequence.count_step();
         let metrics = &self.shared.metrics;
         metrics.token_time.record(sequence.last.elapsed());

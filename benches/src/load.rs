@@ -102,7 +102,8 @@ impl Load {
         let agent = ureq::AgentBuilder::new()
             .timeout_connect(Duration::from_secs(10))
             .timeout_read(Duration::from_secs(600))
-            .max_idle_connections_per_host(self.clients)
+            // A server may close an idle connection just when it is used again.
+            .max_idle_connections(0)
             .build();
         let model = self.model(&agent)?;
         let report = Mutex::new(LoadReport {

@@ -154,9 +154,9 @@ impl Kernel for Quantize<'_> {
     }
 }
 
-/// Adds the values that a roll back keeps to the sum of V at the mark, [B, H_kv, d], in the order of
-/// their positions, and copies it to the sum of the cache. Writes nothing and returns `None` if a
-/// sum is not contiguous from the start of its storage.
+/// Adds the values that a roll back keeps to the sum of V at the mark, [B, H_kv, d], in the order
+/// of their positions, and copies it to the sum of the cache. Writes nothing and returns `None` if
+/// a sum is not contiguous from the start of its storage.
 pub(super) fn add_kept<T: RowElement>(
     [sum, of_cache]: [&mut FloatTensor<Flex>; 2],
     values: Rows<'_, T>,

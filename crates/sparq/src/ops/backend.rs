@@ -280,6 +280,23 @@ pub trait SparqBackend: Backend + Primitive {
         fallback::sparq_decode(q, cache, spans, config)
     }
 
+    /// Exact attention of one query per sequence over given positions, q [B, H, 1, d] -> [B, H, 1,
+    /// d].
+    ///
+    /// `positions` [B, N, k] are those that [`SparqBackend::sparq_decode`] selected for the same
+    /// sequences with N KV heads, in its type. `heads` [H_kv] in u32 names the list that each KV
+    /// head reads. The first min(k, count) positions of a list are attended to, where count is the
+    /// number of valid positions of its sequence.
+    fn attend_positions(
+        q: FloatTensor<Self>,
+        #[extension_type] cache: CacheBuffers<Self>,
+        positions: IntTensor<Self>,
+        heads: IntTensor<Self>,
+        spans: Spans,
+    ) -> FloatTensor<Self> {
+        fallback::attend_positions(q, cache, positions, heads, spans)
+    }
+
     /// Linear layers with a norm before them, and an activation and the residual stream after
     /// them, x [rows, in] -> [rows, out]; see [`decode_linear`](super::decode_linear).
     ///

@@ -123,6 +123,19 @@ pub(crate) fn sparq_decode<B: Primitive>(
     }
 }
 
+/// See [`SparqBackend::attend_positions`](super::SparqBackend::attend_positions).
+pub(crate) fn attend_positions<B: Primitive>(
+    q: FloatTensor<B>,
+    cache: CacheBuffers<B>,
+    positions: IntTensor<B>,
+    heads: IntTensor<B>,
+    spans: Spans,
+) -> FloatTensor<B> {
+    let (positions, heads) = (B::int(positions), B::int(heads));
+    let y = reference::attend_positions(B::float(q), &lift(cache), positions, heads, &spans);
+    B::float_primitive(y)
+}
+
 /// See [`SparqBackend::decode_linear`](super::SparqBackend::decode_linear).
 pub(crate) fn decode_linear<B: Primitive>(
     x: FloatTensor<B>,

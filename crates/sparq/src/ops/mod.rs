@@ -217,6 +217,28 @@ pub fn sparq_decode_traced(
     }
 }
 
+/// Exact attention of one query per sequence over positions that [`sparq_decode_traced`] selected
+/// for the KV heads of another layer, q [B, H, 1, d] -> [B, H, 1, d].
+///
+/// `positions` [B, N, k] are those of N KV heads, and `heads` [H_kv] in u32 names the one whose
+/// positions each KV head takes. See [`SparqBackend::attend_positions`].
+pub fn attend_positions(
+    q: Tensor<4>,
+    cache: CacheTensors,
+    positions: Tensor<3, Int>,
+    heads: Tensor<1, Int>,
+    spans: &Spans,
+) -> Tensor<4> {
+    let cache = lower(cache);
+    Tensor::from_dispatch(Dispatch::attend_positions(
+        q.into_dispatch(),
+        cache,
+        positions.into_dispatch(),
+        heads.into_dispatch(),
+        spans.clone(),
+    ))
+}
+
 /// Finds the largest element of each row of x [rows, width] in fp32, width at least 1.
 ///
 /// Returns [2, rows]. First the index of the largest element, the lowest of equal ones. Then 1, or

@@ -186,6 +186,29 @@ pub fn dense_decode(q: Tensor<4>, cache: &CacheTensors, spans: &Spans) -> Tensor
         .cast(FloatDType::from(dtype))
 }
 
+/// Stage 3 for a layer that takes the positions of another one, q [B, H, 1, d] -> [B, H, 1, d].
+///
+/// `positions` [B, N, k] are the i2 of N KV heads. KV head h attends to those of head `heads[h]`,
+/// [H_kv]. The step has no approximate scores, and so no alpha and no mean value.
+pub fn attend_positions(
+    q: Tensor<4>,
+    cache: &CacheTensors,
+    positions: Tensor<3, Int>,
+    heads: Tensor<1, Int>,
+    spans: &Spans,
+) -> Tensor<4> {
+    let (shape, dtype, [_, kv_heads, _, _]) = (q.dims(), q.dtype(), cache.k.dims());
+    let i2 = positions.select(1, heads);
+    let k = i2.dims()[2];
+    // -1 fills up the lists of short sequences.
+    let short = (0..spans.batch()).any(|sequence| spans.count(sequence) < k);
+    let valid = short.then(|| i2.clone().greater_equal_elem(0));
+    let i2 = i2.clamp_min(0);
+    let rows = [cache.k.take(&i2), cache.v.take(&i2)];
+    let y = attend(&group(q, kv_heads), rows, valid, cache.softcap);
+    y.reshape(shape).cast(FloatDType::from(dtype))
+}
+
 /// Groups the query heads by KV head, [B, H, 1, d] -> [B, H_kv, g, d] in fp32.
 ///
 /// Query head j reads KV head j / g.

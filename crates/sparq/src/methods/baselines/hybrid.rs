@@ -4,7 +4,7 @@
 use burn::tensor::{IndexingUpdateOp, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::quest::pages::Pages;
+use super::quest::pages::{PageBound, Pages};
 use crate::cost::CacheShape;
 use crate::methods::settings::{Settings, at_least};
 use crate::methods::step::{Step, without};
@@ -134,7 +134,7 @@ impl Strategy for Hybrid {
         let zeros = step.q.zeros_like();
         let q1 = zeros.scatter(3, i1, q1, IndexingUpdateOp::Add);
 
-        let pages = Pages::new(&step, self.page_size);
+        let pages = Pages::new(&step, self.page_size, PageBound::Extremes);
         let scores = pages.scores(&q1, tau.clone(), GroupScore::Probabilities);
         let candidates = pages.select(&step, scores, self.candidates / self.page_size);
 

@@ -11,8 +11,8 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use proptest::prelude::*;
 use sparq::cost::CacheShape;
 use sparq::methods::baselines::{
-    Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Oracle, Projection, Quest,
-    SparqVariant,
+    Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Oracle, PageBound, Projection,
+    Quest, SparqVariant,
 };
 use sparq::methods::{GroupScore, MeanValue};
 use sparq::{

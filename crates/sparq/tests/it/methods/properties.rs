@@ -14,6 +14,7 @@ fn methods(k: usize) -> Vec<Method> {
         Oracle { top_k: k }.into(),
         parsed(&format!("quest:page={three}")),
         parsed(&format!("quest:page={two},score=logits")),
+        parsed(&format!("quest:page={three},bound=deviations")),
         parsed(&format!("hybrid:r=3,page=4,m={}", (4 * k).max(8))),
         variant("keys=full"),
         variant("then=6,keys=4bits"),

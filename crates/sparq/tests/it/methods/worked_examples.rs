@@ -53,13 +53,34 @@ fn quest_selects_pages_by_their_bounds() {
         for group_score in [GroupScore::Probabilities, GroupScore::Logits] {
             let quest = Quest {
                 page_size: 2,
-                top_k: 4,
                 group_score,
+                ..Quest::new(4)
             };
             let found = Method::from(quest).decode(q.clone(), &mut cache).unwrap();
             // Scores 1, 1, 0 over sqrt(2) for the values 1, 2, 5.
             let e = (1.0f32 / 2.0f32.sqrt()).exp();
             let expected = (3.0 * e + 5.0) / (2.0 * e + 1.0);
+            assert_close(&values(&found), &[expected, expected]);
+        }
+        // By mean and deviation the first page scores 1 + sqrt(2 ln 2) sqrt(4.5) = 3.5, because its
+        // position with the larger component has the wrong sign in the other. A second page of two
+        // positions that score 3.6 is now ahead of it.
+        let keys = [3.0, 2.0, 0.0, -1.0, 2.6, -1.0, 2.6, -1.0, 0.0, 0.0];
+        let mut others = cache_f32(&tensor(&keys, [1, 1, 5, 2], &device), &v, None);
+        let e = (3.6f32 / 2.0f32.sqrt()).exp();
+        let seconds = (7.0 * e + 5.0) / (2.0 * e + 1.0);
+        let f = (1.0f32 / 2.0f32.sqrt()).exp();
+        let firsts = (3.0 * f + 5.0) / (2.0 * f + 1.0);
+        for (bound, expected) in [
+            (PageBound::Extremes, firsts),
+            (PageBound::Deviations, seconds),
+        ] {
+            let quest = Quest {
+                page_size: 2,
+                bound,
+                ..Quest::new(4)
+            };
+            let found = Method::from(quest).decode(q.clone(), &mut others).unwrap();
             assert_close(&values(&found), &[expected, expected]);
         }
         // The first component alone, which is the larger one of this query. Its bounds are 3, 1, 0.

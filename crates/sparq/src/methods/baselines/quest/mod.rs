@@ -5,20 +5,20 @@ pub(super) mod pages;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+pub use self::pages::PageBound;
 use self::pages::{Pages, sqrt_scale};
 use crate::cost::CacheShape;
-use crate::methods::settings::{Settings, at_least};
+use crate::methods::settings::{Settings, at_least, words};
 use crate::methods::step::Step;
 use crate::methods::{Budget, GroupScore, Method, Strategy, TOP_K};
 use crate::{KvCache, KvCacheConfig, SparqError, Transfers};
 
 /// Attention renormalised over the k/p pages with the largest upper bounds of their scores.
 ///
-/// A page has p positions, counted from the start of the buffers. Its bound takes the minimum and
-/// the maximum of each component c of its keys: no position of the page scores above the sum over c
-/// of max(q_c min_c, q_c max_c). The page of the current token is always selected. Minima and
-/// maxima are computed from the keys in every step, and counted as the bytes of reading stored
-/// ones.
+/// A page has p positions, counted from the start of the buffers. Quest's bound takes the minimum
+/// and the maximum of each component of its keys; see [`PageBound`]. The page of the current token
+/// is always selected. The statistics are computed from the keys in every step, and counted as the
+/// bytes of reading stored ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quest {
@@ -30,7 +30,12 @@ pub struct Quest {
     ///
     /// It is the sum of the heads' bounds, or of the softmax of the bounds over the pages.
     pub group_score: GroupScore,
+    /// The score of a page.
+    #[serde(default, skip_serializing_if = "PageBound::is_extremes")]
+    pub bound: PageBound,
 }
+
+words!(PageBound { Extremes = "extremes", Deviations = "deviations" } implies Extremes);
 
 impl Quest {
     /// Quest's pages of 16 positions, and k positions in all.
@@ -39,6 +44,7 @@ impl Quest {
             page_size: 16,
             top_k,
             group_score: GroupScore::Probabilities,
+            bound: PageBound::Extremes,
         }
     }
 }
@@ -57,6 +63,7 @@ impl Strategy for Quest {
             ("page", &mut self.page_size),
             ("k", &mut self.top_k),
             ("score", &mut self.group_score),
+            ("bound", &mut self.bound),
         ]
     }
 
@@ -67,7 +74,7 @@ impl Strategy for Quest {
 
     /// 2 N d + 2 k d + 4 d elements per head, for N = S / p pages, rounded up.
     ///
-    /// The minima and maxima of every page are read, those of the current page written. Up to k
+    /// The two statistics of every page are read, those of the current page written. Up to k
     /// positions are read densely.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         if seq_len <= self.top_k {
@@ -82,7 +89,7 @@ impl Strategy for Quest {
         cache.attended(seq_len) > self.top_k
     }
 
-    /// Doubles the page size until minima and maxima take at most half of the budget.
+    /// Doubles the page size until the statistics take at most half of the budget.
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
         let mut page_size = self.page_size;
         while page_size < budget.seq_len && 2.0 / page_size as f64 > budget.ratio {
@@ -99,7 +106,7 @@ impl Strategy for Quest {
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
         let step = Step::new(q, cache)?;
-        let pages = Pages::new(&step, self.page_size);
+        let pages = Pages::new(&step, self.page_size, self.bound);
         let scale = sqrt_scale(&step.q, step.q.dims()[3]);
         let scores = pages.scores(&step.q, scale, self.group_score);
         Ok(step.attend(pages.select(&step, scores, self.top_k / self.page_size)))

@@ -1,18 +1,41 @@
-//! Pages of positions, with the minimum and the maximum of each component of their keys.
+//! Pages of positions, with two statistics of each component of their keys.
 
 use burn::tensor::{Bool, DType, Tensor};
+use serde::{Deserialize, Serialize};
 
 use crate::cache::{indices, per_sequence};
 use crate::methods::GroupScore;
 use crate::methods::step::Step;
 use crate::ops::reference::{LARGEST, fill_invalid, finite, softmax};
 
+/// The score that a page gets from two statistics of each component of its keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PageBound {
+    /// By minimum and maximum: the sum over c of max(q_c min_c, q_c max_c), above which no position
+    /// scores.
+    #[default]
+    Extremes,
+    /// By mean and standard deviation: q . mean + sqrt(2 ln p) sqrt(sum over c of q_c^2 std_c^2),
+    /// about the largest of p scores if components are independent and normally distributed.
+    Deviations,
+}
+
+impl PageBound {
+    pub(super) fn is_extremes(&self) -> bool {
+        *self == PageBound::Extremes
+    }
+}
+
+/// The statistics of N pages, [B, H_kv, N, d] each in fp32; 0 in an empty page.
+enum Statistics {
+    Extremes { min: Tensor<4>, max: Tensor<4> },
+    Deviations { mean: Tensor<4>, variance: Tensor<4> },
+}
+
 /// The N pages of a step.
 pub(in crate::methods::baselines) struct Pages {
-    /// The minimum of each component of a page's keys, [B, H_kv, N, d] in fp32; 0 in an empty page.
-    min: Tensor<4>,
-    /// The maximum of each component, likewise.
-    max: Tensor<4>,
+    statistics: Statistics,
     /// True for pages with a valid position, [B, H_kv, N].
     filled: Tensor<3, Bool>,
     page_size: usize,
@@ -21,8 +44,8 @@ pub(in crate::methods::baselines) struct Pages {
 impl Pages {
     /// Makes the pages of `page_size` positions, counted from position 0 of the buffers.
     ///
-    /// Padding does not enter minima and maxima.
-    pub fn new(step: &Step, page_size: usize) -> Self {
+    /// Padding does not enter the statistics.
+    pub fn new(step: &Step, page_size: usize, bound: PageBound) -> Self {
         let keys = step.keys();
         let [batch, kv_heads, seq_len, d] = keys.dims();
         let count = seq_len.div_ceil(page_size);
@@ -39,32 +62,60 @@ impl Pages {
             };
             keys.reshape(shape)
         };
-        let min = filled_up(LARGEST).min_dim(3).squeeze_dim::<4>(3);
-        let max = filled_up(-LARGEST).max_dim(3).squeeze_dim::<4>(3);
-        let empty = min.clone().greater(max.clone());
+        let largest = |fill| filled_up(fill).max_dim(3).squeeze_dim::<4>(3);
+        let max = largest(-LARGEST);
+        let empty = max.clone().lower_equal_elem(-LARGEST);
         let filled = empty
             .clone()
             .slice_dim(3, 0..1)
             .squeeze_dim::<3>(3)
             .bool_not();
+        let statistics = match bound {
+            PageBound::Extremes => Statistics::Extremes {
+                min: filled_up(LARGEST)
+                    .min_dim(3)
+                    .squeeze_dim::<4>(3)
+                    .mask_fill(empty.clone(), 0.0),
+                max: max.mask_fill(empty, 0.0),
+            },
+            PageBound::Deviations => {
+                let sum = |keys: Tensor<5>| keys.sum_dim(3);
+                let ones = filled_up(LARGEST).lower_elem(LARGEST).float();
+                let count = sum(ones.clone()).clamp_min(1.0);
+                let mean = sum(filled_up(0.0)) / count.clone();
+                let centred = (filled_up(0.0) - mean.clone().expand(shape)) * ones;
+                let variance = sum(centred.powi_scalar(2)) / count;
+                Statistics::Deviations {
+                    mean: mean.squeeze_dim::<4>(3),
+                    variance: variance.squeeze_dim::<4>(3),
+                }
+            }
+        };
         Self {
-            min: min.mask_fill(empty.clone(), 0.0),
-            max: max.mask_fill(empty, 0.0),
+            statistics,
             filled,
             page_size,
         }
     }
 
-    /// Returns the upper bound of a group's score in each page, [B, H_kv, N].
+    /// Returns the score of a group in each page, [B, H_kv, N].
     ///
-    /// The bound of a head of q [B, H_kv, g, d] is the sum over c of max(q_c min_c, q_c max_c),
-    /// divided by `scale` [B, H_kv, g, 1]. The group sums the bounds, or their softmax over the
-    /// pages.
+    /// That of a head of q [B, H_kv, g, d] is its [`PageBound`], divided by `scale` [B, H_kv, g,
+    /// 1]. The group sums these scores, or their softmax over the pages.
     pub fn scores(&self, q: &Tensor<4>, scale: Tensor<4>, group: GroupScore) -> Tensor<3> {
-        let above = q.clone().clamp_min(0.0);
-        let below = q.clone().clamp_max(0.0);
-        let bounds =
-            above.matmul(self.max.clone().transpose()) + below.matmul(self.min.clone().transpose());
+        let bounds = match &self.statistics {
+            Statistics::Extremes { min, max } => {
+                let above = q.clone().clamp_min(0.0);
+                let below = q.clone().clamp_max(0.0);
+                above.matmul(max.clone().transpose()) + below.matmul(min.clone().transpose())
+            }
+            Statistics::Deviations { mean, variance } => {
+                let spread = q.clone().powi_scalar(2);
+                let deviation = spread.matmul(variance.clone().transpose()).sqrt();
+                let above = (2.0 * (self.page_size as f32).ln()).sqrt();
+                q.clone().matmul(mean.clone().transpose()) + deviation * above
+            }
+        };
         let bounds = finite(bounds / scale);
         let scores = match group {
             GroupScore::Probabilities => softmax(bounds, Some(self.filled.clone())),

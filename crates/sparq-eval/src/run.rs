@@ -167,7 +167,7 @@ impl<'a> Evaluation<'a> {
             // no clone.
             let last = number + 1 == job.unanswered.len();
             let mut asked = if last {
-                std::mem::replace(&mut text, ModelCache { layers: Vec::new() })
+                std::mem::take(&mut text)
             } else {
                 text.clone()
             };

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Budget, Dense, Method, Settings, SparqConfig, Strategy};
+use super::{Anchors, Budget, Dense, Method, Settings, SparqConfig, Strategy};
 use crate::cost::{CacheShape, StepCosts, StepShape};
 use crate::{KvCache, KvCacheConfig, RowFormat, Sketch, SparqError, Transfers};
 
@@ -105,6 +105,10 @@ impl Strategy for Auto {
 
     fn sketch(&self) -> Option<Sketch> {
         Some(self.sparq.sketch)
+    }
+
+    fn anchors(&self) -> Anchors {
+        self.sparq.anchors
     }
 
     /// The bytes of SparQ. [`Method::at`] returns the method that a step takes.

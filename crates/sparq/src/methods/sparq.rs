@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::settings::{Settings, at_least, words};
-use super::{Budget, Method, RANK, Strategy, TOP_K};
+use super::{Anchors, Budget, Method, RANK, Strategy, TOP_K};
 use crate::cost::CacheShape;
 use crate::ops::{self, SparqOutput};
 use crate::{KvCache, KvCacheConfig, RowFormat, Sketch, SparqError, Transfers};
@@ -92,6 +92,9 @@ pub struct SparqConfig {
     /// How a cache made for this method stores K and V.
     #[serde(default, skip_serializing_if = "RowFormat::is_float")]
     pub rows: RowFormat,
+    /// The layers of a model that select positions. A single layer does, whatever the number.
+    #[serde(default, skip_serializing_if = "Anchors::is_all")]
+    pub anchors: Anchors,
 }
 
 impl SparqConfig {
@@ -109,6 +112,7 @@ impl SparqConfig {
             group_score: GroupScore::Probabilities,
             components: Components::SumAbs,
             rows: RowFormat::Float,
+            anchors: Anchors::All,
         }
     }
 
@@ -128,6 +132,11 @@ impl SparqConfig {
     /// Sets how a cache made for this method stores K and V.
     pub fn with_rows(self, rows: RowFormat) -> Self {
         Self { rows, ..self }
+    }
+
+    /// Sets the layers of a model that select positions.
+    pub fn with_anchors(self, anchors: Anchors) -> Self {
+        Self { anchors, ..self }
     }
 
     /// Sets when the mean of V stands for the positions that were not selected.
@@ -168,6 +177,7 @@ impl SparqConfig {
             let advice = "lower the local window or raise top_k";
             return Err(SparqError::config("local_window", expected, window, advice));
         }
+        at_least("anchors", 1, "the first layer", self.anchors.of(usize::MAX))?;
         self.rows.check(head_dim)
     }
 
@@ -282,6 +292,7 @@ impl Strategy for SparqConfig {
             ("score", &mut self.group_score),
             ("components", &mut self.components),
             ("rows", &mut self.rows),
+            ("anchors", &mut self.anchors),
         ]
     }
 
@@ -301,6 +312,10 @@ impl Strategy for SparqConfig {
         Some(self.sketch)
     }
 
+    fn anchors(&self) -> Anchors {
+        self.anchors
+    }
+
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         Transfers::sparq(shape, seq_len, self)
     }
@@ -318,6 +333,11 @@ impl Strategy for SparqConfig {
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
         cache.refresh_sketch();
         let (tensors, spans) = cache.view(&q, Some(self))?;
-        Ok(ops::sparq_decode(q, tensors, &spans, self))
+        if !cache.keeps_selection() {
+            return Ok(ops::sparq_decode(q, tensors, &spans, self));
+        }
+        let found = ops::sparq_decode_traced(q, tensors, &spans, self);
+        cache.note_selection(found.positions);
+        Ok(found.output)
     }
 }

@@ -121,10 +121,7 @@ impl Strategy for Auto {
     }
 
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
-        let (head_dim, seq_len) = (budget.head_dim, budget.seq_len);
-        let sparq = self
-            .sparq
-            .for_compression(head_dim, seq_len, budget.ratio)?;
+        let sparq = self.sparq.within(budget)?;
         Ok(Self { sparq, ..*self }.into())
     }
 

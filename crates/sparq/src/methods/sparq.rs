@@ -192,7 +192,7 @@ impl SparqConfig {
     /// use sparq::{SparqConfig, Transfers};
     ///
     /// let config = SparqConfig::new(1, 1).for_compression(128, 16384, 1.0 / 8.0)?;
-    /// let shape = CacheShape { head_dim: 128, kv_heads: 1, element_bytes: 2 };
+    /// let shape = CacheShape { head_dim: 128, kv_heads: 1, layers: 1, element_bytes: 2 };
     /// let sparq = Transfers::sparq(&shape, 16384, &config).bytes();
     /// let share = sparq / Transfers::dense(&shape, 16384).bytes();
     /// assert!(share <= 1.0 / 8.0 && share > 0.95 / 8.0);
@@ -208,8 +208,16 @@ impl SparqConfig {
         seq_len: usize,
         ratio: f64,
     ) -> Result<Self, SparqError> {
-        let given = Budget::new(head_dim, seq_len, ratio)?;
-        let budget = ratio * given.dense_bytes();
+        self.within(&Budget::new(head_dim, seq_len, ratio)?)
+    }
+
+    /// [`SparqConfig::for_compression`] for a budget of all layers of a model.
+    ///
+    /// # Errors
+    /// [`SparqError::Budget`] if r = 1 and k = 1 already read more.
+    pub fn within(self, given: &Budget) -> Result<Self, SparqError> {
+        let (head_dim, seq_len) = (given.head_dim, given.seq_len);
+        let budget = given.ratio * given.dense_bytes();
         let bytes = |rank, top_k| {
             given.bytes(&Self {
                 rank,
@@ -326,8 +334,7 @@ impl Strategy for SparqConfig {
     }
 
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
-        let sparq = self.for_compression(budget.head_dim, budget.seq_len, budget.ratio);
-        sparq.map(Method::from)
+        self.within(budget).map(Method::from)
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {

@@ -1,8 +1,13 @@
-//! The attention probability that SparQ keeps on a text: [`kept_mass`].
+//! The attention probability that SparQ keeps on a text: [`kept_mass`], and that layers keep at the
+//! positions of other layers: [`layer_sharing`].
 //!
 //! Nothing is trained. The model decodes the text densely. Each decode step sums the exact
 //! attention probability of the positions that SparQ would have selected. A setting that keeps
 //! nearly all of it in every head changes the model's output little.
+
+mod sharing;
+
+pub use sharing::layer_sharing;
 
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
 use sparq::{KvCache, Method, SparqConfig, SparqError, reference};
@@ -86,6 +91,31 @@ pub fn kept_mass(
             layers: vec![Vec::new(); cache.layers.len()],
         })
         .collect();
+    let mut measure = |index: usize, probabilities: &[f32], q: &Tensor<4>, layer: &mut KvCache| {
+        for kept in &mut kept {
+            let masses = selected_mass(probabilities, q, layer, &kept.config)?;
+            add(&mut kept.layers[index], &masses);
+        }
+        Ok(())
+    };
+    decode_densely(model, cache, tokens, &mut measure, on_step)?;
+    let heads = kept.iter_mut().flat_map(|kept| kept.layers.iter_mut());
+    for mass in heads.flatten() {
+        *mass /= tokens.len() as f64;
+    }
+    Ok(kept)
+}
+
+/// Decodes `tokens` densely, one by one. After each, calls `on_layer` for every layer with SparQ
+/// attention, with its index, exact probabilities [H, S - [`attended_from`]], query and cache, and
+/// then `on_step`.
+fn decode_densely(
+    model: &dyn CausalLm,
+    cache: &mut ModelCache,
+    tokens: &[u32],
+    on_layer: &mut OnLayer<'_>,
+    on_step: &mut dyn FnMut(),
+) -> Result<(), CalibrationError> {
     for layer in &mut cache.layers {
         layer.keep_query(true);
     }
@@ -99,22 +129,19 @@ pub fn kept_mass(
                 continue;
             };
             let probabilities = probabilities(q.clone(), layer)?;
-            for kept in &mut kept {
-                let masses = selected_mass(&probabilities, &q, layer, &kept.config)?;
-                add(&mut kept.layers[index], &masses);
-            }
+            on_layer(index, &probabilities, &q, layer)?;
         }
         on_step();
     }
     for layer in &mut cache.layers {
         layer.keep_query(false);
     }
-    let heads = kept.iter_mut().flat_map(|kept| kept.layers.iter_mut());
-    for mass in heads.flatten() {
-        *mass /= tokens.len() as f64;
-    }
-    Ok(kept)
+    Ok(())
 }
+
+/// What [`decode_densely`] calls for each layer.
+type OnLayer<'a> =
+    dyn FnMut(usize, &[f32], &Tensor<4>, &mut KvCache) -> Result<(), CalibrationError> + 'a;
 
 /// Returns the first position that the last one attends to.
 fn attended_from(cache: &KvCache) -> usize {

@@ -66,6 +66,7 @@ mod linear;
 mod lm;
 mod most_probable;
 pub mod progress;
+mod sharing;
 pub mod text;
 mod weights;
 
@@ -75,3 +76,4 @@ pub use drafted::DraftedLm;
 pub use linear::linear;
 pub use lm::{CapturedLm, CausalLm, ModelCache, ModelMark, SequenceStep};
 pub use most_probable::MostProbable;
+pub use sharing::{LayerSharing, SharingPlan};

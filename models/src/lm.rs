@@ -1,8 +1,12 @@
 //! The interface of a language model: [`CausalLm`], its [`ModelCache`] and [`CapturedLm`].
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::cost::CacheMemory;
 use sparq::{CacheMark, CapturedStep, KvCache, Method, SparqError};
+
+use crate::sharing::{Roles, Sharing};
 
 /// A decoder-only language model.
 ///
@@ -22,7 +26,8 @@ pub trait CausalLm: Send + Sync {
     /// The capacity doubles whenever it is exceeded.
     ///
     /// # Errors
-    /// If the device does not support `dtype`, or if a size is 0.
+    /// If the device does not support `dtype`, if a size is 0, or if the method has
+    /// [anchors](sparq::methods::Anchors) for which the model has no plan.
     fn new_cache(
         &self,
         batch: usize,
@@ -133,13 +138,31 @@ pub struct SequenceStep<'a> {
 }
 
 /// The caches of a model, one per layer, with the same positions in each.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ModelCache {
     /// The cache of each layer.
     pub layers: Vec<KvCache>,
+    /// The plans of the model that the cache is for, if layers can share positions.
+    sharing: Option<Arc<Sharing>>,
 }
 
 impl ModelCache {
+    /// Combines the caches of the layers of a model.
+    pub fn new(layers: Vec<KvCache>) -> Self {
+        let sharing = None;
+        Self { layers, sharing }
+    }
+
+    /// Sets the plans of the model.
+    pub(crate) fn with_sharing(self, sharing: Option<Arc<Sharing>>) -> Self {
+        Self { sharing, ..self }
+    }
+
+    /// Returns the roles of the layers in steps with a method; see [`Roles::of`].
+    pub(crate) fn roles(&self, method: &Method) -> Result<Option<Arc<Roles>>, SparqError> {
+        Roles::of(self.sharing.as_ref(), self.layers.len(), method)
+    }
+
     /// Returns the positions of the longest sequence, left padding included.
     pub fn len(&self) -> usize {
         self.layers.first().map_or(0, KvCache::len)
@@ -190,11 +213,17 @@ impl ModelCache {
     /// [`KvCache::for_method`].
     ///
     /// # Errors
-    /// As [`KvCache::for_method`].
+    /// As [`KvCache::for_method`], and as [`CausalLm::new_cache`] for the anchors of the method.
     pub fn for_method(&self, method: &Method) -> Result<Self, SparqError> {
-        let layers = self.layers.iter().map(|layer| layer.for_method(method));
+        let roles = self.roles(method)?;
+        let copy = |(index, layer): (usize, &KvCache)| match &roles {
+            Some(roles) => layer.for_method(&roles.cache_method(index, method)),
+            None => layer.for_method(method),
+        };
+        let layers = self.layers.iter().enumerate().map(copy);
         Ok(Self {
             layers: layers.collect::<Result<_, _>>()?,
+            sharing: self.sharing.clone(),
         })
     }
 

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
-use sparq::methods::{Auto, Components, Dense, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Auto, Components, Dense, GroupScore, MeanValue, Setting};
 use sparq::{Method, RowFormat, Sketch, SparqConfig};
 use sparq_models::text::SpeculativeConfig;
 
@@ -62,6 +62,19 @@ pub struct SparqArgs {
     /// position and KV head [default: float]
     #[arg(long, value_parser = rows_parser())]
     pub kv_rows: Option<RowFormat>,
+    /// Number of layers that select positions for all layers, or `all`. Fewer need a model
+    /// converted with --calibrate [default: all]
+    #[arg(long, value_parser = anchors, value_name = "N")]
+    pub anchors: Option<Anchors>,
+}
+
+/// Parses the value of `--anchors`.
+fn anchors(text: &str) -> std::result::Result<Anchors, String> {
+    let mut anchors = Anchors::All;
+    anchors
+        .set(text)
+        .map_err(|expected| format!("expected {expected}, found {text:?}"))?;
+    Ok(anchors)
 }
 
 /// Returns the parser of `--sketch`.
@@ -85,6 +98,7 @@ impl SparqArgs {
             || self.group_score.is_some()
             || self.components.is_some()
             || self.kv_rows.is_some()
+            || self.anchors.is_some()
     }
 
     /// Returns the settings for a model.
@@ -116,6 +130,7 @@ impl SparqArgs {
             group_score: self.group_score.unwrap_or(base.group_score),
             components: self.components.unwrap_or(base.components),
             rows: self.kv_rows.unwrap_or(base.rows),
+            anchors: self.anchors.unwrap_or(base.anchors),
         }
     }
 }

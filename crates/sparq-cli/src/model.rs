@@ -236,6 +236,7 @@ impl Description {
         CacheShape {
             head_dim: self.head_dim,
             kv_heads: self.layers * self.kv_heads,
+            layers: self.layers,
             element_bytes,
         }
     }

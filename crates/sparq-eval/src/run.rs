@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use burn::tensor::FloatDType;
 use serde_json::{Map, Value};
+use sparq::cost::CacheShape;
 use sparq::methods::Auto;
 use sparq::{Method, SparqConfig};
 use sparq_models::text::{
@@ -32,8 +33,8 @@ pub struct Evaluation<'a> {
     pub model: &'a dyn CausalLm,
     /// The tokenizer of the model.
     pub tokenizer: &'a TextTokenizer,
-    /// The head dimension of the model.
-    pub head_dim: usize,
+    /// The sizes of one sequence's cache over all layers, that budgets and bytes are counted with.
+    pub shape: CacheShape,
     /// The type of the cache.
     pub dtype: FloatDType,
     /// The fields common to all records.
@@ -74,7 +75,7 @@ impl<'a> Evaluation<'a> {
         question: &Question,
         method: &BudgetedMethod,
     ) -> Result<Method, EvalError> {
-        Ok(method.at(self.head_dim, passage.budget_positions(question))?)
+        Ok(method.at(&self.shape, passage.budget_positions(question))?)
     }
 
     /// Runs the jobs on `threads` threads with an equal share of the processors each. Calls
@@ -167,7 +168,7 @@ impl<'a> Evaluation<'a> {
             // no clone.
             let last = number + 1 == job.unanswered.len();
             let mut asked = if last {
-                std::mem::replace(&mut text, ModelCache { layers: Vec::new() })
+                std::mem::take(&mut text)
             } else {
                 text.clone()
             };
@@ -406,7 +407,7 @@ impl<'a> Evaluation<'a> {
             method: method.method.clone(),
             settings,
             budget: method.budget,
-            transfer: transfer_share(&settings, self.head_dim, positions),
+            transfer: transfer_share(&settings, &self.shape, positions),
             metric,
             better: metric.better(),
             score: answer.score,

@@ -130,6 +130,7 @@ impl ModelShape {
             let shape = CacheShape {
                 head_dim: self.head_dim,
                 kv_heads: batch * layers * self.kv_heads,
+                layers: self.layers,
                 element_bytes,
             };
             method.transfers(&shape, attended).bytes()
@@ -143,14 +144,15 @@ impl ModelShape {
     /// position has received. A sliding window frees no positions.
     pub fn cache_bytes(&self, method: &Method, seq_len: usize, element_bytes: usize) -> f64 {
         let channels = self.layers * self.kv_heads * self.head_dim;
+        let selecting = method.anchors().of(self.layers) * self.kv_heads * self.head_dim;
         let row = method.rows().row_bits(self.head_dim, element_bytes) / 8;
         let kv = 2 * self.layers * self.kv_heads * seq_len * row;
         let sketch = match method.sketch() {
             None => 0,
-            Some(Sketch::Full) => channels * seq_len * element_bytes,
+            Some(Sketch::Full) => selecting * seq_len * element_bytes,
             Some(sketch @ (Sketch::Bits8 | Sketch::Bits4)) => {
                 let bits = sketch.bits().unwrap_or_default();
-                channels * seq_len * bits / 8 + 2 * channels * FP32
+                selecting * seq_len * bits / 8 + 2 * selecting * FP32
             }
         };
         let received = match method.reads_attention() {

@@ -74,6 +74,7 @@ impl Setup {
         let shape = CacheShape {
             head_dim: self.model.head_dim,
             kv_heads: batch * self.model.heads,
+            layers: self.model.layers,
             element_bytes: self.element_bytes,
         };
         2.0 * method.transfers(&shape, seq_len).elements as f64

@@ -164,7 +164,12 @@ impl Setup {
     /// Microseconds of the attention of a layer over `attended` positions.
     fn attention_us(&self, shape: &StepShape, attended: usize, method: &Method) -> f64 {
         let costs = &self.machine.costs;
-        let us = costs.step_us(shape, attended, method);
+        let mut us = costs.step_us(shape, attended, method);
+        if let Method::Sparq(config) = method {
+            // The mean of the layers that select and of those that reuse their positions.
+            let anchors = config.anchors.of(self.model.layers) as f64 / self.model.layers as f64;
+            us = anchors * us + (1.0 - anchors) * costs.reuse_us(shape, attended, config);
+        }
         match (method, self.machine.dense_scores_per_us) {
             (Method::Dense(_), Some(rate)) => {
                 let scores = (shape.batch * shape.heads * attended) as f64;

@@ -160,6 +160,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let shape = CacheShape {
         head_dim: HEAD_DIM,
         kv_heads: LAYERS * KV_HEADS,
+        layers: 1,
         element_bytes: 4,
     };
     let dense_bytes = Method::DENSE.transfers(&shape, PROMPT).bytes();

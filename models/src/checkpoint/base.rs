@@ -14,6 +14,7 @@ use memmap2::MmapMut;
 use serde_json::Value;
 use sparq::SparqConfig;
 
+use crate::LayerSharing;
 use crate::config::ConfigError;
 
 use super::{
@@ -241,6 +242,11 @@ impl Checkpoint {
     /// Returns the settings of SparQ that a converted model recommends.
     pub fn attention(&self) -> Option<SparqConfig> {
         self.manifest.as_ref()?.attention
+    }
+
+    /// Returns the measurement of shared layers that was stored with a converted model.
+    pub fn sharing(&self) -> Option<&LayerSharing> {
+        self.manifest.as_ref()?.sharing.as_ref()
     }
 
     /// Returns the number of weights in all tensors.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use burn::tensor::FloatDType;
+use sparq::SparqError;
 
 use super::{JsonError, StoredType, small_file::LFS_POINTER};
 
@@ -126,6 +127,14 @@ pub enum CheckpointError {
         expected: String,
         /// The content found.
         found: String,
+    },
+    /// The measurement of shared layers in a manifest does not fit the model.
+    #[error("{}: sparq.json: {error}; measure it again with --calibrate", folder.display())]
+    Sharing {
+        /// The folder.
+        folder: PathBuf,
+        /// The part that does not fit.
+        error: SparqError,
     },
     /// A file cannot be written.
     #[error("{}: cannot be written: {error}", path.display())]

@@ -1,5 +1,7 @@
 //! The model: [`Decoder`].
 
+use std::sync::Arc;
+
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::ops::{BlockFormat, Projections, decode_linear, widen};
@@ -10,8 +12,9 @@ use super::layer::Layer;
 use super::norm::Norm;
 use super::pass::{LayerPass, Pass};
 use crate::checkpoint::{Checkpoint, CheckpointError, Loader, check_device};
+use crate::sharing::{Roles, Sharing};
 use crate::weights::{RandomWeights, Weights};
-use crate::{CausalLm, ModelCache, SequenceStep};
+use crate::{CausalLm, LayerSharing, ModelCache, SequenceStep};
 
 /// A decoder-only transformer with a language model head.
 ///
@@ -51,6 +54,9 @@ pub struct Decoder {
     /// The number of first layers whose decode steps are dense with every method.
     #[module(skip)]
     dense_layers: usize,
+    /// The plans of layers that share positions.
+    #[module(skip)]
+    sharing: Option<Arc<Sharing>>,
 }
 
 impl Decoder {
@@ -89,7 +95,14 @@ impl Decoder {
             }
         }
         loader.finish();
-        Ok(model)
+        let Some(sharing) = checkpoint.sharing() else {
+            return Ok(model);
+        };
+        let model = model.with_sharing(sharing.clone());
+        model.map_err(|error| CheckpointError::Sharing {
+            folder: checkpoint.dir().unwrap_or(checkpoint.config_path()).into(),
+            error,
+        })
     }
 
     /// Makes a model with random weights in `dtype` on `device`, for training or for timing.
@@ -186,6 +199,7 @@ impl Decoder {
             logits_softcap: config.logits_softcap,
             context_len: config.max_position_embeddings,
             dense_layers: 0,
+            sharing: None,
         })
     }
 
@@ -193,12 +207,35 @@ impl Decoder {
     /// 0.
     ///
     /// Set it before making caches: the caches of these layers hold only what dense attention
-    /// reads.
+    /// reads. These layers are no anchors and reuse no positions.
     pub fn with_dense_layers(self, layers: usize) -> Self {
+        let measured = self.sharing.as_ref().map(|known| known.measured().clone());
+        let device = self.device();
+        let plans = |measured| Arc::new(Sharing::new(measured, layers, &device));
         Self {
+            sharing: measured.map(plans),
             dense_layers: layers,
             ..self
         }
+    }
+
+    /// Lets layers share positions, as methods with [anchors](sparq::methods::Anchors) need.
+    ///
+    /// Set it before making caches. [`Decoder::load`] sets it for a converted model with a
+    /// measurement.
+    ///
+    /// # Errors
+    /// [`SparqError::Value`] if the measurement is not one of a model with these layers.
+    pub fn with_sharing(self, measured: LayerSharing) -> Result<Self, SparqError> {
+        let attentions = self.layers.iter().map(|layer| &layer.attention);
+        let windows: Vec<_> = attentions.clone().map(|attention| attention.window).collect();
+        let kv_heads = attentions.last().map_or(0, |attention| attention.n_kv_heads);
+        measured.check(&windows, kv_heads)?;
+        let sharing = Sharing::new(measured, self.dense_layers, &self.device());
+        Ok(Self {
+            sharing: Some(Arc::new(sharing)),
+            ..self
+        })
     }
 
     /// Returns the method of layer `index` in a decode step with `method`.
@@ -225,6 +262,7 @@ impl Decoder {
             let expected = format!("1 to {len} (the number of tokens)");
             return Err(wrong_value("last", expected, last));
         }
+        let mut selections = pass.selections()?;
         let mut x = self.embed.forward(tokens);
         if let Some(scale) = self.embed_scale {
             x = x * scale;
@@ -235,18 +273,25 @@ impl Decoder {
                     layer.forward(x, LayerPass::Prompt(&mut cache.layers[index]))
                 }
                 Pass::Step(cache, method) => {
+                    let cache = &mut cache.layers[index];
                     let method = self.method_of(index, method);
-                    layer.forward(x, LayerPass::Step(&mut cache.layers[index], method))
+                    let method = selections[0].before(index, cache, method);
+                    layer.forward(x, LayerPass::Step(cache, &method))
                 }
                 Pass::Each(sequences) => {
-                    let rows = sequences.iter_mut().map(|sequence| {
+                    let rows = sequences.iter_mut().zip(&selections);
+                    let rows = rows.map(|(sequence, selections)| {
+                        let cache = &mut sequence.cache.layers[index];
                         let method = self.method_of(index, &sequence.method);
-                        (&mut sequence.cache.layers[index], method)
+                        let method = selections.before(index, cache, method);
+                        (cache, method)
                     });
                     let mut rows: Vec<_> = rows.collect();
-                    layer.forward(x, LayerPass::Each(&mut rows))
+                    let rows = rows.iter_mut().map(|(cache, method)| (&mut **cache, &*method));
+                    layer.forward(x, LayerPass::Each(&mut rows.collect::<Vec<_>>()))
                 }
             }?;
+            pass.keep_selections(index, &mut selections);
         }
         let x = match last == len {
             true => x,
@@ -296,8 +341,13 @@ impl CausalLm for Decoder {
         method: &Method,
     ) -> Result<ModelCache, SparqError> {
         let device = self.device();
+        let roles = Roles::of(self.sharing.as_ref(), self.layers.len(), method)?;
         let cache = |(index, layer): (usize, &Layer)| {
             let method = self.method_of(index, method);
+            let method = match &roles {
+                Some(roles) => &roles.cache_method(index, method),
+                None => method,
+            };
             let config = layer.attention.cache_config(batch, capacity, dtype, method);
             let mut cache = config.init(&device)?;
             if method.reads_attention() {
@@ -306,9 +356,8 @@ impl CausalLm for Decoder {
             Ok(cache)
         };
         let layers = self.layers.iter().enumerate().map(cache);
-        Ok(ModelCache {
-            layers: layers.collect::<Result<_, SparqError>>()?,
-        })
+        let layers = layers.collect::<Result<_, SparqError>>()?;
+        Ok(ModelCache::new(layers).with_sharing(self.sharing.clone()))
     }
 
     fn prefill(

@@ -159,9 +159,7 @@ impl CausalLm for MarkovLm {
             .with_capacity(capacity)
             .with_dtype(dtype)
             .with_sketch(method.sketch());
-        Ok(ModelCache {
-            layers: vec![config.init(&self.device())?],
-        })
+        Ok(ModelCache::new(vec![config.init(&self.device())?]))
     }
 
     fn prefill(

@@ -5,7 +5,7 @@
 //! of their logits. Masked positions rank last, and fill up the selection if there are too few
 //! valid ones.
 
-use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Components, GroupScore, MeanValue};
 use sparq::{RowFormat, Sketch, SparqConfig};
 
 use super::Reader;
@@ -57,6 +57,7 @@ fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, Conform
         group_score: GroupScore::Logits,
         components: Components::SumAbs,
         rows: RowFormat::Float,
+        anchors: Anchors::All,
     };
     super::validate(reader, &config, problem)?;
     Ok(config)

@@ -3,7 +3,7 @@
 //! As in the paper, top_k and local_window count the current token. Nothing is masked, and the
 //! ranges of the codes cover all positions.
 
-use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Components, GroupScore, MeanValue};
 use sparq::{RowFormat, Sketch, SparqConfig};
 
 use super::Reader;
@@ -65,6 +65,7 @@ fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, Conform
             ],
         )?,
         rows: RowFormat::Float,
+        anchors: Anchors::All,
     };
     super::validate(reader, &config, problem)?;
     Ok(config)

@@ -1,7 +1,7 @@
 //! The plan of a random case.
 
 use burn::tensor::FloatDType;
-use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Components, GroupScore, MeanValue};
 use sparq::{RowFormat, Sketch, SparqConfig};
 
 use super::Size;
@@ -122,6 +122,7 @@ impl Plan {
             group_score: rng.pick(&[GroupScore::Probabilities, GroupScore::Logits]),
             components: rng.pick(&[Components::SumAbs, Components::AbsSum]),
             rows: RowFormat::Float,
+            anchors: Anchors::All,
         };
         // A full sketch of 16 bits would round the rounded keys again.
         let once = config.sketch != Sketch::Full || dtype == FloatDType::F32;

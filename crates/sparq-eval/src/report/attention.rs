@@ -3,6 +3,7 @@
 
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation::softmax};
 use serde::{Deserialize, Serialize};
+use sparq::cost::CacheShape;
 use sparq::{KvCache, Method, SparqError};
 use sparq_models::{CausalLm, ModelCache};
 use sparq_output::charts::{PositionPlot, Row};
@@ -98,11 +99,16 @@ pub fn trace(
         let mut positions = positions(&q, &mut cache, method, kv_head, &mass)?;
         positions.retain(|&at| at >= first);
         positions.sort_unstable();
-        let head_dim = cache.config().head_dim;
+        let shape = CacheShape {
+            head_dim: cache.config().head_dim,
+            kv_heads: 1,
+            layers: 1,
+            element_bytes: 2,
+        };
         Ok(Choice {
             method: label.clone(),
             settings: *method,
-            transfer: transfer_share(method, head_dim, cache.len() - first),
+            transfer: transfer_share(method, &shape, cache.len() - first),
             positions,
         })
     };

@@ -31,12 +31,11 @@ pub fn score_by_budget(
     let others = all.iter().filter(|row| row.method != REFERENCE);
     for method in distinct(others.map(|row| row.method.as_str())) {
         let mut rows: Vec<&SummaryRow> = all.iter().filter(|row| row.method == method).collect();
-        rows.sort_by(|a, b| a.budget.unwrap_or(1.0).total_cmp(&b.budget.unwrap_or(1.0)));
-        series.push(line(
-            method,
-            palette,
-            rows.into_iter().map(|row| (row.budget.unwrap_or(1.0), row)),
-        ));
+        // Given settings have no budget, but move a share too.
+        let share = |row: &SummaryRow| row.budget.unwrap_or(row.transfer);
+        rows.sort_by(|a, b| share(a).total_cmp(&share(b)));
+        let points = rows.into_iter().map(|row| (share(row), row));
+        series.push(line(method, palette, points));
     }
     Some(Figure {
         name: format!("{name}-budget"),

@@ -5,6 +5,7 @@ use sparq_output::table::{Cell, Table};
 
 use super::{distinct, format};
 use crate::SummaryRow;
+use crate::summary::REFERENCE;
 
 /// Makes the table of a task: a row for each method and budget, with the difference to dense
 /// attention over all contexts, and a column for each context.
@@ -30,7 +31,7 @@ pub fn table(rows: &[SummaryRow], all: &[SummaryRow]) -> Table {
             Cell::number(numbers::percent(row.transfer), row.transfer),
         ];
         // The difference of dense attention itself is 0.
-        let difference = row.difference.filter(|_| row.budget.is_some());
+        let difference = row.difference.filter(|_| row.method != REFERENCE);
         cells.push(match difference {
             Some(difference) => Cell::number(
                 format::estimate(&difference, row.metric, true),

@@ -188,6 +188,7 @@ impl RunShape {
         CacheShape {
             head_dim: config.head_dim,
             kv_heads: config.num_hidden_layers * self.batch * config.num_key_value_heads,
+            layers: config.num_hidden_layers,
             element_bytes: dtype.bytes(),
         }
     }

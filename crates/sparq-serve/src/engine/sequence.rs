@@ -111,7 +111,7 @@ impl Sequence {
         config: SpeculativeConfig,
         goes_on: impl Fn() -> bool,
     ) -> Result<Option<Finish>, EngineError> {
-        let mut cache = std::mem::replace(&mut self.cache, ModelCache { layers: Vec::new() });
+        let mut cache = std::mem::take(&mut self.cache);
         let decoder = SpeculativeDecoder::new(&*shared.model, &mut cache, config);
         let mut decoder = decoder.map_err(EngineError::model)?.with_ends(&self.eos);
         let finish = loop {

@@ -48,18 +48,21 @@ impl Traffic {
 
 /// Returns the bytes that a step moves which has just appended to `cache`.
 fn step_bytes(cache: &ModelCache, method: &Method) -> f64 {
+    let layers = cache.layers.len();
     let bytes = |layer: &KvCache| {
         let config = layer.config();
         let shape = CacheShape {
             head_dim: config.head_dim,
-            kv_heads: config.kv_heads,
+            kv_heads: layers * config.kv_heads,
+            layers,
             element_bytes: DType::from(config.dtype).size(),
         };
         let len = layer.len();
         let taken = method.at(config, len);
         taken.transfers(&shape, config.attended(len)).bytes()
     };
-    cache.layers.iter().map(bytes).sum()
+    // Each as if all layers were like it, of which some may select positions for the others.
+    cache.layers.iter().map(bytes).sum::<f64>() / layers.max(1) as f64
 }
 
 impl std::ops::AddAssign for Traffic {

@@ -64,9 +64,26 @@ impl KvCache {
         q: &Tensor<4>,
         config: Option<&SparqConfig>,
     ) -> Result<(CacheTensors, Spans), SparqError> {
+        self.view_if(|| ops::takes_lengths_from_device(q, self.tensors(), config))
+    }
+
+    /// [`KvCache::view`] for a launch that attends to given positions with q.
+    ///
+    /// # Errors
+    /// As [`KvCache::view`].
+    pub(crate) fn reused_view(
+        &self,
+        q: &Tensor<4>,
+    ) -> Result<(CacheTensors, Spans), SparqError> {
+        self.view_if(|| ops::positions_take_lengths_from_device(q, self.tensors()))
+    }
+
+    /// Returns the view for a launch. `covers` tells during a capture whether the launch reads its
+    /// lengths from the device.
+    fn view_if(&self, covers: impl Fn() -> bool) -> Result<(CacheTensors, Spans), SparqError> {
         let spans = if !self.capturing {
             self.attended()
-        } else if ops::takes_lengths_from_device(q, self.tensors(), config) {
+        } else if covers() {
             Spans::full(self.batch(), self.capacity())
         } else {
             return Err(SparqError::NotCapturable {

@@ -7,6 +7,7 @@ mod checks;
 mod config;
 mod memory;
 mod ranges;
+mod reuse;
 pub(crate) mod rows;
 mod spans;
 
@@ -21,7 +22,9 @@ pub(crate) use spans::{indices, per_sequence};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
+
+use self::reuse::Reused;
 
 use crate::methods::MethodStates;
 use crate::ops::reference::append as write;
@@ -86,6 +89,10 @@ pub struct KvCache {
     buffers: BufferId,
     keeps_query: bool,
     query: Option<Tensor<4>>,
+    keeps_selection: bool,
+    selection: Option<Tensor<3, Int>>,
+    /// The positions that the next step attends to.
+    reused: Option<Reused>,
     /// The state that methods keep with the cache.
     states: MethodStates,
 }
@@ -108,6 +115,9 @@ impl KvCache {
             buffers: BufferId::new(),
             keeps_query: false,
             query: None,
+            keeps_selection: false,
+            selection: None,
+            reused: None,
             states: MethodStates::default(),
         }
     }

@@ -46,6 +46,7 @@ impl StepShape {
         CacheShape {
             head_dim: self.head_dim,
             kv_heads: self.batch * self.kv_heads,
+            layers: 1,
             element_bytes: self.element_bytes,
         }
     }
@@ -180,6 +181,12 @@ impl StepCosts {
         self.sparq_us
             + self.moving(Transfers::sparq(&step.cache(), seq_len, config))
             + scores / self.scores_per_us
+    }
+
+    /// Microseconds of a step of a layer that reuses the positions of another one: the launches of
+    /// dense attention, on k positions.
+    pub fn reuse_us(&self, step: &StepShape, seq_len: usize, config: &SparqConfig) -> f64 {
+        self.dense_us + self.moving(Transfers::reuse(&step.cache(), seq_len, config))
     }
 
     /// Microseconds of a step of any method at `seq_len` positions.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::methods::Anchors;
 use crate::{RowFormat, SparqConfig};
 
 /// The sizes of a cache that determine the bytes of a step.
@@ -11,6 +12,9 @@ pub struct CacheShape {
     pub head_dim: usize,
     /// H_kv: KV heads, summed over all layers and sequences to be counted.
     pub kv_heads: usize,
+    /// The number of layers of the model, of which [`Anchors`] select positions. 1 for a layer by
+    /// itself.
+    pub layers: usize,
     /// Bytes of one element of K and V.
     pub element_bytes: usize,
 }
@@ -26,7 +30,7 @@ pub struct CacheShape {
 /// use sparq::cost::CacheShape;
 /// use sparq::{SparqConfig, Transfers};
 ///
-/// let shape = CacheShape { head_dim: 128, kv_heads: 32, element_bytes: 2 };
+/// let shape = CacheShape { head_dim: 128, kv_heads: 32, layers: 1, element_bytes: 2 };
 /// let dense = Transfers::dense(&shape, 4096);
 /// let sparq = Transfers::sparq(&shape, 4096, &SparqConfig::new(32, 128));
 /// assert_eq!(dense.elements, 32 * (2 * 4096 * 128 + 2 * 128));
@@ -86,18 +90,42 @@ impl Transfers {
     /// SparQ: S r + 2 k d + 4 d elements per head, where the S r are codes if the sketch has codes.
     ///
     /// K and V are stored as the settings say. A cache of up to top_k positions is read densely, as
-    /// by [`Transfers::dense_rows`].
+    /// by [`Transfers::dense_rows`]. If only some layers of the model select, the heads of the
+    /// others count as [`Transfers::reuse`].
     pub fn sparq(shape: &CacheShape, seq_len: usize, config: &SparqConfig) -> Self {
         if seq_len <= config.top_k {
             return Self::dense_rows(shape, seq_len, config.rows);
         }
+        let anchors = config.anchors.of(shape.layers);
+        if anchors < shape.layers {
+            let heads = shape.kv_heads * anchors / shape.layers;
+            let of = |kv_heads| CacheShape { kv_heads, ..*shape };
+            let own = config.with_anchors(Anchors::All);
+            let selecting = Self::sparq(&of(heads), seq_len, &own);
+            return selecting.and(Self::reuse(&of(shape.kv_heads - heads), seq_len, config));
+        }
         let rows = Self::of_rows(shape, 2 * config.top_k + 2, config.rows);
         let sum = Self::of_head(shape, 2 * shape.head_dim);
-        let rest = Self {
-            elements: rows.elements + sum.elements,
-            bits: rows.bits + sum.bits,
-        };
-        rest.and_codes(shape, seq_len * config.rank, config.sketch.bits())
+        rows.and(sum).and_codes(shape, seq_len * config.rank, config.sketch.bits())
+    }
+
+    /// A layer that reuses positions: k numbers and 2 k d + 2 d elements per head.
+    ///
+    /// A cache of up to top_k positions is read densely.
+    pub fn reuse(shape: &CacheShape, seq_len: usize, config: &SparqConfig) -> Self {
+        if seq_len <= config.top_k {
+            return Self::dense_rows(shape, seq_len, config.rows);
+        }
+        let rows = Self::of_rows(shape, 2 * config.top_k + 2, config.rows);
+        rows.and_codes(shape, config.top_k, Some(32))
+    }
+
+    /// The sum of both.
+    fn and(self, other: Self) -> Self {
+        Self {
+            elements: self.elements + other.elements,
+            bits: self.bits + other.bits,
+        }
     }
 
     /// Bytes moved.

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Budget, Dense, Method, Settings, SparqConfig, Strategy};
+use super::{Anchors, Budget, Dense, Method, Settings, SparqConfig, Strategy};
 use crate::cost::{CacheShape, StepCosts, StepShape};
 use crate::{KvCache, KvCacheConfig, RowFormat, Sketch, SparqError, Transfers};
 
@@ -107,6 +107,10 @@ impl Strategy for Auto {
         Some(self.sparq.sketch)
     }
 
+    fn anchors(&self) -> Anchors {
+        self.sparq.anchors
+    }
+
     /// The bytes of SparQ. [`Method::at`] returns the method that a step takes.
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         self.sparq.transfers(shape, seq_len)
@@ -117,10 +121,7 @@ impl Strategy for Auto {
     }
 
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
-        let (head_dim, seq_len) = (budget.head_dim, budget.seq_len);
-        let sparq = self
-            .sparq
-            .for_compression(head_dim, seq_len, budget.ratio)?;
+        let sparq = self.sparq.within(budget)?;
         Ok(Self { sparq, ..*self }.into())
     }
 

@@ -11,12 +11,15 @@ pub struct Budget {
     pub head_dim: usize,
     /// S: positions in the cache.
     pub seq_len: usize,
+    /// The number of layers that the bytes are counted over. It matters if some of them reuse the
+    /// positions of others; see [`Anchors`](super::Anchors).
+    pub layers: usize,
     /// The share, in (0, 1].
     pub ratio: f64,
 }
 
 impl Budget {
-    /// Checks the figures.
+    /// Makes the budget of a single layer.
     ///
     /// # Errors
     /// [`SparqError::Budget`] if a size is 0 or the share is not in (0, 1].
@@ -24,6 +27,7 @@ impl Budget {
         let budget = Self {
             head_dim,
             seq_len,
+            layers: 1,
             ratio,
         };
         match head_dim > 0 && seq_len > 0 && ratio > 0.0 && ratio <= 1.0 {
@@ -32,21 +36,27 @@ impl Budget {
         }
     }
 
-    /// One KV head of a 16-bit cache.
+    /// Makes it the budget of all layers of a model together.
+    pub fn with_layers(self, layers: usize) -> Self {
+        Self { layers, ..self }
+    }
+
+    /// One KV head of each layer, in a 16-bit cache.
     fn shape(&self) -> CacheShape {
         CacheShape {
             head_dim: self.head_dim,
-            kv_heads: 1,
+            kv_heads: self.layers,
+            layers: self.layers,
             element_bytes: 2,
         }
     }
 
-    /// The bytes that dense attention moves for one KV head.
+    /// The bytes that dense attention moves for one KV head of each layer.
     pub(super) fn dense_bytes(&self) -> f64 {
         Transfers::dense(&self.shape(), self.seq_len).bytes()
     }
 
-    /// The bytes that a method moves for one KV head.
+    /// The bytes that a method moves for one KV head of each layer.
     pub(super) fn bytes(&self, method: &dyn Strategy) -> f64 {
         method.transfers(&self.shape(), self.seq_len).bytes()
     }

@@ -4,12 +4,14 @@
 //! end of this file adds the file to the crate, a variant to [`Method`], and its names to the
 //! command line.
 
+mod anchors;
 mod budget;
 mod names;
 mod settings;
 mod state;
 mod step;
 
+pub use anchors::Anchors;
 pub use budget::Budget;
 pub use settings::{Setting, Settings};
 pub(crate) use state::{MethodState, MethodStates};
@@ -19,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use self::step::Step;
 use crate::cost::CacheShape;
-use crate::{KvCache, KvCacheConfig, RowFormat, Sketch, SparqError, Transfers};
+use crate::{KvCache, KvCacheConfig, RowFormat, Sketch, SparqError, Transfers, ops};
 
 /// The paper's k: the top-k of a method by name.
 const TOP_K: usize = 128;
@@ -56,6 +58,11 @@ pub trait Strategy {
     /// The key sketch that a cache must hold for this method.
     fn sketch(&self) -> Option<Sketch> {
         None
+    }
+
+    /// The layers of a model that select positions for all layers.
+    fn anchors(&self) -> Anchors {
+        Anchors::All
     }
 
     /// Returns whether the method reads the attention that positions have received.
@@ -213,6 +220,11 @@ impl Method {
         self.strategy().sketch()
     }
 
+    /// See [`Strategy::anchors`].
+    pub fn anchors(&self) -> Anchors {
+        self.strategy().anchors()
+    }
+
     /// See [`Strategy::reads_attention`].
     pub fn reads_attention(&self) -> bool {
         self.strategy().reads_attention()
@@ -230,7 +242,8 @@ impl Method {
 
     /// Attends with one query per sequence, q [B, H, 1, d] -> [B, H, 1, d].
     ///
-    /// The cache already holds the current token.
+    /// The cache already holds the current token. If it has been given positions
+    /// ([`KvCache::reuse`]), the step attends to these.
     ///
     /// # Errors
     /// If q does not fit the cache, the settings do not fit its head_dim, or the cache lacks what
@@ -258,6 +271,11 @@ impl Method {
             let weights = Step::new(q.clone(), cache)?.weights();
             let received = weights.mean_dim(2).squeeze_dim::<3>(2);
             cache.states_mut().observe_attention(received);
+        }
+        if let Some(reused) = cache.take_reused() {
+            let (tensors, spans) = cache.reused_view(&q)?;
+            let (positions, heads) = (reused.positions, reused.heads);
+            return Ok(ops::attend_positions(q, tensors, positions, heads, &spans));
         }
         match self.reads_attention() || self.is_sparse(cache.config(), cache.len()) {
             true => self.strategy().decode(q, cache),

@@ -35,7 +35,7 @@ impl Method {
     /// use sparq::cost::CacheShape;
     /// use sparq::{Method, Transfers};
     ///
-    /// let shape = CacheShape { head_dim: 64, kv_heads: 3, element_bytes: 2 };
+    /// let shape = CacheShape { head_dim: 64, kv_heads: 3, layers: 1, element_bytes: 2 };
     /// let dense = Transfers::dense(&shape, 4096).bytes();
     /// for name in Method::names() {
     ///     match Method::for_budget(name, 64, 4096, 1.0 / 8.0) {
@@ -57,25 +57,16 @@ impl Method {
         seq_len: usize,
         ratio: f64,
     ) -> Result<Self, SparqError> {
-        Self::named(name)?.at_budget(head_dim, seq_len, ratio)
+        Self::named(name)?.at_budget(&Budget::new(head_dim, seq_len, ratio)?)
     }
 
-    /// Returns this method with the largest sizes that move at most `ratio` of dense attention's
-    /// bytes.
-    ///
-    /// Bytes are those of a 16-bit cache with `seq_len` positions. Settings other than sizes are
-    /// kept.
+    /// Returns this method with the largest sizes that stay within a budget. Settings other than
+    /// sizes are kept.
     ///
     /// # Errors
-    /// [`SparqError::Budget`] if no sizes fit, or if `ratio` is not in (0, 1].
-    pub fn at_budget(
-        &self,
-        head_dim: usize,
-        seq_len: usize,
-        ratio: f64,
-    ) -> Result<Self, SparqError> {
-        let budget = Budget::new(head_dim, seq_len, ratio)?;
-        self.strategy().at_budget(&budget)
+    /// [`SparqError::Budget`] if no sizes fit.
+    pub fn at_budget(&self, budget: &Budget) -> Result<Self, SparqError> {
+        self.strategy().at_budget(budget)
     }
 
     /// Sets one setting from its words.

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::settings::{Settings, at_least, words};
-use super::{Budget, Method, RANK, Strategy, TOP_K};
+use super::{Anchors, Budget, Method, RANK, Strategy, TOP_K};
 use crate::cost::CacheShape;
 use crate::ops::{self, SparqOutput};
 use crate::{KvCache, KvCacheConfig, RowFormat, Sketch, SparqError, Transfers};
@@ -92,6 +92,9 @@ pub struct SparqConfig {
     /// How a cache made for this method stores K and V.
     #[serde(default, skip_serializing_if = "RowFormat::is_float")]
     pub rows: RowFormat,
+    /// The layers of a model that select positions. A single layer does, whatever the number.
+    #[serde(default, skip_serializing_if = "Anchors::is_all")]
+    pub anchors: Anchors,
 }
 
 impl SparqConfig {
@@ -109,6 +112,7 @@ impl SparqConfig {
             group_score: GroupScore::Probabilities,
             components: Components::SumAbs,
             rows: RowFormat::Float,
+            anchors: Anchors::All,
         }
     }
 
@@ -128,6 +132,11 @@ impl SparqConfig {
     /// Sets how a cache made for this method stores K and V.
     pub fn with_rows(self, rows: RowFormat) -> Self {
         Self { rows, ..self }
+    }
+
+    /// Sets the layers of a model that select positions.
+    pub fn with_anchors(self, anchors: Anchors) -> Self {
+        Self { anchors, ..self }
     }
 
     /// Sets when the mean of V stands for the positions that were not selected.
@@ -168,6 +177,7 @@ impl SparqConfig {
             let advice = "lower the local window or raise top_k";
             return Err(SparqError::config("local_window", expected, window, advice));
         }
+        at_least("anchors", 1, "the first layer", self.anchors.of(usize::MAX))?;
         self.rows.check(head_dim)
     }
 
@@ -182,7 +192,7 @@ impl SparqConfig {
     /// use sparq::{SparqConfig, Transfers};
     ///
     /// let config = SparqConfig::new(1, 1).for_compression(128, 16384, 1.0 / 8.0)?;
-    /// let shape = CacheShape { head_dim: 128, kv_heads: 1, element_bytes: 2 };
+    /// let shape = CacheShape { head_dim: 128, kv_heads: 1, layers: 1, element_bytes: 2 };
     /// let sparq = Transfers::sparq(&shape, 16384, &config).bytes();
     /// let share = sparq / Transfers::dense(&shape, 16384).bytes();
     /// assert!(share <= 1.0 / 8.0 && share > 0.95 / 8.0);
@@ -198,8 +208,16 @@ impl SparqConfig {
         seq_len: usize,
         ratio: f64,
     ) -> Result<Self, SparqError> {
-        let given = Budget::new(head_dim, seq_len, ratio)?;
-        let budget = ratio * given.dense_bytes();
+        self.within(&Budget::new(head_dim, seq_len, ratio)?)
+    }
+
+    /// [`SparqConfig::for_compression`] for a budget of all layers of a model.
+    ///
+    /// # Errors
+    /// [`SparqError::Budget`] if r = 1 and k = 1 already read more.
+    pub fn within(self, given: &Budget) -> Result<Self, SparqError> {
+        let (head_dim, seq_len) = (given.head_dim, given.seq_len);
+        let budget = given.ratio * given.dense_bytes();
         let bytes = |rank, top_k| {
             given.bytes(&Self {
                 rank,
@@ -282,6 +300,7 @@ impl Strategy for SparqConfig {
             ("score", &mut self.group_score),
             ("components", &mut self.components),
             ("rows", &mut self.rows),
+            ("anchors", &mut self.anchors),
         ]
     }
 
@@ -301,6 +320,10 @@ impl Strategy for SparqConfig {
         Some(self.sketch)
     }
 
+    fn anchors(&self) -> Anchors {
+        self.anchors
+    }
+
     fn transfers(&self, shape: &CacheShape, seq_len: usize) -> Transfers {
         Transfers::sparq(shape, seq_len, self)
     }
@@ -311,13 +334,17 @@ impl Strategy for SparqConfig {
     }
 
     fn at_budget(&self, budget: &Budget) -> Result<Method, SparqError> {
-        let sparq = self.for_compression(budget.head_dim, budget.seq_len, budget.ratio);
-        sparq.map(Method::from)
+        self.within(budget).map(Method::from)
     }
 
     fn decode(&self, q: Tensor<4>, cache: &mut KvCache) -> Result<Tensor<4>, SparqError> {
         cache.refresh_sketch();
         let (tensors, spans) = cache.view(&q, Some(self))?;
-        Ok(ops::sparq_decode(q, tensors, &spans, self))
+        if !cache.keeps_selection() {
+            return Ok(ops::sparq_decode(q, tensors, &spans, self));
+        }
+        let found = ops::sparq_decode_traced(q, tensors, &spans, self);
+        cache.note_selection(found.positions);
+        Ok(found.output)
     }
 }

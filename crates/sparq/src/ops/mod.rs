@@ -351,6 +351,13 @@ pub(crate) fn takes_lengths_from_device(
     }
 }
 
+/// As [`takes_lengths_from_device`], for attention to given positions.
+pub(crate) fn positions_take_lengths_from_device(q: &Tensor<4>, cache: &CacheTensors) -> bool {
+    // The reference takes the numbers of valid positions from the host.
+    let _ = (q, cache);
+    false
+}
+
 /// As [`takes_lengths_from_device`], for causal attention of queries [B, H, T, d].
 pub(crate) fn causal_takes_lengths_from_device(
     q: &Tensor<4>,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor};
 use proptest::prelude::*;
-use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Components, GroupScore, MeanValue};
 use sparq::reference::SparqTrace;
 use sparq::{Method, RowFormat, Sketch, SparqConfig, reference};
 
@@ -70,6 +70,7 @@ fn settings() -> impl Strategy<Value = SparqConfig> {
                 group_score,
                 components,
                 rows: RowFormat::Float,
+                anchors: Anchors::All,
             },
         )
 }

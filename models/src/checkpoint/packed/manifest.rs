@@ -1,12 +1,18 @@
 //! The manifest of a converted model, `sparq.json`: [`Manifest`].
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use sparq::SparqConfig;
 
 use super::super::{CheckpointError, describe, json::read_json};
 use super::write::write_file;
+use crate::LayerSharing;
 
 /// The file that marks a folder as a converted model.
 pub(crate) const MANIFEST: &str = "sparq.json";
@@ -24,6 +30,9 @@ pub struct Manifest {
     /// The measurement that the settings are based on, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Calibration>,
+    /// The measurement of layers that share positions, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<LayerSharing>,
     pub(super) files: BTreeMap<String, FileSum>,
     pub(super) tensors: BTreeMap<String, TensorSum>,
 }
@@ -80,6 +89,7 @@ impl Manifest {
             format: FORMAT,
             attention,
             calibration: None,
+            sharing: None,
             files,
             tensors,
         }
@@ -87,10 +97,17 @@ impl Manifest {
 
     /// Reads the manifest of a folder.
     pub(super) fn read(folder: &Path) -> Result<Self, CheckpointError> {
-        let path = folder.join(MANIFEST);
-        let value = read_json(&path)?;
+        Self::read_file(&folder.join(MANIFEST))
+    }
+
+    /// Reads the manifest of a converted model alone, for its settings and measurements.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is no manifest of this format.
+    pub fn read_file(path: &Path) -> Result<Self, CheckpointError> {
+        let value = read_json(path)?;
         let error = |what: &str, expected: String, found: String| CheckpointError::Packed {
-            path: path.clone(),
+            path: path.into(),
             what: what.into(),
             expected,
             found,
@@ -112,7 +129,7 @@ impl Manifest {
         })
     }
 
-    /// Replaces the manifest of a folder by one with measured settings.
+    /// Replaces the manifest of a folder by one with measured settings and shared layers.
     ///
     /// # Errors
     /// If there is no manifest, or it cannot be written.
@@ -120,10 +137,12 @@ impl Manifest {
         folder: &Path,
         attention: SparqConfig,
         calibration: Calibration,
+        sharing: LayerSharing,
     ) -> Result<(), CheckpointError> {
         let mut manifest = Self::read(folder)?;
         manifest.attention = Some(attention);
         manifest.calibration = Some(calibration);
+        manifest.sharing = Some(sharing);
         let (part, path) = (folder.join(".sparq.json.part"), folder.join(MANIFEST));
         manifest.write(&part)?;
         std::fs::rename(&part, &path).map_err(CheckpointError::write(&path))
@@ -131,9 +150,73 @@ impl Manifest {
 
     /// Writes the manifest to a new file.
     pub(super) fn write(&self, path: &Path) -> Result<(), CheckpointError> {
-        let text = serde_json::to_string_pretty(self);
-        let text = text.map_err(|error| CheckpointError::write(path)(error.into()))?;
-        write_file(path, format!("{text}\n").as_bytes())
+        let mut text = Vec::new();
+        let written = self.serialize(&mut Serializer::with_formatter(
+            &mut text,
+            ShortArrays::default(),
+        ));
+        written.map_err(|error| CheckpointError::write(path)(error.into()))?;
+        text.push(b'\n');
+        write_file(path, &text)
+    }
+}
+
+/// Writes objects over several lines, arrays in a line for each of their elements, and arrays
+/// inside of arrays in one line. A large array then stays short and can be read.
+#[derive(Default)]
+struct ShortArrays {
+    objects: PrettyFormatter<'static>,
+    /// The number of arrays around the current value.
+    arrays: usize,
+}
+
+impl Formatter for ShortArrays {
+    fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.arrays += 1;
+        writer.write_all(b"[")
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.arrays -= 1;
+        writer.write_all(b"]")
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        let separator: &[u8] = match (first, self.arrays) {
+            (true, 1) => b"\n",
+            (true, _) => b"",
+            (false, 1) => b",\n",
+            (false, _) => b",",
+        };
+        writer.write_all(separator)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.objects.begin_object(writer)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.objects.end_object(writer)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> io::Result<()> {
+        self.objects.begin_object_key(writer, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.objects.begin_object_value(writer)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.objects.end_object_value(writer)
     }
 }
 

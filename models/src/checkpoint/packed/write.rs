@@ -155,7 +155,8 @@ impl Conversion {
         sync(&path)?;
 
         let sums = std::mem::take(&mut *lock(&sums));
-        let manifest = Manifest::new(self.attention, self.write_files(folder)?, sums);
+        let mut manifest = Manifest::new(self.attention, self.write_files(folder)?, sums);
+        manifest.sharing = self.checkpoint.sharing().cloned();
         manifest.write(&folder.join(MANIFEST))?;
         Ok(manifest)
     }

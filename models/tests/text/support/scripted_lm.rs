@@ -128,9 +128,7 @@ impl CausalLm for ScriptedLm {
             .with_capacity(capacity)
             .with_dtype(dtype)
             .with_sketch(method.sketch());
-        Ok(ModelCache {
-            layers: vec![config.init(&self.device()).unwrap()],
-        })
+        Ok(ModelCache::new(vec![config.init(&self.device()).unwrap()]))
     }
 
     fn prefill(

@@ -7,8 +7,10 @@ use burn::tensor::FloatDType;
 use clap::Args;
 use serde::Serialize;
 use sparq::cost::CacheShape;
+use sparq::methods::Anchors;
 use sparq::{Method, SparqConfig, Transfers};
 use sparq_eval::steps;
+use sparq_models::LayerSharing;
 use sparq_models::calibration::{self, KeptMass};
 use sparq_models::checkpoint::Calibration;
 use sparq_output::table::Table;
@@ -23,6 +25,9 @@ const CONTEXT: usize = 2048;
 
 /// The number of decode steps to measure, the last ones of the text.
 const STEPS: usize = 32;
+
+/// k of the measurement of shared layers, at most an eighth of the text.
+const SHARED_TOP_K: usize = 128;
 
 /// The least number of tokens. Fewer leave no choice of k.
 const MIN_TOKENS: usize = 64;
@@ -51,6 +56,20 @@ pub struct Measured {
     /// The index of the chosen settings in the grid.
     chosen: usize,
     grid: Vec<Row>,
+    /// The attention kept by each number of anchors.
+    anchors: Vec<AnchorRow>,
+    #[serde(skip)]
+    sharing: LayerSharing,
+}
+
+/// The best anchors of one number.
+#[derive(Serialize)]
+struct AnchorRow {
+    anchors: usize,
+    /// The share kept by the positions of the anchors, averaged over layers and heads.
+    kept: f64,
+    /// For each layer the layer whose positions it takes.
+    anchor_of: Vec<usize>,
 }
 
 #[derive(Serialize)]
@@ -116,13 +135,17 @@ pub fn run(
     let configs = grid(base, fixed, loaded.description.head_dim, length);
     let decoded = STEPS.min(length / 2);
     let (before, measured) = text.split_at(length - decoded);
-    let method = Method::from(base);
+    // The measurements are those of every layer by itself.
+    let method = Method::from(base.with_anchors(Anchors::All));
     let mut cache = model.new_cache(1, length, FloatDType::F32, &method)?;
     let bar = progress::reading(length, out);
     steps::read(model, &mut cache, before, &|done| {
         bar.set_position(done as u64)
     })?;
     let kept = calibration::kept_mass(model, &mut cache, measured, &configs, &mut || bar.inc(1))?;
+    cache.truncate(before.len());
+    let top_k = SHARED_TOP_K.min(length / 8);
+    let sharing = calibration::layer_sharing(model, &mut cache, measured, top_k, &mut || ())?;
     bar.finish_and_clear();
 
     let bytes = |transfers: &dyn Fn(&CacheShape, usize) -> Transfers| {
@@ -155,7 +178,22 @@ pub fn run(
         keep,
         chosen,
         grid,
+        anchors: anchor_rows(&sharing),
+        sharing,
     })
+}
+
+/// Returns the best anchors of each number for which there is a plan.
+fn anchor_rows(sharing: &LayerSharing) -> Vec<AnchorRow> {
+    let row = |anchors| {
+        let plan = sharing.plan(anchors, 0).ok()?;
+        Some(AnchorRow {
+            anchors,
+            kept: sharing.kept(&plan),
+            anchor_of: plan.anchor_of,
+        })
+    };
+    (1..=sharing.layers()).filter_map(row).collect()
 }
 
 /// Returns the settings to measure.
@@ -219,6 +257,11 @@ impl Measured {
         self.chosen().config
     }
 
+    /// Returns the measurement of shared layers.
+    pub fn sharing(&self) -> &LayerSharing {
+        &self.sharing
+    }
+
     /// Returns the summary for the manifest.
     pub fn summary(&self) -> Calibration {
         Calibration {
@@ -262,6 +305,26 @@ impl Measured {
         for (layer, heads) in row.layers.iter().enumerate() {
             let cells = heads.iter().map(|kept| format!("{:.0}", 100.0 * kept));
             table.row(std::iter::once(layer.to_string()).chain(cells));
+        }
+        out.text(&table.text())?;
+        self.print_anchors(out)
+    }
+
+    fn print_anchors(&self, out: Output) -> Result<()> {
+        out.line(&format!(
+            "\nAttention kept if some layers select {} positions and the others reuse them",
+            self.sharing.top_k
+        ))?;
+        let mut table = Table::new(["anchors", "kept", "layers that select"]);
+        for row in &self.anchors {
+            let layers = row.anchor_of.iter().enumerate();
+            let selecting = layers.filter(|&(layer, &anchor)| layer == anchor);
+            let selecting: Vec<String> = selecting.map(|(layer, _)| layer.to_string()).collect();
+            table.row([
+                row.anchors.to_string(),
+                format!("{:.1}%", 100.0 * row.kept),
+                selecting.join(" "),
+            ]);
         }
         out.text(&table.text())
     }

@@ -131,7 +131,8 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
             let fixed = [args.sparq.rank.is_some(), args.sparq.top_k.is_some()];
             let model = written.load(&device.open(), FloatDType::F32)?;
             let measured = calibrate::run(text, args.calibration.keep, base, fixed, &model, out)?;
-            Manifest::set_attention(folder.path(), measured.config(), measured.summary())?;
+            let (config, sharing) = (measured.config(), measured.sharing().clone());
+            Manifest::set_attention(folder.path(), config, measured.summary(), sharing)?;
             measured.print(out)?;
             Some(measured)
         }

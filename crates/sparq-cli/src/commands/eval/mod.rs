@@ -28,6 +28,9 @@ use plan::Plan;
 /// The default of --context.
 const DEFAULT_CONTEXT: usize = 4096;
 
+/// The bytes of an element of the cache that budgets are for.
+const CACHE_BYTES: usize = 2;
+
 /// The arguments of `sparq eval`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
@@ -38,7 +41,10 @@ command continues an unfinished file. Ctrl-C drops unfinished answers; a second 
 at once.
 
 A budget is a share of the bytes that dense attention moves per decode step at the length of the \
-example, with a 16-bit cache. Other settings of a method follow its name: sparq:mean=never.
+example, with a 16-bit cache. Other settings of a method follow its name: sparq:mean=never. A method \
+with both r and k (sparq-4bit:r=16,k=256,rows=int8) has no budget: it is evaluated once, and its bytes are \
+counted. anchors=10 lets 10 layers select positions for all, in a model converted with --calibrate; a \
+budget is then the mean over the layers.
 
 Data sets are read from their published files: SQuAD v1.1 (dev-v1.1.json), TriviaQA rc \
 (qa/wikipedia-dev.json beside evidence/), or the parquet or JSON lines files of SQuAD, TriviaQA rc and \
@@ -167,7 +173,8 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     let options = args.options(described.context);
     let methods = BudgetedMethod::all(&plan::methods(&args.methods), &args.budgets);
     let plan = Plan::new(&args.task, &options, &tokenizer)?;
-    plan.check(&methods, described.head_dim)?;
+    let shape = described.cache_shape(CACHE_BYTES);
+    plan.check(&methods, &shape)?;
     let mut results = ResultsFile::open(&args.out, &setup)?;
 
     let cancel = interrupt::install()?;
@@ -175,7 +182,7 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     let evaluation = Evaluation {
         model: loaded.model.as_ref(),
         tokenizer: &tokenizer,
-        head_dim: described.head_dim,
+        shape,
         dtype,
         setup: setup.clone(),
         methods,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use sparq::SparqError;
+use sparq::cost::CacheShape;
 use sparq_eval::tasks::TaskOptions;
 use sparq_eval::{BudgetedMethod, EvalError, Evaluation, Job, Passage, ResultsFile, TaskName};
 use sparq_models::text::TextTokenizer;
@@ -34,13 +35,13 @@ impl Plan {
     ///
     /// # Errors
     /// If a name is unknown or no method can keep its budget.
-    pub fn check(&self, methods: &[BudgetedMethod], head_dim: usize) -> Result<()> {
+    pub fn check(&self, methods: &[BudgetedMethod], shape: &CacheShape) -> Result<()> {
         let mut able = false;
         for method in methods {
             let mut left_out = BTreeSet::new();
             for (_, passages) in &self.tasks {
                 for positions in passages.iter().flat_map(positions) {
-                    match method.at(head_dim, positions) {
+                    match method.at(shape, positions) {
                         Ok(_) => able = true,
                         Err(SparqError::Budget { .. }) => {
                             left_out.insert(positions);

@@ -6,11 +6,11 @@ mod quality;
 mod view;
 
 use anyhow::{Context, Result};
-use sparq::methods::{Components, Dense, GroupScore};
+use sparq::methods::{Budget, Components, Dense, GroupScore};
 use sparq::{Method, RowFormat, Sketch, SparqConfig};
 use sparq_device::DeviceChoice;
 use sparq_output::files::OutputFile;
-use sparq_plan::Setup;
+use sparq_plan::{ModelShape, Setup};
 
 use crate::exit::Outcome;
 use crate::output::Output;
@@ -81,15 +81,14 @@ fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<(Option<&'stat
             .into_iter()
             .filter_map(|name| {
                 // Some methods cannot keep any budget.
-                let method =
-                    Method::for_budget(name, model.shape.head_dim, args.context, budget).ok()?;
-                Some((Some(name), method))
+                let method = named(name, Some(budget), args.context, &model.shape);
+                Some((Some(name), method.ok()?))
             })
             .collect(),
         (names, budget) => plain(
             names
                 .iter()
-                .map(|name| named(name, budget, args.context, model.shape.head_dim))
+                .map(|name| named(name, budget, args.context, &model.shape))
                 .collect::<Result<_>>()?,
         ),
     };
@@ -100,10 +99,12 @@ fn methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<(Option<&'stat
 }
 
 /// Returns the method of a name, with its own settings or those for a budget.
-fn named(name: &str, budget: Option<f64>, context: usize, head_dim: usize) -> Result<Method> {
+fn named(name: &str, budget: Option<f64>, context: usize, model: &ModelShape) -> Result<Method> {
+    let head_dim = model.head_dim;
     let method = name.parse::<Method>().and_then(|method| match budget {
         Some(budget) if !matches!(method, Method::Dense(_)) => {
-            method.at_budget(head_dim, context, budget)
+            let budget = Budget::new(head_dim, context, budget)?;
+            method.at_budget(&budget.with_layers(model.layers))
         }
         _ => Ok(method),
     });

@@ -55,6 +55,34 @@ impl<T: RowElement> Problem<'_, T> {
         output
     }
 
+    /// Returns exact attention over given positions, [B, H, d].
+    ///
+    /// `lists` [B, N, k] are positions of N KV heads, of which KV head h takes those of `heads[h]`.
+    /// Of each list the first min(k, count) count.
+    ///
+    /// Returns `None` for a head or a position outside the cache.
+    pub(super) fn over_positions(
+        &self,
+        lists: &[u32],
+        [of, k]: [usize; 2],
+        heads: &[u32],
+    ) -> Option<Vec<f32>> {
+        let list = |head: usize| {
+            let (start, end) = self.span(head);
+            let kv_head = *heads.get(head % self.kv_heads)? as usize;
+            let first = (kv_head < of).then_some((head / self.kv_heads * of + kv_head) * k)?;
+            let list = lists.get(first..first + k.min(end - start))?;
+            let inside = list.iter().all(|&position| (position as usize) < self.capacity);
+            inside.then_some(list)
+        };
+        let lists: Vec<&[u32]> = (0..self.batch_heads()).map(list).collect::<Option<_>>()?;
+        let rows: usize = lists.iter().map(|list| list.len()).sum();
+        let mut output = vec![0.0; lists.len() * self.group * self.dim];
+        let threads = Threads::new(lists.len(), rows * 2 * self.keys.row_bytes());
+        self.attend(0, threads, &lists, &mut output);
+        Some(output)
+    }
+
     /// Runs a SparQ step with k selected positions. Alpha is 0 if it is neither traced nor needed.
     pub(super) fn sparq<C: Storage>(
         &self,

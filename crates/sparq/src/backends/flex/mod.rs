@@ -253,6 +253,21 @@ impl SparqBackend for Flex {
         }
     }
 
+    fn attend_positions(
+        q: FloatTensor<Self>,
+        cache: CacheBuffers<Self>,
+        positions: IntTensor<Self>,
+        heads: IntTensor<Self>,
+        spans: Spans,
+    ) -> FloatTensor<Self> {
+        let cache = contiguous(cache);
+        let found = over_positions(Level::detect(), &q, &cache, [&positions, &heads], &spans);
+        match found {
+            Some(output) => like(&q, output),
+            None => fallback::attend_positions(q, cache, positions, heads, spans),
+        }
+    }
+
     fn decode_linear(
         x: FloatTensor<Self>,
         norm: NormBuffers<Self>,
@@ -415,6 +430,32 @@ fn dense(
     with_rows!(&cache.k, &cache.v, |rows| {
         Some(problem(level, &q, rows, cache, spans)?.dense())
     })
+}
+
+/// Returns exact attention over given positions, [B, H, d], or `None` if the kernels do not support
+/// the buffers.
+fn over_positions(
+    level: Level,
+    q: &FloatTensor<Flex>,
+    cache: &CacheBuffers<Flex>,
+    [positions, heads]: [&IntTensor<Flex>; 2],
+    spans: &Spans,
+) -> Option<Vec<f32>> {
+    let q = cast(q.clone(), DType::F32);
+    let [_, of, k] = positions.layout().shape().dims::<3>();
+    let (lists, heads) = (indices(positions), indices(heads));
+    with_rows!(&cache.k, &cache.v, |rows| {
+        problem(level, &q, rows, cache, spans)?.over_positions(&lists, [of, k], &heads)
+    })
+}
+
+/// Returns the numbers of a tensor. Those outside of u32, such as the -1 that fills up a list of
+/// positions, become its largest value.
+fn indices(tensor: &IntTensor<Flex>) -> Vec<u32> {
+    let numbers = Flex::int::<1>(tensor.clone().reshape([tensor.layout().num_elements()].into()));
+    let numbers = numbers.into_data();
+    let number = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
+    numbers.iter::<i64>().map(number).collect()
 }
 
 /// Runs a SparQ step. Returns `None` if the kernels do not support the buffers.

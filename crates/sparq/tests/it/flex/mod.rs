@@ -4,7 +4,7 @@
 mod fp64;
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Components, GroupScore, MeanValue};
 use sparq::ops::{CacheTensors, SketchTensors, Spans};
 use sparq::{KvCache, Method, RowFormat, Sketch, SparqConfig, ops, reference};
 
@@ -96,6 +96,7 @@ fn random_config(choice: &mut Choice, dim: usize, len: usize) -> SparqConfig {
         group_score: choice.of(&[GroupScore::Probabilities, GroupScore::Logits]),
         components: choice.of(&[Components::SumAbs, Components::AbsSum]),
         rows: RowFormat::Float,
+        anchors: Anchors::All,
     }
 }
 

@@ -6,6 +6,7 @@ use super::*;
 const SHAPE: CacheShape = CacheShape {
     head_dim: 64,
     kv_heads: 1,
+    layers: 1,
     element_bytes: 2,
 };
 
@@ -161,6 +162,7 @@ fn a_compression_is_met_and_nearly_used_up() {
     let shape = CacheShape {
         head_dim: 128,
         kv_heads: 8,
+        layers: 1,
         element_bytes: 2,
     };
     for sketch in SKETCHES {

@@ -351,11 +351,17 @@ pub(crate) fn takes_lengths_from_device(
     }
 }
 
-/// As [`takes_lengths_from_device`], for attention to given positions.
-pub(crate) fn positions_take_lengths_from_device(q: &Tensor<4>, cache: &CacheTensors) -> bool {
-    // The reference takes the numbers of valid positions from the host.
-    let _ = (q, cache);
-    false
+/// Returns whether [`attend_positions`] of lists of `k` positions reads all lengths from the
+/// device, so that a captured step serves every length.
+#[doc(hidden)]
+pub fn positions_take_lengths_from_device(q: &Tensor<4>, cache: &CacheTensors, k: usize) -> bool {
+    #[cfg(feature = "cube")]
+    return crate::backends::cube::positions_take_lengths_from_device(q, cache, k);
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = (q, cache, k);
+        false
+    }
 }
 
 /// As [`takes_lengths_from_device`], for causal attention of queries [B, H, T, d].

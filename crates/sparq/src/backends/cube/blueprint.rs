@@ -8,12 +8,14 @@ use cubecl::features::Plane;
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 
-use super::kernels::dense::{DenseBlueprint, MOST_SPLITS, MergeBlueprint};
+use super::kernels::attend_positions::AttendPositionsBlueprint;
+use super::kernels::dense::{MOST_SPLITS, MergeBlueprint};
 use super::kernels::score_tiles::ScoreTilesBlueprint;
 use super::kernels::select_attend::{Alpha, SelectAttendBlueprint};
 use super::parts::logits::SketchBlueprint;
 use super::parts::online_softmax::AttendBlueprint;
 use super::parts::query::QueryBlueprint;
+use super::parts::split_attention::SplitBlueprint;
 use super::parts::topk::TopKBlueprint;
 use super::parts::{cp_async, mma};
 use crate::SparqConfig;
@@ -44,6 +46,11 @@ const CUBES_TO_CHOOSE: usize = 6;
 const SELECT_UNITS: u32 = 256;
 /// Batch heads for each processor up to which the number is medium.
 const MEDIUM_HEADS: usize = 4;
+
+/// Codes of a row that a unit loads at once, for selected positions.
+const SELECT_CODES: usize = 8;
+/// Rounds of loads from which on the positions of a list are split over cubes.
+const ROUNDS_OF_SPLIT: usize = 2;
 
 /// Candidates that a tile has room for beyond those it must pass on. With scores in random order,
 /// about so many more reach the lower bound of the top-k.
@@ -135,6 +142,18 @@ impl DeviceInfo {
         wanted.min(most).max(self.plane)
     }
 
+    /// Returns the units of cubes that attend to selected positions, one cube for each batch head.
+    ///
+    /// A cube alone on its processor gains from more units. With many batch heads, more cubes in
+    /// flight hide each other's latency.
+    fn select_units(&self, batch_heads: usize) -> u32 {
+        match self.processors {
+            most if batch_heads <= most => 2 * SELECT_UNITS,
+            most if batch_heads <= MEDIUM_HEADS * most => SELECT_UNITS,
+            _ => SELECT_UNITS / 2,
+        }
+    }
+
     /// Returns how the splits of rows are merged.
     pub fn merge(&self, sizes: &Sizes) -> MergeBlueprint {
         MergeBlueprint {
@@ -145,36 +164,33 @@ impl DeviceInfo {
         }
     }
 
-    /// Returns how cubes of `units` units attend to positions exactly. `dtype` is the type of the
-    /// rows, u32 if they are words of codes. Each unit loads about
-    /// `vectors_at_once` vectors of K before it uses the first.
-    fn attend(
-        &self,
-        sizes: &Sizes,
-        dtype: DType,
-        units: u32,
-        vectors_at_once: usize,
-    ) -> AttendBlueprint {
-        // Words of codes, or floats.
+    /// Returns how cubes attend to positions exactly. `dtype` is the type of the rows, u32 if they
+    /// are words of codes.
+    fn attend(&self, sizes: &Sizes, dtype: DType, wanted: &Attention) -> AttendBlueprint {
         let coded = dtype == DType::U32;
-        let bytes = if coded { 1 } else { dtype.size() };
-        let vector = (VECTOR_BYTES / bytes).min(1 << sizes.head_dim.trailing_zeros());
+        let vector = if coded {
+            wanted.codes
+        } else {
+            VECTOR_BYTES / dtype.size()
+        };
+        let vector = vector.min(1 << sizes.head_dim.trailing_zeros());
         let row = sizes.head_dim / vector;
         let lanes = row.next_power_of_two().min(self.plane as usize);
         let vectors = row.div_ceil(lanes);
         let units = match self.plane {
             1 => self.units(32),
-            _ => self.units(units),
+            _ => self.units(wanted.units),
         };
+        let held = ACCUMULATORS / (vectors * vector);
         let mut attend = AttendBlueprint {
             group: sizes.group,
             head_dim: sizes.head_dim,
-            heads: heads_per_pass(sizes.group, ACCUMULATORS / (vectors * vector)),
+            heads: heads_per_pass(sizes.group, held.min(wanted.heads)),
             vector,
             coded,
             lanes,
             vectors,
-            rows_at_once: (vectors_at_once / vectors).max(1),
+            rows_at_once: 1,
             units,
             plane: self.plane,
         };
@@ -183,8 +199,25 @@ impl DeviceInfo {
         while attend.shared_bytes() > most && attend.units > self.plane {
             attend.units /= 2;
         }
+        let rows = wanted.positions.div_ceil(attend.groups());
+        attend.rows_at_once = (wanted.vectors_at_once / vectors).min(rows).max(1);
         attend
     }
+}
+
+/// What a kernel wants of its exact attention.
+struct Attention {
+    /// Units of a cube, if the device can run so many.
+    units: u32,
+    /// Codes of 8 bits in a vector. 16 take twice as many registers as 8 do: more than a unit has
+    /// in a cube of 512.
+    codes: usize,
+    /// The most query heads of a pass.
+    heads: usize,
+    /// Vectors of K that a unit loads before it uses the first, at about.
+    vectors_at_once: usize,
+    /// The most positions of a cube; units that share a row load no more rows at once.
+    positions: usize,
 }
 
 /// The sizes of a cache and of the queries to it.
@@ -229,7 +262,7 @@ fn heads_per_pass(group: usize, most: usize) -> usize {
 
 /// A decode step with dense attention.
 pub(super) struct DenseStep {
-    pub dense: DenseBlueprint,
+    pub dense: SplitBlueprint,
     /// Splits of a sequence.
     pub splits: usize,
     /// How the splits are merged, unless there is only one.
@@ -240,7 +273,14 @@ impl DenseStep {
     /// Plans a step over at most `bound` positions of a cache with rows of type `dtype`, u32 if
     /// they are words of codes.
     pub fn new(sizes: &Sizes, dtype: DType, bound: usize, device: &DeviceInfo) -> Self {
-        let attend = device.attend(sizes, dtype, DENSE_UNITS, 4);
+        let wanted = Attention {
+            units: DENSE_UNITS,
+            codes: VECTOR_BYTES,
+            heads: sizes.group,
+            vectors_at_once: 4,
+            positions: usize::MAX,
+        };
+        let attend = device.attend(sizes, dtype, &wanted);
         // Enough cubes for all processors, however short the splits. With long splits more cubes,
         // so that no processor runs out of work long before the others.
         let cubes_of = |cubes: usize| device.processors * cubes / sizes.batch_heads();
@@ -248,13 +288,57 @@ impl DenseStep {
         let long = cubes_of(16).min(bound / 1024);
         let splits = short.max(long).clamp(1, MOST_SPLITS);
         Self {
-            dense: DenseBlueprint {
+            dense: SplitBlueprint {
                 attend,
                 single: splits == 1,
             },
             splits,
             merge: device.merge(sizes),
         }
+    }
+}
+
+/// A decode step over positions that another layer selected.
+pub(super) struct PositionsStep {
+    pub attend: AttendPositionsBlueprint,
+    /// How the splits are merged, unless there is only one.
+    pub merge: MergeBlueprint,
+}
+
+impl PositionsStep {
+    /// Plans a step over lists of `k` positions and rows of type `dtype`, u32 if they are words of
+    /// codes; `None` if the kernel needs more shared memory than a cube has.
+    pub fn new(sizes: &Sizes, dtype: DType, k: usize, device: &DeviceInfo) -> Option<Self> {
+        // Arithmetic takes longer than the loads if few cubes run. Up to one cube for each
+        // processor, the heads of a group are shared between cubes.
+        let batch_heads = sizes.batch_heads();
+        let cubes = (device.processors / batch_heads.max(1)).clamp(1, sizes.group);
+        let heads = sizes.group.div_ceil(cubes);
+        let wanted = |positions| Attention {
+            units: device.select_units(batch_heads),
+            codes: SELECT_CODES,
+            heads,
+            vectors_at_once: if heads <= 2 { 8 } else { 4 },
+            positions,
+        };
+        let attend = device.attend(sizes, dtype, &wanted(k));
+        let cubes = batch_heads * attend.passes();
+        let round = attend.groups() * attend.rows_at_once;
+        let splits = (device.processors / cubes.max(1)).min(k.div_ceil(ROUNDS_OF_SPLIT * round));
+        let splits = splits.max(1);
+        let attend = AttendPositionsBlueprint {
+            split: SplitBlueprint {
+                attend,
+                single: splits == 1,
+            },
+            k,
+            splits,
+        };
+        let fits = attend.shared_bytes() <= device.max_shared_bytes;
+        fits.then(|| Self {
+            attend,
+            merge: device.merge(sizes),
+        })
     }
 }
 
@@ -533,16 +617,15 @@ impl Planner<'_> {
     /// Returns how positions are selected from `tiles` tiles of `room` candidates and attended to.
     fn select_attend(&self, tiles: usize, room: usize) -> SelectAttendBlueprint {
         let (config, sizes) = (self.problem.config, &self.problem.sizes);
-        // A cube alone on its processor gains from more units. With many batch heads, more cubes in
-        // flight hide each other's latency.
-        let units = match self.device.processors {
-            most if sizes.batch_heads() <= most => 2 * SELECT_UNITS,
-            most if sizes.batch_heads() <= MEDIUM_HEADS * most => SELECT_UNITS,
-            _ => SELECT_UNITS / 2,
+        let wanted = Attention {
+            units: self.device.select_units(sizes.batch_heads()),
+            codes: SELECT_CODES,
+            heads: sizes.group,
+            // One head leaves registers for more loads in flight.
+            vectors_at_once: if sizes.group == 1 { 8 } else { 4 },
+            positions: config.top_k,
         };
-        // One head leaves registers for more loads in flight.
-        let at_once = if sizes.group == 1 { 8 } else { 4 };
-        let attend = (self.device).attend(sizes, self.problem.dtype, units, at_once);
+        let attend = (self.device).attend(sizes, self.problem.dtype, &wanted);
         let loads = (tiles * room / 4).div_ceil(attend.units as usize);
         let vectors = CANDIDATE_VECTORS
             .into_iter()

@@ -10,7 +10,8 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 use cubecl::zspace::Strides;
 
-use super::blueprint::{DenseStep, DeviceInfo, Sizes, SparqStep, Until};
+use super::blueprint::{DenseStep, DeviceInfo, PositionsStep, Sizes, SparqStep, Until};
+use super::kernels::attend_positions::{ListsLaunch, attend_positions_kernel};
 use super::kernels::choose_components::choose_components_kernel;
 use super::kernels::dense::{MergeBlueprint, dense_kernel, merge_splits_kernel};
 use super::kernels::score_tiles::{CandidatesLaunch, TILE_STATS, score_tiles_kernel};
@@ -20,6 +21,7 @@ use super::parts::batch_head::BatchShapeLaunch;
 use super::parts::group_softmax::HEAD_STATS;
 use super::parts::logits::{KeySketchLaunch, SketchBlueprint};
 use super::parts::query::ChosenComponentsLaunch;
+use super::parts::split_attention::SplitOutputLaunch;
 use super::rows::kv_rows;
 use crate::ops::{CacheBuffers, SketchBuffers, SparqOutputBuffers};
 
@@ -96,15 +98,8 @@ impl Launcher {
     ) -> CubeTensor {
         let (sizes, dtype) = (cache.k.sizes(q.shape()[1]), cache.k.elements().dtype);
         let step = DenseStep::new(&sizes, dtype, bound, &self.info);
-        let (splits, single) = (step.splits, step.dense.single);
-        let out = self.empty(q.shape().dims::<4>(), q.dtype);
-        let states = match single {
-            true => self.unused(DType::F32),
-            false => {
-                let rows = sizes.batch_heads() * splits;
-                self.empty([rows, sizes.group, sizes.head_dim + 2], DType::F32)
-            }
-        };
+        let splits = step.splits;
+        let output = self.split_output(q, &sizes, splits);
         unsafe {
             dense_kernel::launch_unchecked(
                 &self.client,
@@ -116,8 +111,7 @@ impl Launcher {
                 kv_rows(cache),
                 self.row_scales(cache),
                 cache.spans.clone().into_buffer_arg(),
-                out.clone().into_buffer_arg(),
-                states.clone().into_buffer_arg(),
+                output.arg(),
                 sizes.batch_shape(),
                 sizes.capacity as u32,
                 splits as u32,
@@ -125,10 +119,71 @@ impl Launcher {
                 [q.dtype, dtype].map(dtype_to_storage_type),
             );
         }
-        if !single {
-            self.merge(&states, &out, splits, 1, step.merge);
+        self.merged(output, splits, step.merge)
+    }
+
+    /// Attends to `positions` [B, N, k], the list `heads` [H_kv] for each KV head; see
+    /// [`attend_positions_kernel`].
+    pub fn attend_positions(
+        &self,
+        q: &CubeTensor,
+        cache: &CacheBuffers<CubeBackend>,
+        [positions, heads]: [CubeTensor; 2],
+        step: &PositionsStep,
+    ) -> CubeTensor {
+        let (sizes, dtype) = (cache.k.sizes(q.shape()[1]), cache.k.elements().dtype);
+        let (plan, splits) = (step.attend, step.attend.splits);
+        let lists = positions.shape()[1];
+        let output = self.split_output(q, &sizes, splits);
+        // SAFETY: the kernel checks the number of each cube, and reads lists and positions that
+        // exist whatever the numbers in `positions` and `heads`.
+        unsafe {
+            attend_positions_kernel::launch_unchecked(
+                &self.client,
+                grid(sizes.batch_heads() * plan.cubes()),
+                CubeDim::new_1d(plan.split.attend.units),
+                cache.k.elements().required_address_type(),
+                plan.split.attend.size(),
+                q.clone().into_tensor_arg(),
+                kv_rows(cache),
+                self.row_scales(cache),
+                ListsLaunch::new(
+                    positions.into_buffer_arg(),
+                    heads.into_buffer_arg(),
+                    lists as u32,
+                ),
+                cache.spans.clone().into_buffer_arg(),
+                output.arg(),
+                sizes.batch_shape(),
+                sizes.capacity as u32,
+                plan,
+                [q.dtype, dtype].map(dtype_to_storage_type),
+            );
         }
-        out
+        self.merged(output, splits, step.merge)
+    }
+
+    /// Allocates the output of attention with queries `q`, and the states of `splits` if there are
+    /// several.
+    fn split_output(&self, q: &CubeTensor, sizes: &Sizes, splits: usize) -> SplitBuffers {
+        SplitBuffers {
+            out: self.empty(q.shape().dims::<4>(), q.dtype),
+            states: match splits {
+                1 => self.unused(DType::F32),
+                _ => {
+                    let rows = sizes.batch_heads() * splits;
+                    self.empty([rows, sizes.group, sizes.head_dim + 2], DType::F32)
+                }
+            },
+        }
+    }
+
+    /// Returns the output of `splits`, merged if there are several.
+    fn merged(&self, output: SplitBuffers, splits: usize, plan: MergeBlueprint) -> CubeTensor {
+        if splits > 1 {
+            self.merge(&output.states, &output.out, splits, 1, plan);
+        }
+        output.out
     }
 
     /// Merges the states of all splits into `out` [B, H, len, d]; see [`merge_splits_kernel`].
@@ -158,6 +213,21 @@ impl Launcher {
                 dtype_to_storage_type(out.dtype),
             );
         }
+    }
+}
+
+/// The buffers of a [`SplitOutput`](super::parts::split_attention::SplitOutput).
+struct SplitBuffers {
+    out: CubeTensor,
+    states: CubeTensor,
+}
+
+impl SplitBuffers {
+    fn arg<Q: Float>(&self) -> SplitOutputLaunch<Q> {
+        SplitOutputLaunch::new(
+            self.out.clone().into_buffer_arg(),
+            self.states.clone().into_buffer_arg(),
+        )
     }
 }
 

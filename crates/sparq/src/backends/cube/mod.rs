@@ -5,6 +5,10 @@
 //!    writing scores;
 //! 2. [`select_attend`](kernels::select_attend): top-k of the candidates and exact attention.
 //!
+//! A layer that takes the positions of another one runs
+//! [`attend_positions`](kernels::attend_positions) instead of both, and a merge if few batch heads
+//! have long lists.
+//!
 //! With many tiles, [`choose_components`](kernels::choose_components) goes first. With group scores
 //! summed as probabilities, whose tiles cannot wait for each other,
 //! [`softmax_heads`](kernels::softmax_heads) does too. [Dense](kernels::dense) attention is one
@@ -63,7 +67,7 @@ use self::append::Tokens;
 pub use self::blueprint::Until;
 #[cfg(not(feature = "stages"))]
 use self::blueprint::Until;
-use self::blueprint::{SparqProblem, SparqStep};
+use self::blueprint::{PositionsStep, SparqProblem, SparqStep};
 use self::launch::{Launcher, SparqLaunch};
 use self::prefill::{PrefillBuffers, PrefillProblem, PrefillStep};
 use self::rows::Rows;
@@ -215,6 +219,24 @@ impl SparqBackend for CubeBackend {
         trace: bool,
     ) -> SparqOutputBuffers<Self> {
         decode_until(q, cache, spans, config, trace, Until::Output)
+    }
+
+    fn attend_positions(
+        q: FloatTensor<Self>,
+        cache: CacheBuffers<Self>,
+        positions: IntTensor<Self>,
+        heads: IntTensor<Self>,
+        spans: Spans,
+    ) -> FloatTensor<Self> {
+        let types = positions.dtype == DType::I32 && heads.dtype == DType::U32;
+        let k = positions.shape()[2];
+        match positions_step(&q, &cache, k).filter(|_| types) {
+            Some((launcher, step)) => {
+                let lists = [positions, heads].map(into_contiguous);
+                launcher.attend_positions(&q, &contiguous(cache), lists, &step)
+            }
+            None => fallback::attend_positions(q, cache, positions, heads, spans),
+        }
     }
 
     fn decode_linear(
@@ -370,6 +392,30 @@ pub(crate) fn takes_lengths_from_device(
         SparqStep::new(&problem, &Launcher::new(&q).info).is_some()
     };
     attends(&cache, &q) && config.is_none_or(fits)
+}
+
+/// As [`takes_lengths_from_device`], for attention to lists of `k` positions.
+pub(crate) fn positions_take_lengths_from_device(
+    q: &Tensor<4>,
+    cache: &CacheTensors,
+    k: usize,
+) -> bool {
+    primitives(q, cache).is_some_and(|(q, cache)| positions_step(&q, &cache, k).is_some())
+}
+
+/// Plans attention to lists of `k` positions; `None` if the kernel does not cover it.
+fn positions_step(
+    q: &CubeTensor,
+    cache: &CacheBuffers<CubeBackend>,
+    k: usize,
+) -> Option<(Launcher, PositionsStep)> {
+    if k == 0 || !attends(cache, q) {
+        return None;
+    }
+    let launcher = Launcher::new(q);
+    let (sizes, dtype) = (cache.k.sizes(q.shape()[1]), cache.k.elements().dtype);
+    let step = PositionsStep::new(&sizes, dtype, k, &launcher.info)?;
+    Some((launcher, step))
 }
 
 /// Returns a query and a cache as primitives, unless they are on another backend.

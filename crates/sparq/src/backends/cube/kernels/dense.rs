@@ -5,13 +5,16 @@ use cubecl::prelude::*;
 
 use crate::backends::cube::parts::batch_head::{BatchHead, BatchShape, locate};
 use crate::backends::cube::parts::online_softmax::{
-    AttendBlueprint, CubeSoftmax, KvRows, Positions, attend, store_queries,
+    AttendBlueprint, KvRows, Positions, store_queries,
 };
 use crate::backends::cube::parts::query::load_queries;
 use crate::backends::cube::parts::query_rows::output_row;
 use crate::backends::cube::parts::reduce::{cube_max, cube_sum};
 use crate::backends::cube::parts::row_codes::RowScales;
 use crate::backends::cube::parts::score::LARGEST_SCORE;
+use crate::backends::cube::parts::split_attention::{
+    CubeSplit, SplitBlueprint, SplitOutput, attend_split,
+};
 
 /// The most splits of a sequence.
 pub(crate) const MOST_SPLITS: usize = 512;
@@ -19,19 +22,7 @@ pub(crate) const MOST_SPLITS: usize = 512;
 /// Splits whose outputs a unit loads before it uses the first.
 const SPLITS_AT_ONCE: usize = 8;
 
-/// The settings that dense attention is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct DenseBlueprint {
-    /// How positions are attended to.
-    pub attend: AttendBlueprint,
-    /// One cube attends to all positions of a batch head.
-    pub single: bool,
-}
-
-/// Attends with one query per sequence to all its positions: `out` [B, H, d] without splits.
-///
-/// Otherwise writes the maximum, the sum and the output of each split to `states`
-/// [B, H_kv, splits, g, 2 + d], for [`merge_splits_kernel`].
+/// Attends with one query per sequence to all its positions.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn dense_kernel<Q: Float, E: Numeric, N: Size>(
@@ -39,12 +30,11 @@ pub(crate) fn dense_kernel<Q: Float, E: Numeric, N: Size>(
     rows: &KvRows<E, N>,
     scales: &RowScales,
     spans: &[u32],
-    out: &mut [Q],
-    states: &mut [f32],
+    output: &mut SplitOutput<Q>,
     shape: &BatchShape,
     capacity: u32,
     splits: u32,
-    #[comptime] plan: DenseBlueprint,
+    #[comptime] plan: SplitBlueprint,
     #[define(Q, E)] _types: [ElemType; 2],
 ) {
     let d = comptime!(plan.attend.head_dim);
@@ -66,45 +56,16 @@ pub(crate) fn dense_kernel<Q: Float, E: Numeric, N: Size>(
     sync_cube();
     let (from, count) = range_of_split(&batch_head, split, splits, plan.attend);
 
-    let mut result = CubeSoftmax::new(plan.attend);
     let unused = Shared::<[u32]>::new_slice(1usize);
-    let mut head = 0usize;
-    while head < group {
-        if count > 0 {
-            let base = index * capacity as usize;
-            let positions = Positions::range(base, from, count, &unused);
-            attend::<E, N>(
-                &queries,
-                rows,
-                scales,
-                &positions,
-                head,
-                &mut result,
-                plan.attend,
-            );
-        }
-        for round in 0..comptime!(plan.attend.heads * plan.attend.head_dim).div_ceil(units) {
-            let i = round * units + UNIT_POS as usize;
-            if i < comptime!(plan.attend.heads * plan.attend.head_dim) {
-                let h = i / d;
-                let here = head + h;
-                if here < group {
-                    if comptime!(plan.single) {
-                        let mut value = 0.0f32;
-                        if count > 0 {
-                            value = result.normalised(i, h);
-                        }
-                        out[(index * group + here) * d + i % d] = Q::cast_from(value);
-                    } else {
-                        let at = ((index * splits + split) * group + here) * comptime!(d + 2);
-                        write_state(states, at, i, h, count, &result, d);
-                    }
-                }
-            }
-        }
-        sync_cube();
-        head += comptime!(plan.attend.heads);
-    }
+    let positions = Positions::range(index * capacity as usize, from, count, &unused);
+    let split = CubeSplit {
+        batch_head: index,
+        split,
+        splits,
+        head: 0usize.runtime(),
+        end: comptime!(group).runtime(),
+    };
+    attend_split::<Q, E, N>(&queries, rows, scales, &positions, &split, output, plan);
 }
 
 /// Returns the first position of a split and the number of its positions.
@@ -127,33 +88,6 @@ fn range_of_split(
     (from, count)
 }
 
-/// Writes element `i` of the outputs, which belongs to head `h`, to the state at `at`. Element 0 of
-/// each head brings the maximum and the sum.
-#[cube]
-fn write_state(
-    states: &mut [f32],
-    at: usize,
-    i: usize,
-    h: usize,
-    count: usize,
-    result: &CubeSoftmax,
-    #[comptime] d: usize,
-) {
-    let mut value = 0.0f32;
-    let mut largest = (-LARGEST_SCORE).runtime();
-    let mut sum = 0.0f32;
-    if count > 0 {
-        value = result.output[i];
-        largest = result.largest[h];
-        sum = result.sum[h];
-    }
-    states[at + 2 + i % d] = value;
-    if i % d == 0 {
-        states[at] = largest;
-        states[at + 1] = sum;
-    }
-}
-
 /// The sizes that the merge of splits is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct MergeBlueprint {
@@ -174,7 +108,7 @@ impl MergeBlueprint {
     }
 }
 
-/// Merges the `states` of [`dense_kernel`], or those of `len` queries per sequence, into `out`
+/// Merges the `states` of [`SplitOutput`], or those of `len` queries per sequence, into `out`
 /// [B, H, len, d]: one cube for each of the `rows` of the output.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn merge_splits_kernel<Q: Float>(

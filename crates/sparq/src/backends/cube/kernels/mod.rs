@@ -3,6 +3,7 @@
 pub(crate) mod append_rope;
 pub(crate) mod append_rows;
 pub(crate) mod argmax;
+pub(crate) mod attend_positions;
 pub(crate) mod choose_components;
 pub(crate) mod dense;
 pub(crate) mod dequantize_blocks;

@@ -19,6 +19,7 @@ pub(crate) mod reduce;
 pub(crate) mod rotary;
 pub(crate) mod row_codes;
 pub(crate) mod score;
+pub(crate) mod split_attention;
 pub(crate) mod stage_ring;
 pub(crate) mod staged_rows;
 pub(crate) mod topk;

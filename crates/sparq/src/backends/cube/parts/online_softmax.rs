@@ -52,7 +52,7 @@ impl AttendBlueprint {
     }
 
     /// Groups of units with a row of their own.
-    fn groups(&self) -> usize {
+    pub fn groups(&self) -> usize {
         self.units as usize / self.lanes
     }
 
@@ -82,7 +82,7 @@ pub(crate) struct KvRows<E: Numeric, N: Size> {
     pub values: Box<[Vector<E, N>]>,
 }
 
-/// The positions that a call attends to; at least one.
+/// The positions that a cube attends to.
 #[derive(CubeType)]
 pub(crate) struct Positions<'a> {
     /// The number of positions in the cache before those of the batch head.
@@ -125,6 +125,11 @@ impl<'a> Positions<'a> {
             count,
             gathered: false,
         }
+    }
+
+    /// Returns whether there is a position.
+    pub fn any(&self) -> bool {
+        self.count > 0
     }
 }
 
@@ -415,7 +420,7 @@ pub(crate) fn store_queries(
     }
 }
 
-/// Attends to `positions` with the heads from `head` on, `queries` [g, d] as [`store_queries`]
+/// Attends to `positions`, at least one, with the heads from `head` on, `queries` [g, d] as [`store_queries`]
 /// writes them. Ends with a barrier.
 #[cube]
 pub(crate) fn attend<E: Numeric, N: Size>(

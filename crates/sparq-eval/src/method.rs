@@ -95,7 +95,9 @@ pub(crate) fn transfer_share(method: &Method, shape: &CacheShape, positions: usi
 /// Returns whether the words of a method give both r and k.
 fn is_given(method: &str) -> bool {
     let (_, settings) = method.split_once(':').unwrap_or_default();
-    let keys = settings.split(',').filter_map(|setting| setting.split_once('='));
+    let keys = settings
+        .split(',')
+        .filter_map(|setting| setting.split_once('='));
     let keys: Vec<&str> = keys.map(|(key, _)| key).collect();
     ["r", "k"].iter().all(|key| keys.contains(key))
 }
@@ -121,17 +123,24 @@ mod tests {
         let all = BudgetedMethod::all(&methods.map(str::to_owned), &[0.125, 0.0625]);
         let budgets: Vec<_> = all.iter().map(|method| method.budget).collect();
         assert_eq!(budgets, [None, Some(0.125), Some(0.0625), None]);
-        let [shared, own] = ["sparq-4bit:anchors=10,r=16,k=64", "sparq-4bit:r=16,k=64"].map(|method| {
-            let method = method.to_owned();
-            let method = BudgetedMethod { method, budget: None };
-            transfer_share(&method.at(&SHAPE, 4096).unwrap(), &SHAPE, 4096)
-        });
+        let [shared, own] =
+            ["sparq-4bit:anchors=10,r=16,k=64", "sparq-4bit:r=16,k=64"].map(|method| {
+                let method = method.to_owned();
+                let method = BudgetedMethod {
+                    method,
+                    budget: None,
+                };
+                transfer_share(&method.at(&SHAPE, 4096).unwrap(), &SHAPE, 4096)
+            });
         // Per head: 4096 x 16 codes of half a byte in a third of the layers.
         let codes = 4096.0 * 16.0 / 2.0;
         let dense = (2.0 * 4096.0 + 2.0) * 64.0 * 2.0;
         let sums = 2.0 * 64.0 * 2.0 - 64.0 * 4.0;
         let saved = own - shared;
-        assert!((saved * 1.5 - (codes + sums) / dense).abs() < 1e-9, "{saved}");
+        assert!(
+            (saved * 1.5 - (codes + sums) / dense).abs() < 1e-9,
+            "{saved}"
+        );
     }
 
     #[test]
@@ -141,7 +150,10 @@ mod tests {
             let budget = Some(1.0 / 16.0);
             let method = BudgetedMethod { method, budget }.at(&SHAPE, 4096).unwrap();
             let share = transfer_share(&method, &SHAPE, 4096);
-            assert!(share <= 1.0 / 16.0 && share > 0.9 / 16.0, "{method} {share}");
+            assert!(
+                share <= 1.0 / 16.0 && share > 0.9 / 16.0,
+                "{method} {share}"
+            );
             match method {
                 Method::Sparq(config) => config.top_k + config.rank,
                 _ => unreachable!(),

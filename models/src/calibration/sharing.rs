@@ -122,8 +122,7 @@ fn largest(probabilities: &[f32], top_k: usize) -> Vec<usize> {
     let mut positions: Vec<usize> = (0..window).collect();
     let count = top_k - top_k / 4;
     if count < window {
-        let by_probability =
-            |a: &usize, b: &usize| probabilities[*b].total_cmp(&probabilities[*a]);
+        let by_probability = |a: &usize, b: &usize| probabilities[*b].total_cmp(&probabilities[*a]);
         positions.select_nth_unstable_by(count, by_probability);
         positions.truncate(count);
     }

@@ -100,7 +100,7 @@ impl Decoder {
         };
         let model = model.with_sharing(sharing.clone());
         model.map_err(|error| CheckpointError::Sharing {
-            folder: checkpoint.dir().unwrap_or(checkpoint.config_path()).into(),
+            path: checkpoint.calibration_path(),
             error,
         })
     }
@@ -228,8 +228,13 @@ impl Decoder {
     /// [`SparqError::Value`] if the measurement is not one of a model with these layers.
     pub fn with_sharing(self, measured: LayerSharing) -> Result<Self, SparqError> {
         let attentions = self.layers.iter().map(|layer| &layer.attention);
-        let windows: Vec<_> = attentions.clone().map(|attention| attention.window).collect();
-        let kv_heads = attentions.last().map_or(0, |attention| attention.n_kv_heads);
+        let windows: Vec<_> = attentions
+            .clone()
+            .map(|attention| attention.window)
+            .collect();
+        let kv_heads = attentions
+            .last()
+            .map_or(0, |attention| attention.n_kv_heads);
         measured.check(&windows, kv_heads)?;
         let sharing = Sharing::new(measured, self.dense_layers, &self.device());
         Ok(Self {
@@ -287,7 +292,9 @@ impl Decoder {
                         (cache, method)
                     });
                     let mut rows: Vec<_> = rows.collect();
-                    let rows = rows.iter_mut().map(|(cache, method)| (&mut **cache, &*method));
+                    let rows = rows
+                        .iter_mut()
+                        .map(|(cache, method)| (&mut **cache, &*method));
                     layer.forward(x, LayerPass::Each(&mut rows.collect::<Vec<_>>()))
                 }
             }?;

@@ -229,7 +229,10 @@ mod tests {
                 let plan = sharing.plan(anchors, 0).unwrap();
                 assert_eq!(plan.anchors(), anchors);
                 let kept = sharing.kept(&plan) * layers as f64;
-                assert!(kept >= most - 1e-9, "the best anchor is no worse than the last");
+                assert!(
+                    kept >= most - 1e-9,
+                    "the best anchor is no worse than the last"
+                );
                 for (b, &a) in plan.anchor_of.iter().enumerate() {
                     assert!(plan.is_anchor(a) && a <= b && group(a) == group(b));
                 }

@@ -71,10 +71,7 @@ impl KvCache {
     ///
     /// # Errors
     /// As [`KvCache::view`].
-    pub(crate) fn reused_view(
-        &self,
-        q: &Tensor<4>,
-    ) -> Result<(CacheTensors, Spans), SparqError> {
+    pub(crate) fn reused_view(&self, q: &Tensor<4>) -> Result<(CacheTensors, Spans), SparqError> {
         self.view_if(|| ops::positions_take_lengths_from_device(q, self.tensors()))
     }
 

@@ -106,7 +106,8 @@ impl Transfers {
         }
         let rows = Self::of_rows(shape, 2 * config.top_k + 2, config.rows);
         let sum = Self::of_head(shape, 2 * shape.head_dim);
-        rows.and(sum).and_codes(shape, seq_len * config.rank, config.sketch.bits())
+        rows.and(sum)
+            .and_codes(shape, seq_len * config.rank, config.sketch.bits())
     }
 
     /// A layer that reuses positions: k numbers and 2 k d + 2 d elements per head.

@@ -72,7 +72,9 @@ impl<T: RowElement> Problem<'_, T> {
             let kv_head = *heads.get(head % self.kv_heads)? as usize;
             let first = (kv_head < of).then_some((head / self.kv_heads * of + kv_head) * k)?;
             let list = lists.get(first..first + k.min(end - start))?;
-            let inside = list.iter().all(|&position| (position as usize) < self.capacity);
+            let inside = list
+                .iter()
+                .all(|&position| (position as usize) < self.capacity);
             inside.then_some(list)
         };
         let lists: Vec<&[u32]> = (0..self.batch_heads()).map(list).collect::<Option<_>>()?;

@@ -452,7 +452,11 @@ fn over_positions(
 /// Returns the numbers of a tensor. Those outside of u32, such as the -1 that fills up a list of
 /// positions, become its largest value.
 fn indices(tensor: &IntTensor<Flex>) -> Vec<u32> {
-    let numbers = Flex::int::<1>(tensor.clone().reshape([tensor.layout().num_elements()].into()));
+    let numbers = Flex::int::<1>(
+        tensor
+            .clone()
+            .reshape([tensor.layout().num_elements()].into()),
+    );
     let numbers = numbers.into_data();
     let number = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
     numbers.iter::<i64>().map(number).collect()

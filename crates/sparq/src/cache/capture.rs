@@ -67,12 +67,16 @@ impl KvCache {
         self.view_if(|| ops::takes_lengths_from_device(q, self.tensors(), config))
     }
 
-    /// [`KvCache::view`] for a launch that attends to given positions with q.
+    /// [`KvCache::view`] for a launch that attends to lists of k given positions with q.
     ///
     /// # Errors
     /// As [`KvCache::view`].
-    pub(crate) fn reused_view(&self, q: &Tensor<4>) -> Result<(CacheTensors, Spans), SparqError> {
-        self.view_if(|| ops::positions_take_lengths_from_device(q, self.tensors()))
+    pub(crate) fn reused_view(
+        &self,
+        q: &Tensor<4>,
+        k: usize,
+    ) -> Result<(CacheTensors, Spans), SparqError> {
+        self.view_if(|| ops::positions_take_lengths_from_device(q, self.tensors(), k))
     }
 
     /// Returns the view for a launch. `covers` tells during a capture whether the launch reads its

@@ -273,8 +273,8 @@ impl Method {
             cache.states_mut().observe_attention(received);
         }
         if let Some(reused) = cache.take_reused() {
-            let (tensors, spans) = cache.reused_view(&q)?;
             let (positions, heads) = (reused.positions, reused.heads);
+            let (tensors, spans) = cache.reused_view(&q, positions.dims()[2])?;
             return Ok(ops::attend_positions(q, tensors, positions, heads, &spans));
         }
         match self.reads_attention() || self.is_sparse(cache.config(), cache.len()) {

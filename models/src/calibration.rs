@@ -139,7 +139,7 @@ fn decode_densely(
     Ok(())
 }
 
-/// What [`decode_densely`] calls for each layer.
+/// The callback of [`decode_densely`] for each layer.
 type OnLayer<'a> =
     dyn FnMut(usize, &[f32], &Tensor<4>, &mut KvCache) -> Result<(), CalibrationError> + 'a;
 

@@ -1,5 +1,6 @@
 //! Option groups and value parsers that commands share.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use burn::tensor::FloatDType;
@@ -9,6 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sparq_device::DeviceChoice;
 
+use crate::model::ModelSource;
+
 /// The model of a command.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ModelArgs {
@@ -17,6 +20,21 @@ pub struct ModelArgs {
     /// Without it, the embedded model
     #[arg(long, value_name = "DIR|FILE.gguf|HUB-ID")]
     pub model: Option<String>,
+    /// Settings of SparQ and shared layers for this model: the sparq.json of its conversion with
+    /// --calibrate
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Finds the model. `name` is for no `--model`.
+    ///
+    /// # Errors
+    /// As [`ModelSource::find`].
+    pub fn source(&self, name: Option<&str>) -> anyhow::Result<ModelSource> {
+        let source = ModelSource::find(self.model.as_deref().or(name))?;
+        Ok(source.with_calibration(self.calibration.as_deref()))
+    }
 }
 
 /// The type of weights and cache.

@@ -158,6 +158,7 @@ impl MethodArgs {
         device: &Device,
     ) -> Result<Method> {
         let config = self.sparq.config(model)?;
+        model.check_anchors(&config.into())?;
         Ok(match self.method.unwrap_or(default) {
             MethodName::Auto => Auto::new(config, model.heads / model.kv_heads, device).into(),
             MethodName::Sparq => config.into(),
@@ -193,7 +194,9 @@ impl MethodArgs {
             top_k: draft.draft_top_k.or(self.sparq.top_k),
             ..self.sparq
         };
-        let draft_method = Auto::new(sparq.config(model)?, model.heads / model.kv_heads, device);
+        let settings = sparq.config(model)?;
+        model.check_anchors(&settings.into())?;
+        let draft_method = Auto::new(settings, model.heads / model.kv_heads, device);
         let config = SpeculativeConfig::new(draft_method).with_tokens(draft.draft_tokens);
         config.validate(model.head_dim)?;
         Ok(Some(config))

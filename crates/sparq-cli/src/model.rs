@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use burn::tensor::{DType, Device, FloatDType};
 use serde::{Serialize, Serializer};
 use sparq::cost::CacheShape;
@@ -13,24 +13,55 @@ use sparq_device::DeviceChoice;
 use sparq_models::checkpoint::Checkpoint;
 use sparq_models::config::Architecture;
 use sparq_models::text::{ChatTemplate, TextTokenizer};
-use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded, hub};
+use sparq_models::{CausalLm, Decoder, DecoderConfig, LayerSharing, embedded, hub};
 use sparq_plan::Demand;
 
 /// The source of a model.
 #[derive(Clone, Debug)]
-pub enum ModelSource {
-    /// The embedded model.
-    Embedded,
-    /// A folder or GGUF file.
-    Folder {
-        /// The path.
-        path: PathBuf,
-        /// The path or hub ID that the user gave.
-        name: String,
-    },
+pub struct ModelSource {
+    /// The folder or GGUF file, `None` for the embedded model.
+    pub place: Option<Place>,
+    /// The file with settings and measurements, if it is not that of the folder.
+    calibration: Option<PathBuf>,
+}
+
+/// A folder or GGUF file.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The path.
+    pub path: PathBuf,
+    /// The path or hub ID that the user gave.
+    pub name: String,
 }
 
 impl ModelSource {
+    /// The embedded model.
+    pub const EMBEDDED: Self = Self {
+        place: None,
+        calibration: None,
+    };
+
+    /// Returns the model at a path, under the name that the user gave.
+    pub fn at(path: &Path, name: impl ToString) -> Self {
+        let place = Place {
+            path: path.to_owned(),
+            name: name.to_string(),
+        };
+        Self {
+            place: Some(place),
+            ..Self::EMBEDDED
+        }
+    }
+
+    /// Sets the file of the settings and measurements.
+    pub fn with_calibration(self, path: Option<&Path>) -> Self {
+        let calibration = path.map(Path::to_owned);
+        Self {
+            calibration,
+            ..self
+        }
+    }
+
     /// Finds the model of an argument: a folder or file if it exists, else a hub ID, which is
     /// downloaded.
     ///
@@ -38,29 +69,30 @@ impl ModelSource {
     /// If there is no such folder or file, and the argument is not an ID or unknown to the hub.
     pub fn find(argument: Option<&str>) -> Result<Self> {
         let Some(name) = argument else {
-            return Ok(Self::Embedded);
+            return Ok(Self::EMBEDDED);
         };
         let path = hub::resolve_model(name).context("--model")?;
-        Ok(Self::Folder {
-            path,
-            name: name.to_owned(),
-        })
+        Ok(Self::at(&path, name))
     }
 
     /// Returns the name of the model in JSON documents.
     pub fn json_name(&self) -> &str {
-        match self {
-            Self::Embedded => "the model inside the program",
-            Self::Folder { name, .. } => name,
+        match &self.place {
+            None => "the model inside the program",
+            Some(place) => &place.name,
         }
     }
 
     /// Opens the checkpoint.
     pub fn checkpoint(&self) -> Result<Checkpoint> {
-        Ok(match self {
-            Self::Embedded => embedded::checkpoint()?,
-            Self::Folder { path, .. } => Checkpoint::open(path)?,
-        })
+        let checkpoint = match &self.place {
+            None => embedded::checkpoint()?,
+            Some(place) => Checkpoint::open(&place.path)?,
+        };
+        match &self.calibration {
+            Some(path) => checkpoint.with_calibration(path).context("--calibration"),
+            None => Ok(checkpoint),
+        }
     }
 
     /// Describes the model from headers and configuration, without reading weights.
@@ -112,17 +144,17 @@ impl ModelSource {
 
     /// Reads the tokenizer.
     pub fn tokenizer(&self) -> Result<TextTokenizer> {
-        Ok(match self {
-            Self::Embedded => embedded::tokenizer()?,
-            Self::Folder { path, .. } => TextTokenizer::from_folder(path)?,
+        Ok(match &self.place {
+            None => embedded::tokenizer()?,
+            Some(place) => TextTokenizer::from_folder(&place.path)?,
         })
     }
 
     /// Reads the chat template, if there is one.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>> {
-        Ok(match self {
-            Self::Embedded => None,
-            Self::Folder { path, .. } => ChatTemplate::from_folder(path, None)?,
+        Ok(match &self.place {
+            None => None,
+            Some(place) => ChatTemplate::from_folder(&place.path, None)?,
         })
     }
 
@@ -145,9 +177,9 @@ impl Serialize for ModelSource {
 
 impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Embedded => f.write_str("the embedded model"),
-            Self::Folder { name, .. } => f.write_str(name),
+        match &self.place {
+            None => f.write_str("the embedded model"),
+            Some(place) => f.write_str(&place.name),
         }
     }
 }
@@ -189,6 +221,9 @@ pub struct Description {
     pub context: usize,
     /// The settings of SparQ stored with a converted model.
     pub attention: Option<SparqConfig>,
+    /// The measurement of shared layers stored with a converted model.
+    #[serde(skip)]
+    pub sharing: Option<LayerSharing>,
     /// The sliding window, in positions.
     pub sliding_window: Option<usize>,
     /// The number of layers with a sliding window.
@@ -225,10 +260,30 @@ impl Description {
             vocab_size: config.vocab_size,
             context: config.max_position_embeddings,
             attention: checkpoint.attention(),
+            sharing: checkpoint.sharing().cloned(),
             sliding_window: windows.first().copied(),
             sliding_layers: windows.len(),
             stored_float: checkpoint.float_type(),
         })
+    }
+
+    /// Checks that there is a plan for the anchors of a method.
+    ///
+    /// # Errors
+    /// If some layers are to select positions for all, and there is no measurement of shared layers
+    /// or no plan of so many.
+    pub fn check_anchors(&self, method: &Method) -> Result<()> {
+        let anchors = method.anchors().of(self.layers);
+        match &self.sharing {
+            _ if anchors == self.layers => {}
+            Some(sharing) => drop(sharing.plan(anchors, 0)?),
+            None => bail!(
+                "anchors: expected all, since {} has no measurement of shared layers, found {anchors}; \
+                 convert it with --calibrate TEXT, or give --calibration FILE",
+                self.name
+            ),
+        }
+        Ok(())
     }
 
     /// Returns the shape of one sequence's cache over all layers, as if they were more KV heads.

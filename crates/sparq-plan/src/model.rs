@@ -186,10 +186,10 @@ mod tests {
     use std::path::Path;
 
     use burn::tensor::{Device, FloatDType};
-    use sparq::methods::Dense;
+    use sparq::methods::{Anchors, Dense};
     use sparq::{RowFormat, SparqConfig};
     use sparq_models::checkpoint::Checkpoint;
-    use sparq_models::{CausalLm, Decoder};
+    use sparq_models::{CausalLm, Decoder, LayerSharing};
 
     use super::*;
 
@@ -272,6 +272,37 @@ mod tests {
                 assert_eq!(counted, held as f64, "{name} {method:?}");
             }
         }
+    }
+
+    #[test]
+    fn model_counts_the_sketches_of_anchors() {
+        let mut counted = 0;
+        for (name, checkpoint) in checkpoints() {
+            let config = DecoderConfig::from_checkpoint(&checkpoint).unwrap();
+            let (layers, kv_heads) = (config.num_hidden_layers, config.num_key_value_heads);
+            if layers < 2 || config.windows.iter().any(Option::is_some) {
+                continue;
+            }
+            let sharing = LayerSharing {
+                top_k: 8,
+                steps: 1,
+                kept: (0..layers).map(|b| vec![Some(0.5); b + 1]).collect(),
+                heads: (0..layers).map(|b| vec![vec![0; kv_heads]; b]).collect(),
+            };
+            let device = Device::default();
+            let model = Decoder::load(&checkpoint, &config, FloatDType::F32, &device).unwrap();
+            let model = model.with_sharing(sharing).unwrap();
+            for sketch in [Sketch::Full, Sketch::Bits4] {
+                let method = SparqConfig::new(2, 8).with_sketch(sketch);
+                let method = Method::from(method.with_anchors(Anchors::Number(1)));
+                let cache = model.new_cache(1, 256, FloatDType::F32, &method).unwrap();
+                let held = cache.memory().total();
+                let found = ModelShape::of(&config).cache_bytes(&method, 256, 4);
+                assert_eq!(found, held as f64, "{name} {method:?}");
+                counted += 1;
+            }
+        }
+        assert!(counted >= 4, "{counted}");
     }
 
     #[test]

@@ -291,6 +291,7 @@ impl Setup {
 mod tests {
     use sparq::Sketch;
     use sparq::cost::StepCosts;
+    use sparq::methods::Anchors;
 
     use super::*;
     use crate::MANY_SEQUENCES;
@@ -345,6 +346,21 @@ mod tests {
         // a score per position for 2 x 8 query heads.
         let bytes = 8.0 * (1000.0 * 16.0 / 2.0 + 260.0 * 64.0 * 2.0);
         close(time.attention_us, 10.0 * (15.0 + bytes / 1e5 + 16.0));
+    }
+
+    #[test]
+    fn setup_reuse_layers_read_rows_alone() {
+        let config = SparqConfig::new(16, 128).with_sketch(Sketch::Bits4);
+        let us = |config: SparqConfig, len| setup().step(&config.into(), 2, len).attention_us;
+        let shared = config.with_anchors(Anchors::Number(3));
+        // Seven layers: 8 heads x ((2 x 128 + 2) x 64 elements of 2 bytes and 128 numbers of 4).
+        let reuse = 5.0 + 8.0 * (258.0 * 64.0 * 2.0 + 128.0 * 4.0) / 1e5;
+        close(us(shared, 1000), 0.3 * us(config, 1000) + 7.0 * reuse);
+        close(us(shared, 100), us(config, 100));
+        close(
+            us(config.with_anchors(Anchors::Number(10)), 1000),
+            us(config, 1000),
+        );
     }
 
     #[test]

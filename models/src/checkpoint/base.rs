@@ -23,7 +23,7 @@ use super::{
     formats::StoredType,
     gguf,
     loader::Part,
-    packed::{self, Manifest},
+    packed::{self, MANIFEST, Manifest},
     source::Source,
     upload::place,
 };
@@ -45,6 +45,8 @@ pub struct Checkpoint {
     pub(super) tensors: BTreeMap<String, Tracked>,
     /// The manifest of a converted model.
     pub(super) manifest: Option<Manifest>,
+    /// The manifest that gives settings and measurements in place of the own one, with its file.
+    pub(super) calibration: Option<(PathBuf, Manifest)>,
     /// Whether the embedding table and the output matrix of a tied model hold the same weights,
     /// once they were compared.
     pub(super) ties: OnceLock<bool>,
@@ -140,6 +142,7 @@ impl Checkpoint {
             sources: self.sources.iter().map(source).collect(),
             tensors: tensors.collect(),
             manifest: self.manifest.clone(),
+            calibration: self.calibration.clone(),
             ties: self.ties.clone(),
             floats: self.floats,
         })
@@ -241,12 +244,37 @@ impl Checkpoint {
 
     /// Returns the settings of SparQ that a converted model recommends.
     pub fn attention(&self) -> Option<SparqConfig> {
-        self.manifest.as_ref()?.attention
+        self.calibrated()?.attention
     }
 
     /// Returns the measurement of shared layers that was stored with a converted model.
     pub fn sharing(&self) -> Option<&LayerSharing> {
-        self.manifest.as_ref()?.sharing.as_ref()
+        self.calibrated()?.sharing.as_ref()
+    }
+
+    /// Takes settings and measurements from a file `sparq.json` of the same model in another form.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is no manifest of a converted model.
+    pub fn with_calibration(self, path: &Path) -> Result<Self, CheckpointError> {
+        let manifest = Manifest::read_file(path)?;
+        Ok(Self {
+            calibration: Some((path.into(), manifest)),
+            ..self
+        })
+    }
+
+    fn calibrated(&self) -> Option<&Manifest> {
+        let given = self.calibration.as_ref().map(|(_, manifest)| manifest);
+        given.or(self.manifest.as_ref())
+    }
+
+    /// Returns the file of settings and measurements.
+    pub(crate) fn calibration_path(&self) -> PathBuf {
+        match &self.calibration {
+            Some((path, _)) => path.clone(),
+            None => self.path.join(MANIFEST),
+        }
     }
 
     /// Returns the number of weights in all tensors.

@@ -129,10 +129,10 @@ pub enum CheckpointError {
         found: String,
     },
     /// The measurement of shared layers in a manifest does not fit the model.
-    #[error("{}: sparq.json: {error}; measure it again with --calibrate", folder.display())]
+    #[error("{}: {error}; measure this model with --calibrate", path.display())]
     Sharing {
-        /// The folder.
-        folder: PathBuf,
+        /// The file.
+        path: PathBuf,
         /// The part that does not fit.
         error: SparqError,
     },

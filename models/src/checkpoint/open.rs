@@ -126,6 +126,7 @@ impl Checkpoint {
             sources: Vec::new(),
             tensors: BTreeMap::new(),
             manifest: None,
+            calibration: None,
             ties: OnceLock::new(),
             floats: false,
         }

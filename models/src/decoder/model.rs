@@ -100,7 +100,7 @@ impl Decoder {
         };
         let model = model.with_sharing(sharing.clone());
         model.map_err(|error| CheckpointError::Sharing {
-            folder: checkpoint.dir().unwrap_or(checkpoint.config_path()).into(),
+            path: checkpoint.calibration_path(),
             error,
         })
     }

@@ -5,12 +5,14 @@
 //! | `families` | models of every family: random weights, old files, windows, precision, training |
 //! | `methods` | several methods after one prefill, and dense first layers |
 //! | `prompt` | a long prompt in parts: the same text, in memory that does not grow |
+//! | `sharing` | layers that share positions: plans, caches, steps, drafts |
 //! | `calibration` | the attention probability that SparQ keeps, compared with float64 |
 
 mod calibration;
 mod families;
 mod methods;
 mod prompt;
+mod sharing;
 
 use burn::tensor::{Device, FloatDType};
 use sparq_models::{Decoder, DecoderConfig, embedded};

@@ -87,7 +87,7 @@ struct Document {
 /// cannot be written.
 pub fn run(args: &AttentionArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let output = args.out.as_deref().map(OutputFile::create).transpose()?;
-    let source = ModelSource::find(args.model.model.as_deref())?;
+    let source = args.model.source(None)?;
     let description = source.describe()?;
     let limit = args.context.unwrap_or(CONTEXT).min(description.context);
     let tokens = source.text_tokens("--text", &args.text, limit)?;

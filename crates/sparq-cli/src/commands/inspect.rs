@@ -12,7 +12,7 @@ use sparq_output::table::Table;
 use crate::args::ModelArgs;
 use crate::exit::Outcome;
 use crate::method::sketch_parser;
-use crate::model::{Description, ModelSource};
+use crate::model::Description;
 use crate::output::Output;
 
 /// The numbers of positions in the budget table.
@@ -86,7 +86,7 @@ struct Settings {
 
 /// Describes a model and prints its budget table.
 pub fn run(args: &InspectArgs, out: Output) -> Result<Outcome> {
-    let source = ModelSource::find(args.folder.as_deref().or(args.model.model.as_deref()))?;
+    let source = args.model.source(args.folder.as_deref())?;
     let model = source.describe()?;
     let shape = model.cache_shape(ELEMENT_BYTES);
     let document = Document {

@@ -14,7 +14,6 @@ use sparq_plan::{Machine, ModelShape, Setup};
 
 use crate::args::ModelArgs;
 use crate::exit::Outcome;
-use crate::model::ModelSource;
 use crate::output::Output;
 
 const EXAMPLES: &str = "\
@@ -98,7 +97,7 @@ pub fn run(args: &ReportArgs, out: Output) -> Result<Outcome> {
 }
 
 fn roofline(args: &ReportArgs) -> Result<Roofline> {
-    let source = ModelSource::find(args.model.model.as_deref())?;
+    let source = args.model.source(None)?;
     let checkpoint = source.checkpoint()?;
     let model = ModelShape::of(&DecoderConfig::from_checkpoint(&checkpoint)?);
     let rank = (model.head_dim / 4).max(1);

@@ -95,11 +95,13 @@ struct Started {
 /// Serves requests until Ctrl-C.
 pub fn run(args: &ServeArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
     let keys = args.keys()?;
-    let source = ModelSource::find(args.model.model.as_deref())?;
+    let source = args.model.source(None)?;
     let description = source.describe()?;
     let name = args.model_name.clone().unwrap_or_else(|| match &source {
-        ModelSource::Embedded => "embedded".to_owned(),
-        ModelSource::Folder { name, .. } => name.clone(),
+        ModelSource { place: None, .. } => "embedded".to_owned(),
+        ModelSource {
+            place: Some(place), ..
+        } => place.name.clone(),
     });
     let methods = args.methods(&description, device)?;
     let dtype = args.dtype.of(description.stored_float, device);

@@ -299,11 +299,104 @@ fn calibration_chooses_the_cheapest_settings() {
     let inspected = document(&format!("inspect {converted}"));
     assert_eq!(inspected["model"]["attention"], report["attention"]);
 
+    // The measurement of shared layers: all numbers of anchors, and more keep more.
+    let anchors = measured["anchors"].as_array().unwrap();
+    let number = |row: &Value| row["anchors"].as_u64().unwrap();
+    assert!(anchors.iter().map(number).eq(1..=6));
+    assert!(anchors.is_sorted_by_key(kept));
+    assert_eq!(anchors[5]["anchor_of"], json!([0, 1, 2, 3, 4, 5]));
+    assert_eq!(manifest["sharing"]["top_k"], 388 / 8);
+    assert_eq!(manifest["sharing"]["kept"][3].as_array().unwrap().len(), 4);
+
     // Given settings stay.
     std::fs::remove_dir_all(&converted).unwrap();
     let report = document(&format!("{convert} --keep 0.5 --rank 12 --context 200"));
     assert_eq!(report["attention"]["rank"], 12);
     assert_eq!(report["calibration"]["tokens"], 200);
+}
+
+#[test]
+fn layers_share_positions_by_the_calibration() {
+    let (folder, converted) = place();
+    let book = folder.path().join("book.txt");
+    let verse = "In the beginning God created the heaven and the earth. \
+                 And the earth was without form, and void. ";
+    std::fs::write(&book, verse.repeat(4)).unwrap();
+    let book = book.display().to_string();
+    let convert = format!("convert {EMBEDDED} {converted} --top-k 32 --rank 16");
+    fails(
+        &format!("{convert} --anchors 2"),
+        &["--calibrate TEXT", "found 2"],
+    );
+    let report = document(&format!(
+        "{convert} --anchors 2 --calibrate {book} --keep 0.1"
+    ));
+    assert_eq!(report["attention"]["anchors"], 2);
+
+    // The stored number is the default, and the measurement serves the original too.
+    let generate = format!("generate --prompt-file {book} --method sparq --max-new-tokens 8");
+    let share = |report: &Value| report["stats"]["share_of_dense"].as_f64().unwrap();
+    let stored = document(&format!("{generate} --model {converted}"));
+    assert_eq!(stored["attention"]["anchors"], 2);
+    let all = document(&format!("{generate} --model {converted} --anchors all"));
+    assert!(all["attention"].get("anchors").is_none());
+    assert!(share(&stored) < share(&all));
+    let manifest = Path::new(&converted).join("sparq.json");
+    let given = format!(
+        "{generate} --model {EMBEDDED} --calibration {}",
+        manifest.display()
+    );
+    assert_eq!(document(&given)["text"], stored["text"]);
+    let lossless = given.replace("--method sparq", "--method lossless --draft-tokens 2");
+    let lossless = document(&lossless);
+    let dense = document(&given.replace("--method sparq", "--method dense"));
+    assert_eq!(lossless["text"], dense["text"]);
+
+    let out = folder.path().join("runs.jsonl");
+    let eval = |model: &str, methods: &str| {
+        let (methods, out) = (format!("dense,{methods}"), out.display());
+        format!(
+            "eval --model {model} --task bpc --context 200 --examples 1 --budgets 1/4 \
+             --methods {methods} --out {out}"
+        )
+    };
+    let methods = "sparq-4bit:anchors=3,sparq-4bit:anchors=3,r=16,k=40,rows=int8";
+    let report = document(&eval(&converted, methods));
+    let rows = report["rows"].as_array().unwrap();
+    let budgets: Vec<&Value> = rows.iter().map(|row| &row["budget"]).collect();
+    assert_eq!(budgets, [&Value::Null, &Value::Null, &json!(0.25)]);
+    assert!(rows[2]["transfer"].as_f64().unwrap() <= 0.25);
+    assert!(rows[1]["transfer"].as_f64().unwrap() > 0.0);
+
+    for (command, expected) in [
+        (
+            eval(EMBEDDED, methods),
+            "has no measurement of shared layers",
+        ),
+        (
+            format!("{generate} --anchors 3"),
+            "has no measurement of shared layers",
+        ),
+        (
+            format!("{generate} --model {converted} --anchors 0"),
+            "at least 1, or all",
+        ),
+        (format!("{generate} --calibration {book}"), "--calibration"),
+    ] {
+        fails(&command, &[expected]);
+    }
+    // A measurement of another model.
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let mut changed: Value = serde_json::from_str(&text).unwrap();
+    changed["sharing"]["heads"][2][0][0] = json!(7);
+    std::fs::write(&manifest, changed.to_string()).unwrap();
+    fails(
+        &format!("{generate} --model {converted}"),
+        &[
+            "sparq.json: sharing: expected KV heads below",
+            "layers 0 and 2, found 7",
+        ],
+    );
 }
 
 #[test]

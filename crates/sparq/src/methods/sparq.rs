@@ -343,8 +343,8 @@ impl Strategy for SparqConfig {
         if !cache.keeps_selection() {
             return Ok(ops::sparq_decode(q, tensors, &spans, self));
         }
-        let found = ops::sparq_decode_traced(q, tensors, &spans, self);
-        cache.note_selection(found.positions);
-        Ok(found.output)
+        let (y, positions) = ops::sparq_decode_with_positions(q, tensors, &spans, self);
+        cache.note_selection(positions);
+        Ok(y)
     }
 }

@@ -34,6 +34,9 @@ mod prefill;
 mod prepare;
 // Properties of SparQ for random shapes and settings.
 mod properties;
-// Sliding windows: a windowed cache behaves like a cache of the window's positions alone.
+// Steps that attend to the positions of another layer, against fp64.
+mod reuse;
+// K rows and V rows in codes of 8 bits: the same steps as on the rounded rows in floats.
 mod rows;
+// Sliding windows: a windowed cache behaves like a cache of the window's positions alone.
 mod window;

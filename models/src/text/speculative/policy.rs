@@ -127,9 +127,11 @@ impl Policy {
             let attended = cache.attended(len + 1);
             let dense = self.costs.dense_rows_us(shape, attended, cache.rows);
             times[0] += dense;
-            times[1] += match method.is_sparse(cache, len + 1) {
-                true => self.costs.sparq_us(shape, attended, &self.sparq),
-                false => dense,
+            times[1] += match (method.is_sparse(cache, len + 1), cache.sketch) {
+                (true, Some(_)) => self.costs.sparq_us(shape, attended, &self.sparq),
+                // The layer reuses the positions of another one.
+                (true, None) => self.costs.reuse_us(shape, attended, &self.sparq),
+                (false, _) => dense,
             };
         }
         times

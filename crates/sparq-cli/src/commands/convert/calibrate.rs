@@ -147,6 +147,7 @@ pub fn run(
     let top_k = SHARED_TOP_K.min(length / 8);
     let sharing = calibration::layer_sharing(model, &mut cache, measured, top_k, &mut || ())?;
     bar.finish_and_clear();
+    sharing.plan(base.anchors.of(sharing.layers()), 0)?;
 
     let bytes = |transfers: &dyn Fn(&CacheShape, usize) -> Transfers| {
         loaded

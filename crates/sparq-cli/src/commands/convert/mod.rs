@@ -114,15 +114,15 @@ pub fn run(args: &ConvertArgs, device: &DeviceChoice, out: Output) -> Result<Out
     let described = source.describe()?;
     let attention = args.attention(&described)?;
     args.check()?;
+    if let Some(config) = attention.filter(|_| args.calibration.calibrate.is_none()) {
+        described.check_anchors(&config.into())?;
+    }
     let text = args.calibration.text(args.context, &source, &described)?;
     let folder = OutputFolder::create(&args.out)?;
     interrupt::remove_on_interrupt(folder.path().to_owned())?;
 
     args.write(&source, attention, device, folder.path())?;
-    let written = ModelSource::Folder {
-        path: folder.path().to_owned(),
-        name: args.out.display().to_string(),
-    };
+    let written = ModelSource::at(folder.path(), args.out.display());
     // Reads the folder back and compares the checksums.
     written.checkpoint()?.verify()?;
     let measured = match &text {

@@ -107,9 +107,9 @@ pub fn run(args: &DemoArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     }
     let dtype = args
         .dtype
-        .of(ModelSource::Embedded.describe()?.stored_float, device);
+        .of(ModelSource::EMBEDDED.describe()?.stored_float, device);
     let haystack = args.haystack()?;
-    let loaded = ModelSource::Embedded.load(&device.open(), dtype)?;
+    let loaded = ModelSource::EMBEDDED.load(&device.open(), dtype)?;
     let model = loaded.model.as_ref();
     if args.context > model.context_len() {
         bail!(
@@ -189,7 +189,7 @@ fn answer_all(
 
 impl DemoArgs {
     fn haystack(&self) -> Result<Haystack> {
-        let prose = Prose::new(BIBLE, &ModelSource::Embedded.tokenizer()?)?;
+        let prose = Prose::new(BIBLE, &ModelSource::EMBEDDED.tokenizer()?)?;
         let mut rng = SmallRng::seed_from_u64(self.seed);
         let depths = Depths::Random(self.needles);
         Haystack::new(&prose, &mut rng, self.context, 0, depths).context("--context")

@@ -20,7 +20,7 @@ use sparq_models::embedded;
 use crate::args::{DtypeArgs, ModelArgs, at_least_one, dtype_name, share, whole};
 use crate::exit::Outcome;
 use crate::interrupt;
-use crate::model::ModelSource;
+use crate::model::{ModelSource, Place};
 use crate::output::Output;
 use crate::progress;
 use plan::Plan;
@@ -159,7 +159,7 @@ struct Document<'a> {
 /// If the model, a method, a task or a file cannot be used, or the results file belongs to another
 /// evaluation.
 pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
-    let source = ModelSource::find(args.model.model.as_deref())?;
+    let source = args.model.source(None)?;
     let described = source.describe()?;
     let dtype = args.dtype.of(described.stored_float, device);
     let setup = Setup {
@@ -173,8 +173,7 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     let options = args.options(described.context);
     let methods = BudgetedMethod::all(&plan::methods(&args.methods), &args.budgets);
     let plan = Plan::new(&args.task, &options, &tokenizer)?;
-    let shape = described.cache_shape(CACHE_BYTES);
-    plan.check(&methods, &shape)?;
+    plan.check(&methods, &described)?;
     let mut results = ResultsFile::open(&args.out, &setup)?;
 
     let cancel = interrupt::install()?;
@@ -182,7 +181,7 @@ pub fn run(args: &EvalArgs, device: &DeviceChoice, out: Output) -> Result<Outcom
     let evaluation = Evaluation {
         model: loaded.model.as_ref(),
         tokenizer: &tokenizer,
-        shape,
+        shape: described.cache_shape(CACHE_BYTES),
         dtype,
         setup: setup.clone(),
         methods,
@@ -259,9 +258,9 @@ impl EvalArgs {
 /// Returns the name of a model in records: a hub ID, or the last part of a path, so that records do
 /// not contain the folders of a machine.
 fn label(source: &ModelSource) -> String {
-    match source {
-        ModelSource::Embedded => embedded::NAME.into(),
-        ModelSource::Folder { path, name } => match Path::new(name).exists() {
+    match &source.place {
+        None => embedded::NAME.into(),
+        Some(Place { path, name }) => match Path::new(name).exists() {
             true => path
                 .canonicalize()
                 .ok()

@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 
 use anyhow::{Result, bail};
 use sparq::SparqError;
-use sparq::cost::CacheShape;
 use sparq_eval::tasks::TaskOptions;
 use sparq_eval::{BudgetedMethod, EvalError, Evaluation, Job, Passage, ResultsFile, TaskName};
 use sparq_models::text::TextTokenizer;
+
+use super::CACHE_BYTES;
+use crate::model::Description;
 
 /// The examples of the tasks in the order of the command line.
 pub struct Plan {
@@ -35,14 +37,18 @@ impl Plan {
     ///
     /// # Errors
     /// If a name is unknown or no method can keep its budget.
-    pub fn check(&self, methods: &[BudgetedMethod], shape: &CacheShape) -> Result<()> {
+    pub fn check(&self, methods: &[BudgetedMethod], model: &Description) -> Result<()> {
+        let shape = &model.cache_shape(CACHE_BYTES);
         let mut able = false;
         for method in methods {
             let mut left_out = BTreeSet::new();
             for (_, passages) in &self.tasks {
                 for positions in passages.iter().flat_map(positions) {
                     match method.at(shape, positions) {
-                        Ok(_) => able = true,
+                        Ok(method) => {
+                            model.check_anchors(&method)?;
+                            able = true;
+                        }
                         Err(SparqError::Budget { .. }) => {
                             left_out.insert(positions);
                         }

@@ -103,7 +103,7 @@ pub fn run(args: &GenerateArgs, device: &DeviceChoice, out: Output) -> Result<Ou
             "--chat: expected a message with --json, found none; a conversation is not a JSON document"
         );
     }
-    let source = ModelSource::find(args.model.model.as_deref())?;
+    let source = args.model.source(None)?;
     let description = source.describe()?;
     let method = args
         .method

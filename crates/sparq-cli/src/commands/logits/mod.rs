@@ -79,7 +79,7 @@ struct Document {
 /// If the model or the tokens cannot be read or do not fit each other, or the file cannot be
 /// written.
 pub fn run(args: &LogitsArgs, device: &DeviceChoice, out: Output) -> Result<Outcome> {
-    let source = ModelSource::find(args.model.model.as_deref())?;
+    let source = args.model.source(None)?;
     // Checks everything that needs no weights first.
     let described = source.describe()?;
     let method = args

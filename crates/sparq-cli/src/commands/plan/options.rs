@@ -124,10 +124,7 @@ impl PlanArgs {
                 .with_context(|| format!("{}: expected JSON", path.display()))?;
             let config = DecoderConfig::from_json(&value, path)?;
             return Ok(Model {
-                source: ModelSource::Folder {
-                    path: path.to_owned(),
-                    name: named(),
-                },
+                source: ModelSource::at(path, named()),
                 shape: ModelShape::of(&config),
                 attention: None,
             });

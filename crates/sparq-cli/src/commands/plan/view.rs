@@ -1,7 +1,7 @@
 //! The text output of `sparq plan`.
 
 use anyhow::Result;
-use sparq::methods::{Components, GroupScore};
+use sparq::methods::{Anchors, Components, GroupScore};
 use sparq::{Method, RowFormat, Sketch};
 use sparq_output::numbers::{self, digits};
 use sparq_output::table::Table;
@@ -244,8 +244,12 @@ pub fn label(method: &Method, grouped: bool) -> String {
                 RowFormat::Float => String::new(),
                 rows => format!(" rows={rows}"),
             };
+            let anchors = match config.anchors {
+                Anchors::All => String::new(),
+                Anchors::Number(number) => format!(" anchors={number}"),
+            };
             format!(
-                "SparQ {sketch} r={} k={}{group}{rows}",
+                "SparQ {sketch} r={} k={}{group}{rows}{anchors}",
                 config.rank, config.top_k
             )
         }

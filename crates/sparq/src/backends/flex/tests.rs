@@ -290,17 +290,25 @@ fn decode_on_every_level(
     let (exact, expected) = (floats(exact.into_data()), floats(trace.output.into_data()));
     let scores = group_scores(&floats(trace.logits.into_data()), spans, config, group, len);
     let alpha = floats(trace.alpha.into_data());
-    let mut positions: Vec<i64> = trace.positions.into_data().iter::<i64>().collect();
+    let mut positions: Vec<i64> = trace.positions.clone().into_data().iter::<i64>().collect();
     let sort = |positions: &mut [i64]| positions.chunks_mut(90).for_each(<[i64]>::sort_unstable);
     sort(&mut positions);
 
     let buffers: CacheBuffers<Flex> = lower(cache.tensors().clone());
+    let lists = trace.positions;
+    let map = Tensor::<1, Int>::from_data([1u32, 0], (device, DType::U32));
+    let given = (lists.clone(), map.clone());
+    let reused = reference::attend_positions(q.clone(), cache.tensors(), given.0, given.1, spans);
+    let reused = floats(reused.into_data());
+    let given = [Flex::int_primitive(lists), Flex::int_primitive(map)];
     let q = Flex::float_primitive(q);
     let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 2e-5);
     for level in Level::all() {
         let case = format!("{level:?} {dtype:?} {shape:?} g {group} {config:?}");
         let dense = dense(level, &q, &buffers, spans).unwrap();
         assert!(close(&dense, &exact), "{case}");
+        let found = over_positions(level, &q, &buffers, [&given[0], &given[1]], spans).unwrap();
+        assert!(close(&found, &reused), "{case}");
         let mut found = sparq(level, &q, &buffers, spans, config, true).unwrap();
         sort(&mut found.positions);
         // Of scores that are equal up to the order of a sum, either may be selected.

@@ -207,3 +207,37 @@ fn json_refuses_unknown_fields() {
         method
     );
 }
+
+#[test]
+fn budgets_count_the_layers_of_a_model() {
+    let shape = CacheShape {
+        kv_heads: 2 * 10,
+        layers: 10,
+        ..SHAPE
+    };
+    let config = SparqConfig::new(16, 100).with_sketch(Sketch::Bits4);
+    let shared = config.with_anchors(Anchors::Number(3));
+    // 3 layers of 2 heads select, and those of 7 layers move rows and positions alone.
+    let rows = 2 * 100 * 64 + 2 * 64;
+    let moved = Transfers::sparq(&shape, 1000, &shared);
+    let selecting = 6 * (1000 * 16 + 2 * 64);
+    assert_eq!(moved.elements, 20 * rows + selecting + 14 * 100);
+    let bits = 20 * rows * 16 + 6 * (1000 * 16 * 4 + 2 * 64 * 16) + 14 * 100 * 32;
+    assert_eq!(moved.bits, bits);
+    // A single layer selects.
+    let [one, own] = [shared, config].map(|config| Transfers::sparq(&SHAPE, 1000, &config));
+    assert_eq!(one, own);
+
+    let budget = Budget::new(64, 1000, 0.125).unwrap();
+    let at = |config: SparqConfig, budget: Budget| Method::from(config).at_budget(&budget).unwrap();
+    let fitted = at(shared, budget.with_layers(10));
+    let dense = Transfers::dense(&shape, 1000).bytes();
+    let share = fitted.transfers(&shape, 1000).bytes() / dense;
+    assert!(share <= 0.125 && share > 0.9 * 0.125, "{share}");
+    assert_eq!(fitted.anchors(), Anchors::Number(3));
+    // For one layer the anchors do not matter.
+    let (Method::Sparq(one), Method::Sparq(own)) = (at(shared, budget), at(config, budget)) else {
+        unreachable!()
+    };
+    assert_eq!((one.rank, one.top_k), (own.rank, own.top_k));
+}

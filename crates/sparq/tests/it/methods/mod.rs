@@ -14,7 +14,7 @@ use sparq::methods::baselines::{
     Directions, FlexGen, H2o, Hybrid, KeyPrecision, LmInfinite, Oracle, PageBound, Projection,
     Quest, SparqVariant,
 };
-use sparq::methods::{GroupScore, MeanValue};
+use sparq::methods::{Anchors, Budget, GroupScore, MeanValue};
 use sparq::{
     KvCache, KvCacheConfig, Method, RotaryConfig, Sketch, SparqAttentionConfig, SparqConfig,
     SparqError, Transfers,

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use sparq::{KvCache, SparqError};
 
 use super::{CalibrationError, decode_densely};
-use crate::sharing::LayerSharing;
+use crate::sharing::{LEAST_KEPT, LayerSharing};
 use crate::{CausalLm, ModelCache};
 
 /// Decodes `tokens` densely, one by one, and measures for each pair of layers how much of the later
@@ -101,12 +101,13 @@ impl Selection {
         }
     }
 
-    /// Returns the probability of KV head `head` at the positions of each KV head of `anchor`.
-    fn kept(&self, head: usize, anchor: &Self) -> impl Iterator<Item = f64> {
+    /// Returns the logarithm of the probability of KV head `head` at the positions of each KV head
+    /// of `anchor`.
+    fn log_kept(&self, head: usize, anchor: &Self) -> impl Iterator<Item = f64> {
         let own = &self.probabilities[head];
         let at = move |positions: &Vec<usize>| {
             let kept = positions.iter().map(|&position| own[position]);
-            f64::from(kept.sum::<f32>())
+            f64::from(kept.sum::<f32>()).clamp(LEAST_KEPT, 1.0).ln()
         };
         anchor.positions.iter().map(at)
     }
@@ -162,7 +163,7 @@ impl Sums {
                 if own.window == anchor.window {
                     let heads = sums.chunks_exact_mut(self.kv_heads).enumerate();
                     for (head, sums) in heads {
-                        for (sum, kept) in sums.iter_mut().zip(own.kept(head, anchor)) {
+                        for (sum, kept) in sums.iter_mut().zip(own.log_kept(head, anchor)) {
                             *sum += kept;
                         }
                     }
@@ -189,13 +190,13 @@ impl Sums {
                         false => best,
                     };
                     let sums = sums.iter().copied().enumerate();
-                    sums.reduce(most).unwrap_or((head, 0.0))
+                    sums.reduce(most).unwrap_or((head, f64::NEG_INFINITY))
                 }
             });
             let (heads, kept): (Vec<u32>, Vec<f64>) =
                 best.map(|(head, kept)| (head as u32, kept)).unzip();
             let mean = kept.iter().sum::<f64>() / (kept.len() * steps).max(1) as f64;
-            (Some((mean.min(1.0) * 1e4).round() / 1e4), heads)
+            (Some((mean.exp().min(1.0) * 1e4).round() / 1e4), heads)
         };
         let rows = self.kept.iter().enumerate().map(|(b, row)| {
             let pairs = row.iter().enumerate().map(|(a, sums)| pair(b, a, sums));

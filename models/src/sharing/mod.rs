@@ -12,6 +12,10 @@ use sparq::SparqError;
 pub use plan::SharingPlan;
 pub(crate) use roles::{Role, Roles, Sharing};
 
+/// The probability that a smaller one counts as: a step without any of it must not outweigh all
+/// others.
+pub(crate) const LEAST_KEPT: f64 = 1e-3;
+
 /// The attention probability that a layer keeps at the positions that another layer selects, for
 /// each pair of layers of a model.
 ///
@@ -24,7 +28,11 @@ pub struct LayerSharing {
     /// The number of decode steps that it averages over.
     pub steps: usize,
     /// Row b has an entry for each layer a up to b: the probability that layer b keeps at the
-    /// positions of a, averaged over its heads. `None` if the sliding windows differ.
+    /// positions of a, as the geometric mean over steps and KV heads. `None` if the sliding windows
+    /// differ.
+    ///
+    /// The negative logarithm of a kept probability is the Kullback-Leibler divergence of
+    /// attention over the positions from dense attention.
     pub kept: Vec<Vec<Option<f64>>>,
     /// Row b has an entry for each layer a before b: for each KV head of b, the KV head of a whose
     /// positions keep the most. Empty if the sliding windows differ.
@@ -90,12 +98,14 @@ impl LayerSharing {
 
     /// Returns whether layer b can reuse the positions of layer a.
     fn can_share(&self, a: usize, b: usize) -> bool {
-        self.mass(a, b).is_some()
+        self.log_kept(a, b).is_some()
     }
 
-    /// Returns the probability that layer b keeps at the positions of layer a, up to b.
-    fn mass(&self, a: usize, b: usize) -> Option<f64> {
-        self.kept.get(b)?.get(a).copied().flatten()
+    /// Returns the logarithm of the probability that layer b keeps at the positions of layer a, up
+    /// to b.
+    fn log_kept(&self, a: usize, b: usize) -> Option<f64> {
+        let kept = self.kept.get(b)?.get(a).copied().flatten()?;
+        Some(kept.max(LEAST_KEPT).ln())
     }
 }
 

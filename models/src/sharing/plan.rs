@@ -31,7 +31,7 @@ struct Group {
     best: Vec<Choice>,
 }
 
-/// Anchors, and the probability that all layers of their group keep.
+/// Anchors, and the sum of the logarithms of what the layers of their group keep.
 #[derive(Clone)]
 struct Choice {
     kept: f64,
@@ -40,8 +40,9 @@ struct Choice {
 }
 
 impl LayerSharing {
-    /// Returns the plan with as many anchors that keeps the most attention probability, averaged
-    /// over the layers.
+    /// Returns the plan with as many anchors that keeps the most attention probability, as the
+    /// geometric mean over the layers: the least divergence of what layers attend to from dense
+    /// attention.
     ///
     /// Layers share within groups with the same sliding window, and the first of a group is an
     /// anchor. Each group is divided into segments of consecutive layers, of which the first is the
@@ -67,8 +68,8 @@ impl LayerSharing {
             if !best.anchors.contains(&b) {
                 let before = best.anchors.iter().copied().filter(|&a| a < b);
                 let most = before.max_by(|&a, &other| {
-                    let mass = |a| self.mass(a, b).unwrap_or(-1.0);
-                    mass(a).total_cmp(&mass(other))
+                    let kept = |a| self.log_kept(a, b).unwrap_or(f64::NEG_INFINITY);
+                    kept(a).total_cmp(&kept(other))
                 });
                 *of = most.expect("the first layer of each group is an anchor");
             }
@@ -76,11 +77,11 @@ impl LayerSharing {
         Ok(SharingPlan { anchor_of })
     }
 
-    /// Returns the attention probability that a plan keeps, averaged over the layers.
+    /// Returns the attention probability that a plan keeps, as the geometric mean over the layers.
     pub fn kept(&self, plan: &SharingPlan) -> f64 {
         let layers = plan.anchor_of.iter().enumerate();
-        let kept = layers.map(|(b, &a)| self.mass(a, b).unwrap_or(0.0));
-        kept.sum::<f64>() / self.layers().max(1) as f64
+        let logs = layers.map(|(b, &a)| self.log_kept(a, b).unwrap_or(0.0));
+        (logs.sum::<f64>() / self.layers().max(1) as f64).exp()
     }
 
     /// Returns the groups of layers that can share, from layer `first` on.
@@ -100,13 +101,13 @@ impl LayerSharing {
     /// Finds the best division of a group of layers into each number of segments.
     fn divisions(&self, layers: Vec<usize>) -> Group {
         let count = layers.len();
-        // Entry [start][end] is the mass of the segment start .. end.
+        // Entry [start][end] is the sum of the segment start .. end.
         let segment: Vec<Vec<f64>> = (0..count)
             .map(|start| {
                 let mut sums = vec![0.0; count + 1];
                 for end in start..count {
-                    let mass = self.mass(layers[start], layers[end]).unwrap_or(0.0);
-                    sums[end + 1] = sums[end] + mass;
+                    let kept = self.log_kept(layers[start], layers[end]).unwrap_or(0.0);
+                    sums[end + 1] = sums[end] + kept;
                 }
                 sums
             })
@@ -192,8 +193,8 @@ mod tests {
         }
     }
 
-    /// Returns the mass of segments that begin at the anchors, in each group of layers.
-    fn mass_of_segments(
+    /// Returns the sum of the logarithms that segments keep which begin at the anchors, in each group of layers.
+    fn kept_by_segments(
         sharing: &LayerSharing,
         anchors: &[usize],
         group: impl Fn(usize) -> usize,
@@ -201,7 +202,7 @@ mod tests {
         let mut sum = 0.0;
         for b in 0..sharing.layers() {
             let mut before = anchors.iter().filter(|&&a| a <= b && group(a) == group(b));
-            sum += sharing.mass(*before.next_back()?, b)?;
+            sum += sharing.log_kept(*before.next_back()?, b)?;
         }
         Some(sum)
     }
@@ -219,16 +220,16 @@ mod tests {
                     let of = (0..layers).filter(|&layer| set >> layer & 1 == 1);
                     of.collect::<Vec<_>>()
                 });
-                let masses = subsets.filter_map(|set| mass_of_segments(&sharing, &set, group));
-                let most = masses.fold(f64::MIN, f64::max);
+                let sums = subsets.filter_map(|set| kept_by_segments(&sharing, &set, group));
+                let most = sums.fold(f64::MIN, f64::max);
                 let found = divide(&sharing.groups(0), anchors);
                 assert!((found.kept - most).abs() < 1e-9, "{seed} {anchors}");
-                let own = mass_of_segments(&sharing, &found.anchors, group).unwrap();
+                let own = kept_by_segments(&sharing, &found.anchors, group).unwrap();
                 assert!((own - most).abs() < 1e-9, "{seed} {anchors}");
 
                 let plan = sharing.plan(anchors, 0).unwrap();
                 assert_eq!(plan.anchors(), anchors);
-                let kept = sharing.kept(&plan) * layers as f64;
+                let kept = sharing.kept(&plan).ln() * layers as f64;
                 assert!(
                     kept >= most - 1e-9,
                     "the best anchor is no worse than the last"

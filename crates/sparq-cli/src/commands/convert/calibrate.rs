@@ -29,6 +29,10 @@ const STEPS: usize = 32;
 /// k of the measurement of shared layers, at most an eighth of the text.
 const SHARED_TOP_K: usize = 128;
 
+/// The passages that are read again for the calibration of shared positions, and the tokens of one.
+const PASSAGES: usize = 3;
+const PASSAGE: usize = 24;
+
 /// The least number of tokens. Fewer leave no choice of k.
 const MIN_TOKENS: usize = 64;
 
@@ -145,7 +149,8 @@ pub fn run(
     let kept = calibration::kept_mass(model, &mut cache, measured, &configs, &mut || bar.inc(1))?;
     cache.truncate(before.len());
     let top_k = SHARED_TOP_K.min(length / 8);
-    let sharing = calibration::layer_sharing(model, &mut cache, measured, top_k, &mut || ())?;
+    let measured = [measured, &repeated(before)].concat();
+    let sharing = calibration::layer_sharing(model, &mut cache, &measured, top_k, &mut || ())?;
     bar.finish_and_clear();
     sharing.plan(base.anchors.of(sharing.layers()), 0)?;
 
@@ -182,6 +187,18 @@ pub fn run(
         anchors: anchor_rows(&sharing),
         sharing,
     })
+}
+
+/// Returns passages from the middle of a text, to be read again at its end.
+///
+/// A language model predicts them by attention to their first occurrence. Running text alone rarely
+/// needs the heads that find it, and a plan without them loses retrieval.
+fn repeated(text: &[u32]) -> Vec<u32> {
+    let passage = |part: usize| {
+        let first = text.len() * part / (PASSAGES + 1);
+        &text[first..text.len().min(first + PASSAGE)]
+    };
+    (1..=PASSAGES).flat_map(passage).copied().collect()
 }
 
 /// Returns the best anchors of each number for which there is a plan.

@@ -70,8 +70,10 @@ pub fn layer_sharing(
 #[derive(Clone)]
 struct Selection {
     window: Option<usize>,
-    /// The mean over the group of each KV head, [H_kv][S].
+    /// Of each query head, [H][S].
     probabilities: Vec<Vec<f32>>,
+    /// Query heads of a KV head.
+    group: usize,
     /// [H_kv][k].
     positions: Vec<Vec<usize>>,
 }
@@ -82,32 +84,39 @@ impl Selection {
         let config = cache.config();
         let len = config.attended(cache.len());
         let group = (probabilities.len() / (len * config.kv_heads).max(1)).max(1);
-        let mean = |heads: &[f32]| {
-            let mut mean = vec![0.0; len];
+        let sum = |heads: &[f32]| {
+            let mut sum = vec![0.0; len];
             for head in heads.chunks_exact(len) {
-                for (sum, probability) in mean.iter_mut().zip(head) {
-                    *sum += probability / group as f32;
+                for (sum, probability) in sum.iter_mut().zip(head) {
+                    *sum += probability;
                 }
             }
-            mean
+            sum
         };
-        let heads = probabilities.chunks_exact(group * len);
-        let probabilities: Vec<Vec<f32>> = heads.map(mean).collect();
-        let positions = probabilities.iter().map(|head| largest(head, top_k));
+        let groups = probabilities.chunks_exact(group * len);
         Self {
             window: config.window,
-            positions: positions.collect(),
-            probabilities,
+            positions: groups.map(|heads| largest(&sum(heads), top_k)).collect(),
+            probabilities: probabilities
+                .chunks_exact(len)
+                .map(<[f32]>::to_vec)
+                .collect(),
+            group,
         }
     }
 
     /// Returns the logarithm of the probability of KV head `head` at the positions of each KV head
-    /// of `anchor`.
+    /// of `anchor`, averaged over its query heads.
+    ///
+    /// By query head, because one of a group may be the only one that looks for a position.
     fn log_kept(&self, head: usize, anchor: &Self) -> impl Iterator<Item = f64> {
-        let own = &self.probabilities[head];
+        let own = &self.probabilities[head * self.group..(head + 1) * self.group];
         let at = move |positions: &Vec<usize>| {
-            let kept = positions.iter().map(|&position| own[position]);
-            f64::from(kept.sum::<f32>()).clamp(LEAST_KEPT, 1.0).ln()
+            let log = |own: &Vec<f32>| {
+                let kept = positions.iter().map(|&position| own[position]);
+                f64::from(kept.sum::<f32>()).clamp(LEAST_KEPT, 1.0).ln()
+            };
+            own.iter().map(log).sum::<f64>() / own.len() as f64
         };
         anchor.positions.iter().map(at)
     }

@@ -227,14 +227,9 @@ impl Decoder {
     /// # Errors
     /// [`SparqError::Value`] if the measurement is not one of a model with these layers.
     pub fn with_sharing(self, measured: LayerSharing) -> Result<Self, SparqError> {
-        let attentions = self.layers.iter().map(|layer| &layer.attention);
-        let windows: Vec<_> = attentions
-            .clone()
-            .map(|attention| attention.window)
-            .collect();
-        let kv_heads = attentions
-            .last()
-            .map_or(0, |attention| attention.n_kv_heads);
+        let attention = |layer: &Layer| (layer.attention.window, layer.attention.n_kv_heads);
+        let (windows, kv_heads): (Vec<_>, Vec<_>) = self.layers.iter().map(attention).unzip();
+        let kv_heads = kv_heads.first().copied().unwrap_or(0);
         measured.check(&windows, kv_heads)?;
         let sharing = Sharing::new(measured, self.dense_layers, &self.device());
         Ok(Self {

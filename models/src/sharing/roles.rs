@@ -25,6 +25,7 @@ pub(crate) struct Roles(Vec<Role>);
 
 /// The role of a layer.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per layer")]
 pub(crate) enum Role {
     /// It selects positions, perhaps for later layers too.
     Anchor { is_reused: bool },

@@ -268,7 +268,7 @@ pub trait SparqBackend: Backend + Primitive {
 
     /// SparQ attention of one query per sequence, q [B, H, 1, d].
     ///
-    /// Positions and alpha are defined only if `trace` is set.
+    /// alpha is defined only if `trace` is set: on GPUs it can take as long as all the rest.
     fn sparq_decode(
         q: FloatTensor<Self>,
         #[extension_type] cache: CacheBuffers<Self>,

@@ -198,6 +198,25 @@ pub fn sparq_decode(
     Tensor::from_dispatch(found.output)
 }
 
+/// [`sparq_decode`] that also returns the selected positions, [B, H_kv, k] as in [`SparqOutput`].
+/// Takes no longer.
+///
+/// # Panics
+/// As [`sparq_decode`].
+pub fn sparq_decode_with_positions(
+    q: Tensor<4>,
+    cache: CacheTensors,
+    spans: &Spans,
+    config: &SparqConfig,
+) -> (Tensor<4>, Tensor<3, Int>) {
+    let (q, cache) = (q.into_dispatch(), lower(cache));
+    let found = Dispatch::sparq_decode(q, cache, spans.clone(), *config, false);
+    (
+        Tensor::from_dispatch(found.output),
+        Tensor::from_dispatch(found.positions),
+    )
+}
+
 /// [`sparq_decode`] that also returns the selected positions and alpha.
 ///
 /// # Panics
@@ -217,8 +236,8 @@ pub fn sparq_decode_traced(
     }
 }
 
-/// Exact attention of one query per sequence over positions that [`sparq_decode_traced`] selected
-/// for the KV heads of another layer, q [B, H, 1, d] -> [B, H, 1, d].
+/// Exact attention of one query per sequence over positions that [`sparq_decode_with_positions`]
+/// selected for the KV heads of another layer, q [B, H, 1, d] -> [B, H, 1, d].
 ///
 /// `positions` [B, N, k] are those of N KV heads, and `heads` [H_kv] in u32 names the one whose
 /// positions each KV head takes. See [`SparqBackend::attend_positions`].

@@ -65,8 +65,8 @@ impl Lists {
 
     /// Attention in fp64 over the rows of the cache.
     fn attend(&self, sizes: &Sizes, q: &Tensor<4>, cache: &KvCache) -> Vec<f32> {
-        let [keys, values] =
-            [&cache.tensors().k, &cache.tensors().v].map(|rows| values(&rows.at(0..sizes.len)));
+        let tensors = cache.tensors();
+        let [k, v] = [&tensors.k, &tensors.v].map(|rows| values(&rows.at(0..sizes.len)));
         let (q, d, group) = (values(q), sizes.head_dim, sizes.heads / sizes.kv_heads);
         let mut y = Vec::new();
         for (row, q) in q.chunks_exact(d).enumerate() {
@@ -82,7 +82,7 @@ impl Lists {
             };
             let chosen: Vec<i32> = list.iter().copied().filter(|&p| p >= 0).collect();
             let logit = |&position: &i32| -> f64 {
-                let key = of(&keys, position);
+                let key = of(&k, position);
                 let dot: f64 = key.iter().zip(q).map(|(k, &q)| k * f64::from(q)).sum();
                 dot / (d as f64).sqrt()
             };
@@ -92,7 +92,7 @@ impl Lists {
             let sum: f64 = weights.iter().sum();
             let mut out = vec![0.0; d];
             for (weight, &position) in weights.iter().zip(&chosen) {
-                let value = of(&values, position);
+                let value = of(&v, position);
                 out.iter_mut()
                     .zip(value)
                     .for_each(|(y, x)| *y += weight / sum * x);
@@ -144,7 +144,7 @@ fn assert_attends(sizes: &Sizes, rows: RowFormat, dtype: FloatDType, device: &De
 
 #[test]
 fn lists_of_another_layer() {
-    let sizes = |batch, [kv_heads, heads], head_dim, len, lists, k| Sizes {
+    let sizes = |batch, [kv_heads, heads]: [usize; 2], head_dim, len, lists, k| Sizes {
         batch,
         kv_heads,
         heads,

@@ -165,11 +165,10 @@ fn lists_of_another_layer() {
         sizes(1, [2, 2], 96, 1400, 1, 1025),
     ];
     for device in devices() {
-        for sizes in &all {
+        for (index, sizes) in all.iter().enumerate() {
+            let dtype = [FloatDType::F32, FloatDType::F16][index % 2];
             for rows in [RowFormat::Float, RowFormat::Int8] {
-                for dtype in [FloatDType::F32, FloatDType::F16] {
-                    assert_attends(sizes, rows, dtype, &device);
-                }
+                assert_attends(sizes, rows, dtype, &device);
             }
         }
     }

@@ -67,6 +67,7 @@ impl Preset {
                 rank: 32,
                 top_k: 128,
             },
+            sharing: None,
         };
         match self {
             Preset::Quick => Grid {
@@ -182,6 +183,8 @@ pub struct Grid {
     /// Group rules. With g = 1 all rules are equal, and only the first is measured.
     pub groups: Vec<Group>,
     pub budget: Budget,
+    /// See [`Case::sharing`].
+    pub sharing: Option<usize>,
 }
 
 impl Grid {
@@ -203,6 +206,7 @@ impl Grid {
                 shape,
                 dtype,
                 settings: settings.clone(),
+                sharing: self.sharing,
             }));
         }
         Ok(cases)

@@ -82,6 +82,10 @@ pub struct RunArgs {
     /// 0.125
     #[arg(long, conflicts_with = "rank", value_name = "SHARE")]
     compression: Option<f64>,
+    /// Measure layers that share positions too: attention over given positions, and this many
+    /// layers of which one selects, as the time of one layer on average
+    #[arg(long, value_name = "LAYERS", value_parser = clap::value_parser!(u16).range(2..))]
+    sharing: Option<u16>,
     /// Seconds to measure each row
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
@@ -264,6 +268,7 @@ impl RunArgs {
                 (None, Some(share)) => Budget::Share(share),
                 (None, None) => preset.budget,
             },
+            sharing: self.sharing.map(usize::from),
         }
     }
 }

@@ -43,7 +43,7 @@ pub fn fastest_dense(
     baselines: Option<&Baselines<AttentionBaseline>>,
     case: (Shape, CacheType),
 ) -> Option<f64> {
-    let own = fastest(run, case, |row| row.method != MethodName::Sparq).map(|(_, us)| us);
+    let own = fastest(run, case, |row| row.settings.is_none()).map(|(_, us)| us);
     let theirs = baselines.and_then(|baselines| baselines.best_us(&case));
     own.into_iter().chain(theirs).min_by(f64::total_cmp)
 }

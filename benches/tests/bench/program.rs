@@ -106,6 +106,40 @@ fn program_quick_preset_measures_every_method() {
 }
 
 #[test]
+fn program_measures_layers_that_share_positions() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = run_quick(
+        folder.path(),
+        " --shape 1,4,2,64,512 --sharing 3 --rows int8",
+    );
+    let rows: Vec<&Row> = (report.runs[0].rows.iter())
+        .filter(|row| row.mode == Mode::Eager && row.settings.is_some())
+        .collect();
+    assert_eq!(rows.len(), 3 * 4, "two sketches and two group rules");
+    for three in rows.chunks_exact(3) {
+        let [sparq, given, sharing] = three else {
+            unreachable!()
+        };
+        let methods = [sparq, given, sharing].map(|row| row.method);
+        let expected = [MethodName::Sparq, MethodName::Given, MethodName::Sharing];
+        assert_eq!(methods, expected);
+        assert_eq!((given.layers, sharing.layers), (None, Some(3)));
+        assert!(sharing.label().ends_with(", 1 of 3 layers selects"));
+        let mean = (sparq.bytes + 2.0 * given.bytes) / 3.0;
+        assert!(
+            (sharing.bytes - mean).abs() < 1.0,
+            "{} {mean}",
+            sharing.bytes
+        );
+        assert!(
+            [sparq, given, sharing]
+                .iter()
+                .all(|row| row.median_us() > Some(0.0))
+        );
+    }
+}
+
+#[test]
 fn program_report_round_trips_through_json() {
     let folder = tempfile::tempdir().unwrap();
     let report = run_quick(folder.path(), "");

@@ -124,7 +124,12 @@ pub fn errors(rows: &[&Row], costs: &StepCosts) -> Errors {
 
 /// The measured rows of this project's methods: the captured ones if the device captured any.
 pub fn fitted(run: &Run) -> Vec<&Row> {
-    let own = |row: &&Row| row.method != MethodName::DenseBurn && row.measured.is_some();
+    let other = [
+        MethodName::DenseBurn,
+        MethodName::Given,
+        MethodName::Sharing,
+    ];
+    let own = |row: &&Row| !other.contains(&row.method) && row.measured.is_some();
     let captured =
         |row: &Row| row.measured.and_then(|measured| measured.hardware_graph) == Some(true);
     let any = run.rows.iter().filter(own).any(captured);

@@ -113,6 +113,7 @@ fn cases(model: &ModelShape, dtype: CacheType, gpu: bool) -> Vec<Case> {
         shape: Shape::new(1, model.heads, model.kv_heads, model.head_dim, seq_len),
         dtype,
         settings: settings.clone(),
+        sharing: None,
     };
     LENGTHS[usize::from(gpu)].map(case).into()
 }

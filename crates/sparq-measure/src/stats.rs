@@ -33,6 +33,18 @@ impl Summary {
             calls_per_sample,
         })
     }
+
+    /// Returns the times of one of the `layers` that each call computes, on average.
+    pub fn per_layer(self, layers: usize) -> Self {
+        let us = |time: f64| time / layers as f64;
+        Self {
+            median_us: us(self.median_us),
+            min_us: us(self.min_us),
+            p10_us: us(self.p10_us),
+            p90_us: us(self.p90_us),
+            ..self
+        }
+    }
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@
 //!
 //! A prefill of other sizes, in the same types, is judged after that.
 //!
-//! At each decode step, the selected positions must be optimal, and alpha and the outputs of SparQ
-//! and dense attention must follow from them. In the end the buffers of the cache are compared.
+//! At each decode step, the selected positions must be optimal. alpha and the outputs of SparQ, of
+//! other heads that take its positions, and of dense attention must follow. In the end the buffers
+//! of the cache are compared.
 
 mod content;
 mod huge;

@@ -3,8 +3,8 @@
 use std::num::NonZero;
 use std::thread::available_parallelism;
 
-use burn::tensor::{Device, Float, FloatDType, Int, Tensor};
-use sparq::ops::{RowTensors, SketchTensors, sketch};
+use burn::tensor::{DType, Device, Float, FloatDType, Int, Tensor};
+use sparq::ops::{self, RowTensors, SketchTensors, sketch};
 use sparq::{KvCache, KvCacheConfig, Method};
 
 use super::layout::Layout;
@@ -183,10 +183,11 @@ impl Session<'_> {
         let mut method = None;
         if self.mirror.len() <= config.top_k {
             // If all positions are selected, the method runs dense attention.
-            let all = Method::from(*config).decode(query, &mut self.cache);
+            let all = Method::from(*config).decode(query.clone(), &mut self.cache);
             method = Some(floats(all.map_err(error)?)?);
         }
         let (output, alpha) = (floats(step.output)?, floats(step.alpha)?);
+        let given = floats(self.attend_to_neighbours(query, step.positions.clone()))?;
         let selected = positions(step.positions, problem, self.mirror.len(), config.top_k)?;
         let sketch = self.sketch()?;
 
@@ -212,9 +213,24 @@ impl Session<'_> {
             if let Some(method) = &method {
                 verdict::dense(&input, part(method, at, each), plan.query)?;
             }
+            let of_neighbour = &selected[neighbour(at, problem.n_kv_heads) * len..][..len];
+            let given = part(&given, at, each);
+            let given = verdict::given(&input, of_neighbour, given, plan.query)?;
             let dense = verdict::dense(&input, part(&dense, at, each), plan.query)?;
-            Ok(worst.and(dense))
+            Ok(worst.and(given).and(dense))
         })
+    }
+
+    /// Attends with every KV head to the positions that the next one selected, as a layer does that
+    /// takes those of another.
+    fn attend_to_neighbours(&self, query: Tensor<4>, positions: Tensor<3, Int>) -> Tensor<4> {
+        let kv_heads = self.plan.problem.n_kv_heads;
+        let heads: Vec<u32> = (0..kv_heads)
+            .map(|head| neighbour(head, kv_heads) as u32)
+            .collect();
+        let heads = Tensor::from_data(heads.as_slice(), (&self.device, DType::U32));
+        let tensors = self.cache.tensors().clone();
+        ops::attend_positions(query, tensors, positions, heads, self.cache.spans())
     }
 
     /// Judges all batch heads, on as many threads as there are processors.
@@ -337,6 +353,11 @@ impl Session<'_> {
         values.iter_mut().for_each(|x| *x = (precision.round)(*x));
         Ok(())
     }
+}
+
+/// Returns the batch head of the same sequence after number `at`; the first after the last.
+fn neighbour(at: usize, kv_heads: usize) -> usize {
+    at - at % kv_heads + (at % kv_heads + 1) % kv_heads
 }
 
 /// Checks the scale of a row in codes, and that the row is near the appended one.

@@ -13,6 +13,8 @@ pub struct Case {
     pub dtype: CacheType,
     /// SparQ's settings.
     pub settings: Vec<SparqConfig>,
+    /// The layers of which the first selects positions for all; `None` if that is not measured.
+    pub sharing: Option<usize>,
 }
 
 /// Limits on the cases to measure, since device time is expensive.

@@ -15,6 +15,7 @@ use sparq::{RowFormat, Sketch, SparqConfig, Transfers, ops};
 use super::buffers::{Source, copy};
 use super::case::{Case, Scope};
 use super::record::MethodName;
+use super::sharing::{Given, Sharing};
 use super::stage::Stage;
 use crate::calls::{Calls, Kept, check};
 
@@ -37,7 +38,13 @@ pub trait Implementation {
         None
     }
 
-    /// The elements and bytes the method has to move. The implementation may move more.
+    /// The number of layers that a call computes; its time is that of one layer on average. `None`
+    /// for a single layer.
+    fn layers(&self) -> Option<usize> {
+        None
+    }
+
+    /// The elements and bytes the method has to move in a layer. The implementation may move more.
     fn transfers(&self, case: &Case) -> Transfers;
 
     /// The size of one buffer set in bytes.
@@ -62,6 +69,13 @@ pub fn all(case: &Case, scope: &Scope) -> Vec<Box<dyn Implementation>> {
     }
     for &settings in &case.settings {
         all.push(Box::new(Sparq(settings)));
+        if let Some(layers) = case.sharing {
+            all.push(Box::new(Given(settings)));
+            all.push(Box::new(Sharing {
+                config: settings,
+                layers,
+            }));
+        }
     }
     all
 }
@@ -96,8 +110,8 @@ const PREFIXES: &[(Stage, Prefix)] = &[
 #[cfg(not(feature = "stages"))]
 const PREFIXES: &[(Stage, Prefix)] = &[];
 
-/// Bytes of a whole cache with these rows and this sketch.
-fn cache_bytes(case: &Case, rows: RowFormat, sketch: Option<Sketch>) -> f64 {
+/// Returns the bytes of a whole cache with these rows and this sketch.
+pub(super) fn cache_bytes(case: &Case, rows: RowFormat, sketch: Option<Sketch>) -> f64 {
     let (shape, bytes) = (&case.shape, case.dtype.bytes());
     let count = 2 * shape.batch * shape.kv_heads * shape.seq_len;
     let kv = (count * rows.row_bits(shape.head_dim, bytes)) as f64 / 8.0;

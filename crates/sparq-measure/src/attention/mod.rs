@@ -4,6 +4,7 @@ mod buffers;
 mod case;
 mod implementation;
 mod record;
+mod sharing;
 pub mod stage;
 
 use anyhow::Result;
@@ -103,9 +104,10 @@ fn measure(
     bandwidth: &Bandwidth,
 ) -> Vec<Outcome> {
     let read = implementation.transfers(case).bytes();
+    let of_call = read * implementation.layers().unwrap_or(1) as f64;
     let size = implementation.set_bytes(case);
     let taken = case.shape.kv_bytes(case.dtype);
-    let prepared = match setup.memory.sets(read, size, taken) {
+    let prepared = match setup.memory.sets(of_call, size, taken) {
         None => Err(setup.memory.too_small_for(size + taken)),
         Some(sets) => guarded(|| {
             let prepared = implementation.prepare(source, sets)?;
@@ -120,7 +122,9 @@ fn measure(
             .map(|&mode| {
                 let (time, hardware_graph, until) =
                     guarded(|| sample(setup, &prepared, sets, mode))?;
-                let working_set_bytes = sets as f64 * read;
+                let layers = implementation.layers().unwrap_or(1);
+                let time = time.per_layer(layers);
+                let working_set_bytes = (sets * layers) as f64 * read;
                 let gb_per_s = read / time.median_us / 1e3;
                 let measured = Measured {
                     time,
@@ -178,6 +182,7 @@ fn row(case: &Case, implementation: &dyn Implementation, mode: Mode, result: Out
         method: implementation.method(),
         mode,
         settings: implementation.settings(),
+        layers: implementation.layers(),
         elements: transfers.elements,
         bytes: transfers.bytes(),
         measured,

@@ -24,6 +24,11 @@ pub enum MethodName {
     DenseBurn,
     /// SparQ, [`sparq::ops::sparq_decode`].
     Sparq,
+    /// Attention over positions that another layer selected, [`sparq::ops::attend_positions`].
+    Given,
+    /// Several layers, the first of which selects the positions of all: SparQ and then
+    /// [`MethodName::Given`]. Times are those of one layer on average.
+    Sharing,
 }
 
 /// The results of one device.
@@ -52,8 +57,11 @@ pub struct Row {
     pub method: MethodName,
     /// How calls reach the device.
     pub mode: Mode,
-    /// SparQ's settings, if the method is SparQ.
+    /// SparQ's settings, if the method is SparQ or takes its positions.
     pub settings: Option<SparqConfig>,
+    /// The number of layers that share positions, for [`MethodName::Sharing`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers: Option<usize>,
     /// Elements to move, counted by [`sparq::Transfers`].
     pub elements: usize,
     /// Bytes to move, counted by [`sparq::Transfers`].
@@ -106,9 +114,17 @@ impl Row {
             (MethodName::Dense, _) => "dense".into(),
             (MethodName::DenseInt8, _) => "dense rows=int8".into(),
             (MethodName::DenseBurn, _) => "dense (burn)".into(),
-            (MethodName::Sparq, None) => "SparQ".into(),
-            (MethodName::Sparq, Some(settings)) => {
-                format!("{}{}", sparq_label(settings), self.group_label(settings))
+            (MethodName::Given, Some(settings)) => {
+                format!(
+                    "given positions k={}{}",
+                    settings.top_k,
+                    rows_label(settings)
+                )
+            }
+            (_, None) => "SparQ".into(),
+            (_, Some(settings)) => {
+                let (label, group) = (sparq_label(settings), self.group_label(settings));
+                format!("{label}{group}{}", self.sharing_label())
             }
         }
     }
@@ -116,11 +132,13 @@ impl Row {
     /// The label without r and k, which may depend on S.
     pub fn family(&self) -> String {
         match &self.settings {
+            Some(_) if self.method == MethodName::Given => self.label(),
             Some(settings) => format!(
-                "SparQ {}{}{}",
+                "SparQ {}{}{}{}",
                 sketch_name(settings.sketch),
                 rows_label(settings),
-                self.group_label(settings)
+                self.group_label(settings),
+                self.sharing_label()
             ),
             None => self.label(),
         }
@@ -134,6 +152,13 @@ impl Row {
                     settings.group_score == GroupScore::Probabilities
                         && settings.components == Components::SumAbs
                 }))
+    }
+
+    /// The layers that share positions, if there are several.
+    fn sharing_label(&self) -> String {
+        self.layers.map_or(String::new(), |layers| {
+            format!(", 1 of {layers} layers selects")
+        })
     }
 
     /// The group rules, unless they are those of the paper.

@@ -28,6 +28,8 @@ mod gradients;
 mod linear;
 // SparQ's baselines: worked examples, properties, and the bytes that each method moves.
 mod methods;
+// Attention over positions that another layer selected, against fp64 and against SparQ.
+mod positions;
 // Causal attention of many queries against fp64: shapes, types, windows, padding, ragged batches.
 mod prefill;
 // Preparing a token: RoPE and append, against tensor operations.

@@ -93,6 +93,18 @@ pub(super) fn sparse(
     Ok(Worst { alpha, ..outputs })
 }
 
+/// Judges attention over given positions: 1 at those of `selected`, [S].
+pub(super) fn given(
+    input: &HeadInput<'_>,
+    selected: &[u8],
+    output: &[f32],
+    dtype: FloatDType,
+) -> Result<Worst, String> {
+    judge_outputs(input, "output of given positions", output, dtype, |_, q| {
+        attended(input, q, selected)
+    })
+}
+
 /// Judges dense attention.
 pub(super) fn dense(
     input: &HeadInput<'_>,

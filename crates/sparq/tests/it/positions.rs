@@ -46,7 +46,7 @@ impl Lists {
             positions.extend(&valid[..sizes.k]);
         }
         // Neither the identity nor a permutation.
-        let heads = (0..sizes.kv_heads).map(|h| ((h + 1) / 2 % sizes.lists) as u32);
+        let heads = (0..sizes.kv_heads).map(|h| (h.div_ceil(2) % sizes.lists) as u32);
         Self {
             positions,
             heads: heads.collect(),

@@ -188,6 +188,8 @@ impl DeviceInfo {
             heads: heads_per_pass(sizes.group, held.min(wanted.heads)),
             vector,
             coded,
+            // Only CUDA copies asynchronously.
+            permutes: self.async_copies,
             lanes,
             vectors,
             rows_at_once: 1,
@@ -205,7 +207,7 @@ impl DeviceInfo {
     }
 }
 
-/// What a kernel wants of its exact attention.
+/// The sizes that a kernel asks for in its exact attention.
 struct Attention {
     /// Units of a cube, if the device can run so many.
     units: u32,
@@ -214,9 +216,9 @@ struct Attention {
     codes: usize,
     /// The most query heads of a pass.
     heads: usize,
-    /// Vectors of K that a unit loads before it uses the first, at about.
+    /// Vectors of K that a unit loads before it uses the first, about.
     vectors_at_once: usize,
-    /// The most positions of a cube; units that share a row load no more rows at once.
+    /// The most positions of a cube. Units load no rows past them.
     positions: usize,
 }
 

@@ -24,6 +24,8 @@ pub(crate) struct AttendBlueprint {
     pub vector: usize,
     /// K and V are codes of 8 bits.
     pub coded: bool,
+    /// Codes are converted with CUDA's permutation of bytes.
+    pub permutes: bool,
     /// Units that share a K row.
     pub lanes: usize,
     /// Vectors of a row that each of them holds.
@@ -300,7 +302,7 @@ impl OnlineSoftmax {
                 #[unroll]
                 for e in 0..n {
                     dot += query[h * width + x * n + e]
-                        * element::<E, N>(rows.keys[t * vectors + x], e, plan.coded);
+                        * element::<E, N>(rows.keys[t * vectors + x], e, plan.coded, plan.permutes);
                 }
             }
             if comptime!(plan.coded) {
@@ -329,8 +331,13 @@ impl OnlineSoftmax {
             for x in 0..vectors {
                 #[unroll]
                 for e in 0..n {
-                    self.output[h * width + x * n + e] +=
-                        factor * element::<E, N>(rows.values[t * vectors + x], e, plan.coded);
+                    self.output[h * width + x * n + e] += factor
+                        * element::<E, N>(
+                            rows.values[t * vectors + x],
+                            e,
+                            plan.coded,
+                            plan.permutes,
+                        );
                 }
             }
         }
@@ -420,8 +427,8 @@ pub(crate) fn store_queries(
     }
 }
 
-/// Attends to `positions`, at least one, with the heads from `head` on, `queries` [g, d] as [`store_queries`]
-/// writes them. Ends with a barrier.
+/// Attends to `positions`, at least one, with the heads from `head` on, `queries` [g, d] as
+/// [`store_queries`] writes them. Ends with a barrier.
 #[cube]
 pub(crate) fn attend<E: Numeric, N: Size>(
     queries: &Shared<[f32]>,

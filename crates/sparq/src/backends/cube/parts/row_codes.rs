@@ -27,16 +27,39 @@ pub(crate) fn code_at(word: u32, i: u32) -> f32 {
     f32::reinterpret(bits) - 8_388_736.0f32
 }
 
-/// Returns element `e` of a vector of K or V: a float, or a code of the words.
+/// [`code_at`] in two instructions, with CUDA's permutation of bytes.
+#[cube]
+fn code_permuted(word: u32, #[comptime] i: u32) -> f32 {
+    let flipped = word ^ 0x8080_8080u32;
+    let exponent = 0x4B00_0000u32;
+    // Byte i of the word, two zeros and the exponent.
+    let order = comptime!(0x7540u32 + i).runtime();
+    let bits: u32;
+    gpu_asm!(
+        "prmt.b32 {bits}, {flipped}, {exponent}, {order};",
+        bits = out(_) bits, flipped = in(_) flipped, exponent = in(_) exponent,
+        order = in(_) order, options(nomem),
+    );
+    f32::reinterpret(bits) - 8_388_736.0f32
+}
+
+/// Returns element `e` of a vector of K or V: a float, or a code of the words. `permutes` as in
+/// [`AttendBlueprint`](super::online_softmax::AttendBlueprint).
 #[cube]
 pub(crate) fn element<E: Numeric, N: Size>(
     vector: Vector<E, N>,
     #[comptime] e: usize,
     #[comptime] coded: bool,
+    #[comptime] permutes: bool,
 ) -> f32 {
     if comptime!(coded) {
         let word = u32::cast_from(vector.extract(comptime!(e / PER_WORD)));
-        code_at(word, comptime!((e % PER_WORD) as u32))
+        let i = comptime!((e % PER_WORD) as u32);
+        if comptime!(permutes) {
+            code_permuted(word, i)
+        } else {
+            code_at(word, i)
+        }
     } else {
         f32::cast_from(vector.extract(e))
     }

@@ -34,6 +34,9 @@ mod prefill;
 mod prepare;
 // Properties of SparQ for random shapes and settings.
 mod properties;
-// Sliding windows: a windowed cache behaves like a cache of the window's positions alone.
+// Rows in codes of 8 bits: rounding, and steps against caches in floats.
 mod rows;
+// Sequences that join and leave a cache of several.
+mod sequences;
+// Sliding windows: a windowed cache behaves like a cache of the window's positions alone.
 mod window;

@@ -229,6 +229,8 @@ impl ModelCache {
         let mut layers = self.layers.iter_mut();
         layers.try_for_each(|layer| {
             *layer = layer.select(order, capacity)?;
+            // A GPU's allocator would keep the old buffers for others of their size.
+            layer.tensors().v_sum.device().memory_cleanup();
             Ok(())
         })
     }

@@ -49,6 +49,7 @@ pub fn config() -> EngineConfig {
         max_queue: 64,
         cache_bytes: 256 << 20,
         prefill_chunk: 64,
+        slots: false,
     }
 }
 

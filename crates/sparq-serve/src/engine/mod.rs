@@ -5,11 +5,11 @@
 //! sequences together. So a long prompt delays a step by a chunk at most, and a request waits for
 //! no other to end.
 //!
-//! On GPUs, the sequences with the engine's first way to decode share a cache. Each has a slot of
-//! it, which it takes when its prompt has been read, and the step of all slots is one captured graph
-//! ([`EngineConfig::slots`]). Other sequences have caches of their own, so they may differ in
-//! method: the linear layers multiply the rows of all at once ([`CausalLm::decode_each`]), and
-//! attention runs for each by itself.
+//! On GPUs, the sequences with the engine's first way to decode share a cache
+//! ([`EngineConfig::slots`]). Each has a slot of it, which it takes when its prompt has been read,
+//! and the step of all slots is one captured graph. Other sequences have caches of their own, so
+//! they may differ in method: the linear layers multiply the rows of all at once
+//! ([`CausalLm::decode_each`]), and attention runs for each by itself.
 //!
 //! Keys and values of ended sequences are kept for prompts that begin with the same tokens. Only
 //! positions that dense attention determined are kept: prompts, and the answers of dense attention.
@@ -69,10 +69,9 @@ pub struct EngineConfig {
     pub cache_bytes: usize,
     /// The most prompt tokens between two decode steps.
     pub prefill_chunk: usize,
-    /// Whether sequences with the first of `decodings` share a cache with a slot for each, unless it
-    /// is [`Decoding::Lossless`]. Devices with kernels can capture the step of all slots as a graph
-    /// then. The longest sequence decides for all where
-    /// [`Method::Auto`](sparq::Method::Auto) chooses.
+    /// Whether sequences with the first of `decodings` share a cache with a slot for each, unless
+    /// it is [`Decoding::Lossless`]. Devices with graphs capture the step of all slots then. The
+    /// longest sequence decides for all where [`Method::Auto`](sparq::Method::Auto) chooses.
     pub slots: bool,
 }
 

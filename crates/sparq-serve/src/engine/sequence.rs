@@ -100,6 +100,11 @@ impl Sequence {
         self.last = Instant::now();
     }
 
+    /// The most tokens that are still to come.
+    pub(super) fn left(&self) -> usize {
+        self.answer - self.generated()
+    }
+
     /// Returns whether the next token depends on more than the most probable one.
     pub(super) fn needs_logits(&self) -> bool {
         !(self.sampler.is_argmax() && self.logprobs.is_none() && self.penalties.is_none())
@@ -127,10 +132,11 @@ impl Sequence {
         let decoder = SpeculativeDecoder::new(&*shared.model, cache, config);
         let mut decoder = decoder.map_err(EngineError::model)?.with_ends(&self.eos);
         let finish = loop {
+            let limit = self.left();
             let row = SpeculativeRow {
                 sequence: &self.tokens,
                 sampler: &mut self.sampler,
-                limit: self.answer - (self.tokens.len() - self.prompt),
+                limit,
             };
             let found = decoder.step(&mut [row]).map_err(EngineError::model);
             let finish = found.and_then(|found| self.take_drafts(shared, &found[0]));
@@ -176,8 +182,8 @@ impl Sequence {
         self.push(token, before.as_deref())
     }
 
-    /// Takes the most probable token as the next one, if the sequence needs no more. Returns whether
-    /// it ends the answer.
+    /// Takes the most probable token as the next one, if the sequence needs no more. Returns
+    /// whether it ends the answer.
     pub(super) fn accept_token(&mut self, token: u32) -> Result<Option<Finish>, EngineError> {
         self.push(token, None)
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor};
 use sparq::{CapturedStep, Method, SparqError};
-use sparq_models::{ModelCache, MostProbable};
+use sparq_models::{CausalLm, ModelCache, MostProbable};
 
 use super::device::{download, guarded, unreadable, upload};
 use super::extent::{Extent, ExtentLimits};
@@ -12,15 +12,11 @@ use super::request::EngineError;
 use super::sequence::Sequence;
 use super::{Decoding, Finish, Shared};
 
-/// The decode step of a batch: tokens [B, 1] to logits [B, 1, vocab] and the most probable tokens.
-type Step = CapturedStep<Tensor<2, Int>, ModelCache, (Tensor<3>, MostProbable), Decode>;
-type Decode = Box<
-    dyn Fn(
-        &Tensor<2, Int>,
-        &mut ModelCache,
-        &Method,
-    ) -> Result<(Tensor<3>, MostProbable), SparqError>,
->;
+/// Logits [B, 1, vocab] and their most probable tokens.
+type Outputs = (Tensor<3>, MostProbable);
+/// The decode step of a batch, which takes tokens [B, 1].
+type Step = CapturedStep<Tensor<2, Int>, ModelCache, Outputs, Decode>;
+type Decode = Box<dyn Fn(&Tensor<2, Int>, &mut ModelCache, &Method) -> Result<Outputs, SparqError>>;
 
 /// The sequences of one method, in the slots of one cache.
 ///
@@ -42,6 +38,15 @@ struct Batch {
     step: Step,
     sequences: Vec<Option<Sequence>>,
     positions: usize,
+    /// The step after the last one whose tokens the host knows, if the device has it already.
+    queued: Option<Queued>,
+}
+
+/// A step that the device has been given.
+struct Queued {
+    outputs: Outputs,
+    /// Whether each slot is in use by the same sequence since.
+    rows: Vec<bool>,
 }
 
 /// The result of a step.
@@ -51,6 +56,8 @@ pub(super) struct Rows {
     /// Logits [B, vocab], if a sequence asks for them.
     logits: Vec<f32>,
     vocab: usize,
+    /// The slots whose sequences took the step.
+    pub slots: Vec<usize>,
 }
 
 /// The next token of a sequence, or what it is sampled from.
@@ -74,6 +81,26 @@ impl Rows {
 pub(super) struct Lost {
     pub sequences: Vec<Sequence>,
     pub error: EngineError,
+}
+
+impl Batch {
+    /// Gives the device a step that appends the last token of every sequence.
+    fn launch(&mut self, model: &dyn CausalLm) -> Result<Queued, SparqError> {
+        let token = |slot: &Option<Sequence>| slot.as_ref().map_or(0, Sequence::next);
+        let tokens: Vec<u32> = self.sequences.iter().map(token).collect();
+        let rows = self.sequences.iter().map(Option::is_some).collect();
+        let outputs = self.step.step(upload(model, &tokens, [tokens.len(), 1]))?;
+        Ok(Queued { outputs, rows })
+    }
+
+    /// Returns whether the most probable tokens of a step with these rows are those of the next.
+    fn goes_on(&self, rows: &[bool]) -> bool {
+        let mut slots = std::iter::zip(&self.sequences, rows);
+        slots.all(|(sequence, &row)| match sequence {
+            Some(sequence) => row && !sequence.needs_logits() && sequence.left() > 1,
+            None => true,
+        })
+    }
 }
 
 impl Slots {
@@ -116,6 +143,11 @@ impl Slots {
             })
     }
 
+    /// The extent that holds all admitted requests.
+    pub fn target(&self) -> Extent {
+        self.target
+    }
+
     /// The bytes of the cache, or those it grows to for admitted requests.
     pub fn bytes(&self) -> usize {
         let [now, later] = [self.extent(), self.target].map(|extent| self.limits.bytes(extent));
@@ -142,8 +174,13 @@ impl Slots {
         })
     }
 
+    /// Returns whether the device has a step whose tokens the host does not know.
+    pub fn has_queued(&self) -> bool {
+        (self.batch.as_ref()).is_some_and(|batch| batch.queued.is_some())
+    }
+
     /// Sets the extent that holds all admitted requests. A smaller one than now takes effect at
-    /// once, a larger one when a sequence joins.
+    /// once, a larger one when a sequence joins. No step may be queued.
     pub fn set_target(&mut self, target: Extent) -> Result<(), Lost> {
         self.target = target;
         match self.limits.bytes(target) < self.limits.bytes(self.extent()) {
@@ -155,6 +192,7 @@ impl Slots {
     /// Moves the sequences to a cache of the target's extent. Any graph of the old one is gone.
     fn resize(&mut self) -> Result<(), Lost> {
         let target = self.target;
+        tracing::debug!("slots: {:?}, then {target:?}", self.extent());
         let Some(Batch {
             step, sequences, ..
         }) = self.batch.take()
@@ -190,9 +228,8 @@ impl Slots {
         }
         let model = &self.shared.model;
         let cache = guarded(|| {
-            let mut cache = model.new_cache(slots, positions, dtype, &self.method)?;
-            (0..slots).try_for_each(|slot| cache.set_idle(slot))?;
-            Ok(cache)
+            let smallest = model.new_cache(1, 1, dtype, &self.method)?;
+            smallest.select(&vec![None; slots], positions)
         })?;
         let none = (0..slots).map(|_| None).collect();
         self.batch = Some(self.batch_of(cache, none));
@@ -211,10 +248,12 @@ impl Slots {
             step: CapturedStep::new(cache, self.method, decode).with_capture(capture),
             sequences,
             positions: self.target.positions,
+            queued: None,
         }
     }
 
-    /// Makes room for the admitted requests, before their sequences [join](Self::join).
+    /// Makes room for the admitted requests, before their sequences [join](Self::join). No step may
+    /// be queued.
     pub fn make_room(&mut self) -> Result<(), Lost> {
         match self.extent() == self.target {
             true => Ok(()),
@@ -293,6 +332,9 @@ impl Slots {
     pub fn leave(&mut self, slot: usize) -> Option<Sequence> {
         let batch = self.batch.as_mut()?;
         let sequence = batch.sequences.get_mut(slot)?.take();
+        if let Some(queued) = &mut batch.queued {
+            queued.rows[slot] = false;
+        }
         let cache = batch.step.caches_mut();
         if let Err(error) = guarded(|| cache.set_idle(slot)) {
             tracing::warn!("a slot cannot be made idle: {error}");
@@ -300,34 +342,58 @@ impl Slots {
         sequence
     }
 
-    /// Takes a decode step of all slots in use.
-    pub fn step(&mut self) -> Result<Rows, EngineError> {
+    /// Takes a decode step of the slots in use, or returns the one that is queued.
+    ///
+    /// If `ahead`, and if every sequence takes the most probable token, the device is given the
+    /// next step before the host waits for this one. The row of a sequence that ends with this step
+    /// is then lost in the next, and its slot has one more position until it leaves.
+    pub fn step(&mut self, ahead: bool) -> Result<Rows, EngineError> {
         let model = &*self.shared.model;
+        let vocab = model.vocab_size();
         let Some(batch) = &mut self.batch else {
             return Ok(Rows {
                 most_probable: Vec::new(),
                 logits: Vec::new(),
-                vocab: model.vocab_size(),
+                slots: Vec::new(),
+                vocab,
             });
         };
-        let sequences = &batch.sequences;
-        let token = |slot: &Option<Sequence>| slot.as_ref().map_or(0, Sequence::next);
-        let tokens: Vec<u32> = sequences.iter().map(token).collect();
         guarded(|| {
-            let tokens = upload(model, &tokens, [tokens.len(), 1]);
-            let (logits, most_probable) = batch.step.step(tokens)?;
-            let most_probable = most_probable.read().map_err(unreadable)?;
-            let pairs = std::iter::zip(sequences, &most_probable);
-            let mut pairs = pairs.filter_map(|(slot, found)| Some((slot.as_ref()?, found)));
-            let asks = pairs.any(|(sequence, found)| sequence.needs_logits() || found.is_none());
-            let logits = match asks {
-                true => download(logits, model, sequences.len())?,
+            let Queued {
+                outputs: (logits, most_probable),
+                rows,
+            } = match batch.queued.take() {
+                Some(queued) => queued,
+                None => batch.launch(model)?,
+            };
+            let ahead = ahead && batch.goes_on(&rows);
+            let ids = most_probable.ids();
+            let step = &mut batch.step;
+            let (found, next) =
+                most_probable.read_while(|| ahead.then(|| step.step(ids)).transpose());
+            let found = found.map_err(unreadable)?;
+            batch.queued = next?.map(|outputs| Queued {
+                outputs,
+                rows: rows.clone(),
+            });
+            let slots: Vec<usize> = (0..rows.len()).filter(|&slot| rows[slot]).collect();
+            if batch.queued.is_some() && slots.iter().any(|&slot| found[slot].is_none()) {
+                // The next step has appended another token than the one that is sampled.
+                return Err(unreadable("NaN or infinity"));
+            }
+            let asks = |&slot: &usize| {
+                let sequence = batch.sequences[slot].as_ref();
+                found[slot].is_none() || sequence.is_some_and(Sequence::needs_logits)
+            };
+            let logits = match slots.iter().any(asks) {
+                true => download(logits, model, rows.len())?,
                 false => Vec::new(),
             };
             Ok(Rows {
-                most_probable,
+                most_probable: found,
                 logits,
-                vocab: model.vocab_size(),
+                slots,
+                vocab,
             })
         })
     }

@@ -9,6 +9,7 @@ use sparq_models::{CausalLm, ModelCache, SequenceStep};
 use super::device::{caught, download, guarded, upload};
 use super::request::EngineError;
 use super::sequence::Sequence;
+use super::slots::Slots;
 use super::worker::Worker;
 use super::{Finish, Shared};
 
@@ -23,7 +24,7 @@ pub(super) struct Alone {
 impl Worker {
     /// Takes a decode step of all sequences.
     pub(super) fn step(&mut self) {
-        self.step_slots();
+        self.step_slots(true);
         let alone = std::mem::take(&mut self.alone);
         let (cancelled, running): (Vec<_>, Vec<_>) = alone
             .into_iter()
@@ -38,20 +39,21 @@ impl Worker {
         }
     }
 
-    /// Takes a step of the sequences in slots.
-    fn step_slots(&mut self) {
+    /// Takes a step of the sequences in slots, and gives the device the next one if `ahead` and
+    /// nothing else waits for it.
+    fn step_slots(&mut self, ahead: bool) {
         self.drop_cancelled();
+        let ahead = ahead && self.is_steady();
         let Some(slots) = &mut self.slots else { return };
-        let active = slots.active();
-        if active.is_empty() {
+        if slots.active().is_empty() {
             return;
         }
-        let mut rows = match slots.step() {
+        let mut rows = match slots.step(ahead) {
             Ok(rows) => rows,
             Err(error) => return self.dissolve_slots(&error),
         };
         let mut ended = Vec::new();
-        for slot in active {
+        for slot in rows.slots.clone() {
             match slots.accept(slot, &mut rows) {
                 Ok(None) => {}
                 Ok(Some(finish)) => ended.push((slot, Ok(finish))),
@@ -64,6 +66,13 @@ impl Worker {
                 self.keep_slot(slot);
             }
             self.leave_slot(slot);
+        }
+    }
+
+    /// Takes the step that the device has been given already.
+    pub(super) fn finish_queued(&mut self) {
+        if self.slots.as_ref().is_some_and(Slots::has_queued) {
+            self.step_slots(false);
         }
     }
 

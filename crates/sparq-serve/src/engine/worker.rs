@@ -224,6 +224,7 @@ impl Worker {
 
     /// Sets the extent of the slots.
     fn resize(&mut self, extent: Extent) {
+        self.finish_queued();
         let resized = self.slots.as_mut().map(|slots| slots.set_target(extent));
         if let Some(Err(lost)) = resized {
             self.lose(lost);
@@ -235,14 +236,14 @@ impl Worker {
     fn shrink_slots(&mut self) {
         let demand = self.demand();
         let Some(slots) = &self.slots else { return };
-        let now = slots.extent();
+        let target = slots.target();
         if demand.slots == 0 && self.waiting.is_empty() {
-            if now.slots > 1 {
-                self.resize(Extent { slots: 1, ..now });
+            if target.slots > 1 {
+                self.resize(Extent { slots: 1, ..target });
             }
             return;
         }
-        let shrunk = slots.limits().shrunk(now, demand);
+        let shrunk = slots.limits().shrunk(target, demand);
         self.oversized = if shrunk.is_some() {
             self.oversized + 1
         } else {
@@ -273,6 +274,12 @@ impl Worker {
             self.shared.metrics.failed.increment(1);
             sequence.fail(error.clone());
         }
+    }
+
+    /// Returns whether the next step of the slots is likely to have the same sequences as this one.
+    pub(super) fn is_steady(&self) -> bool {
+        let queued = self.shared.queued.load(Ordering::SeqCst);
+        queued == 0 && self.reading.is_empty() && self.alone.is_empty()
     }
 
     /// Returns whether no sequence decodes in a slot and no prompt is being read.
@@ -306,6 +313,7 @@ impl Worker {
             }
             _ => (submitted.positions(), submitted.all_bytes()),
         };
+        self.kept.shrink(self.room().saturating_sub(bytes));
         let Shared {
             model,
             config,
@@ -437,6 +445,7 @@ impl Worker {
 
     /// Moves the answers to a prompt to slots.
     fn join(&mut self, sequences: Vec<Sequence>, prompt: &ModelCache) -> Result<(), EngineError> {
+        self.finish_queued();
         let Some(slots) = &mut self.slots else {
             return Ok(());
         };

@@ -143,9 +143,9 @@ impl CacheTensors {
         }
     }
 
-    /// Writes the first `len` positions of the sequences `from` of another cache of the same kind to
-    /// the sequences from `to` on, in place if the buffers are not shared. The spans stay as they
-    /// are.
+    /// Writes the first `len` positions of the sequences `from` of another cache of the same kind
+    /// to the sequences from `to` on, in place if the buffers are not shared. The spans stay as
+    /// they are.
     pub(super) fn copy(self, to: usize, other: &Self, from: &Range<usize>, len: usize) -> Self {
         let d = other.v_sum.dims()[2];
         Self {
@@ -241,8 +241,8 @@ pub(super) fn zeros<const D: usize, K: Numeric>(
         .reshape(shape)
 }
 
-/// Copies the first `len` elements along a dimension, `(dim, len)`, of the sequences `from` to those
-/// from `to` on, in place if the buffer is not shared.
+/// Copies the first `len` elements along a dimension, `(dim, len)`, of the sequences `from` to
+/// those from `to` on, in place if the buffer is not shared.
 pub(super) fn copy<const D: usize, K: Basic>(
     all: Tensor<D, K>,
     to: usize,

@@ -52,8 +52,8 @@ impl KvCache {
         self.spans.is_idle(sequence)
     }
 
-    /// Replaces a sequence by the only one of another cache, with its keys and values, its part of
-    /// the sketch and its left padding.
+    /// Replaces a sequence by the only one of another cache, with its keys and values, its sketch
+    /// and its left padding. A sketch that this cache does not hold is left out.
     ///
     /// Writes in place, unless the cache has to grow for it, and a
     /// [`CapturedStep`](crate::CapturedStep) stays captured.
@@ -64,9 +64,11 @@ impl KvCache {
     pub fn write_sequence(&mut self, sequence: usize, from: &KvCache) -> Result<(), SparqError> {
         self.check_sequence(sequence)?;
         from.check_sequence(0)?;
+        let sketched = self.config.sketch.is_some();
         let like = |cache: &KvCache| {
             let mut config = *cache.config();
             (config.batch, config.capacity) = (0, 0);
+            config.sketch = config.sketch.filter(|_| sketched);
             config
         };
         if from.batch() != 1 || like(self) != like(from) {
@@ -80,7 +82,7 @@ impl KvCache {
         self.update(|tensors, _| tensors.copy(sequence, other, &(0..1), end));
         self.spans.start[sequence] = from.spans.start[0];
         self.spans.end[sequence] = end;
-        self.ranged_at[sequence] = from.ranged_at[0];
+        self.ranged_at[sequence] = if sketched { from.ranged_at[0] } else { 0 };
         self.renew_spans();
         Ok(())
     }

@@ -7,7 +7,7 @@ use sparq_models::{CausalLm, Decoder, ModelCache, SequenceStep};
 use sparq_serve::engine::{EngineConfig, EngineError, Event, Finish, Penalties, Request};
 
 use crate::support::{
-    CANCELLED, FAILED, RUNNING, alone, answer, both_ways, collect, config, lossless, metric, model,
+    CANCELLED, FAILED, RUNNING, alone, answer, both_ways, collect, lossless, metric, model,
     request, sparq, start, start_with, wait_until,
 };
 

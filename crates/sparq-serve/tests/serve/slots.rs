@@ -92,8 +92,8 @@ fn requests_beyond_the_memory_for_slots_run_alone() {
 #[test]
 fn sampled_answers_are_those_without_slots() {
     let text = text();
-    let requests = |method: Method| {
-        let case = move |at: usize| Request {
+    let requests = || {
+        let case = |at: usize| Request {
             sampling: SamplingConfig {
                 // Every third is greedy.
                 temperature: if at.is_multiple_of(3) { 0.0 } else { 0.9 },
@@ -105,7 +105,6 @@ fn sampled_answers_are_those_without_slots() {
                 presence: if at % 5 == 2 { 0.7 } else { 0.0 },
                 ..Penalties::default()
             },
-            decoding: method.into(),
             ..request(&text[at..at + 60 + 11 * at], 20)
         };
         (0..8).map(case).collect::<Vec<_>>()
@@ -113,7 +112,7 @@ fn sampled_answers_are_those_without_slots() {
     let [without, with] = both_ways().map(|config| {
         let running = start(config);
         let submit = |request| running.engine.submit(request).unwrap();
-        let mut generations: Vec<_> = requests(Method::DENSE).into_iter().map(submit).collect();
+        let mut generations: Vec<_> = requests().into_iter().map(submit).collect();
         let answers = generations
             .iter_mut()
             .map(|one| collect(one, 1).0.remove(0));

@@ -201,6 +201,63 @@ impl ModelCache {
         KvCache::roll_back_all(&mut self.layers, &mut mark.0, kept)
     }
 
+    /// Makes a sequence idle. See [`KvCache::set_idle`].
+    ///
+    /// # Errors
+    /// As [`KvCache::set_idle`].
+    pub fn set_idle(&mut self, sequence: usize) -> Result<(), SparqError> {
+        let mut layers = self.layers.iter_mut();
+        layers.try_for_each(|layer| layer.set_idle(sequence))
+    }
+
+    /// Replaces a sequence by the only one of another cache. See [`KvCache::write_sequence`].
+    ///
+    /// # Errors
+    /// As [`KvCache::write_sequence`], and if the number of layers differs. Some layers may have
+    /// been written then: make the sequence idle.
+    pub fn write_sequence(&mut self, sequence: usize, from: &ModelCache) -> Result<(), SparqError> {
+        let (expected, found) = (self.layers.len(), from.layers.len());
+        if expected != found {
+            return Err(SparqError::Value {
+                what: "layers of a cache",
+                expected: expected.to_string(),
+                found: found.to_string(),
+            });
+        }
+        let mut layers = std::iter::zip(&mut self.layers, &from.layers);
+        layers.try_for_each(|(layer, from)| layer.write_sequence(sequence, from))
+    }
+
+    /// Returns a cache of some of the sequences. See [`KvCache::select`].
+    ///
+    /// # Errors
+    /// As [`KvCache::select`].
+    pub fn select(&self, order: &[Option<usize>], capacity: usize) -> Result<Self, SparqError> {
+        let layers = self.layers.iter();
+        let layers = layers.map(|layer| layer.select(order, capacity));
+        Ok(Self {
+            layers: layers.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// As [`ModelCache::select`], in place of this cache: memory holds at most one layer twice.
+    ///
+    /// # Errors
+    /// As [`KvCache::select`]. Some layers may have been replaced then, and the cache is of no use.
+    pub fn rearrange(
+        &mut self,
+        order: &[Option<usize>],
+        capacity: usize,
+    ) -> Result<(), SparqError> {
+        let mut layers = self.layers.iter_mut();
+        layers.try_for_each(|layer| {
+            *layer = layer.select(order, capacity)?;
+            // A GPU's allocator would keep the old buffers for others of their size.
+            layer.tensors().v_sum.device().memory_cleanup();
+            Ok(())
+        })
+    }
+
     /// Sets the ranges and codes of the key sketches, if they are due. Call it after the last
     /// prefill of a prompt; see [`KvCache::refresh_sketch`].
     pub fn finish_prompt(&mut self) {

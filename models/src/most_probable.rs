@@ -2,7 +2,7 @@
 
 use burn::backend::ExecutionError;
 use burn::tensor::{Int, Tensor, TensorData};
-use sparq::ops;
+use sparq::ops::{self, StepTensors};
 
 /// The most probable token of each position, on the device.
 ///
@@ -60,6 +60,24 @@ impl MostProbable {
     ) -> (Result<Vec<Option<u32>>, ExecutionError>, T) {
         let (data, result) = ops::read_while(self.found, work);
         (data.map(|data| tokens(&data)), result)
+    }
+}
+
+/// So that a [`CapturedStep`](sparq::CapturedStep) can return it.
+impl StepTensors for MostProbable {
+    fn duplicate(&self) -> Self {
+        Self {
+            found: self.found.duplicate(),
+            dims: self.dims,
+        }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        self.dims == other.dims && self.found.is_like(&other.found)
+    }
+
+    fn overwrite(&mut self, from: Self) -> bool {
+        self.found.overwrite(from.found)
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor};
@@ -347,6 +348,67 @@ fn steps_of_several_kinds_take_turns() {
             }
         });
         assert_eq!(kept, [has_graphs(device); 3]);
+    });
+}
+
+/// The case of a server: sequences join and leave a batch between replays. Only steps that set
+/// ranges run uncaptured.
+#[test]
+fn sequences_join_and_leave_between_replays() {
+    on_every_device(97, |device, layers, noise, _| {
+        for sketch in [None, Some(Sketch::Bits4)] {
+            let method = method_for(sketch, 6, 12);
+            let mut prompt = |len| {
+                let prompt = random(noise, 1, len, device);
+                layers.caches(&prompt, 128, &method).map(|mut cache| {
+                    cache.refresh_sketch();
+                    cache
+                })
+            };
+            let idle = [None; 3];
+            let state = prompt(20).map(|cache| cache.select(&idle, 128).unwrap());
+            let mut alone: [Option<[KvCache; 2]>; 3] = [None, None, None];
+            let mut joining = vec![(0, 0, prompt(40)), (3, 2, prompt(16)), (9, 1, prompt(30))];
+            let runs = Cell::new(0);
+            let step = |x: &Tensor<3>, caches: &mut [KvCache; 2], method: &Method| {
+                runs.set(runs.get() + 1);
+                layers.decode(x, caches, method)
+            };
+            let mut captured = CapturedStep::new(state, method, step);
+            let mut runs_of_capture = 0;
+            for at in 0..70 {
+                if let Some(index) = joining.iter().position(|&(first, ..)| first == at) {
+                    let (_, place, caches) = joining.swap_remove(index);
+                    for (batch, cache) in captured.caches_mut().iter_mut().zip(&caches) {
+                        batch.write_sequence(place, cache).unwrap();
+                    }
+                    alone[place] = Some(caches);
+                }
+                if at == 30 {
+                    let batch = captured.caches_mut().iter_mut();
+                    batch.for_each(|batch| batch.set_idle(0).unwrap());
+                    alone[0] = None;
+                }
+                let x = random(noise, 3, 1, device);
+                let found = captured.step(x.clone()).unwrap();
+                for (place, caches) in alone.iter_mut().enumerate() {
+                    let Some(caches) = caches else { continue };
+                    let row = |t: &Tensor<3>| t.clone().slice_dim(0, place..place + 1);
+                    let want = layers.decode(&row(&x), caches, &method).unwrap();
+                    let difference = max_difference(&row(&found), &want);
+                    assert!(difference < 1e-3, "{device:?} {at} {place}: {difference}");
+                }
+                if at == 0 {
+                    runs_of_capture = runs.get();
+                }
+            }
+            if has_graphs(device) {
+                assert!(captured.is_captured());
+                // The length 16 doubles twice, and 30 once.
+                let refreshes = if sketch.is_some() { 3 } else { 0 };
+                assert_eq!(runs.get(), runs_of_capture + refreshes);
+            }
+        }
     });
 }
 

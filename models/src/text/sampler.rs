@@ -97,7 +97,7 @@ impl Sampler {
     }
 
     /// Returns whether the token with the largest logit is always sampled.
-    pub(super) fn is_argmax(&self) -> bool {
+    pub fn is_argmax(&self) -> bool {
         self.config.is_greedy() && self.config.repetition_penalty == 1.0
     }
 

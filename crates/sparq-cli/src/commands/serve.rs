@@ -112,7 +112,8 @@ pub fn run(args: &ServeArgs, device: &DeviceChoice, out: Output) -> Result<Outco
         tracing::info!("{source} has no chat template: the texts of a chat are joined");
     }
 
-    let loaded = source.load(&device.open(), dtype)?;
+    let opened = device.open();
+    let loaded = source.load(&opened, dtype)?;
     let metrics = Arc::new(Metrics::new(&name));
     let config = EngineConfig {
         dtype,
@@ -125,6 +126,7 @@ pub fn run(args: &ServeArgs, device: &DeviceChoice, out: Output) -> Result<Outco
         prefill_chunk: args
             .prefill_chunk
             .unwrap_or(if device.is_gpu() { 2048 } else { 256 }),
+        slots: sparq::ops::has_kernels(&opened),
     };
     let engine = Engine::start(
         loaded.model,

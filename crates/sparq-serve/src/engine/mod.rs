@@ -5,20 +5,26 @@
 //! sequences together. So a long prompt delays a step by a chunk at most, and a request waits for
 //! no other to end.
 //!
-//! A sequence has a cache of its own, so sequences may differ in length and method. The linear
-//! layers of a step multiply the rows of all sequences at once
-//! ([`CausalLm::decode_each`]). On GPUs, the attention of each sequence is a launch of its own.
+//! On GPUs, the sequences with the engine's first way to decode share a cache
+//! ([`EngineConfig::slots`]). Each has a slot of it, which it takes when its prompt has been read,
+//! and the step of all slots is one captured graph. Other sequences have caches of their own, so
+//! they may differ in method: the linear layers multiply the rows of all at once
+//! ([`CausalLm::decode_each`]), and attention runs for each by itself.
 //!
 //! Keys and values of ended sequences are kept for prompts that begin with the same tokens. Only
 //! positions that dense attention determined are kept: prompts, and the answers of dense attention.
 //! The answer to a request does not depend on the method of an earlier one.
 
 mod decoding;
+mod device;
+mod extent;
 mod logprobs;
 mod penalties;
 mod prefix;
 mod request;
 mod sequence;
+mod slots;
+mod step;
 mod traffic;
 mod worker;
 
@@ -33,6 +39,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use burn::backend::StreamId;
 use burn::tensor::FloatDType;
 use sparq::{Method, SparqError};
 use sparq_models::CausalLm;
@@ -62,6 +69,10 @@ pub struct EngineConfig {
     pub cache_bytes: usize,
     /// The most prompt tokens between two decode steps.
     pub prefill_chunk: usize,
+    /// Whether sequences with the first of `decodings` share a cache with a slot for each, unless
+    /// it is [`Decoding::Lossless`]. Devices with graphs capture the step of all slots then. The
+    /// longest sequence decides for all where [`Method::Auto`](sparq::Method::Auto) chooses.
+    pub slots: bool,
 }
 
 /// A running engine. Clones share it.
@@ -149,7 +160,8 @@ impl Drop for EndMark {
 }
 
 impl Engine {
-    /// Starts the thread.
+    /// Starts the thread. The caller must be the thread that loaded the model, whose stream of
+    /// launches the engine continues: a captured step reads weights of its own stream only.
     ///
     /// # Errors
     /// If the model makes no caches of the configuration's type and methods, or if the system
@@ -182,9 +194,10 @@ impl Engine {
         });
         let (inbox, messages) = mpsc::channel();
         let of_thread = Arc::clone(&shared);
+        let stream = StreamId::current();
         let run = move || {
             let _mark = EndMark(Arc::clone(&of_thread));
-            Worker::new(of_thread, messages).run();
+            stream.executes(|| Worker::new(of_thread, messages).run());
         };
         let thread = thread::Builder::new().name("engine".into()).spawn(run);
         thread.map_err(|error| EngineError::Failed {

@@ -1,7 +1,7 @@
 //! Keys and values kept for later prompts: [`Kept`].
 
 use burn::tensor::FloatDType;
-use sparq::{Method, SparqError};
+use sparq::{KvCache, Method, RowFormat, SparqError};
 use sparq_models::{CausalLm, ModelCache};
 
 /// The fewest positions worth keeping or copying.
@@ -37,15 +37,16 @@ impl Kept {
         }
     }
 
-    /// Keeps the first `len` positions of a sequence, whose cache holds `tokens`.
-    pub(super) fn keep(
-        &mut self,
-        mut tokens: Vec<u32>,
-        cache: &ModelCache,
-        len: usize,
-    ) -> Result<(), SparqError> {
-        tokens.truncate(len);
-        if tokens.len() < FEWEST || cache.len() < tokens.len() || self.covers(&tokens) {
+    /// Returns whether a sequence that begins with these tokens is worth keeping. Rows in 8 bits
+    /// serve no other method.
+    pub(super) fn wants(&self, tokens: &[u32], cache: &ModelCache) -> bool {
+        let floats = |layer: &KvCache| layer.config().rows == RowFormat::Float;
+        tokens.len() >= FEWEST && cache.layers.iter().all(floats) && !self.covers(tokens)
+    }
+
+    /// Keeps the first positions of a sequence, those of `tokens`.
+    pub(super) fn keep(&mut self, tokens: Vec<u32>, cache: &ModelCache) -> Result<(), SparqError> {
+        if cache.len() < tokens.len() {
             return Ok(());
         }
         let mut cache = cache.for_method(&Method::DENSE)?;

@@ -11,14 +11,14 @@ use sparq_models::text::{
 use super::penalties::PenaltyState;
 use super::request::{EngineError, Event, Finish, Reply, Submitted};
 use super::{Decoding, Shared, TokenLogprobs, Traffic};
+use crate::metrics::Metrics;
 
 /// One answer to a prompt.
 pub(super) struct Sequence {
     choice: usize,
     reply: Reply,
-    pub(super) cache: ModelCache,
     decoding: Decoding,
-    /// The prompt and the answer. The cache lacks the last one.
+    /// The prompt and the answer. The cache lacks the last token.
     tokens: Vec<u32>,
     prompt: usize,
     answer: usize,
@@ -30,20 +30,17 @@ pub(super) struct Sequence {
     /// The tokens whose text is held back.
     unsent: Vec<TokenLogprobs>,
     traffic: Traffic,
-    /// The reserved bytes of the cache.
-    pub(super) bytes: usize,
     pub(super) arrived: Instant,
     /// When the last token was there.
-    pub(super) last: Instant,
+    last: Instant,
 }
 
 impl Sequence {
-    /// Begins answer `choice` of a request with a cache that holds the prompt.
+    /// Begins answer `choice` of a request whose prompt has been read.
     pub(super) fn new(
         shared: &Shared,
         submitted: &Submitted,
         choice: usize,
-        cache: ModelCache,
     ) -> Result<Self, EngineError> {
         let request = &submitted.request;
         let mut sampling = request.sampling;
@@ -52,7 +49,6 @@ impl Sequence {
         Ok(Self {
             choice,
             reply: submitted.reply.clone(),
-            cache,
             decoding: request.decoding,
             tokens: request.prompt.clone(),
             prompt: request.prompt.len(),
@@ -67,7 +63,6 @@ impl Sequence {
             logprobs: request.logprobs,
             unsent: Vec::new(),
             traffic: Traffic::default(),
-            bytes: submitted.bytes,
             arrived: submitted.arrived,
             last: Instant::now(),
         })
@@ -87,10 +82,32 @@ impl Sequence {
         self.decoding.step_method()
     }
 
-    /// Counts a decode step that has appended to the cache.
-    pub(super) fn count_step(&mut self) {
-        let method = self.step_method();
-        self.traffic.add(&self.cache, &method);
+    /// The positions of the cache.
+    pub(super) fn cached(&self) -> usize {
+        self.tokens.len() - 1
+    }
+
+    /// The most positions that the cache may have.
+    pub(super) fn positions(&self) -> usize {
+        self.prompt + self.answer
+    }
+
+    /// Counts a decode step that has appended to the cache, which may hold other sequences too.
+    pub(super) fn count_step(&mut self, cache: &ModelCache, metrics: &Metrics) {
+        let (method, len) = (self.step_method(), self.tokens.len());
+        self.traffic.add(cache, len, &method);
+        metrics.token_time.record(self.last.elapsed());
+        self.last = Instant::now();
+    }
+
+    /// The most tokens that are still to come.
+    pub(super) fn left(&self) -> usize {
+        self.answer - self.generated()
+    }
+
+    /// Returns whether the next token depends on more than the most probable one.
+    pub(super) fn needs_logits(&self) -> bool {
+        !(self.sampler.is_argmax() && self.logprobs.is_none() && self.penalties.is_none())
     }
 
     /// Returns the settings of drafts. Penalties and log-probabilities need the logits of every
@@ -108,17 +125,18 @@ impl Sequence {
     pub(super) fn speculate(
         &mut self,
         shared: &Shared,
+        cache: &mut ModelCache,
         config: SpeculativeConfig,
         goes_on: impl Fn() -> bool,
     ) -> Result<Option<Finish>, EngineError> {
-        let mut cache = std::mem::take(&mut self.cache);
-        let decoder = SpeculativeDecoder::new(&*shared.model, &mut cache, config);
+        let decoder = SpeculativeDecoder::new(&*shared.model, cache, config);
         let mut decoder = decoder.map_err(EngineError::model)?.with_ends(&self.eos);
         let finish = loop {
+            let limit = self.left();
             let row = SpeculativeRow {
                 sequence: &self.tokens,
                 sampler: &mut self.sampler,
-                limit: self.answer - (self.tokens.len() - self.prompt),
+                limit,
             };
             let found = decoder.step(&mut [row]).map_err(EngineError::model);
             let finish = found.and_then(|found| self.take_drafts(shared, &found[0]));
@@ -128,9 +146,8 @@ impl Sequence {
         };
         let stats = *decoder.stats();
         drop(decoder);
-        self.cache = cache;
         self.traffic
-            .add_drafts(&self.cache, &config.cache_method(), &stats);
+            .add_drafts(cache, &config.cache_method(), &stats);
         finish
     }
 
@@ -163,6 +180,12 @@ impl Sequence {
         let token = self.sampler.sample(logits, &self.tokens);
         let token = token.map_err(EngineError::model)?;
         self.push(token, before.as_deref())
+    }
+
+    /// Takes the most probable token as the next one, if the sequence needs no more. Returns
+    /// whether it ends the answer.
+    pub(super) fn accept_token(&mut self, token: u32) -> Result<Option<Finish>, EngineError> {
+        self.push(token, None)
     }
 
     /// Appends a token, and its log-probabilities under logits [vocab] if the request asked for
@@ -234,13 +257,13 @@ impl Sequence {
         self.reply.send(Event::Failed(error));
     }
 
-    /// Returns the tokens in the cache, and how many of them may serve other prompts: positions
-    /// that dense attention determined. `None` for an answer beside the first.
-    pub(super) fn reusable(&self) -> Option<(Vec<u32>, usize)> {
+    /// Returns the first tokens in the cache that may serve other prompts: those whose positions
+    /// dense attention determined. `None` for an answer beside the first.
+    pub(super) fn reusable(&self) -> Option<Vec<u32>> {
         let len = match self.traffic.sparse_steps {
-            0 => self.tokens.len() - 1,
+            0 => self.cached(),
             _ => self.prompt,
         };
-        (self.choice == 0).then(|| (self.tokens.clone(), len))
+        (self.choice == 0).then(|| self.tokens[..len].to_vec())
     }
 }

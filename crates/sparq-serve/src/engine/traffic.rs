@@ -20,13 +20,16 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Adds a step with `method` that has just appended to `cache`.
-    pub(super) fn add(&mut self, cache: &ModelCache, method: &Method) {
+    /// Adds a step with `method` that has just appended to a sequence of `cache`, which has `len`
+    /// positions now. The longest sequence decides between dense attention and SparQ.
+    pub(super) fn add(&mut self, cache: &ModelCache, len: usize, method: &Method) {
         self.steps += 1;
-        let mut layers = cache.layers.iter();
-        let is_sparse = layers.any(|layer| method.is_sparse(layer.config(), layer.len()));
-        self.sparse_steps += usize::from(is_sparse);
-        let [bytes, dense] = [method, &Method::DENSE].map(|method| step_bytes(cache, method));
+        let is_sparse = |layer: &KvCache| {
+            let taken = method.at(layer.config(), layer.len());
+            taken.is_sparse(layer.config(), len)
+        };
+        self.sparse_steps += usize::from(cache.layers.iter().any(is_sparse));
+        let [bytes, dense] = [method, &Method::DENSE].map(|method| step_bytes(cache, len, method));
         self.bytes += bytes;
         self.dense_bytes += dense;
     }
@@ -38,7 +41,8 @@ impl Traffic {
         draft: &Method,
         stats: &SpeculativeStats,
     ) {
-        let [sparse, dense] = [draft, &Method::DENSE].map(|method| step_bytes(cache, method));
+        let bytes = |method| step_bytes(cache, cache.len(), method);
+        let [sparse, dense] = [draft, &Method::DENSE].map(bytes);
         self.steps += stats.tokens;
         let passes = stats.verifications + stats.dense_steps;
         self.bytes += stats.drafted as f64 * sparse + passes as f64 * dense;
@@ -46,8 +50,8 @@ impl Traffic {
     }
 }
 
-/// Returns the bytes that a step moves which has just appended to `cache`.
-fn step_bytes(cache: &ModelCache, method: &Method) -> f64 {
+/// Returns the bytes that a step moves for a sequence of `cache` with `len` positions.
+fn step_bytes(cache: &ModelCache, len: usize, method: &Method) -> f64 {
     let layers = cache.layers.len();
     let bytes = |layer: &KvCache| {
         let config = layer.config();
@@ -57,8 +61,7 @@ fn step_bytes(cache: &ModelCache, method: &Method) -> f64 {
             layers,
             element_bytes: DType::from(config.dtype).size(),
         };
-        let len = layer.len();
-        let taken = method.at(config, len);
+        let taken = method.at(config, layer.len());
         taken.transfers(&shape, config.attended(len)).bytes()
     };
     // Each as if all layers were like it, of which some may select positions for the others.

@@ -1,23 +1,27 @@
-//! The engine's thread: [`Worker`].
+//! The engine's thread: [`Worker`], and how it admits requests and reads their prompts.
 
-use std::any::Any;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Int, Tensor, TensorData};
 use sparq::SparqError;
-use sparq_models::{CausalLm, ModelCache, SequenceStep};
+use sparq_models::ModelCache;
 
+use super::Shared;
+use super::device::{download, guarded, upload};
+use super::extent::Extent;
 use super::prefix::Kept;
 use super::request::{EngineError, Event, Submitted};
 use super::sequence::Sequence;
-use super::{Finish, Shared};
+use super::slots::{Lost, Slots};
+use super::step::{Alone, end};
 
 /// The time between two upkeeps of the metrics.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The steps after which slots that are not needed are given back.
+const PATIENCE: usize = 128;
 
 /// A message of a handle to the thread.
 pub(super) enum Message {
@@ -25,22 +29,38 @@ pub(super) enum Message {
     Stop,
 }
 
+/// Where the answers to a request will decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In slots.
+    Slots,
+    /// In caches of their own.
+    Alone,
+}
+
 /// A request whose prompt is being read.
 struct Reading {
     submitted: Box<Submitted>,
+    place: Place,
     cache: ModelCache,
+    /// The bytes reserved for it.
+    bytes: usize,
     /// The tokens in the cache.
     read: usize,
 }
 
 /// The state of the thread.
 pub(super) struct Worker {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     inbox: mpsc::Receiver<Message>,
     waiting: VecDeque<Box<Submitted>>,
     reading: VecDeque<Reading>,
-    running: Vec<Sequence>,
-    kept: Kept,
+    pub(super) slots: Option<Slots>,
+    /// The sequences without a slot.
+    pub(super) alone: Vec<Alone>,
+    pub(super) kept: Kept,
+    /// The steps in which the slots were much larger than needed.
+    oversized: usize,
     stopping: bool,
     last_upkeep: Instant,
 }
@@ -48,12 +68,14 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) fn new(shared: Arc<Shared>, inbox: mpsc::Receiver<Message>) -> Self {
         Self {
+            slots: Slots::new(&shared),
             shared,
             inbox,
             waiting: VecDeque::new(),
             reading: VecDeque::new(),
-            running: Vec::new(),
+            alone: Vec::new(),
             kept: Kept::default(),
+            oversized: 0,
             stopping: false,
             last_upkeep: Instant::now(),
         }
@@ -65,6 +87,7 @@ impl Worker {
             self.admit();
             self.read_chunks();
             self.step();
+            self.shrink_slots();
             self.report();
         }
     }
@@ -73,7 +96,7 @@ impl Worker {
     /// end.
     fn receive(&mut self) -> bool {
         loop {
-            let is_idle = self.reading.is_empty() && self.running.is_empty();
+            let is_idle = self.sequences() == 0;
             if is_idle && self.stopping {
                 return false;
             }
@@ -123,37 +146,174 @@ impl Worker {
             self.shared.metrics.cancelled.increment(1);
         }
         while let Some(submitted) = self.waiting.front() {
-            let config = &self.shared.config;
-            let in_batch = self.sequences() + submitted.request.choices <= config.max_batch;
-            let reserved = self.reserved() + submitted.all_bytes();
-            if !in_batch || reserved > config.cache_bytes {
+            let in_batch =
+                self.sequences() + submitted.request.choices <= self.shared.config.max_batch;
+            let Some((place, extent)) = self.place(submitted).filter(|_| in_batch) else {
                 return;
-            }
-            self.kept.shrink(config.cache_bytes - reserved);
+            };
             if let Some(submitted) = self.waiting.pop_front() {
                 self.leave_queue();
-                self.begin(submitted);
+                self.resize(extent);
+                self.begin(submitted, place);
             }
         }
+    }
+
+    /// Returns where the answers to a request can decode, and the extent of the slots then; `None`
+    /// while there is no room.
+    ///
+    /// A request that memory has no slots for gets caches of its own. It waits if only the prompts
+    /// that are being read are in the way, which move to their slots.
+    fn place(&self, submitted: &Submitted) -> Option<(Place, Extent)> {
+        let available = self.shared.config.cache_bytes;
+        let (prompts, others): (Vec<&Reading>, Vec<&Reading>) = self
+            .reading
+            .iter()
+            .partition(|reading| reading.place == Place::Slots);
+        let bytes = |readings: &[&Reading]| readings.iter().map(|one| one.bytes).sum::<usize>();
+        let alone = self.alone.iter().map(|alone| alone.bytes).sum::<usize>() + bytes(&others);
+        let Some(slots) = &self.slots else {
+            let fits = alone + submitted.all_bytes() <= available;
+            return fits.then_some((Place::Alone, Extent::default()));
+        };
+        let (now, demand) = (slots.extent(), self.demand());
+        let plan = |demand, taken| {
+            let left = available.checked_sub(taken)?;
+            slots.limits().plan(now, demand, left)
+        };
+        if slots.takes(submitted.request.decoding) {
+            let demand = Extent {
+                slots: demand.slots + submitted.request.choices,
+                positions: demand.positions.max(submitted.positions()),
+            };
+            let own = alone + self.prompt_bytes(submitted);
+            if let Some(extent) = plan(demand, own + bytes(&prompts)) {
+                return Some((Place::Slots, extent));
+            }
+            if !prompts.is_empty() && plan(demand, own).is_some() {
+                return None;
+            }
+        }
+        let extent = plan(demand, alone + bytes(&prompts) + submitted.all_bytes())?;
+        Some((Place::Alone, extent))
+    }
+
+    /// The slots that admitted requests need.
+    fn demand(&self) -> Extent {
+        let running = self.slots.as_ref().map(Slots::demand);
+        let prompts = self
+            .reading
+            .iter()
+            .filter(|reading| reading.place == Place::Slots);
+        prompts.fold(running.unwrap_or_default(), |all, reading| Extent {
+            slots: all.slots + reading.submitted.request.choices,
+            positions: all.positions.max(reading.submitted.positions()),
+        })
+    }
+
+    /// The bytes of the cache in which a prompt is read that moves to a slot then.
+    fn prompt_bytes(&self, submitted: &Submitted) -> usize {
+        let bytes = |slots: &Slots| {
+            let limits = slots.limits();
+            limits
+                .size
+                .bytes(limits.stepped(submitted.request.prompt.len()))
+        };
+        self.slots.as_ref().map_or(0, bytes)
+    }
+
+    /// Sets the extent of the slots.
+    fn resize(&mut self, extent: Extent) {
+        self.finish_queued();
+        let resized = self.slots.as_mut().map(|slots| slots.set_target(extent));
+        if let Some(Err(lost)) = resized {
+            self.lose(lost);
+        }
+        self.shrink_kept();
+    }
+
+    /// Gives slots back that have not been needed for long, or if nothing runs.
+    fn shrink_slots(&mut self) {
+        let demand = self.demand();
+        let Some(slots) = &self.slots else { return };
+        let target = slots.target();
+        if demand.slots == 0 && self.waiting.is_empty() {
+            if target.slots > 1 {
+                self.resize(Extent { slots: 1, ..target });
+            }
+            return;
+        }
+        let shrunk = slots.limits().shrunk(target, demand);
+        self.oversized = if shrunk.is_some() {
+            self.oversized + 1
+        } else {
+            0
+        };
+        if let Some(extent) = shrunk
+            && self.oversized > PATIENCE
+        {
+            self.oversized = 0;
+            self.resize(extent);
+        }
+    }
+
+    /// Keeps as much for later prompts as the memory has room for.
+    pub(super) fn shrink_kept(&mut self) {
+        self.kept.shrink(self.room());
+    }
+
+    /// The bytes that are not reserved.
+    pub(super) fn room(&self) -> usize {
+        let available = self.shared.config.cache_bytes;
+        available.saturating_sub(self.reserved())
+    }
+
+    pub(super) fn lose(&self, Lost { sequences, error }: Lost) {
+        tracing::error!("the cache of the slots is lost: {error}");
+        for sequence in sequences {
+            self.shared.metrics.failed.increment(1);
+            sequence.fail(error.clone());
+        }
+    }
+
+    /// Returns whether the next step of the slots is likely to have the same sequences as this one.
+    pub(super) fn is_steady(&self) -> bool {
+        let queued = self.shared.queued.load(Ordering::SeqCst);
+        queued == 0 && self.reading.is_empty() && self.alone.is_empty()
+    }
+
+    /// Returns whether no sequence decodes in a slot and no prompt is being read.
+    pub(super) fn none_beside(&self) -> bool {
+        let in_slots = self.slots.as_ref().map_or(0, |slots| slots.demand().slots);
+        in_slots == 0 && self.reading.is_empty()
     }
 
     /// The sequences that decode, or will when their prompts are read.
     fn sequences(&self) -> usize {
         let reading = self.reading.iter();
         let reading = reading.map(|reading| reading.submitted.request.choices);
-        self.running.len() + reading.sum::<usize>()
+        let in_slots = self.slots.as_ref().map_or(0, |slots| slots.demand().slots);
+        self.alone.len() + in_slots + reading.sum::<usize>()
     }
 
     /// The bytes reserved for caches, apart from those kept.
     fn reserved(&self) -> usize {
-        let reading = self.reading.iter();
-        let reading = reading.map(|reading| reading.submitted.all_bytes());
-        let running = self.running.iter().map(|sequence| sequence.bytes);
-        reading.chain(running).sum()
+        let reading = self.reading.iter().map(|reading| reading.bytes);
+        let alone = self.alone.iter().map(|alone| alone.bytes);
+        let slots = self.slots.as_ref().map(Slots::bytes);
+        reading.chain(alone).chain(slots).sum()
     }
 
     /// Makes the cache of a prompt, with what is known of it.
-    fn begin(&mut self, submitted: Box<Submitted>) {
+    fn begin(&mut self, submitted: Box<Submitted>, place: Place) {
+        let (positions, bytes) = match (place, &self.slots) {
+            (Place::Slots, Some(slots)) => {
+                let positions = slots.limits().stepped(submitted.request.prompt.len());
+                (positions, self.prompt_bytes(&submitted))
+            }
+            _ => (submitted.positions(), submitted.all_bytes()),
+        };
+        self.kept.shrink(self.room().saturating_sub(bytes));
         let Shared {
             model,
             config,
@@ -161,7 +321,7 @@ impl Worker {
             ..
         } = &*self.shared;
         metrics.queue_time.record(submitted.arrived.elapsed());
-        let (prompt, positions) = (&submitted.request.prompt, submitted.positions());
+        let prompt = &submitted.request.prompt;
         let kept = &mut self.kept;
         let begun = guarded(|| kept.begin(&**model, config.dtype, prompt, positions));
         match begun {
@@ -172,7 +332,9 @@ impl Worker {
                 submitted.reply.send(Event::Prompt { cached });
                 self.reading.push_back(Reading {
                     submitted,
+                    place,
                     cache,
+                    bytes,
                     read: cached,
                 });
             }
@@ -221,8 +383,9 @@ impl Worker {
         });
         match logits {
             Ok(logits) if is_last => {
-                if let Err(error) = self.start(&reading.submitted, reading.cache, &logits) {
-                    self.fail(&reading.submitted, error);
+                let (submitted, place) = (&reading.submitted, reading.place);
+                if let Err(error) = self.start(submitted, place, reading.cache, &logits) {
+                    self.fail(submitted, error);
                 }
             }
             Ok(_) => {
@@ -237,6 +400,7 @@ impl Worker {
     fn start(
         &mut self,
         submitted: &Submitted,
+        place: Place,
         prompt: ModelCache,
         logits: &[f32],
     ) -> Result<(), EngineError> {
@@ -250,118 +414,47 @@ impl Worker {
         })?;
         let metrics = &self.shared.metrics;
         metrics.first_token_time.record(submitted.arrived.elapsed());
-        let mut caches = vec![cache.clone(); request.choices - 1];
-        caches.push(cache);
-        let mut started = Vec::new();
-        for (choice, cache) in caches.into_iter().enumerate() {
-            let mut sequence = Sequence::new(&self.shared, submitted, choice, cache)?;
-            let finish = sequence.accept(&mut logits.to_vec())?;
-            started.push((sequence, finish));
+        let (mut going, mut ended) = (Vec::new(), Vec::new());
+        for choice in 0..request.choices {
+            let mut sequence = Sequence::new(&self.shared, submitted, choice)?;
+            match sequence.accept(&mut logits.to_vec())? {
+                None => going.push(sequence),
+                Some(finish) => ended.push((sequence, finish)),
+            }
         }
-        for (sequence, finish) in started {
-            self.settle(sequence, Ok(finish));
+        match (place, going.is_empty()) {
+            (_, true) => {}
+            (Place::Slots, false) => self.join(going, &cache)?,
+            (Place::Alone, false) => {
+                let bytes = submitted.bytes;
+                let alone = |sequence| Alone {
+                    sequence,
+                    cache: cache.clone(),
+                    bytes,
+                };
+                self.alone.extend(going.into_iter().map(alone));
+            }
+        }
+        for (mut sequence, finish) in ended {
+            if end(&self.shared, &mut sequence, Ok(finish)) {
+                self.keep(&sequence, &cache);
+            }
         }
         Ok(())
     }
 
-    /// Puts a sequence back into the batch, or ends it.
-    fn settle(&mut self, mut sequence: Sequence, finish: Result<Option<Finish>, EngineError>) {
-        let metrics = &self.shared.metrics;
-        match finish {
-            Ok(None) => return self.running.push(sequence),
-            Ok(Some(finish)) => {
-                metrics
-                    .generated_tokens
-                    .increment(sequence.generated() as u64);
-                metrics.request_time.record(sequence.arrived.elapsed());
-                self.shared.request_time.add(sequence.arrived.elapsed());
-                let finish = sequence.end(finish);
-                metrics.finished(finish).increment(1);
-            }
-            Err(error) => {
-                metrics.failed.increment(1);
-                tracing::error!("a request failed: {error}");
-                return sequence.fail(error);
-            }
-        }
-        self.keep(&sequence);
-    }
-
-    /// Keeps the keys and values of a sequence for later prompts.
-    fn keep(&mut self, sequence: &Sequence) {
-        let Some((tokens, len)) = sequence.reusable() else {
-            return;
+    /// Moves the answers to a prompt to slots.
+    fn join(&mut self, sequences: Vec<Sequence>, prompt: &ModelCache) -> Result<(), EngineError> {
+        self.finish_queued();
+        let Some(slots) = &mut self.slots else {
+            return Ok(());
         };
-        let kept = &mut self.kept;
-        if let Err(error) = guarded(|| kept.keep(tokens, &sequence.cache, len)) {
-            tracing::warn!("keys and values cannot be kept: {error}");
+        if let Err(lost) = slots.make_room() {
+            let error = lost.error.clone();
+            self.lose(lost);
+            return Err(error);
         }
-        let reserved = self.reserved();
-        let room = self.shared.config.cache_bytes.saturating_sub(reserved);
-        self.kept.shrink(room);
-    }
-
-    /// Takes a decode step of all sequences.
-    fn step(&mut self) {
-        let running = std::mem::take(&mut self.running);
-        let (cancelled, mut running): (Vec<_>, Vec<_>) =
-            running.into_iter().partition(Sequence::is_cancelled);
-        self.shared
-            .metrics
-            .cancelled
-            .increment(cancelled.len() as u64);
-        if running.is_empty() {
-            cancelled.iter().for_each(|sequence| self.keep(sequence));
-            return;
-        }
-        let shared = Arc::clone(&self.shared);
-        if let ([only], true) = (&mut running[..], self.reading.is_empty())
-            && let Some(config) = only.drafts()
-        {
-            // Alone, until another request comes.
-            shared.metrics.running.set(1.0);
-            let none_waits = || shared.queued.load(Ordering::SeqCst) == 0;
-            let finish = caught(|| only.speculate(&shared, config, none_waits));
-            running
-                .into_iter()
-                .for_each(|only| self.settle(only, finish.clone()));
-            cancelled.iter().for_each(|sequence| self.keep(sequence));
-            return;
-        }
-        let logits = step_of(&*shared.model, &mut running);
-        match logits {
-            Ok(mut logits) => {
-                let rows = logits.chunks_mut(shared.model.vocab_size());
-                for (sequence, logits) in running.into_iter().zip(rows) {
-                    self.take(sequence, logits);
-                }
-            }
-            // One sequence may be at fault: each takes the step alone.
-            Err(_) if running.len() > 1 => {
-                for mut sequence in running {
-                    match step_of(&*shared.model, std::slice::from_mut(&mut sequence)) {
-                        Ok(mut logits) => self.take(sequence, &mut logits),
-                        Err(error) => self.settle(sequence, Err(error)),
-                    }
-                }
-            }
-            Err(error) => {
-                for sequence in running {
-                    self.settle(sequence, Err(error.clone()));
-                }
-            }
-        }
-        cancelled.iter().for_each(|sequence| self.keep(sequence));
-    }
-
-    /// Gives a sequence the logits [vocab] of its step.
-    fn take(&mut self, mut sequence: Sequence, logits: &mut [f32]) {
-        sequence.count_step();
-        let metrics = &self.shared.metrics;
-        metrics.token_time.record(sequence.last.elapsed());
-        sequence.last = Instant::now();
-        let finish = sequence.accept(logits);
-        self.settle(sequence, finish);
+        slots.join(sequences, prompt)
     }
 
     /// Updates the gauges.
@@ -378,77 +471,4 @@ impl Worker {
         metrics.waiting.set(queued as f64);
         metrics.set_cache(self.reserved(), self.kept.bytes(), config.cache_bytes);
     }
-}
-
-/// Takes a step of some sequences and returns the logits [sequences, vocab]. After an error the
-/// caches are as before.
-fn step_of(model: &dyn CausalLm, sequences: &mut [Sequence]) -> Result<Vec<f32>, EngineError> {
-    let tokens: Vec<u32> = sequences.iter().map(Sequence::next).collect();
-    let lengths: Vec<usize> = sequences
-        .iter()
-        .map(|sequence| sequence.cache.len())
-        .collect();
-    let logits = guarded(|| {
-        let rows = sequences.iter_mut().map(|sequence| SequenceStep {
-            method: sequence.step_method(),
-            cache: &mut sequence.cache,
-        });
-        let mut rows: Vec<_> = rows.collect();
-        let logits = model.decode_each(upload(model, &tokens, [tokens.len(), 1]), &mut rows)?;
-        download(logits, model, tokens.len())
-    });
-    if logits.is_err() {
-        guarded(|| {
-            for (sequence, len) in sequences.iter_mut().zip(lengths) {
-                sequence.cache.truncate(len);
-            }
-            Ok::<_, SparqError>(())
-        })?;
-    }
-    logits
-}
-
-/// Copies tokens to the device.
-fn upload(model: &dyn CausalLm, tokens: &[u32], shape: [usize; 2]) -> Tensor<2, Int> {
-    let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
-    Tensor::from_data(TensorData::new(ids, shape), &model.device())
-}
-
-/// Copies logits [rows, 1, vocab] from the device.
-fn download(logits: Tensor<3>, model: &dyn CausalLm, rows: usize) -> Result<Vec<f32>, SparqError> {
-    let expected = [rows, 1, model.vocab_size()];
-    if logits.dims() != expected {
-        return Err(SparqError::Shape {
-            what: "logits [rows, 1, vocab]",
-            expected: expected.to_vec(),
-            found: logits.dims().to_vec(),
-        });
-    }
-    logits
-        .try_into_vec_as::<f32>()
-        .map_err(|error| SparqError::Value {
-            what: "logits",
-            expected: "values that can be read from the device".into(),
-            found: error.to_string(),
-        })
-}
-
-/// Runs work on the device. A panic in it is an error of the request, not the end of the thread.
-fn guarded<T>(work: impl FnOnce() -> Result<T, SparqError>) -> Result<T, EngineError> {
-    caught(|| work().map_err(EngineError::model))
-}
-
-/// As [`guarded`], for work with other errors.
-fn caught<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        Err(EngineError::Failed {
-            reason: format!("the model failed: {}", message_of(&*panic)),
-        })
-    })
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message")
 }

@@ -1,16 +1,14 @@
 //! Answers under load equal those of a session. Queue, cancellation and failures.
 
-use std::ops::ControlFlow;
-
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 use sparq::{Method, SparqError};
-use sparq_models::text::{GenerateOptions, SamplingConfig, Session};
+use sparq_models::text::SamplingConfig;
 use sparq_models::{CausalLm, Decoder, ModelCache, SequenceStep};
 use sparq_serve::engine::{EngineConfig, EngineError, Event, Finish, Penalties, Request};
 
 use crate::support::{
-    CANCELLED, FAILED, RUNNING, answer, collect, config, lossless, metric, model, request, sparq,
-    start, start_with, tokenizer, wait_until,
+    CANCELLED, FAILED, RUNNING, alone, answer, both_ways, collect, lossless, metric, model,
+    request, sparq, start, start_with, wait_until,
 };
 
 const TEXT: &str = "In the beginning God created the heaven and the earth. And the earth was \
@@ -23,28 +21,22 @@ fn prompts() -> Vec<String> {
     (0..20).map(of).collect()
 }
 
-/// Generates with a session, which serves one request at a time.
-fn alone(model: &Decoder, prompt: &str, tokens: usize, method: Method) -> String {
-    let cache = model.new_cache(1, 64, FloatDType::F32, &method).unwrap();
-    let mut session = Session::new(cache, tokenizer());
-    let options = GenerateOptions {
-        method,
-        max_new_tokens: tokens,
-        prefill_chunk: config().prefill_chunk,
-        ..GenerateOptions::default()
-    };
-    let prompt: Vec<u32> = prompt.bytes().map(u32::from).collect();
-    let on_event = &mut |_: sparq_models::text::GenerateEvent<'_>| ControlFlow::Continue(());
-    session
-        .generate(model, &prompt, &options, on_event)
-        .unwrap()
-        .text
-}
-
 #[test]
 fn answers_under_load_equal_those_alone() {
+    // Slots for dense attention, for SparQ, and none.
+    let [without, dense] = both_ways();
+    let sparse = EngineConfig {
+        decodings: vec![sparq().into(), Method::DENSE.into()],
+        ..dense.clone()
+    };
+    for config in [without, dense, sparse] {
+        assert_load_changes_nothing(config);
+    }
+}
+
+fn assert_load_changes_nothing(config: EngineConfig) {
     let model = model();
-    let running = start(config());
+    let running = start(config);
     let methods = [Method::DENSE, sparq()];
     let cases = prompts().into_iter().enumerate();
     let cases: Vec<_> = cases
@@ -79,178 +71,192 @@ fn answers_under_load_equal_those_alone() {
 
 #[test]
 fn lossless_answers_are_those_of_dense_attention() {
-    let running = start(config());
-    let model = model();
-    let lossless = |prompt: &str| Request {
-        decoding: lossless(),
-        ..request(prompt, 40)
-    };
-    // Alone with drafts, then in a batch.
-    let expected = |prompt: &str| alone(&model, prompt, 40, Method::DENSE);
-    let mut drafted = running.engine.submit(lossless(TEXT)).unwrap();
-    assert_eq!(collect(&mut drafted, 1).0[0].text, expected(TEXT));
-    let prompts = prompts();
-    let requests = prompts.iter().map(|prompt| lossless(prompt));
-    let generations = requests.map(|request| running.engine.submit(request).unwrap());
-    let generations: Vec<_> = generations.collect();
-    for (prompt, mut generation) in prompts.iter().zip(generations) {
-        let found = collect(&mut generation, 1).0.remove(0);
-        assert_eq!(
-            (found.text, found.tokens),
-            (expected(prompt), 40),
-            "{prompt}"
-        );
+    for config in both_ways() {
+        let running = start(config);
+        let model = model();
+        let lossless = |prompt: &str| Request {
+            decoding: lossless(),
+            ..request(prompt, 40)
+        };
+        // Alone with drafts, then in a batch.
+        let expected = |prompt: &str| alone(&model, prompt, 40, Method::DENSE);
+        let mut drafted = running.engine.submit(lossless(TEXT)).unwrap();
+        assert_eq!(collect(&mut drafted, 1).0[0].text, expected(TEXT));
+        let prompts = prompts();
+        let requests = prompts.iter().map(|prompt| lossless(prompt));
+        let generations = requests.map(|request| running.engine.submit(request).unwrap());
+        let generations: Vec<_> = generations.collect();
+        for (prompt, mut generation) in prompts.iter().zip(generations) {
+            let found = collect(&mut generation, 1).0.remove(0);
+            assert_eq!(
+                (found.text, found.tokens),
+                (expected(prompt), 40),
+                "{prompt}"
+            );
+        }
     }
 }
 
 #[test]
 fn choices_share_a_prompt_and_differ_by_seed() {
-    let running = start(config());
-    let sampled = |seed: u64, choices: usize| Request {
-        choices,
-        sampling: SamplingConfig {
-            temperature: 1.0,
-            seed,
-            ..SamplingConfig::default()
-        },
-        ..request(TEXT, 24)
-    };
-    let mut generation = running.engine.submit(sampled(5, 3)).unwrap();
-    let (answers, _) = collect(&mut generation, 3);
-    for (index, expected) in answers.iter().enumerate() {
-        let found = answer(&running.engine, sampled(5 + index as u64, 1));
-        assert_eq!(&found, expected);
+    for config in both_ways() {
+        let running = start(config);
+        let sampled = |seed: u64, choices: usize| Request {
+            choices,
+            sampling: SamplingConfig {
+                temperature: 1.0,
+                seed,
+                ..SamplingConfig::default()
+            },
+            ..request(TEXT, 24)
+        };
+        let mut generation = running.engine.submit(sampled(5, 3)).unwrap();
+        let (answers, _) = collect(&mut generation, 3);
+        for (index, expected) in answers.iter().enumerate() {
+            let found = answer(&running.engine, sampled(5 + index as u64, 1));
+            assert_eq!(&found, expected);
+        }
+        assert_ne!(answers[0], answers[1]);
     }
-    assert_ne!(answers[0], answers[1]);
 }
 
 #[test]
 fn stop_string_ends_an_answer_and_is_not_in_it() {
-    let running = start(config());
-    let whole = answer(&running.engine, request(TEXT, 60)).text;
-    let stop = whole[20..24].to_owned();
-    let at = whole.find(&stop).unwrap();
-    let request = Request {
-        stop: vec![stop],
-        logprobs: Some(2),
-        ..request(TEXT, 60)
-    };
-    let found = answer(&running.engine, request);
-    assert_eq!(
-        (found.text.as_str(), found.finish),
-        (&whole[..at], Some(Finish::Stop))
-    );
-    // Tokens are bytes; those of the stop string have none.
-    assert_eq!(found.logprobs.len(), at);
-    for (token, byte) in found.logprobs.iter().zip(whole.bytes()) {
+    for config in both_ways() {
+        let running = start(config);
+        let whole = answer(&running.engine, request(TEXT, 60)).text;
+        let stop = whole[20..24].to_owned();
+        let at = whole.find(&stop).unwrap();
+        let request = Request {
+            stop: vec![stop],
+            logprobs: Some(2),
+            ..request(TEXT, 60)
+        };
+        let found = answer(&running.engine, request);
         assert_eq!(
-            (token.token, token.top[0].0),
-            (u32::from(byte), u32::from(byte))
+            (found.text.as_str(), found.finish),
+            (&whole[..at], Some(Finish::Stop))
         );
-        assert_eq!((token.top.len(), token.logprob), (2, token.top[0].1));
-        assert!(token.logprob <= 0.0 && token.top[1].1 <= token.logprob);
+        // Tokens are bytes; those of the stop string have none.
+        assert_eq!(found.logprobs.len(), at);
+        for (token, byte) in found.logprobs.iter().zip(whole.bytes()) {
+            assert_eq!(
+                (token.token, token.top[0].0),
+                (u32::from(byte), u32::from(byte))
+            );
+            assert_eq!((token.top.len(), token.logprob), (2, token.top[0].1));
+            assert!(token.logprob <= 0.0 && token.top[1].1 <= token.logprob);
+        }
     }
 }
 
 #[test]
 fn penalties_change_what_is_sampled() {
-    let running = start(config());
-    let found = answer(
-        &running.engine,
-        Request {
-            penalties: Penalties {
-                bias: vec![(u32::from(b'z'), 100.0)],
-                ..Penalties::default()
+    for config in both_ways() {
+        let running = start(config);
+        let found = answer(
+            &running.engine,
+            Request {
+                penalties: Penalties {
+                    bias: vec![(u32::from(b'z'), 100.0)],
+                    ..Penalties::default()
+                },
+                ..request(TEXT, 5)
             },
-            ..request(TEXT, 5)
-        },
-    );
-    assert_eq!(found.text, "zzzzz");
+        );
+        assert_eq!(found.text, "zzzzz");
+    }
 }
 
 #[test]
 fn requests_that_cannot_be_served_are_refused() {
-    let running = start(EngineConfig {
-        cache_bytes: 2 << 20,
-        ..config()
-    });
-    let refused = |request: Request| running.engine.submit(request).unwrap_err();
-    let error = refused(request("", 1));
-    assert!(matches!(error, EngineError::Prompt { .. }), "{error}");
-    let error = refused(request(&"a".repeat(1000), 25));
-    assert!(
-        matches!(error, EngineError::Context { context: 1024, .. }),
-        "{error}"
-    );
-    let error = refused(request(&"a".repeat(700), 25));
-    assert!(
-        matches!(error, EngineError::Memory { positions: 725, .. }),
-        "{error}"
-    );
-    let error = refused(Request {
-        choices: 9,
-        ..request("a", 1)
-    });
-    assert!(
-        matches!(error, EngineError::Choices { most: 8, found: 9 }),
-        "{error}"
-    );
-    let error = refused(Request {
-        prompt: vec![256],
-        ..request("", 1)
-    });
-    assert!(error.to_string().contains("below 256"), "{error}");
-    let error = refused(Request {
-        stop: vec![String::new()],
-        ..request("a", 1)
-    });
-    assert!(matches!(error, EngineError::Request { .. }), "{error}");
-    assert_eq!(answer(&running.engine, request("a", 0)).tokens, 0);
+    for config in both_ways() {
+        let running = start(EngineConfig {
+            cache_bytes: 2 << 20,
+            ..config
+        });
+        let refused = |request: Request| running.engine.submit(request).unwrap_err();
+        let error = refused(request("", 1));
+        assert!(matches!(error, EngineError::Prompt { .. }), "{error}");
+        let error = refused(request(&"a".repeat(1000), 25));
+        assert!(
+            matches!(error, EngineError::Context { context: 1024, .. }),
+            "{error}"
+        );
+        let error = refused(request(&"a".repeat(700), 25));
+        assert!(
+            matches!(error, EngineError::Memory { positions: 725, .. }),
+            "{error}"
+        );
+        let error = refused(Request {
+            choices: 9,
+            ..request("a", 1)
+        });
+        assert!(
+            matches!(error, EngineError::Choices { most: 8, found: 9 }),
+            "{error}"
+        );
+        let error = refused(Request {
+            prompt: vec![256],
+            ..request("", 1)
+        });
+        assert!(error.to_string().contains("below 256"), "{error}");
+        let error = refused(Request {
+            stop: vec![String::new()],
+            ..request("a", 1)
+        });
+        assert!(matches!(error, EngineError::Request { .. }), "{error}");
+        assert_eq!(answer(&running.engine, request("a", 0)).tokens, 0);
+    }
 }
 
 #[test]
 fn full_queue_refuses_and_leaving_frees_a_place() {
-    let running = start(EngineConfig {
-        max_batch: 1,
-        max_queue: 2,
-        context: 8192,
-        ..config()
-    });
-    let long = || running.engine.submit(request("a", 8000));
-    let first = long().unwrap();
-    wait_until(|| metric(&running.metrics, RUNNING) == 1.0);
-    let (second, third) = (long().unwrap(), long().unwrap());
-    let error = long().unwrap_err();
-    assert!(
-        matches!(error, EngineError::QueueFull { most: 2, .. }),
-        "{error}"
-    );
-    drop((first, second, third));
-    wait_until(|| metric(&running.metrics, CANCELLED) == 3.0);
-    assert_eq!(answer(&running.engine, request("a", 3)).tokens, 3);
-    wait_until(|| metric(&running.metrics, RUNNING) == 0.0);
-    assert_eq!(metric(&running.metrics, CANCELLED), 3.0);
+    for config in both_ways() {
+        let running = start(EngineConfig {
+            max_batch: 1,
+            max_queue: 2,
+            context: 8192,
+            ..config
+        });
+        let long = || running.engine.submit(request("a", 8000));
+        let first = long().unwrap();
+        wait_until(|| metric(&running.metrics, RUNNING) == 1.0);
+        let (second, third) = (long().unwrap(), long().unwrap());
+        let error = long().unwrap_err();
+        assert!(
+            matches!(error, EngineError::QueueFull { most: 2, .. }),
+            "{error}"
+        );
+        drop((first, second, third));
+        wait_until(|| metric(&running.metrics, CANCELLED) == 3.0);
+        assert_eq!(answer(&running.engine, request("a", 3)).tokens, 3);
+        wait_until(|| metric(&running.metrics, RUNNING) == 0.0);
+        assert_eq!(metric(&running.metrics, CANCELLED), 3.0);
+    }
 }
 
 #[test]
 fn stopped_engine_finishes_what_runs() {
-    let running = start(EngineConfig {
-        max_batch: 1,
-        ..config()
-    });
-    let mut first = running.engine.submit(request(TEXT, 200)).unwrap();
-    wait_until(|| metric(&running.metrics, RUNNING) == 1.0);
-    let mut second = running.engine.submit(request(TEXT, 200)).unwrap();
-    running.engine.stop();
-    assert_eq!(collect(&mut first, 1).0[0].tokens, 200);
-    let event = second.wait();
-    assert!(
-        matches!(event, Event::Failed(EngineError::Stopping)),
-        "{event:?}"
-    );
-    let error = running.engine.submit(request(TEXT, 1)).unwrap_err();
-    assert!(matches!(error, EngineError::Stopping), "{error}");
-    wait_until(|| running.engine.has_ended());
+    for config in both_ways() {
+        let running = start(EngineConfig {
+            max_batch: 1,
+            ..config
+        });
+        let mut first = running.engine.submit(request(TEXT, 200)).unwrap();
+        wait_until(|| metric(&running.metrics, RUNNING) == 1.0);
+        let mut second = running.engine.submit(request(TEXT, 200)).unwrap();
+        running.engine.stop();
+        assert_eq!(collect(&mut first, 1).0[0].tokens, 200);
+        let event = second.wait();
+        assert!(
+            matches!(event, Event::Failed(EngineError::Stopping)),
+            "{event:?}"
+        );
+        let error = running.engine.submit(request(TEXT, 1)).unwrap_err();
+        assert!(matches!(error, EngineError::Stopping), "{error}");
+        wait_until(|| running.engine.has_ended());
+    }
 }
 
 /// A model that panics in a step that has the token `!`, and in prompts that have it.
@@ -305,7 +311,9 @@ impl CausalLm for Fragile {
         cache: &mut ModelCache,
         method: &Method,
     ) -> Result<Tensor<3>, SparqError> {
-        self.0.decode(tokens, cache, method)
+        let logits = self.0.decode(tokens.clone(), cache, method)?;
+        Self::check(&tokens);
+        Ok(logits)
     }
 
     fn decode_each(
@@ -321,31 +329,33 @@ impl CausalLm for Fragile {
 
 #[test]
 fn failed_request_harms_no_other() {
-    let running = start_with(Box::new(Fragile(model())), config());
-    let expected = alone(&model(), TEXT, 40, Method::DENSE);
-    let mut good = running.engine.submit(request(TEXT, 40)).unwrap();
-    // The first token of its answer is the one that the model cannot read.
-    let in_step = running.engine.submit(Request {
-        penalties: Penalties {
-            bias: vec![(u32::from(b'!'), 100.0)],
-            ..Penalties::default()
-        },
-        ..request("And", 10)
-    });
-    let in_prompt = running.engine.submit(request("Alas!", 10)).unwrap();
-    for mut bad in [in_step.unwrap(), in_prompt] {
-        loop {
-            match bad.wait() {
-                Event::Failed(error) => {
-                    assert!(error.to_string().contains("a bad token"), "{error}");
-                    break;
+    for config in both_ways() {
+        let running = start_with(Box::new(Fragile(model())), config);
+        let expected = alone(&model(), TEXT, 40, Method::DENSE);
+        let mut good = running.engine.submit(request(TEXT, 40)).unwrap();
+        // The first token of its answer is the one that the model cannot read.
+        let in_step = running.engine.submit(Request {
+            penalties: Penalties {
+                bias: vec![(u32::from(b'!'), 100.0)],
+                ..Penalties::default()
+            },
+            ..request("And", 10)
+        });
+        let in_prompt = running.engine.submit(request("Alas!", 10)).unwrap();
+        for mut bad in [in_step.unwrap(), in_prompt] {
+            loop {
+                match bad.wait() {
+                    Event::Failed(error) => {
+                        assert!(error.to_string().contains("a bad token"), "{error}");
+                        break;
+                    }
+                    Event::End { .. } => panic!("expected a failure"),
+                    _ => {}
                 }
-                Event::End { .. } => panic!("expected a failure"),
-                _ => {}
             }
         }
+        assert_eq!(collect(&mut good, 1).0[0].text, expected);
+        assert_eq!(answer(&running.engine, request(TEXT, 40)).text, expected);
+        assert_eq!(metric(&running.metrics, FAILED), 2.0);
     }
-    assert_eq!(collect(&mut good, 1).0[0].text, expected);
-    assert_eq!(answer(&running.engine, request(TEXT, 40)).text, expected);
-    assert_eq!(metric(&running.metrics, FAILED), 2.0);
 }

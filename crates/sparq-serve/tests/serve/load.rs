@@ -32,6 +32,8 @@ fn clients_lose_nothing_under_load() {
         // The engine learns between two steps that a client has hung up.
         max_queue: 4 * CLIENTS,
         cache_bytes: 128 << 20,
+        // For dense attention.
+        slots: true,
         ..config()
     };
     let server = serve(engine, "");

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `batching` | answers under load equal those of a session; queue, cancellation, failures |
 //! | `prefix` | prompts that begin as an earlier one |
+//! | `slots` | sequences that share a cache: growth, memory, sampling, windows, rows in 8 bits |
 //! | `http` | routes, streams, errors, keys, limits, shutdown |
 //! | `load` | many clients, some of which hang up |
 //! | `support` | an engine and a server on the embedded model, and a client |
@@ -12,4 +13,5 @@ mod batching;
 mod http;
 mod load;
 mod prefix;
+mod slots;
 mod support;

@@ -3,7 +3,7 @@
 use sparq::Method;
 use sparq_serve::engine::{Engine, EngineConfig, Request};
 
-use crate::support::{collect, config, metric, request, sparq, start};
+use crate::support::{both_ways, collect, config, metric, request, sparq, start};
 
 const SYSTEM: &str = "Thou shalt answer in the manner of the elders, and shalt not lie. ";
 
@@ -20,36 +20,40 @@ fn ask(engine: &Engine, prompt: &str, method: Method) -> (String, usize) {
 
 #[test]
 fn common_beginning_is_read_once() {
-    let (fresh, used) = (start(config()), start(config()));
-    let first = format!("{SYSTEM}Who made the sea?");
-    let other = format!("{SYSTEM}Where is the ark?");
-    assert_eq!(ask(&used.engine, &first, Method::DENSE).1, 0);
-    // Dense attention keeps the answer too, apart from its last token.
-    for (prompt, method) in [
-        (&other, Method::DENSE),
-        (&first, sparq()),
-        (&other, sparq()),
-    ] {
-        let (expected, none) = ask(&start(config()).engine, prompt, method);
-        let (found, known) = ask(&used.engine, prompt, method);
-        assert_eq!((found, none), (expected, 0));
-        assert!(known >= SYSTEM.len() && known < prompt.len(), "{known}");
+    for config in both_ways() {
+        let (fresh, used) = (start(config.clone()), start(config.clone()));
+        let first = format!("{SYSTEM}Who made the sea?");
+        let other = format!("{SYSTEM}Where is the ark?");
+        assert_eq!(ask(&used.engine, &first, Method::DENSE).1, 0);
+        // Dense attention keeps the answer too, apart from its last token.
+        for (prompt, method) in [
+            (&other, Method::DENSE),
+            (&first, sparq()),
+            (&other, sparq()),
+        ] {
+            let (expected, none) = ask(&start(config.clone()).engine, prompt, method);
+            let (found, known) = ask(&used.engine, prompt, method);
+            assert_eq!((found, none), (expected, 0));
+            assert!(known >= SYSTEM.len() && known < prompt.len(), "{known}");
+        }
+        let (answer, _) = ask(&fresh.engine, &first, Method::DENSE);
+        let next = format!("{first}{answer} And who made the sky?");
+        let (_, known) = ask(&fresh.engine, &next, Method::DENSE);
+        assert_eq!(known, first.len() + 11);
+        let hits = metric(&used.metrics, "vllm:prefix_cache_hits_total");
+        assert!(hits >= 3.0 * SYSTEM.len() as f64);
     }
-    let (answer, _) = ask(&fresh.engine, &first, Method::DENSE);
-    let next = format!("{first}{answer} And who made the sky?");
-    let (_, known) = ask(&fresh.engine, &next, Method::DENSE);
-    assert_eq!(known, first.len() + 11);
-    let hits = metric(&used.metrics, "vllm:prefix_cache_hits_total");
-    assert!(hits >= 3.0 * SYSTEM.len() as f64);
 }
 
 #[test]
 fn answer_of_sparse_steps_is_not_reused() {
-    let running = start(config());
-    let first = format!("{SYSTEM}Who made the sea?");
-    let (answer, _) = ask(&running.engine, &first, sparq());
-    let next = format!("{first}{answer} And who made the sky?");
-    assert_eq!(ask(&running.engine, &next, sparq()).1, first.len());
+    for config in both_ways() {
+        let running = start(config);
+        let first = format!("{SYSTEM}Who made the sea?");
+        let (answer, _) = ask(&running.engine, &first, sparq());
+        let next = format!("{first}{answer} And who made the sky?");
+        assert_eq!(ask(&running.engine, &next, sparq()).1, first.len());
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -10,7 +11,9 @@ use burn::tensor::{Device, FloatDType};
 use serde_json::Value;
 use sparq::methods::Auto;
 use sparq::{Method, SparqConfig};
-use sparq_models::text::{SamplingConfig, SpeculativeConfig, TextTokenizer};
+use sparq_models::text::{
+    GenerateEvent, GenerateOptions, SamplingConfig, Session, SpeculativeConfig, TextTokenizer,
+};
 use sparq_models::{CausalLm, Decoder, DecoderConfig, embedded};
 use sparq_serve::engine::{
     Decoding, Engine, EngineConfig, Event, Finish, Generation, Penalties, Request, TokenLogprobs,
@@ -49,7 +52,13 @@ pub fn config() -> EngineConfig {
         max_queue: 64,
         cache_bytes: 256 << 20,
         prefill_chunk: 64,
+        slots: false,
     }
+}
+
+/// The settings with and without slots.
+pub fn both_ways() -> [EngineConfig; 2] {
+    [false, true].map(|slots| EngineConfig { slots, ..config() })
 }
 
 pub struct Running {
@@ -65,6 +74,24 @@ pub fn start_with(model: Box<dyn CausalLm>, config: EngineConfig) -> Running {
     let metrics = Arc::new(Metrics::new("embedded"));
     let engine = Engine::start(model, tokenizer(), config, Arc::clone(&metrics)).unwrap();
     Running { engine, metrics }
+}
+
+/// Generates with a session, which serves one request at a time.
+pub fn alone(model: &Decoder, prompt: &str, tokens: usize, method: Method) -> String {
+    let cache = model.new_cache(1, 64, FloatDType::F32, &method).unwrap();
+    let mut session = Session::new(cache, tokenizer());
+    let options = GenerateOptions {
+        method,
+        max_new_tokens: tokens,
+        prefill_chunk: config().prefill_chunk,
+        ..GenerateOptions::default()
+    };
+    let prompt: Vec<u32> = prompt.bytes().map(u32::from).collect();
+    let on_event = &mut |_: GenerateEvent<'_>| ControlFlow::Continue(());
+    session
+        .generate(model, &prompt, &options, on_event)
+        .unwrap()
+        .text
 }
 
 /// A greedy request. The embedded model's tokens are bytes.

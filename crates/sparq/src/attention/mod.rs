@@ -312,6 +312,7 @@ impl SparqAttention {
         self.check(&x, [cache.batch(), 0])?;
         self.check_window(cache)?;
         cache.check_whole("a prefill")?;
+        cache.check_no_idle("a prefill")?;
         let before = cache.spans().clone();
         let [q, k, v] = self.heads(x, norm);
         // A cache is outside autodiff, queries need not be. The table has the angles of each

@@ -26,12 +26,13 @@ impl KvCache {
         Ok(())
     }
 
-    /// Appends keys (after RoPE) and values, [B, H_kv, T, d] each, to every sequence.
+    /// Appends keys (after RoPE) and values, [B, H_kv, T, d] each, to every sequence that is not
+    /// [idle](Self::set_idle).
     ///
     /// # Errors
     /// [`SparqError::Shape`] if they do not fit the cache.
     pub fn append(&mut self, k: Tensor<4>, v: Tensor<4>) -> Result<(), SparqError> {
-        let counts = vec![k.dims()[2]; self.batch()];
+        let counts = self.spans.each(k.dims()[2]);
         self.append_ragged(k, v, &counts)
     }
 
@@ -56,7 +57,8 @@ impl KvCache {
         if most == 0 {
             return Ok(());
         }
-        if self.capturing && (len != 1 || counts.contains(&0)) {
+        let one_each = len == 1 && *counts == self.spans.each(1);
+        if self.capturing && !one_each {
             return Err(SparqError::NotCapturable {
                 what: "an append of anything but one position to every sequence",
             });
@@ -67,12 +69,12 @@ impl KvCache {
             ops::append(tensors, k.inner(), v.inner(), spans, counts, encode)
         });
         self.spans = self.spans.grown(counts);
-        self.slide(len == 1 && !counts.contains(&0));
+        self.slide(one_each);
         Ok(())
     }
 
-    /// Prepares attention: rotates and appends T tokens to every sequence, and returns the rotated
-    /// queries.
+    /// Prepares attention: rotates and appends T tokens to every sequence that is not
+    /// [idle](Self::set_idle), and returns the rotated queries.
     ///
     /// Rotates q [B, H, T, d] and k [B, H_kv, T, d] to the positions after the cached ones, and
     /// appends k and v [B, H_kv, T, d]. Without `rotary` nothing is rotated. The returned queries
@@ -102,7 +104,7 @@ impl KvCache {
         if len > 1 && self.config.window.is_some() && self.config.sketch.is_some() {
             self.check_not_capturing("several tokens that push values out of a sliding window")?;
         }
-        let counts = vec![len; self.batch()];
+        let counts = self.spans.each(len);
         self.make_room(&counts)?;
         let table = rotary.map(|rotary| rotary.table(self.capacity()));
         let encode = self.encodes();
@@ -165,7 +167,8 @@ impl KvCache {
         self.states.truncate(len);
     }
 
-    /// Forgets every position and the padding. The buffers stay allocated.
+    /// Forgets every position and the padding. No sequence is idle then. The buffers stay
+    /// allocated.
     pub fn clear(&mut self) {
         self.truncate(0);
         self.spans = Spans::empty(self.batch());
@@ -174,7 +177,7 @@ impl KvCache {
     }
 
     /// Copies the host's spans to the device after a change other than an append.
-    fn renew_spans(&mut self) {
+    pub(super) fn renew_spans(&mut self) {
         self.update(|mut tensors, spans| {
             let new = spans.to_tensor(&tensors.spans.device());
             tensors.spans = overwrite(tensors.spans, new);

@@ -1,5 +1,7 @@
 //! The buffers of a KV cache as plain tensors.
 
+use std::ops::Range;
+
 use burn::tensor::kind::{Basic, Numeric};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor};
 
@@ -51,6 +53,39 @@ pub enum SketchTensors {
 }
 
 impl SketchTensors {
+    /// Writes the columns of the first `len` positions of the sequences `from` of another sketch of
+    /// the same kind, and their ranges, to the sequences from `to` on.
+    fn copy(self, to: usize, other: &Self, from: &Range<usize>, len: usize) -> Self {
+        match (self, other) {
+            (SketchTensors::Full(all), SketchTensors::Full(kt)) => {
+                SketchTensors::Full(copy(all, to, kt, from, (3, len)))
+            }
+            (
+                SketchTensors::Codes {
+                    bits,
+                    codes,
+                    zero_point,
+                    scale,
+                },
+                SketchTensors::Codes {
+                    codes: words,
+                    zero_point: zero_points,
+                    scale: scales,
+                    ..
+                },
+            ) => {
+                let (count, d) = (len.div_ceil(codes_per_word(bits)), scales.dims()[2]);
+                SketchTensors::Codes {
+                    bits,
+                    codes: copy(codes, to, words, from, (3, count)),
+                    zero_point: copy(zero_point, to, zero_points, from, (2, d)),
+                    scale: copy(scale, to, scales, from, (2, d)),
+                }
+            }
+            (none, _) => none,
+        }
+    }
+
     /// Buffers of zeros, for `[batch, kv_heads, capacity, head_dim]`.
     pub(crate) fn zeros(
         [batch, kv_heads, capacity, d]: [usize; 4],
@@ -105,6 +140,20 @@ impl CacheTensors {
             spans: Spans::empty(batch).to_tensor(device),
             sketch: SketchTensors::zeros(shape, dtype, sketch, device),
             softcap: None,
+        }
+    }
+
+    /// Writes the first `len` positions of the sequences `from` of another cache of the same kind
+    /// to the sequences from `to` on, in place if the buffers are not shared. The spans stay as
+    /// they are.
+    pub(super) fn copy(self, to: usize, other: &Self, from: &Range<usize>, len: usize) -> Self {
+        let d = other.v_sum.dims()[2];
+        Self {
+            k: self.k.copy(to, &other.k, from, len),
+            v: self.v.copy(to, &other.v, from, len),
+            v_sum: copy(self.v_sum, to, &other.v_sum, from, (2, d)),
+            sketch: self.sketch.copy(to, &other.sketch, from, len),
+            ..self
         }
     }
 
@@ -190,6 +239,27 @@ pub(super) fn zeros<const D: usize, K: Numeric>(
     device
         .memory_persistent_allocations(len, |len| Tensor::<1, K>::zeros([len], (device, dtype)))
         .reshape(shape)
+}
+
+/// Copies the first `len` elements along a dimension, `(dim, len)`, of the sequences `from` to
+/// those from `to` on, in place if the buffer is not shared.
+pub(super) fn copy<const D: usize, K: Basic>(
+    all: Tensor<D, K>,
+    to: usize,
+    other: &Tensor<D, K>,
+    from: &Range<usize>,
+    (dim, len): (usize, usize),
+) -> Tensor<D, K> {
+    if len == 0 {
+        return all;
+    }
+    let place = |first: usize| {
+        let mut place = other.dims().map(|size| 0..size);
+        place[0] = first..first + from.len();
+        place[dim] = 0..len;
+        place
+    };
+    all.slice_assign(place(to), other.clone().slice(place(from.start)))
 }
 
 /// Returns the same contents in a new buffer.

@@ -26,8 +26,9 @@ struct Moves {
 
 impl Moves {
     fn new(mark: &Spans, spans: Spans, device: &Device) -> Self {
-        let rows = mark.start.iter().chain(&mark.end).chain(&spans.end);
-        let rows: Vec<u32> = rows.map(|&position| position as u32).collect();
+        let starts = mark.start.iter().copied();
+        let rows = starts.chain(mark.device_ends()).chain(spans.device_ends());
+        let rows: Vec<u32> = rows.map(|position| position as u32).collect();
         let tensor = Tensor::<1, Int>::from_data(rows.as_slice(), (device, DType::U32));
         Self {
             tensor: tensor.reshape([3, mark.batch()]),
@@ -236,8 +237,8 @@ impl KvCache {
         self.states.truncate(len);
     }
 
-    /// Returns whether every sequence has grown by as many positions since a mark, as far as the
-    /// host knows.
+    /// Returns whether every sequence has grown by as many positions since a mark, apart from idle
+    /// ones, as far as the host knows.
     pub(crate) fn is_past(&self, mark: &CacheMark, positions: usize) -> bool {
         self.spans == mark.spans.grown(&vec![positions; self.batch()])
     }

@@ -52,6 +52,22 @@ impl KvCache {
         Err(SparqError::value(what, expected, values.len()))
     }
 
+    /// Checks that no sequence is idle.
+    pub(crate) fn check_no_idle(&self, operation: &str) -> Result<(), SparqError> {
+        let idle = (0..self.batch()).find(|&sequence| self.spans().is_idle(sequence));
+        match idle {
+            None => Ok(()),
+            Some(sequence) => {
+                let expected = format!("no idle sequence, for {operation}");
+                Err(SparqError::value(
+                    "cache",
+                    expected,
+                    format!("sequence {sequence} idle"),
+                ))
+            }
+        }
+    }
+
     /// Checks that the current token has been appended.
     pub(crate) fn check_not_empty(&self) -> Result<(), SparqError> {
         let expected = "at least the current token's position";

@@ -9,6 +9,7 @@ mod memory;
 mod ranges;
 mod reuse;
 pub(crate) mod rows;
+mod sequences;
 mod spans;
 
 pub use buffers::{CacheTensors, SketchTensors};
@@ -34,7 +35,9 @@ use crate::{Method, SparqError};
 ///
 /// The buffers are allocated ahead and written in place. An append copies only the new positions,
 /// unless a clone of the cache, which shares its buffers, still exists. Sequences may differ in
-/// length, by left padding ([`KvCache::set_left_padding`]) or by [`KvCache::append_ragged`].
+/// length, by left padding ([`KvCache::set_left_padding`]) or by [`KvCache::append_ragged`]. They
+/// may join and leave: a sequence that has left is idle ([`KvCache::set_idle`]), and another takes
+/// its place ([`KvCache::write_sequence`]).
 ///
 /// # Ranges
 /// A sketch in codes sets its ranges at its first use after the prefill, however many appends that

@@ -22,7 +22,9 @@ impl KvCache {
         for sequence in 0..self.batch() {
             // A sequence without positions has no range; it stays due.
             if self.range_is_due(sequence, 0) && self.spans.count(sequence) > 0 {
-                self.buffers = BufferId::new();
+                if !ops::sets_ranges_in_place(self.tensors()) {
+                    self.buffers = BufferId::new();
+                }
                 self.update(|tensors, _| ops::range_sketch(tensors, &attended, sequence));
                 self.ranged_at[sequence] = self.spans.count(sequence);
                 slid |= attended.start[sequence] > self.spans.start[sequence];
@@ -35,7 +37,8 @@ impl KvCache {
 
     /// Returns whether ranges are due after `more` appends to every sequence.
     pub(crate) fn refresh_is_due(&self, more: usize) -> bool {
-        self.refreshes() && (0..self.batch()).any(|sequence| self.range_is_due(sequence, more))
+        let due = |sequence| !self.spans.is_idle(sequence) && self.range_is_due(sequence, more);
+        self.refreshes() && (0..self.batch()).any(due)
     }
 
     /// Returns whether the cache has ranges, or a sum of a window, that need updates over time.
@@ -70,7 +73,7 @@ impl KvCache {
     /// Returns whether an append writes codes.
     ///
     /// Until some sequence has ranges, the first use of the sketch sets them and writes every code.
-    pub(super) fn encodes(&self) -> bool {
+    pub(crate) fn encodes(&self) -> bool {
         self.ranged_at.iter().any(|&at| at > 0)
     }
 

@@ -23,7 +23,7 @@ use burn::tensor::kind::Basic;
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::buffers::{extend, zeros};
+use super::buffers::{copy, extend, zeros};
 use crate::ops::reference::take_rows;
 use crate::{SparqError, sketch};
 
@@ -241,6 +241,27 @@ impl RowTensors {
                 };
                 (written, stored)
             }
+        }
+    }
+
+    /// Writes the first `len` rows of the sequences `from` of other rows in the same format to the
+    /// sequences from `to` on, in place if the buffers are not shared.
+    pub(crate) fn copy(self, to: usize, other: &Self, from: &Range<usize>, len: usize) -> Self {
+        match (self, other) {
+            (RowTensors::Float(all), RowTensors::Float(rows)) => {
+                RowTensors::Float(copy(all, to, rows, from, (2, len)))
+            }
+            (
+                RowTensors::Int8 { codes, scale },
+                RowTensors::Int8 {
+                    codes: of_rows,
+                    scale: scales,
+                },
+            ) => RowTensors::Int8 {
+                codes: copy(codes, to, of_rows, from, (2, len)),
+                scale: copy(scale, to, scales, from, (2, len)),
+            },
+            _ => unreachable!("callers compare the formats"),
         }
     }
 

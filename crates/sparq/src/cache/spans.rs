@@ -9,6 +9,10 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor};
 ///
 /// `start` is the left padding, `end` the length with the padding. All ends are equal in a batch
 /// with left padding, all starts in a batch with a length per sequence.
+///
+/// An idle sequence has the start [`Spans::IDLE`] and the end 0. It holds no positions, and appends
+/// to every sequence pass over it. On the device its end is [`Spans::IDLE`] too, where no cache has
+/// room for another position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spans {
     /// First valid position of each sequence.
@@ -18,6 +22,9 @@ pub struct Spans {
 }
 
 impl Spans {
+    /// The start of an idle sequence, beyond every position.
+    pub const IDLE: usize = 1 << 30;
+
     /// `batch` empty sequences without padding.
     pub fn empty(batch: usize) -> Self {
         Self::full(batch, 0)
@@ -46,6 +53,17 @@ impl Spans {
         self.end[sequence].saturating_sub(self.start[sequence])
     }
 
+    /// Returns whether a sequence is idle.
+    pub fn is_idle(&self, sequence: usize) -> bool {
+        self.start[sequence] == Self::IDLE
+    }
+
+    /// Returns `len` for each sequence, 0 for those that are idle.
+    pub fn each(&self, len: usize) -> Vec<usize> {
+        let count = |sequence| if self.is_idle(sequence) { 0 } else { len };
+        (0..self.batch()).map(count).collect()
+    }
+
     /// The end of all sequences, if it is the same.
     pub fn common_end(&self) -> Option<usize> {
         let first = *self.end.first()?;
@@ -57,13 +75,22 @@ impl Spans {
         self.common_end().is_some() && self.start.iter().all(|&start| start == 0)
     }
 
-    /// Returns the spans with `counts[b]` more positions in sequence b.
+    /// Returns the spans with `counts[b]` more positions in sequence b, unless it is idle.
     pub fn grown(&self, counts: &[usize]) -> Self {
-        let pairs = std::iter::zip(&self.end, counts);
+        let grown = |(sequence, count): (usize, &usize)| match self.is_idle(sequence) {
+            true => self.end[sequence],
+            false => self.end[sequence] + count,
+        };
         Self {
             start: self.start.clone(),
-            end: pairs.map(|(end, count)| end + count).collect(),
+            end: counts.iter().enumerate().map(grown).collect(),
         }
+    }
+
+    /// Returns the ends as the device has them.
+    pub(crate) fn device_ends(&self) -> impl Iterator<Item = usize> {
+        let pairs = std::iter::zip(&self.start, &self.end);
+        pairs.map(|(&start, &end)| if start == Self::IDLE { start } else { end })
     }
 
     /// Returns the spans without the last `len` positions of each sequence.
@@ -85,9 +112,11 @@ impl Spans {
     /// Returns the spans in the form of [`CacheTensors::spans`](crate::ops::CacheTensors), [3, B]
     /// in u32.
     pub(crate) fn to_tensor(&self, device: &Device) -> Tensor<2, Int> {
-        let counters = std::iter::repeat_n(&0, self.batch());
-        let rows = self.start.iter().chain(&self.end).chain(counters);
-        let rows: Vec<u32> = rows.map(|&position| position as u32).collect();
+        let counters = std::iter::repeat_n(0, self.batch());
+        let rows = self.start.iter().copied().chain(self.device_ends());
+        let rows: Vec<u32> = (rows.chain(counters))
+            .map(|position| position as u32)
+            .collect();
         Tensor::<1, Int>::from_data(rows.as_slice(), (device, DType::U32))
             .reshape([3, self.batch()])
     }

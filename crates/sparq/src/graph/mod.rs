@@ -38,8 +38,12 @@ static CAPTURING: Mutex<()> = Mutex::new(());
 /// turns. All graphs are dropped where they cannot be replayed. The step then runs uncaptured, and
 /// a later step is captured again. The caller sees no difference. This happens if
 ///
-/// - a cache has to grow, or the ranges of its sketch are due,
+/// - a cache has to grow,
 /// - a buffer of a cache is shared.
+///
+/// A step that sets the ranges of a sketch runs uncaptured too. It writes them in place, and the
+/// next step is a replay. Sequences may join and leave the batch in between
+/// ([`KvCache::write_sequence`], [`KvCache::set_idle`]).
 ///
 /// A change between dense and sparse reads of a method captures its steps again.
 ///
@@ -125,8 +129,8 @@ struct Plan {
     kind: Kind,
     /// The buffers of every cache.
     buffers: Vec<BufferId>,
-    /// Whether each cache is read sparsely.
-    sparse: Vec<bool>,
+    /// Whether each cache is read sparsely, and whether an append writes codes.
+    reads: Vec<(bool, bool)>,
 }
 
 /// One cache as a state.
@@ -299,19 +303,22 @@ where
         let mut plan = Plan {
             kind,
             buffers: Vec::with_capacity(caches.len()),
-            sparse: Vec::with_capacity(caches.len()),
+            reads: Vec::with_capacity(caches.len()),
         };
+        let mut refreshes = false;
         for cache in caches {
             let sparse = method.is_sparse(cache.config(), cache.len() + positions);
             let grows = cache.len() + positions > cache.capacity();
-            if grows || sparse && cache.refresh_is_due(positions) {
+            if grows {
                 self.captured.clear();
                 return None;
             }
+            refreshes |= sparse && cache.refresh_is_due(positions);
             plan.buffers.push(cache.buffer_id());
-            plan.sparse.push(sparse);
+            plan.reads.push((sparse, cache.encodes()));
         }
-        Some(plan)
+        // The ranges are set in place. Other graphs of the same buffers stay valid.
+        (!refreshes).then_some(plan)
     }
 
     /// Returns whether the caches alone own their buffers. An append would copy shared ones.

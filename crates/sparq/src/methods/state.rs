@@ -67,6 +67,10 @@ impl MethodStates {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Drops the states that observe attention.
     pub fn stop_observing(&mut self) {
         self.0.retain(|state| !state.observes_attention());

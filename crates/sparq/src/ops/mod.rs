@@ -331,6 +331,17 @@ pub(crate) fn may_have_graphs<const D: usize>(tensor: &Tensor<D>) -> bool {
     }
 }
 
+/// Returns whether [`range_sketch`] writes to the buffers that it is given, if nothing shares them.
+pub(crate) fn sets_ranges_in_place(cache: &CacheTensors) -> bool {
+    #[cfg(feature = "cube")]
+    return crate::backends::cube::sets_ranges_in_place(cache);
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = cache;
+        false
+    }
+}
+
 /// Returns whether this thread can capture a step that reads the tensor, as far as the tensor
 /// matters.
 ///

@@ -40,5 +40,7 @@ mod properties;
 mod reuse;
 // K rows and V rows in codes of 8 bits: the same steps as on the rounded rows in floats.
 mod rows;
+// Sequences that join and leave a cache of several.
+mod sequences;
 // Sliding windows: a windowed cache behaves like a cache of the window's positions alone.
 mod window;

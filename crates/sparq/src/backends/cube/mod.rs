@@ -368,6 +368,12 @@ pub(crate) fn can_be_captured(tensor: &CubeTensor) -> bool {
     !waits || tensor.handle.stream == StreamId::current()
 }
 
+/// See [`sets_ranges_in_place`](crate::ops::sets_ranges_in_place).
+pub(crate) fn sets_ranges_in_place(cache: &CacheTensors) -> bool {
+    let v_sum = cache.v_sum.clone().try_into_primitive::<CubeBackend>();
+    v_sum.is_ok_and(|v_sum| covers(&lower(cache.clone()), &v_sum))
+}
+
 /// Returns whether the kernels cover a decode step over these keys, dense or with the settings of
 /// SparQ. They read lengths from the device, so that a launch serves every length.
 pub(crate) fn takes_lengths_from_device(

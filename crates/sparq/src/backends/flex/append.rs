@@ -195,10 +195,11 @@ pub(super) fn set_spans(tensor: &mut IntTensor<Flex>, spans: &Spans) -> bool {
     }
     let (starts, rest) = tensor.storage_mut::<u32>().split_at_mut(batch);
     let (ends, counters) = rest.split_at_mut(batch);
-    for (to, from) in [(starts, &spans.start), (ends, &spans.end)] {
-        for (to, &from) in to.iter_mut().zip(from) {
-            *to = from as u32;
-        }
+    for (to, &from) in starts.iter_mut().zip(&spans.start) {
+        *to = from as u32;
+    }
+    for (to, from) in ends.iter_mut().zip(spans.device_ends()) {
+        *to = from as u32;
     }
     counters[..batch].fill(0);
     true

@@ -185,7 +185,7 @@ impl SparqBackend for Flex {
                 (rotate(q), rotate(k))
             }
         };
-        let counts = vec![k.layout().shape()[2]; spans.batch()];
+        let counts = spans.each(k.layout().shape()[2]);
         let cache = Self::append(cache, k, v, spans, counts, encode);
         PreparedBuffers { q, cache }
     }

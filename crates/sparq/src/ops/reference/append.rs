@@ -68,8 +68,7 @@ pub fn prepare(
         }
         None => (q, k),
     };
-    let counts = vec![len; spans.batch()];
-    (q, append(cache, k, v, spans, &counts, encode))
+    (q, append(cache, k, v, spans, &spans.each(len), encode))
 }
 
 /// [`append`] to the sequences `batch`, which all have the same end and get all T positions.
@@ -208,7 +207,9 @@ pub fn slide_sum(
     let behind = window as u32 + 1;
     let [start, end] = [0, 1].map(|part| spans.clone().slice_dim(0, part..part + 1));
     let stays = end.clone().lower(start.add_scalar(behind));
-    let leaving = (end.clamp_min(behind) - behind).cast(IntDType::I32);
+    // Also in the cache for an idle sequence, whose end lies beyond it.
+    let most = behind.max(v.dims()[2] as u32);
+    let leaving = (end.clamp(behind, most) - behind).cast(IntDType::I32);
     let shape = [batch, kv_heads, 1, d];
     let index = leaving.reshape([batch, 1, 1]).expand([batch, kv_heads, 1]);
     let gone = v

@@ -235,9 +235,8 @@ impl ModelCache {
     pub fn select(&self, order: &[Option<usize>], capacity: usize) -> Result<Self, SparqError> {
         let layers = self.layers.iter();
         let layers = layers.map(|layer| layer.select(order, capacity));
-        Ok(Self {
-            layers: layers.collect::<Result<_, _>>()?,
-        })
+        let layers = layers.collect::<Result<_, _>>()?;
+        Ok(Self::new(layers).with_sharing(self.sharing.clone()))
     }
 
     /// As [`ModelCache::select`], in place of this cache: memory holds at most one layer twice.

@@ -409,7 +409,7 @@ impl Slots {
         let sequences: Vec<Sequence> = batch.sequences.into_iter().flatten().collect();
         let copied = guarded(|| {
             let mut copies: Vec<ModelCache> = (slots.iter())
-                .map(|_| ModelCache { layers: Vec::new() })
+                .map(|_| ModelCache::new(Vec::new()))
                 .collect();
             // Layer by layer: memory holds at most one of them twice.
             for layer in cache.layers {

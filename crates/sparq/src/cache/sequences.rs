@@ -132,6 +132,9 @@ impl KvCache {
             buffers: BufferId::new(),
             keeps_query: false,
             query: None,
+            keeps_selection: self.keeps_selection,
+            selection: None,
+            reused: None,
             states: MethodStates::default(),
         })
     }

@@ -28,8 +28,8 @@ pub struct LayerSharing {
     /// The number of decode steps that it averages over.
     pub steps: usize,
     /// Row b has an entry for each layer a up to b: the probability that layer b keeps at the
-    /// positions of a, as the geometric mean over steps and query heads. `None` if the sliding windows
-    /// differ.
+    /// positions of a, as the geometric mean over steps and query heads. `None` if the sliding
+    /// windows differ.
     ///
     /// The negative logarithm of a kept probability is the Kullback-Leibler divergence of
     /// attention over the positions from dense attention.

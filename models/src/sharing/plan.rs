@@ -193,7 +193,8 @@ mod tests {
         }
     }
 
-    /// Returns the sum of the logarithms that segments keep which begin at the anchors, in each group of layers.
+    /// Returns the sum of the logarithms of what layers keep in segments that begin at the anchors,
+    /// in each group of layers.
     fn kept_by_segments(
         sharing: &LayerSharing,
         anchors: &[usize],

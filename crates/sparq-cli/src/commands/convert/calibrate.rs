@@ -70,7 +70,7 @@ pub struct Measured {
 #[derive(Serialize)]
 struct AnchorRow {
     anchors: usize,
-    /// The share kept by the positions of the anchors, averaged over layers and heads.
+    /// The share kept by the positions of the anchors, as the geometric mean over layers and heads.
     kept: f64,
     /// For each layer the layer whose positions it takes.
     anchor_of: Vec<usize>,
@@ -104,7 +104,8 @@ impl CalibrateArgs {
         let Some(path) = &self.calibrate else {
             return Ok(None);
         };
-        let limit = context.unwrap_or(CONTEXT).min(model.context);
+        let most = model.context.saturating_sub(PASSAGES * PASSAGE);
+        let limit = context.unwrap_or(CONTEXT).min(most);
         let tokens = source.text_tokens("--calibrate", path, limit)?;
         if tokens.len() < MIN_TOKENS {
             bail!(

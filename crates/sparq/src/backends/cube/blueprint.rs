@@ -327,7 +327,7 @@ impl PositionsStep {
         let cubes = batch_heads * attend.passes();
         let round = attend.groups() * attend.rows_at_once;
         let splits = (device.processors / cubes.max(1)).min(k.div_ceil(ROUNDS_OF_SPLIT * round));
-        let splits = splits.max(1);
+        let splits = splits.clamp(1, MOST_SPLITS);
         let attend = AttendPositionsBlueprint {
             split: SplitBlueprint {
                 attend,

@@ -316,18 +316,18 @@ impl PositionsStep {
         let batch_heads = sizes.batch_heads();
         let cubes = (device.processors / batch_heads.max(1)).clamp(1, sizes.group);
         let heads = sizes.group.div_ceil(cubes);
-        let wanted = |positions| Attention {
+        let wanted = Attention {
             units: device.select_units(batch_heads),
             codes: SELECT_CODES,
             heads,
             vectors_at_once: if heads <= 2 { 8 } else { 4 },
-            positions,
+            positions: k,
         };
-        let attend = device.attend(sizes, dtype, &wanted(k));
+        let attend = device.attend(sizes, dtype, &wanted);
         let cubes = batch_heads * attend.passes();
         let round = attend.groups() * attend.rows_at_once;
-        let splits = (device.processors / cubes.max(1)).min(k.div_ceil(ROUNDS_OF_SPLIT * round));
-        let splits = splits.max(1);
+        let most = (device.processors / cubes.max(1)).clamp(1, MOST_SPLITS);
+        let splits = k.div_ceil(ROUNDS_OF_SPLIT * round).clamp(1, most);
         let attend = AttendPositionsBlueprint {
             split: SplitBlueprint {
                 attend,

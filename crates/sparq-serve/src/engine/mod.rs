@@ -19,6 +19,7 @@ mod decoding;
 mod device;
 mod extent;
 mod logprobs;
+mod memory;
 mod penalties;
 mod prefix;
 mod request;

@@ -197,7 +197,7 @@ fn idle_sequence_takes_no_position() {
 #[test]
 fn sequences_that_do_not_fit_are_refused() {
     let device = &devices()[0];
-    let config = cache_config([2, 2, 16], None);
+    let config = cache_config([2, 2, 16], Some(Sketch::Bits4));
     let mut cache = new_cache(&config, device);
     let value = |found: Result<_, SparqError>, what: &str| {
         let error = found.map(|_: ()| ()).unwrap_err().to_string();
@@ -211,11 +211,15 @@ fn sequences_that_do_not_fit_are_refused() {
         config,
         KvCacheConfig { kv_heads: 3, ..one },
         one.with_sketch(Some(Sketch::Full)),
+        one.with_sketch(None),
         one.with_window(Some(8)),
     ] {
         let other = new_cache(&other, device);
         value(cache.write_sequence(0, &other), "a batch of 1");
     }
+    // A sketch that the batch does not hold is left out.
+    let mut without = new_cache(&config.with_sketch(None), device);
+    without.write_sequence(1, &new_cache(&one, device)).unwrap();
     // Received attention is that of all sequences.
     let mut recording = new_cache(&one, device);
     recording.record_attention().unwrap();

@@ -14,6 +14,7 @@
 //! The answer to a request does not depend on the method of an earlier one.
 
 mod decoding;
+mod grammar;
 mod logprobs;
 mod penalties;
 mod prefix;
@@ -23,6 +24,7 @@ mod traffic;
 mod worker;
 
 pub use decoding::Decoding;
+pub use grammar::{Grammar, Grammars};
 pub use logprobs::TokenLogprobs;
 pub use penalties::Penalties;
 pub use request::{EngineError, Event, Finish, Generation, Request};
@@ -79,6 +81,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// The bytes of a cache for each way to decode of the configuration.
     sizes: Vec<CacheSize>,
+    grammars: Grammars,
     /// The time of a request of late.
     pub(crate) request_time: MeanTime,
     /// The requests that were sent and are not admitted yet.
@@ -169,12 +172,14 @@ impl Engine {
         if let Some(size) = sizes.first() {
             metrics.set_blocks(BLOCK, config.cache_bytes / size.per_block.max(1));
         }
+        let grammars = Grammars::new(tokenizer.clone(), model.vocab_size());
         let shared = Arc::new(Shared {
             model,
             tokenizer,
             config,
             metrics,
             sizes,
+            grammars,
             request_time: MeanTime::default(),
             queued: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
@@ -201,6 +206,11 @@ impl Engine {
     /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &TextTokenizer {
         &self.shared.tokenizer
+    }
+
+    /// Returns the compiler of JSON schemas for [`Request::grammar`].
+    pub fn grammars(&self) -> &Grammars {
+        &self.shared.grammars
     }
 
     /// Returns whether the engine takes requests.

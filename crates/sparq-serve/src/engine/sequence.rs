@@ -10,7 +10,7 @@ use sparq_models::text::{
 
 use super::penalties::PenaltyState;
 use super::request::{EngineError, Event, Finish, Reply, Submitted};
-use super::{Decoding, Shared, TokenLogprobs, Traffic};
+use super::{Decoding, Grammar, Shared, TokenLogprobs, Traffic};
 
 /// One answer to a prompt.
 pub(super) struct Sequence {
@@ -24,6 +24,7 @@ pub(super) struct Sequence {
     answer: usize,
     sampler: Sampler,
     penalties: PenaltyState,
+    grammar: Option<Grammar>,
     text: GeneratedText,
     eos: Vec<u32>,
     logprobs: Option<usize>,
@@ -59,6 +60,7 @@ impl Sequence {
             answer: submitted.answer,
             sampler: Sampler::new(sampling).map_err(EngineError::request)?,
             penalties: PenaltyState::new(request.penalties.clone()),
+            grammar: request.grammar.clone(),
             text: text.map_err(EngineError::request)?,
             eos: match request.ignore_eos {
                 true => Vec::new(),
@@ -93,13 +95,16 @@ impl Sequence {
         self.traffic.add(&self.cache, &method);
     }
 
-    /// Returns the settings of drafts. Penalties and log-probabilities need the logits of every
-    /// step, so such answers have none.
+    /// Returns whether a step of this answer needs all of its logits, and not only the token that
+    /// the sampler takes: penalties and grammars change them, log-probabilities report them.
+    pub(super) fn needs_logits(&self) -> bool {
+        self.logprobs.is_some() || self.grammar.is_some() || !self.penalties.is_none()
+    }
+
+    /// Returns the settings of drafts. Answers that need the logits of every step have none.
     pub(super) fn drafts(&self) -> Option<SpeculativeConfig> {
         match self.decoding {
-            Decoding::Lossless(config) => {
-                (self.logprobs.is_none() && self.penalties.is_none()).then_some(config)
-            }
+            Decoding::Lossless(config) => (!self.needs_logits()).then_some(config),
             Decoding::Steps(_) => None,
         }
     }
@@ -152,14 +157,17 @@ impl Sequence {
         Ok(None)
     }
 
-    /// Samples the next token from logits [vocab], to which penalties are applied in place. Returns
-    /// whether it ends the answer.
+    /// Samples the next token from logits [vocab], to which penalties and the grammar are applied
+    /// in place. Returns whether it ends the answer.
     pub(super) fn accept(&mut self, logits: &mut [f32]) -> Result<Option<Finish>, EngineError> {
         if self.answer == 0 {
             return Ok(Some(Finish::Length));
         }
         let before = self.logprobs.map(|_| logits.to_vec());
         self.penalties.apply(logits);
+        if let Some(grammar) = &mut self.grammar {
+            grammar.mask(logits)?;
+        }
         let token = self.sampler.sample(logits, &self.tokens);
         let token = token.map_err(EngineError::model)?;
         self.push(token, before.as_deref())
@@ -176,8 +184,12 @@ impl Sequence {
         if let Some((count, logits)) = self.logprobs.zip(logits) {
             self.unsent.push(TokenLogprobs::new(logits, token, count));
         }
+        let is_complete = match &mut self.grammar {
+            Some(grammar) => grammar.push(token)?,
+            None => false,
+        };
         let released = self.text.push(token).map_err(EngineError::model)?;
-        if self.release(released) {
+        if self.release(released) || is_complete {
             return Ok(Some(Finish::Stop));
         }
         let is_last = self.generated() >= self.answer;

@@ -5,6 +5,7 @@
 //! | `batching` | answers under load equal those of a session; queue, cancellation, failures |
 //! | `prefix` | prompts that begin as an earlier one |
 //! | `http` | routes, streams, errors, keys, limits, shutdown |
+//! | `schema` | answers that follow a JSON schema |
 //! | `load` | many clients, some of which hang up |
 //! | `support` | an engine and a server on the embedded model, and a client |
 
@@ -12,4 +13,5 @@ mod batching;
 mod http;
 mod load;
 mod prefix;
+mod schema;
 mod support;

@@ -1,17 +1,34 @@
-//! The body of a request to the server: parsed as one of each route.
+//! The body of a request to the server: parsed as one of each route. The schema of an answer is
+//! compiled for the tokens of the embedded model.
 
-use sparq_serve::api::{ApiError, ChatRequest, CompletionRequest, TokenizeRequest};
+use std::sync::LazyLock;
+
+use sparq_models::embedded;
+use sparq_serve::api::{ApiError, ChatRequest, CompletionRequest, Params, TokenizeRequest};
+use sparq_serve::engine::Grammars;
 
 /// More bytes than any message has: it quotes a part of the body only.
 const LONGEST_MESSAGE: usize = 2000;
 
 pub(super) fn run(data: &[u8]) -> bool {
     let parsed = [
-        CompletionRequest::parse(data).map(drop),
-        ChatRequest::parse(data).map(drop),
+        CompletionRequest::parse(data).and_then(|request| compile(&request.params)),
+        ChatRequest::parse(data).and_then(|request| compile(&request.params)),
         TokenizeRequest::parse(data).map(drop),
     ];
     parsed.map(accepted).contains(&true)
+}
+
+fn compile(params: &Params) -> Result<(), ApiError> {
+    static GRAMMARS: LazyLock<Grammars> = LazyLock::new(|| {
+        let tokenizer = embedded::tokenizer().expect("the embedded tokenizer is valid");
+        let vocab = tokenizer.vocab_size();
+        Grammars::new(tokenizer, vocab)
+    });
+    match &params.schema {
+        Some(schema) => Ok(GRAMMARS.compile(schema).map(drop)?),
+        None => Ok(()),
+    }
 }
 
 /// Returns whether there is no error.

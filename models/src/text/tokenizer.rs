@@ -65,6 +65,14 @@ pub enum TokenizerError {
         /// The message of the tokenizer.
         reason: String,
     },
+    /// The tokenizer cannot be written.
+    #[error("{origin}: cannot be written as a tokenizer.json: {reason}")]
+    Write {
+        /// The source of the tokenizer.
+        origin: String,
+        /// The message of the tokenizer.
+        reason: String,
+    },
     /// A file that names the end-of-sequence tokens is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -227,6 +235,18 @@ impl TextTokenizer {
         catch_panic(decode).map_err(|reason| TokenizerError::Decode {
             origin: self.origin.to_string(),
             tokens: ids.len(),
+            reason,
+        })
+    }
+
+    /// Returns the content of a tokenizer.json, with the tokens that other files added.
+    ///
+    /// # Errors
+    /// If a part of the tokenizer cannot be written.
+    pub fn to_json(&self) -> Result<String, TokenizerError> {
+        let write = || self.inner.to_string(false);
+        catch_panic(write).map_err(|reason| TokenizerError::Write {
+            origin: self.origin.to_string(),
             reason,
         })
     }

@@ -55,11 +55,25 @@ fn request() -> Vec<(String, Vec<u8>)> {
         {"role": "assistant", "content": "c", "tool_calls": null}],
         "max_completion_tokens": 5, "logprobs": true, "top_logprobs": 20, "tools": [],
         "response_format": {"type": "text"}});
+    let schema = json!({"type": "object", "required": ["a"], "additionalProperties": false,
+        "properties": {"a": {"$ref": "#/$defs/b"}, "c": {"enum": ["x", 1, null]},
+            "d": {"type": "number", "minimum": -1.5, "multipleOf": 0.5},
+            "e": {"type": "string", "pattern": "^[a-z]{2,5}$"}, "f": {"format": "date"},
+            "g": {"type": "array", "items": {"type": "integer", "maximum": 9}, "maxItems": 2},
+            "h": {"allOf": [{"minLength": 1}, {"maxLength": 3}]}},
+        "patternProperties": {"^x": {"const": true}},
+        "$defs": {"b": {"anyOf": [{"type": ["string", "null"]}, {"$ref": "#"}]}}});
+    let format = json!({"prompt": "a", "response_format": {"type": "json_schema",
+        "json_schema": {"name": "n", "description": "d", "strict": true, "schema": schema}}});
+    let any = json!({"messages": [{"role": "user", "content": "a"}],
+        "response_format": {"type": "json_object"}});
     let tokenize = json!({"prompt": "a b", "add_special_tokens": false}).to_string();
     vec![
         ("text".into(), with(text)),
         ("tokens".into(), with(tokens)),
         ("chat".into(), with(chat)),
+        ("schema".into(), format.to_string().into_bytes()),
+        ("object".into(), with(any)),
         ("tokenize".into(), tokenize.into_bytes()),
     ]
 }

@@ -37,5 +37,5 @@ mod memory;
 mod plan;
 /// `sparq attention` and `sparq report`, and the tables of docs/quality.md.
 mod report;
-/// `sparq serve`: a request, a signal and refusals.
+/// `sparq serve`: requests, a signal, a kill and refusals.
 mod serve;

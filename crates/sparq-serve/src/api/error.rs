@@ -71,6 +71,7 @@ impl From<EngineError> for ApiError {
                 param: Some("n".into()),
                 ..Self::body(message)
             },
+            EngineError::Schema { .. } => Self::param("response_format", message),
             EngineError::Context { .. } => Self::new(400, Some("context_length_exceeded"), message),
             EngineError::Memory { .. } => Self::new(400, Some("cache_memory_exceeded"), message),
             EngineError::QueueFull { retry_seconds, .. } => Self {

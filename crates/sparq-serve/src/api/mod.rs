@@ -3,6 +3,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`fields`] | reads the parameters of a request, and refuses unknown ones |
+//! | [`format`] | the form of an answer, as a JSON schema |
 //! | [`params`] | the parameters that completions and chats share |
 //! | [`request`] | the bodies of requests |
 //! | [`response`] | the bodies of responses, whole and in chunks |
@@ -10,6 +11,7 @@
 
 pub mod error;
 pub mod fields;
+pub mod format;
 pub mod params;
 pub mod request;
 pub mod response;

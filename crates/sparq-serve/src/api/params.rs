@@ -7,6 +7,7 @@ use sparq_models::text::SamplingConfig;
 
 use super::ApiError;
 use super::fields::{Fields, brief, wrong};
+use super::format;
 use crate::engine::Penalties;
 
 /// The most stop strings.
@@ -27,6 +28,8 @@ pub struct Params {
     pub penalties: Penalties,
     /// The stop strings.
     pub stop: Vec<String>,
+    /// The JSON schema of the answers. `None` allows any text.
+    pub schema: Option<Value>,
     /// Whether end-of-sequence tokens do not end an answer.
     pub ignore_eos: bool,
     /// Whether the answer is sent in chunks.
@@ -78,6 +81,7 @@ impl Params {
             sampling,
             penalties,
             stop: stops(fields)?,
+            schema: format::schema(fields)?,
             ignore_eos: fields.flag("ignore_eos")?,
             stream,
             stream_usage: stream_usage(fields, stream)?,

@@ -138,8 +138,6 @@ impl ChatRequest {
         };
         refuse(&mut fields, "tools", &[Value::Array(Vec::new())])?;
         refuse(&mut fields, "tool_choice", &["none".into(), "auto".into()])?;
-        let text = serde_json::json!({ "type": "text" });
-        refuse(&mut fields, "response_format", &[text])?;
         refuse(&mut fields, "modalities", &[serde_json::json!(["text"])])?;
         fields.ignore(&["parallel_tool_calls", "reasoning_effort", "verbosity"]);
         fields.finish()?;
@@ -337,10 +335,6 @@ mod tests {
         let messages = r#""messages": [{"role": "user", "content": "a"}]"#;
         for (parameter, name) in [
             (r#""tools": [{"type": "function"}]"#, "tools"),
-            (
-                r#""response_format": {"type": "json_object"}"#,
-                "response_format",
-            ),
             (r#""top_logprobs": 2"#, "top_logprobs"),
             (
                 r#""stream_options": {"include_usage": true}"#,

@@ -18,6 +18,7 @@
 mod decoding;
 mod device;
 mod extent;
+mod grammar;
 mod logprobs;
 mod memory;
 mod penalties;
@@ -30,6 +31,7 @@ mod traffic;
 mod worker;
 
 pub use decoding::Decoding;
+pub use grammar::{Grammar, Grammars};
 pub use logprobs::TokenLogprobs;
 pub use penalties::Penalties;
 pub use request::{EngineError, Event, Finish, Generation, Request};
@@ -91,6 +93,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// The bytes of a cache for each way to decode of the configuration.
     sizes: Vec<CacheSize>,
+    grammars: Grammars,
     /// The time of a request of late.
     pub(crate) request_time: MeanTime,
     /// The requests that were sent and are not admitted yet.
@@ -182,12 +185,14 @@ impl Engine {
         if let Some(size) = sizes.first() {
             metrics.set_blocks(BLOCK, config.cache_bytes / size.per_block.max(1));
         }
+        let grammars = Grammars::new(tokenizer.clone(), model.vocab_size());
         let shared = Arc::new(Shared {
             model,
             tokenizer,
             config,
             metrics,
             sizes,
+            grammars,
             request_time: MeanTime::default(),
             queued: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
@@ -215,6 +220,11 @@ impl Engine {
     /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &TextTokenizer {
         &self.shared.tokenizer
+    }
+
+    /// Returns the compiler of JSON schemas for [`Request::grammar`].
+    pub fn grammars(&self) -> &Grammars {
+        &self.shared.grammars
     }
 
     /// Returns whether the engine takes requests.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use sparq_models::text::{CancelToken, SamplingConfig};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
-use super::{Decoding, Penalties, TokenLogprobs, Traffic};
+use super::{Decoding, Grammar, Penalties, TokenLogprobs, Traffic};
 
 /// A prompt to continue.
 #[derive(Clone, Debug)]
@@ -29,6 +29,8 @@ pub struct Request {
     pub ignore_eos: bool,
     /// The number of most probable tokens to report with each token. `None` reports nothing.
     pub logprobs: Option<usize>,
+    /// The form of the answers. `None` allows any text.
+    pub grammar: Option<Grammar>,
     /// The way to decode.
     pub decoding: Decoding,
 }
@@ -36,7 +38,7 @@ pub struct Request {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// An end-of-sequence token or a stop string.
+    /// An end-of-sequence token, a stop string, or the end of a document of the given form.
     Stop,
     /// The most tokens.
     Length,
@@ -241,6 +243,12 @@ pub enum EngineError {
     /// A setting is wrong.
     #[error("{reason}")]
     Request {
+        /// The expected and the found value.
+        reason: String,
+    },
+    /// No answers can be made to follow the given form.
+    #[error("{reason}")]
+    Schema {
         /// The expected and the found value.
         reason: String,
     },

@@ -10,7 +10,7 @@ use sparq_models::text::{
 
 use super::penalties::PenaltyState;
 use super::request::{EngineError, Event, Finish, Reply, Submitted};
-use super::{Decoding, Shared, TokenLogprobs, Traffic};
+use super::{Decoding, Grammar, Shared, TokenLogprobs, Traffic};
 use crate::metrics::Metrics;
 
 /// One answer to a prompt.
@@ -24,6 +24,7 @@ pub(super) struct Sequence {
     answer: usize,
     sampler: Sampler,
     penalties: PenaltyState,
+    grammar: Option<Grammar>,
     text: GeneratedText,
     eos: Vec<u32>,
     logprobs: Option<usize>,
@@ -55,6 +56,7 @@ impl Sequence {
             answer: submitted.answer,
             sampler: Sampler::new(sampling).map_err(EngineError::request)?,
             penalties: PenaltyState::new(request.penalties.clone()),
+            grammar: request.grammar.clone(),
             text: text.map_err(EngineError::request)?,
             eos: match request.ignore_eos {
                 true => Vec::new(),
@@ -107,16 +109,19 @@ impl Sequence {
 
     /// Returns whether the next token depends on more than the most probable one.
     pub(super) fn needs_logits(&self) -> bool {
-        !(self.sampler.is_argmax() && self.logprobs.is_none() && self.penalties.is_none())
+        !self.sampler.is_argmax() || self.uses_logits()
     }
 
-    /// Returns the settings of drafts. Penalties and log-probabilities need the logits of every
-    /// step, so such answers have none.
+    /// Returns whether more than the sampler uses the logits of every step: penalties and grammars
+    /// change them, log-probabilities report them.
+    fn uses_logits(&self) -> bool {
+        self.logprobs.is_some() || self.grammar.is_some() || !self.penalties.is_none()
+    }
+
+    /// Returns the settings of drafts. Answers that need the logits of every step have none.
     pub(super) fn drafts(&self) -> Option<SpeculativeConfig> {
         match self.decoding {
-            Decoding::Lossless(config) => {
-                (self.logprobs.is_none() && self.penalties.is_none()).then_some(config)
-            }
+            Decoding::Lossless(config) => (!self.uses_logits()).then_some(config),
             Decoding::Steps(_) => None,
         }
     }
@@ -169,14 +174,17 @@ impl Sequence {
         Ok(None)
     }
 
-    /// Samples the next token from logits [vocab], to which penalties are applied in place. Returns
-    /// whether it ends the answer.
+    /// Samples the next token from logits [vocab], to which penalties and the grammar are applied
+    /// in place. Returns whether it ends the answer.
     pub(super) fn accept(&mut self, logits: &mut [f32]) -> Result<Option<Finish>, EngineError> {
         if self.answer == 0 {
             return Ok(Some(Finish::Length));
         }
         let before = self.logprobs.map(|_| logits.to_vec());
         self.penalties.apply(logits);
+        if let Some(grammar) = &mut self.grammar {
+            grammar.mask(logits)?;
+        }
         let token = self.sampler.sample(logits, &self.tokens);
         let token = token.map_err(EngineError::model)?;
         self.push(token, before.as_deref())
@@ -199,8 +207,12 @@ impl Sequence {
         if let Some((count, logits)) = self.logprobs.zip(logits) {
             self.unsent.push(TokenLogprobs::new(logits, token, count));
         }
+        let is_complete = match &mut self.grammar {
+            Some(grammar) => grammar.push(token)?,
+            None => false,
+        };
         let released = self.text.push(token).map_err(EngineError::model)?;
-        if self.release(released) {
+        if self.release(released) || is_complete {
             return Ok(Some(Finish::Stop));
         }
         let is_last = self.generated() >= self.answer;

@@ -23,7 +23,7 @@ use super::server::State;
 use crate::api::request::TokenizeInput;
 use crate::api::response::Kind;
 use crate::api::{ApiError, ChatRequest, CompletionRequest, Params, Prompt, TokenizeRequest};
-use crate::engine::{Decoding, Request};
+use crate::engine::{Decoding, Grammar, Request};
 
 type Shared = extract::State<Arc<State>>;
 
@@ -230,10 +230,18 @@ fn decoding(state: &State, name: Option<&str>) -> Result<Decoding, ApiError> {
     })
 }
 
+/// Compiles the form of the answers.
+fn grammar(state: &State, params: &Params) -> Result<Option<Grammar>, ApiError> {
+    let schema = params.schema.as_ref();
+    let grammar = schema.map(|schema| state.engine.grammars().compile(schema));
+    Ok(grammar.transpose()?)
+}
+
 /// Makes the engine's request for one prompt.
 fn engine_request(
     state: &State,
     params: &Params,
+    grammar: Option<Grammar>,
     prompt: Vec<u32>,
     max_tokens: Option<usize>,
     logprobs: Option<usize>,
@@ -247,6 +255,7 @@ fn engine_request(
         stop: params.stop.clone(),
         ignore_eos: params.ignore_eos,
         logprobs,
+        grammar,
         decoding: decoding(state, params.method.as_deref())?,
     })
 }
@@ -260,6 +269,7 @@ fn completion_job(state: &State, body: &[u8]) -> Result<Job, ApiError> {
         echo,
     } = CompletionRequest::parse(body)?;
     check_model(state, params.model.as_deref())?;
+    let grammar = grammar(state, &params)?;
     let tokenizer = state.engine.tokenizer();
     let (mut requests, mut beginnings) = (Vec::new(), Vec::new());
     for prompt in prompts {
@@ -277,6 +287,7 @@ fn completion_job(state: &State, body: &[u8]) -> Result<Job, ApiError> {
         requests.push(engine_request(
             state,
             &params,
+            grammar.clone(),
             tokens,
             Some(max_tokens),
             logprobs,
@@ -299,12 +310,12 @@ fn chat_job(state: &State, body: &[u8]) -> Result<Job, ApiError> {
         logprobs,
     } = ChatRequest::parse(body)?;
     check_model(state, params.model.as_deref())?;
+    let grammar = grammar(state, &params)?;
     let prompt = encode_chat(state, &messages)?;
+    let request = engine_request(state, &params, grammar, prompt, max_tokens, logprobs)?;
     Ok(Job {
         kind: Kind::Chat,
-        requests: vec![engine_request(
-            state, &params, prompt, max_tokens, logprobs,
-        )?],
+        requests: vec![request],
         beginnings: vec![String::new()],
         stream: params.stream,
         stream_usage: params.stream_usage,

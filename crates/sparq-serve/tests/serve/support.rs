@@ -105,6 +105,7 @@ pub fn request(prompt: &str, tokens: usize) -> Request {
         stop: Vec::new(),
         ignore_eos: false,
         logprobs: None,
+        grammar: None,
         decoding: Method::DENSE.into(),
     }
 }

@@ -6,10 +6,10 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
-use sparq::methods::Auto;
+use sparq::methods::{Anchors, Auto};
 use sparq::{Method, Sketch, SparqConfig};
 use sparq_models::text::{GenerateOptions, Session, SpeculativeConfig};
-use sparq_models::{CapturedLm, CausalLm, Decoder, DecoderConfig, embedded};
+use sparq_models::{CapturedLm, CausalLm, Decoder, DecoderConfig, LayerSharing, embedded};
 
 const PROMPT: &str = "And it came to pass in those days, that there went out a decree";
 
@@ -95,6 +95,40 @@ fn capture_matches_single_launches_on_every_device() {
             let (found, replays) = continue_prompt(&model, FloatDType::F32, &method, true, 80);
             assert_eq!(found, want, "{device:?} {method:?} captured");
             assert!(replays == 0 || replays >= 70, "{device:?}: {replays}");
+        }
+    }
+}
+
+#[test]
+fn captured_layers_share_positions() {
+    let _lock = lock_devices();
+    let (layers, kv_heads) = (6, 2);
+    let sharing = LayerSharing {
+        top_k: 8,
+        steps: 1,
+        kept: (0..layers).map(|b| vec![Some(0.5); b + 1]).collect(),
+        heads: (0..layers)
+            .map(|b| vec![(0..kv_heads).rev().collect(); b])
+            .collect(),
+    };
+    let shared = |device: &Device| {
+        load(FloatDType::F32, device)
+            .with_sharing(sharing.clone())
+            .unwrap()
+    };
+    let flex = shared(&devices()[0]);
+    for device in devices() {
+        let model = shared(&device);
+        // The steps change from dense to sparse while they are captured.
+        for top_k in [24, 70] {
+            let method = SparqConfig::new(16, top_k)
+                .with_anchors(Anchors::Number(2))
+                .into();
+            let (want, _) = continue_prompt(&flex, FloatDType::F32, &method, false, 60);
+            for capture in [false, true] {
+                let (found, _) = continue_prompt(&model, FloatDType::F32, &method, capture, 60);
+                assert_eq!(found, want, "{device:?} {top_k} {capture}");
+            }
         }
     }
 }

@@ -123,9 +123,12 @@ pub fn errors(rows: &[&Row], costs: &StepCosts) -> Errors {
 }
 
 /// The measured rows of this project's methods: the captured ones if the device captured any.
+///
+/// Without dense attention over codes of 8 bits, which is bound by instructions and not by bytes.
 pub fn fitted(run: &Run) -> Vec<&Row> {
     let other = [
         MethodName::DenseBurn,
+        MethodName::DenseInt8,
         MethodName::Given,
         MethodName::Sharing,
     ];

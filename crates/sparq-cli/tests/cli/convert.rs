@@ -356,7 +356,7 @@ fn layers_share_positions_by_the_calibration() {
     let eval = |model: &str, methods: &str| {
         let (methods, out) = (format!("dense,{methods}"), out.display());
         format!(
-            "eval --model {model} --task bpc --context 200 --examples 1 --budgets 1/4 \
+            "eval --model {model} --task bpc --context 600 --examples 1 --budgets 1/4 \
              --methods {methods} --out {out}"
         )
     };

@@ -97,8 +97,8 @@ pub fn table(run: &Run, baselines: Option<&Baselines<AttentionBaseline>>) -> Tab
     table
 }
 
-/// The goals of the shapes that were measured: for each sketch the time, the goal, the floor and the
-/// gain over the fastest dense attention. A mark follows the times that reach their goal.
+/// The goals of the shapes that were measured: for each sketch the time, the goal, the floor and
+/// the gain over the fastest dense attention. A mark follows the times that reach their goal.
 pub fn goals(run: &Run, baselines: Option<&Baselines<AttentionBaseline>>) -> Table {
     let mut headings = ["B", "heads", "S", "group", "dense (PyTorch) us", "dense us"]
         .map(String::from)

@@ -3,7 +3,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`fields`] | reads the parameters of a request, and refuses unknown ones |
-//! | [`format`] | the form of an answer, as a JSON schema |
+//! | [`mod@format`] | the form of an answer, as a JSON schema |
 //! | [`params`] | the parameters that completions and chats share |
 //! | [`request`] | the bodies of requests |
 //! | [`response`] | the bodies of responses, whole and in chunks |

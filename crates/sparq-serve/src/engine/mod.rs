@@ -74,7 +74,7 @@ pub struct EngineConfig {
     pub prefill_chunk: usize,
     /// Whether sequences with the first of `decodings` share a cache with a slot for each, unless
     /// it is [`Decoding::Lossless`]. Devices with graphs capture the step of all slots then. The
-    /// longest sequence decides for all where [`Method::Auto`](sparq::Method::Auto) chooses.
+    /// longest sequence decides for all where [`Method::Auto`] chooses.
     pub slots: bool,
 }
 

@@ -9,7 +9,7 @@ use super::KvCache;
 pub(crate) struct Reused {
     /// [B, N, k].
     pub positions: Tensor<3, Int>,
-    /// [H_kv], in u32.
+    /// `[H_kv]`, in u32.
     pub heads: Tensor<1, Int>,
 }
 
@@ -32,7 +32,7 @@ impl KvCache {
     /// with `None` its method chooses again.
     ///
     /// The positions [B, N, k] are those that a layer with the same sequences and the same sliding
-    /// window has [selected](Self::take_selection) in the same step. The heads [H_kv] in u32 name
+    /// window has [selected](Self::take_selection) in the same step. The heads `[H_kv]` in u32 name
     /// the one of its N KV heads whose positions each KV head takes. The cache needs no sketch. The
     /// weights of the positions sum to 1: without approximate scores there is no alpha, and so no
     /// mean value.

@@ -284,7 +284,7 @@ pub trait SparqBackend: Backend + Primitive {
     /// d].
     ///
     /// `positions` [B, N, k] are those that [`SparqBackend::sparq_decode`] selected for the same
-    /// sequences with N KV heads, in its type. `heads` [H_kv] in u32 names the list that each KV
+    /// sequences with N KV heads, in its type. `heads` `[H_kv]` in u32 names the list that each KV
     /// head reads. The first min(k, count) positions of a list are attended to, where count is the
     /// number of valid positions of its sequence.
     fn attend_positions(

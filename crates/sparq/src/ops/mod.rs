@@ -239,7 +239,7 @@ pub fn sparq_decode_traced(
 /// Exact attention of one query per sequence over positions that [`sparq_decode_with_positions`]
 /// selected for the KV heads of another layer, q [B, H, 1, d] -> [B, H, 1, d].
 ///
-/// `positions` [B, N, k] are those of N KV heads, and `heads` [H_kv] in u32 names the one whose
+/// `positions` [B, N, k] are those of N KV heads, and `heads` `[H_kv]` in u32 names the one whose
 /// positions each KV head takes. See [`SparqBackend::attend_positions`].
 pub fn attend_positions(
     q: Tensor<4>,

@@ -189,7 +189,7 @@ pub fn dense_decode(q: Tensor<4>, cache: &CacheTensors, spans: &Spans) -> Tensor
 /// Stage 3 for a layer that takes the positions of another one, q [B, H, 1, d] -> [B, H, 1, d].
 ///
 /// `positions` [B, N, k] are the i2 of N KV heads. KV head h attends to those of head `heads[h]`,
-/// [H_kv]. The step has no approximate scores, and so no alpha and no mean value.
+/// `[H_kv]`. The step has no approximate scores, and so no alpha and no mean value.
 pub fn attend_positions(
     q: Tensor<4>,
     cache: &CacheTensors,

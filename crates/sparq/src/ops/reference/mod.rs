@@ -203,7 +203,7 @@ pub fn attend_positions(
     // -1 fills up the lists of short sequences.
     let short = (0..spans.batch()).any(|sequence| spans.count(sequence) < k);
     let valid = short.then(|| i2.clone().greater_equal_elem(0));
-    let i2 = i2.clamp_min(0);
+    let i2 = i2.clamp_min(0).cast(q.device().settings().int_dtype);
     let rows = [cache.k.take(&i2), cache.v.take(&i2)];
     let y = attend(&group(q, kv_heads), rows, valid, cache.softcap);
     y.reshape(shape).cast(FloatDType::from(dtype))

@@ -53,7 +53,24 @@ impl LayerSharing {
     /// # Errors
     /// [`SparqError::Value`] if there are fewer anchors than groups, or more than layers.
     pub fn plan(&self, anchors: usize, first: usize) -> Result<SharingPlan, SparqError> {
+        self.plan_of(&self.groups(first), anchors, first)
+    }
+
+    /// Returns the plan for each number of anchors from 0 up to all layers, as [`plan`](Self::plan)
+    /// does; `None` where there is no plan.
+    pub fn plans(&self, first: usize) -> Vec<Option<SharingPlan>> {
         let groups = self.groups(first);
+        let numbers = 0..=self.layers();
+        let plan = |anchors| self.plan_of(&groups, anchors, first).ok();
+        numbers.map(plan).collect()
+    }
+
+    fn plan_of(
+        &self,
+        groups: &[Group],
+        anchors: usize,
+        first: usize,
+    ) -> Result<SharingPlan, SparqError> {
         let layers = self.layers().saturating_sub(first);
         if anchors < groups.len().max(1) || anchors > layers {
             let expected = match groups.len() {
@@ -62,7 +79,7 @@ impl LayerSharing {
             };
             return Err(value("anchors", expected, anchors));
         }
-        let best = divide(&groups, anchors);
+        let best = divide(groups, anchors);
         let mut anchor_of: Vec<usize> = (0..self.layers()).collect();
         for (b, of) in anchor_of.iter_mut().enumerate().skip(first) {
             if !best.anchors.contains(&b) {

@@ -49,8 +49,8 @@ impl Sharing {
             };
             maps.entry((a, b)).or_insert_with(upload).clone()
         };
-        let roles = (0..measured.layers()).map(|anchors| {
-            let plan = measured.plan(anchors, first).ok()?;
+        let roles = measured.plans(first).into_iter().map(|plan| {
+            let plan = plan?;
             let role = |(layer, &anchor): (usize, &usize)| match layer == anchor {
                 true => {
                     let later = &plan.anchor_of[layer + 1..];

@@ -10,9 +10,9 @@ use sparq::cost::CacheShape;
 use sparq::methods::Anchors;
 use sparq::{Method, SparqConfig, Transfers};
 use sparq_eval::steps;
-use sparq_models::LayerSharing;
 use sparq_models::calibration::{self, KeptMass};
 use sparq_models::checkpoint::Calibration;
+use sparq_models::{LayerSharing, SharingPlan};
 use sparq_output::table::Table;
 
 use crate::args::share;
@@ -204,15 +204,13 @@ fn repeated(text: &[u32]) -> Vec<u32> {
 
 /// Returns the best anchors of each number for which there is a plan.
 fn anchor_rows(sharing: &LayerSharing) -> Vec<AnchorRow> {
-    let row = |anchors| {
-        let plan = sharing.plan(anchors, 0).ok()?;
-        Some(AnchorRow {
-            anchors,
-            kept: sharing.kept(&plan),
-            anchor_of: plan.anchor_of,
-        })
+    let row = |plan: SharingPlan| AnchorRow {
+        anchors: plan.anchors(),
+        kept: sharing.kept(&plan),
+        anchor_of: plan.anchor_of,
     };
-    (1..=sharing.layers()).filter_map(row).collect()
+    let plans = sharing.plans(0).into_iter().flatten();
+    plans.map(row).collect()
 }
 
 /// Returns the settings to measure.

@@ -10,12 +10,6 @@ use sparq_models::text::SpeculativeConfig;
 use crate::args::{named, whole};
 use crate::model::Description;
 
-/// The default rank is head_dim divided by this, which selects well with every sketch.
-const RANK_DIVISOR: usize = 4;
-
-/// The default k, that of the paper.
-const DEFAULT_TOP_K: usize = 128;
-
 /// The names of methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum MethodName {
@@ -38,7 +32,8 @@ pub struct SparqArgs {
     /// r: number of query components that approximate the scores [default: head_dim / 4]
     #[arg(long, value_name = "R", value_parser = whole::<usize>)]
     pub rank: Option<usize>,
-    /// k: number of positions in exact attention, local window included [default: 128]
+    /// k: number of positions in exact attention, local window included [default: 256, or 128 with
+    /// --kv-rows float]
     #[arg(long, value_name = "K", value_parser = whole::<usize>)]
     pub top_k: Option<usize>,
     /// l: number of latest positions that are always among the k [default: k / 4]
@@ -59,7 +54,7 @@ pub struct SparqArgs {
     #[arg(long, value_parser = named::<Components>(&["sum-abs", "abs-sum"]))]
     pub components: Option<Components>,
     /// Storage of keys and values in the cache: floats, or codes of 8 bits with a scale for each
-    /// position and KV head [default: float]
+    /// position and KV head [default: int8 for SparQ, float for dense attention and for lossless]
     #[arg(long, value_parser = rows_parser())]
     pub kv_rows: Option<RowFormat>,
     /// Number of layers that select positions for all layers, or `all`. Fewer need a model
@@ -106,11 +101,8 @@ impl SparqArgs {
     /// # Errors
     /// If they do not fit the model's head_dim.
     pub fn config(&self, model: &Description) -> Result<SparqConfig> {
-        let base = model.attention.unwrap_or_else(|| {
-            let rank = (model.head_dim / RANK_DIVISOR).max(1);
-            SparqConfig::new(rank, DEFAULT_TOP_K).with_sketch(Sketch::Bits4)
-        });
-        let config = self.over(base);
+        let recommended = || SparqConfig::recommended(model.head_dim, self.kv_rows);
+        let config = self.over(model.attention.unwrap_or_else(recommended));
         config.validate(model.head_dim)?;
         Ok(config)
     }
@@ -189,9 +181,12 @@ impl MethodArgs {
             }
             return Ok(None);
         }
+        // Drafts read the cache of the dense passes.
+        let rows = self.sparq.kv_rows.unwrap_or_default();
         let sparq = SparqArgs {
             rank: draft.draft_rank.or(self.sparq.rank),
             top_k: draft.draft_top_k.or(self.sparq.top_k),
+            kv_rows: Some(rows),
             ..self.sparq
         };
         let settings = sparq.config(model)?;

@@ -4,8 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use sparq::cost::CacheShape;
-use sparq::methods::{GroupScore, MeanValue};
-use sparq::{Sketch, SparqConfig, Transfers};
+use sparq::{RowFormat, Sketch, SparqConfig, Transfers};
 use sparq_output::numbers;
 use sparq_output::table::Table;
 
@@ -79,6 +78,7 @@ struct Settings {
     rank: usize,
     top_k: usize,
     local_window: usize,
+    rows: RowFormat,
     bytes: f64,
     share: f64,
     saved_bytes: f64,
@@ -118,10 +118,7 @@ fn cache_cost(model: &Description, shape: &CacheShape, sketch: Sketch) -> CacheC
 fn budget(model: &Description, seq_len: usize, part: usize, sketch: Sketch) -> BudgetRow {
     let ratio = 1.0 / part as f64;
     let dense = model.step_bytes(ELEMENT_BYTES, seq_len, Transfers::dense);
-    let base = SparqConfig::new(1, 1)
-        .with_sketch(sketch)
-        .with_mean_value(MeanValue::Paper)
-        .with_group_score(GroupScore::Probabilities);
+    let base = SparqConfig::recommended(model.head_dim, None).with_sketch(sketch);
     // Layers with a sliding window save less. If only some layers have one, the settings for the
     // others exceed the budget, and those for a smaller budget meet it.
     let attempts = (1..=ATTEMPTS).rev();
@@ -138,6 +135,7 @@ fn budget(model: &Description, seq_len: usize, part: usize, sketch: Sketch) -> B
             rank: config.rank,
             top_k: config.top_k,
             local_window: config.local_window,
+            rows: config.rows,
             bytes,
             share: bytes / dense,
             saved_bytes: dense - bytes,
@@ -207,11 +205,12 @@ fn facts(document: &Document) -> Vec<(&'static str, String)> {
         facts.push((
             "attention",
             format!(
-                "r = {}, k = {}, local window {}, {}",
+                "r = {}, k = {}, local window {}, {}, rows {}",
                 config.rank,
                 config.top_k,
                 config.local_window,
-                sketch_name(config.sketch)
+                sketch_name(config.sketch),
+                config.rows
             ),
         ));
     }
@@ -225,6 +224,7 @@ fn budget_table(rows: &[BudgetRow]) -> Table {
         "budget",
         "rank r",
         "top-k k",
+        "rows",
         "dense reads",
         "SparQ reads",
         "share",
@@ -242,12 +242,13 @@ fn budget_table(rows: &[BudgetRow]) -> Table {
                 budget,
                 found.rank.to_string(),
                 found.top_k.to_string(),
+                found.rows.to_string(),
                 dense,
                 numbers::binary_bytes(found.bytes),
                 format!("{:.1}%", 100.0 * found.share),
                 numbers::binary_bytes(found.saved_bytes),
             ]),
-            None => table.row([length, budget, "-".into(), "-".into(), dense]),
+            None => table.row([length, budget, "-".into(), "-".into(), "-".into(), dense]),
         }
     }
     table

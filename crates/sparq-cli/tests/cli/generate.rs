@@ -20,9 +20,15 @@ fn text_equals_the_document() {
     let text = generated["text"].as_str().unwrap();
     assert_eq!(stdout(line), format!("{text}\n"));
     // The default k covers this text, so dense attention and SparQ read everything.
-    assert_eq!(document(&format!("{line} --method dense"))["text"], text);
+    let text_of = |options: &str| document(&format!("{line} {options}"))["text"].take();
+    assert_eq!(text_of("--method dense --kv-rows int8"), text);
+    let dense = text_of("--method dense");
+    assert_eq!(text_of("--kv-rows float"), dense);
+    assert_eq!(text_of("--method dense --kv-rows float"), dense);
     let share = |method| {
-        let document = document(&format!("{line} --top-k 16 --rank 8 --method {method}"));
+        let document = document(&format!(
+            "{line} --kv-rows float --top-k 16 --rank 8 --method {method}"
+        ));
         document["stats"]["share_of_dense"].as_f64().unwrap()
     };
     assert!(share("sparq") < 0.9);

@@ -51,11 +51,11 @@ fn sparq_changes_only_decoded_positions() {
     let checkpoint = checkpoint_with_ids(1);
     let of = |options: &str| logits(&checkpoint.argument(), &checkpoint.path(), options).1;
     let dense = of("");
-    let sparq = of("--method sparq --rank 2 --top-k 4 --decode-from 20");
+    let sparq = of("--method sparq --kv-rows float --rank 2 --top-k 4 --decode-from 20");
     let split = 20 * VOCAB;
     assert!(max_diff(&dense[..split], &sparq[..split]) < 1e-4);
     assert!(max_diff(&dense[split..], &sparq[split..]) > 1e-3);
-    let all = of("--method sparq --top-k 64 --decode-from 20");
+    let all = of("--method sparq --kv-rows float --top-k 64 --decode-from 20");
     let diff = max_diff(&dense, &all);
     assert!(
         diff < 1e-4,

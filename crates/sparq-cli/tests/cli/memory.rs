@@ -45,8 +45,13 @@ fn model_that_does_not_fit_is_refused_with_its_needs() {
         &[&format!("{fitting} positions would fit")],
     );
     // The sketch takes memory as well.
-    let sparq = generate(8000, "--method sparq --memory-gb 0.04");
-    assert!(number_before(&sparq, " positions would fit") < fitting);
+    let sparq = |rows: &str| {
+        let line = generate(8000, &format!("--method sparq --memory-gb 0.04 {rows}"));
+        number_before(&line, " positions would fit")
+    };
+    assert!(sparq("--kv-rows float") < fitting);
+    // Rows in 8 bits, the default, save more than the sketch takes.
+    assert!(sparq("") > fitting);
 }
 
 #[test]

@@ -120,7 +120,11 @@ fn methods_and_rates_can_be_given() {
 #[test]
 fn text_output_has_a_line_per_method() {
     let text = stdout("plan --context 100000000 --batch 4");
-    let rows = ["dense *", "SparQ 4bits r=16 k=128 *", "does not fit"];
+    let rows = [
+        "dense *",
+        "SparQ 4bits r=16 k=256 rows=int8 *",
+        "does not fit",
+    ];
     contains(&text, &["machine    H100, 80 GB"]);
     contains(&text, &rows);
 }

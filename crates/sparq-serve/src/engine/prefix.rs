@@ -1,7 +1,8 @@
 //! Keys and values kept for later prompts: [`Kept`].
 
 use burn::tensor::FloatDType;
-use sparq::{KvCache, Method, RowFormat, SparqError};
+use sparq::methods::Dense;
+use sparq::{RowFormat, SparqError};
 use sparq_models::{CausalLm, ModelCache};
 
 /// The fewest positions worth keeping or copying.
@@ -12,7 +13,8 @@ const MOST: usize = 256;
 
 /// The caches of ended sequences, least recently used first.
 ///
-/// They hold keys and values without a sketch, which every method can begin with.
+/// They hold keys and values without a sketch, which every method with the same format of rows can
+/// begin with.
 #[derive(Default)]
 pub(super) struct Kept {
     entries: Vec<Entry>,
@@ -37,11 +39,9 @@ impl Kept {
         }
     }
 
-    /// Returns whether a sequence that begins with these tokens is worth keeping. Rows in 8 bits
-    /// serve no other method.
+    /// Returns whether a sequence that begins with these tokens is worth keeping.
     pub(super) fn wants(&self, tokens: &[u32], cache: &ModelCache) -> bool {
-        let floats = |layer: &KvCache| layer.config().rows == RowFormat::Float;
-        tokens.len() >= FEWEST && cache.layers.iter().all(floats) && !self.covers(tokens)
+        tokens.len() >= FEWEST && !self.covers(tokens, rows(cache))
     }
 
     /// Keeps the first positions of a sequence, those of `tokens`.
@@ -49,10 +49,11 @@ impl Kept {
         if cache.len() < tokens.len() {
             return Ok(());
         }
-        let mut cache = cache.for_method(&Method::DENSE)?;
+        let format = rows(cache);
+        let mut cache = cache.for_method(&Dense { rows: format }.into())?;
         cache.truncate(tokens.len());
         self.entries
-            .retain(|entry| !tokens.starts_with(&entry.tokens));
+            .retain(|entry| rows(&entry.cache) != format || !tokens.starts_with(&entry.tokens));
         if self.entries.len() == MOST {
             self.entries.remove(0);
         }
@@ -65,10 +66,9 @@ impl Kept {
         Ok(())
     }
 
-    fn covers(&self, tokens: &[u32]) -> bool {
-        self.entries
-            .iter()
-            .any(|entry| entry.tokens.starts_with(tokens))
+    fn covers(&self, tokens: &[u32], format: RowFormat) -> bool {
+        let mut entries = self.entries.iter();
+        entries.any(|entry| rows(&entry.cache) == format && entry.tokens.starts_with(tokens))
     }
 
     /// Makes a cache for `positions` positions that begins with as many tokens of `prompt` as an
@@ -77,11 +77,15 @@ impl Kept {
         &mut self,
         model: &dyn CausalLm,
         dtype: FloatDType,
+        format: RowFormat,
         prompt: &[u32],
         positions: usize,
     ) -> Result<(ModelCache, usize), SparqError> {
-        let mut cache = model.new_cache(1, positions, dtype, &Method::DENSE)?;
-        let common = |entry: &Entry| common_prefix(&entry.tokens, &prompt[..prompt.len() - 1]);
+        let mut cache = model.new_cache(1, positions, dtype, &Dense { rows: format }.into())?;
+        let common = |entry: &Entry| match rows(&entry.cache) == format {
+            true => common_prefix(&entry.tokens, &prompt[..prompt.len() - 1]),
+            false => 0,
+        };
         let lengths = self.entries.iter().map(common).enumerate();
         let Some((index, length)) = lengths.max_by_key(|&(_, length)| length) else {
             return Ok((cache, 0));
@@ -91,12 +95,19 @@ impl Kept {
         }
         let entry = self.entries.remove(index);
         for (to, from) in cache.layers.iter_mut().zip(&entry.cache.layers) {
-            let tensors = from.tensors();
-            to.append(tensors.k.at(0..length), tensors.v.at(0..length))?;
+            let mut common = from.clone();
+            common.truncate(length);
+            to.write_sequence(0, &common)?;
         }
         self.entries.push(entry);
         Ok((cache, length))
     }
+}
+
+/// How a cache stores keys and values, in all layers.
+fn rows(cache: &ModelCache) -> RowFormat {
+    let first = cache.layers.first();
+    first.map_or_else(RowFormat::default, |layer| layer.config().rows)
 }
 
 fn common_prefix(a: &[u32], b: &[u32]) -> usize {

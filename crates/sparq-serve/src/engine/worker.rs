@@ -167,7 +167,8 @@ impl Worker {
         metrics.queue_time.record(submitted.arrived.elapsed());
         let prompt = &submitted.request.prompt;
         let kept = &mut self.kept;
-        let begun = guarded(|| kept.begin(&**model, config.dtype, prompt, positions));
+        let rows = submitted.request.decoding.cache_method().rows();
+        let begun = guarded(|| kept.begin(&**model, config.dtype, rows, prompt, positions));
         match begun {
             Ok((cache, cached)) => {
                 metrics.prompt_tokens.increment(prompt.len() as u64);

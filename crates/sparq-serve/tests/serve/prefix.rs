@@ -72,3 +72,22 @@ fn kept_caches_make_room_for_running_ones() {
         );
     }
 }
+
+#[test]
+fn rows_of_one_format_begin_no_prompt_of_another() {
+    let int8: Method = "sparq:r=8,k=32,rows=int8".parse().unwrap();
+    for mut config in both_ways() {
+        config.decodings.push(int8.into());
+        let used = start(config.clone());
+        let first = format!("{SYSTEM}Who made the sea?");
+        let other = format!("{SYSTEM}Where is the ark?");
+        assert_eq!(ask(&used.engine, &first, Method::DENSE).1, 0);
+        assert_eq!(ask(&used.engine, &first, int8).1, 0);
+        for (prompt, method) in [(&other, int8), (&other, Method::DENSE), (&first, int8)] {
+            let (expected, _) = ask(&start(config.clone()).engine, prompt, method);
+            let (found, known) = ask(&used.engine, prompt, method);
+            assert_eq!(found, expected);
+            assert!(known >= SYSTEM.len() && known < prompt.len(), "{known}");
+        }
+    }
+}

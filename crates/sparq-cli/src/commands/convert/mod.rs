@@ -167,8 +167,8 @@ fn print(document: &Document, out: Output) -> Result<()> {
     ))?;
     if let Some(config) = document.attention {
         out.line(&format!(
-            "attention: r = {}, k = {}, local window {}",
-            config.rank, config.top_k, config.local_window
+            "attention: r = {}, k = {}, local window {}, rows {}",
+            config.rank, config.top_k, config.local_window, config.rows
         ))?;
     }
     Ok(())

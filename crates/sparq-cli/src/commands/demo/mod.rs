@@ -9,7 +9,7 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use serde::Serialize;
 use sparq::cost::CacheMemory;
-use sparq::{Method, Sketch, SparqConfig};
+use sparq::{Method, RowFormat, Sketch, SparqConfig};
 use sparq_device::DeviceChoice;
 use sparq_eval::haystack::{Depths, Haystack, MAX_NEEDLES, Needle};
 use sparq_eval::prose::{BIBLE, Prose};
@@ -200,6 +200,8 @@ impl DemoArgs {
             rank: self.rank,
             top_k: self.top_k,
             sketch: Some(self.sketch),
+            // Dense attention reads the same cache.
+            kv_rows: Some(RowFormat::Float),
             ..SparqArgs::default()
         }
         .config(model)

@@ -115,9 +115,9 @@ fn named(name: &str, budget: Option<f64>, context: usize, model: &ModelShape) ->
 /// Returns SparQ with the given settings. If they do not choose the sketch or the group scores,
 /// adds the variants with a full sketch and with a group that scores as one query.
 fn sparq_methods(args: &PlanArgs, model: &options::Model) -> Result<Vec<Method>> {
-    let base = args.sparq.over(model.attention.unwrap_or_else(|| {
-        SparqConfig::new((model.shape.head_dim / 4).max(1), 128).with_sketch(Sketch::Bits4)
-    }));
+    let (rows, head_dim) = (args.sparq.kv_rows, model.shape.head_dim);
+    let recommended = || SparqConfig::recommended(head_dim, rows);
+    let base = args.sparq.over(model.attention.unwrap_or_else(recommended));
     base.validate(model.shape.head_dim)?;
     let mut methods = Vec::new();
     if base.rows != RowFormat::Float {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use sparq::ops::BlockFormat;
-use sparq::{Sketch, SparqConfig};
+use sparq::{RowFormat, Sketch, SparqConfig};
 use sparq_measure::memory::DeviceMemory;
 use sparq_measure::model::{self, RunShape, Setup, StepRow};
 use sparq_measure::shape::CacheType;
@@ -52,6 +52,14 @@ pub struct E2eArgs {
         value_parser = name_of::<Sketch>(["full", "8bits", "4bits"])
     )]
     sketches: Vec<Sketch>,
+    /// Storage of K and V of SparQ
+    #[arg(
+        long,
+        value_name = "ROWS",
+        default_value = "float",
+        value_parser = name_of::<RowFormat>(["float", "int8"])
+    )]
+    rows: RowFormat,
     /// r [default: a quarter of the head dimension of the model]
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
@@ -146,7 +154,11 @@ impl E2eArgs {
         let rank = self.rank.unwrap_or((largest / 4).max(1));
         let sketches = self.sketches.iter();
         let settings: Vec<SparqConfig> = sketches
-            .map(|&sketch| SparqConfig::new(rank, self.top_k).with_sketch(sketch))
+            .map(|&sketch| {
+                SparqConfig::new(rank, self.top_k)
+                    .with_sketch(sketch)
+                    .with_rows(self.rows)
+            })
             .collect();
         for run in runs {
             for config in &settings {

@@ -3,6 +3,7 @@
 //! [`read`] parses results files and [`Report::of`] makes the tables and figures.
 
 mod attention;
+mod comparison;
 mod figures;
 mod format;
 mod lines;
@@ -46,8 +47,8 @@ pub struct Section {
 }
 
 impl Report {
-    /// Makes the report: a section for each task of each model, the roofline, and the recorded
-    /// attention.
+    /// Makes the report: for each model a section with all tasks and one for each task, the
+    /// roofline, and the recorded attention.
     pub fn of(results: &Results, roofline: Option<&Roofline>) -> Self {
         let records = &results.examples;
         let palette = Palette::of(results);
@@ -56,6 +57,10 @@ impl Report {
             .iter()
             .map(|record| (&record.model, record.question));
         for (model, question) in distinct(series) {
+            let of_series =
+                |record: &&Record| (&record.model, record.question) == (model, question);
+            let of_series: Vec<Record> = records.iter().filter(of_series).cloned().collect();
+            sections.extend(comparison::section(&subject(model, question), &of_series));
             for &task in TaskName::ALL {
                 let of_task = |record: &&Record| {
                     (&record.model, record.question, record.task) == (model, question, task)

@@ -249,3 +249,44 @@ fn attention_records_have_the_positions_read() {
         assert!(error.to_string().contains("found 99"), "{error}");
     }
 }
+
+#[test]
+fn all_tasks_of_a_context_share_a_table() {
+    let mut results = results();
+    assert!(!Report::of(&results, None).markdown().contains("All tasks"));
+    let bits = |method: &str, budget: Option<f64>, score: f64| {
+        let dense = Record::dense(TaskName::Bpc);
+        Record {
+            example: "context=4096 text=0".into(),
+            context: Some(4096),
+            method: method.into(),
+            settings: match budget {
+                None => dense.settings,
+                Some(_) => SparqConfig::new(8, 64).into(),
+            },
+            budget,
+            score,
+            ..dense
+        }
+    };
+    results
+        .examples
+        .extend([bits("sparq", Some(0.125), 2.25), bits("dense", None, 2.0)]);
+    let markdown = Report::of(&results, None).markdown();
+    let (_, table) = markdown.split_once("## All tasks, embedded").unwrap();
+    let mut rows = table.lines().filter(|line| line.starts_with('|'));
+    assert_eq!(rows.next(), Some("| 4k | budget | needle | bpc |"));
+    let rows: Vec<&str> = rows.skip(1).take(5).collect();
+    assert_eq!(rows[0], "| examples | - | 12 | 1 |");
+    assert!(
+        rows[1].starts_with("| dense | - | 1.000 ± 0.000 | 2.000"),
+        "{rows:?}"
+    );
+    assert!(rows[2].starts_with("| sparq | 1/8 | -0.250 ± "), "{rows:?}");
+    assert!(rows[2].contains("| +0.250"), "{rows:?}");
+    assert!(rows[3].starts_with("| sparq-4bit<&> | 1/8 | ") && rows[3].ends_with("| - |"));
+    assert!(
+        rows[4].starts_with("| sparq | 1/16 | -0.750 ± "),
+        "{rows:?}"
+    );
+}

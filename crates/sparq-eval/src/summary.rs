@@ -49,11 +49,12 @@ type Group<'a> = (
 );
 
 /// The key of an example, whose records are compared.
-type Example<'a> = (&'a str, Protocol, TaskName, &'a str);
+type Example<'a> = (&'a str, Protocol, TaskName, u64, &'a str);
 
 /// Returns the key of the example of a record.
 fn example(record: &Record) -> Example<'_> {
-    (&record.model, record.question, record.task, &record.example)
+    let Record { model, example, .. } = record;
+    (model, record.question, record.task, record.seed, example)
 }
 
 /// Averages records, those of each protocol apart. Rows are sorted by model, protocol, task and
@@ -161,6 +162,19 @@ mod tests {
         let difference = rows[2].difference.unwrap();
         assert_eq!((difference.n, difference.mean), (2, 0.75));
         assert_eq!(difference.standard_error, Some(0.25));
+    }
+
+    #[test]
+    fn seeds_have_examples_of_their_own() {
+        let other = |record: Record| Record { seed: 1, ..record };
+        let rows = summarize(&[
+            record(0, "dense", None, 3.0),
+            record(0, "sparq", Some(0.125), 3.5),
+            other(record(0, "dense", None, 5.0)),
+            other(record(0, "sparq", Some(0.125), 5.25)),
+        ]);
+        let difference = rows[1].difference.unwrap();
+        assert_eq!((rows[1].score.n, difference.mean), (2, 0.375));
     }
 
     #[test]

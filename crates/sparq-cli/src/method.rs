@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
-use sparq::methods::{Anchors, Auto, Components, Dense, GroupScore, MeanValue, Setting};
+use sparq::methods::{Anchors, Auto, Components, Dense, GroupScore, Magnitude, MeanValue, Setting};
 use sparq::{Method, RowFormat, Sketch, SparqConfig};
 use sparq_models::text::SpeculativeConfig;
 
@@ -53,6 +53,10 @@ pub struct SparqArgs {
     /// [default: sum-abs]
     #[arg(long, value_parser = named::<Components>(&["sum-abs", "abs-sum"]))]
     pub components: Option<Components>,
+    /// Magnitude of one query component: |q|, or |q| times the range of the component over the keys
+    /// [default: query]
+    #[arg(long, value_parser = named::<Magnitude>(&["query", "contribution"]))]
+    pub magnitude: Option<Magnitude>,
     /// Storage of keys and values in the cache: floats, or codes of 8 bits with a scale for each
     /// position and KV head [default: int8 for SparQ, float for dense attention and for lossless]
     #[arg(long, value_parser = rows_parser())]
@@ -92,6 +96,7 @@ impl SparqArgs {
             || self.mean_value.is_some()
             || self.group_score.is_some()
             || self.components.is_some()
+            || self.magnitude.is_some()
             || self.kv_rows.is_some()
             || self.anchors.is_some()
     }
@@ -121,6 +126,7 @@ impl SparqArgs {
             mean_value: self.mean_value.unwrap_or(base.mean_value),
             group_score: self.group_score.unwrap_or(base.group_score),
             components: self.components.unwrap_or(base.components),
+            magnitude: self.magnitude.unwrap_or(base.magnitude),
             rows: self.kv_rows.unwrap_or(base.rows),
             anchors: self.anchors.unwrap_or(base.anchors),
         }

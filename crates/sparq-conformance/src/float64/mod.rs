@@ -42,17 +42,19 @@ pub(crate) fn regret(case: &Case, selections: &Selections) -> Regret {
         let components = components(case, selections, at);
         let mut taken = vec![0; case.problem.head_dim];
         components.iter().for_each(|&c| taken[c] = 1);
-        let ahead = lead(&input.component_scores(), &taken, components.len(), 0..0);
+        let coded = Coded::of(case, selections, at, &input);
+        let codes = coded.as_ref().map(Coded::codes);
+        let sizes = input.component_scores(codes);
+        let ahead = lead(&sizes, &taken, components.len(), 0..0);
         worst.components = worst.components.max(ahead);
 
-        let coded = Coded::of(case, selections, at, &input);
         if let Some(coded) = &coded {
             let distance = input.distance(coded.codes, &coded.ranges, coded.levels);
             worst.codes = worst.codes.max(distance);
         }
 
         let valid = input.valid.clone();
-        let mut scores = input.scores(&components, coded.as_ref().map(Coded::codes));
+        let mut scores = input.scores(&components, codes);
         scores[..valid.start].fill(f64::NEG_INFINITY);
         let selected = part(&selections.selected, case, at);
         let lead = lead(&scores, selected, input.count(), input.window());

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use sparq::SparqConfig;
-use sparq::methods::{Components, GroupScore};
+use sparq::methods::{Components, GroupScore, Magnitude};
 
 /// The inputs of a decode step for one batch head.
 #[derive(Clone)]
@@ -112,10 +112,20 @@ impl<'a> HeadInput<'a> {
         farthest - 0.5
     }
 
+    /// Returns the number that a component of the queries counts times: the scale of its codes if
+    /// the contribution counts.
+    pub(crate) fn weight(&self, c: usize, codes: Option<Codes<'_>>) -> f64 {
+        match (self.config.magnitude, codes) {
+            (Magnitude::Contribution, Some(codes)) => f64::from(codes.scales[c]),
+            _ => 1.0,
+        }
+    }
+
     /// Returns the magnitudes by which stage 1 ranks the components, [d].
-    pub(crate) fn component_scores(&self) -> Vec<f64> {
+    pub(crate) fn component_scores(&self, codes: Option<Codes<'_>>) -> Vec<f64> {
         let sum = |c: usize, term: fn(f64) -> f64| -> f64 {
-            self.queries().map(|q| term(f64::from(q[c]))).sum()
+            let sum: f64 = self.queries().map(|q| term(f64::from(q[c]))).sum();
+            sum * self.weight(c, codes)
         };
         (0..self.head_dim)
             .map(|c| match self.config.components {
@@ -133,15 +143,25 @@ impl<'a> HeadInput<'a> {
         codes: Option<Codes<'_>>,
     ) -> Vec<Approximation> {
         let head = |q: &[f32]| {
-            let tau = temperature(q, components);
+            let tau = self.temperature(q, components, codes);
             self.logits(components, codes, |c| vec![f64::from(q[c]) / tau])
         };
         self.queries().map(head).collect()
     }
 
+    /// Returns the temperature of a head's query for the selected components.
+    fn temperature(&self, q: &[f32], components: &[usize], codes: Option<Codes<'_>>) -> f64 {
+        let size = |c: usize| f64::from(q[c]).abs() * self.weight(c, codes);
+        let selected: f64 = components.iter().map(|&c| size(c)).sum();
+        let all: f64 = (0..q.len()).map(size).sum();
+        let ratio = if selected == 0.0 { 1.0 } else { selected / all };
+        (q.len() as f64 * ratio).sqrt()
+    }
+
     /// Returns the sum of the group's logits, computed with the sum of the heads' weights.
     pub(crate) fn summed(&self, components: &[usize], codes: Option<Codes<'_>>) -> Approximation {
-        let heads = self.queries().map(|q| (q, temperature(q, components)));
+        let tau = |q| self.temperature(q, components, codes);
+        let heads = self.queries().map(|q| (q, tau(q)));
         let heads: Vec<(&[f32], f64)> = heads.collect();
         self.logits(components, codes, |c| {
             let weights = heads.iter().map(|(q, tau)| f64::from(q[c]) / tau);
@@ -243,14 +263,6 @@ impl<'a> HeadInput<'a> {
         let count = self.valid.len().max(1) as f64;
         mean.iter().map(|sum| sum / count).collect()
     }
-}
-
-/// Returns the temperature of one head.
-fn temperature(q: &[f32], components: &[usize]) -> f64 {
-    let selected: f64 = components.iter().map(|&c| f64::from(q[c]).abs()).sum();
-    let all: f64 = q.iter().map(|&x| f64::from(x).abs()).sum();
-    let ratio = if selected == 0.0 { 1.0 } else { selected / all };
-    (q.len() as f64 * ratio).sqrt()
 }
 
 /// Replaces NaN by the lowest finite number of fp32, and clamps to the finite numbers of fp32.

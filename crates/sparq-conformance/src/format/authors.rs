@@ -5,7 +5,7 @@
 //! of their logits. Masked positions rank last, and fill up the selection if there are too few
 //! valid ones.
 
-use sparq::methods::{Anchors, Components, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Components, GroupScore, Magnitude, MeanValue};
 use sparq::{RowFormat, Sketch, SparqConfig};
 
 use super::Reader;
@@ -56,6 +56,7 @@ fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, Conform
         },
         group_score: GroupScore::Logits,
         components: Components::SumAbs,
+        magnitude: Magnitude::Query,
         rows: RowFormat::Float,
         anchors: Anchors::All,
     };

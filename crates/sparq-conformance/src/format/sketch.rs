@@ -3,7 +3,7 @@
 //! As in the paper, top_k and local_window count the current token. Nothing is masked, and the
 //! ranges of the codes cover all positions.
 
-use sparq::methods::{Anchors, Components, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Components, GroupScore, Magnitude, MeanValue};
 use sparq::{RowFormat, Sketch, SparqConfig};
 
 use super::Reader;
@@ -64,6 +64,7 @@ fn config(reader: &Reader<'_>, problem: &Problem) -> Result<SparqConfig, Conform
                 ("abs_sum", Components::AbsSum),
             ],
         )?,
+        magnitude: Magnitude::Query,
         rows: RowFormat::Float,
         anchors: Anchors::All,
     };

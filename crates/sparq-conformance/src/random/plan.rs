@@ -1,7 +1,7 @@
 //! The plan of a random case.
 
 use burn::tensor::FloatDType;
-use sparq::methods::{Anchors, Components, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Components, GroupScore, Magnitude, MeanValue};
 use sparq::{RowFormat, Sketch, SparqConfig};
 
 use super::Size;
@@ -121,6 +121,7 @@ impl Plan {
             mean_value: rng.pick(&[MeanValue::Always, MeanValue::Never, MeanValue::Paper]),
             group_score: rng.pick(&[GroupScore::Probabilities, GroupScore::Logits]),
             components: rng.pick(&[Components::SumAbs, Components::AbsSum]),
+            magnitude: rng.pick(&[Magnitude::Query, Magnitude::Contribution]),
             rows: RowFormat::Float,
             anchors: Anchors::All,
         };
@@ -182,7 +183,7 @@ impl Plan {
             rows => format!(" rows {rows}"),
         };
         format!(
-            "{} r{} k{} l{} {:?} {:?} {:?} mean {:?} {}{mixed}{rows}",
+            "{} r{} k{} l{} {:?} {:?} {:?} {:?} mean {:?} {}{mixed}{rows}",
             self.problem,
             config.rank,
             config.top_k,
@@ -190,6 +191,7 @@ impl Plan {
             config.sketch,
             config.group_score,
             config.components,
+            config.magnitude,
             config.mean_value,
             name(self.dtype)
         )

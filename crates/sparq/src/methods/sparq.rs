@@ -52,11 +52,33 @@ pub enum Components {
     AbsSum,
 }
 
+/// The magnitude of one component of a query (stage 1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Magnitude {
+    /// |q|: the paper.
+    #[default]
+    Query,
+    /// |q| times the range of the component over the keys: the most by which it can set two scores
+    /// apart. The temperature weighs components alike.
+    ///
+    /// The range is that of the sketch's codes. With a full sketch, which has none, this is
+    /// [`Magnitude::Query`].
+    Contribution,
+}
+
+impl Magnitude {
+    fn is_query(&self) -> bool {
+        *self == Magnitude::Query
+    }
+}
+
 words!(Sketch { Full = "full", Bits8 = "8bits", Bits4 = "4bits" });
 words!(RowFormat { Float = "float", Int8 = "int8" } implies Float);
 words!(MeanValue { Always = "always", Never = "never", Paper = "paper" });
 words!(GroupScore { Probabilities = "probabilities", Logits = "logits" });
 words!(Components { SumAbs = "sum-abs", AbsSum = "abs-sum" });
+words!(Magnitude { Query = "query", Contribution = "contribution" } implies Query);
 
 /// The hyper-parameters of a SparQ decode step.
 ///
@@ -89,6 +111,9 @@ pub struct SparqConfig {
     pub group_score: GroupScore,
     /// The magnitude by which a group of query heads selects components.
     pub components: Components,
+    /// The magnitude of one component of a query.
+    #[serde(default, skip_serializing_if = "Magnitude::is_query")]
+    pub magnitude: Magnitude,
     /// How a cache made for this method stores K and V.
     #[serde(default, skip_serializing_if = "RowFormat::is_float")]
     pub rows: RowFormat,
@@ -111,6 +136,7 @@ impl SparqConfig {
             mean_value: MeanValue::Paper,
             group_score: GroupScore::Probabilities,
             components: Components::SumAbs,
+            magnitude: Magnitude::Query,
             rows: RowFormat::Float,
             anchors: Anchors::All,
         }
@@ -183,6 +209,11 @@ impl SparqConfig {
     /// Sets the magnitude by which a group of query heads selects components.
     pub fn with_components(self, components: Components) -> Self {
         Self { components, ..self }
+    }
+
+    /// Sets the magnitude of one component of a query.
+    pub fn with_magnitude(self, magnitude: Magnitude) -> Self {
+        Self { magnitude, ..self }
     }
 
     /// Checks the settings against a model's `head_dim`.
@@ -327,6 +358,7 @@ impl Strategy for SparqConfig {
             ("mean", &mut self.mean_value),
             ("score", &mut self.group_score),
             ("components", &mut self.components),
+            ("magnitude", &mut self.magnitude),
             ("rows", &mut self.rows),
             ("anchors", &mut self.anchors),
         ]

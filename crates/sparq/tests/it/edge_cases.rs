@@ -2,7 +2,7 @@
 //! and nothing panics or hangs.
 
 use burn::tensor::{Device, Int, Tensor};
-use sparq::methods::{Components, GroupScore, MeanValue};
+use sparq::methods::{Components, GroupScore, Magnitude, MeanValue};
 use sparq::ops::{SparqOutput, has_kernels};
 use sparq::{Method, Sketch, SparqConfig};
 
@@ -20,6 +20,7 @@ fn all_configs(rank: usize, top_k: usize) -> Vec<SparqConfig> {
                     .with_group_score(group_score)
                     .with_components(components);
                 all.push(config);
+                all.push(config.with_magnitude(Magnitude::Contribution));
             }
         }
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor};
 use proptest::prelude::*;
-use sparq::methods::{Anchors, Components, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Components, GroupScore, Magnitude, MeanValue};
 use sparq::reference::SparqTrace;
 use sparq::{Method, RowFormat, Sketch, SparqConfig, reference};
 
@@ -59,18 +59,22 @@ fn settings() -> impl Strategy<Value = SparqConfig> {
         prop::sample::select(vec![MeanValue::Always, MeanValue::Never, MeanValue::Paper]),
         prop::sample::select(vec![GroupScore::Probabilities, GroupScore::Logits]),
         prop::sample::select(vec![Components::SumAbs, Components::AbsSum]),
+        prop::sample::select(vec![Magnitude::Query, Magnitude::Contribution]),
     )
         .prop_map(
-            |(rank, top_k, local, sketch, mean_value, group_score, components)| SparqConfig {
-                rank,
-                top_k,
-                local_window: local.min(top_k),
-                sketch,
-                mean_value,
-                group_score,
-                components,
-                rows: RowFormat::Float,
-                anchors: Anchors::All,
+            |(rank, top_k, local, sketch, mean_value, group_score, components, magnitude)| {
+                SparqConfig {
+                    rank,
+                    top_k,
+                    local_window: local.min(top_k),
+                    sketch,
+                    mean_value,
+                    group_score,
+                    components,
+                    magnitude,
+                    rows: RowFormat::Float,
+                    anchors: Anchors::All,
+                }
             },
         )
 }

@@ -1,20 +1,29 @@
 //! The selections of components that rounding errors allow.
 
 use super::{NORMAL, UNIT};
-use crate::float64::stages::HeadInput;
+use crate::float64::stages::{Codes, HeadInput};
 
 /// The largest number of equivalent component selections to try.
 const MAX_SELECTIONS: usize = 32;
 
 /// Returns the component selections that are right for stage 1. There are several if rounding
 /// errors can change the order. Returns `None` if there are too many.
-pub(super) fn component_selections(input: &HeadInput<'_>) -> Option<Vec<Vec<usize>>> {
-    let scores = input.component_scores();
+pub(super) fn component_selections(
+    input: &HeadInput<'_>,
+    codes: Option<Codes<'_>>,
+) -> Option<Vec<Vec<usize>>> {
+    let scores = input.component_scores(codes);
     let (rank, group) = (input.config.rank, input.queries().len() as f64);
     let sums = |c: usize| -> f64 { input.queries().map(|q| f64::from(q[c]).abs()).sum() };
-    let error = |c: usize| match input.queries().len() {
-        1 => NORMAL,
-        _ => group * UNIT * sums(c) + group * NORMAL,
+    let error = |c: usize| {
+        let weight = input.weight(c, codes);
+        // One more rounding for the product with the weight.
+        let roundings = match (input.queries().len(), weight == 1.0) {
+            (1, true) => 0.0,
+            (1, false) => 1.0,
+            _ => group + 1.0,
+        };
+        weight * (roundings * UNIT * sums(c) + group * NORMAL) + group * NORMAL
     };
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));

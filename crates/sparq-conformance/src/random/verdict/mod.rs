@@ -187,7 +187,7 @@ fn judge_selection(
     if input.valid.len() <= input.config.top_k {
         return within(1.0, "1, since all positions are selected");
     }
-    let Some(selections) = component_selections(input) else {
+    let Some(selections) = component_selections(input, codes) else {
         return within(0.0, "0 to 1");
     };
     let mut verdict = Ok(0.0);

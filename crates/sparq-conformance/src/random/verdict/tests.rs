@@ -178,9 +178,12 @@ fn rounded_outputs_may_differ_by_half_a_unit() {
 #[test]
 fn components_of_equal_size_give_several_selections() {
     let mut step = Step::new();
-    assert_eq!(component_selections(&step.input()), Some(vec![vec![0, 1]]));
+    assert_eq!(
+        component_selections(&step.input(), None),
+        Some(vec![vec![0, 1]])
+    );
     step.q = vec![2.0, 1.0, -1.0, 1.0];
-    let selections = component_selections(&step.input()).unwrap();
+    let selections = component_selections(&step.input(), None).unwrap();
     assert_eq!(selections, [[0, 1], [0, 2], [0, 3]]);
     assert_eq!(subsets(&[1, 2, 3, 4], 2).unwrap().len(), 6);
     let many: Vec<usize> = (0..64).collect();

@@ -19,7 +19,7 @@ use super::parts::split_attention::SplitBlueprint;
 use super::parts::topk::TopKBlueprint;
 use super::parts::{cp_async, mma};
 use crate::SparqConfig;
-use crate::methods::{Components, GroupScore};
+use crate::methods::{Components, GroupScore, Magnitude};
 
 /// Bytes of a vector load.
 const VECTOR_BYTES: usize = 16;
@@ -479,6 +479,7 @@ impl Planner<'_> {
             head_dim: sizes.head_dim,
             rank: config.rank,
             abs_sum: config.components == Components::AbsSum,
+            contribution: config.magnitude == Magnitude::Contribution && self.bits() > 0,
             summed,
             coded: self.bits() > 0,
             chosen: false,

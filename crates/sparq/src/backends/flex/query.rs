@@ -1,8 +1,10 @@
 //! Stage 1 for one group: the selected components, and the weights that score a position.
 
+use std::borrow::Cow;
+
 use super::simd::sort_key;
 use crate::SparqConfig;
-use crate::methods::{Components, GroupScore};
+use crate::methods::{Components, GroupScore, Magnitude};
 
 /// The columns of scores of one position.
 ///
@@ -58,8 +60,19 @@ impl Query {
         config: &SparqConfig,
         columns: Columns,
     ) -> Self {
-        let components = select_components(q, dim, config);
-        let temperatures = q.chunks_exact(dim).map(|q| temperature(q, &components));
+        let sizes = match (config.magnitude, scales) {
+            (Magnitude::Contribution, Some(scales)) => {
+                let scaled = |q: &[f32]| -> Vec<f32> {
+                    q.iter().zip(scales).map(|(q, scale)| q * scale).collect()
+                };
+                Cow::Owned(q.chunks_exact(dim).flat_map(scaled).collect())
+            }
+            _ => Cow::Borrowed(q),
+        };
+        let components = select_components(&sizes, dim, config);
+        let temperatures = sizes
+            .chunks_exact(dim)
+            .map(|sizes| temperature(sizes, &components));
         let temperatures: Vec<f32> = temperatures.collect();
         let mut weights = vec![0.0; components.len() * columns.count()];
         let rows = weights.chunks_exact_mut(columns.count());
@@ -86,8 +99,9 @@ impl Query {
     }
 }
 
-/// Returns the r components with the largest magnitude in the group, ascending. Of equal
-/// magnitudes, which 16-bit queries have, the first ones are selected.
+/// Returns the r components with the largest magnitude in the group, ascending, for the sizes [g, d]
+/// of the heads' components. Of equal magnitudes, which 16-bit queries have, the first ones are
+/// selected.
 fn select_components(q: &[f32], dim: usize, config: &SparqConfig) -> Vec<u32> {
     let column = |component: usize| q.chunks_exact(dim).map(move |q| q[component]);
     let magnitude = |component: usize| match config.components {
@@ -107,7 +121,7 @@ fn select_components(q: &[f32], dim: usize, config: &SparqConfig) -> Vec<u32> {
     components
 }
 
-/// Returns the temperature of one head's query for the selected components.
+/// Returns the temperature of one head for the selected components, by the sizes of all, [d].
 fn temperature(q: &[f32], components: &[u32]) -> f32 {
     let selected: f32 = components.iter().map(|&i| q[i as usize].abs()).sum();
     let all: f32 = q.iter().map(|q| q.abs()).sum();

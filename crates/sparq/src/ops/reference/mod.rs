@@ -42,7 +42,7 @@ pub(crate) use tensor::{LARGEST, bounded, expand_heads, fill_invalid, finite, so
 use burn::tensor::{Bool, FloatDType, Int, Tensor};
 
 use crate::SparqConfig;
-use crate::methods::{Components, GroupScore};
+use crate::methods::{Components, GroupScore, Magnitude};
 use crate::ops::{CacheTensors, SketchTensors, Spans};
 use crate::sketch;
 
@@ -81,10 +81,12 @@ pub fn sparq_decode(
     let q = group(q, cache.k.dims()[1]);
 
     // Stage 1, approximate scores.
-    // i1 = argtop_r |q|, tau = sqrt(d |q[i1]|_1 / |q|_1).
-    let i1 = select_components(&q, config);
-    let q1 = q.clone().gather(3, expand_heads(i1.clone(), &q));
-    let tau = temperature(&q, &q1);
+    // i1 = argtop_r |q|, tau = sqrt(d |q[i1]|_1 / |q|_1), of q or of q times the ranges of the keys.
+    let size = component_sizes(&q, &cache.sketch, config);
+    let i1 = select_components(&size, config);
+    let of_i1 = |t: &Tensor<4>| t.clone().gather(3, expand_heads(i1.clone(), &q));
+    let q1 = of_i1(&q);
+    let tau = temperature(&size, &of_i1(&size));
     // q[i1] . K[:, i1]^T / tau, the logits of s_hat.
     let score = |q1| approximate_logits(q1, &i1, &cache.sketch, spans.longest());
 
@@ -216,6 +218,19 @@ pub fn group(q: Tensor<4>, kv_heads: usize) -> Tensor<4> {
     let [batch, heads, _, d] = q.dims();
     q.reshape([batch, kv_heads, heads / kv_heads, d])
         .cast(FloatDType::F32)
+}
+
+/// Stage 1: q [B, H_kv, g, d], each component times the range of the keys if its contribution
+/// counts.
+///
+/// The scale of the codes is the range over their number, which is the same for all components.
+fn component_sizes(q: &Tensor<4>, sketch: &SketchTensors, config: &SparqConfig) -> Tensor<4> {
+    match (config.magnitude, sketch) {
+        (Magnitude::Contribution, SketchTensors::Codes { scale, .. }) => {
+            q.clone() * scale.clone().unsqueeze_dim::<4>(2)
+        }
+        _ => q.clone(),
+    }
 }
 
 /// Stage 1: i1, the r components of the group's queries with the largest magnitude.

@@ -2,7 +2,7 @@
 
 use burn::tensor::kind::Basic;
 use burn::tensor::{Element, FloatDType, Tensor};
-use sparq::methods::{Components, GroupScore};
+use sparq::methods::{Components, GroupScore, Magnitude};
 use sparq::ops::SparqOutput;
 use sparq::ops::{SketchTensors, sketch};
 use sparq::{KvCache, Method, SparqConfig, reference};
@@ -136,16 +136,24 @@ pub fn check_dense(shape: Shape, cache: &mut KvCache, q: &Tensor<4>) {
 
 /// Returns the settings with the smallest larger rank that has no tie between magnitudes. 16-bit
 /// queries have ties, and either selection is right.
-fn without_tie(shape: Shape, q: &Tensor<4>, config: SparqConfig) -> SparqConfig {
+fn without_tie(
+    shape: Shape,
+    q: &Tensor<4>,
+    codes: Option<&Codes>,
+    config: SparqConfig,
+) -> SparqConfig {
     let q = wide(q);
     let tied = |rank: usize| {
-        q.chunks(shape.group * shape.dim).any(|group| {
+        let mut groups = q.chunks(shape.group * shape.dim).enumerate();
+        groups.any(|(h, group)| {
             let column = |i: usize| group.iter().skip(i).step_by(shape.dim);
             let mut magnitude: Vec<f64> = (0..shape.dim)
                 .map(|i| match config.components {
                     Components::SumAbs => column(i).map(|q| q.abs()).sum(),
                     Components::AbsSum => column(i).sum::<f64>().abs(),
                 })
+                .enumerate()
+                .map(|(i, sum): (usize, f64)| sum * weight(codes, &config, h * shape.dim + i))
                 .collect();
             magnitude.sort_unstable_by(|a, b| b.total_cmp(a));
             rank < shape.dim && magnitude[rank - 1] - magnitude[rank] < 1e-5
@@ -155,6 +163,14 @@ fn without_tie(shape: Shape, q: &Tensor<4>, config: SparqConfig) -> SparqConfig 
     SparqConfig {
         rank: rank.unwrap_or(shape.dim),
         ..config
+    }
+}
+
+/// Returns the number that the size of a channel's component counts times.
+fn weight(codes: Option<&Codes>, config: &SparqConfig, channel: usize) -> f64 {
+    match (config.magnitude, codes) {
+        (Magnitude::Contribution, Some(codes)) => codes.scales[channel],
+        _ => 1.0,
     }
 }
 
@@ -203,7 +219,13 @@ struct Scores {
 
 impl Scores {
     /// Scores the valid positions of a head from the components i1 of `key(position, component)`.
-    fn new(head: &Head, i1: &[i64], key: impl Fn(usize, usize) -> f64) -> Self {
+    /// The size of a component counts times its weight.
+    fn new(
+        head: &Head,
+        i1: &[i64],
+        weight: impl Fn(usize) -> f64,
+        key: impl Fn(usize, usize) -> f64,
+    ) -> Self {
         let (start, end) = head.span;
         let mut scores = Self {
             start,
@@ -212,9 +234,11 @@ impl Scores {
             errors: vec![],
         };
         for q in &head.q {
-            let selected: f64 = i1.iter().map(|&i| q[i as usize].abs()).sum();
-            let all: f64 = q.iter().map(|q| q.abs()).sum();
-            let temperature = (head.dim as f64 * selected / all).sqrt();
+            let size = |i: usize| q[i].abs() * weight(i);
+            let selected: f64 = i1.iter().map(|&i| size(i as usize)).sum();
+            let all: f64 = (0..q.len()).map(size).sum();
+            let ratio = if selected == 0.0 { 1.0 } else { selected / all };
+            let temperature = (head.dim as f64 * ratio).sqrt();
             let terms = |p: usize| {
                 let key = &key;
                 i1.iter()
@@ -256,7 +280,9 @@ impl Scores {
 /// Compares a SparQ step with fp64. Selections may differ if scores differ by no more than
 /// rounding. The remaining stages are checked for the positions that the step selected.
 pub fn check_sparq(shape: Shape, cache: &mut KvCache, q: &Tensor<4>, config: &SparqConfig) {
-    let config = &without_tie(shape, q, *config);
+    cache.refresh_sketch();
+    let codes = Codes::of(cache);
+    let config = &without_tie(shape, q, codes.as_ref(), *config);
     let case = format!("{config:?} {shape:?} {:?}", cache.spans());
     let found = config.decode_traced(q.clone(), cache).unwrap();
     let trace = reference::sparq_decode(q.clone(), cache.tensors(), cache.spans(), config);
@@ -267,11 +293,11 @@ pub fn check_sparq(shape: Shape, cache: &mut KvCache, q: &Tensor<4>, config: &Sp
     assert_eq!(found.alpha.dims(), trace.alpha.dims(), "{case}");
 
     let components: Vec<i64> = read(trace.components);
-    let codes = Codes::of(cache);
     let step = Step::new(shape, config, found, case);
     for (h, head) in heads(cache, q, shape.dtype).iter().enumerate() {
         let i1 = &components[h * config.rank..(h + 1) * config.rank];
-        let scores = Scores::new(head, i1, |position, i| match &codes {
+        let weight = |i: usize| weight(codes.as_ref(), config, h * shape.dim + i);
+        let scores = Scores::new(head, i1, weight, |position, i| match &codes {
             None => head.k[position][i],
             Some(codes) => codes.key(h * shape.dim + i, position),
         });

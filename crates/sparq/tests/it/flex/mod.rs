@@ -4,7 +4,7 @@
 mod fp64;
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use sparq::methods::{Anchors, Components, GroupScore, MeanValue};
+use sparq::methods::{Anchors, Components, GroupScore, Magnitude, MeanValue};
 use sparq::ops::{CacheTensors, SketchTensors, Spans};
 use sparq::{KvCache, Method, RowFormat, Sketch, SparqConfig, ops, reference};
 
@@ -95,6 +95,7 @@ fn random_config(choice: &mut Choice, dim: usize, len: usize) -> SparqConfig {
         mean_value: choice.of(&[MeanValue::Always, MeanValue::Never, MeanValue::Paper]),
         group_score: choice.of(&[GroupScore::Probabilities, GroupScore::Logits]),
         components: choice.of(&[Components::SumAbs, Components::AbsSum]),
+        magnitude: choice.of(&[Magnitude::Query, Magnitude::Contribution]),
         rows: RowFormat::Float,
         anchors: Anchors::All,
     }

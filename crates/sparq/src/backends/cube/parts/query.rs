@@ -21,6 +21,8 @@ pub(crate) struct QueryBlueprint {
     pub rank: usize,
     /// Components are ranked by |sum of q| over the group, and otherwise by the sum of |q|.
     pub abs_sum: bool,
+    /// Components count times the channel's scale. Needs codes.
+    pub contribution: bool,
     /// The group is scored as one query, the sum of its heads' queries.
     pub summed: bool,
     /// The sketch holds codes: weights are multiplied by the channel's scale.
@@ -198,7 +200,7 @@ pub(crate) fn choose_components<Q: Float>(
         }
     }
     sync_cube();
-    sum_magnitudes(&query, &mut magnitude, &mut fours, plan);
+    sum_magnitudes(&query, &scales, &mut magnitude, &mut fours, plan);
     sync_cube();
     rank_components(&magnitude, &fours, &mut selected, plan);
     sync_cube();
@@ -267,6 +269,7 @@ fn load_scales(
 #[cube]
 fn sum_magnitudes(
     query: &Shared<[f32]>,
+    scales: &Shared<[f32]>,
     magnitude: &mut Shared<[u32]>,
     fours: &mut Shared<[Vector<u32, Const<4>>]>,
     #[comptime] plan: QueryBlueprint,
@@ -288,6 +291,9 @@ fn sum_magnitudes(
                     } else {
                         value.abs()
                     };
+                }
+                if comptime!(plan.contribution) {
+                    sum *= scales[quarter * 4 + e];
                 }
                 let bits = u32::reinterpret(sum.abs());
                 magnitude[quarter * 4 + e] = bits;
@@ -347,6 +353,23 @@ fn rank_components(
     }
 }
 
+/// Returns the magnitude of component `c` of head `h`.
+#[cube]
+fn size_of(
+    query: &Shared<[f32]>,
+    scales: &Shared<[f32]>,
+    h: usize,
+    c: usize,
+    #[comptime] plan: QueryBlueprint,
+) -> f32 {
+    let size = query[h * comptime!(plan.head_dim) + c].abs();
+    if comptime!(plan.contribution) {
+        size * scales[c]
+    } else {
+        size
+    }
+}
+
 /// Computes tau and the weights of each head of the group, one plane for each head.
 ///
 /// Writes to `weights` if each head is scored, and to `of_heads` [r, g] if their sum is.
@@ -373,13 +396,13 @@ fn weigh_components(
             let mut norm = 0.0f32;
             let mut c = lane;
             while c < d {
-                norm += query[h * d + c].abs();
+                norm += size_of(query, scales, h, c, plan);
                 c += lanes;
             }
             let mut of_selected = 0.0f32;
             let mut i = lane;
             while i < rank {
-                of_selected += query[h * d + selected[i] as usize].abs();
+                of_selected += size_of(query, scales, h, selected[i] as usize, plan);
                 i += lanes;
             }
             let norm = sum_in_plane(norm, plane);

@@ -74,7 +74,8 @@ fn generate_uses_the_settings_of_the_folder() {
     ));
     let expected = json!({
         "rank": 6, "top_k": 40, "local_window": 10, "sketch": "4bits",
-        "mean_value": "paper", "group_score": "logits", "components": "sum_abs", "rows": "int8",
+        "mean_value": "paper", "group_score": "logits", "components": "sum_abs",
+        "magnitude": "contribution", "rows": "int8",
     });
     assert_eq!(report["attention"], expected);
     let generate = |more: &str| {

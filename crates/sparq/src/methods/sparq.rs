@@ -142,8 +142,9 @@ impl SparqConfig {
         }
     }
 
-    /// Settings to begin with for a model's `head_dim`: r = d/4, a 4-bit sketch, and k = 256
-    /// positions in 8 bits or k = 128 in floats, which move about the same bytes of a 16-bit cache.
+    /// Settings to begin with for a model's `head_dim`: r = d/4 components by their contribution, a
+    /// 4-bit sketch, and k = 256 positions in 8 bits or k = 128 in floats, which move about the same
+    /// bytes of a 16-bit cache.
     ///
     /// 8 bits keep more of dense attention at every budget that was measured. `None` takes them
     /// where rows of `head_dim` elements can have them.
@@ -167,6 +168,7 @@ impl SparqConfig {
         };
         Self::new((head_dim / 4).max(1), top_k)
             .with_sketch(Sketch::Bits4)
+            .with_magnitude(Magnitude::Contribution)
             .with_rows(rows)
     }
 

@@ -53,8 +53,8 @@ pub struct SparqArgs {
     /// [default: sum-abs]
     #[arg(long, value_parser = named::<Components>(&["sum-abs", "abs-sum"]))]
     pub components: Option<Components>,
-    /// Magnitude of one query component: |q|, or |q| times the range of the component over the keys,
-    /// which a sketch in codes knows [default: contribution]
+    /// Magnitude of one query component: |q|, or |q| times the range of the component over the
+    /// keys, which a sketch in codes knows [default: contribution]
     #[arg(long, value_parser = named::<Magnitude>(&["query", "contribution"]))]
     pub magnitude: Option<Magnitude>,
     /// Storage of keys and values in the cache: floats, or codes of 8 bits with a scale for each

@@ -7,8 +7,8 @@ use super::{Section, distinct, format};
 use crate::summary::REFERENCE;
 use crate::{Record, SummaryRow, TaskName, summarize};
 
-/// Makes a section with a table for each context in which methods were compared in several tasks, if
-/// there is one. The records are those of one model and protocol.
+/// Makes a section with a table for each context in which methods were compared in several tasks,
+/// if there is one. The records are those of one model and protocol.
 pub fn section(model: &str, records: &[Record]) -> Option<Section> {
     let rows = summarize(records);
     let order: Vec<&str> = distinct(records.iter().map(|record| record.method.as_str())).collect();

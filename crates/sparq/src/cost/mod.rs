@@ -172,11 +172,7 @@ impl StepCosts {
     /// Codes of 8 bits take the time of floats in 16 bits: they halve the bytes, but the
     /// instructions that turn them into numbers bound the step on every device measured.
     pub fn dense_rows_us(&self, step: &StepShape, seq_len: usize, rows: RowFormat) -> f64 {
-        let mut cache = step.cache();
-        if rows == RowFormat::Int8 {
-            cache.element_bytes = 2;
-        }
-        self.dense_us + self.moving(Transfers::dense(&cache, seq_len))
+        self.dense_us + self.moving(Transfers::dense(&timed_as(step, rows), seq_len))
     }
 
     /// Microseconds of a SparQ step at `seq_len` positions. Up to top_k positions are read densely.
@@ -185,8 +181,12 @@ impl StepCosts {
             return self.dense_rows_us(step, seq_len, config.rows);
         }
         let scores = (seq_len * step.scores_per_position(config)) as f64;
+        let (cache, floats) = (
+            timed_as(step, config.rows),
+            config.with_rows(RowFormat::Float),
+        );
         self.sparq_us
-            + self.moving(Transfers::sparq(&step.cache(), seq_len, config))
+            + self.moving(Transfers::sparq(&cache, seq_len, &floats))
             + scores / self.scores_per_us
     }
 
@@ -255,6 +255,15 @@ impl StepCosts {
     fn moving(&self, transfers: Transfers) -> f64 {
         transfers.bytes() / self.gb_per_s / 1e3
     }
+}
+
+/// The cache in floats that takes as long to read as one with these rows.
+fn timed_as(step: &StepShape, rows: RowFormat) -> CacheShape {
+    let mut cache = step.cache();
+    if rows == RowFormat::Int8 {
+        cache.element_bytes = 2;
+    }
+    cache
 }
 
 /// The positions between the two lengths that determine a slope.

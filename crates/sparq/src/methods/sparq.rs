@@ -143,8 +143,8 @@ impl SparqConfig {
     }
 
     /// Settings to begin with for a model's `head_dim`: r = d/4 components by their contribution, a
-    /// 4-bit sketch, and k = 256 positions in 8 bits or k = 128 in floats, which move about the same
-    /// bytes of a 16-bit cache.
+    /// 4-bit sketch, and k = 256 positions in 8 bits or k = 128 in floats, which move about the
+    /// same bytes of a 16-bit cache.
     ///
     /// 8 bits keep more of dense attention at every budget that was measured. `None` takes them
     /// where rows of `head_dim` elements can have them.

@@ -99,8 +99,8 @@ impl Query {
     }
 }
 
-/// Returns the r components with the largest magnitude in the group, ascending, for the sizes [g, d]
-/// of the heads' components. Of equal magnitudes, which 16-bit queries have, the first ones are
+/// Returns the r components with the largest magnitude in the group, ascending, for the sizes [g,
+/// d] of the heads' components. Of equal magnitudes, which 16-bit queries have, the first ones are
 /// selected.
 fn select_components(q: &[f32], dim: usize, config: &SparqConfig) -> Vec<u32> {
     let column = |component: usize| q.chunks_exact(dim).map(move |q| q[component]);

@@ -81,7 +81,7 @@ pub fn sparq_decode(
     let q = group(q, cache.k.dims()[1]);
 
     // Stage 1, approximate scores.
-    // i1 = argtop_r |q|, tau = sqrt(d |q[i1]|_1 / |q|_1), of q or of q times the ranges of the keys.
+    // i1 = argtop_r |q|, tau = sqrt(d |q[i1]|_1 / |q|_1): of q, or of q times the keys' ranges.
     let size = component_sizes(&q, &cache.sketch, config);
     let i1 = select_components(&size, config);
     let of_i1 = |t: &Tensor<4>| t.clone().gather(3, expand_heads(i1.clone(), &q));

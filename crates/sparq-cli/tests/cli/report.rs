@@ -78,7 +78,7 @@ fn quality_page_has_the_tables_of_its_records() {
         ("smollm2", 60),
         ("smollm2-h200", 15),
         ("embedded-bpc", 20),
-        ("embedded-choices", 40),
+        ("embedded-choices", 30),
         ("smollm2-bpc", 20),
         ("smollm2-choices", 15),
     ];

@@ -59,15 +59,14 @@ impl Report {
         for (model, question) in distinct(series) {
             let of_series =
                 |record: &&Record| (&record.model, record.question) == (model, question);
-            let of_series: Vec<Record> = records.iter().filter(of_series).cloned().collect();
-            sections.extend(comparison::section(&subject(model, question), &of_series));
+            let series: Vec<Record> = records.iter().filter(of_series).cloned().collect();
+            let subject = subject(model, question);
+            sections.extend(comparison::section(&subject, &series));
             for &task in TaskName::ALL {
-                let of_task = |record: &&Record| {
-                    (&record.model, record.question, record.task) == (model, question, task)
-                };
-                let records: Vec<Record> = records.iter().filter(of_task).cloned().collect();
+                let of_task = |record: &&Record| record.task == task;
+                let records: Vec<Record> = series.iter().filter(of_task).cloned().collect();
                 if !records.is_empty() {
-                    sections.push(section(&subject(model, question), task, &records, &palette));
+                    sections.push(section(&subject, task, &records, &palette));
                 }
             }
         }

@@ -9,6 +9,8 @@
 //! sparq(S) = sparq_us + bytes_sparq(S) / bandwidth + B H S / scores_per_us      for S > k
 //! ```
 //!
+//! Rows in codes of 8 bits count as 16-bit floats here: see [`StepCosts::dense_rows_us`].
+//!
 //! Both are lines in S, so there is at most one length from which SparQ is faster:
 //! [`StepCosts::break_even`].
 
